@@ -1,0 +1,1 @@
+//! The node agent: API watch, kernel, health; drives reconcile.

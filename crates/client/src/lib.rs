@@ -1,0 +1,1 @@
+//! The Kubernetes API client of all our programs.

@@ -1,0 +1,1 @@
+//! Deployment, ReplicaSet, EndpointSlice, nodes, scheduling: snapshot and time in, writes out.

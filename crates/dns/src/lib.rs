@@ -1,0 +1,1 @@
+//! Cluster DNS: the protocol core, bytes and time in, bytes out.

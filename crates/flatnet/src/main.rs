@@ -1,0 +1,2 @@
+//! flatnet: the commands.
+fn main() {}

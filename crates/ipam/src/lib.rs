@@ -1,0 +1,1 @@
+//! The address allocator, with host-local's directory as its log.

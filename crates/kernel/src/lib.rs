@@ -1,0 +1,1 @@
+//! The only writer of Linux network state beyond a pod's own link.

@@ -1,0 +1,297 @@
+//! What is configured once for a whole cluster, and the check of its address ranges.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::Family;
+
+/// The configuration that all programs of a cluster share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterConfig {
+    /// The cluster's name on this machine.
+    pub name: String,
+    /// Ranges that nodes get their pod ranges from, at most one a family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Ranges of Service addresses, at most one a family.
+    pub service_cidrs: Vec<IpNet>,
+    /// Ranges of the nodes' own addresses, at most one a family.
+    pub node_cidrs: Vec<IpNet>,
+    /// Prefix length of one node's IPv4 pod range.
+    pub node_prefix_length: u8,
+    /// First and last node port.
+    pub node_port_range: (u16, u16),
+    /// How pod packets travel between nodes.
+    pub overlay: Overlay,
+    /// The DNS suffix of the cluster, without a final dot.
+    pub cluster_domain: String,
+}
+
+/// How pod packets travel between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlay {
+    /// Encapsulated in UDP (RFC 7348): needs nothing of the network between nodes.
+    #[default]
+    Vxlan,
+    /// Routed directly: nodes must share one L2 segment.
+    HostGw,
+}
+
+impl fmt::Display for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+        })
+    }
+}
+
+/// VXLAN network identifier, as flannel uses it.
+pub const VXLAN_VNI: u32 = 1;
+/// VXLAN's UDP port, as flannel and the Linux kernel use it.
+pub const VXLAN_PORT: u16 = 8472;
+/// Bytes that VXLAN adds over IPv4: outer Ethernet 14, IP 20, UDP 8, VXLAN 8.
+pub const VXLAN_OVERHEAD_V4: u32 = 50;
+/// The same over IPv6.
+pub const VXLAN_OVERHEAD_V6: u32 = 70;
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        let range = |text: &str| text.parse().into_iter().collect();
+        Self {
+            name: "flatnet".into(),
+            pod_cidrs: range("10.244.0.0/16"),
+            service_cidrs: range("10.96.0.0/16"),
+            node_cidrs: range("172.30.0.0/24"),
+            node_prefix_length: 24,
+            node_port_range: (30000, 32767),
+            overlay: Overlay::default(),
+            cluster_domain: "cluster.local".into(),
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// The address of cluster DNS: the tenth of the first service range of the family.
+    pub fn dns_address(&self, family: Family) -> Option<IpAddr> {
+        self.service_address(family, 10)
+    }
+
+    /// The address of the `default/kubernetes` Service: the first of the service range.
+    pub fn kubernetes_address(&self, family: Family) -> Option<IpAddr> {
+        self.service_address(family, 1)
+    }
+
+    /// Whether an address belongs to pods.
+    pub fn is_pod_address(&self, address: IpAddr) -> bool {
+        self.pod_cidrs.iter().any(|range| range.contains(&address))
+    }
+
+    fn service_address(&self, family: Family, index: u128) -> Option<IpAddr> {
+        let range = self.service_cidrs.iter().find(|range| Family::of(&range.addr()) == family)?;
+        nth_address(range, index)
+    }
+
+    /// Checks the three ranges, for a cluster of `nodes` nodes.
+    ///
+    /// # Errors
+    /// Every fault found, each naming the flag to change: overlaps, a range too small for the
+    /// nodes or for the cluster's own Services, a family without its partner range.
+    pub fn check_ranges(&self, nodes: usize) -> Result<(), Vec<RangeError>> {
+        let mut errors = Vec::new();
+        let named = [
+            ("--pod-cidr", &self.pod_cidrs),
+            ("--service-cidr", &self.service_cidrs),
+            ("--node-cidr", &self.node_cidrs),
+        ];
+        for (flag, ranges) in named {
+            if ranges.is_empty() {
+                errors.push(RangeError::Missing { flag });
+            }
+            for range in ranges.iter().filter(|range| range.trunc() != **range) {
+                errors.push(RangeError::HostBits { flag, range: *range });
+            }
+        }
+        for (index, (flag, ranges)) in named.iter().enumerate() {
+            for (other_flag, others) in &named[index + 1..] {
+                for range in ranges.iter() {
+                    for other in others.iter().filter(|other| overlap(range, other)) {
+                        errors.push(RangeError::Overlap {
+                            flag,
+                            range: *range,
+                            other_flag,
+                            other: *other,
+                        });
+                    }
+                }
+            }
+        }
+        self.check_sizes(nodes, &mut errors);
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn check_sizes(&self, nodes: usize, errors: &mut Vec<RangeError>) {
+        for range in self.pod_cidrs.iter().filter(|range| range.addr().is_ipv4()) {
+            let length = range.prefix_len();
+            let blocks = match self.node_prefix_length.checked_sub(length) {
+                Some(bits) if self.node_prefix_length <= 30 => 1_u128 << bits,
+                _ => 0,
+            };
+            if blocks < nodes as u128 {
+                let node_prefix_length = self.node_prefix_length;
+                errors.push(RangeError::PodRangeTooSmall {
+                    range: *range,
+                    node_prefix_length,
+                    nodes,
+                });
+            }
+        }
+        for range in &self.service_cidrs {
+            if address_count(range) < 16 {
+                errors.push(RangeError::TooSmall {
+                    flag: "--service-cidr",
+                    range: *range,
+                    needed: 16,
+                });
+            }
+        }
+        for range in &self.node_cidrs {
+            // Network, host leg, nodes and broadcast.
+            let needed = nodes as u128 + 3;
+            if address_count(range) < needed {
+                errors.push(RangeError::TooSmall { flag: "--node-cidr", range: *range, needed });
+            }
+        }
+    }
+}
+
+/// Why the configured ranges cannot work. The text says what to change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    /// No range given.
+    #[error("{flag} names no range: give at least one, such as 10.244.0.0/16")]
+    Missing {
+        /// The flag.
+        flag: &'static str,
+    },
+    /// Bits below the prefix are set.
+    #[error("{flag} {range} has bits set below its prefix: write {}", range.trunc())]
+    HostBits {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        range: IpNet,
+    },
+    /// Two ranges share addresses.
+    #[error(
+        "{flag} {range} overlaps {other_flag} {other}: pods, Services and nodes need ranges of their own; change one of the two"
+    )]
+    Overlap {
+        /// One flag.
+        flag: &'static str,
+        /// Its value.
+        range: IpNet,
+        /// The other flag.
+        other_flag: &'static str,
+        /// Its value.
+        other: IpNet,
+    },
+    /// The pod range has too few node blocks.
+    #[error(
+        "--pod-cidr {range} is too small: {nodes} nodes need a /{node_prefix_length} each; use a shorter prefix or fewer nodes"
+    )]
+    PodRangeTooSmall {
+        /// The range.
+        range: IpNet,
+        /// Prefix length of one node's block.
+        node_prefix_length: u8,
+        /// Number of nodes.
+        nodes: usize,
+    },
+    /// A range has too few addresses.
+    #[error(
+        "{flag} {range} is too small: at least {needed} addresses are needed; use a shorter prefix"
+    )]
+    TooSmall {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        range: IpNet,
+        /// Addresses needed.
+        needed: u128,
+    },
+}
+
+/// Whether two ranges share an address.
+pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+/// The address `index` places after the network address; `None` outside the range.
+pub fn nth_address(range: &IpNet, index: u128) -> Option<IpAddr> {
+    if index >= address_count(range) {
+        return None;
+    }
+    Some(match range.network() {
+        IpAddr::V4(network) => {
+            IpAddr::V4(u32::from(network).checked_add(u32::try_from(index).ok()?)?.into())
+        }
+        IpAddr::V6(network) => IpAddr::V6(u128::from(network).checked_add(index)?.into()),
+    })
+}
+
+/// How many addresses a range holds, network and broadcast address included.
+pub fn address_count(range: &IpNet) -> u128 {
+    let bits = u32::from(range.max_prefix_len() - range.prefix_len());
+    1_u128.checked_shl(bits).unwrap_or(u128::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_fit_three_nodes() {
+        assert_eq!(ClusterConfig::default().check_ranges(3), Ok(()));
+        let dns = ClusterConfig::default().dns_address(Family::V4);
+        assert_eq!(dns, "10.96.0.10".parse().ok());
+    }
+
+    #[test]
+    fn overlap_is_named_with_both_flags() {
+        let config = ClusterConfig {
+            service_cidrs: vec!["10.244.128.0/20".parse().expect("a range")],
+            ..ClusterConfig::default()
+        };
+        let errors = config.check_ranges(3).expect_err("an overlap");
+        let text = errors[0].to_string();
+        assert!(text.contains("--pod-cidr 10.244.0.0/16 overlaps --service-cidr 10.244.128.0/20"));
+    }
+
+    #[test]
+    fn too_small_ranges_say_what_is_needed() {
+        let config = ClusterConfig {
+            pod_cidrs: vec!["10.244.0.0/23".parse().expect("a range")],
+            node_cidrs: vec!["172.30.0.0/30".parse().expect("a range")],
+            ..ClusterConfig::default()
+        };
+        let errors = config.check_ranges(3).expect_err("two faults");
+        assert_eq!(errors.len(), 2);
+        assert!(errors[0].to_string().contains("3 nodes need a /24 each"));
+        assert!(errors[1].to_string().contains("at least 6 addresses"));
+    }
+
+    #[test]
+    fn host_bits_are_refused_with_the_right_spelling() {
+        let config = ClusterConfig {
+            pod_cidrs: vec!["10.244.7.1/16".parse().expect("a range")],
+            ..ClusterConfig::default()
+        };
+        let errors = config.check_ranges(1).expect_err("host bits");
+        assert!(errors[0].to_string().ends_with("write 10.244.0.0/16"));
+    }
+}

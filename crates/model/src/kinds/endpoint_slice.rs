@@ -1,0 +1,103 @@
+//! discovery.k8s.io/v1 EndpointSlice, narrowed.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::meta::{ObjectMeta, null_as_default};
+use crate::{NamespacedName, Protocol};
+
+/// The label that names the Service which a slice belongs to.
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// A part of a Service's endpoints, of one address family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSlice {
+    /// Name and labels.
+    pub metadata: ObjectMeta,
+    /// `IPv4`, `IPv6` or `FQDN`; slices of names take no packets.
+    pub address_type: String,
+    /// The endpoints.
+    #[serde(deserialize_with = "null_as_default")]
+    pub endpoints: Vec<Endpoint>,
+    /// The ports that every endpoint of this slice has.
+    #[serde(deserialize_with = "null_as_default")]
+    pub ports: Vec<EndpointPort>,
+}
+
+/// One endpoint: all its addresses are of one pod or machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Endpoint {
+    /// Addresses; consumers use the first (API: "fungible").
+    #[serde(deserialize_with = "null_as_default")]
+    pub addresses: Vec<String>,
+    /// Readiness.
+    #[serde(deserialize_with = "null_as_default")]
+    pub conditions: Conditions,
+    /// The endpoint's own DNS label below a headless Service.
+    #[serde(deserialize_with = "null_as_default")]
+    pub hostname: String,
+    /// The node that the endpoint is on; empty when unknown.
+    #[serde(deserialize_with = "null_as_default")]
+    pub node_name: String,
+}
+
+/// `conditions` of an endpoint. An absent condition has the API's default, see the methods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Conditions {
+    /// Absent means ready.
+    pub ready: Option<bool>,
+    /// Absent means the same as ready.
+    pub serving: Option<bool>,
+    /// Absent means not terminating.
+    pub terminating: Option<bool>,
+}
+
+/// One port of a slice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointPort {
+    /// Matches the Service port's name.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+    /// The transport protocol.
+    #[serde(deserialize_with = "null_as_default")]
+    pub protocol: Protocol,
+    /// The port. Absent: all ports, which Services without a selector may use; no VIP maps to it.
+    pub port: Option<u16>,
+}
+
+impl EndpointSlice {
+    /// The Service of the slice; `None` for a slice without the label, which nothing reads.
+    pub fn service(&self) -> Option<NamespacedName> {
+        let name = self.metadata.labels.get(SERVICE_NAME_LABEL)?;
+        Some(NamespacedName::new(self.metadata.namespace.clone(), name.clone()))
+    }
+}
+
+impl Endpoint {
+    /// The address that consumers use.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.addresses.first()?.parse().ok()
+    }
+}
+
+impl Conditions {
+    /// Takes new connections.
+    pub fn is_ready(&self) -> bool {
+        self.ready.unwrap_or(true)
+    }
+
+    /// Answers, whether or not it is terminating.
+    pub fn is_serving(&self) -> bool {
+        self.serving.unwrap_or_else(|| self.is_ready())
+    }
+
+    /// Is on its way out.
+    pub fn is_terminating(&self) -> bool {
+        self.terminating.unwrap_or(false)
+    }
+}

@@ -1,0 +1,134 @@
+//! core/v1 Service, narrowed to what decides where a packet goes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Protocol;
+use crate::meta::{ObjectMeta, null_as_default};
+
+/// A Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Service {
+    /// Name, labels, annotations.
+    pub metadata: ObjectMeta,
+    /// What the Service is.
+    pub spec: ServiceSpec,
+}
+
+/// `spec` of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    /// How the Service is exposed.
+    #[serde(rename = "type", deserialize_with = "null_as_default")]
+    pub kind: ServiceType,
+    /// The addresses of the Service; `None` (the text) for a headless one, empty before
+    /// allocation and for ExternalName.
+    #[serde(rename = "clusterIPs", deserialize_with = "null_as_default")]
+    pub cluster_ips: Vec<String>,
+    /// Selects the pods. Empty: somebody else writes the EndpointSlices.
+    #[serde(deserialize_with = "null_as_default")]
+    pub selector: BTreeMap<String, String>,
+    /// The ports of the Service.
+    #[serde(deserialize_with = "null_as_default")]
+    pub ports: Vec<ServicePort>,
+    /// Whether a client stays with one endpoint.
+    #[serde(deserialize_with = "null_as_default")]
+    pub session_affinity: SessionAffinity,
+    /// Which endpoints clients outside the cluster may reach.
+    #[serde(deserialize_with = "null_as_default")]
+    pub external_traffic_policy: TrafficPolicy,
+    /// Which endpoints clients inside the cluster may reach.
+    #[serde(deserialize_with = "null_as_default")]
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Whether endpoints that are not ready count as ready.
+    #[serde(deserialize_with = "null_as_default")]
+    pub publish_not_ready_addresses: bool,
+    /// The target name of an ExternalName Service.
+    #[serde(deserialize_with = "null_as_default")]
+    pub external_name: String,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServicePort {
+    /// The port's name; empty when the only port has none. Matches the slice port's name.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+    /// The transport protocol.
+    #[serde(deserialize_with = "null_as_default")]
+    pub protocol: Protocol,
+    /// The port at the Service's address.
+    pub port: u16,
+    /// The port of the pods, by number or by container port name.
+    pub target_port: Option<IntOrString>,
+    /// The port on every node; 0 when there is none.
+    #[serde(deserialize_with = "null_as_default")]
+    pub node_port: u16,
+}
+
+/// A port by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum IntOrString {
+    /// A number.
+    Int(i32),
+    /// A name.
+    String(String),
+}
+
+/// `spec.type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceType {
+    /// Reachable inside the cluster.
+    #[default]
+    ClusterIP,
+    /// Also on a port of every node.
+    NodePort,
+    /// Also on an address of a load balancer.
+    LoadBalancer,
+    /// A DNS alias, without any address.
+    ExternalName,
+}
+
+/// `spec.sessionAffinity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionAffinity {
+    /// Every connection chooses anew.
+    #[default]
+    None,
+    /// One client address stays with one endpoint.
+    ClientIP,
+}
+
+/// `spec.externalTrafficPolicy` and `spec.internalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// Every endpoint.
+    #[default]
+    Cluster,
+    /// Only endpoints on the node that the packet reached.
+    Local,
+}
+
+impl Service {
+    /// Whether the Service has no address of its own on purpose (`clusterIP: None`).
+    pub fn is_headless(&self) -> bool {
+        self.spec.kind != ServiceType::ExternalName
+            && self.spec.cluster_ips.first().is_some_and(|address| address == "None")
+    }
+
+    /// The Service's addresses; empty for headless and ExternalName ones.
+    pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.spec.cluster_ips.iter().filter_map(|address| address.parse().ok())
+    }
+
+    /// Whether node ports are open for this type.
+    pub fn has_node_ports(&self) -> bool {
+        matches!(self.spec.kind, ServiceType::NodePort | ServiceType::LoadBalancer)
+    }
+}

@@ -1,0 +1,38 @@
+//! Names and places that several programs must agree on. What stands in the kernel has its
+//! recognition rules in `render::owned`.
+
+/// The bridge that pods of a node attach to, by the name that CNI users know.
+pub const BRIDGE: &str = "cni0";
+/// The VXLAN link of a node.
+pub const VXLAN_LINK: &str = "flatnet.1";
+/// A node's link to the node network, in clusters that `flatnet up` makes.
+pub const UPLINK: &str = "eth0";
+
+/// Where container runtimes look for network configurations.
+pub const CNI_CONFIGURATION_DIRECTORY: &str = "/etc/cni/net.d";
+/// Our network configuration list, written last: its presence says that pods can be added.
+pub const CNI_CONFIGURATION_FILE: &str = "10-flatnet.conflist";
+/// Where container runtimes look for plugins.
+pub const CNI_PLUGIN_DIRECTORY: &str = "/opt/cni/bin";
+/// The name of our plugin in that directory, and its `type` in a conflist.
+pub const CNI_PLUGIN: &str = "flatnet";
+/// The `name` of our network in the conflist, and of its IPAM directory.
+pub const CNI_NETWORK: &str = "flatnet";
+/// host-local's default state directory; a network's addresses are files in a directory below.
+pub const IPAM_DIRECTORY: &str = "/var/lib/cni/networks";
+
+/// A node's directory for sockets and volatile state, mode 0700.
+pub const RUN_DIRECTORY: &str = "/run/flatnet";
+/// Below [`RUN_DIRECTORY`]: where the agent serves zone snapshots to the DNS worker.
+pub const DNS_FEED_SOCKET: &str = "dns.sock";
+/// TCP port of a node runtime's log and exec endpoint, the kubelet's.
+pub const RUNTIME_PORT: u16 = 10250;
+/// TCP port of an agent's `/healthz` and `/metrics`, kube-proxy's health port. Loopback only.
+pub const AGENT_HEALTH_PORT: u16 = 10256;
+
+/// The TCP port of the API server.
+pub const API_PORT: u16 = 6443;
+/// Group of the certificates of administrators.
+pub const GROUP_MASTERS: &str = "system:masters";
+/// Group of the certificates of node components.
+pub const GROUP_NODES: &str = "system:nodes";

@@ -1,0 +1,21 @@
+//! Names and values of the cluster, the narrow structs of the Kubernetes kinds that flatnet
+//! reads, and [`World`], the indexed store of the current objects.
+//!
+//! Pure: no clock, file, socket, thread, environment variable or random source (invariant 9).
+
+pub mod cluster;
+pub mod kinds;
+pub mod layout;
+pub mod meta;
+pub mod names;
+pub mod packet;
+pub mod selector;
+pub mod time;
+pub mod world;
+
+pub use cluster::{ClusterConfig, Overlay, RangeError};
+pub use kinds::{EndpointSlice, Node, Pod, Service};
+pub use meta::ObjectMeta;
+pub use names::{Family, NamespacedName, Protocol};
+pub use time::Timestamp;
+pub use world::World;

@@ -1,0 +1,272 @@
+//! [`World`]: the current objects and nothing of their history.
+//!
+//! The watch may skip, repeat or revert (invariant 2): an object is present with a value, or
+//! absent. What changed is reported as [`DirtyKey`]s, so that one pending entry a key is the
+//! back-pressure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::{EndpointSlice, NamespacedName, Node, Pod, Service};
+
+/// The kinds that the network reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// core/v1 Node.
+    Node,
+    /// core/v1 Service.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+    /// core/v1 Pod.
+    Pod,
+}
+
+/// One object of a kind that the network reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A node.
+    Node(Arc<Node>),
+    /// A Service.
+    Service(Arc<Service>),
+    /// A slice.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A pod.
+    Pod(Arc<Pod>),
+}
+
+impl Object {
+    /// The object's name.
+    pub fn key(&self) -> NamespacedName {
+        match self {
+            Self::Node(node) => node.metadata.key(),
+            Self::Service(service) => service.metadata.key(),
+            Self::EndpointSlice(slice) => slice.metadata.key(),
+            Self::Pod(pod) => pod.metadata.key(),
+        }
+    }
+
+    /// The object's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Node(_) => Kind::Node,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Pod(_) => Kind::Pod,
+        }
+    }
+}
+
+/// Something whose plan may have changed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DirtyKey {
+    /// One Service, by itself or by its slices.
+    Service(NamespacedName),
+    /// The pod network: nodes, their ranges and addresses.
+    Network,
+    /// One pod.
+    Pod(NamespacedName),
+}
+
+/// The current objects, indexed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    nodes: BTreeMap<String, Arc<Node>>,
+    services: BTreeMap<NamespacedName, Arc<Service>>,
+    slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
+    pods: BTreeMap<NamespacedName, Arc<Pod>>,
+    slices_by_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+}
+
+impl World {
+    /// Sets one object to its present value and says what that touches. An equal value touches
+    /// nothing.
+    pub fn set(&mut self, object: Object) -> Vec<DirtyKey> {
+        let key = object.key();
+        match object {
+            Object::Node(node) => {
+                let old = self.nodes.insert(key.name, node.clone());
+                if old.as_ref() == Some(&node) { vec![] } else { vec![DirtyKey::Network] }
+            }
+            Object::Service(service) => {
+                let old = self.services.insert(key.clone(), service.clone());
+                if old.as_ref() == Some(&service) { vec![] } else { vec![DirtyKey::Service(key)] }
+            }
+            Object::EndpointSlice(slice) => self.set_slice(key, slice),
+            Object::Pod(pod) => {
+                let old = self.pods.insert(key.clone(), pod.clone());
+                if old.as_ref() == Some(&pod) { vec![] } else { vec![DirtyKey::Pod(key)] }
+            }
+        }
+    }
+
+    /// Removes one object and says what that touches. An absent one touches nothing.
+    pub fn remove(&mut self, kind: Kind, key: &NamespacedName) -> Vec<DirtyKey> {
+        match kind {
+            Kind::Node => match self.nodes.remove(&key.name) {
+                Some(_) => vec![DirtyKey::Network],
+                None => vec![],
+            },
+            Kind::Service => match self.services.remove(key) {
+                Some(_) => vec![DirtyKey::Service(key.clone())],
+                None => vec![],
+            },
+            Kind::EndpointSlice => match self.slices.remove(key) {
+                Some(slice) => self.unlink_slice(key, &slice).into_iter().collect(),
+                None => vec![],
+            },
+            Kind::Pod => match self.pods.remove(key) {
+                Some(_) => vec![DirtyKey::Pod(key.clone())],
+                None => vec![],
+            },
+        }
+    }
+
+    /// Replaces all objects of one kind by a complete list and says what that touches. Objects
+    /// of another kind in the list are ignored.
+    pub fn replace(&mut self, kind: Kind, objects: Vec<Object>) -> Vec<DirtyKey> {
+        let present: BTreeSet<NamespacedName> =
+            objects.iter().filter(|object| object.kind() == kind).map(Object::key).collect();
+        let gone: Vec<NamespacedName> =
+            self.keys(kind).into_iter().filter(|key| !present.contains(key)).collect();
+        let mut dirty: BTreeSet<DirtyKey> = BTreeSet::new();
+        for key in &gone {
+            dirty.extend(self.remove(kind, key));
+        }
+        for object in objects.into_iter().filter(|object| object.kind() == kind) {
+            dirty.extend(self.set(object));
+        }
+        dirty.into_iter().collect()
+    }
+
+    /// The names of all objects of a kind.
+    pub fn keys(&self, kind: Kind) -> Vec<NamespacedName> {
+        match kind {
+            Kind::Node => self.nodes.values().map(|node| node.metadata.key()).collect(),
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+        }
+    }
+
+    /// One node.
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// One Service.
+    pub fn service(&self, key: &NamespacedName) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// All Services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The slices of a Service, by name; also those that came before it.
+    pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices_by_service
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|key| self.slices.get(key))
+    }
+
+    /// One pod.
+    pub fn pod(&self, key: &NamespacedName) -> Option<&Arc<Pod>> {
+        self.pods.get(key)
+    }
+
+    /// All pods that are watched, by name.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    fn set_slice(&mut self, key: NamespacedName, slice: Arc<EndpointSlice>) -> Vec<DirtyKey> {
+        let old = self.slices.insert(key.clone(), slice.clone());
+        if old.as_ref() == Some(&slice) {
+            return vec![];
+        }
+        // The label can move a slice from one Service to another: both change.
+        let left = old.and_then(|old| self.unlink_slice(&key, &old));
+        let joined = slice.service().map(|service| {
+            self.slices_by_service.entry(service.clone()).or_default().insert(key);
+            DirtyKey::Service(service)
+        });
+        let dirty: BTreeSet<DirtyKey> = left.into_iter().chain(joined).collect();
+        dirty.into_iter().collect()
+    }
+
+    fn unlink_slice(&mut self, key: &NamespacedName, slice: &EndpointSlice) -> Option<DirtyKey> {
+        let service = slice.service()?;
+        if let Some(keys) = self.slices_by_service.get_mut(&service) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.slices_by_service.remove(&service);
+            }
+        }
+        Some(DirtyKey::Service(service))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::SERVICE_NAME_LABEL;
+
+    fn slice(name: &str, service: &str) -> Object {
+        let mut slice = EndpointSlice::default();
+        slice.metadata.namespace = "shop".into();
+        slice.metadata.name = name.into();
+        slice.metadata.labels.insert(SERVICE_NAME_LABEL.into(), service.into());
+        Object::EndpointSlice(Arc::new(slice))
+    }
+
+    fn service_key(name: &str) -> NamespacedName {
+        NamespacedName::new("shop", name)
+    }
+
+    #[test]
+    fn a_slice_may_come_before_its_service() {
+        let mut world = World::default();
+        assert_eq!(world.set(slice("web-1", "web")), [DirtyKey::Service(service_key("web"))]);
+        assert_eq!(world.slices_of(&service_key("web")).count(), 1);
+    }
+
+    #[test]
+    fn a_relabelled_slice_touches_both_services() {
+        let mut world = World::default();
+        world.set(slice("s", "old"));
+        let dirty = world.set(slice("s", "new"));
+        assert_eq!(
+            dirty,
+            [DirtyKey::Service(service_key("new")), DirtyKey::Service(service_key("old"))]
+        );
+        assert_eq!(world.slices_of(&service_key("old")).count(), 0);
+    }
+
+    #[test]
+    fn repeats_touch_nothing() {
+        let mut world = World::default();
+        world.set(slice("s", "web"));
+        assert_eq!(world.set(slice("s", "web")), []);
+        world.remove(Kind::EndpointSlice, &service_key("s"));
+        assert_eq!(world.remove(Kind::EndpointSlice, &service_key("s")), []);
+    }
+
+    #[test]
+    fn a_list_removes_what_it_does_not_name() {
+        let mut world = World::default();
+        world.set(slice("a", "web"));
+        world.set(slice("b", "db"));
+        let dirty = world.replace(Kind::EndpointSlice, vec![slice("a", "web")]);
+        assert_eq!(dirty, [DirtyKey::Service(service_key("db"))]);
+        assert_eq!(world.keys(Kind::EndpointSlice), [service_key("a")]);
+    }
+}

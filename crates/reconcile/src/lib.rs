@@ -1,0 +1,1 @@
+//! The node's loop as a state machine: events and time in, operations out.

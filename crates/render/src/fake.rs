@@ -1,0 +1,44 @@
+//! An honest fake of the kernel: it keeps what Linux would keep, refuses what Linux refuses, and
+//! can be told to fail.
+
+use std::collections::BTreeMap;
+
+use crate::{Kernel, Observed, Op, OpError};
+
+/// A kernel in memory, for the simulator and for case files.
+#[derive(Clone, Debug, Default)]
+pub struct FakeKernel {
+    /// What it holds.
+    pub state: Observed,
+    /// Ops that were carried out, in order.
+    pub applied: Vec<Op>,
+    /// Refuse the n-th op from now (0 is the next) with this errno.
+    pub faults: BTreeMap<usize, i32>,
+}
+
+impl Kernel for FakeKernel {
+    fn observe(&mut self) -> Result<Observed, OpError> {
+        Ok(self.state.clone())
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        let faults = std::mem::take(&mut self.faults);
+        let results = ops
+            .iter()
+            .enumerate()
+            .map(|(index, op)| match faults.get(&index) {
+                Some(&errno) => {
+                    Err(OpError { errno, message: format!("injected fault on {op:?}") })
+                }
+                None => {
+                    self.state.apply(op)?;
+                    self.applied.push(op.clone());
+                    Ok(())
+                }
+            })
+            .collect();
+        self.faults =
+            faults.range(ops.len()..).map(|(&index, &errno)| (index - ops.len(), errno)).collect();
+        results
+    }
+}

@@ -1,0 +1,29 @@
+//! All that flatnet puts into a kernel, and how a fresh process recognises it (invariant 4).
+//!
+//! | what | name or value | recognised by |
+//! |---|---|---|
+//! | nftables tables | `flatnet` (ip, ip6), `flatnet` (bridge, netdev: later) | the table's name |
+//! | bridge | `cni0` | its name; adopted when it exists and is a bridge |
+//! | VXLAN link | `flatnet.1` | its name and kind |
+//! | pod links | `veth` + 8 hex digits | alias `flatnet:` + container id |
+//! | routes | protocol 0x66 | the route protocol |
+//! | neighbours, FDB | permanent entries on `flatnet.1` | the link that they are on |
+//! | addresses | on `cni0`, `flatnet.1`; the DNS address on `lo` | the link; on `lo` the value |
+//! | packet marks | bits of [`MARK_MASK`] | the mask |
+
+/// The nftables table of each family.
+pub const NFT_TABLE: &str = "flatnet";
+/// `rtm_protocol` of our routes (`/etc/iproute2/rt_protos` leaves 100 and above free).
+pub const ROUTE_PROTOCOL: u8 = 102;
+/// All mark bits that flatnet uses: kube-proxy's own masquerade bit, so that tools know it.
+pub const MARK_MASK: u32 = 0x0000_4000;
+/// Set before destination translation on packets that need masquerade; cleared in postrouting.
+pub const MARK_MASQUERADE: u32 = 0x0000_4000;
+/// nftables priority of the destination translation (NF_IP_PRI_NAT_DST).
+pub const PRIORITY_DNAT: i32 = -100;
+/// nftables priority of the source translation (NF_IP_PRI_NAT_SRC).
+pub const PRIORITY_SNAT: i32 = 100;
+/// nftables priority of our filter chains, before others' (NF_IP_PRI_FILTER is 0).
+pub const PRIORITY_FILTER: i32 = -10;
+/// nftables priority of the raw chains (NF_IP_PRI_RAW).
+pub const PRIORITY_RAW: i32 = -300;

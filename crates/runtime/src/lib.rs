@@ -1,0 +1,1 @@
+//! Pods of the embedded nodes: sandbox, containers, images, probes, logs, exec.

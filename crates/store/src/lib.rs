@@ -1,0 +1,1 @@
+//! The heart of the API server: registry, versions, watches, patches, validation.

@@ -1,0 +1,1 @@
+//! Case runner, packet builders, namespace lab and cluster simulator.

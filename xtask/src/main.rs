@@ -1,0 +1,2 @@
+//! Every developer command, behind `./x`.
+fn main() {}
