@@ -1,1 +1,398 @@
-//! The node's loop as a state machine: events and time in, operations out.
+//! The node's loop as a state machine: events and the time in, effects and the next deadline out.
+//!
+//! ```text
+//! Event ─▶ handle ─▶ World, dirty keys ─▶ poll ─▶ plan ─▶ render ─▶ diff ─▶ Effect::Apply
+//!   ▲                                                                          │
+//!   └────────────── Event::Applied, one result an op ◀──────── the shell ──────┘
+//! ```
+//!
+//! It acts at its own pace: events only mark things dirty, and at most one batch of operations is
+//! under way. The shell (`agent`, or the simulator) carries the events in and the effects out;
+//! what happens is decided here.
+
+mod backoff;
+mod hold;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::world::{DirtyKey, Kind, Object};
+use model::{ClusterConfig, NamespacedName, World};
+use plan::zone::Zone;
+use plan::{Desired, Finding, NodeFacts};
+use render::{Observed, Op, OpError, Program};
+
+use backoff::Backoff;
+pub use hold::{HOLD, HOLD_MINIMUM_OBJECTS};
+use hold::Held;
+
+/// Every kind whose first complete list must be there before anything existing is changed
+/// (invariant 3).
+pub const KINDS: [Kind; 3] = [Kind::Node, Kind::Service, Kind::EndpointSlice];
+
+/// The kernel is read back this often even when nothing says that it changed.
+pub const OBSERVE_PERIOD: Duration = Duration::from_secs(10);
+
+/// A point in time: since any fixed moment of the shell's choice, never going back.
+pub type Now = Duration;
+
+/// All that can happen to the loop. One closed list: what is not here triggers no work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A complete list of one kind.
+    Listed {
+        /// The kind.
+        kind: Kind,
+        /// All its objects.
+        objects: Vec<Object>,
+    },
+    /// An object is present with this value.
+    Present(Object),
+    /// An object is absent.
+    Absent {
+        /// Its kind.
+        kind: Kind,
+        /// Its name.
+        key: NamespacedName,
+    },
+    /// What the node's own links say.
+    Facts(NodeFacts),
+    /// The answer to [`Effect::Observe`].
+    Observed(Result<Observed, OpError>),
+    /// The answer to [`Effect::Apply`]: one result an op.
+    Applied(Vec<Result<(), OpError>>),
+    /// Somebody changed the kernel: read it back.
+    KernelChanged,
+}
+
+/// What the shell shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Read the kernel back and answer [`Event::Observed`].
+    Observe,
+    /// Carry out these ops and answer [`Event::Applied`].
+    Apply(Vec<Op>),
+    /// Write the CNI configuration: the network is in the kernel, pods can be added.
+    WriteConflist(String),
+    /// Give the DNS worker this zone.
+    PublishZone(Arc<Zone>),
+}
+
+/// What the operator may ask; printed from the values that the loop uses (invariant 12).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Whether every kind was listed once.
+    pub synced: bool,
+    /// Whether the kernel holds what was planned last.
+    pub converged: bool,
+    /// Faults found while planning.
+    pub findings: Vec<Finding>,
+    /// Operations that failed last time, with the kernel's reason.
+    pub failures: Vec<String>,
+    /// Alarms of lists that are held back.
+    pub held: Vec<String>,
+    /// Services in the kernel.
+    pub services: usize,
+    /// Operations carried out since the start.
+    pub operations_total: u64,
+}
+
+/// The loop's state.
+#[derive(Debug)]
+pub struct Reconciler {
+    config: ClusterConfig,
+    world: World,
+    facts: Option<NodeFacts>,
+    listed: BTreeSet<Kind>,
+    held: BTreeMap<Kind, Held>,
+    dirty: BTreeSet<DirtyKey>,
+    desired: Desired,
+    findings: BTreeMap<DirtyKey, Vec<Finding>>,
+    program: Program,
+    believed: Option<Observed>,
+    underway: Underway,
+    backoff: Backoff,
+    observe_at: Now,
+    failures: Vec<String>,
+    conflist: Option<String>,
+    zone: Option<Arc<Zone>>,
+    zone_stale: bool,
+    operations_total: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Underway {
+    Nothing,
+    Observing,
+    Applying(Vec<Op>),
+}
+
+impl Reconciler {
+    /// A loop that knows nothing yet.
+    pub fn new(config: ClusterConfig) -> Self {
+        Self {
+            config,
+            world: World::default(),
+            facts: None,
+            listed: BTreeSet::new(),
+            held: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            desired: Desired::default(),
+            findings: BTreeMap::new(),
+            program: Program::default(),
+            believed: None,
+            underway: Underway::Nothing,
+            backoff: Backoff::default(),
+            observe_at: Now::ZERO,
+            failures: Vec::new(),
+            conflist: None,
+            zone: None,
+            zone_stale: true,
+            operations_total: 0,
+        }
+    }
+
+    /// Takes one event in. Work is done by [`Reconciler::poll`].
+    pub fn handle(&mut self, event: Event, now: Now) {
+        match event {
+            Event::Listed { kind, objects } => self.listed(kind, objects, now),
+            Event::Present(object) => {
+                if let Some(held) = self.held.get_mut(&object.kind()) {
+                    held.set(object.clone());
+                }
+                let dirty = self.world.set(object);
+                self.touch(dirty);
+            }
+            Event::Absent { kind, key } => {
+                if let Some(held) = self.held.get_mut(&kind) {
+                    held.remove(&key);
+                }
+                let dirty = self.world.remove(kind, &key);
+                self.touch(dirty);
+            }
+            Event::Facts(facts) => {
+                if self.facts.as_ref() != Some(&facts) {
+                    // Every plan reads the facts.
+                    self.facts = Some(facts);
+                    self.touch_everything();
+                }
+            }
+            Event::Observed(result) => self.observed(result, now),
+            Event::Applied(results) => self.applied(results, now),
+            Event::KernelChanged => self.observe_at = now,
+        }
+    }
+
+    /// Does what can be done now and says what the shell shall do. Call it after every batch of
+    /// events and when [`Reconciler::deadline`] has come.
+    pub fn poll(&mut self, now: Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.release_held(now);
+        if !self.is_synced() {
+            return effects;
+        }
+        self.plan_dirty();
+        if self.underway == Underway::Nothing && self.observe_at <= now {
+            self.underway = Underway::Observing;
+            self.observe_at = now + OBSERVE_PERIOD;
+            effects.push(Effect::Observe);
+        }
+        if self.underway == Underway::Nothing && self.backoff.is_over(now) {
+            let ops = self.wanted_ops();
+            if ops.is_empty() {
+                self.backoff.succeed();
+                effects.extend(self.conflist_effect());
+            } else {
+                self.underway = Underway::Applying(ops.clone());
+                effects.push(Effect::Apply(ops));
+            }
+        }
+        effects.extend(self.zone_effect());
+        effects
+    }
+
+    /// When [`Reconciler::poll`] must be called again although nothing happens.
+    pub fn deadline(&self) -> Option<Now> {
+        let held = self.held.values().map(|held| held.until).min();
+        // While the shell is at work, its answer wakes the loop.
+        let idle = self.is_synced() && self.underway == Underway::Nothing;
+        let observe = idle.then_some(self.observe_at);
+        let retry = if idle { self.backoff.until() } else { None };
+        [held, observe, retry].into_iter().flatten().min()
+    }
+
+    /// What the operator may ask.
+    pub fn status(&self) -> Status {
+        Status {
+            synced: self.is_synced(),
+            converged: self.underway == Underway::Nothing
+                && self.believed.is_some()
+                && self.dirty.is_empty()
+                && self.wanted_ops().is_empty(),
+            findings: self.findings.values().flatten().cloned().collect(),
+            failures: self.failures.clone(),
+            held: self.held.values().map(|held| held.alarm.clone()).collect(),
+            services: self.desired.services.len(),
+            operations_total: self.operations_total,
+        }
+    }
+
+    /// The current objects.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// What the kernel shall hold, as planned last.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn is_synced(&self) -> bool {
+        self.facts.is_some() && KINDS.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    fn listed(&mut self, kind: Kind, objects: Vec<Object>, now: Now) {
+        let first = self.listed.insert(kind);
+        let present = self.world.keys(kind).len();
+        self.held.remove(&kind);
+        if !first && hold::is_suspicious(present, objects.len()) {
+            self.held.insert(kind, Held::new(kind, present, objects, now));
+            return;
+        }
+        let dirty = self.world.replace(kind, objects);
+        self.touch(dirty);
+        if first {
+            // Also an empty list is news: there may be something to clean up.
+            self.touch([DirtyKey::Network]);
+        }
+    }
+
+    fn release_held(&mut self, now: Now) {
+        let due: Vec<Kind> =
+            self.held.iter().filter(|(_, held)| held.until <= now).map(|(kind, _)| *kind).collect();
+        for kind in due {
+            if let Some(held) = self.held.remove(&kind) {
+                let dirty = self.world.replace(kind, held.into_objects());
+                self.touch(dirty);
+            }
+        }
+    }
+
+    fn touch(&mut self, keys: impl IntoIterator<Item = DirtyKey>) {
+        for key in keys {
+            self.zone_stale |= matches!(key, DirtyKey::Service(_));
+            self.dirty.insert(key);
+        }
+    }
+
+    fn touch_everything(&mut self) {
+        let services = self.world.services().map(|service| service.metadata.key());
+        let keys: Vec<DirtyKey> =
+            services.map(DirtyKey::Service).chain([DirtyKey::Network]).collect();
+        self.touch(keys);
+    }
+
+    fn plan_dirty(&mut self) {
+        let Some(facts) = &self.facts else { return };
+        if self.dirty.is_empty() {
+            return;
+        }
+        for key in std::mem::take(&mut self.dirty) {
+            let found = match &key {
+                DirtyKey::Network => {
+                    let (plan, found) = plan::network::plan(&self.world, &self.config, facts);
+                    self.desired.network = plan;
+                    found
+                }
+                DirtyKey::Service(name) => {
+                    let (plan, found) =
+                        plan::services::plan(&self.world, &self.config, facts, name);
+                    match plan {
+                        Some(plan) => self.desired.services.insert(name.clone(), plan),
+                        None => self.desired.services.remove(name),
+                    };
+                    found
+                }
+                DirtyKey::Pod(_) => vec![],
+            };
+            if found.is_empty() {
+                self.findings.remove(&key);
+            } else {
+                self.findings.insert(key, found);
+            }
+        }
+        self.program = render::render(&self.desired, &self.config, facts);
+    }
+
+    fn wanted_ops(&self) -> Vec<Op> {
+        match &self.believed {
+            Some(believed) if self.is_synced() => render::diff(&self.program, believed),
+            _ => vec![],
+        }
+    }
+
+    fn observed(&mut self, result: Result<Observed, OpError>, now: Now) {
+        self.underway = Underway::Nothing;
+        match result {
+            Ok(observed) => self.believed = Some(observed),
+            Err(error) => {
+                // Nothing may be concluded: ask again, and write nothing meanwhile.
+                self.believed = None;
+                self.failures = vec![error.message];
+                self.backoff.fail(now);
+                self.observe_at = self.backoff.until().unwrap_or(now);
+            }
+        }
+    }
+
+    fn applied(&mut self, results: Vec<Result<(), OpError>>, now: Now) {
+        let Underway::Applying(ops) = std::mem::replace(&mut self.underway, Underway::Nothing)
+        else {
+            return;
+        };
+        let mut failures = Vec::new();
+        for (op, result) in ops.iter().zip(&results) {
+            match result {
+                Ok(()) => {
+                    self.operations_total += 1;
+                    let believed = self.believed.as_mut().map(|believed| believed.apply(op));
+                    if let Some(Err(error)) = believed {
+                        failures.push(format!("the kernel took what it should refuse: {error}"));
+                    }
+                }
+                Err(error) => failures.push(error.message.clone()),
+            }
+        }
+        if failures.is_empty() {
+            self.backoff.succeed();
+        } else {
+            // What is believed may be wrong: look again before the retry (invariant 6).
+            self.backoff.fail(now);
+            self.observe_at = self.backoff.until().unwrap_or(now);
+        }
+        self.failures = failures;
+    }
+
+    fn conflist_effect(&mut self) -> Option<Effect> {
+        self.believed.as_ref()?;
+        let text = render::net::conflist(&self.config, self.desired.network.as_ref()?);
+        if self.conflist.as_ref() == Some(&text) {
+            return None;
+        }
+        self.conflist = Some(text.clone());
+        Some(Effect::WriteConflist(text))
+    }
+
+    fn zone_effect(&mut self) -> Option<Effect> {
+        if !std::mem::take(&mut self.zone_stale) {
+            return None;
+        }
+        let zone = Arc::new(plan::zone::plan(&self.world, &self.config));
+        if self.zone.as_ref() == Some(&zone) {
+            return None;
+        }
+        self.zone = Some(zone.clone());
+        Some(Effect::PublishZone(zone))
+    }
+}
