@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod kinds;
 pub mod layout;
+pub mod mac;
 pub mod meta;
 pub mod names;
 pub mod packet;
@@ -15,6 +16,7 @@ pub mod world;
 
 pub use cluster::{ClusterConfig, Overlay, RangeError};
 pub use kinds::{EndpointSlice, Node, Pod, Service};
+pub use mac::MacAddress;
 pub use meta::ObjectMeta;
 pub use names::{Family, NamespacedName, Protocol};
 pub use time::Timestamp;

@@ -1,18 +1,207 @@
-//! Links, addresses, routes, tunnels, sysctls and masquerade of one node.
+//! Links, addresses, routes and tunnels of one node: its own pod range, and a way to the pods of
+//! every other node.
+//!
+//! A node's object may be wrong (a range that another node holds, no address): such a node is
+//! left out with a [`Finding`], and all others keep working (invariant 8).
 
-use model::{ClusterConfig, World};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::cluster::{VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, nth_address, overlap};
+use model::{ClusterConfig, Family, MacAddress, Node, Overlay, Timestamp, World};
 
 use crate::{Finding, NodeFacts};
 
+/// Smallest pod MTU in bytes that every IPv4 host must be able to receive (RFC 791).
+pub const POD_MTU_MIN: u32 = 576;
+
 /// What the node's pod network shall be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetworkPlan {}
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPlan {
+    /// The node's own pod ranges, at most one a family.
+    pub pod_ranges: Vec<IpNet>,
+    /// The first address of each own range, with the range's prefix length: on the bridge, and
+    /// the gateway of the pods.
+    pub gateways: Vec<IpNet>,
+    /// MTU in bytes of pod links and of the bridge.
+    pub mtu: u32,
+    /// This node's end of the tunnels; `None` when pod packets are routed directly, or while the
+    /// node has no address.
+    pub tunnel: Option<Tunnel>,
+    /// How to reach the pods of the other nodes, by node name.
+    pub peers: BTreeMap<String, Peer>,
+    /// Addresses of cluster DNS, local to every node.
+    pub dns_addresses: Vec<IpAddr>,
+    /// The link to the other nodes.
+    pub uplink: String,
+}
+
+/// One node's end of the VXLAN tunnels (RFC 7348).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Outer source address: the node's `InternalIP`.
+    pub local: IpAddr,
+    /// MAC address of the tunnel link, derived from `local`.
+    pub mac: MacAddress,
+    /// The network address of each own pod range, as a host prefix: on the tunnel link.
+    pub addresses: Vec<IpNet>,
+}
+
+/// Another node, as the data path sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer's `InternalIP`: outer destination, or next hop.
+    pub address: IpAddr,
+    /// MAC address of the peer's tunnel link, derived from `address`.
+    pub vtep_mac: MacAddress,
+    /// The peer's pod ranges.
+    pub pod_ranges: Vec<IpNet>,
+}
 
 /// Plans the pod network of one node. `None` until the node has a pod range.
 pub fn plan(
-    _world: &World,
-    _config: &ClusterConfig,
-    _facts: &NodeFacts,
+    world: &World,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
 ) -> (Option<NetworkPlan>, Vec<Finding>) {
-    (None, vec![])
+    let mut findings = Vec::new();
+    let Some(node) = world.node(&facts.name) else {
+        findings.push(finding(&facts.name, "the node is not registered: its runtime or kubelet creates the Node object; until then pods cannot be added here"));
+        return (None, findings);
+    };
+    let pod_ranges = usable_ranges(node, config, &mut findings);
+    if pod_ranges.is_empty() {
+        findings.push(finding(&facts.name, "the node has no pod range: the node range controller assigns spec.podCIDRs; until then pods cannot be added here"));
+        return (None, findings);
+    }
+    let local = node.internal_ips().next();
+    if local.is_none() {
+        findings.push(finding(&facts.name, "the node has no InternalIP in its status: pods of this node reach no other node until its runtime or kubelet reports one"));
+    }
+    let peers = match local {
+        Some(local) => peers(world, config, facts, &pod_ranges, local, &mut findings),
+        None => BTreeMap::new(),
+    };
+    let mtu = pod_mtu(config, facts, local);
+    if mtu < POD_MTU_MIN {
+        findings.push(finding(&facts.name, &format!(
+            "pods get an MTU of {mtu} bytes because {} has {}: raise the uplink's MTU to at least {} bytes",
+            facts.uplink, facts.uplink_mtu, POD_MTU_MIN + VXLAN_OVERHEAD_V6
+        )));
+    }
+    let plan = NetworkPlan {
+        gateways: pod_ranges.iter().filter_map(gateway).collect(),
+        mtu,
+        tunnel: local.filter(|_| config.overlay == Overlay::Vxlan).map(|local| Tunnel {
+            local,
+            mac: MacAddress::of_vtep(local),
+            addresses: pod_ranges.iter().map(|range| IpNet::from(range.network())).collect(),
+        }),
+        peers,
+        dns_addresses: pod_ranges
+            .iter()
+            .filter_map(|range| config.dns_address(Family::of(&range.addr())))
+            .collect(),
+        uplink: facts.uplink.clone(),
+        pod_ranges,
+    };
+    (Some(plan), findings)
+}
+
+/// The gateway of a pod range: its first address, with the range's prefix length.
+pub fn gateway(range: &IpNet) -> Option<IpNet> {
+    IpNet::new(nth_address(range, 1)?, range.prefix_len()).ok()
+}
+
+fn pod_mtu(config: &ClusterConfig, facts: &NodeFacts, local: Option<IpAddr>) -> u32 {
+    let overhead = match (config.overlay, local) {
+        (Overlay::HostGw, _) => 0,
+        (Overlay::Vxlan, Some(IpAddr::V6(_))) => VXLAN_OVERHEAD_V6,
+        (Overlay::Vxlan, _) => VXLAN_OVERHEAD_V4,
+    };
+    facts.uplink_mtu.saturating_sub(overhead)
+}
+
+/// The other nodes in the order of their age. Where two claim the same addresses the older one
+/// keeps them, so that a later object cannot draw traffic of existing pods to itself.
+fn peers(
+    world: &World,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+    own_ranges: &[IpNet],
+    own_address: IpAddr,
+    findings: &mut Vec<Finding>,
+) -> BTreeMap<String, Peer> {
+    let mut nodes: Vec<&Node> =
+        world.nodes().map(AsRef::as_ref).filter(|node| node.name() != facts.name).collect();
+    nodes.sort_by_key(|node| age_order(node));
+    let mut held: Vec<(IpNet, String)> =
+        own_ranges.iter().map(|range| (*range, facts.name.clone())).collect();
+    let mut addresses = BTreeSet::from([own_address]);
+    let mut peers = BTreeMap::new();
+    for node in nodes {
+        let Some(address) = node.internal_ips().find(|ip| ip.is_ipv4() == own_address.is_ipv4())
+        else {
+            findings.push(finding(node.name(), "the node has no InternalIP of this node's family: its pods cannot be reached until its runtime or kubelet reports one"));
+            continue;
+        };
+        if !addresses.insert(address) {
+            findings.push(finding(node.name(), &format!("the node's InternalIP {address} belongs to an older node too: its pods cannot be reached; give each node its own address")));
+            continue;
+        }
+        let mut pod_ranges = usable_ranges(node, config, findings);
+        if pod_ranges.is_empty() {
+            findings.push(finding(node.name(), "the node has no usable pod range: its pods cannot be reached until spec.podCIDRs is assigned"));
+            continue;
+        }
+        pod_ranges.retain(|range| {
+            let holder = held.iter().find(|(other, _)| overlap(range, other));
+            if let Some((other, holder)) = holder {
+                findings.push(finding(node.name(), &format!("the node's pod range {range} overlaps {other} of node {holder}, which keeps it: delete and re-create this node so that it gets a range of its own")));
+            }
+            holder.is_none()
+        });
+        if pod_ranges.is_empty() {
+            continue;
+        }
+        held.extend(pod_ranges.iter().map(|range| (*range, node.name().to_owned())));
+        let peer = Peer { address, vtep_mac: MacAddress::of_vtep(address), pod_ranges };
+        peers.insert(node.name().to_owned(), peer);
+    }
+    peers
+}
+
+/// Older first; objects without a time last; equal ages by name.
+fn age_order(node: &Node) -> (bool, Option<Timestamp>, String) {
+    let created = node.metadata.creation_timestamp;
+    (created.is_none(), created, node.name().to_owned())
+}
+
+/// The ranges that may be used: inside the cluster's pod range, large enough for a gateway and a
+/// pod, the first of each family. A range outside could draw traffic of nodes, Services or the
+/// internet into the overlay.
+fn usable_ranges(node: &Node, config: &ClusterConfig, findings: &mut Vec<Finding>) -> Vec<IpNet> {
+    let mut ranges: Vec<IpNet> = Vec::new();
+    for range in node.spec.pod_cidrs.iter().map(IpNet::trunc) {
+        let inside = config.pod_cidrs.iter().any(|cluster| cluster.contains(&range));
+        let large_enough = range.max_prefix_len() - range.prefix_len() >= 2;
+        if !inside || !large_enough {
+            let fault = if inside {
+                "is too small for a pod"
+            } else {
+                "lies outside the cluster's pod range"
+            };
+            findings.push(finding(node.name(), &format!("the node's pod range {range} {fault} and is not used: correct --pod-cidr, or delete and re-create the node")));
+            continue;
+        }
+        if ranges.iter().all(|other| Family::of(&other.addr()) != Family::of(&range.addr())) {
+            ranges.push(range);
+        }
+    }
+    ranges
+}
+
+fn finding(node: &str, message: &str) -> Finding {
+    Finding { about: format!("Node {node}"), message: message.to_owned() }
 }

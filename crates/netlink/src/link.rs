@@ -1,0 +1,463 @@
+//! Links: veth pairs, bridges, VXLAN, and their properties (`include/uapi/linux/if_link.h`).
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use model::MacAddress;
+
+use crate::message::{Attributes, Request, u32_of};
+use crate::socket::Message;
+use crate::{Error, Netlink, Netns};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_PROTINFO: u16 = 12;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_EXT_MASK: u16 = 29;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LINK: u16 = 3;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
+const IFLA_VXLAN_UDP_CSUM: u16 = 18;
+const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
+
+/// Leaves statistics, most of a link's message, out of answers.
+const RTEXT_FILTER_SKIP_STATS: u32 = 8;
+/// Bytes of `struct ifinfomsg`.
+const HEADER_BYTES: usize = 16;
+/// Longest alias in bytes that the kernel keeps (`IFALIASZ` less the final zero).
+pub(crate) const ALIAS_BYTES_MAX: usize = 255;
+/// Longest link name in bytes (`IFNAMSIZ` less the final zero).
+const NAME_BYTES_MAX: usize = 15;
+
+/// A link as the kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its number in this namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// `veth`, `bridge`, `vxlan`, …; empty for loopback and physical links.
+    pub kind: String,
+    /// Its link-layer address, when it has one of six bytes.
+    pub mac: Option<MacAddress>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// The bridge that it is a port of.
+    pub master: Option<u32>,
+    /// Its alias, free text.
+    pub alias: Option<String>,
+    /// Whether frames may leave by the port that they came from; only known of bridge ports.
+    pub hairpin: Option<bool>,
+    /// The parameters of a VXLAN link.
+    pub vxlan: Option<VxlanParameters>,
+    /// For a veth, the index of its peer in the peer's namespace.
+    pub peer_index: Option<u32>,
+}
+
+/// What a VXLAN link cannot change later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanParameters {
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// The outer source address.
+    pub local: Option<IpAddr>,
+    /// The index of the link that outer packets leave by.
+    pub uplink_index: Option<u32>,
+    /// Whether it learns peers from what arrives. Ours never do: entries are static.
+    pub learning: bool,
+}
+
+/// A VXLAN link to make: without learning, outer checksum off over IPv4 as RFC 7348 advises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanSpec {
+    /// Its name.
+    pub name: String,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// The outer source address.
+    pub local: IpAddr,
+    /// The index of the link that outer packets leave by.
+    pub uplink_index: u32,
+    /// Its own link-layer address.
+    pub mac: MacAddress,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+/// A bridge to make.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BridgeSpec {
+    /// Its name.
+    pub name: String,
+    /// A fixed address; without one a bridge takes the lowest of its ports, and changes with them.
+    pub mac: Option<MacAddress>,
+    /// Its MTU in bytes; 1500 unless given.
+    pub mtu: Option<u32>,
+}
+
+/// A veth pair to make. Both ends come into being down.
+#[derive(Clone, Debug)]
+pub struct VethSpec<'a> {
+    name: &'a str,
+    peer_name: &'a str,
+    peer_namespace: Option<&'a Netns>,
+    peer_mac: Option<MacAddress>,
+    mtu: Option<u32>,
+    master: Option<u32>,
+}
+
+impl<'a> VethSpec<'a> {
+    /// A pair with both ends in this namespace.
+    pub fn new(name: &'a str, peer_name: &'a str) -> Self {
+        Self { name, peer_name, peer_namespace: None, peer_mac: None, mtu: None, master: None }
+    }
+
+    /// The peer is born in another namespace, never visible here.
+    #[must_use]
+    pub fn peer_in(mut self, namespace: &'a Netns) -> Self {
+        self.peer_namespace = Some(namespace);
+        self
+    }
+
+    /// The peer's link-layer address.
+    #[must_use]
+    pub fn peer_mac(mut self, mac: MacAddress) -> Self {
+        self.peer_mac = Some(mac);
+        self
+    }
+
+    /// MTU in bytes of both ends.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = Some(mtu);
+        self
+    }
+
+    /// The bridge that the near end is a port of from its birth.
+    #[must_use]
+    pub fn master(mut self, index: u32) -> Self {
+        self.master = Some(index);
+        self
+    }
+}
+
+/// Properties to set on a link; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct LinkChange<'a> {
+    /// Administratively up or down.
+    pub up: Option<bool>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Link-layer address.
+    pub mac: Option<MacAddress>,
+    /// The bridge that it becomes a port of; 0 detaches.
+    pub master: Option<u32>,
+    /// Free text.
+    pub alias: Option<&'a str>,
+    /// A new name; most links must be down for it.
+    pub name: Option<&'a str>,
+    /// Moves the link to another namespace, where it arrives down and without addresses.
+    pub namespace: Option<&'a Netns>,
+}
+
+impl LinkChange<'_> {
+    /// Sets a link up.
+    pub fn up() -> Self {
+        Self { up: Some(true), ..Self::default() }
+    }
+}
+
+impl Netlink {
+    /// All links of the namespace.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn links(&mut self) -> Result<Vec<Link>, Error> {
+        let mut request = Request::new(RTM_GETLINK, 0, &header(0, None));
+        request.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        let messages = self.socket.dump(&request, || "list links".into())?;
+        Ok(messages.iter().filter_map(parse).collect())
+    }
+
+    /// The link of a name, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
+        let mut request = Request::new(RTM_GETLINK, 0, &header(0, None));
+        request.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS).text(IFLA_IFNAME, name);
+        match self.socket.call(&request, || format!("look up the link {name}")) {
+            Ok(messages) => Ok(messages.iter().find_map(parse)),
+            Err(error) if error.errno == libc::ENODEV => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The link of a name.
+    ///
+    /// # Errors
+    /// `ENODEV` when there is none.
+    pub fn require_link(&mut self, name: &str) -> Result<Link, Error> {
+        self.link(name)?.ok_or_else(|| Error::new(libc::ENODEV, format!("look up the link {name}")))
+    }
+
+    /// Makes a bridge, down.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name is taken, `EOPNOTSUPP` when the kernel has no bridges.
+    pub fn create_bridge(&mut self, spec: &BridgeSpec) -> Result<(), Error> {
+        let mut request = creation(&spec.name)?;
+        if let Some(mac) = spec.mac {
+            request.attribute(IFLA_ADDRESS, &mac.0);
+        }
+        if let Some(mtu) = spec.mtu {
+            request.u32(IFLA_MTU, mtu);
+        }
+        request.nested(IFLA_LINKINFO, &[], |info| {
+            info.text(IFLA_INFO_KIND, "bridge");
+        });
+        self.socket.call(&request, || format!("create the bridge {}", spec.name)).map(drop)
+    }
+
+    /// Makes a VXLAN link, down.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name, or VNI and port together, are taken in this namespace;
+    /// `EOPNOTSUPP` when the kernel has no VXLAN.
+    pub fn create_vxlan(&mut self, spec: &VxlanSpec) -> Result<(), Error> {
+        let mut request = creation(&spec.name)?;
+        request.attribute(IFLA_ADDRESS, &spec.mac.0).u32(IFLA_MTU, spec.mtu);
+        request.nested(IFLA_LINKINFO, &[], |info| {
+            info.text(IFLA_INFO_KIND, "vxlan").nested(IFLA_INFO_DATA, &[], |data| {
+                data.u32(IFLA_VXLAN_ID, spec.vni)
+                    .u32(IFLA_VXLAN_LINK, spec.uplink_index)
+                    .attribute(IFLA_VXLAN_PORT, &spec.port.to_be_bytes())
+                    .u8(IFLA_VXLAN_LEARNING, 0);
+                match spec.local {
+                    IpAddr::V4(_) => {
+                        data.address(IFLA_VXLAN_LOCAL, spec.local).u8(IFLA_VXLAN_UDP_CSUM, 0)
+                    }
+                    IpAddr::V6(_) => data
+                        .address(IFLA_VXLAN_LOCAL6, spec.local)
+                        .u8(IFLA_VXLAN_UDP_ZERO_CSUM6_TX, 0),
+                };
+            });
+        });
+        self.socket.call(&request, || format!("create the VXLAN link {}", spec.name)).map(drop)
+    }
+
+    /// Makes a veth pair.
+    ///
+    /// # Errors
+    /// `EEXIST` when either name is taken in its namespace; then nothing is made.
+    pub fn create_veth(&mut self, spec: &VethSpec<'_>) -> Result<(), Error> {
+        let mut request = creation(spec.name)?;
+        check_name(spec.peer_name)?;
+        if let Some(mtu) = spec.mtu {
+            request.u32(IFLA_MTU, mtu);
+        }
+        if let Some(master) = spec.master {
+            request.u32(IFLA_MASTER, master);
+        }
+        request.nested(IFLA_LINKINFO, &[], |info| {
+            info.text(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, &[], |data| {
+                data.nested(VETH_INFO_PEER, &header(0, None), |peer| {
+                    peer.text(IFLA_IFNAME, spec.peer_name);
+                    if let Some(namespace) = spec.peer_namespace {
+                        peer.u32(IFLA_NET_NS_FD, descriptor(namespace));
+                    }
+                    if let Some(mac) = spec.peer_mac {
+                        peer.attribute(IFLA_ADDRESS, &mac.0);
+                    }
+                    if let Some(mtu) = spec.mtu {
+                        peer.u32(IFLA_MTU, mtu);
+                    }
+                });
+            });
+        });
+        let action = || format!("create the veth pair {} and {}", spec.name, spec.peer_name);
+        self.socket.call(&request, action).map(drop)
+    }
+
+    /// Makes a dummy link, down: an address without a wire.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name is taken.
+    pub fn create_dummy(&mut self, name: &str) -> Result<(), Error> {
+        let mut request = creation(name)?;
+        request.nested(IFLA_LINKINFO, &[], |info| {
+            info.text(IFLA_INFO_KIND, "dummy");
+        });
+        self.socket.call(&request, || format!("create the dummy link {name}")).map(drop)
+    }
+
+    /// Changes properties of a link, all in one message.
+    ///
+    /// # Errors
+    /// `ENODEV` when the link is gone; otherwise what the kernel refused.
+    pub fn change_link(&mut self, index: u32, change: &LinkChange<'_>) -> Result<(), Error> {
+        let mut request = Request::new(RTM_SETLINK, 0, &header(index, change.up));
+        if let Some(mtu) = change.mtu {
+            request.u32(IFLA_MTU, mtu);
+        }
+        if let Some(mac) = change.mac {
+            request.attribute(IFLA_ADDRESS, &mac.0);
+        }
+        if let Some(master) = change.master {
+            request.u32(IFLA_MASTER, master);
+        }
+        if let Some(alias) = change.alias {
+            request.attribute(IFLA_IFALIAS, cut(alias, ALIAS_BYTES_MAX).as_bytes());
+        }
+        if let Some(name) = change.name {
+            check_name(name)?;
+            request.text(IFLA_IFNAME, name);
+        }
+        if let Some(namespace) = change.namespace {
+            request.u32(IFLA_NET_NS_FD, descriptor(namespace));
+        }
+        self.socket.call(&request, || format!("change the link number {index}")).map(drop)
+    }
+
+    /// Lets frames leave by the bridge port that they came from: a pod that reaches itself
+    /// through its Service needs it.
+    ///
+    /// # Errors
+    /// `EINVAL` or `EOPNOTSUPP` when the link is no bridge port.
+    pub fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), Error> {
+        let mut message = header(index, None);
+        message[0] = u8::try_from(libc::AF_BRIDGE).unwrap_or_default();
+        let mut request = Request::new(RTM_SETLINK, 0, &message);
+        request.nested(IFLA_PROTINFO, &[], |port| {
+            port.u8(IFLA_BRPORT_MODE, u8::from(on));
+        });
+        let action = || format!("set hairpin of the bridge port number {index}");
+        self.socket.call(&request, action).map(drop)
+    }
+
+    /// Removes a link; a veth takes its peer along.
+    ///
+    /// # Errors
+    /// `ENODEV` when it is gone already.
+    pub fn delete_link(&mut self, index: u32) -> Result<(), Error> {
+        let request = Request::new(RTM_DELLINK, 0, &header(index, None));
+        self.socket.call(&request, || format!("delete the link number {index}")).map(drop)
+    }
+}
+
+fn creation(name: &str) -> Result<Request, Error> {
+    check_name(name)?;
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    let mut request = Request::new(RTM_NEWLINK, flags, &header(0, None));
+    request.text(IFLA_IFNAME, name);
+    Ok(request)
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Error {
+        reason: Some(format!("a link name has 1 to {NAME_BYTES_MAX} bytes")),
+        ..Error::new(libc::EINVAL, format!("name a link {name:?}"))
+    })
+}
+
+/// The longest part of a text that ends between characters within `bytes_max`.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    text.get(..end.unwrap_or_default()).unwrap_or_default()
+}
+
+/// `struct ifinfomsg`.
+fn header(index: u32, up: Option<bool>) -> [u8; HEADER_BYTES] {
+    let up_flag = u32::try_from(libc::IFF_UP).unwrap_or_default();
+    let (flags, change) = match up {
+        Some(true) => (up_flag, up_flag),
+        Some(false) => (0, up_flag),
+        None => (0, 0),
+    };
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[4..8].copy_from_slice(&index.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&change.to_ne_bytes());
+    bytes
+}
+
+fn descriptor(namespace: &Netns) -> u32 {
+    u32::try_from(namespace.as_fd().as_raw_fd()).unwrap_or(u32::MAX)
+}
+
+fn parse(message: &Message) -> Option<Link> {
+    if message.kind != RTM_NEWLINK {
+        return None;
+    }
+    let header: [u8; HEADER_BYTES] = message.header()?;
+    let attributes = message.attributes(HEADER_BYTES);
+    let info = attributes.nested(IFLA_LINKINFO).unwrap_or(Attributes::new(&[]));
+    let kind = info.text(IFLA_INFO_KIND).unwrap_or_default();
+    let data = info.nested(IFLA_INFO_DATA);
+    let up_flag = u32::try_from(libc::IFF_UP).unwrap_or_default();
+    Some(Link {
+        index: u32_of(&header[4..])?,
+        name: attributes.text(IFLA_IFNAME)?,
+        mac: attributes.mac(IFLA_ADDRESS),
+        mtu: attributes.u32(IFLA_MTU).unwrap_or_default(),
+        up: u32_of(&header[8..])? & up_flag != 0,
+        master: attributes.u32(IFLA_MASTER),
+        alias: attributes.text(IFLA_IFALIAS),
+        hairpin: info
+            .nested(IFLA_INFO_SLAVE_DATA)
+            .and_then(|port| port.u8(IFLA_BRPORT_MODE))
+            .map(|mode| mode != 0),
+        vxlan: data.filter(|_| kind == "vxlan").and_then(parse_vxlan),
+        peer_index: attributes.u32(IFLA_LINK).filter(|_| kind == "veth"),
+        kind,
+    })
+}
+
+fn parse_vxlan(data: Attributes<'_>) -> Option<VxlanParameters> {
+    Some(VxlanParameters {
+        vni: data.u32(IFLA_VXLAN_ID)?,
+        port: u16::from_be_bytes(data.find(IFLA_VXLAN_PORT)?.try_into().ok()?),
+        local: data.address(IFLA_VXLAN_LOCAL).or_else(|| data.address(IFLA_VXLAN_LOCAL6)),
+        uplink_index: data.u32(IFLA_VXLAN_LINK).filter(|&index| index != 0),
+        learning: data.u8(IFLA_VXLAN_LEARNING).unwrap_or_default() != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_aliases_are_cut_between_characters() {
+        assert_eq!(cut("flatnet:x", 255), "flatnet:x");
+        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(cut(&"x".repeat(300), ALIAS_BYTES_MAX).len(), 255);
+    }
+}

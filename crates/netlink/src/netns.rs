@@ -1,0 +1,166 @@
+//! [`Netns`]: a network namespace held open, and how to make, enter and remove one.
+//!
+//! A namespace belongs to a thread: everything here that enters one does so on a thread of its
+//! own, which ends with the work, so that no caller is ever left in a wrong place.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::Error;
+
+const SELF: &str = "/proc/thread-self/ns/net";
+
+/// A network namespace, alive as long as this value is.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+    name: String,
+}
+
+impl Netns {
+    /// Opens the namespace at a path: a bind mount such as `/run/netns/x`, or `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// `ENOENT` when nothing is there, `EINVAL` when it is no network namespace.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let action = || format!("open the network namespace {}", path.display());
+        let file = File::open(path).map_err(|error| Error::from_io(&error, action()))?;
+        if !is_namespace(&file) {
+            return Err(Error {
+                reason: Some("the file is no namespace: its mount is gone".into()),
+                ..Error::new(libc::EINVAL, action())
+            });
+        }
+        Ok(Self { file, name: path.display().to_string() })
+    }
+
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn current() -> Result<Self, Error> {
+        let file = File::open(SELF)
+            .map_err(|error| Error::from_io(&error, "open the own network namespace"))?;
+        Ok(Self { file, name: "own".into() })
+    }
+
+    /// Makes a namespace that only this value (and who holds a copy of its descriptor) keeps.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_SYS_ADMIN`.
+    pub fn create() -> Result<Self, Error> {
+        on_thread(|| {
+            enter_new()?;
+            let mut own = Self::current()?;
+            own.name = "unnamed".into();
+            Ok(own)
+        })?
+    }
+
+    /// Makes a namespace and mounts it at a path, so that it lives until [`Netns::delete_at`].
+    /// Missing directories are made with mode 0700.
+    ///
+    /// # Errors
+    /// `EEXIST` when something is there already, `EPERM` without `CAP_SYS_ADMIN`; nothing is
+    /// left behind.
+    pub fn create_at(path: &Path) -> Result<Self, Error> {
+        let action = || format!("create the network namespace {}", path.display());
+        let failed = |error: io::Error| Error::from_io(&error, action());
+        if let Some(parent) = path.parent() {
+            use std::os::unix::fs::DirBuilderExt;
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700).create(parent).map_err(failed)?;
+        }
+        let target = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        target.map_err(failed)?;
+        let made = on_thread(|| {
+            enter_new()?;
+            mount(Some(SELF), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                .map_err(|errno| Error::new(errno as i32, action()))?;
+            Self::open(path)
+        });
+        made.and_then(|made| made).inspect_err(|_| {
+            let _ = Self::delete_at(path);
+        })
+    }
+
+    /// Unmounts the namespace at a path and removes the file. The namespace itself goes when
+    /// nobody uses it any more. An absent path is no error.
+    ///
+    /// # Errors
+    /// When the path cannot be unmounted or removed.
+    pub fn delete_at(path: &Path) -> Result<(), Error> {
+        let action = || format!("remove the network namespace {}", path.display());
+        match umount2(path, MntFlags::MNT_DETACH) {
+            // EINVAL: not a mount, such as what a crash between creation and mount leaves.
+            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+            Err(errno) => return Err(Error::new(errno as i32, action())),
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::from_io(&error, action()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs a closure inside the namespace, on a thread of its own, and answers its result.
+    /// Sockets that it opens stay in the namespace for their life. `/proc/sys/net` shows this
+    /// namespace inside; `/sys/class/net` does not.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or the closure panicked.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        on_thread(|| {
+            setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| {
+                Error::new(errno as i32, format!("enter the network namespace {}", self.name))
+            })?;
+            Ok(work())
+        })?
+    }
+
+    /// What tells this namespace from all others that exist at the moment: device and inode.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be asked.
+    pub fn identity(&self) -> Result<(u64, u64), Error> {
+        let metadata = self.file.metadata().map_err(|error| {
+            Error::from_io(&error, format!("identify the network namespace {}", self.name))
+        })?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn enter_new() -> Result<(), Error> {
+    unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(|errno| Error::new(errno as i32, "make a network namespace"))
+}
+
+/// Whether a file lies on nsfs, where the kernel keeps namespaces (`NSFS_MAGIC`).
+fn is_namespace(file: &File) -> bool {
+    nix::sys::statfs::fstatfs(file)
+        .is_ok_and(|system| system.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}
+
+fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let action = "work in a network namespace";
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, work)
+            .map_err(|error| Error::from_io(&error, action))?;
+        thread.join().map_err(|_| Error::malformed(action, "the work panicked"))
+    })
+}

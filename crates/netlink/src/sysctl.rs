@@ -1,0 +1,51 @@
+//! Kernel parameters below `/proc/sys/net`, of the calling thread's network namespace.
+//!
+//! Keys are paths with slashes (`net/ipv4/conf/flatnet.1/rp_filter`), because link names may
+//! hold the dots that `sysctl -w` writes between the parts.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::Error;
+
+/// Reads a parameter, without surrounding white space.
+///
+/// # Errors
+/// `ENOENT` when the kernel, or the link in the key, does not have it; `EINVAL` for a key that
+/// is not below `net/`.
+pub fn read(key: &str) -> Result<String, Error> {
+    let action = || format!("read the kernel parameter {key}");
+    let path = path_of(key).ok_or_else(|| Error::new(libc::EINVAL, action()))?;
+    let text = fs::read_to_string(path).map_err(|error| Error::from_io(&error, action()))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Writes a parameter.
+///
+/// # Errors
+/// As [`read`]; `EINVAL` also for a value that the kernel refuses.
+pub fn write(key: &str, value: &str) -> Result<(), Error> {
+    let action = || format!("set the kernel parameter {key} to {value}");
+    let path = path_of(key).ok_or_else(|| Error::new(libc::EINVAL, action()))?;
+    fs::write(path, value).map_err(|error| Error::from_io(&error, action()))
+}
+
+/// The file of a key; `None` for one that could leave `/proc/sys/net`.
+fn path_of(key: &str) -> Option<PathBuf> {
+    let inside = key.strip_prefix("net/")?;
+    let plain = inside.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    plain.then(|| PathBuf::from("/proc/sys").join(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_stay_below_the_network_parameters() {
+        assert!(path_of("net/ipv4/conf/flatnet.1/rp_filter").is_some());
+        for outside in ["kernel/panic", "net/../kernel/panic", "net//x", "net/", "/net/ipv4", ""] {
+            assert_eq!(path_of(outside), None, "{outside:?}");
+        }
+    }
+}
