@@ -1,0 +1,232 @@
+//! Starting a process: the child's way from `fork` to `execve`.
+//!
+//! The child reports over a pipe: first its process id as the node sees it, then, if something
+//! fails, why. An `execve` that succeeds closes the pipe.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::sched::CloneFlags;
+use nix::sys::stat::Mode;
+use nix::unistd::{self, Gid, Uid};
+use pause::ContainerSpec;
+
+use crate::{root, sys};
+
+/// Longest report of a child.
+const REPORT_LIMIT_BYTES: u64 = 8 * 1024;
+
+/// A process that has reached `execve`.
+pub struct Launched {
+    /// Its process id here.
+    pub pid: i32,
+    /// Its process id as the node sees it.
+    pub node_pid: i32,
+}
+
+/// Standard input, output and error of the new process.
+pub struct Streams<'a> {
+    /// Standard input.
+    pub stdin: BorrowedFd<'a>,
+    /// Standard output.
+    pub stdout: BorrowedFd<'a>,
+    /// Standard error.
+    pub stderr: BorrowedFd<'a>,
+}
+
+/// Starts a container's first process in mount, pid and cgroup namespaces of its own.
+pub fn container(spec: &ContainerSpec, streams: &Streams<'_>) -> Result<Launched, String> {
+    let namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    launch(namespaces, |report| {
+        prepare(spec, report)?;
+        nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
+            .map_err(|error| format!("cannot make a cgroup namespace: {error}"))?;
+        root::enter(spec)?;
+        make_working_directory(&spec.working_directory)?;
+        become_program(spec, &spec.arguments, streams, false)
+    })
+}
+
+/// Starts a command in the namespaces of the running container that `pidfd` refers to.
+pub fn command(
+    spec: &ContainerSpec,
+    pidfd: BorrowedFd<'_>,
+    arguments: &[String],
+    streams: &Streams<'_>,
+    terminal: bool,
+) -> Result<Launched, String> {
+    let gone = |error: nix::Error| match error {
+        nix::Error::ESRCH => format!("container {} is not running", spec.name),
+        other => format!("cannot enter container {}: {other}", spec.name),
+    };
+    // Entering a pid namespace holds for children only. This process's own is restored below, or
+    // the next container would be born in this one.
+    let own = sys::pidfd_open(1).map_err(|error| format!("cannot open this process: {error}"))?;
+    nix::sched::setns(pidfd, CloneFlags::CLONE_NEWPID).map_err(gone)?;
+    let launched = launch(CloneFlags::empty(), |report| {
+        prepare(spec, report)?;
+        nix::sched::setns(pidfd, CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)
+            .map_err(gone)?;
+        become_program(spec, arguments, streams, terminal)
+    });
+    nix::sched::setns(own.as_fd(), CloneFlags::CLONE_NEWPID)
+        .map_err(|error| format!("cannot return to the pod's pid namespace: {error}"))?;
+    launched
+}
+
+fn launch(
+    namespaces: CloneFlags,
+    child: impl FnOnce(&mut fs::File) -> Result<Infallible, String>,
+) -> Result<Launched, String> {
+    let (reader, writer) =
+        unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"))?;
+    let pid = sys::fork_into(namespaces).map_err(|error| format!("cannot fork: {error}"))?;
+    if pid == 0 {
+        drop(reader);
+        let mut report = fs::File::from(writer);
+        let Err(message) = child(&mut report);
+        let _ = report.write_all(message.as_bytes());
+        sys::exit_now(127);
+    }
+    drop(writer);
+    let report = read_report(reader);
+    let (node_pid, message) = report.split_once('\n').unwrap_or(("", &report));
+    if message.is_empty()
+        && let Ok(node_pid) = node_pid.parse()
+    {
+        return Ok(Launched { pid, node_pid });
+    }
+    let _ = nix::sys::wait::waitpid(unistd::Pid::from_raw(pid), None);
+    Err(if message.is_empty() {
+        "the new process ended before it could run the command".into()
+    } else {
+        message.to_owned()
+    })
+}
+
+fn read_report(reader: OwnedFd) -> String {
+    let mut report = Vec::new();
+    // A report cut short by an error is reported as what it is: too short.
+    let _ = fs::File::from(reader).take(REPORT_LIMIT_BYTES).read_to_end(&mut report);
+    String::from_utf8_lossy(&report).into_owned()
+}
+
+/// What must happen while the node's /proc and cgroups are still in sight.
+fn prepare(spec: &ContainerSpec, report: &mut fs::File) -> Result<(), String> {
+    // The node's procfs shows the node's view of this process.
+    let own = fs::read_link("/proc/self").map_err(|error| format!("cannot read /proc: {error}"))?;
+    writeln!(report, "{}", own.display()).map_err(|error| format!("cannot report: {error}"))?;
+    sys::default_signals();
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .map_err(|error| format!("cannot unblock signals: {error}"))?;
+    unistd::setsid().map_err(|error| format!("cannot start a session: {error}"))?;
+    for path in &spec.cgroups {
+        fs::write(path, "0")
+            .map_err(|error| format!("cannot enter the cgroup {}: {error}", path.display()))?;
+    }
+    // Lowering it needs CAP_SYS_RESOURCE, which not every machine leaves to root.
+    let _ = fs::write("/proc/self/oom_score_adj", spec.oom_score_adjust.to_string());
+    nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
+    Ok(())
+}
+
+fn make_working_directory(path: &str) -> Result<(), String> {
+    fs::create_dir_all(path)
+        .map_err(|error| format!("cannot make the working directory {path}: {error}"))
+}
+
+fn become_program(
+    spec: &ContainerSpec,
+    arguments: &[String],
+    streams: &Streams<'_>,
+    terminal: bool,
+) -> Result<Infallible, String> {
+    let failed = |what: &'static str| move |error: nix::Error| format!("cannot {what}: {error}");
+    unistd::chdir(spec.working_directory.as_str())
+        .map_err(failed("enter the working directory"))?;
+    connect(streams).map_err(failed("connect the standard streams"))?;
+    sys::close_all_on_exec();
+    if terminal {
+        sys::control_terminal().map_err(|error| format!("cannot take the terminal: {error}"))?;
+    }
+    let name = arguments.first().ok_or("no command is given")?;
+    drop_privileges(spec)?;
+    let path = find_program(name, &spec.environment, &spec.working_directory)?;
+    let texts = |texts: &[String]| -> Result<Vec<CString>, String> {
+        let convert = |text: &String| CString::new(text.as_str());
+        texts.iter().map(convert).collect::<Result<_, _>>().map_err(|_| {
+            String::from("the command or its environment holds a NUL byte, which Linux refuses")
+        })
+    };
+    let program = CString::new(path.as_str()).map_err(|error| error.to_string())?;
+    let error = sys::execute(&program, &texts(arguments)?, &texts(&spec.environment)?);
+    Err(match error.raw_os_error() {
+        Some(libc::ENOENT) => format!("exec: \"{name}\": no such file or directory"),
+        Some(libc::EACCES) => format!("exec: \"{name}\": permission denied"),
+        Some(libc::ENOEXEC) => format!("exec: \"{name}\": exec format error"),
+        _ => format!("exec: \"{name}\": {error}"),
+    })
+}
+
+/// Copies the streams clear of descriptors 0 to 2 first: one of them may be one of those.
+fn connect(streams: &Streams<'_>) -> nix::Result<()> {
+    let copy = |descriptor: BorrowedFd<'_>| {
+        nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(3))
+    };
+    let copies = [copy(streams.stdin)?, copy(streams.stdout)?, copy(streams.stderr)?];
+    let borrowed = copies.map(sys::received);
+    unistd::dup2_stdin(&borrowed[0])?;
+    unistd::dup2_stdout(&borrowed[1])?;
+    unistd::dup2_stderr(&borrowed[2])?;
+    Ok(())
+}
+
+fn drop_privileges(spec: &ContainerSpec) -> Result<(), String> {
+    let failed = |what: &'static str| move |error: nix::Error| format!("cannot {what}: {error}");
+    sys::limit_bounding_set(spec.capabilities)
+        .map_err(|error| format!("cannot limit capabilities: {error}"))?;
+    let groups: Vec<Gid> = spec.groups.iter().copied().map(Gid::from_raw).collect();
+    unistd::setgroups(&groups).map_err(failed("set supplementary groups"))?;
+    unistd::setgid(Gid::from_raw(spec.group)).map_err(failed("set the group"))?;
+    unistd::setuid(Uid::from_raw(spec.user)).map_err(failed("set the user"))?;
+    // A user other than root has none from here on: setuid took them.
+    let kept = if spec.user == 0 { spec.capabilities } else { 0 };
+    sys::keep_capabilities(kept).map_err(|error| format!("cannot drop capabilities: {error}"))?;
+    nix::sys::prctl::set_no_new_privs().map_err(failed("forbid new privileges"))
+}
+
+fn find_program(name: &str, environment: &[String], directory: &str) -> Result<String, String> {
+    if name.contains('/') {
+        return Ok(name.to_owned());
+    }
+    let path = environment.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
+    path.split(':')
+        .map(|place| if place.is_empty() { directory } else { place })
+        .map(|place| format!("{place}/{name}"))
+        .find(|candidate| is_executable(Path::new(candidate)))
+        .ok_or_else(|| format!("exec: \"{name}\": executable file not found in $PATH"))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && unistd::access(path, unistd::AccessFlags::X_OK).is_ok()
+}
+
+/// /dev/null, for the input of containers.
+pub fn null() -> Result<OwnedFd, String> {
+    open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|error| format!("cannot open /dev/null: {error}"))
+}
+
+/// Makes a descriptor of ours answer at once when there is nothing to read.
+pub fn set_nonblocking(descriptor: &OwnedFd) -> Result<(), String> {
+    let fd = descriptor.as_fd();
+    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map(drop)
+        .map_err(|error| format!("cannot set descriptor {}: {error}", descriptor.as_raw_fd()))
+}

@@ -1,0 +1,179 @@
+//! What the node's runtime and a pod's pause process say to each other: one JSON document a line,
+//! over a unix socket that only root can reach.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Largest request and answer. A container's environment is the bulk of a request.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// What a sandbox is made from, read from standard input at start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Where to listen for requests.
+    pub socket: PathBuf,
+    /// The pod's hostname.
+    pub hostname: String,
+    /// The pod's network namespace; absent for pods of the node's own network.
+    pub network_namespace: Option<PathBuf>,
+    /// `cgroup.procs` files to enter.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// A request of the runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Start a container. Answered by `Started` or `Failed`.
+    Start(Box<ContainerSpec>),
+    /// Send a signal to a container's first process. Answered by `Done` or `Failed`.
+    Signal {
+        /// The container.
+        container: String,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Run a command in a running container. Three descriptors (stdin, stdout, stderr) travel
+    /// with the request. Answered by `Started` or `Failed`, later by `Exited`.
+    Exec(ExecSpec),
+    /// Answered by `Containers`; from then on this connection is told of every exit.
+    Watch,
+}
+
+/// An answer or, on a connection that watches, a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// A container or command runs.
+    Started {
+        /// Its process id as the node sees it.
+        pid: i32,
+    },
+    /// The request came to nothing.
+    Failed {
+        /// For people.
+        message: String,
+    },
+    /// The request is carried out.
+    Done,
+    /// All containers ever started in this sandbox, the newest attempt of each.
+    Containers(Vec<ContainerReport>),
+    /// A container ended.
+    Ended(ContainerReport),
+    /// A command ended.
+    Exited {
+        /// Its exit code; 128 + n for signal n.
+        code: i32,
+    },
+}
+
+/// The state of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerReport {
+    /// The container's name in the pod.
+    pub name: String,
+    /// The identity given at start.
+    pub id: String,
+    /// Process id of its first process as the node sees it.
+    pub pid: i32,
+    /// When it started, in microseconds since the epoch.
+    pub started_at_us: i64,
+    /// How it ended; absent while it runs.
+    pub exit: Option<Exit>,
+}
+
+/// How a container ended. The same document is left on disk as [`ContainerSpec::exit_file`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code; 128 + n for signal n.
+    pub code: i32,
+    /// The signal that ended it, or 0.
+    pub signal: i32,
+    /// When it started, in microseconds since the epoch.
+    pub started_at_us: i64,
+    /// When it ended, in microseconds since the epoch.
+    pub finished_at_us: i64,
+}
+
+/// Everything that a container is made from: the runtime has resolved all references.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// The container's name in the pod.
+    pub name: String,
+    /// A new identity for each start.
+    pub id: String,
+    /// An empty directory on which the root file system is mounted, in the container's own mount
+    /// namespace only.
+    pub root: PathBuf,
+    /// Overlays that make the root; the first has the target `/`.
+    pub overlays: Vec<Overlay>,
+    /// What is bound into the root, parents before children.
+    pub binds: Vec<Bind>,
+    /// Whether the root is read-only once everything is in place.
+    pub read_only_root: bool,
+    /// The command and its arguments, never empty.
+    pub arguments: Vec<String>,
+    /// `NAME=value`.
+    pub environment: Vec<String>,
+    /// Working directory, made where it is missing.
+    pub working_directory: String,
+    /// User id.
+    pub user: u32,
+    /// Group id.
+    pub group: u32,
+    /// Supplementary group ids.
+    pub groups: Vec<u32>,
+    /// The capabilities kept, as the kernel's bit mask.
+    pub capabilities: u64,
+    /// `cgroup.procs` files to enter.
+    pub cgroups: Vec<PathBuf>,
+    /// Tried, and passed over where the machine does not allow it.
+    pub oom_score_adjust: i32,
+    /// Where standard output and error go, in the CRI log format.
+    pub log_file: PathBuf,
+    /// The log is moved to `<log_file>.1` when it reaches this many bytes.
+    pub log_limit_bytes: u64,
+    /// Where the [`Exit`] is left for a runtime that was not there when it happened.
+    pub exit_file: PathBuf,
+}
+
+/// One overlay mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Place in the root, `/` for the root itself.
+    pub target: String,
+    /// The read-only lower directory.
+    pub lower: PathBuf,
+    /// What the container writes.
+    pub upper: PathBuf,
+    /// The overlay's working directory, on the same file system as `upper`.
+    pub work: PathBuf,
+}
+
+/// One bind mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// The directory or file to show.
+    pub source: PathBuf,
+    /// A path below `source` that the container may have influenced: resolved without leaving
+    /// `source`. Empty for `source` itself.
+    pub sub_path: String,
+    /// Place in the root; resolved without leaving the root, made where it is missing.
+    pub target: String,
+    /// Whether writing through it is refused.
+    pub read_only: bool,
+}
+
+/// A command to run in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// The container.
+    pub container: String,
+    /// The command and its arguments, never empty.
+    pub arguments: Vec<String>,
+    /// Whether the given descriptors are a terminal that shall control the new session.
+    pub terminal: bool,
+    /// Whether the command is killed when the connection closes before it ended.
+    pub kill_on_close: bool,
+}

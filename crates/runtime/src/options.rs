@@ -1,0 +1,69 @@
+//! What the runtime of one node must be told.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use model::layout;
+
+/// The options of [`crate::run`]. The caller has already entered the node's network, mount, UTS
+/// and cgroup namespaces; all paths are meant there.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's name, also its hostname.
+    pub node_name: String,
+    /// The node's addresses on the node network, at most one a family; the first is the
+    /// `InternalIP` that the log and exec server listens on.
+    pub node_addresses: Vec<IpAddr>,
+    /// How to reach the API server, with the credentials of `system:node:NODE`.
+    pub kubeconfig: PathBuf,
+    /// PEM certificate of the log and exec server.
+    pub serving_certificate: PathBuf,
+    /// PEM key of the log and exec server.
+    pub serving_key: PathBuf,
+    /// PEM certificate of the authority that signs the API server's client certificate.
+    pub client_authority: PathBuf,
+    /// The common name of the one client that may read logs and run commands.
+    pub client_name: String,
+    /// What must survive a reboot: pods, their writable layers, logs. On disk.
+    pub state_directory: PathBuf,
+    /// Sockets, network namespaces and secrets of running pods: volatile, in memory.
+    pub run_directory: PathBuf,
+    /// Nameservers of pods with `dnsPolicy: ClusterFirst`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS suffix, without a final dot.
+    pub cluster_domain: String,
+    /// `flatnet-pause`.
+    pub pause_binary: PathBuf,
+    /// The static binary that the image `localhost/toolbox` consists of.
+    pub toolbox_binary: PathBuf,
+    /// Where network configurations are; see [`layout::CNI_CONFIGURATION_DIRECTORY`].
+    pub cni_configuration_directory: PathBuf,
+    /// Where network plugins are; see [`layout::CNI_PLUGIN_DIRECTORY`].
+    pub cni_plugin_directory: PathBuf,
+    /// TCP port of the log and exec server; see [`layout::RUNTIME_PORT`].
+    pub port: u16,
+}
+
+impl Options {
+    /// Options with the usual places: everything that the caller need not choose.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_addresses: Vec::new(),
+            kubeconfig: PathBuf::new(),
+            serving_certificate: PathBuf::new(),
+            serving_key: PathBuf::new(),
+            client_authority: PathBuf::new(),
+            client_name: String::new(),
+            state_directory: PathBuf::new(),
+            run_directory: PathBuf::from(layout::RUN_DIRECTORY),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            pause_binary: PathBuf::new(),
+            toolbox_binary: PathBuf::new(),
+            cni_configuration_directory: layout::CNI_CONFIGURATION_DIRECTORY.into(),
+            cni_plugin_directory: layout::CNI_PLUGIN_DIRECTORY.into(),
+            port: layout::RUNTIME_PORT,
+        }
+    }
+}
