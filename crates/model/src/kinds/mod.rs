@@ -13,5 +13,6 @@ pub use pod::{
     PodStatus, StateRunning, StateTerminated, StateWaiting,
 };
 pub use service::{
-    IntOrString, Service, ServicePort, ServiceSpec, ServiceType, SessionAffinity, TrafficPolicy,
+    CLIENT_IP_TIMEOUT_S, ClientIpConfig, IntOrString, Service, ServicePort, ServiceSpec,
+    ServiceType, SessionAffinity, SessionAffinityConfig, TrafficPolicy,
 };

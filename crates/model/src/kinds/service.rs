@@ -38,6 +38,9 @@ pub struct ServiceSpec {
     /// Whether a client stays with one endpoint.
     #[serde(deserialize_with = "null_as_default")]
     pub session_affinity: SessionAffinity,
+    /// How long a client stays with its endpoint.
+    #[serde(deserialize_with = "null_as_default")]
+    pub session_affinity_config: SessionAffinityConfig,
     /// Which endpoints clients outside the cluster may reach.
     #[serde(deserialize_with = "null_as_default")]
     pub external_traffic_policy: TrafficPolicy,
@@ -105,6 +108,23 @@ pub enum SessionAffinity {
     ClientIP,
 }
 
+/// `spec.sessionAffinityConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionAffinityConfig {
+    /// For the affinity `ClientIP`.
+    #[serde(rename = "clientIP", deserialize_with = "null_as_default")]
+    pub client_ip: ClientIpConfig,
+}
+
+/// `spec.sessionAffinityConfig.clientIP`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientIpConfig {
+    /// Idle seconds after which a client is forgotten. Absent means 10800, three hours.
+    pub timeout_seconds: Option<u32>,
+}
+
 /// `spec.externalTrafficPolicy` and `spec.internalTrafficPolicy`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TrafficPolicy {
@@ -115,7 +135,17 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// The API's default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+pub const CLIENT_IP_TIMEOUT_S: u32 = 10_800;
+
 impl Service {
+    /// Seconds that a client stays with its endpoint; `None` without session affinity.
+    pub fn affinity_timeout_s(&self) -> Option<u32> {
+        let configured = self.spec.session_affinity_config.client_ip.timeout_seconds;
+        (self.spec.session_affinity == SessionAffinity::ClientIP)
+            .then(|| configured.unwrap_or(CLIENT_IP_TIMEOUT_S))
+    }
+
     /// Whether the Service has no address of its own on purpose (`clusterIP: None`).
     pub fn is_headless(&self) -> bool {
         self.spec.kind != ServiceType::ExternalName
