@@ -1,0 +1,91 @@
+//! Programs of others that checks and tests use, kept in `target/tools/`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+
+/// The version of cargo-deny that `deny.toml` is written for.
+const CARGO_DENY_VERSION: &str = "0.19.0";
+/// The Debian package that holds kubectl 1.20.
+const KUBECTL_PACKAGE: &str = "kubernetes-client";
+/// What the packaged program must say of itself.
+const KUBECTL_VERSION: &str = "v1.20.";
+
+/// Where the tools live.
+fn directory() -> PathBuf {
+    process::root().join("target/tools")
+}
+
+/// cargo-deny: the installed one, or one installed into `target/tools/`.
+///
+/// # Errors
+/// When it is neither there nor can be installed.
+pub fn cargo_deny() -> Result<PathBuf> {
+    let own = directory().join("bin/cargo-deny");
+    if own.exists() {
+        return Ok(own);
+    }
+    if process::output("cargo-deny", &["--version"]).is_ok() {
+        return Ok(PathBuf::from("cargo-deny"));
+    }
+    let root = directory().display().to_string();
+    let arguments =
+        ["install", "cargo-deny", "--locked", "--version", CARGO_DENY_VERSION, "--root", &root];
+    process::run("cargo", &arguments)
+        .context("cargo-deny is missing and could not be installed: check the network and retry")?;
+    Ok(own)
+}
+
+/// The command: prints where kubectl 1.20 is, after fetching it when it is not there.
+///
+/// # Errors
+/// When apt cannot fetch the package, or it holds another version.
+pub fn kubectl(arguments: &[String]) -> Result<()> {
+    if !arguments.is_empty() {
+        bail!("kubectl takes no arguments");
+    }
+    let target = directory().join("kubectl-1.20");
+    let program = target.join("usr/bin/kubectl");
+    if !program.exists() {
+        fetch_kubectl(&target)?;
+    }
+    let path = program.display().to_string();
+    let version = process::output(&path, &["version", "--client", "--short"])?;
+    if !version.contains(KUBECTL_VERSION) {
+        bail!(
+            "{path} says {:?} instead of {KUBECTL_VERSION}: this release of the distribution \
+             packages another version; put a kubectl 1.20 there by hand",
+            version.trim()
+        );
+    }
+    println!("{path}");
+    Ok(())
+}
+
+fn fetch_kubectl(target: &Path) -> Result<()> {
+    let work = directory().join("kubectl-download");
+    // A half fetched package of an earlier, interrupted run.
+    if work.exists() {
+        std::fs::remove_dir_all(&work)?;
+    }
+    std::fs::create_dir_all(&work)?;
+    let status = std::process::Command::new("apt-get")
+        .args(["download", KUBECTL_PACKAGE])
+        .current_dir(&work)
+        .status()
+        .context("cannot start apt-get: kubectl 1.20 comes from Debian's packages")?;
+    if !status.success() {
+        bail!("`apt-get download {KUBECTL_PACKAGE}` failed: run `apt-get update` and retry");
+    }
+    let packages = crate::source::files(&work, ".deb")?;
+    let package = packages.first().context("apt-get downloaded no package")?;
+    let unpacked = work.join("unpacked");
+    let from = package.display().to_string();
+    process::run("dpkg-deb", &["-x", &from, &unpacked.display().to_string()])?;
+    std::fs::rename(&unpacked, target)
+        .with_context(|| format!("cannot move the package to {}", target.display()))?;
+    std::fs::remove_dir_all(&work)?;
+    Ok(())
+}
