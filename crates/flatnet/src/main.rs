@@ -1,2 +1,81 @@
-//! flatnet: the commands.
-fn main() {}
+//! flatnet: the whole Kubernetes network in one program. This file is the table of contents.
+
+mod cluster;
+mod commands;
+mod demo;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The whole Kubernetes network in one program: as the network of a cluster, or with `flatnet up`
+/// as a whole cluster on this machine.
+#[derive(Parser)]
+#[command(version, propagate_version = true, after_help = "Example:\n  flatnet up --demo")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a cluster on this machine.
+    Up(commands::up::Arguments),
+    /// Stop a cluster and remove every trace of it.
+    Down(commands::down::Arguments),
+    /// Say what runs and what is wrong.
+    Status(commands::status::Arguments),
+    /// Print the cluster's kubeconfig, or merge it into another.
+    Kubeconfig(commands::kubeconfig::Arguments),
+    /// Run a command in a node's namespaces.
+    Node(commands::node::Arguments),
+    /// Print a completion script for a shell.
+    Completion(commands::completion::Arguments),
+    /// Start and restart the processes of a cluster (started by `up`).
+    #[command(hide = true)]
+    Supervise(commands::supervise::Arguments),
+    /// Make a node's namespaces (started by `up`).
+    #[command(hide = true)]
+    NodeInit(commands::node_init::Arguments),
+    /// Run the API server and the controllers (started by the supervisor).
+    #[command(hide = true)]
+    Controlplane(commands::controlplane::Arguments),
+    /// Run a node's network agent (started by the supervisor).
+    #[command(hide = true)]
+    Agent(commands::agent::Arguments),
+    /// Run a node's pods (started by the supervisor).
+    #[command(hide = true)]
+    Runtime(commands::runtime::Arguments),
+    /// Run a node's DNS worker (started by the supervisor).
+    #[command(hide = true)]
+    Dns(commands::dns::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Up(arguments) => commands::up::run(arguments),
+        Command::Down(arguments) => commands::down::run(arguments),
+        Command::Status(arguments) => return commands::status::run(arguments),
+        Command::Kubeconfig(arguments) => commands::kubeconfig::run(arguments),
+        Command::Node(arguments) => commands::node::run(arguments),
+        Command::Completion(arguments) => {
+            commands::completion::run::<Arguments>(arguments);
+            Ok(())
+        }
+        Command::Supervise(arguments) => commands::supervise::run(arguments),
+        Command::NodeInit(arguments) => commands::node_init::run(arguments),
+        Command::Controlplane(arguments) => commands::controlplane::run(arguments),
+        Command::Agent(arguments) => commands::agent::run(arguments),
+        Command::Runtime(arguments) => commands::runtime::run(arguments),
+        Command::Dns(arguments) => commands::dns::run(arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flatnet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

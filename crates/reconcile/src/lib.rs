@@ -116,8 +116,8 @@ pub struct Reconciler {
     observe_at: Now,
     failures: Vec<String>,
     conflist: Option<String>,
-    zone: Option<Arc<Zone>>,
-    zone_stale: bool,
+    zone: Zone,
+    zone_changed: bool,
     operations_total: u64,
 }
 
@@ -131,6 +131,7 @@ enum Underway {
 impl Reconciler {
     /// A loop that knows nothing yet.
     pub fn new(config: ClusterConfig) -> Self {
+        let zone = Zone::empty(&config);
         Self {
             config,
             world: World::default(),
@@ -147,8 +148,9 @@ impl Reconciler {
             observe_at: Now::ZERO,
             failures: Vec::new(),
             conflist: None,
-            zone: None,
-            zone_stale: true,
+            zone,
+            // Also an empty zone is an answer: names do not exist, where silence is a failure.
+            zone_changed: true,
             operations_total: 0,
         }
     }
@@ -280,10 +282,7 @@ impl Reconciler {
     }
 
     fn touch(&mut self, keys: impl IntoIterator<Item = DirtyKey>) {
-        for key in keys {
-            self.zone_stale |= matches!(key, DirtyKey::Service(_));
-            self.dirty.insert(key);
-        }
+        self.dirty.extend(keys);
     }
 
     fn touch_everything(&mut self) {
@@ -306,6 +305,8 @@ impl Reconciler {
                     found
                 }
                 DirtyKey::Service(name) => {
+                    let records = plan::zone::service_records(&self.world, name);
+                    self.zone_changed |= self.zone.set(name, records);
                     let (plan, found) =
                         plan::services::plan(&self.world, &self.config, facts, name);
                     match plan {
@@ -385,14 +386,7 @@ impl Reconciler {
     }
 
     fn zone_effect(&mut self) -> Option<Effect> {
-        if !std::mem::take(&mut self.zone_stale) {
-            return None;
-        }
-        let zone = Arc::new(plan::zone::plan(&self.world, &self.config));
-        if self.zone.as_ref() == Some(&zone) {
-            return None;
-        }
-        self.zone = Some(zone.clone());
-        Some(Effect::PublishZone(zone))
+        std::mem::take(&mut self.zone_changed)
+            .then(|| Effect::PublishZone(Arc::new(self.zone.clone())))
     }
 }

@@ -1,0 +1,23 @@
+//! What the node's own links say.
+
+use anyhow::{Context, Result};
+use netlink::Netlink;
+use plan::NodeFacts;
+
+/// Reads the uplink's MTU and addresses.
+///
+/// # Errors
+/// When the link is absent or netlink refuses.
+pub(crate) fn read(node_name: &str, uplink: &str) -> Result<NodeFacts> {
+    let mut netlink = Netlink::open()?;
+    let link = netlink.require_link(uplink).with_context(|| {
+        format!("the uplink {uplink} is missing: name the link to the other nodes with --uplink")
+    })?;
+    let addresses = netlink.addresses(link.index)?;
+    Ok(NodeFacts {
+        name: node_name.into(),
+        uplink: uplink.into(),
+        uplink_mtu: link.mtu,
+        addresses: addresses.into_iter().map(|address| address.prefix.addr()).collect(),
+    })
+}

@@ -1,0 +1,250 @@
+//! A node's namespaces: network, mount, UTS and cgroup, with places of its own for everything
+//! that a node keeps under a default path (`/run`, `/etc/cni/net.d`, `/opt/cni/bin`,
+//! `/var/lib/cni`, the cgroup mounts).
+//!
+//! A child process makes them and arranges its mounts; the parent binds the child's namespace
+//! handles to files, after which the child is not needed any more.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use model::layout;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use super::cgroups;
+use super::paths::{NETNS_ROOT, Paths, STATE_ROOT};
+
+/// The namespaces whose handles lie in the cluster's run directory.
+pub const BOUND: [&str; 3] = ["mnt", "uts", "cgroup"];
+/// The cgroup of a node's own processes, below the node's.
+pub const SYSTEM_CGROUP: &str = "system";
+/// Directories of the host of which a node has a version of its own.
+const OVERLAID: [&str; 3] = ["/etc", "/opt", "/var/lib"];
+/// Upper limit of a node's volatile files, in bytes.
+const VOLATILE_BYTES_MAX: u64 = 64 << 20;
+/// What the child says when its namespaces are ready.
+const READY: &str = "ready";
+
+/// Makes the directories that hold namespace handles. Mount namespace handles can only be bound
+/// to a mount that does not propagate.
+///
+/// # Errors
+/// The kernel's.
+pub fn prepare(paths: &Paths) -> Result<()> {
+    fs::create_dir_all(NETNS_ROOT).with_context(|| format!("making {NETNS_ROOT}"))?;
+    let directory = paths.namespaces();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    let none: Option<&str> = None;
+    let bind = mount(Some(&directory), &directory, none, MsFlags::MS_BIND, none);
+    bind.and_then(|()| mount(none, &directory, none, MsFlags::MS_PRIVATE, none))
+        .with_context(|| format!("mounting {} on itself", directory.display()))
+}
+
+/// Makes one node's namespaces and binds their handles.
+///
+/// # Errors
+/// What the child or the kernel could not do.
+pub fn create(paths: &Paths, node: &str) -> Result<()> {
+    let cgroup = paths.cgroup().join(node);
+    cgroups::create(&cgroup.join(SYSTEM_CGROUP))?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["node-init", "--name", paths.name(), "--node", node])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting the node's first process")?;
+    let bound = wait_ready(&mut child, node).and_then(|()| bind(paths, node, child.id()));
+    // The end of its input tells the child to go; its namespaces stay by their handles.
+    drop(child.stdin.take());
+    child.wait().context("waiting for the node's first process")?;
+    bound
+}
+
+/// Takes the handles away; the namespaces go with their last process. Absent ones are fine.
+///
+/// # Errors
+/// The kernel's, naming the handle.
+pub fn release(paths: &Paths, node: &str) -> Result<()> {
+    for kind in BOUND {
+        unbind(&paths.namespace(node, kind))?;
+    }
+    unbind(&paths.netns(node))
+}
+
+/// Takes the directory of the handles away again.
+///
+/// # Errors
+/// The kernel's.
+pub fn finish(paths: &Paths) -> Result<()> {
+    let directory = paths.namespaces();
+    match umount2(&directory, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+        Err(error) => {
+            Err(error).with_context(|| format!("unmounting {}", directory.display()))
+        }
+    }
+}
+
+/// Unmounts and removes one handle.
+///
+/// # Errors
+/// The kernel's, naming the handle.
+pub fn unbind(handle: &Path) -> Result<()> {
+    match umount2(handle, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("unmounting {}", handle.display()));
+        }
+    }
+    match fs::remove_file(handle) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", handle.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn wait_ready(child: &mut Child, node: &str) -> Result<()> {
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    if line.trim_end() == READY {
+        return Ok(());
+    }
+    let mut reason = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut reason)?;
+    }
+    bail!("the namespaces of {node} could not be made: {}", reason.trim())
+}
+
+fn bind(paths: &Paths, node: &str, process: u32) -> Result<()> {
+    let handles = BOUND.map(|kind| (kind, paths.namespace(node, kind)));
+    for (kind, handle) in handles.into_iter().chain([("net", paths.netns(node))]) {
+        let source = format!("/proc/{process}/ns/{kind}");
+        let none: Option<&str> = None;
+        fs::OpenOptions::new().write(true).create_new(true).open(&handle)?;
+        mount(Some(source.as_str()), &handle, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("binding {source} to {}", handle.display()))?;
+    }
+    Ok(())
+}
+
+/// The child's part: makes the namespaces, arranges the mounts, says so, and waits until its input
+/// ends.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn init(paths: &Paths, node: &str) -> Result<()> {
+    for joining in cgroups::open_for_joining(&paths.cgroup().join(node))? {
+        nix::unistd::write(&joining, b"0").context("joining the node's cgroup")?;
+    }
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWCGROUP;
+    unshare(namespaces).context("making namespaces (is CAP_SYS_ADMIN missing?)")?;
+    let none: Option<&str> = None;
+    // What the host unmounts later goes away here too; nothing of ours reaches the host.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    arrange_mounts(paths, node)?;
+    nix::unistd::sethostname(node)?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{READY}")?;
+    stdout.flush()?;
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
+fn arrange_mounts(paths: &Paths, node: &str) -> Result<()> {
+    // Handles of what the mounts below will cover.
+    let state = fs::File::open(STATE_ROOT).with_context(|| format!("opening {STATE_ROOT}"))?;
+    let hierarchies = cgroups::hierarchies()?;
+    let none: Option<&str> = None;
+
+    let options = format!("mode=755,size={VOLATILE_BYTES_MAX}");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), flags, Some(options.as_str()))
+        .context("mounting the node's /run")?;
+    private_directory(layout::RUN_DIRECTORY)?;
+    private_directory("/run/overlay")?;
+    fs::create_dir_all(NETNS_ROOT)?;
+    for directory in OVERLAID {
+        overlay(directory)?;
+    }
+
+    let handle = format!("/proc/self/fd/{}", state.as_raw_fd());
+    mount(Some(handle.as_str()), STATE_ROOT, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+        .with_context(|| format!("binding {STATE_ROOT}"))?;
+    let addresses = paths.node(node).join("cni");
+    private_directory(&addresses)?;
+    fs::create_dir_all("/var/lib/cni")?;
+    mount(Some(&addresses), "/var/lib/cni", none, MsFlags::MS_BIND, none)
+        .context("binding /var/lib/cni")?;
+    fs::create_dir_all(layout::CNI_CONFIGURATION_DIRECTORY)?;
+    remove_foreign_configurations()?;
+    install_plugin()?;
+
+    for hierarchy in hierarchies {
+        let kind = if hierarchy.controllers.is_empty() { "cgroup2" } else { "cgroup" };
+        let options = hierarchy.controllers.join(",");
+        let options = (!options.is_empty()).then_some(options.as_str());
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some(kind), &hierarchy.mount, Some(kind), flags, options)
+            .with_context(|| format!("mounting {}", hierarchy.mount.display()))?;
+    }
+    Ok(())
+}
+
+/// The host may run a CNI itself; its configurations are not this node's. Only the node's own view
+/// changes.
+fn remove_foreign_configurations() -> Result<()> {
+    for entry in fs::read_dir(layout::CNI_CONFIGURATION_DIRECTORY)?.flatten() {
+        if entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The plugin is copied, not linked: the node keeps the version that it was made with, and a plugin
+/// directory holds files that any runtime can execute.
+fn install_plugin() -> Result<()> {
+    let own = std::env::current_exe()?.with_file_name("flatnet-cni");
+    let plugin = Path::new(layout::CNI_PLUGIN_DIRECTORY).join(layout::CNI_PLUGIN);
+    fs::create_dir_all(layout::CNI_PLUGIN_DIRECTORY)?;
+    fs::copy(&own, &plugin).with_context(|| format!("copying {} to {}", own.display(), plugin.display()))?;
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Gives the node a version of a host directory whose changes stay in memory: mount points can be
+/// made in it without a trace on the host.
+fn overlay(directory: &str) -> Result<()> {
+    let name = directory.trim_start_matches('/').replace('/', "-");
+    let upper = format!("/run/overlay/{name}/upper");
+    let work = format!("/run/overlay/{name}/work");
+    fs::create_dir_all(&upper)?;
+    fs::create_dir_all(&work)?;
+    let mode = fs::metadata(directory)?.permissions().mode();
+    fs::set_permissions(&upper, fs::Permissions::from_mode(mode))?;
+    let options = format!("lowerdir={directory},upperdir={upper},workdir={work}");
+    mount(Some("overlay"), directory, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .with_context(|| format!("mounting an overlay on {directory}"))
+}
+
+fn private_directory(directory: impl AsRef<Path>) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory.as_ref())
+        .with_context(|| format!("making {}", directory.as_ref().display()))
+}

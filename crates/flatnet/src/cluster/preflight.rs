@@ -1,0 +1,141 @@
+//! What must hold before a cluster is made: each fault is a clear error that says what to do.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use model::cluster::overlap;
+use netlink::{BridgeSpec, Netlink, Netns, VethSpec};
+
+use super::paths::Paths;
+use super::spec::ClusterSpec;
+
+/// Programs that must lie beside this one.
+pub const COMPANIONS: [&str; 3] = ["flatnet-cni", "flatnet-pause", "flatnet-toolbox"];
+/// Ports that are tried when nobody asked for one.
+const API_PORTS_TRIED: u16 = 100;
+
+/// Checks the machine.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn check_machine() -> Result<()> {
+    let own = std::env::current_exe()?;
+    for companion in COMPANIONS {
+        let file = own.with_file_name(companion);
+        if !file.is_file() {
+            bail!("{} is missing: `./x build` puts the programs side by side", file.display());
+        }
+    }
+    for kind in ["net", "mnt", "uts", "cgroup", "pid", "ipc"] {
+        if !Path::new("/proc/self/ns").join(kind).exists() {
+            bail!("this kernel has no {kind} namespaces: use one built with CONFIG_NAMESPACES");
+        }
+    }
+    let filesystems = fs::read_to_string("/proc/filesystems")?;
+    if !filesystems.lines().any(|line| line.ends_with("\toverlay")) {
+        load_module("overlay")?;
+    }
+    if !Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
+        load_module("br_netfilter")?;
+    }
+    probe_links()
+}
+
+/// Tries the link kinds in a namespace that goes away again.
+fn probe_links() -> Result<()> {
+    let namespace = Netns::create()
+        .context("making a network namespace (is CAP_SYS_ADMIN missing, as in a container?)")?;
+    let mut netlink = Netlink::open_in(&namespace)?;
+    let bridge = BridgeSpec { name: "probe".into(), ..BridgeSpec::default() };
+    netlink.create_bridge(&bridge).context("this kernel makes no bridges: load module `bridge`")?;
+    netlink
+        .create_veth(&VethSpec::new("probe0", "probe1"))
+        .context("this kernel makes no veth pairs: load module `veth`")
+}
+
+fn load_module(name: &str) -> Result<()> {
+    let loaded = std::process::Command::new("modprobe").arg(name).output();
+    if loaded.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    bail!("this kernel lacks `{name}` and modprobe cannot load it: install the module or a kernel that has it")
+}
+
+/// Checks that the cluster's ranges do not hide anything that the host reaches now.
+///
+/// # Errors
+/// Naming the range, its flag and the route.
+pub fn check_routes(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
+    let mut host = Netlink::open()?;
+    let links = host.links()?;
+    let named = [
+        ("--pod-cidr", &spec.config.pod_cidrs),
+        ("--service-cidr", &spec.config.service_cidrs),
+        ("--node-cidr", &spec.config.node_cidrs),
+    ];
+    for route in host.routes(None)? {
+        if route.destination.prefix_len() == 0 {
+            continue;
+        }
+        let link = links.iter().find(|link| Some(link.index) == route.link_index);
+        let link = link.map_or("?", |link| link.name.as_str());
+        if link == paths.host_link() {
+            continue;
+        }
+        for (flag, ranges) in named {
+            if let Some(range) = ranges.iter().find(|range| overlap(range, &route.destination)) {
+                let destination: IpNet = route.destination;
+                bail!(
+                    "{flag} {range} overlaps the host's route to {destination} on {link}: another \
+                     network or cluster uses it; choose another range with {flag}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A port for the API server: the one asked for, or the first free one from `default`.
+///
+/// # Errors
+/// When the port asked for is taken, or none is free.
+pub fn api_port(asked: Option<u16>, default: u16) -> Result<u16> {
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    match asked {
+        Some(port) if is_free(port) => Ok(port),
+        Some(port) => bail!(
+            "port {port} of 127.0.0.1 is in use by another program: choose another with --api-port"
+        ),
+        None => (default..default + API_PORTS_TRIED).find(|port| is_free(*port)).with_context(|| {
+            format!("no port from {default} on is free: choose one with --api-port")
+        }),
+    }
+}
+
+/// The host's resolvers: where questions outside the cluster go.
+pub fn host_resolvers() -> Vec<IpAddr> {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.trim().parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_refused_when_asked_for_and_passed_over_when_not() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = taken.local_addr().expect("bound").port();
+        let error = api_port(Some(port), 0).expect_err("taken").to_string();
+        assert!(error.contains("--api-port"), "{error}");
+        if port < u16::MAX - API_PORTS_TRIED {
+            assert_ne!(api_port(None, port).expect("another"), port);
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The supervisor of a cluster: one small process without threads that starts the control plane
+//! and, in each node's namespaces, agent, runtime and DNS worker, and starts again what dies.
+//!
+//! ```text
+//! supervise ─┬─ controlplane                 (host)
+//!            ├─ agent   node1 ┐
+//!            ├─ runtime node1 ├ in node1's namespaces and its cgroup `system`
+//!            ├─ dns     node1 ┘ inherits its sockets, so that no question is lost with a worker
+//!            └─ …
+//! ```
+//!
+//! Pods are not its children: their own pause processes parent them.
+
+mod children;
+mod sockets;
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+
+use super::cgroups;
+use super::node_namespaces::SYSTEM_CGROUP;
+use super::paths::Paths;
+use super::spec::{ClusterSpec, write_private};
+use children::{Place, Unit};
+
+/// The cgroup of the control plane, below the cluster's.
+pub const CONTROL_CGROUP: &str = "control";
+/// A process that ran this long failed for a new reason: it starts again at once.
+const STABLE: Duration = Duration::from_secs(10);
+/// The second start after a quick death waits this long; each further one twice as long.
+const RESTART_FIRST: Duration = Duration::from_millis(100);
+/// No restart waits longer.
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+/// How long processes get to end after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the supervisor says of itself, in the cluster's run directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Its process id.
+    pub supervisor: i32,
+    /// Its processes, in the order of their start.
+    pub processes: Vec<ProcessReport>,
+}
+
+/// One process of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessReport {
+    /// `controlplane`, or component and node, such as `agent/node1`.
+    pub name: String,
+    /// The process id; absent while it waits for its next start.
+    pub pid: Option<i32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How it ended last, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
+}
+
+struct Process {
+    unit: Unit,
+    pid: Option<Pid>,
+    started: Instant,
+    start_at: Option<Instant>,
+    quick_deaths: u32,
+    restarts: u32,
+    last_exit: Option<String>,
+}
+
+/// Holds the cluster's lock, so that one supervisor runs at a time; `None` when another holds it.
+///
+/// # Errors
+/// The file system's.
+pub fn lock(paths: &Paths) -> Result<Option<Flock<fs::File>>> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(paths.run())?;
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(paths.lock())
+        .with_context(|| format!("opening {}", paths.lock().display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => Ok(Some(held)),
+        Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error).context("locking the cluster"),
+    }
+}
+
+/// Whether the cluster has a supervisor. Leaves no trace where there is no cluster.
+///
+/// # Errors
+/// The file system's.
+pub fn is_running(paths: &Paths) -> Result<bool> {
+    Ok(paths.lock().exists() && lock(paths)?.is_none())
+}
+
+/// What the running supervisor says; `None` when none has ever said anything since boot.
+///
+/// # Errors
+/// When the file is damaged.
+pub fn report(paths: &Paths) -> Result<Option<Report>> {
+    match fs::read_to_string(paths.status()) {
+        Ok(text) => Ok(Some(serde_json::from_str(&text).with_context(|| {
+            format!("{} is damaged; `flatnet down` still works", paths.status().display())
+        })?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Supervises until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the cluster is unknown or already supervised, or a process cannot be prepared.
+pub fn run(paths: &Paths) -> Result<()> {
+    let Some(_lock) = lock(paths)? else {
+        bail!("cluster {} has a supervisor already", paths.name());
+    };
+    let spec = ClusterSpec::load(paths)?
+        .with_context(|| format!("there is no cluster {}: `flatnet up` makes it", paths.name()))?;
+    stop_leftovers(paths, &spec)?;
+
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+
+    let units = children::units(paths, &spec)?;
+    let mut processes: Vec<Process> = units.into_iter().map(Process::new).collect();
+    loop {
+        let mut changed = reap(&mut processes);
+        changed |= start_due(&mut processes, paths);
+        if changed {
+            write_report(paths, &processes)?;
+        }
+        let timeout = next_start(&processes)
+            .map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
+        let mut ready = [PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error).context("waiting for signals"),
+        }
+        while let Some(signal) = signal_fd.read_signal()? {
+            if signal.ssi_signo != Signal::SIGCHLD as u32 {
+                return stop_all(&mut processes);
+            }
+        }
+    }
+}
+
+/// Processes of a supervisor that was killed: they are replaced, pods stay.
+fn stop_leftovers(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
+    let systems = spec.nodes.iter().map(|node| Path::new(&node.name).join(SYSTEM_CGROUP));
+    for cgroup in systems.chain([CONTROL_CGROUP.into()]) {
+        let cgroup = paths.cgroup().join(cgroup);
+        cgroups::destroy(&cgroup)?;
+        cgroups::create(&cgroup)?;
+    }
+    Ok(())
+}
+
+fn reap(processes: &mut [Process]) -> bool {
+    let mut changed = false;
+    loop {
+        let (pid, exit) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exit code {code}")),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("killed by {signal}")),
+            Ok(WaitStatus::StillAlive) | Err(_) => return changed,
+            Ok(_) => continue,
+        };
+        if let Some(process) = processes.iter_mut().find(|process| process.pid == Some(pid)) {
+            process.ended(exit);
+            changed = true;
+        }
+    }
+}
+
+fn start_due(processes: &mut [Process], paths: &Paths) -> bool {
+    let now = Instant::now();
+    let mut changed = false;
+    for process in processes.iter_mut() {
+        if process.start_at.is_some_and(|at| at <= now) {
+            process.start(paths);
+            changed = true;
+        }
+    }
+    changed
+}
+
+fn next_start(processes: &[Process]) -> Option<Duration> {
+    let next = processes.iter().filter_map(|process| process.start_at).min()?;
+    // A millisecond more: poll() rounds down, and must not spin.
+    Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
+}
+
+fn stop_all(processes: &mut [Process]) -> Result<()> {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    for process in processes.iter_mut() {
+        process.start_at = None;
+        if let Some(pid) = process.pid {
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+    }
+    while processes.iter().any(|process| process.pid.is_some()) {
+        reap(processes);
+        for process in processes.iter_mut() {
+            process.start_at = None;
+            if let Some(pid) = process.pid.filter(|_| Instant::now() > deadline) {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn write_report(paths: &Paths, processes: &[Process]) -> Result<()> {
+    let processes = processes
+        .iter()
+        .map(|process| ProcessReport {
+            name: process.unit.name.clone(),
+            pid: process.pid.map(Pid::as_raw),
+            restarts: process.restarts,
+            last_exit: process.last_exit.clone(),
+        })
+        .collect();
+    let report = Report { supervisor: std::process::id() as i32, processes };
+    write_private(&paths.status(), &serde_json::to_string(&report)?)
+}
+
+impl Process {
+    fn new(unit: Unit) -> Self {
+        let now = Instant::now();
+        Self {
+            unit,
+            pid: None,
+            started: now,
+            start_at: Some(now),
+            quick_deaths: 0,
+            restarts: 0,
+            last_exit: None,
+        }
+    }
+
+    fn start(&mut self, paths: &Paths) {
+        self.started = Instant::now();
+        self.start_at = None;
+        match self.unit.spawn(paths) {
+            Ok(pid) => self.pid = Some(pid),
+            Err(error) => self.ended(format!("not started: {error:#}")),
+        }
+    }
+
+    fn ended(&mut self, exit: String) {
+        let now = Instant::now();
+        self.pid = None;
+        self.last_exit = Some(exit);
+        self.restarts = self.restarts.saturating_add(1);
+        self.quick_deaths = if now.duration_since(self.started) >= STABLE {
+            0
+        } else {
+            self.quick_deaths.saturating_add(1)
+        };
+        let wait = match self.quick_deaths {
+            0 | 1 => Duration::ZERO,
+            deaths => RESTART_FIRST.saturating_mul(1 << (deaths - 2).min(16)).min(RESTART_LIMIT),
+        };
+        self.start_at = Some(now + wait);
+    }
+}
+
+/// The namespaces and cgroup that a unit runs in, for tests and for people who enter a node.
+pub fn node_place(paths: &Paths, node: &str) -> Result<Place> {
+    Place::node(paths, node)
+}

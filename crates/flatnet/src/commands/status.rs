@@ -1,0 +1,231 @@
+//! `flatnet status`: what runs and what is wrong.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use agent::AgentStatus;
+use anyhow::{Context, Result};
+use client::{Client, ListOptions, ResourcePath};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use model::Node;
+use serde::Serialize;
+use tokio::net::UnixStream;
+
+use super::{ClusterName, require_root};
+use crate::cluster::paths::Paths;
+use crate::cluster::spec::ClusterSpec;
+use crate::cluster::supervisor::{self, ProcessReport};
+use crate::cluster::cgroups;
+use crate::output::{Format, print, table};
+
+/// The largest answer of an agent that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// How long API server and agents may take to answer.
+const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// Something is wrong.
+const EXIT_PROBLEMS: u8 = 1;
+/// There is no such cluster, or it does not run; as for services of the init system.
+const EXIT_NOT_RUNNING: u8 = 3;
+
+/// Arguments of `flatnet status`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 all is well, 1 something is wrong, 3 the cluster does not run.\n\nExample:\n  flatnet status --output json"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    cluster: ClusterName,
+    /// How to print.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outcome {
+    name: String,
+    processes: Vec<ProcessReport>,
+    nodes: Vec<NodeOutcome>,
+    memory_kilobytes: u64,
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeOutcome {
+    name: String,
+    ready: bool,
+    #[serde(flatten)]
+    agent: Option<AgentStatus>,
+}
+
+/// Prints what runs. The exit code says whether all is well.
+pub fn run(arguments: Arguments) -> ExitCode {
+    match ask(&arguments) {
+        Ok(None) => {
+            eprintln!("cluster {} does not run: start it with `flatnet up`", arguments.cluster.name);
+            ExitCode::from(EXIT_NOT_RUNNING)
+        }
+        Ok(Some(outcome)) => match print(arguments.output, &outcome, || text(&outcome)) {
+            Ok(()) if outcome.problems.is_empty() => ExitCode::SUCCESS,
+            Ok(()) => ExitCode::from(EXIT_PROBLEMS),
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            eprintln!("flatnet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ask(arguments: &Arguments) -> Result<Option<Outcome>> {
+    require_root("looking into a cluster")?;
+    let paths = arguments.cluster.paths()?;
+    let Some(spec) = ClusterSpec::load(&paths)? else { return Ok(None) };
+    let (true, Some(report)) = (supervisor::is_running(&paths)?, supervisor::report(&paths)?)
+    else {
+        return Ok(None);
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut problems = Vec::new();
+    for process in report.processes.iter().filter(|process| process.pid.is_none()) {
+        let exit = process.last_exit.as_deref().unwrap_or("never started");
+        let log = paths.logs().join(format!("{}.log", process.name.replace('/', "-")));
+        problems.push(format!("{} does not run ({exit}); see {}", process.name, log.display()));
+    }
+    let nodes = runtime.block_on(nodes(&paths, &spec, &report.processes, &mut problems));
+    let memory_kilobytes = memory(&paths, report.supervisor);
+    let name = paths.name().to_owned();
+    Ok(Some(Outcome { name, processes: report.processes, nodes, memory_kilobytes, problems }))
+}
+
+async fn nodes(
+    paths: &Paths,
+    spec: &ClusterSpec,
+    processes: &[ProcessReport],
+    problems: &mut Vec<String>,
+) -> Vec<NodeOutcome> {
+    let known = match tokio::time::timeout(ANSWER_TIMEOUT, api_nodes(paths)).await {
+        Ok(Ok(known)) => known,
+        Ok(Err(error)) => {
+            problems.push(format!("the API server does not answer: {error:#}"));
+            BTreeMap::new()
+        }
+        Err(_) => {
+            problems.push("the API server does not answer in time".into());
+            BTreeMap::new()
+        }
+    };
+    let mut outcomes = Vec::new();
+    for node in &spec.nodes {
+        let ready = known.get(&node.name).copied().unwrap_or_default();
+        if !ready && !known.is_empty() {
+            problems.push(format!("node {} is not ready: kubectl describe node {0}", node.name));
+        }
+        let unit = format!("agent/{}", node.name);
+        let pid = processes.iter().find(|process| process.name == unit).and_then(|p| p.pid);
+        let agent = match pid {
+            None => None,
+            Some(pid) => match tokio::time::timeout(ANSWER_TIMEOUT, agent_status(pid)).await {
+                Ok(Ok(status)) => Some(status),
+                Ok(Err(error)) => {
+                    problems.push(format!("the agent of {} does not answer: {error:#}", node.name));
+                    None
+                }
+                Err(_) => {
+                    problems.push(format!("the agent of {} does not answer in time", node.name));
+                    None
+                }
+            },
+        };
+        if let Some(status) = &agent {
+            problems.extend(status.problems.iter().map(|text| format!("{}: {text}", node.name)));
+        }
+        outcomes.push(NodeOutcome { name: node.name.clone(), ready, agent });
+    }
+    outcomes
+}
+
+async fn api_nodes(paths: &Paths) -> Result<BTreeMap<String, bool>> {
+    let client = Client::from_kubeconfig(&paths.kubeconfig()).await?;
+    let path = ResourcePath::new("v1", "nodes");
+    let list = client.list::<Node>(&path, &ListOptions::default()).await?;
+    Ok(list.items.iter().map(|node| (node.name().to_owned(), node.is_ready())).collect())
+}
+
+/// Asks an agent through its own view of the file system: its socket lies in the node's `/run`.
+async fn agent_status(pid: i32) -> Result<AgentStatus> {
+    let socket = format!("/proc/{pid}/root{}/agent.sock", model::layout::RUN_DIRECTORY);
+    let stream = UnixStream::connect(&socket).await.with_context(|| socket.clone())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = hyper::Request::get("/status").header("host", "agent").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+    let body = body.collect().await.map_err(anyhow::Error::msg)?.to_bytes();
+    connection.abort();
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// Memory of all our own processes, pauses included, containers not: the sum of proportional set
+/// sizes, so that shared pages count once.
+fn memory(paths: &Paths, supervisor: i32) -> u64 {
+    let mut processes = cgroups::members(&paths.cgroup());
+    processes.insert(supervisor);
+    processes.iter().filter(|pid| is_ours(**pid)).filter_map(|pid| pss_kilobytes(*pid)).sum()
+}
+
+fn is_ours(pid: i32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| {
+        let name = program.file_name().map(|name| name.to_string_lossy().into_owned());
+        matches!(name.as_deref(), Some("flatnet" | "flatnet-pause"))
+    })
+}
+
+fn pss_kilobytes(pid: i32) -> Option<u64> {
+    let rollup = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("smaps_rollup"));
+    let rollup = rollup.ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+fn text(outcome: &Outcome) -> String {
+    let processes: Vec<[String; 4]> = outcome
+        .processes
+        .iter()
+        .map(|process| {
+            let pid = process.pid.map_or("-".into(), |pid| pid.to_string());
+            let exit = process.last_exit.clone().unwrap_or_else(|| "-".into());
+            [process.name.clone(), pid, process.restarts.to_string(), exit]
+        })
+        .collect();
+    let nodes: Vec<[String; 5]> = outcome
+        .nodes
+        .iter()
+        .map(|node| {
+            let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
+            let agent = node.agent.clone().unwrap_or_default();
+            let services = agent.services.to_string();
+            [node.name.clone(), yes(node.ready), yes(agent.synced), yes(agent.converged), services]
+        })
+        .collect();
+    let mut text = table(["PROCESS", "PID", "RESTARTS", "LAST-EXIT"], &processes);
+    text.push('\n');
+    text.push_str(&table(["NODE", "READY", "SYNCED", "CONVERGED", "SERVICES"], &nodes));
+    let megabytes = outcome.memory_kilobytes as f64 / 1024.0;
+    text.push_str(&format!("\nMemory of flatnet's own processes: {megabytes:.1} MB (PSS)\n"));
+    if outcome.problems.is_empty() {
+        text.push_str("Nothing is wrong.\n");
+    } else {
+        text.push_str("\nProblems:\n");
+        for problem in &outcome.problems {
+            text.push_str(&format!("  {problem}\n"));
+        }
+    }
+    text
+}

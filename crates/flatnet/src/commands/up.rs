@@ -1,0 +1,391 @@
+//! `flatnet up`: a cluster on this machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use client::{Client, ListOptions, ResourcePath};
+use controlplane::pki;
+use ipnet::IpNet;
+use model::{ClusterConfig, Node, Overlay, Timestamp, layout};
+use serde::Serialize;
+
+use super::{ClusterName, require_root};
+use crate::cluster::paths::Paths;
+use crate::cluster::spec::{ClusterSpec, write_private};
+use crate::cluster::teardown::{self, Keep};
+use crate::cluster::{fabric, node_namespaces, preflight, supervisor};
+use crate::demo;
+use crate::output::{Format, Progress, print, table};
+
+/// How long all nodes may take to be ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
+/// The API is asked this often meanwhile.
+const READY_PERIOD: Duration = Duration::from_millis(10);
+
+/// Arguments of `flatnet up`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flatnet up\n  flatnet up --demo\n  flatnet up --name lab --nodes 5 --overlay host-gw --pod-cidr 10.50.0.0/16 \\\n      --service-cidr 10.60.0.0/16 --node-cidr 172.31.0.0/24"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    cluster: ClusterName,
+    /// How many nodes (default 3).
+    #[arg(long)]
+    nodes: Option<usize>,
+    /// How pod packets travel between nodes (default vxlan).
+    #[arg(long)]
+    overlay: Option<OverlayArgument>,
+    /// The range of pod addresses (default 10.244.0.0/16).
+    #[arg(long, value_name = "RANGE")]
+    pod_cidr: Option<IpNet>,
+    /// The range of Service addresses (default 10.96.0.0/16).
+    #[arg(long, value_name = "RANGE")]
+    service_cidr: Option<IpNet>,
+    /// The range of the nodes' own addresses (default 172.30.0.0/24).
+    #[arg(long, value_name = "RANGE")]
+    node_cidr: Option<IpNet>,
+    /// The API server's port (default: 6443, or the next free one).
+    #[arg(long)]
+    api_port: Option<u16>,
+    /// Also deploy a small shop and show it answering.
+    #[arg(long)]
+    demo: bool,
+    /// How to print the result.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// `--overlay`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum OverlayArgument {
+    /// Encapsulated in UDP: needs nothing of the network between nodes.
+    Vxlan,
+    /// Routed directly: nodes share one L2 segment.
+    HostGw,
+}
+
+/// What `up` tells when the cluster runs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outcome {
+    name: String,
+    nodes: Vec<NodeOutcome>,
+    pod_cidrs: Vec<IpNet>,
+    service_cidrs: Vec<IpNet>,
+    node_cidrs: Vec<IpNet>,
+    overlay: Overlay,
+    service_backend: &'static str,
+    api_server: String,
+    kubeconfig: PathBuf,
+    dns_address: Option<std::net::IpAddr>,
+    ready_ms: u128,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    demo: Option<demo::Outcome>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeOutcome {
+    name: String,
+    status: &'static str,
+    address: String,
+    pod_cidr: String,
+}
+
+/// Makes and starts the cluster, and waits until its nodes are ready.
+///
+/// # Errors
+/// The first fault; what was made until then is taken away again.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let mut progress = Progress::new(false);
+    require_root("making a cluster")?;
+    let paths = arguments.cluster.paths()?;
+    if supervisor::is_running(&paths)? {
+        bail!(
+            "cluster {0} runs already: see `flatnet status --name {0}`, or start another with --name",
+            paths.name()
+        );
+    }
+    let stored = ClusterSpec::load(&paths)?;
+    let keep = if stored.is_some() { Keep::Objects } else { Keep::Nothing };
+    let spec = match stored {
+        Some(stored) => revived(&arguments, stored)?,
+        None => new_spec(&arguments)?,
+    };
+    preflight::check_machine()?;
+    preflight::check_routes(&paths, &spec)?;
+    progress.done("machine and ranges checked");
+    let outcome = start(&paths, &spec, &arguments, &mut progress);
+    match outcome {
+        Ok(outcome) => print(arguments.output, &outcome, || text(&outcome)),
+        Err(error) => {
+            let hint = last_words(&paths);
+            teardown::run(&paths, keep).context("and taking the unfinished cluster away failed")?;
+            Err(error.context(format!("the cluster could not be started{hint}")))
+        }
+    }
+}
+
+fn start(
+    paths: &Paths,
+    spec: &ClusterSpec,
+    arguments: &Arguments,
+    progress: &mut Progress,
+) -> Result<Outcome> {
+    // What an earlier boot or an unclean end left is in the way.
+    teardown::run(paths, Keep::Objects)?;
+    for directory in [paths.state(), paths.run(), paths.logs(), paths.nodes()] {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    }
+    spec.save(paths)?;
+    write_credentials(paths, spec)?;
+    progress.done("credentials");
+    node_namespaces::prepare(paths)?;
+    fabric::create(paths, spec)?;
+    for node in &spec.nodes {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(paths.node(&node.name))?;
+        node_namespaces::create(paths, &node.name)?;
+        fabric::plug_in_node(paths, spec, node)?;
+    }
+    fabric::route_from_host(paths, spec)?;
+    progress.done(&format!("{} nodes and their network", spec.nodes.len()));
+    start_supervisor(paths)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let client = runtime.block_on(Client::from_kubeconfig(&paths.kubeconfig()))?;
+    let nodes = runtime.block_on(wait_ready(paths, spec, &client))?;
+    progress.done("control plane, agents, runtimes and DNS");
+    let ready_ms = progress.elapsed_ms();
+    let demo = if arguments.demo {
+        let outcome = runtime.block_on(demo::run(paths, spec, &client, progress))?;
+        Some(outcome)
+    } else {
+        None
+    };
+    Ok(Outcome {
+        name: paths.name().into(),
+        nodes,
+        pod_cidrs: spec.config.pod_cidrs.clone(),
+        service_cidrs: spec.config.service_cidrs.clone(),
+        node_cidrs: spec.config.node_cidrs.clone(),
+        overlay: spec.config.overlay,
+        service_backend: "nftables",
+        api_server: spec.local_api_url(),
+        kubeconfig: paths.kubeconfig(),
+        dns_address: spec.config.dns_address(model::Family::V4),
+        ready_ms,
+        demo,
+    })
+}
+
+fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
+    let mut config = ClusterConfig { name: arguments.cluster.name.clone(), ..ClusterConfig::default() };
+    let ranges = [
+        (arguments.pod_cidr, &mut config.pod_cidrs),
+        (arguments.service_cidr, &mut config.service_cidrs),
+        (arguments.node_cidr, &mut config.node_cidrs),
+    ];
+    for (given, range) in ranges {
+        if let Some(given) = given {
+            if given.addr().is_ipv6() {
+                bail!("{given}: IPv6 ranges are not supported yet; use an IPv4 range");
+            }
+            *range = vec![given];
+        }
+    }
+    config.overlay = match arguments.overlay {
+        Some(OverlayArgument::HostGw) => Overlay::HostGw,
+        Some(OverlayArgument::Vxlan) | None => Overlay::Vxlan,
+    };
+    let port = preflight::api_port(arguments.api_port, layout::API_PORT)?;
+    let mut spec = ClusterSpec::new(config, arguments.nodes.unwrap_or(3), port)?;
+    spec.upstream_resolvers = preflight::host_resolvers();
+    Ok(spec)
+}
+
+/// A cluster that was kept: it stays what it was made as, only the API's port may move.
+fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec> {
+    let config = &stored.config;
+    let same = |given: Option<IpNet>, ranges: &[IpNet]| {
+        given.is_none_or(|given| ranges.contains(&given))
+    };
+    let overlay = match arguments.overlay {
+        None => config.overlay,
+        Some(OverlayArgument::Vxlan) => Overlay::Vxlan,
+        Some(OverlayArgument::HostGw) => Overlay::HostGw,
+    };
+    let unchanged = same(arguments.pod_cidr, &config.pod_cidrs)
+        && same(arguments.service_cidr, &config.service_cidrs)
+        && same(arguments.node_cidr, &config.node_cidrs)
+        && overlay == config.overlay
+        && arguments.nodes.is_none_or(|nodes| nodes == stored.nodes.len());
+    if !unchanged {
+        bail!(
+            "cluster {0} was made as {1} nodes, overlay {2}, pods {3:?}, Services {4:?}, nodes {5:?}, \
+             and keeps that: leave the flags out, or remove it first with `flatnet down --name {0}`",
+            config.name,
+            stored.nodes.len(),
+            config.overlay,
+            config.pod_cidrs,
+            config.service_cidrs,
+            config.node_cidrs
+        );
+    }
+    let asked = arguments.api_port;
+    stored.api_port = preflight::api_port(asked, stored.api_port)?;
+    stored.upstream_resolvers = preflight::host_resolvers();
+    Ok(stored)
+}
+
+fn write_credentials(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = Timestamp::default().after(since_epoch);
+    let nodes: BTreeMap<String, Vec<std::net::IpAddr>> =
+        spec.nodes.iter().map(|node| (node.name.clone(), vec![node.address])).collect();
+    let request = pki::PkiRequest {
+        config: spec.config.clone(),
+        server_addresses: vec![spec.host_address],
+        nodes,
+    };
+    let files = pki::ensure(&paths.pki(), &request, now)?;
+    let text = |user: &str, server: &str, identity: &pki::KeyPairFiles| {
+        let cluster = paths.name();
+        pki::kubeconfig_text(&files, &pki::KubeconfigRequest { cluster, user, server, identity })
+    };
+    let admin = text(pki::ADMIN_NAME, &spec.local_api_url(), &files.admin)?;
+    write_private(&paths.kubeconfig(), &admin)?;
+    for (node, identities) in &files.nodes {
+        let user = format!("system:node:{node}");
+        let kubeconfig = text(&user, &spec.api_url(), &identities.client)?;
+        write_private(&paths.component_kubeconfig(node), &kubeconfig)?;
+    }
+    Ok(())
+}
+
+/// Starts the supervisor in a session of its own, so that it outlives the terminal.
+fn start_supervisor(paths: &Paths) -> Result<()> {
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(paths.logs().join("supervisor.log"))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["supervise", "--name", paths.name()])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0);
+    command.spawn().context("starting the supervisor")?;
+    Ok(())
+}
+
+async fn wait_ready(
+    paths: &Paths,
+    spec: &ClusterSpec,
+    client: &Client,
+) -> Result<Vec<NodeOutcome>> {
+    let path = ResourcePath::new("v1", "nodes");
+    let deadline = tokio::time::Instant::now() + READY_TIMEOUT;
+    let mut last = String::from("the API server has not answered yet");
+    while tokio::time::Instant::now() < deadline {
+        match client.list::<Node>(&path, &ListOptions::default()).await {
+            Ok(list) => {
+                let ready = |name: &str| {
+                    list.items.iter().find(|node| node.name() == name && is_usable(node))
+                };
+                let waiting: Vec<&str> = spec
+                    .nodes
+                    .iter()
+                    .map(|node| node.name.as_str())
+                    .filter(|name| ready(name).is_none())
+                    .collect();
+                if waiting.is_empty() {
+                    return Ok(spec
+                        .nodes
+                        .iter()
+                        .filter_map(|node| ready(&node.name))
+                        .map(node_outcome)
+                        .collect());
+                }
+                last = format!("not ready: {}", waiting.join(", "));
+            }
+            Err(error) => last = error.to_string(),
+        }
+        tokio::time::sleep(READY_PERIOD).await;
+    }
+    bail!("after {} s: {last} (logs: {})", READY_TIMEOUT.as_secs(), paths.logs().display())
+}
+
+/// Ready, with a pod range, and without the taint that keeps pods away from new nodes.
+fn is_usable(node: &Node) -> bool {
+    let tainted = node.spec.taints.iter().any(|taint| taint.key == "node.kubernetes.io/not-ready");
+    node.is_ready() && !node.spec.pod_cidrs.is_empty() && !tainted
+}
+
+fn node_outcome(node: &Node) -> NodeOutcome {
+    NodeOutcome {
+        name: node.name().into(),
+        status: if node.is_ready() { "Ready" } else { "NotReady" },
+        address: node.internal_ips().map(|ip| ip.to_string()).collect::<Vec<_>>().join(","),
+        pod_cidr: node.spec.pod_cidrs.iter().map(IpNet::to_string).collect::<Vec<_>>().join(","),
+    }
+}
+
+/// The end of the logs, for whoever must find out why a start failed.
+fn last_words(paths: &Paths) -> String {
+    let mut words = String::new();
+    for entry in fs::read_dir(paths.logs()).into_iter().flatten().flatten() {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        if let Some(line) = text.lines().last() {
+            words.push_str(&format!("\n  {}: {line}", entry.file_name().to_string_lossy()));
+        }
+    }
+    words
+}
+
+fn text(outcome: &Outcome) -> String {
+    let rows: Vec<[String; 4]> = outcome
+        .nodes
+        .iter()
+        .map(|node| {
+            let NodeOutcome { name, status, address, pod_cidr } = node;
+            [name.clone(), (*status).into(), address.clone(), pod_cidr.clone()]
+        })
+        .collect();
+    let list = |ranges: &[IpNet]| {
+        ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")
+    };
+    let dns = outcome.dns_address.map(|address| address.to_string()).unwrap_or_default();
+    let kubeconfig = outcome.kubeconfig.display();
+    let mut text = format!(
+        "\nCluster {} is ready after {} ms.\n\n{}\n\
+         Pods       {}, {} between nodes\n\
+         Services   {}, by {}; DNS at {dns}\n\
+         Nodes      {}\n\
+         API        {}\n\
+         kubectl    export KUBECONFIG={kubeconfig}\n\
+         Services   are reachable from this machine: curl http://CLUSTER-IP:PORT, or any node's \
+         address and a node port\n",
+        outcome.name,
+        outcome.ready_ms,
+        table(["NODE", "STATUS", "ADDRESS", "POD-CIDR"], &rows),
+        list(&outcome.pod_cidrs),
+        outcome.overlay,
+        list(&outcome.service_cidrs),
+        outcome.service_backend,
+        list(&outcome.node_cidrs),
+        outcome.api_server,
+    );
+    if let Some(demo) = &outcome.demo {
+        text.push_str(&demo::text(demo));
+    }
+    text
+}
