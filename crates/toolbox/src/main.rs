@@ -1,0 +1,2 @@
+//! The one program of the toolbox image.
+fn main() {}
