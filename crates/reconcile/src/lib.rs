@@ -24,8 +24,8 @@ use plan::{Desired, Finding, NodeFacts};
 use render::{Observed, Op, OpError, Program};
 
 use backoff::Backoff;
-pub use hold::{HOLD, HOLD_MINIMUM_OBJECTS};
 use hold::Held;
+pub use hold::{HOLD, HOLD_MINIMUM_OBJECTS};
 
 /// Every kind whose first complete list must be there before anything existing is changed
 /// (invariant 3).
@@ -377,7 +377,7 @@ impl Reconciler {
 
     fn conflist_effect(&mut self) -> Option<Effect> {
         self.believed.as_ref()?;
-        let text = render::net::conflist(&self.config, self.desired.network.as_ref()?);
+        let text = render::net::conflist(self.desired.network.as_ref()?);
         if self.conflist.as_ref() == Some(&text) {
             return None;
         }

@@ -1,0 +1,243 @@
+//! The loop over an honest fake kernel: invariants 1, 2, 3, 6 and 14.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::kinds::{NodeAddress, SERVICE_NAME_LABEL};
+use model::world::{Kind, Object};
+use model::{ClusterConfig, EndpointSlice, NamespacedName, Node, Service};
+use plan::NodeFacts;
+use reconcile::{Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, Reconciler};
+use render::Kernel;
+use render::fake::FakeKernel;
+
+/// More turns than any settled loop needs.
+const TURNS_MAX: usize = 64;
+
+struct Machine {
+    reconciler: Reconciler,
+    kernel: FakeKernel,
+    now: Duration,
+    conflists: Vec<String>,
+    zones: usize,
+}
+
+impl Machine {
+    fn new(kernel: FakeKernel) -> Self {
+        let reconciler = Reconciler::new(ClusterConfig::default());
+        Self { reconciler, kernel, now: Duration::ZERO, conflists: vec![], zones: 0 }
+    }
+
+    /// A machine whose lists are complete.
+    fn synced(kernel: FakeKernel) -> Self {
+        let mut machine = Self::new(kernel);
+        machine.handle(Event::Facts(facts()));
+        machine.list(Kind::Node, vec![node("node1", 2, 1), node("node2", 3, 2)]);
+        machine.list(Kind::Service, vec![service("web")]);
+        machine.list(Kind::EndpointSlice, vec![slice("web")]);
+        machine.settle();
+        machine
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.reconciler.handle(event, self.now);
+    }
+
+    fn list(&mut self, kind: Kind, objects: Vec<Object>) {
+        self.handle(Event::Listed { kind, objects });
+    }
+
+    /// Carries effects out until there are none.
+    fn settle(&mut self) {
+        for _ in 0..TURNS_MAX {
+            let effects = self.reconciler.poll(self.now);
+            if effects.is_empty() {
+                return;
+            }
+            for effect in effects {
+                let answer = match effect {
+                    Effect::Observe => Event::Observed(self.kernel.observe()),
+                    Effect::Apply(ops) => Event::Applied(self.kernel.apply(&ops)),
+                    Effect::WriteConflist(text) => {
+                        self.conflists.push(text);
+                        continue;
+                    }
+                    Effect::PublishZone(_) => {
+                        self.zones += 1;
+                        continue;
+                    }
+                };
+                self.handle(answer);
+            }
+        }
+        panic!("the loop does not settle: {:?}", self.reconciler.status());
+    }
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts {
+        name: "node1".into(),
+        uplink: "eth0".into(),
+        uplink_mtu: 1500,
+        addresses: vec!["172.30.0.2".parse().expect("an address")],
+    }
+}
+
+fn node(name: &str, address: u8, range: u8) -> Object {
+    let mut node = Node::default();
+    node.metadata.name = name.into();
+    node.spec.pod_cidrs = vec![format!("10.244.{range}.0/24").parse().expect("a range")];
+    node.status.addresses =
+        vec![NodeAddress { kind: "InternalIP".into(), address: format!("172.30.0.{address}") }];
+    Object::Node(Arc::new(node))
+}
+
+fn service(name: &str) -> Object {
+    let text = format!(
+        r#"{{"metadata":{{"namespace":"shop","name":"{name}"}},
+            "spec":{{"clusterIPs":["10.96.1.{}"],"ports":[{{"port":80,"protocol":"TCP"}}]}}}}"#,
+        name.bytes().map(u32::from).sum::<u32>() % 250 + 1
+    );
+    Object::Service(Arc::new(serde_json::from_str::<Service>(&text).expect("a Service")))
+}
+
+fn slice(service: &str) -> Object {
+    let text = format!(
+        r#"{{"metadata":{{"namespace":"shop","name":"{service}-1","labels":{{"{SERVICE_NAME_LABEL}":"{service}"}}}},
+            "addressType":"IPv4","ports":[{{"name":"","port":8080,"protocol":"TCP"}}],
+            "endpoints":[{{"addresses":["10.244.1.5"],"nodeName":"node1"}}]}}"#
+    );
+    Object::EndpointSlice(Arc::new(serde_json::from_str::<EndpointSlice>(&text).expect("a slice")))
+}
+
+fn key(name: &str) -> NamespacedName {
+    NamespacedName::new("shop", name)
+}
+
+#[test]
+fn nothing_happens_before_every_kind_was_listed() {
+    let mut machine = Machine::new(FakeKernel::default());
+    machine.handle(Event::Facts(facts()));
+    machine.list(Kind::Node, vec![node("node1", 2, 1)]);
+    machine.list(Kind::Service, vec![service("web")]);
+    machine.settle();
+    assert!(machine.kernel.applied.is_empty());
+    assert_eq!(machine.reconciler.deadline(), None);
+    machine.list(Kind::EndpointSlice, vec![slice("web")]);
+    machine.settle();
+    assert!(!machine.kernel.applied.is_empty());
+    assert!(machine.reconciler.status().converged);
+}
+
+#[test]
+fn the_conflist_is_written_once_the_network_is_there() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    assert_eq!(machine.conflists.len(), 1);
+    machine.handle(Event::Present(service("other")));
+    machine.settle();
+    assert_eq!(machine.conflists.len(), 1, "a Service changes nothing about CNI");
+}
+
+#[test]
+fn a_restart_with_nothing_changed_writes_nothing() {
+    let first = Machine::synced(FakeKernel::default());
+    let state = first.kernel.state;
+    let second = Machine::synced(FakeKernel { state: state.clone(), ..FakeKernel::default() });
+    assert_eq!(second.kernel.applied, []);
+    assert_eq!(second.kernel.state, state);
+}
+
+#[test]
+fn repeats_and_reversals_of_the_watch_end_at_the_same_state() {
+    let plain = Machine::synced(FakeKernel::default());
+    let mut noisy = Machine::synced(FakeKernel::default());
+    let before = noisy.kernel.applied.len();
+    noisy.handle(Event::Present(service("web")));
+    noisy.handle(Event::Absent { kind: Kind::Service, key: key("web") });
+    noisy.handle(Event::Absent { kind: Kind::Service, key: key("web") });
+    noisy.handle(Event::Present(service("web")));
+    noisy.settle();
+    assert_eq!(noisy.kernel.state, plain.kernel.state);
+    assert_eq!(noisy.kernel.applied.len(), before, "the end state was there already");
+}
+
+#[test]
+fn a_failed_operation_is_retried_and_stops_no_other() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    machine.kernel.faults.insert(0, 16);
+    machine.handle(Event::Present(node("node3", 4, 3)));
+    machine.settle();
+    let status = machine.reconciler.status();
+    assert!(!status.converged && status.failures.len() == 1, "{status:?}");
+    let deadline = machine.reconciler.deadline().expect("a retry");
+    assert!(deadline > machine.now, "not at once");
+    machine.now = deadline;
+    machine.settle();
+    assert!(machine.reconciler.status().converged);
+    assert_eq!(machine.reconciler.status().failures, Vec::<String>::new());
+}
+
+#[test]
+fn what_others_removed_comes_back() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let whole = machine.kernel.state.clone();
+    machine.kernel.state = FakeKernel::default().state;
+    machine.handle(Event::KernelChanged);
+    machine.settle();
+    assert_eq!(machine.kernel.state, whole);
+}
+
+#[test]
+fn a_list_that_lost_most_objects_is_held_with_an_alarm_and_then_counts() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let many: Vec<Object> =
+        (0..HOLD_MINIMUM_OBJECTS).map(|index| service(&format!("s{index}"))).collect();
+    machine.list(Kind::Service, many.clone());
+    machine.settle();
+    machine.list(Kind::Service, vec![]);
+    machine.settle();
+    assert_eq!(machine.reconciler.world().services().count(), many.len());
+    assert_eq!(machine.reconciler.status().held.len(), 1);
+    // A change that arrives meanwhile counts on both sides.
+    machine.handle(Event::Present(service("new")));
+    machine.now += HOLD;
+    machine.settle();
+    assert_eq!(machine.reconciler.world().services().count(), 1);
+    assert_eq!(machine.reconciler.status().held, Vec::<String>::new());
+}
+
+#[test]
+fn a_whole_list_cancels_the_hold() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let many: Vec<Object> =
+        (0..HOLD_MINIMUM_OBJECTS).map(|index| service(&format!("s{index}"))).collect();
+    machine.list(Kind::Service, many.clone());
+    machine.list(Kind::Service, vec![]);
+    machine.list(Kind::Service, many.clone());
+    machine.now += HOLD * 2;
+    machine.settle();
+    assert_eq!(machine.reconciler.world().services().count(), many.len());
+}
+
+#[test]
+fn the_zone_is_published_when_it_changes_and_only_then() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let published = machine.zones;
+    machine.handle(Event::Present(node("node3", 4, 3)));
+    machine.settle();
+    assert_eq!(machine.zones, published, "nodes have no names");
+    machine.handle(Event::Present(service("other")));
+    machine.settle();
+    assert_eq!(machine.zones, published + 1);
+}
+
+#[test]
+fn every_kind_that_the_loop_waits_for_can_be_listed() {
+    let mut machine = Machine::new(FakeKernel::default());
+    machine.handle(Event::Facts(facts()));
+    for kind in KINDS {
+        assert!(!machine.reconciler.status().synced);
+        machine.list(kind, vec![]);
+    }
+    assert!(machine.reconciler.status().synced);
+}
