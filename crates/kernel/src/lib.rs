@@ -1,1 +1,3 @@
 //! The only writer of Linux network state beyond a pod's own link.
+
+pub mod net;

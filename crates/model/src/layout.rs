@@ -5,6 +5,10 @@
 pub const BRIDGE: &str = "cni0";
 /// The VXLAN link of a node.
 pub const VXLAN_LINK: &str = "flatnet.1";
+/// What names of a node's ends of pod links begin with; eight hex digits follow.
+pub const POD_LINK_PREFIX: &str = "veth";
+/// What aliases of a node's ends of pod links begin with; the container id follows.
+pub const POD_LINK_ALIAS_PREFIX: &str = "flatnet:";
 /// A node's link to the node network, in clusters that `flatnet up` makes.
 pub const UPLINK: &str = "eth0";
 

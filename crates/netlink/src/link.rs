@@ -234,13 +234,19 @@ impl Netlink {
         if let Some(mac) = spec.mac {
             request.attribute(IFLA_ADDRESS, &mac.0);
         }
-        if let Some(mtu) = spec.mtu {
-            request.u32(IFLA_MTU, mtu);
-        }
         request.nested(IFLA_LINKINFO, &[], |info| {
             info.text(IFLA_INFO_KIND, "bridge");
         });
-        self.socket.call(&request, || format!("create the bridge {}", spec.name)).map(drop)
+        let action = || format!("create the bridge {}", spec.name);
+        self.socket.call(&request, action)?;
+        let Some(mtu) = spec.mtu else { return Ok(()) };
+        // Only an MTU that is set later stays: one given at birth follows the ports.
+        let index = self.require_link(&spec.name)?.index;
+        let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
+        self.change_link(index, &change).map_err(|error| {
+            let _ = self.delete_link(index);
+            error.during(action())
+        })
     }
 
     /// Makes a VXLAN link, down.
@@ -301,18 +307,6 @@ impl Netlink {
         });
         let action = || format!("create the veth pair {} and {}", spec.name, spec.peer_name);
         self.socket.call(&request, action).map(drop)
-    }
-
-    /// Makes a dummy link, down: an address without a wire.
-    ///
-    /// # Errors
-    /// `EEXIST` when the name is taken.
-    pub fn create_dummy(&mut self, name: &str) -> Result<(), Error> {
-        let mut request = creation(name)?;
-        request.nested(IFLA_LINKINFO, &[], |info| {
-            info.text(IFLA_INFO_KIND, "dummy");
-        });
-        self.socket.call(&request, || format!("create the dummy link {name}")).map(drop)
     }
 
     /// Changes properties of a link, all in one message.

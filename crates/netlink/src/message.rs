@@ -31,6 +31,13 @@ impl Request {
         Self { bytes }
     }
 
+    /// Overwrites one byte of the family header.
+    pub(crate) fn header_byte(&mut self, offset: usize, value: u8) {
+        if let Some(byte) = self.bytes.get_mut(HEADER_BYTES + offset) {
+            *byte = value;
+        }
+    }
+
     /// Adds one attribute.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let length = u16::try_from(ATTRIBUTE_HEADER_BYTES + value.len()).unwrap_or(u16::MAX);

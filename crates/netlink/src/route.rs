@@ -30,6 +30,8 @@ const RTNH_F_ONLINK: u32 = 4;
 const RTM_F_CLONED: u32 = 0x200;
 /// Bytes of `struct rtmsg`.
 const HEADER_BYTES: usize = 12;
+/// Where in `struct rtmsg` the scope stands.
+const SCOPE_OFFSET: usize = 6;
 
 /// How far a destination is (`enum rt_scope_t`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,12 +152,13 @@ impl Netlink {
         self.socket.call(&request, || describe("replace", route)).map(drop)
     }
 
-    /// Removes the route of this destination, protocol, and whatever else is given.
+    /// Removes the route of this destination, protocol, and whatever else is given but its scope.
     ///
     /// # Errors
     /// `ESRCH` when there is none.
     pub fn delete_route(&mut self, route: &Route) -> Result<(), Error> {
-        let request = message(RTM_DELROUTE, 0, route)?;
+        let mut request = message(RTM_DELROUTE, 0, route)?;
+        request.header_byte(SCOPE_OFFSET, libc::RT_SCOPE_NOWHERE); // whatever its scope
         self.socket.call(&request, || describe("remove", route)).map(drop)
     }
 }
@@ -182,7 +185,7 @@ fn message(kind: u16, flags: i32, route: &Route) -> Result<Request, Error> {
     header[1] = route.destination.prefix_len();
     header[4] = RT_TABLE_MAIN;
     header[5] = route.protocol;
-    header[6] = route.scope.number();
+    header[SCOPE_OFFSET] = route.scope.number();
     header[7] = RTN_UNICAST;
     if route.onlink {
         header[8..].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
@@ -241,7 +244,7 @@ fn parse(message: &Message) -> Option<Route> {
         link_index: attributes.u32(RTA_OIF),
         source: attributes.address(RTA_PREFSRC),
         protocol: header[5],
-        scope: match header[6] {
+        scope: match header[SCOPE_OFFSET] {
             libc::RT_SCOPE_HOST => RouteScope::Host,
             libc::RT_SCOPE_LINK => RouteScope::Link,
             _ => RouteScope::Universe,

@@ -11,12 +11,16 @@ fn namespace() -> (Netns, Netlink) {
     (namespace, netlink)
 }
 
+/// Stands for any link: every kernel with pods has bridges, not every one has dummies.
+fn bridge(name: &str) -> BridgeSpec {
+    BridgeSpec { name: name.into(), ..BridgeSpec::default() }
+}
+
 #[test]
 fn a_veth_peer_is_born_in_the_other_namespace_down_with_its_address() {
     let (_node, mut node) = namespace();
     let (pod_namespace, mut pod) = namespace();
-    let bridge = BridgeSpec { name: "cni0".into(), mtu: Some(1450), ..BridgeSpec::default() };
-    node.create_bridge(&bridge).expect("a bridge");
+    node.create_bridge(&BridgeSpec { mtu: Some(1450), ..bridge("cni0") }).expect("a bridge");
     let bridge = node.require_link("cni0").expect("the bridge");
     let mac = "0a:58:0a:f4:01:05".parse().expect("a MAC");
     let spec = VethSpec::new("veth1", "eth0")
@@ -51,20 +55,20 @@ fn a_veth_peer_is_born_in_the_other_namespace_down_with_its_address() {
 fn taken_names_are_refused_and_nothing_is_made() {
     let (_node, mut node) = namespace();
     let (pod_namespace, mut pod) = namespace();
-    pod.create_dummy("eth0").expect("a dummy");
+    pod.create_bridge(&bridge("eth0")).expect("a link");
     let error = node
         .create_veth(&VethSpec::new("veth1", "eth0").peer_in(&pod_namespace))
         .expect_err("the peer's name is taken");
     assert!(error.is_present(), "{error}");
     assert_eq!(node.link("veth1").expect("an answer"), None);
-    let error = node.create_dummy("a-name-of-seventeen").expect_err("too long");
+    let error = node.create_bridge(&bridge("a-name-of-seventeen")).expect_err("too long");
     assert!(error.to_string().contains("1 to 15 bytes"), "{error}");
 }
 
 #[test]
 fn a_vxlan_link_reads_back_as_made_with_static_entries() {
     let (namespace, mut node) = namespace();
-    node.create_dummy("eth0").expect("an uplink");
+    node.create_bridge(&bridge("eth0")).expect("an uplink");
     let uplink = node.require_link("eth0").expect("the uplink");
     let spec = VxlanSpec {
         name: "flatnet.1".into(),
@@ -119,7 +123,7 @@ fn a_vxlan_link_reads_back_as_made_with_static_entries() {
 fn routes_keep_protocol_source_and_onlink_and_are_filtered_by_protocol() {
     let (_namespace, mut node) = namespace();
     for name in ["cni0", "flatnet.1"] {
-        node.create_dummy(name).expect("a link");
+        node.create_bridge(&bridge(name)).expect("a link");
         let link = node.require_link(name).expect("the link");
         node.change_link(link.index, &LinkChange::up()).expect("up");
     }
@@ -153,7 +157,8 @@ fn routes_keep_protocol_source_and_onlink_and_are_filtered_by_protocol() {
     let direct = Route::on_link(destination, cni0, 102);
     node.replace_route(&direct).expect("replaced");
     assert_eq!(node.routes(Some(102)).expect("routes")[0].link_index, Some(cni0));
-    node.delete_route(&direct).expect("removed");
+    let any_scope = Route { scope: netlink::RouteScope::Universe, ..direct.clone() };
+    node.delete_route(&any_scope).expect("removed, whatever its scope");
     assert!(node.delete_route(&direct).expect_err("gone").is_absent());
     assert!(node.replace_route(&direct).expect_err("nothing to replace").is_absent());
 }
@@ -161,7 +166,7 @@ fn routes_keep_protocol_source_and_onlink_and_are_filtered_by_protocol() {
 #[test]
 fn ipv6_addresses_are_usable_at_once() {
     let (_namespace, mut node) = namespace();
-    node.create_dummy("cni0").expect("a link");
+    node.create_bridge(&bridge("cni0")).expect("a link");
     let cni0 = node.require_link("cni0").expect("the link").index;
     node.change_link(cni0, &LinkChange::up()).expect("up");
     node.add_address(cni0, "fd00:10:244:1::1/64".parse().expect("a prefix")).expect("an address");
@@ -177,7 +182,7 @@ fn ipv6_addresses_are_usable_at_once() {
 #[test]
 fn long_dumps_arrive_whole() {
     let (_namespace, mut node) = namespace();
-    node.create_dummy("cni0").expect("a link");
+    node.create_bridge(&bridge("cni0")).expect("a link");
     let cni0 = node.require_link("cni0").expect("the link").index;
     node.change_link(cni0, &LinkChange::up()).expect("up");
     for number in 0..2000_u32 {

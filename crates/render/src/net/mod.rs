@@ -1,38 +1,311 @@
-//! Interface of this half of the renderer; its owner fills it in.
+//! The pod network of a node in the kernel's words: links, addresses, neighbours, forwarding
+//! entries, routes and kernel parameters.
 
-use model::ClusterConfig;
+mod apply;
+mod conflist;
+mod diff;
+mod sysctls;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::cluster::{VXLAN_PORT, VXLAN_VNI};
+use model::{ClusterConfig, MacAddress, layout};
+use plan::network::NetworkPlan;
 use plan::{Desired, NodeFacts};
 
-use crate::OpError;
+pub use conflist::conflist;
+pub use diff::diff;
+pub use sysctls::owned_sysctls;
 
-/// What shall be.
+/// The loopback link. Of its addresses only those that we want are ours.
+pub const LOOPBACK: &str = "lo";
+
+/// What shall be. Without a state nothing is known of the node's network yet, and nothing that
+/// exists changes (invariant 3): a Node object that is gone takes no pod's network along.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetProgram {}
+pub struct NetProgram {
+    /// What the kernel shall hold.
+    pub state: Option<NetState>,
+}
 
 /// What is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetObserved {}
+pub struct NetObserved {
+    /// What the kernel holds of ours.
+    pub state: NetState,
+    /// Node's ends of pod links that are no port of the bridge, as after someone removed it.
+    pub detached_ports: BTreeSet<String>,
+    /// Whether this kernel has no IPv6 at all; its parameters are not asked for then.
+    pub without_ipv6: bool,
+}
+
+/// Objects of ours, by what the kernel tells them apart with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetState {
+    /// Links by name.
+    pub links: BTreeMap<String, LinkState>,
+    /// Addresses, each with the name of its link.
+    pub addresses: BTreeSet<(String, IpNet)>,
+    /// Permanent neighbours by link and address.
+    pub neighbours: BTreeMap<(String, IpAddr), MacAddress>,
+    /// Forwarding entries by link and MAC address: the outer destination.
+    pub forwarding: BTreeMap<(String, MacAddress), IpAddr>,
+    /// Routes of our protocol by destination.
+    pub routes: BTreeMap<IpNet, RouteState>,
+    /// Kernel parameters by key, as `netlink::sysctl` spells it.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A link of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    /// What it is. A change makes a new link.
+    pub kind: LinkKind,
+    /// Its link-layer address.
+    pub mac: MacAddress,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it leaves checksums to the device below; `None` where that does not matter.
+    pub tx_checksum: Option<bool>,
+}
+
+/// The kinds of link that we make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// The bridge of the pods.
+    Bridge,
+    /// The tunnel to the other nodes (RFC 7348).
+    Vxlan {
+        /// The VXLAN network identifier.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+        /// The outer source address.
+        local: Option<IpAddr>,
+        /// The link that outer packets leave by; `None` when it is not known any more.
+        uplink: Option<String>,
+        /// Whether peers are learned from what arrives. Ours are static.
+        learning: bool,
+    },
+}
+
+/// A route of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteState {
+    /// The next hop.
+    pub gateway: Option<IpAddr>,
+    /// The link that packets leave by.
+    pub link: String,
+    /// The source of packets that the node itself sends: an address of its own pod range, so
+    /// that the far side can tell by the range which node they are from.
+    pub source: Option<IpAddr>,
+    /// Takes the next hop for reachable on the link, whatever its address.
+    pub onlink: bool,
+}
 
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetOp {}
+pub enum NetOp {
+    /// Makes a link, down, without addresses.
+    AddLink {
+        /// Its name.
+        name: String,
+        /// What it is.
+        kind: LinkKind,
+        /// Its link-layer address.
+        mac: MacAddress,
+        /// Its MTU in bytes.
+        mtu: u32,
+    },
+    /// Changes a link's address.
+    SetMac {
+        /// The link.
+        link: String,
+        /// Its new link-layer address.
+        mac: MacAddress,
+    },
+    /// Changes a link's MTU.
+    SetMtu {
+        /// The link.
+        link: String,
+        /// Its new MTU in bytes.
+        mtu: u32,
+    },
+    /// Switches whether a link leaves checksums to the device below.
+    SetTxChecksum {
+        /// The link.
+        link: String,
+        /// The new setting.
+        on: bool,
+    },
+    /// Sets a link up.
+    SetUp {
+        /// The link.
+        link: String,
+    },
+    /// Makes a pod link a port of the bridge again, with hairpin.
+    AttachPort {
+        /// The node's end of the pod link.
+        port: String,
+        /// The bridge.
+        bridge: String,
+    },
+    /// Removes a link and all that is on it.
+    DeleteLink {
+        /// The link.
+        name: String,
+    },
+    /// Adds an address.
+    AddAddress {
+        /// The link.
+        link: String,
+        /// The address with its prefix length.
+        address: IpNet,
+    },
+    /// Removes an address, and routes that name it as their source.
+    DeleteAddress {
+        /// The link.
+        link: String,
+        /// The address with its prefix length.
+        address: IpNet,
+    },
+    /// Adds or changes a permanent neighbour.
+    SetNeighbour {
+        /// The link.
+        link: String,
+        /// Its IP address.
+        address: IpAddr,
+        /// Its link-layer address.
+        mac: MacAddress,
+    },
+    /// Removes a neighbour.
+    DeleteNeighbour {
+        /// The link.
+        link: String,
+        /// Its IP address.
+        address: IpAddr,
+    },
+    /// Adds or changes a forwarding entry.
+    SetForwarding {
+        /// The VXLAN link.
+        link: String,
+        /// The link-layer address.
+        mac: MacAddress,
+        /// The outer destination.
+        destination: IpAddr,
+    },
+    /// Removes a forwarding entry.
+    DeleteForwarding {
+        /// The VXLAN link.
+        link: String,
+        /// The link-layer address.
+        mac: MacAddress,
+    },
+    /// Adds a route. Refused when anyone's is there, so that a foreign one is never displaced.
+    AddRoute {
+        /// Where to.
+        destination: IpNet,
+        /// How.
+        route: RouteState,
+    },
+    /// Puts a route in the place of ours of the same destination, in one step.
+    ReplaceRoute {
+        /// Where to.
+        destination: IpNet,
+        /// How, from now on.
+        route: RouteState,
+    },
+    /// Removes a route of ours.
+    DeleteRoute {
+        /// Where to.
+        destination: IpNet,
+        /// The link that it left by.
+        link: String,
+    },
+    /// Sets a kernel parameter. None is ever set back: what it was before is nobody's knowledge.
+    SetSysctl {
+        /// The parameter.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+}
 
 /// Says a plan.
-pub fn render(_desired: &Desired, _config: &ClusterConfig, _facts: &NodeFacts) -> NetProgram {
-    NetProgram::default()
+pub fn render(desired: &Desired, _config: &ClusterConfig, _facts: &NodeFacts) -> NetProgram {
+    NetProgram { state: desired.network.as_ref().map(state) }
 }
 
-/// The ops from what is to what shall be.
-pub fn diff(_program: &NetProgram, _observed: &NetObserved) -> Vec<NetOp> {
-    vec![]
-}
-
-impl NetObserved {
-    /// The state after one op, or why Linux would refuse it.
-    ///
-    /// # Errors
-    /// The errno that Linux answers.
-    pub fn apply(&mut self, op: &NetOp) -> Result<(), OpError> {
-        match *op {}
+fn state(plan: &NetworkPlan) -> NetState {
+    let mut state = NetState { sysctls: sysctls::of(plan), ..NetState::default() };
+    add_bridge(plan, &mut state);
+    add_tunnel(plan, &mut state);
+    for address in &plan.dns_addresses {
+        state.addresses.insert((LOOPBACK.to_owned(), IpNet::from(*address)));
     }
+    for peer in plan.peers.values() {
+        for range in &peer.pod_ranges {
+            let source = source_for(plan, range);
+            let route = if plan.tunnel.is_some() {
+                let next_hop = range.network();
+                let link = layout::VXLAN_LINK.to_owned();
+                state.neighbours.insert((link.clone(), next_hop), peer.vtep_mac);
+                state.forwarding.insert((link.clone(), peer.vtep_mac), peer.address);
+                RouteState { gateway: Some(next_hop), link, source, onlink: true }
+            } else if peer.address.is_ipv4() == range.addr().is_ipv4() {
+                let link = plan.uplink.clone();
+                RouteState { gateway: Some(peer.address), link, source, onlink: false }
+            } else {
+                continue; // directly routed ranges need a next hop of their own family
+            };
+            state.routes.insert(*range, route);
+        }
+    }
+    state
+}
+
+fn add_bridge(plan: &NetworkPlan, state: &mut NetState) {
+    let Some(first) = plan.gateways.first() else { return };
+    let bridge = LinkState {
+        kind: LinkKind::Bridge,
+        mac: MacAddress::of_pod_address(first.addr()),
+        mtu: plan.mtu,
+        up: true,
+        tx_checksum: None,
+    };
+    state.links.insert(layout::BRIDGE.to_owned(), bridge);
+    for gateway in &plan.gateways {
+        state.addresses.insert((layout::BRIDGE.to_owned(), *gateway));
+    }
+}
+
+fn add_tunnel(plan: &NetworkPlan, state: &mut NetState) {
+    let Some(tunnel) = &plan.tunnel else { return };
+    let link = LinkState {
+        kind: LinkKind::Vxlan {
+            vni: VXLAN_VNI,
+            port: VXLAN_PORT,
+            local: Some(tunnel.local),
+            uplink: Some(plan.uplink.clone()),
+            learning: false,
+        },
+        mac: tunnel.mac,
+        mtu: plan.mtu,
+        up: true,
+        tx_checksum: Some(false),
+    };
+    state.links.insert(layout::VXLAN_LINK.to_owned(), link);
+    for address in &tunnel.addresses {
+        state.addresses.insert((layout::VXLAN_LINK.to_owned(), *address));
+    }
+}
+
+/// The own gateway address of a range's family.
+fn source_for(plan: &NetworkPlan, range: &IpNet) -> Option<IpAddr> {
+    let gateways = plan.gateways.iter().map(IpNet::addr);
+    gateways.into_iter().find(|address| address.is_ipv4() == range.addr().is_ipv4())
 }

@@ -1,0 +1,35 @@
+//! The CNI network configuration list of a node: how the agent tells the plugin what it planned.
+
+use model::layout;
+use plan::network::NetworkPlan;
+use serde_json::{Value, json};
+
+/// The version of the CNI specification that the list is written in: the newest that every
+/// runtime in use today understands.
+const CNI_VERSION: &str = "1.0.0";
+
+/// The text of the configuration list. The same plan gives the same bytes.
+pub fn conflist(plan: &NetworkPlan) -> String {
+    let ranges: Vec<Value> = plan
+        .pod_ranges
+        .iter()
+        .zip(&plan.gateways)
+        .map(|(range, gateway)| json!([{ "subnet": range, "gateway": gateway.addr() }]))
+        .collect();
+    let routes: Vec<Value> = plan
+        .pod_ranges
+        .iter()
+        .map(|range| json!({ "dst": if range.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } }))
+        .collect();
+    let list = json!({
+        "cniVersion": CNI_VERSION,
+        "name": layout::CNI_NETWORK,
+        "plugins": [{
+            "type": layout::CNI_PLUGIN,
+            "bridge": layout::BRIDGE,
+            "mtu": plan.mtu,
+            "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },
+        }],
+    });
+    format!("{list:#}\n")
+}
