@@ -1,38 +1,76 @@
-//! Interface of this half of the renderer; its owner fills it in.
+//! Services, masquerade and the guards of the node in nftables.
+//!
+//! - [`language`]: tables, chains, rules, sets as values.
+//! - [`layout`]: what our table looks like, and why.
+//! - [`diff()`]: from what is there to what shall be; slots are chosen here (invariant 1).
+//! - [`state`]: what the kernel holds, and what it refuses.
+//! - [`mod@trace`]: what becomes of a packet under the rules.
 
-use model::ClusterConfig;
+pub mod language;
+pub mod layout;
+pub mod state;
+pub mod trace;
+
+mod diff;
+mod slots;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use model::{ClusterConfig, Family};
 use plan::{Desired, NodeFacts};
 
-use crate::OpError;
+pub use diff::diff;
+pub use state::{Command, NftObserved, Transaction};
+pub use trace::{TraceError, trace};
 
-/// What shall be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NftProgram {}
+use language::{Name, Table, Tuple};
 
-/// What is.
+/// What shall be: our table in each family that the cluster uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NftObserved {}
+pub struct NftProgram {
+    /// By family.
+    pub tables: BTreeMap<Family, TableProgram>,
+}
+
+/// One table but for the choice of slots, which depends on what is there (invariant 1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableProgram {
+    /// Chains, sets and their elements; the maps of endpoints are still empty.
+    pub table: Table,
+    /// For each map of endpoints, the endpoints of each frontend.
+    pub endpoints: BTreeMap<Name, BTreeMap<Tuple, BTreeSet<SocketAddr>>>,
+}
 
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NftOp {}
-
-/// Says a plan.
-pub fn render(_desired: &Desired, _config: &ClusterConfig, _facts: &NodeFacts) -> NftProgram {
-    NftProgram::default()
+pub enum NftOp {
+    /// Commands on our table that take effect together or not at all.
+    Transaction(Transaction),
+    /// Forgets tracked UDP flows that lead to endpoints which are no longer there. A UDP client
+    /// with a fixed source port would otherwise stay on a dead endpoint, since each datagram
+    /// renews the entry.
+    ForgetFlows(StaleFlows),
 }
 
-/// The ops from what is to what shall be.
-pub fn diff(_program: &NftProgram, _observed: &NftObserved) -> Vec<NftOp> {
-    vec![]
+/// Tracked UDP flows to forget: those to one of `frontends` that lead elsewhere than its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleFlows {
+    /// The family of all addresses here.
+    pub family: Family,
+    /// What clients send to (each address of a node port stands for itself), and where a flow may
+    /// lead.
+    pub frontends: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
 }
 
-impl NftObserved {
-    /// The state after one op, or why Linux would refuse it.
-    ///
-    /// # Errors
-    /// The errno that Linux answers.
-    pub fn apply(&mut self, op: &NftOp) -> Result<(), OpError> {
-        match *op {}
-    }
+/// Says a plan in nftables. A pure function of its arguments.
+pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> NftProgram {
+    let ranges = [&config.pod_cidrs, &config.service_cidrs, &config.node_cidrs];
+    let families: BTreeSet<Family> =
+        ranges.into_iter().flatten().map(|range| Family::of(&range.addr())).collect();
+    let tables = families
+        .into_iter()
+        .map(|family| (family, layout::table(family, desired, config, facts)))
+        .collect();
+    NftProgram { tables }
 }

@@ -1,0 +1,261 @@
+//! From what is there to what shall be, in transactions whose order keeps traffic right.
+//!
+//! The kernel lets packets pass between two lookups while a transaction takes effect, so a change
+//! is split (see [`super::layout`] for the words):
+//!
+//! 1. **make**: new sets, chains, and their elements; a new endpoint into its slot;
+//! 2. **switch**: the class of each frontend, and the rules of chains that stay: now the new count
+//!    is in force, and nobody draws a slot beyond it;
+//! 3. **forget** UDP flows to endpoints that are gone;
+//! 4. **sweep**: slots, elements, chains and sets that nothing names any more.
+//!
+//! So a count is raised after its slots are written and lowered before they go, and a referent
+//! exists before its reference and outlives it (invariant 5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use model::{Family, Protocol};
+
+use super::language::{Chain, Datum, Name, Set, Table, Tuple, Value};
+use super::layout::{NODE_ADDRESSES, View};
+use super::slots;
+use super::state::{Command, NftObserved, Transaction};
+use super::{NftOp, NftProgram, StaleFlows, TableProgram};
+
+/// Elements in one transaction: keeps a batch within a megabyte, and the kernel's lock short.
+const TRANSACTION_ELEMENTS_MAX: usize = 4_096;
+
+/// The ops from what is to what shall be. Empty when nothing differs.
+pub fn diff(program: &NftProgram, observed: &NftObserved) -> Vec<NftOp> {
+    let mut ops = Vec::new();
+    for (&family, wanted) in &program.tables {
+        let present = observed.tables.get(&family);
+        let target = slots::assign(wanted, present);
+        match present {
+            Some(present) if must_rebuild(&target, present) => {
+                // The hooks of the new table are in place before those of the old one go, so that
+                // no packet passes without rules and translated flows live on.
+                let mut commands = vec![Command::DeleteTable, Command::AddTable];
+                let empty = Table::default();
+                commands.extend(make(&target, &empty));
+                commands.extend(switch(&target, &empty));
+                ops.push(NftOp::Transaction(Transaction { family, commands }));
+            }
+            _ => {
+                let empty = Table::default();
+                let table = present.unwrap_or(&empty);
+                let mut first: Vec<Command> =
+                    present.is_none().then_some(Command::AddTable).into_iter().collect();
+                first.extend(make(&target, table));
+                ops.extend(transactions(family, first));
+                ops.extend(transactions(family, switch(&target, table)));
+                ops.extend(stale_flows(family, wanted, &target, table));
+                ops.extend(transactions(family, sweep(&target, table)));
+            }
+        }
+    }
+    for &family in observed.tables.keys().filter(|family| !program.tables.contains_key(family)) {
+        let commands = vec![Command::DeleteTable];
+        ops.push(NftOp::Transaction(Transaction { family, commands }));
+    }
+    ops
+}
+
+/// The shape of a set and the hook of a chain cannot be changed in place.
+fn must_rebuild(target: &Table, present: &Table) -> bool {
+    let reshaped = target
+        .sets
+        .iter()
+        .any(|(name, set)| present.sets.get(name).is_some_and(|present| present.spec != set.spec));
+    let rehooked = target.chains.iter().any(|(name, chain)| {
+        present.chains.get(name).is_some_and(|present| present.base != chain.base)
+    });
+    reshaped || rehooked
+}
+
+fn make(target: &Table, present: &Table) -> Vec<Command> {
+    let mut commands = Vec::new();
+    let new_sets = || target.sets.iter().filter(|(name, _)| !present.sets.contains_key(*name));
+    let new_chains =
+        || target.chains.iter().filter(|(name, _)| !present.chains.contains_key(*name));
+    commands.extend(new_sets().map(|(name, set)| Command::AddSet(name.clone(), set.spec.clone())));
+    commands.extend(new_chains().map(|(name, chain)| Command::AddChain(name.clone(), chain.base)));
+    for (name, chain) in new_chains() {
+        commands.extend(add_rules(name, chain));
+    }
+    for (name, set) in &target.sets {
+        if !is_switch(name) {
+            commands.extend(set_elements(name, set, present));
+        }
+    }
+    commands
+}
+
+fn switch(target: &Table, present: &Table) -> Vec<Command> {
+    let mut commands = Vec::new();
+    for (name, chain) in &target.chains {
+        let stays = present.chains.get(name).filter(|present| present.rules != chain.rules);
+        if stays.is_some() {
+            commands.push(Command::FlushChain(name.clone()));
+            commands.extend(add_rules(name, chain));
+        }
+    }
+    for (name, set) in target.sets.iter().filter(|(name, _)| is_switch(name)) {
+        commands.extend(drop_elements(name, set, present));
+        commands.extend(set_elements(name, set, present));
+    }
+    commands
+}
+
+fn sweep(target: &Table, present: &Table) -> Vec<Command> {
+    let mut commands = Vec::new();
+    for (name, set) in target.sets.iter().filter(|(name, _)| !is_switch(name)) {
+        commands.extend(drop_elements(name, set, present));
+    }
+    // Chains first, since their rules use sets; but a chain may be named by the element of a
+    // verdict map that goes as a whole.
+    let old_sets = || present.sets.iter().filter(|(name, _)| !target.sets.contains_key(*name));
+    for (name, set) in old_sets() {
+        commands.extend(delete_chunks(name, set.elements.keys()));
+    }
+    let old_chains = || present.chains.keys().filter(|name| !target.chains.contains_key(*name));
+    commands.extend(old_chains().map(|name| Command::FlushChain(name.clone())));
+    commands.extend(old_chains().map(|name| Command::DeleteChain(name.clone())));
+    commands.extend(old_sets().map(|(name, _)| Command::DeleteSet(name.clone())));
+    commands
+}
+
+/// Whether the elements of a set switch frontends from one class to another.
+fn is_switch(name: &str) -> bool {
+    View::ALL.iter().any(|view| view.classes() == name)
+}
+
+fn add_rules(name: &Name, chain: &Chain) -> impl Iterator<Item = Command> {
+    chain.rules.iter().map(|rule| Command::AddRule(name.clone(), rule.clone()))
+}
+
+/// Adds what is missing, and replaces what differs: deleted and added in one transaction, a key
+/// is never absent.
+fn set_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
+    let empty = BTreeMap::new();
+    let present = present.sets.get(name).map_or(&empty, |set| &set.elements);
+    let wrong: Vec<(&Tuple, &Datum)> =
+        set.elements.iter().filter(|(key, datum)| present.get(*key) != Some(*datum)).collect();
+    let mut commands = Vec::new();
+    for chunk in wrong.chunks(TRANSACTION_ELEMENTS_MAX / 2) {
+        let replaced: Vec<Tuple> = chunk
+            .iter()
+            .filter(|(key, _)| present.contains_key(*key))
+            .map(|(key, _)| (*key).clone())
+            .collect();
+        if !replaced.is_empty() {
+            commands.push(Command::DeleteElements(name.clone(), replaced));
+        }
+        let added = chunk.iter().map(|&(key, datum)| (key.clone(), datum.clone())).collect();
+        commands.push(Command::AddElements(name.clone(), added));
+    }
+    commands
+}
+
+/// Deletes elements of a set that stays.
+fn drop_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
+    let Some(present) = present.sets.get(name) else { return vec![] };
+    delete_chunks(name, present.elements.keys().filter(|key| !set.elements.contains_key(*key)))
+}
+
+fn delete_chunks<'a>(name: &Name, keys: impl Iterator<Item = &'a Tuple>) -> Vec<Command> {
+    let keys: Vec<Tuple> = keys.cloned().collect();
+    let chunks = keys.chunks(TRANSACTION_ELEMENTS_MAX);
+    chunks.map(|chunk| Command::DeleteElements(name.clone(), chunk.to_vec())).collect()
+}
+
+/// Commands in order, in as few transactions as the limit allows. What deletes elements stays
+/// together with what adds them again.
+fn transactions(family: Family, commands: Vec<Command>) -> Vec<NftOp> {
+    let mut ops = Vec::new();
+    let mut current: Vec<Command> = Vec::new();
+    let mut elements = 0;
+    let mut replacing = false;
+    for command in commands {
+        let weight = match &command {
+            Command::AddElements(_, added) => added.len(),
+            Command::DeleteElements(_, deleted) => deleted.len(),
+            _ => 0,
+        };
+        if !replacing && !current.is_empty() && elements + weight > TRANSACTION_ELEMENTS_MAX {
+            let commands = std::mem::take(&mut current);
+            ops.push(NftOp::Transaction(Transaction { family, commands }));
+            elements = 0;
+        }
+        elements += weight;
+        replacing = matches!(command, Command::DeleteElements(..));
+        current.push(command);
+    }
+    if !current.is_empty() {
+        ops.push(NftOp::Transaction(Transaction { family, commands: current }));
+    }
+    ops
+}
+
+/// UDP frontends whose endpoints change: flows that lead to none of the new ones are stale, also
+/// those that began when there was no endpoint and were not translated.
+fn stale_flows(
+    family: Family,
+    program: &TableProgram,
+    target: &Table,
+    present: &Table,
+) -> Option<NftOp> {
+    let changed: BTreeSet<Tuple> =
+        View::ALL.iter().flat_map(|&view| changed_frontends(view, target, present)).collect();
+    let mut frontends = BTreeMap::new();
+    for frontend in changed {
+        // A node port stands in two views: what either allows is not stale.
+        let allowed: BTreeSet<SocketAddr> = program
+            .endpoints
+            .values()
+            .filter_map(|frontends| frontends.get(&frontend))
+            .flatten()
+            .copied()
+            .collect();
+        for address in udp_addresses(&frontend, target) {
+            frontends.insert(address, allowed.clone());
+        }
+    }
+    (!frontends.is_empty()).then_some(NftOp::ForgetFlows(StaleFlows { family, frontends }))
+}
+
+/// Where clients of a UDP frontend send to; nothing for other protocols, whose clients notice.
+fn udp_addresses(frontend: &Tuple, target: &Table) -> Vec<SocketAddr> {
+    let udp = Value::Protocol(Protocol::Udp.number());
+    match frontend.as_slice() {
+        [Value::Address(address), protocol, Value::Port(port)] if *protocol == udp => {
+            vec![SocketAddr::new(*address, *port)]
+        }
+        [protocol, Value::Port(port)] if *protocol == udp => target
+            .sets
+            .get(NODE_ADDRESSES)
+            .into_iter()
+            .flat_map(|nodes| nodes.elements.keys())
+            .filter_map(|key| match key.as_slice() {
+                [Value::Address(address)] => Some(SocketAddr::new(*address, *port)),
+                _ => None,
+            })
+            .collect(),
+        _ => vec![],
+    }
+}
+
+/// Frontends that lose an endpoint, or get their first.
+fn changed_frontends(view: View, target: &Table, present: &Table) -> BTreeSet<Tuple> {
+    let name = view.endpoints();
+    let empty = BTreeMap::new();
+    let new = target.sets.get(&name).map_or(&empty, |set| &set.elements);
+    let old = present.sets.get(&name).map_or(&empty, |set| &set.elements);
+    let lost = old.iter().filter(|(key, datum)| new.get(*key) != Some(*datum)).map(|(key, _)| key);
+    let first =
+        new.keys().filter(|key| key.last() == Some(&Value::Number(0)) && !old.contains_key(*key));
+    lost.chain(first)
+        .filter_map(|key| key.split_last().map(|(_, frontend)| frontend.to_vec()))
+        .collect()
+}

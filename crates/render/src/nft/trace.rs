@@ -1,0 +1,471 @@
+//! What becomes of a packet under the rules, walked as the kernel walks them: raw, nat and filter
+//! hooks on the way in, through or out. It interprets the rules and the maps and knows nothing of
+//! Services. Chance is explored: every slot that could be drawn is drawn once.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use model::packet::{Entry, Packet, SourceTranslation, Verdict as PacketVerdict};
+use model::{ClusterConfig, Family, Protocol};
+use plan::NodeFacts;
+
+use super::language::{
+    Chain, ChainType, ConnectionState, Datum, Field, Hook, Rule, Statement, Table, Tuple, Value,
+    Verdict,
+};
+use super::layout::endpoint_of;
+use super::state::NftObserved;
+
+/// Chains that may be nested: the kernel's `NFT_JUMP_STACK_SIZE`.
+const CHAIN_DEPTH_MAX: usize = 16;
+/// Draws that one trace may explore.
+const DRAWS_MAX: usize = 100_000;
+
+/// Why a trace has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TraceError {
+    /// A rule is known by its fingerprint only; see `NftObserved::recognise`.
+    UnknownRule {
+        /// Its chain.
+        chain: String,
+        /// Its fingerprint.
+        fingerprint: u64,
+    },
+    /// A rule names a chain or set that is not there, or jumps in a circle.
+    Broken(String),
+    /// Chance decides whether the packet passes: some slot is missing.
+    Undecided(BTreeSet<String>),
+}
+
+impl fmt::Display for TraceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownRule { chain, fingerprint } => {
+                write!(f, "chain {chain} has the rule {fingerprint:016x}, which is not known here")
+            }
+            Self::Broken(what) => write!(f, "the rules are broken: {what}"),
+            Self::Undecided(outcomes) => write!(f, "by chance one of {outcomes:?}"),
+        }
+    }
+}
+
+impl std::error::Error for TraceError {}
+
+/// What becomes of a flow's first packet at this node.
+///
+/// # Errors
+/// When the rules cannot be followed, or chance decides between passing and not.
+pub fn trace(
+    observed: &NftObserved,
+    packet: &Packet,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> Result<PacketVerdict, TraceError> {
+    let family = Family::of(&packet.destination.ip());
+    let empty = Table::default();
+    let table = observed.tables.get(&family).unwrap_or(&empty);
+    let mut local_addresses: BTreeSet<IpAddr> = facts.addresses.iter().copied().collect();
+    local_addresses.extend(config.dns_address(family));
+    let mut chance = Chance::default();
+    let mut outcomes = Vec::new();
+    loop {
+        let mut walk = Walk::new(table, packet, &local_addresses, &mut chance);
+        let outcome = walk.run()?;
+        outcomes.push(outcome);
+        if !chance.advance() {
+            return merge(packet, outcomes);
+        }
+        if outcomes.len() >= DRAWS_MAX {
+            return Err(TraceError::Broken(format!("more than {DRAWS_MAX} draws")));
+        }
+    }
+}
+
+/// Where one draw of chance led.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Passed { destination: SocketAddr, masquerade: Option<Reason> },
+    Rejected,
+    Dropped,
+}
+
+/// Whether a masquerade depends on the destination that was drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reason {
+    AnyDestination,
+    ThisDestination,
+}
+
+fn merge(packet: &Packet, outcomes: Vec<Outcome>) -> Result<PacketVerdict, TraceError> {
+    let outcomes: BTreeSet<Outcome> = outcomes.into_iter().collect();
+    let mut destinations = BTreeSet::new();
+    let mut everywhere = true;
+    let mut only_to = BTreeSet::new();
+    for outcome in &outcomes {
+        match outcome {
+            Outcome::Passed { destination, masquerade } => {
+                destinations.insert(*destination);
+                match masquerade {
+                    Some(Reason::AnyDestination) => {}
+                    Some(Reason::ThisDestination) => {
+                        everywhere = false;
+                        only_to.insert(destination.ip());
+                    }
+                    None => everywhere = false,
+                }
+            }
+            Outcome::Rejected if outcomes.len() == 1 => return Ok(PacketVerdict::Reject),
+            Outcome::Dropped if outcomes.len() == 1 => return Ok(PacketVerdict::Drop),
+            Outcome::Rejected | Outcome::Dropped => {
+                let texts = outcomes.iter().map(|outcome| format!("{outcome:?}")).collect();
+                return Err(TraceError::Undecided(texts));
+            }
+        }
+    }
+    let some = outcomes.iter().any(|outcome| {
+        matches!(outcome, Outcome::Passed { masquerade: Some(Reason::AnyDestination), .. })
+    });
+    let source = if everywhere {
+        SourceTranslation::Masqueraded
+    } else if some {
+        let texts = outcomes.iter().map(|outcome| format!("{outcome:?} from {packet:?}"));
+        return Err(TraceError::Undecided(texts.collect()));
+    } else if only_to.is_empty() {
+        SourceTranslation::Kept
+    } else {
+        SourceTranslation::MasqueradedTo(only_to)
+    };
+    Ok(PacketVerdict::Pass { destinations, source })
+}
+
+/// The numbers that are drawn, tried one after the other like an odometer.
+#[derive(Debug, Default)]
+struct Chance {
+    /// What was drawn, and below which modulus.
+    draws: Vec<(u32, u32)>,
+    next: usize,
+}
+
+impl Chance {
+    fn draw(&mut self, modulus: u32) -> u32 {
+        if self.next == self.draws.len() {
+            self.draws.push((0, modulus));
+        }
+        let (value, _) = self.draws[self.next];
+        self.next += 1;
+        value
+    }
+
+    /// The next combination; false when all were tried.
+    fn advance(&mut self) -> bool {
+        self.next = 0;
+        while let Some((value, modulus)) = self.draws.pop() {
+            if value + 1 < modulus {
+                self.draws.push((value + 1, modulus));
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// How a chain ended.
+enum End {
+    /// At its last rule, or by a rule that goes back.
+    Through,
+    Accept,
+    Drop,
+    Reject,
+}
+
+/// How a statement ended.
+enum Step {
+    Next,
+    NoMatch,
+    Verdict(Verdict),
+    Reject,
+}
+
+struct Walk<'a> {
+    table: &'a Table,
+    packet: &'a Packet,
+    local_addresses: &'a BTreeSet<IpAddr>,
+    chance: &'a mut Chance,
+    destination: SocketAddr,
+    from_loopback: bool,
+    mark: u32,
+    tracked: bool,
+    loaded: Option<SocketAddr>,
+    translated: bool,
+    masquerade: Option<Reason>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        table: &'a Table,
+        packet: &'a Packet,
+        local_addresses: &'a BTreeSet<IpAddr>,
+        chance: &'a mut Chance,
+    ) -> Self {
+        Self {
+            table,
+            packet,
+            local_addresses,
+            chance,
+            destination: packet.destination,
+            from_loopback: false,
+            mark: 0,
+            tracked: true,
+            loaded: None,
+            translated: false,
+            masquerade: None,
+        }
+    }
+
+    fn run(&mut self) -> Result<Outcome, TraceError> {
+        let mut hooks = if self.packet.entry == Entry::Local {
+            vec![Hook::Output, Hook::Postrouting]
+        } else {
+            vec![Hook::Prerouting]
+        };
+        let mut index = 0;
+        while let Some(&hook) = hooks.get(index) {
+            match self.call_hook(hook)? {
+                End::Drop => return Ok(Outcome::Dropped),
+                End::Reject => return Ok(Outcome::Rejected),
+                End::Accept | End::Through => {}
+            }
+            index += 1;
+            let routed = index == hooks.len() && hook != Hook::Input;
+            match hook {
+                Hook::Prerouting if self.is_local() => hooks.push(Hook::Input),
+                Hook::Prerouting => hooks.extend([Hook::Forward, Hook::Postrouting]),
+                // To itself: over the loopback link, which brings it in again.
+                Hook::Postrouting
+                    if routed && self.packet.entry == Entry::Local && self.is_local() =>
+                {
+                    self.from_loopback = true;
+                    hooks.push(Hook::Prerouting);
+                }
+                _ => {}
+            }
+        }
+        Ok(Outcome::Passed { destination: self.destination, masquerade: self.masquerade })
+    }
+
+    fn is_local(&self) -> bool {
+        let address = self.destination.ip();
+        address.is_loopback() || self.local_addresses.contains(&address)
+    }
+
+    /// The base chains of a hook by priority.
+    fn call_hook(&mut self, hook: Hook) -> Result<End, TraceError> {
+        let mut chains: Vec<(i32, &'a str, &'a Chain)> = Vec::new();
+        for (name, chain) in &self.table.chains {
+            if let Some(base) = chain.base.filter(|base| base.hook == hook) {
+                let skipped = base.chain_type == ChainType::Nat && !self.sees_nat(hook);
+                if !skipped {
+                    chains.push((base.priority, name, chain));
+                }
+            }
+        }
+        chains.sort_by_key(|&(priority, ..)| priority);
+        for (_, name, chain) in chains {
+            // Tracking may have been switched off by a chain before.
+            let is_nat = chain.base.is_some_and(|base| base.chain_type == ChainType::Nat);
+            if is_nat && !self.sees_nat(hook) {
+                continue;
+            }
+            match self.walk_chain(name, chain, 0)? {
+                End::Through | End::Accept => {}
+                end => return Ok(end),
+            }
+        }
+        Ok(End::Through)
+    }
+
+    /// A flow is translated once a side, and only a tracked one. What comes back over the loopback
+    /// link was translated on its way out.
+    fn sees_nat(&self, hook: Hook) -> bool {
+        self.tracked && !(hook == Hook::Prerouting && self.from_loopback)
+    }
+
+    fn walk_chain(
+        &mut self,
+        name: &'a str,
+        chain: &'a Chain,
+        depth: usize,
+    ) -> Result<End, TraceError> {
+        if depth >= CHAIN_DEPTH_MAX {
+            return Err(TraceError::Broken(format!("chain {name} is nested too deep")));
+        }
+        for rule in &chain.rules {
+            match self.run_rule(name, rule)? {
+                Step::Next | Step::NoMatch => {}
+                Step::Reject => return Ok(End::Reject),
+                Step::Verdict(Verdict::Accept) => return Ok(End::Accept),
+                Step::Verdict(Verdict::Drop) => return Ok(End::Drop),
+                Step::Verdict(Verdict::Goto(target)) => return self.enter(&target, depth),
+                Step::Verdict(Verdict::Jump(target)) => match self.enter(&target, depth)? {
+                    End::Through => {}
+                    end => return Ok(end),
+                },
+            }
+        }
+        Ok(End::Through)
+    }
+
+    fn enter(&mut self, target: &str, depth: usize) -> Result<End, TraceError> {
+        let table = self.table;
+        let (name, chain) = table
+            .chains
+            .get_key_value(target)
+            .ok_or_else(|| TraceError::Broken(format!("chain {target} does not exist")))?;
+        self.walk_chain(name, chain, depth + 1)
+    }
+
+    fn run_rule(&mut self, chain: &str, rule: &'a Rule) -> Result<Step, TraceError> {
+        let statements = rule.statements().ok_or_else(|| TraceError::UnknownRule {
+            chain: chain.into(),
+            fingerprint: rule.fingerprint(),
+        })?;
+        let mut by_destination = false;
+        for statement in statements {
+            if let Statement::In { key, .. } = statement {
+                by_destination |=
+                    key.contains(&Field::SourceAddress) && key.contains(&Field::DestinationAddress);
+            }
+            match self.run_statement(statement, by_destination)? {
+                Step::Next => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(Step::Next)
+    }
+
+    fn translate(&mut self) -> Step {
+        match self.loaded {
+            Some(endpoint) if !self.translated => {
+                self.destination = endpoint;
+                self.translated = true;
+                Step::Verdict(Verdict::Accept)
+            }
+            _ => Step::Verdict(Verdict::Drop),
+        }
+    }
+
+    /// `by_destination`: the rule asked for source and destination together before.
+    fn run_statement(
+        &mut self,
+        statement: &'a Statement,
+        by_destination: bool,
+    ) -> Result<Step, TraceError> {
+        let condition = |holds: bool| if holds { Step::Next } else { Step::NoMatch };
+        Ok(match statement {
+            Statement::InRange { field, range, outside } => {
+                let address = match field {
+                    Field::SourceAddress => self.packet.source.ip(),
+                    Field::DestinationAddress => self.destination.ip(),
+                    _ => return Err(TraceError::Broken(format!("{field:?} is no address"))),
+                };
+                condition(range.contains(&address) != *outside)
+            }
+            Statement::NotFromLoopback => condition(!self.from_loopback),
+            Statement::ProtocolIs(number) => condition(self.protocol() == *number),
+            Statement::StateIs(ConnectionState::New) => condition(self.tracked),
+            // The first packet of a flow is never out of its window.
+            Statement::StateIs(ConnectionState::Invalid) => Step::NoMatch,
+            Statement::HasMark(bits) => condition(self.mark & bits == *bits),
+            Statement::In { key, set } | Statement::HasEntry { key, map: set } => {
+                condition(self.find(key, set)?.is_some())
+            }
+            Statement::Dispatch { key, classes, verdicts } => {
+                let Some(Datum::Values(class)) = self.find(key, classes)? else {
+                    return Ok(Step::NoMatch);
+                };
+                self.verdict_of(&class.clone(), verdicts)?
+            }
+            Statement::VerdictOf { key, map } => {
+                let key = self.tuple(key);
+                self.verdict_of(&key, map)?
+            }
+            Statement::Load { key, map } => {
+                self.loaded = self.find(key, map)?.and_then(endpoint_of);
+                condition(self.loaded.is_some())
+            }
+            Statement::LoadedIn { set } => {
+                let Some(endpoint) = self.loaded else { return Ok(Step::NoMatch) };
+                let key = vec![Value::Address(endpoint.ip()), Value::Port(endpoint.port())];
+                condition(self.entry(&key, set)?.is_some())
+            }
+            // Its map has room: a first packet finds nothing remembered and is remembered.
+            Statement::Remember { map, .. } | Statement::Forget { map } => {
+                self.set(map)?;
+                Step::Next
+            }
+            Statement::SetMark(bits) => {
+                self.mark |= bits;
+                Step::Next
+            }
+            Statement::ClearMark(bits) => {
+                self.mark &= !bits;
+                Step::Next
+            }
+            Statement::NoTrack => {
+                self.tracked = false;
+                Step::Next
+            }
+            Statement::RejectWithReset if self.packet.protocol != Protocol::Tcp => {
+                return Err(TraceError::Broken("a reset for what is not TCP".into()));
+            }
+            Statement::RejectWithReset | Statement::RejectWithUnreachable => Step::Reject,
+            Statement::Verdict(verdict) => Step::Verdict(verdict.clone()),
+            Statement::TranslateDestination => self.translate(),
+            Statement::Masquerade => {
+                let reason =
+                    if by_destination { Reason::ThisDestination } else { Reason::AnyDestination };
+                self.masquerade = Some(reason);
+                Step::Verdict(Verdict::Accept)
+            }
+        })
+    }
+
+    fn verdict_of(&self, key: &Tuple, map: &str) -> Result<Step, TraceError> {
+        Ok(match self.entry(key, map)? {
+            Some(Datum::Verdict(verdict)) => Step::Verdict(verdict.clone()),
+            _ => Step::NoMatch,
+        })
+    }
+
+    fn find(&mut self, key: &[Field], set: &str) -> Result<Option<&'a Datum>, TraceError> {
+        let key = self.tuple(key);
+        self.entry(&key, set)
+    }
+
+    fn entry(&self, key: &Tuple, set: &str) -> Result<Option<&'a Datum>, TraceError> {
+        Ok(self.set(set)?.elements.get(key))
+    }
+
+    fn set(&self, name: &str) -> Result<&'a super::language::Set, TraceError> {
+        let missing = || TraceError::Broken(format!("set {name} does not exist"));
+        self.table.sets.get(name).ok_or_else(missing)
+    }
+
+    fn tuple(&mut self, key: &[Field]) -> Tuple {
+        key.iter()
+            .map(|field| match field {
+                Field::SourceAddress => Value::Address(self.packet.source.ip()),
+                Field::DestinationAddress => Value::Address(self.destination.ip()),
+                Field::Protocol => Value::Protocol(self.protocol()),
+                Field::SourcePort => Value::Port(self.packet.source.port()),
+                Field::DestinationPort => Value::Port(self.destination.port()),
+                Field::Random { modulus } => Value::Number(self.chance.draw(*modulus)),
+            })
+            .collect()
+    }
+
+    fn protocol(&self) -> u8 {
+        self.packet.protocol.number()
+    }
+}
