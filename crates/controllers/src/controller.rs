@@ -1,0 +1,144 @@
+//! The controllers by name: which changes concern which of their keys, and what they then want.
+
+use std::collections::BTreeSet;
+
+use model::{ClusterConfig, NamespacedName, Timestamp};
+
+use crate::kind::{Kind, ObjectKey};
+use crate::snapshot::{Change, Snapshot};
+use crate::write::{Failure, Outcome};
+use crate::{
+    deployment, endpoint_slices, endpoints, garbage, namespaces, node_lifecycle, node_ranges,
+    pod_garbage, replica_sets, scheduler, service_accounts, taint_eviction,
+};
+
+/// One controller. The order is the order in which keys that are due together run: what takes
+/// traffic away from a pod comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Controller {
+    /// Service, pods → EndpointSlices.
+    EndpointSlices,
+    /// Service, pods → Endpoints, which kubectl before 1.27 reads.
+    Endpoints,
+    /// Gives pods a node.
+    Scheduler,
+    /// ReplicaSet → pods.
+    ReplicaSets,
+    /// Deployment → ReplicaSets.
+    Deployments,
+    /// Gives nodes their pod ranges.
+    NodeRanges,
+    /// Leases, conditions → `Ready`, taints.
+    NodeLifecycle,
+    /// Deletes pods that do not tolerate a `NoExecute` taint of their node (any longer).
+    TaintEviction,
+    /// Empties namespaces that are being deleted.
+    Namespaces,
+    /// The ServiceAccount `default` and the CA certificate in every namespace.
+    ServiceAccounts,
+    /// Deletes what has lost its owners.
+    Garbage,
+    /// Deletes pods of nodes that are no more.
+    PodGarbage,
+}
+
+/// What is configured once for all controllers.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster.
+    pub cluster: ClusterConfig,
+    /// The text (PEM) of the certificate that signs the API server's.
+    pub root_ca: String,
+    /// When this process began to watch: nodes are not blamed for silence before that.
+    pub started: Timestamp,
+}
+
+/// What a run of a controller may read beside the snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// The time.
+    pub now: Timestamp,
+    /// The failure that ended the last run for this key, if it failed.
+    pub last_failure: Option<&'a LastFailure>,
+}
+
+/// A failed write, as the next run for the same key sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastFailure {
+    /// What was tried.
+    pub verb: Verb,
+    /// What the server said.
+    pub failure: Failure,
+}
+
+/// Sorts writes by what a failure of them means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// A new object.
+    Create,
+    /// A deletion.
+    Delete,
+    /// Anything else.
+    Change,
+}
+
+impl Controller {
+    /// All controllers.
+    pub const ALL: [Self; 12] = [
+        Self::EndpointSlices,
+        Self::Endpoints,
+        Self::Scheduler,
+        Self::ReplicaSets,
+        Self::Deployments,
+        Self::NodeRanges,
+        Self::NodeLifecycle,
+        Self::TaintEviction,
+        Self::Namespaces,
+        Self::ServiceAccounts,
+        Self::Garbage,
+        Self::PodGarbage,
+    ];
+
+    /// Adds the keys that a change makes dirty. The snapshot already holds the change.
+    pub fn interested(self, change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
+        match self {
+            Self::EndpointSlices => endpoint_slices::interested(change, snapshot, keys),
+            Self::Endpoints => endpoints::interested(change, snapshot, keys),
+            Self::Scheduler => scheduler::interested(change, keys),
+            Self::ReplicaSets => replica_sets::interested(change, snapshot, keys),
+            Self::Deployments => deployment::interested(change, snapshot, keys),
+            Self::NodeRanges => node_ranges::interested(change, keys),
+            Self::NodeLifecycle => node_lifecycle::interested(change, keys),
+            Self::TaintEviction => taint_eviction::interested(change, snapshot, keys),
+            Self::Namespaces => namespaces::interested(change, keys),
+            Self::ServiceAccounts => service_accounts::interested(change, keys),
+            Self::Garbage => garbage::interested(change, snapshot, keys),
+            Self::PodGarbage => pod_garbage::interested(change, keys),
+        }
+    }
+
+    /// What this controller wants for a key.
+    pub fn reconcile(self, key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>) -> Outcome {
+        match self {
+            Self::EndpointSlices => endpoint_slices::reconcile(key, snapshot),
+            Self::Endpoints => endpoints::reconcile(key, snapshot),
+            Self::Scheduler => scheduler::reconcile(snapshot, input),
+            Self::ReplicaSets => replica_sets::reconcile(key, snapshot, input),
+            Self::Deployments => deployment::reconcile(key, snapshot, input),
+            Self::NodeRanges => node_ranges::reconcile(snapshot, input),
+            Self::NodeLifecycle => node_lifecycle::reconcile(key, snapshot, input),
+            Self::TaintEviction => taint_eviction::reconcile(key, snapshot, input),
+            Self::Namespaces => namespaces::reconcile(key, snapshot, input),
+            Self::ServiceAccounts => service_accounts::reconcile(key, snapshot, input),
+            Self::Garbage => garbage::reconcile(key, snapshot),
+            Self::PodGarbage => pod_garbage::reconcile(key, snapshot, input),
+        }
+    }
+}
+
+/// The key of controllers that decide about all objects of a kind together.
+pub(crate) fn whole(kind: Kind) -> ObjectKey {
+    ObjectKey::new(kind, NamespacedName::default())
+}

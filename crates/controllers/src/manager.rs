@@ -1,0 +1,347 @@
+//! The loop of all controllers as a state machine: watch events and results in, writes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use model::Timestamp;
+
+use crate::controller::{Config, Controller, Input, LastFailure, Verb};
+use crate::events::Recorder;
+use crate::kind::{KINDS, Kind, ObjectKey};
+use crate::queue::{Queue, Task};
+use crate::snapshot::{Change, Snapshot};
+use crate::write::{Failure, Report, Step, StepResult, Write};
+
+/// Runs of controllers whose writes may be under way together.
+pub const MAX_JOBS_IN_FLIGHT: usize = 32;
+/// Event writes among them: they must not hold up what matters.
+const MAX_EVENTS_IN_FLIGHT: usize = 4;
+/// How long everything holds after a list that lost most of its objects (invariant 3).
+pub const LIST_HOLD: Duration = Duration::from_secs(30);
+/// Lists that were shorter than this before may lose any number of objects.
+const LIST_HOLD_MIN_OBJECTS: usize = 10;
+
+/// Drives all controllers.
+#[derive(Debug)]
+pub struct Manager {
+    config: Config,
+    snapshot: Snapshot,
+    queue: Queue,
+    recorder: Recorder,
+    unlisted: BTreeSet<Kind>,
+    held: BTreeMap<Kind, Hold>,
+    jobs_in_flight: usize,
+    events_in_flight: usize,
+}
+
+#[derive(Debug)]
+struct Hold {
+    objects_before: usize,
+    until: Timestamp,
+}
+
+/// Writes that belong together. Give it back to [`Manager::finished`] with one result a step.
+#[derive(Debug)]
+pub struct Job {
+    /// Where it comes from.
+    pub ticket: Ticket,
+    /// The writes.
+    pub steps: Vec<Step>,
+    /// Whether a step needs the success of the one before it.
+    pub in_order: bool,
+}
+
+/// Where a job comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ticket {
+    /// A run of a controller for a key.
+    Run(Controller, ObjectKey),
+    /// An Event object.
+    Event(Box<Report>),
+}
+
+/// What became of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// It is the state now.
+    Taken,
+    /// It is the state now, but lost most of its objects: nothing is written for
+    /// [`LIST_HOLD`], unless a later list has them again.
+    Held {
+        /// Objects before.
+        before: usize,
+        /// Objects in the list.
+        after: usize,
+    },
+}
+
+impl Manager {
+    /// A manager that has seen nothing yet, and does nothing before every watched kind was
+    /// listed (invariant 3).
+    pub fn new(config: Config) -> Self {
+        let unlisted = KINDS.iter().filter(|row| row.watched).map(|row| row.kind).collect();
+        Self {
+            config,
+            snapshot: Snapshot::default(),
+            queue: Queue::default(),
+            recorder: Recorder::default(),
+            unlisted,
+            held: BTreeMap::new(),
+            jobs_in_flight: 0,
+            events_in_flight: 0,
+        }
+    }
+
+    /// The objects as far as they are known.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Whether every watched kind was listed once.
+    pub fn is_synced(&self) -> bool {
+        self.unlisted.is_empty()
+    }
+
+    /// Takes in a complete list of a kind, true at `revision`.
+    pub fn listed(
+        &mut self,
+        kind: Kind,
+        values: Vec<Value>,
+        revision: u64,
+        now: Timestamp,
+    ) -> Listed {
+        let first = self.unlisted.remove(&kind);
+        let before =
+            self.held.get(&kind).map_or(self.snapshot.count(kind), |hold| hold.objects_before);
+        let changes = self.snapshot.replace(kind, values, revision);
+        let after = self.snapshot.count(kind);
+        if first {
+            if self.is_synced() {
+                self.mark_all(now);
+            }
+            return Listed::Taken;
+        }
+        for change in &changes {
+            self.mark(change, now);
+        }
+        if before >= LIST_HOLD_MIN_OBJECTS && after * 2 < before {
+            let until = now.after(LIST_HOLD);
+            self.held.entry(kind).or_insert(Hold { objects_before: before, until });
+            return Listed::Held { before, after };
+        }
+        self.held.remove(&kind);
+        Listed::Taken
+    }
+
+    /// Takes in that an object was added or changed.
+    pub fn applied(&mut self, kind: Kind, value: Value, now: Timestamp) {
+        if let Some(change) = self.snapshot.apply(kind, value) {
+            self.mark(&change, now);
+        }
+    }
+
+    /// Takes in that an object was deleted.
+    pub fn deleted(&mut self, kind: Kind, value: Value, now: Timestamp) {
+        if let Some(change) = self.snapshot.deleted(kind, value) {
+            self.mark(&change, now);
+        }
+    }
+
+    /// The next writes to do. They may run while others are under way, since no two jobs are of
+    /// one key. `None` when nothing is due, or enough is under way.
+    pub fn next(&mut self, now: Timestamp) -> Option<Job> {
+        self.held.retain(|_, hold| hold.until > now);
+        if !self.is_synced() || !self.held.is_empty() {
+            return None;
+        }
+        if self.queue.take_overflow() {
+            self.mark_all(now);
+        }
+        while self.jobs_in_flight < MAX_JOBS_IN_FLIGHT {
+            let Some(task) = self.queue.pop(now) else { break };
+            if let Some(job) = self.run(task, now) {
+                self.jobs_in_flight += 1;
+                return Some(job);
+            }
+        }
+        if self.events_in_flight < MAX_EVENTS_IN_FLIGHT {
+            let (report, write) = self.recorder.next()?;
+            self.events_in_flight += 1;
+            let ticket = Ticket::Event(Box::new(report));
+            return Some(Job { ticket, steps: vec![Step::quiet(write)], in_order: false });
+        }
+        None
+    }
+
+    /// When [`Manager::next`] may have something without anything new being taken in.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        if !self.is_synced() {
+            return None;
+        }
+        match self.held.values().map(|hold| hold.until).max() {
+            Some(until) => Some(until),
+            None => self.queue.next_due(),
+        }
+    }
+
+    /// Takes in what came of a job, before any other key runs: the snapshot then holds our own
+    /// writes although the watch has not reported them.
+    pub fn finished(&mut self, job: Job, results: Vec<StepResult>, now: Timestamp) {
+        match job.ticket {
+            Ticket::Event(report) => {
+                self.events_in_flight = self.events_in_flight.saturating_sub(1);
+                let written = matches!(results.first(), Some(StepResult::Object(_)));
+                if !written {
+                    self.recorder.lost(&report);
+                }
+            }
+            Ticket::Run(controller, key) => {
+                self.jobs_in_flight = self.jobs_in_flight.saturating_sub(1);
+                let mut failure = None;
+                for (step, result) in job.steps.into_iter().zip(results) {
+                    let failed = self.step_finished(step, result, now);
+                    failure = failure.or(failed);
+                }
+                self.queue.finished((controller, key), failure, now);
+            }
+        }
+    }
+
+    fn run(&mut self, task: Task, now: Timestamp) -> Option<Job> {
+        let (controller, key) = &task;
+        let last_failure = self.queue.last_failure(&task);
+        let input = Input { config: &self.config, now, last_failure };
+        let outcome = controller.reconcile(key, &self.snapshot, &input);
+        if let Some(delay) = outcome.requeue_after {
+            self.queue.mark(task.clone(), now.after(delay));
+        }
+        if outcome.steps.is_empty() {
+            self.queue.finished(task, None, now);
+            return None;
+        }
+        let (controller, key) = task;
+        let ticket = Ticket::Run(controller, key);
+        Some(Job { ticket, steps: outcome.steps, in_order: outcome.in_order })
+    }
+
+    fn step_finished(
+        &mut self,
+        step: Step,
+        result: StepResult,
+        now: Timestamp,
+    ) -> Option<LastFailure> {
+        let verb = step.write.verb();
+        let failure = match result {
+            StepResult::Object(value) => {
+                self.succeeded(&step, Some(&value), now);
+                self.written(&step.write, value, now);
+                return None;
+            }
+            StepResult::Done => {
+                self.succeeded(&step, None, now);
+                if verb == Verb::Delete {
+                    self.gone(&step.write, now);
+                }
+                return None;
+            }
+            StepResult::Gone => {
+                self.gone(&step.write, now);
+                return None;
+            }
+            StepResult::NotTried => return None,
+            StepResult::NotAbsent => Failure::default(),
+            StepResult::Failed(failure) if failure.namespace_terminating => return None,
+            StepResult::Failed(failure) => failure,
+        };
+        if let Some(mut report) = step.failure.filter(|_| failure.code != 0) {
+            report.message = report.message.replace("{error}", &failure.message);
+            self.recorder.record(report, now);
+        }
+        Some(LastFailure { verb, failure })
+    }
+
+    fn succeeded(&mut self, step: &Step, value: Option<&Value>, now: Timestamp) {
+        let Some(mut report) = step.success.clone() else { return };
+        let written = value.and_then(|value| value.pointer("/metadata/name")?.as_str());
+        let object = step.write.object();
+        let name = written.or(object.as_ref().map(|key| key.name.name.as_str()));
+        report.message = report.message.replace("{name}", name.unwrap_or_default());
+        self.recorder.record(report, now);
+    }
+
+    /// Takes in the object that a write answered with. The answer to a deletion that left
+    /// nothing behind is the object as it was last.
+    fn written(&mut self, write: &Write, value: Value, now: Timestamp) {
+        let lingers = value.pointer("/metadata/deletionTimestamp").is_some_and(Value::is_string);
+        if matches!(write, Write::Delete { .. }) && !lingers {
+            self.gone(write, now);
+            return;
+        }
+        let kind = match write {
+            Write::Create { kind, .. } => *kind,
+            Write::Patch { object, .. } | Write::Delete { object, .. } => object.kind,
+            Write::Bind { .. } => Kind::Pod,
+            Write::Finalize { .. } => Kind::Namespace,
+            Write::DeleteCollection { .. } => return,
+        };
+        self.applied(kind, value, now);
+    }
+
+    fn gone(&mut self, write: &Write, now: Timestamp) {
+        let Some((key, uid)) = write.object().zip(write.uid()) else { return };
+        if let Some(change) = self.snapshot.gone(&key, uid) {
+            self.mark(&change, now);
+        }
+    }
+
+    fn mark_all(&mut self, now: Timestamp) {
+        let objects: Vec<_> =
+            KINDS.iter().flat_map(|row| self.snapshot.all(row.kind)).cloned().collect();
+        for object in objects {
+            self.mark(&Change { old: None, new: Some(object) }, now);
+        }
+    }
+
+    fn mark(&mut self, change: &Change, now: Timestamp) {
+        if !self.is_synced() {
+            return;
+        }
+        let mut keys = BTreeSet::new();
+        for controller in Controller::ALL {
+            controller.interested(change, &self.snapshot, &mut keys);
+            while let Some(key) = keys.pop_first() {
+                self.queue.mark((controller, key), now);
+            }
+        }
+    }
+}
+
+impl Write {
+    fn verb(&self) -> Verb {
+        match self {
+            Self::Create { .. } => Verb::Create,
+            Self::Delete { .. } => Verb::Delete,
+            _ => Verb::Change,
+        }
+    }
+
+    /// The object that is changed or deleted.
+    fn object(&self) -> Option<ObjectKey> {
+        match self {
+            Self::Patch { object, .. } | Self::Delete { object, .. } => Some(object.clone()),
+            Self::Bind { pod, .. } => Some(ObjectKey::new(Kind::Pod, pod.clone())),
+            Self::Create { .. } | Self::DeleteCollection { .. } | Self::Finalize { .. } => None,
+        }
+    }
+
+    /// The identity that the write was meant for.
+    fn uid(&self) -> Option<&str> {
+        match self {
+            Self::Patch { body, .. } => body.pointer("/metadata/uid")?.as_str(),
+            Self::Delete { uid, .. } | Self::Bind { uid, .. } => Some(uid),
+            Self::Create { .. } | Self::DeleteCollection { .. } | Self::Finalize { .. } => None,
+        }
+    }
+}
