@@ -78,7 +78,8 @@ impl Index {
         index
     }
 
-    pub(crate) fn serial(&self) -> u32 {
+    /// The serial number of the zone.
+    pub fn serial(&self) -> u32 {
         self.serial
     }
 

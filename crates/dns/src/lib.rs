@@ -22,3 +22,4 @@ pub use forward::{Forwarder, Output, Transport};
 pub use index::Index;
 pub use name::{Name, NameError};
 pub use response::{Record, Response, parse_response};
+pub use writer::query;

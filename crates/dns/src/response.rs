@@ -134,7 +134,7 @@ mod tests {
     const ALIAS: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x02\0\0\0\0\
         \x03www\x07example\0\0\x01\0\x01\
         \xC0\x0C\0\x05\0\x01\0\0\0\x3C\0\x06\x03web\xC0\x10\
-        \xC0\x2B\0\x01\0\x01\0\0\0\x1E\0\x04\xC0\x00\x02\x01";
+        \xC0\x29\0\x01\0\x01\0\0\0\x1E\0\x04\xC0\x00\x02\x01";
 
     #[test]
     fn compressed_names_in_data_are_written_out() {

@@ -181,8 +181,8 @@ impl Writer {
     }
 }
 
-/// A query to an upstream server; `with_edns` offers [`UDP_PAYLOAD_OCTETS`].
-pub(crate) fn query(id: u16, name: &Name, kind: u16, with_edns: bool) -> Vec<u8> {
+/// A query that asks for recursion; `with_edns` offers [`UDP_PAYLOAD_OCTETS`].
+pub fn query(id: u16, name: &Name, kind: u16, with_edns: bool) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER_OCTETS + name.wire().len() + 4 + OPT_OCTETS);
     let words = [id, flag::RECURSION_DESIRED, 1, 0, 0, u16::from(with_edns)];
     for word in words {

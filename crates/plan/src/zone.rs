@@ -206,6 +206,3 @@ fn endpoint_label(hostname: &str, address: IpAddr) -> (String, bool) {
     }
     (address.to_string().replace(['.', ':'], "-"), false)
 }
-
-#[cfg(test)]
-mod tests;
