@@ -31,7 +31,7 @@ mod watch;
 pub use config::{Identity, Kubeconfig};
 pub use error::{ClientError, Status, StatusCause, StatusDetails};
 pub use list::{List, ListMetadata, ListOptions};
-pub use path::ResourcePath;
+pub use path::{Encoded, ResourcePath};
 pub use request::{Client, DeleteOptions, PatchKind, Preconditions};
 pub use transport::{Body, BodyError, Endpoint, HttpsTransport, Transport, TransportFuture};
 pub use watch::{WatchEvent, WatchSpec, Watcher};

@@ -68,7 +68,7 @@ impl fmt::Display for ResourcePath {
 }
 
 /// Percent-encodes all but RFC 3986's unreserved characters.
-pub(crate) struct Encoded<'a>(pub &'a str);
+pub struct Encoded<'a>(pub &'a str);
 
 impl fmt::Display for Encoded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
