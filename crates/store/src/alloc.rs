@@ -1,0 +1,358 @@
+//! Service addresses and node ports. The index is derived from the Services of the head state and
+//! changes only where an object is written, so that an address and its Service come and go
+//! together: there is nothing to repair and nothing can leak.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::cluster::{address_count, nth_address};
+use model::{Family, NamespacedName};
+use serde_json::Value;
+
+use crate::kinds::service_families;
+use crate::validate::FieldErrors;
+use crate::{Random, StoreConfig, json};
+
+/// Which Service owns which address and which node port.
+#[derive(Clone, Debug)]
+pub struct Allocations {
+    ranges: Vec<IpNet>,
+    ports: (u16, u16),
+    address_owners: BTreeMap<IpAddr, NamespacedName>,
+    port_owners: BTreeMap<u16, NamespacedName>,
+}
+
+impl Allocations {
+    /// An empty index over the configured ranges.
+    pub fn new(config: &StoreConfig) -> Self {
+        Self {
+            ranges: config.service_cidrs.clone(),
+            ports: config.node_port_range,
+            address_owners: BTreeMap::new(),
+            port_owners: BTreeMap::new(),
+        }
+    }
+
+    /// The families that are configured; the first is the default.
+    pub fn families(&self) -> Vec<Family> {
+        self.ranges.iter().map(|range| Family::of(&range.addr())).collect()
+    }
+
+    /// Follows a write of a Service: `old` and `new` are its objects, absent before its creation
+    /// and after its deletion.
+    pub fn replace(&mut self, key: &NamespacedName, old: Option<&Value>, new: Option<&Value>) {
+        if let Some(old) = old {
+            for address in cluster_addresses(old) {
+                if self.address_owners.get(&address) == Some(key) {
+                    self.address_owners.remove(&address);
+                }
+            }
+            for port in node_ports(old) {
+                if self.port_owners.get(&port) == Some(key) {
+                    self.port_owners.remove(&port);
+                }
+            }
+        }
+        if let Some(new) = new {
+            for address in cluster_addresses(new) {
+                self.address_owners.entry(address).or_insert_with(|| key.clone());
+            }
+            for port in node_ports(new) {
+                self.port_owners.entry(port).or_insert_with(|| key.clone());
+            }
+        }
+    }
+
+    /// Fills in the addresses and node ports that a Service needs and has not, and checks those
+    /// that it asks for. Nothing is reserved: that happens when the object is written.
+    pub(crate) fn fill(
+        &self,
+        key: &NamespacedName,
+        service: &mut Value,
+        random: &mut dyn Random,
+        dry_run: bool,
+    ) -> FieldErrors {
+        let mut errors = FieldErrors::default();
+        service_families::fill(service, &self.families(), &mut errors);
+        if !errors.is_empty() {
+            return errors;
+        }
+        let mut picker = Picker { allocations: self, key, random, dry_run, taken: Vec::new() };
+        picker.fill_addresses(service, &mut errors);
+        if errors.is_empty() && needs_node_ports(service) {
+            picker.fill_node_ports(service, &mut errors);
+        }
+        if errors.is_empty() && needs_health_check_node_port(service) {
+            picker.fill_health_check_node_port(service, &mut errors);
+        }
+        errors
+    }
+
+    fn range(&self, family: Family) -> Option<&IpNet> {
+        self.ranges.iter().find(|range| Family::of(&range.addr()) == family)
+    }
+
+    fn is_port_free(&self, port: u16, key: &NamespacedName) -> bool {
+        self.port_owners.get(&port).is_none_or(|owner| owner == key)
+    }
+}
+
+/// Whether a Service has cluster addresses at all.
+pub(crate) fn needs_cluster_ip(service: &Value) -> bool {
+    json::text(service, "/spec/type") != "ExternalName"
+}
+
+/// Whether a Service has node ports. `allocateLoadBalancerNodePorts: false` keeps a LoadBalancer
+/// from getting new ones, which the caller sees in [`needs_new_node_ports`].
+pub(crate) fn needs_node_ports(service: &Value) -> bool {
+    matches!(json::text(service, "/spec/type"), "NodePort" | "LoadBalancer")
+}
+
+/// Whether a Service needs a port at which its load balancer asks for local endpoints.
+pub(crate) fn needs_health_check_node_port(service: &Value) -> bool {
+    json::text(service, "/spec/type") == "LoadBalancer"
+        && json::text(service, "/spec/externalTrafficPolicy") == "Local"
+}
+
+fn needs_new_node_ports(service: &Value) -> bool {
+    json::text(service, "/spec/type") == "NodePort"
+        || json::at(service, "/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
+}
+
+fn cluster_addresses(service: &Value) -> Vec<IpAddr> {
+    json::texts(service, "/spec/clusterIPs").iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+fn node_ports(service: &Value) -> Vec<u16> {
+    let ports = json::items(service, "/spec/ports").iter();
+    ports
+        .filter_map(|port| json::integer(port, "/nodePort"))
+        .chain(json::integer(service, "/spec/healthCheckNodePort"))
+        .filter_map(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0)
+        .collect()
+}
+
+struct Picker<'a> {
+    allocations: &'a Allocations,
+    key: &'a NamespacedName,
+    random: &'a mut dyn Random,
+    dry_run: bool,
+    /// Node ports that this very write has chosen.
+    taken: Vec<u16>,
+}
+
+impl Picker<'_> {
+    fn fill_addresses(&mut self, service: &mut Value, errors: &mut FieldErrors) {
+        if !needs_cluster_ip(service) {
+            return;
+        }
+        let given: Vec<String> =
+            json::texts(service, "/spec/clusterIPs").into_iter().map(str::to_owned).collect();
+        if given.first().is_some_and(|address| address == "None") {
+            return;
+        }
+        let families: Vec<Family> = json::texts(service, "/spec/ipFamilies")
+            .into_iter()
+            .filter_map(family_from_text)
+            .collect();
+        let mut addresses = Vec::new();
+        for (index, family) in families.into_iter().enumerate() {
+            let Some(range) = self.allocations.range(family).copied() else {
+                continue;
+            };
+            let chosen = match given.get(index).filter(|text| !text.is_empty()) {
+                Some(text) => self.check_address(&range, text).map(|()| text.clone()),
+                None => self.pick_address(&range).map(|address| address.to_string()),
+            };
+            match chosen {
+                Ok(address) => addresses.push(address),
+                Err(why) => {
+                    errors.invalid("spec.clusterIPs", given, &why);
+                    return;
+                }
+            }
+        }
+        if let Some(first) = addresses.first() {
+            json::set(service, "/spec/clusterIP", first.clone());
+            json::set(service, "/spec/clusterIPs", addresses);
+        }
+    }
+
+    fn check_address(&self, range: &IpNet, text: &str) -> Result<(), String> {
+        let fail = |why: &str| Err(format!("failed to allocate IP {text}: {why}"));
+        let usable = text.parse::<IpAddr>().ok().filter(|address| is_usable(range, *address));
+        let Some(address) = usable else {
+            return fail("the provided network does not match the current range");
+        };
+        match self.allocations.address_owners.get(&address) {
+            Some(owner) if owner != self.key => fail("provided IP is already allocated"),
+            _ => Ok(()),
+        }
+    }
+
+    /// A free address: from the upper band at random, from the lower band only when that is full.
+    /// (KEP-3070: static requests find room in the lower band.)
+    fn pick_address(&mut self, range: &IpNet) -> Result<IpAddr, String> {
+        if self.dry_run {
+            return Ok(range.network());
+        }
+        let usable = usable_count(range);
+        let offset = band_offset(usable, 16, 256);
+        let owners = &self.allocations.address_owners;
+        let is_free = |index: u128| {
+            nth_address(range, index + 1).filter(|address| !owners.contains_key(address))
+        };
+        pick(offset, usable, owners.len(), self.random, is_free)
+            .or_else(|| pick(0, offset, owners.len(), self.random, is_free))
+            .ok_or_else(|| "failed to allocate a serviceIP: range is full".to_owned())
+    }
+
+    fn fill_node_ports(&mut self, service: &mut Value, errors: &mut FieldErrors) {
+        let ports: Vec<Value> = json::items(service, "/spec/ports").to_vec();
+        let needs_new = needs_new_node_ports(service);
+        let mut chosen: Vec<Option<u16>> = Vec::new();
+        for (index, port) in ports.iter().enumerate() {
+            let field = format!("spec.ports[{index}].nodePort");
+            let given = json::integer(port, "/nodePort").unwrap_or(0);
+            if given != 0 {
+                match self.check_port(given) {
+                    Ok(given) => {
+                        self.taken.push(given);
+                        chosen.push(Some(given));
+                    }
+                    Err(why) => {
+                        errors.invalid(field, given, &why);
+                        return;
+                    }
+                }
+                continue;
+            }
+            let shared = shared_node_port(&ports, &chosen, port);
+            if shared.is_some() || !needs_new {
+                chosen.push(shared);
+                continue;
+            }
+            match self.pick_port() {
+                Some(new) => {
+                    self.taken.push(new);
+                    chosen.push(Some(new));
+                }
+                None => {
+                    errors.invalid(field, 0, "failed to allocate a nodePort: range is full");
+                    return;
+                }
+            }
+        }
+        for (port, chosen) in json::items_mut(service, "/spec/ports").zip(chosen) {
+            if let Some(chosen) = chosen {
+                json::set(port, "/nodePort", chosen);
+            }
+        }
+    }
+
+    fn fill_health_check_node_port(&mut self, service: &mut Value, errors: &mut FieldErrors) {
+        let field = "spec.healthCheckNodePort";
+        let given = json::integer(service, "/spec/healthCheckNodePort").unwrap_or(0);
+        if given != 0 {
+            if let Err(why) = self.check_port(given) {
+                errors.invalid(field, given, &why);
+            }
+            return;
+        }
+        match self.pick_port() {
+            Some(port) => json::set(service, "/spec/healthCheckNodePort", port),
+            None => errors.invalid(field, 0, "failed to allocate a nodePort: range is full"),
+        }
+    }
+
+    fn check_port(&self, port: i64) -> Result<u16, String> {
+        let (first, last) = self.allocations.ports;
+        match u16::try_from(port) {
+            Ok(port) if (first..=last).contains(&port) => {
+                if self.allocations.is_port_free(port, self.key) {
+                    Ok(port)
+                } else {
+                    Err("provided port is already allocated".to_owned())
+                }
+            }
+            _ => Err(format!(
+                "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+            )),
+        }
+    }
+
+    fn pick_port(&mut self) -> Option<u16> {
+        let (first, last) = self.allocations.ports;
+        if self.dry_run {
+            // The real server answers a port that cannot be meant: two above the range.
+            return Some(last.saturating_add(2));
+        }
+        let size = u128::from(last.saturating_sub(first)) + 1;
+        let offset = band_offset(size, 32, 128);
+        let (owners, taken) = (&self.allocations.port_owners, &self.taken);
+        let used = owners.len() + taken.len();
+        let is_free = |index: u128| {
+            let port = first.checked_add(u16::try_from(index).ok()?)?;
+            (!owners.contains_key(&port) && !taken.contains(&port)).then_some(port)
+        };
+        pick(offset, size, used, self.random, is_free)
+            .or_else(|| pick(0, offset, used, self.random, is_free))
+    }
+}
+
+/// Ports of one Service with the same number and different protocols share one node port
+/// (DNS: 53/UDP and 53/TCP).
+fn shared_node_port(ports: &[Value], chosen: &[Option<u16>], port: &Value) -> Option<u16> {
+    let number = json::integer(port, "/port");
+    let protocol = json::text(port, "/protocol");
+    ports
+        .iter()
+        .zip(chosen)
+        .find(|(other, _)| {
+            json::integer(other, "/port") == number && json::text(other, "/protocol") != protocol
+        })
+        .and_then(|(_, chosen)| *chosen)
+}
+
+/// Tries the indexes `begin..end` from a random one on, wrapping. With `used` of them taken at
+/// most, `used + 1` tries find a free one.
+fn pick<T>(
+    begin: u128,
+    end: u128,
+    used: usize,
+    random: &mut dyn Random,
+    is_free: impl Fn(u128) -> Option<T>,
+) -> Option<T> {
+    let size = end.checked_sub(begin).filter(|size| *size > 0)?;
+    let start = u128::from(random.next_u64()) % size;
+    let tries = size.min(used as u128 + 1);
+    (0..tries).find_map(|step| is_free(begin + (start + step) % size))
+}
+
+/// Where the upper band begins: the lower one is kept for static requests.
+fn band_offset(size: u128, divisor: u128, most: u128) -> u128 {
+    if size <= 16 { 0 } else { (size / divisor).max(16).min(most) }
+}
+
+/// Addresses of a range without the network address and, for IPv4, without the broadcast address.
+fn usable_count(range: &IpNet) -> u128 {
+    let special = if range.addr().is_ipv4() { 2 } else { 1 };
+    address_count(range).saturating_sub(special)
+}
+
+fn is_usable(range: &IpNet, address: IpAddr) -> bool {
+    range.contains(&address)
+        && address != range.network()
+        && !(address.is_ipv4() && address == range.broadcast())
+}
+
+/// The family that the API's text names.
+pub(crate) fn family_from_text(text: &str) -> Option<Family> {
+    match text {
+        "IPv4" => Some(Family::V4),
+        "IPv6" => Some(Family::V6),
+        _ => None,
+    }
+}

@@ -1,0 +1,235 @@
+//! Discovery documents, both the old lists and the aggregated form, from the registry.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::{Resource, Subresource, registry};
+
+/// Media type of the aggregated form.
+pub const AGGREGATED_MEDIA_TYPE: &str =
+    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// `GET /api`: the versions of the core group. `server` is the address to tell clients.
+pub fn api_versions(server: &str) -> Value {
+    json!({
+        "kind": "APIVersions",
+        "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server}],
+    })
+}
+
+/// `GET /apis`: the named groups.
+pub fn api_group_list() -> Value {
+    let groups: Vec<Value> = group_names().into_iter().filter_map(group_value).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `GET /apis/GROUP`; `None` for a group that is not served.
+pub fn api_group(group: &str) -> Option<Value> {
+    let mut value = group_value(group)?;
+    crate::json::set(&mut value, "/kind", "APIGroup");
+    crate::json::set(&mut value, "/apiVersion", "v1");
+    Some(value)
+}
+
+/// `GET /api/v1` (`("", "v1")`) and `GET /apis/GROUP/VERSION`; `None` for one that is not served.
+pub fn api_resource_list(group: &str, version: &str) -> Option<Value> {
+    let mut resources = Vec::new();
+    for row in rows(group, version) {
+        let mut entry = json!({
+            "name": row.plural,
+            "singularName": row.singular,
+            "namespaced": row.namespaced,
+            "kind": row.kind,
+            "verbs": row.verbs,
+        });
+        if !row.short_names.is_empty() {
+            crate::json::set(&mut entry, "/shortNames", row.short_names);
+        }
+        if !row.categories.is_empty() {
+            crate::json::set(&mut entry, "/categories", row.categories);
+        }
+        resources.push(entry);
+        for subresource in row.subresources {
+            resources.push(subresource_entry(row, *subresource));
+        }
+    }
+    let group_version =
+        if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    (!resources.is_empty()).then(|| {
+        json!({
+            "kind": "APIResourceList",
+            "apiVersion": "v1",
+            "groupVersion": group_version,
+            "resources": resources,
+        })
+    })
+}
+
+/// The aggregated document of `GET /api` (`core`) or of `GET /apis`.
+pub fn aggregated(core: bool) -> Value {
+    let names = if core { vec![""] } else { group_names() };
+    let items: Vec<Value> = names.into_iter().map(aggregated_group).collect();
+    json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items,
+    })
+}
+
+/// The entity tag of a document, with its quotes: it changes when the document does.
+pub fn etag(document: &Value) -> String {
+    format!("\"{}\"", fingerprint(document))
+}
+
+/// A short text that changes when the document does (FNV-1a, 64 bits, over its JSON).
+pub(crate) fn fingerprint(document: &Value) -> String {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let text = document.to_string();
+    let hash = text.bytes().fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    format!("{hash:016X}")
+}
+
+/// The groups and versions that are served, with their rows.
+pub(crate) fn group_versions() -> BTreeMap<(&'static str, &'static str), Vec<&'static Resource>> {
+    let mut groups: BTreeMap<_, Vec<&'static Resource>> = BTreeMap::new();
+    for row in registry::resources() {
+        groups.entry((row.group, row.version)).or_default().push(row);
+    }
+    groups
+}
+
+fn group_names() -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for row in registry::resources() {
+        if !row.group.is_empty() && !names.contains(&row.group) {
+            names.push(row.group);
+        }
+    }
+    names
+}
+
+fn rows(group: &str, version: &str) -> Vec<&'static Resource> {
+    registry::resources().filter(|row| row.group == group && row.version == version).collect()
+}
+
+fn group_value(group: &str) -> Option<Value> {
+    let row = registry::resources().find(|row| row.group == group && !group.is_empty())?;
+    let version = json!({"groupVersion": row.api_version(), "version": row.version});
+    Some(json!({"name": group, "versions": [version], "preferredVersion": version}))
+}
+
+fn aggregated_group(group: &str) -> Value {
+    let resources: Vec<Value> = rows(group, "v1").into_iter().map(aggregated_resource).collect();
+    let metadata = if group.is_empty() { json!({}) } else { json!({"name": group}) };
+    let version = json!({"version": "v1", "freshness": "Current", "resources": resources});
+    json!({"metadata": metadata, "versions": [version]})
+}
+
+fn aggregated_resource(row: &'static Resource) -> Value {
+    let mut value = json!({
+        "resource": row.plural,
+        "responseKind": {"group": row.group, "version": row.version, "kind": row.kind},
+        "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": row.singular,
+        "verbs": row.verbs,
+    });
+    if !row.short_names.is_empty() {
+        crate::json::set(&mut value, "/shortNames", row.short_names);
+    }
+    if !row.categories.is_empty() {
+        crate::json::set(&mut value, "/categories", row.categories);
+    }
+    let subresources: Vec<Value> = row
+        .subresources
+        .iter()
+        .map(|subresource| {
+            let (group, version, kind, verbs) = response(row, *subresource);
+            json!({
+                "subresource": subresource.name(),
+                "responseKind": {"group": group, "version": version, "kind": kind},
+                "verbs": verbs,
+            })
+        })
+        .collect();
+    if !subresources.is_empty() {
+        crate::json::set(&mut value, "/subresources", subresources);
+    }
+    value
+}
+
+fn subresource_entry(row: &Resource, subresource: Subresource) -> Value {
+    let (group, version, kind, verbs) = response(row, subresource);
+    let mut entry = json!({
+        "name": format!("{}/{}", row.plural, subresource.name()),
+        "singularName": "",
+        "namespaced": row.namespaced,
+        "kind": kind,
+        "verbs": verbs,
+    });
+    if (group, version) != (row.group, row.version) {
+        crate::json::set(&mut entry, "/group", group);
+        crate::json::set(&mut entry, "/version", version);
+    }
+    entry
+}
+
+type Response = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+/// Group, version and kind that a subresource answers with, and its verbs.
+fn response(row: &Resource, subresource: Subresource) -> Response {
+    const READ_WRITE: &[&str] = &["get", "patch", "update"];
+    match subresource {
+        Subresource::Status => (row.group, row.version, row.kind, READ_WRITE),
+        Subresource::Scale => ("autoscaling", "v1", "Scale", READ_WRITE),
+        Subresource::Binding => ("", "v1", "Binding", &["create"]),
+        Subresource::Eviction => ("policy", "v1", "Eviction", &["create"]),
+        Subresource::Finalize => ("", "v1", "Namespace", &["update"]),
+        Subresource::Log => ("", "v1", "Pod", &["get"]),
+        Subresource::Exec => ("", "v1", "PodExecOptions", &["create", "get"]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_name_the_same_resources() {
+        let mut legacy = Vec::new();
+        for (group, version) in group_versions().into_keys() {
+            let list = api_resource_list(group, version).expect("a served group");
+            for entry in list["resources"].as_array().expect("a list") {
+                legacy.push(format!("{group}/{}", entry["name"].as_str().expect("a name")));
+            }
+        }
+        let mut combined = Vec::new();
+        for document in [aggregated(true), aggregated(false)] {
+            for group in document["items"].as_array().expect("a list") {
+                let name = group["metadata"]["name"].as_str().unwrap_or_default();
+                for entry in group["versions"][0]["resources"].as_array().expect("a list") {
+                    let plural = entry["resource"].as_str().expect("a name");
+                    combined.push(format!("{name}/{plural}"));
+                    for sub in entry["subresources"].as_array().into_iter().flatten() {
+                        let sub = sub["subresource"].as_str().expect("a name");
+                        combined.push(format!("{name}/{plural}/{sub}"));
+                    }
+                }
+            }
+        }
+        legacy.sort();
+        combined.sort();
+        assert_eq!(legacy, combined);
+        assert_eq!(api_resource_list("nope", "v1"), None);
+        assert_eq!(api_group("nope"), None);
+    }
+
+    #[test]
+    fn the_entity_tag_follows_the_document() {
+        assert_eq!(etag(&aggregated(true)), etag(&aggregated(true)));
+        assert_ne!(etag(&aggregated(true)), etag(&aggregated(false)));
+    }
+}

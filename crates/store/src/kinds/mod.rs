@@ -1,0 +1,11 @@
+//! The rows of the registry, by area: columns, defaults, preparation and validation of each kind.
+
+pub(crate) mod apps;
+pub(crate) mod core;
+pub(crate) mod events;
+pub(crate) mod networking;
+pub(crate) mod node;
+pub(crate) mod pod;
+mod pod_spec;
+pub(crate) mod service;
+pub(crate) mod service_families;

@@ -1,0 +1,290 @@
+//! Get and list, with the semantics of `resourceVersion`, `limit` and `continue`.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use model::NamespacedName;
+use serde_json::{Value, json};
+
+use crate::kinds::events;
+use crate::selector::{FieldSelector, LabelSelector, selects};
+use crate::state::Shelf;
+use crate::validate::FieldErrors;
+use crate::{Object, Resource, Status, Store, json as tree};
+
+/// What a list asks for. The texts stand as the query parameters hold them; empty is unset.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    /// Only this namespace; empty for all.
+    pub namespace: String,
+    /// Which labels.
+    pub labels: LabelSelector,
+    /// Which fields.
+    pub fields: FieldSelector,
+    /// At most this many items; 0 for all.
+    pub limit: usize,
+    /// `continue` of the page before.
+    pub continue_token: String,
+    /// `resourceVersion`.
+    pub resource_version: String,
+    /// `resourceVersionMatch`.
+    pub resource_version_match: String,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct List {
+    /// The row that was asked for.
+    pub resource: &'static Resource,
+    /// The revision of the list.
+    pub revision: u64,
+    /// The objects, in the order of namespace and name.
+    pub items: Vec<Arc<Object>>,
+    /// `metadata.continue`, when there is more.
+    pub continue_token: Option<String>,
+    /// `metadata.remainingItemCount`, when it is known.
+    pub remaining: Option<usize>,
+}
+
+impl List {
+    /// The `metadata` of the list.
+    pub fn metadata(&self) -> Value {
+        let mut metadata = json!({"resourceVersion": self.revision.to_string()});
+        if let Some(token) = &self.continue_token {
+            tree::set(&mut metadata, "/continue", token.clone());
+        }
+        if let Some(remaining) = self.remaining {
+            tree::set(&mut metadata, "/remainingItemCount", remaining);
+        }
+        metadata
+    }
+
+    /// The list object for the wire. `items` is never null.
+    pub fn to_value(&self) -> Value {
+        json!({
+            "kind": self.resource.list_kind(),
+            "apiVersion": self.resource.api_version(),
+            "metadata": self.metadata(),
+            "items": self.items.iter().map(|object| object.to_list_item()).collect::<Vec<_>>(),
+        })
+    }
+
+    /// The list as `PartialObjectMetadataList`.
+    pub fn to_partial(&self) -> Value {
+        json!({
+            "kind": "PartialObjectMetadataList",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": self.metadata(),
+            "items": self.items.iter().map(|object| object.to_partial()).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Store {
+    /// One published object.
+    ///
+    /// # Errors
+    /// 404.
+    pub fn get(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Object>, Status> {
+        let key = NamespacedName::new(namespace, name);
+        self.shelf(resource)
+            .and_then(|shelf| shelf.objects.get(&key))
+            .map(|object| present(resource, object))
+            .ok_or_else(|| Status::not_found(resource, name))
+    }
+
+    /// A page of published objects.
+    ///
+    /// # Errors
+    /// 400 for a malformed revision or token, 410 for an expired one, 504 for a revision that does
+    /// not exist yet.
+    pub fn list(&self, resource: &'static Resource, options: &ListOptions) -> Result<List, Status> {
+        let wanted = parse_revision(&options.resource_version)?;
+        check_match(options)?;
+        let start = options.continue_token.as_str();
+        let (revision, after) = if start.is_empty() {
+            self.check_not_ahead(wanted.unwrap_or(0))?;
+            let exact = options.resource_version_match == "Exact";
+            (wanted.filter(|_| exact).unwrap_or(self.revision), None)
+        } else {
+            if wanted.is_some_and(|wanted| wanted != 0) {
+                let complaint = "specifying resource version is not allowed when using continue";
+                return Err(Status::bad_request(complaint));
+            }
+            let (revision, key) = decode_token(start)?;
+            (revision, Some(key))
+        };
+        let Some(shelf) = self.shelf(resource) else {
+            return Err(Status::unknown_path());
+        };
+        let objects = shelf.at(revision, self.revision).ok_or_else(|| expired(start))?;
+        Ok(page(resource, objects.iter(), revision, after, options))
+    }
+
+    pub(crate) fn shelf(&self, resource: &Resource) -> Option<&Shelf> {
+        self.shelves.get(resource.storage)
+    }
+
+    fn check_not_ahead(&self, wanted: u64) -> Result<(), Status> {
+        if wanted > self.revision {
+            return Err(Status::revision_too_large(wanted, self.revision));
+        }
+        Ok(())
+    }
+}
+
+/// The objects as a row shows them: two rows may share a storage.
+pub(crate) fn present(resource: &'static Resource, object: &Arc<Object>) -> Arc<Object> {
+    if object.resource == resource {
+        return object.clone();
+    }
+    let value = events::convert(&object.value, resource);
+    Arc::new(Object { resource, value, ..Object::clone(object) })
+}
+
+/// Reads a `resourceVersion` parameter; `None` when it is unset.
+pub(crate) fn parse_revision(text: &str) -> Result<Option<u64>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        Status::bad_request(format!(
+            "invalid resource version: resourceVersion: Invalid value: {text:?}: \
+             strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
+    })
+}
+
+impl Shelf {
+    /// The objects at a revision: now, or undone record by record as far as the window reaches.
+    /// `None` when it does not reach.
+    fn at(&self, revision: u64, now: u64) -> Option<Snapshot<'_>> {
+        if revision >= now || self.window.back().is_none_or(|last| last.revision <= revision) {
+            return (revision >= self.floor || revision >= now)
+                .then_some(Snapshot::Now(&self.objects));
+        }
+        if revision < self.floor {
+            return None;
+        }
+        let mut objects: BTreeMap<&NamespacedName, &Arc<Object>> = self.objects.iter().collect();
+        for record in self.window.iter().rev().take_while(|record| record.revision > revision) {
+            match &record.previous {
+                Some(previous) => objects.insert(&previous.key, previous),
+                None => objects.remove(&record.object.key),
+            };
+        }
+        Some(Snapshot::Past(objects))
+    }
+}
+
+enum Snapshot<'a> {
+    Now(&'a BTreeMap<NamespacedName, Arc<Object>>),
+    Past(BTreeMap<&'a NamespacedName, &'a Arc<Object>>),
+}
+
+impl<'a> Snapshot<'a> {
+    fn iter(&self) -> Box<dyn Iterator<Item = (&'a NamespacedName, &'a Arc<Object>)> + '_> {
+        match self {
+            Self::Now(objects) => Box::new(objects.iter()),
+            Self::Past(objects) => Box::new(objects.iter().map(|(key, object)| (*key, *object))),
+        }
+    }
+}
+
+fn page<'a>(
+    resource: &'static Resource,
+    objects: impl Iterator<Item = (&'a NamespacedName, &'a Arc<Object>)>,
+    revision: u64,
+    after: Option<NamespacedName>,
+    options: &ListOptions,
+) -> List {
+    let begin = match &after {
+        Some(key) => Bound::Excluded(key),
+        None => Bound::Unbounded,
+    };
+    let mut chosen = objects
+        .filter(|(key, _)| options.namespace.is_empty() || key.namespace == options.namespace)
+        .filter(|(key, _)| match begin {
+            Bound::Excluded(begin) => *key > begin,
+            _ => true,
+        })
+        .map(|(_, object)| present(resource, object))
+        .filter(|object| selects(&options.labels, &options.fields, object));
+    let limit = if options.limit == 0 { usize::MAX } else { options.limit };
+    let items: Vec<Arc<Object>> = chosen.by_ref().take(limit).collect();
+    let left = if items.len() < limit { 0 } else { chosen.count() };
+    let last = items.last().map(|object| object.key.clone()).filter(|_| left > 0);
+    let selecting = !options.labels.is_empty() || !options.fields.is_empty();
+    List {
+        resource,
+        revision,
+        continue_token: last.map(|key| encode_token(revision, &key)),
+        remaining: (left > 0 && !selecting).then_some(left),
+        items,
+    }
+}
+
+fn check_match(options: &ListOptions) -> Result<(), Status> {
+    let wanted = options.resource_version_match.as_str();
+    let mut errors = FieldErrors::default();
+    match wanted {
+        "" => {}
+        _ if options.resource_version.is_empty() => errors.forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ),
+        _ if !options.continue_token.is_empty() => errors.forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden when continue is provided",
+        ),
+        "Exact" if options.resource_version == "0" => errors.forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ),
+        "Exact" | "NotOlderThan" => {}
+        other => errors.unsupported("resourceVersionMatch", other, &["Exact", "NotOlderThan"]),
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", &errors))
+    }
+}
+
+/// A token names the revision of the first page and the last key of this one. The real server's
+/// form, so that nobody is surprised who decodes it.
+fn encode_token(revision: u64, key: &NamespacedName) -> String {
+    let start = format!("{}/{}", key.namespace, key.name);
+    let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": start});
+    URL_SAFE_NO_PAD.encode(token.to_string())
+}
+
+fn decode_token(token: &str) -> Result<(u64, NamespacedName), Status> {
+    let decode = || {
+        let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).ok()?;
+        let value: Value = serde_json::from_slice(&bytes).ok()?;
+        let revision = value.get("rv")?.as_u64()?;
+        let (namespace, name) = value.get("start")?.as_str()?.split_once('/')?;
+        Some((revision, NamespacedName::new(namespace, name)))
+    };
+    decode()
+        .ok_or_else(|| Status::bad_request("continue key is not valid: the token cannot be read"))
+}
+
+fn expired(continue_token: &str) -> Status {
+    if continue_token.is_empty() {
+        return Status::expired("The resourceVersion for the provided list is too old.");
+    }
+    Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can \
+         start a new list without the continue parameter.",
+    )
+}

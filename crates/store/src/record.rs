@@ -1,0 +1,157 @@
+//! The log: what the shell makes durable, and what the watch windows hold.
+
+use std::sync::Arc;
+
+use model::NamespacedName;
+use serde_json::{Value, json};
+
+use crate::{Object, Resource, json as tree, registry};
+
+/// What a record does to its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// The object is new.
+    Create,
+    /// The object changed.
+    Update,
+    /// The object is gone.
+    Delete,
+}
+
+/// One write of one object, under one revision.
+///
+/// The shell keeps two tables: objects, by [`Record::object_key`] (put [`Record::object_bytes`],
+/// or remove when there are none), and the log, by revision ([`Record::to_bytes`]).
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The revision, never reused.
+    pub revision: u64,
+    /// The revision of the record before this one in the same storage; 0 for the first. It tells
+    /// a restored watch window where it begins.
+    pub earlier_revision: u64,
+    /// What happened.
+    pub operation: Operation,
+    /// The object after the write; for a deletion its last state under the deletion's revision.
+    pub object: Arc<Object>,
+    /// The object before the write: watches with selectors need it.
+    pub previous: Option<Arc<Object>>,
+}
+
+/// Why stored bytes cannot be read back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The bytes are no JSON.
+    #[error(
+        "stored entry {key} is damaged: {cause}; restore the state directory from a copy, or remove it to begin anew"
+    )]
+    Damaged {
+        /// Key or revision of the entry.
+        key: String,
+        /// What the parser says.
+        cause: String,
+    },
+    /// A resource that this program does not know.
+    #[error(
+        "stored entry {key} is of an unknown resource: it was written by a newer program; use that one"
+    )]
+    UnknownResource {
+        /// Key or revision of the entry.
+        key: String,
+    },
+}
+
+impl Record {
+    /// The row of the storage, which says whether losing the last seconds matters.
+    pub fn resource(&self) -> &'static Resource {
+        self.object.resource
+    }
+
+    /// The key of the object: `deployments.apps/default/web`.
+    pub fn object_key(&self) -> String {
+        let object = &self.object;
+        format!("{}/{}/{}", object.resource.storage, object.key.namespace, object.key.name)
+    }
+
+    /// The object's new bytes, or `None` when it is gone.
+    pub fn object_bytes(&self) -> Option<Vec<u8>> {
+        match self.operation {
+            Operation::Create | Operation::Update => {
+                Some(self.object.value.to_string().into_bytes())
+            }
+            Operation::Delete => None,
+        }
+    }
+
+    /// The bytes of the log entry.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let operation = match self.operation {
+            Operation::Create => "create",
+            Operation::Update => "update",
+            Operation::Delete => "delete",
+        };
+        let previous = self.previous.as_ref().map(|previous| &previous.value);
+        json!({
+            "key": self.object_key(),
+            "earlier": self.earlier_revision,
+            "operation": operation,
+            "object": self.object.value,
+            "previous": previous,
+        })
+        .to_string()
+        .into_bytes()
+    }
+
+    /// Reads a log entry back.
+    ///
+    /// # Errors
+    /// When the bytes are not what [`Record::to_bytes`] wrote, naming the revision.
+    pub fn from_bytes(revision: u64, bytes: &[u8]) -> Result<Self, RestoreError> {
+        let name = format!("log/{revision}");
+        let value: Value = serde_json::from_slice(bytes).map_err(|error| damaged(&name, error))?;
+        let operation = match tree::text(&value, "/operation") {
+            "create" => Operation::Create,
+            "update" => Operation::Update,
+            "delete" => Operation::Delete,
+            other => return Err(damaged(&name, format!("unknown operation {other:?}"))),
+        };
+        let key = tree::text(&value, "/key");
+        let take = |pointer| tree::at(&value, pointer).cloned();
+        let object = take("/object").ok_or_else(|| damaged(&name, "no object"))?;
+        Ok(Self {
+            revision,
+            earlier_revision: value.get("earlier").and_then(Value::as_u64).unwrap_or(0),
+            operation,
+            object: Arc::new(decode_object(key, object)?),
+            previous: take("/previous")
+                .map(|value| decode_object(key, value).map(Arc::new))
+                .transpose()?,
+        })
+    }
+}
+
+/// Reads the bytes of an object row back.
+///
+/// # Errors
+/// When the bytes are no object of a known resource, naming the key.
+pub fn object_from_bytes(key: &str, bytes: &[u8]) -> Result<Object, RestoreError> {
+    let value = serde_json::from_slice(bytes).map_err(|error| damaged(key, error))?;
+    decode_object(key, value)
+}
+
+fn decode_object(key: &str, value: Value) -> Result<Object, RestoreError> {
+    let mut parts = key.splitn(3, '/');
+    let (Some(storage), Some(namespace), Some(name)) = (parts.next(), parts.next(), parts.next())
+    else {
+        return Err(damaged(key, "the key has fewer than three parts"));
+    };
+    let resource = registry::by_storage(storage)
+        .ok_or_else(|| RestoreError::UnknownResource { key: key.to_owned() })?;
+    let revision = tree::text(&value, "/metadata/resourceVersion")
+        .parse()
+        .map_err(|error| damaged(key, format!("metadata.resourceVersion: {error}")))?;
+    Ok(Object { resource, key: NamespacedName::new(namespace, name), revision, value })
+}
+
+fn damaged(key: &str, cause: impl ToString) -> RestoreError {
+    RestoreError::Damaged { key: key.to_owned(), cause: cause.to_string() }
+}

@@ -1,0 +1,68 @@
+//! The registry: every row, found by URL, by kind or by storage.
+
+use crate::Resource;
+use crate::kinds::{apps, core, events, networking, node, pod, service};
+
+/// Every resource that is served, in the order of discovery.
+static RESOURCES: &[&Resource] = &[
+    &core::CONFIG_MAP,
+    &service::ENDPOINTS,
+    &events::EVENT,
+    &core::NAMESPACE,
+    &node::NODE,
+    &pod::POD,
+    &apps::REPLICATION_CONTROLLER,
+    &core::SECRET,
+    &core::SERVICE_ACCOUNT,
+    &service::SERVICE,
+    &apps::DAEMON_SET,
+    &apps::DEPLOYMENT,
+    &apps::REPLICA_SET,
+    &apps::STATEFUL_SET,
+    &node::LEASE,
+    &service::ENDPOINT_SLICE,
+    &events::EVENTS_V1,
+    &networking::INGRESS_CLASS,
+    &networking::INGRESS,
+    &networking::NETWORK_POLICY,
+];
+
+/// Every resource that is served.
+pub fn resources() -> impl Iterator<Item = &'static Resource> {
+    RESOURCES.iter().copied()
+}
+
+/// The resource of a URL: `find("apps", "v1", "deployments")`; the core group is empty.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    resources().find(|row| row.group == group && row.version == version && row.plural == plural)
+}
+
+/// The resource of an object: `by_kind("apps/v1", "Deployment")`.
+pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Resource> {
+    resources().find(|row| row.kind == kind && row.api_version() == api_version)
+}
+
+/// The row in whose form a storage keeps its objects.
+pub fn by_storage(storage: &str) -> Option<&'static Resource> {
+    resources().find(|row| row.storage == storage)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_complete_and_distinct() {
+        let mut paths = BTreeSet::new();
+        for row in resources() {
+            assert!(paths.insert((row.group, row.version, row.plural)), "{row:?} stands twice");
+            assert_eq!(row.singular, row.kind.to_lowercase(), "{row:?}");
+            assert!(!row.columns.is_empty(), "{row:?} has no columns");
+            assert!(by_storage(row.storage).is_some(), "{row:?}");
+            assert_eq!(find(row.group, row.version, row.plural), Some(row));
+            assert_eq!(by_kind(&row.api_version(), row.kind), Some(row));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What a write asks for, and what comes back.
+
+use std::fmt;
+use std::sync::Arc;
+
+use model::Timestamp;
+use serde_json::Value;
+
+use crate::selector::{FieldSelector, LabelSelector};
+use crate::{Object, Record, Resource, Status, Subresource};
+
+/// One write, as the URL and the body name it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The row that the URL names.
+    pub resource: &'static Resource,
+    /// The namespace of the URL; empty for cluster-scoped kinds.
+    pub namespace: String,
+    /// The name of the URL; empty for creates on the collection and for `DeleteCollection`.
+    pub name: String,
+    /// The subresource of the URL.
+    pub subresource: Option<Subresource>,
+    /// What to do.
+    pub action: Action,
+}
+
+/// The verbs that write.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// POST: an object; on a subresource a Binding or an Eviction.
+    Create(Value),
+    /// PUT.
+    Update(Value),
+    /// PATCH.
+    Patch(PatchKind, Value),
+    /// DELETE of one object.
+    Delete(DeleteOptions),
+    /// DELETE of all objects that the selectors choose.
+    DeleteCollection(DeleteOptions, LabelSelector, FieldSelector),
+}
+
+/// The kinds of patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchKind {
+    /// RFC 6902, `application/json-patch+json`.
+    Json,
+    /// RFC 7386, `application/merge-patch+json`.
+    Merge,
+    /// Kubernetes' own, `application/strategic-merge-patch+json`.
+    Strategic,
+}
+
+impl PatchKind {
+    /// The kind that a media type names (without parameters).
+    pub fn from_media_type(media_type: &str) -> Option<Self> {
+        match media_type {
+            "application/json-patch+json" => Some(Self::Json),
+            "application/merge-patch+json" => Some(Self::Merge),
+            "application/strategic-merge-patch+json" => Some(Self::Strategic),
+            _ => None,
+        }
+    }
+}
+
+/// What happens to the objects that the deleted one owns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Propagation {
+    /// The owner goes at once; the garbage collector removes the rest.
+    #[default]
+    Background,
+    /// The owner goes last: finalizer `foregroundDeletion`.
+    Foreground,
+    /// The owned objects stay: finalizer `orphan`.
+    Orphan,
+}
+
+/// `metav1.DeleteOptions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeleteOptions {
+    /// Seconds that a pod gets to stop; `None` for the pod's own.
+    pub grace_period_seconds: Option<i64>,
+    /// What happens to owned objects.
+    pub propagation: Propagation,
+    /// What must hold for the deletion to happen.
+    pub preconditions: Preconditions,
+}
+
+/// `metav1.Preconditions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Preconditions {
+    /// The identity that the object must have.
+    pub uid: Option<String>,
+    /// The version that the object must have.
+    pub resource_version: Option<String>,
+}
+
+impl DeleteOptions {
+    /// Reads the body of a DELETE; an absent body is the default.
+    ///
+    /// # Errors
+    /// 400 for a body that is no `DeleteOptions`, 422 for an unknown propagation policy.
+    pub fn from_value(value: &Value) -> Result<Self, Status> {
+        crate::write::delete_options(value)
+    }
+}
+
+/// Where randomness comes from: uids, generated names and the start of dynamic allocation.
+/// Tests and the simulator pass a seeded one.
+pub trait Random {
+    /// The next 64 random bits.
+    fn next_u64(&mut self) -> u64;
+}
+
+/// What the shell knows about a request beyond its content.
+pub struct Context<'a> {
+    /// The time of the request.
+    pub now: Timestamp,
+    /// The random source.
+    pub random: &'a mut dyn Random,
+    /// Who asks.
+    pub user: &'a str,
+    /// Whether everything shall happen but the write.
+    pub dry_run: bool,
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("now", &self.now)
+            .field("user", &self.user)
+            .field("dry_run", &self.dry_run)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The outcome of one staged write.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// The HTTP code: 201 for creates, else 200.
+    pub code: u16,
+    /// The body of the answer; to be sent only after the records are durable and published.
+    pub reply: Reply,
+    /// Texts for `Warning: 299` headers.
+    pub warnings: Vec<String>,
+    /// What the shell must make durable, in revision order; empty for a dry run and for a write
+    /// that changed nothing.
+    pub records: Vec<Record>,
+}
+
+/// The body of an answer.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// An object, which can be shown as a Table.
+    Object(Arc<Object>),
+    /// The objects that a `DeleteCollection` removed or marked.
+    Objects(&'static Resource, Vec<Arc<Object>>),
+    /// A value of a kind that is not stored, such as `Scale`.
+    Value(Value),
+    /// A `Status`.
+    Status(Status),
+}

@@ -1,0 +1,295 @@
+//! What the store holds: the published state, what is staged on top of it, and the watch windows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use model::{ClusterConfig, NamespacedName};
+use serde_json::Value;
+
+use crate::alloc::Allocations;
+use crate::{Context, Object, Operation, Record, Resource, RestoreError, json, registry};
+
+/// Records that one resource's watch window holds. A watcher that falls further behind gets 410
+/// and lists again.
+pub const WATCH_WINDOW_EVENTS: usize = 1_000;
+
+/// What a store is configured with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Ranges of Service addresses, at most one a family; the first is the default family.
+    pub service_cidrs: Vec<IpNet>,
+    /// First and last node port.
+    pub node_port_range: (u16, u16),
+}
+
+impl From<&ClusterConfig> for StoreConfig {
+    fn from(config: &ClusterConfig) -> Self {
+        Self {
+            service_cidrs: config.service_cidrs.clone(),
+            node_port_range: config.node_port_range,
+        }
+    }
+}
+
+/// What [`Store::publish`] made visible.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// The revision that reads now see.
+    pub revision: u64,
+    /// The storages that changed: watchers of their resources have something to read.
+    pub storages: Vec<&'static str>,
+    /// Revisions whose log entries have left the watch windows; the shell may delete them.
+    pub dropped: Vec<u64>,
+}
+
+/// The state of the API server. One writer stages and publishes; reads take `&self`.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) config: StoreConfig,
+    /// The newest published revision.
+    pub(crate) revision: u64,
+    pub(crate) shelves: BTreeMap<&'static str, Shelf>,
+    /// Changes that are staged, not published: `None` for a deleted object.
+    overlay: BTreeMap<&'static str, BTreeMap<NamespacedName, Option<Arc<Object>>>>,
+    staged: Vec<Record>,
+    head_revision: u64,
+    /// Derived from the Services of the head state, so that it cannot leak.
+    pub(crate) allocations: Allocations,
+}
+
+/// The published objects of one storage, and its newest records.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf {
+    pub(crate) objects: BTreeMap<NamespacedName, Arc<Object>>,
+    pub(crate) window: VecDeque<Record>,
+    /// The newest revision that has left the window; a watch can begin here, not before.
+    pub(crate) floor: u64,
+    /// The revision of the newest record, staged ones included.
+    last_revision: u64,
+}
+
+impl Store {
+    /// An empty store.
+    pub fn new(config: StoreConfig) -> Self {
+        let allocations = Allocations::new(&config);
+        let shelves = registry::resources().map(|row| (row.storage, Shelf::default())).collect();
+        Self {
+            config,
+            revision: 0,
+            shelves,
+            overlay: BTreeMap::new(),
+            staged: Vec::new(),
+            head_revision: 0,
+            allocations,
+        }
+    }
+
+    /// A store as it was: `objects` from [`crate::record::object_from_bytes`], `log` from
+    /// [`Record::from_bytes`] in the order of revisions. Watches resume across the restart as
+    /// far as the log reaches.
+    ///
+    /// # Errors
+    /// When log and objects contradict each other.
+    pub fn restore(
+        config: StoreConfig,
+        objects: impl IntoIterator<Item = Object>,
+        log: impl IntoIterator<Item = Record>,
+    ) -> Result<Self, RestoreError> {
+        let mut store = Self::new(config);
+        for object in objects {
+            store.revision = store.revision.max(object.revision);
+            if let Some(shelf) = store.shelves.get_mut(object.resource.storage) {
+                shelf.last_revision = shelf.last_revision.max(object.revision);
+                shelf.objects.insert(object.key.clone(), Arc::new(object));
+            }
+        }
+        for record in log {
+            store.revision = store.revision.max(record.revision);
+            if let Some(shelf) = store.shelves.get_mut(record.resource().storage) {
+                shelf.remember_restored(record)?;
+            }
+        }
+        for shelf in store.shelves.values_mut() {
+            // A storage whose log is gone altogether cannot serve watches from the past.
+            if shelf.window.is_empty() {
+                shelf.floor = shelf.last_revision;
+            }
+            shelf.trim();
+        }
+        store.head_revision = store.revision;
+        store.rebuild_allocations();
+        Ok(store)
+    }
+
+    /// The newest published revision: the `resourceVersion` of lists.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Makes all that is staged visible, in revision order.
+    pub fn publish(&mut self) -> Published {
+        let mut published = Published::default();
+        self.overlay.clear();
+        for record in std::mem::take(&mut self.staged) {
+            self.revision = record.revision;
+            let storage = record.resource().storage;
+            if !published.storages.contains(&storage) {
+                published.storages.push(storage);
+            }
+            if let Some(shelf) = self.shelves.get_mut(storage) {
+                shelf.apply(record);
+                published.dropped.extend(shelf.trim());
+            }
+        }
+        published.revision = self.revision;
+        published
+    }
+
+    /// Forgets all that is staged: what the shell could not make durable never happened.
+    /// The revisions are used again, since nobody has seen them.
+    pub fn discard(&mut self) {
+        self.overlay.clear();
+        for record in std::mem::take(&mut self.staged) {
+            if let Some(shelf) = self.shelves.get_mut(record.resource().storage) {
+                shelf.last_revision = shelf.last_revision.min(record.earlier_revision);
+            }
+        }
+        self.head_revision = self.revision;
+        self.rebuild_allocations();
+    }
+
+    /// Whether something is staged that is not published.
+    pub fn has_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
+    /// The object in the head state: published, or staged on top.
+    pub(crate) fn head(&self, resource: &Resource, key: &NamespacedName) -> Option<&Arc<Object>> {
+        match self.overlay.get(resource.storage).and_then(|changes| changes.get(key)) {
+            Some(change) => change.as_ref(),
+            None => self.shelves.get(resource.storage)?.objects.get(key),
+        }
+    }
+
+    /// All objects of a storage in the head state, in the order of their keys.
+    pub(crate) fn head_objects(&self, storage: &str) -> Vec<Arc<Object>> {
+        let mut objects: BTreeMap<&NamespacedName, &Arc<Object>> = self
+            .shelves
+            .get(storage)
+            .map(|shelf| shelf.objects.iter().collect())
+            .unwrap_or_default();
+        for (key, change) in self.overlay.get(storage).into_iter().flatten() {
+            match change {
+                Some(object) => objects.insert(key, object),
+                None => objects.remove(key),
+            };
+        }
+        objects.into_values().cloned().collect()
+    }
+
+    /// Stages one write of one object under the next revision. The only place that writes:
+    /// a dry run passes through here and leaves nothing.
+    pub(crate) fn commit(
+        &mut self,
+        resource: &'static Resource,
+        key: NamespacedName,
+        operation: Operation,
+        mut value: Value,
+        context: &Context<'_>,
+    ) -> Arc<Object> {
+        let resource = registry::by_storage(resource.storage).unwrap_or(resource);
+        if context.dry_run {
+            return Arc::new(Object { resource, key, revision: 0, value });
+        }
+        let previous = self.head(resource, &key).cloned();
+        self.head_revision += 1;
+        let revision = self.head_revision;
+        json::set(&mut value, "/metadata/resourceVersion", revision.to_string());
+        let object = Arc::new(Object { resource, key, revision, value });
+        let remains = operation != Operation::Delete;
+        if resource == &crate::kinds::service::SERVICE {
+            let old = previous.as_ref().map(|previous| &previous.value);
+            self.allocations.replace(&object.key, old, remains.then_some(&object.value));
+        }
+        let change = remains.then(|| object.clone());
+        self.overlay.entry(resource.storage).or_default().insert(object.key.clone(), change);
+        let shelf = self.shelves.entry(resource.storage).or_default();
+        let earlier_revision = std::mem::replace(&mut shelf.last_revision, revision);
+        let object_of_record = object.clone();
+        self.staged.push(Record {
+            revision,
+            earlier_revision,
+            operation,
+            object: object_of_record,
+            previous,
+        });
+        object
+    }
+
+    /// The records staged since there were `count` of them.
+    pub(crate) fn records_since(&self, count: usize) -> Vec<Record> {
+        self.staged.get(count..).unwrap_or_default().to_vec()
+    }
+
+    /// How many records are staged.
+    pub(crate) fn staged_count(&self) -> usize {
+        self.staged.len()
+    }
+
+    fn rebuild_allocations(&mut self) {
+        self.allocations = Allocations::new(&self.config);
+        for object in self.head_objects(crate::kinds::service::SERVICE.storage) {
+            self.allocations.replace(&object.key, None, Some(&object.value));
+        }
+    }
+}
+
+impl Shelf {
+    fn apply(&mut self, record: Record) {
+        match record.operation {
+            Operation::Create | Operation::Update => {
+                self.objects.insert(record.object.key.clone(), record.object.clone());
+            }
+            Operation::Delete => {
+                self.objects.remove(&record.object.key);
+            }
+        }
+        self.window.push_back(record);
+    }
+
+    /// Takes a record of the restored log, sharing the object when it is the current one.
+    fn remember_restored(&mut self, mut record: Record) -> Result<(), RestoreError> {
+        if self.window.is_empty() {
+            self.floor = record.earlier_revision;
+        } else if record.revision <= self.last_in_window() {
+            return Err(RestoreError::Damaged {
+                key: format!("log/{}", record.revision),
+                cause: "the log is out of order".to_owned(),
+            });
+        }
+        let current = self.objects.get(&record.object.key);
+        if let Some(current) = current.filter(|current| current.revision == record.revision) {
+            record.object = current.clone();
+        }
+        self.last_revision = self.last_revision.max(record.revision);
+        self.window.push_back(record);
+        Ok(())
+    }
+
+    fn last_in_window(&self) -> u64 {
+        self.window.back().map(|record| record.revision).unwrap_or_default()
+    }
+
+    /// Drops the oldest records beyond the window and gives their revisions.
+    fn trim(&mut self) -> Vec<u64> {
+        let mut dropped = Vec::new();
+        while self.window.len() > WATCH_WINDOW_EVENTS {
+            if let Some(record) = self.window.pop_front() {
+                self.floor = record.revision;
+                dropped.push(record.revision);
+            }
+        }
+        dropped
+    }
+}

@@ -1,0 +1,266 @@
+//! Watches. They pull: a watcher is a cursor into the window of its resource, so that a slow
+//! client costs nothing, and falls out of the window at a named limit.
+
+use std::sync::Arc;
+
+use model::NamespacedName;
+use serde_json::{Value, json};
+
+use crate::read::{parse_revision, present};
+use crate::selector::{FieldSelector, LabelSelector, selects};
+use crate::validate::FieldErrors;
+use crate::{ListOptions, Object, Operation, Record, Resource, Status, Store};
+
+/// What a watch asks for. The texts stand as the query parameters hold them; empty is unset.
+#[derive(Clone, Debug, Default)]
+pub struct WatchOptions {
+    /// Only this namespace; empty for all.
+    pub namespace: String,
+    /// Which labels.
+    pub labels: LabelSelector,
+    /// Which fields.
+    pub fields: FieldSelector,
+    /// `resourceVersion`.
+    pub resource_version: String,
+    /// `resourceVersionMatch`.
+    pub resource_version_match: String,
+    /// `sendInitialEvents`, when it is given.
+    pub send_initial_events: Option<bool>,
+    /// `allowWatchBookmarks`.
+    pub allow_bookmarks: bool,
+}
+
+/// One running watch: what it selects and how far it has come.
+#[derive(Clone, Debug)]
+pub struct Watcher {
+    /// The row that was asked for.
+    pub resource: &'static Resource,
+    options: WatchOptions,
+    position: Position,
+}
+
+#[derive(Clone, Debug)]
+enum Position {
+    /// The state of now is still to be sent, then perhaps the bookmark that ends it.
+    Initial { bookmark: bool },
+    /// All up to this revision is sent.
+    After(u64),
+}
+
+/// The type of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventType {
+    /// The object is new, or entered the selection.
+    Added,
+    /// The object changed.
+    Modified,
+    /// The object is gone, or left the selection.
+    Deleted,
+}
+
+impl EventType {
+    /// The text on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// What a watch has to say.
+#[derive(Clone, Debug)]
+pub enum WatchEvent {
+    /// A change of one object.
+    Object(EventType, Arc<Object>),
+    /// A bookmark: the object of the event.
+    Bookmark(Value),
+}
+
+impl WatchEvent {
+    /// The event for the wire, with the object as it is.
+    pub fn to_value(&self) -> Value {
+        match self {
+            Self::Object(event, object) => {
+                json!({"type": event.as_str(), "object": object.value})
+            }
+            Self::Bookmark(object) => json!({"type": "BOOKMARK", "object": object}),
+        }
+    }
+}
+
+/// The `ERROR` event that ends a watch.
+impl Status {
+    /// The event for the wire: an error after the headers are sent is told inside the stream.
+    pub fn to_watch_event(&self) -> Value {
+        json!({"type": "ERROR", "object": self.to_value()})
+    }
+}
+
+impl Store {
+    /// Begins a watch. Nothing is read yet: [`Store::watch_next`] does that.
+    ///
+    /// # Errors
+    /// 400 for a malformed revision, 422 for options that contradict each other. A revision that
+    /// is too old is no error here: the first [`Store::watch_next`] tells it in the stream.
+    pub fn watch(
+        &self,
+        resource: &'static Resource,
+        options: WatchOptions,
+    ) -> Result<Watcher, Status> {
+        check_initial_events(&options)?;
+        let revision = parse_revision(&options.resource_version)?;
+        let position = match (revision, options.send_initial_events) {
+            (_, Some(true)) => Position::Initial { bookmark: options.allow_bookmarks },
+            (None | Some(0), Some(false)) => Position::After(self.revision),
+            (None | Some(0), None) => Position::Initial { bookmark: false },
+            (Some(revision), _) => Position::After(revision),
+        };
+        Ok(Watcher { resource, options, position })
+    }
+
+    /// The next events of a watch; at most `limit` records are looked at. Empty when there is
+    /// nothing new: then wait for the next [`Store::publish`] of the resource's storage.
+    ///
+    /// # Errors
+    /// 410 when the watch has fallen out of the window: tell it in the stream and end the watch.
+    pub fn watch_next(
+        &self,
+        watcher: &mut Watcher,
+        limit: usize,
+    ) -> Result<Vec<WatchEvent>, Status> {
+        let after = match watcher.position {
+            Position::Initial { bookmark } => {
+                let events = self.initial_events(watcher, bookmark)?;
+                watcher.position = Position::After(self.revision);
+                if !events.is_empty() {
+                    return Ok(events);
+                }
+                self.revision
+            }
+            Position::After(revision) => revision,
+        };
+        let Some(shelf) = self.shelf(watcher.resource) else {
+            return Err(Status::unknown_path());
+        };
+        if after < shelf.floor {
+            return Err(Status::expired(format!(
+                "too old resource version: {after} ({})",
+                shelf.floor
+            )));
+        }
+        let begin = shelf.window.partition_point(|record| record.revision <= after);
+        let mut events = Vec::new();
+        let mut reached = after;
+        let mut looked_at = 0;
+        for record in shelf.window.range(begin..).take(limit) {
+            looked_at += 1;
+            reached = record.revision;
+            events.extend(watcher.event(record));
+        }
+        // A watcher of an idle resource moves on with the store, so that its bookmarks are fresh.
+        // One from the future stays where it is.
+        if looked_at < limit {
+            reached = reached.max(self.revision);
+        }
+        watcher.position = Position::After(reached.max(after));
+        Ok(events)
+    }
+
+    fn initial_events(&self, watcher: &Watcher, bookmark: bool) -> Result<Vec<WatchEvent>, Status> {
+        let options = ListOptions {
+            namespace: watcher.options.namespace.clone(),
+            labels: watcher.options.labels.clone(),
+            fields: watcher.options.fields.clone(),
+            ..ListOptions::default()
+        };
+        let list = self.list(watcher.resource, &options)?;
+        let mut events: Vec<WatchEvent> = list
+            .items
+            .into_iter()
+            .map(|object| WatchEvent::Object(EventType::Added, object))
+            .collect();
+        if bookmark {
+            let mut object = bookmark_object(watcher.resource, self.revision);
+            let annotations = json!({"k8s.io/initial-events-end": "true"});
+            crate::json::set(&mut object, "/metadata/annotations", annotations);
+            events.push(WatchEvent::Bookmark(object));
+        }
+        Ok(events)
+    }
+}
+
+impl Watcher {
+    /// A bookmark of how far the watch has come; `None` when the client asked for none, or while
+    /// the initial state is still to be sent.
+    pub fn bookmark(&self) -> Option<WatchEvent> {
+        match self.position {
+            Position::After(revision) if self.options.allow_bookmarks => {
+                Some(WatchEvent::Bookmark(bookmark_object(self.resource, revision)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The event that a record means for this watch: an object can enter and leave the selection.
+    fn event(&self, record: &Record) -> Option<WatchEvent> {
+        if !self.in_namespace(&record.object.key) {
+            return None;
+        }
+        let object = present(self.resource, &record.object);
+        let is_in = record.operation != Operation::Delete && self.selects(&object);
+        let previous = record.previous.as_ref().map(|previous| present(self.resource, previous));
+        let previous = previous.filter(|previous| self.selects(previous));
+        match (previous, is_in) {
+            (None, false) => None,
+            (None, true) => Some(WatchEvent::Object(EventType::Added, object)),
+            (Some(_), true) => Some(WatchEvent::Object(EventType::Modified, object)),
+            (Some(_), false) if record.operation == Operation::Delete => {
+                Some(WatchEvent::Object(EventType::Deleted, object))
+            }
+            // It left the selection: the old object, under the new revision.
+            (Some(previous), false) => {
+                let gone = Arc::new(previous.at_revision(record.revision));
+                Some(WatchEvent::Object(EventType::Deleted, gone))
+            }
+        }
+    }
+
+    fn in_namespace(&self, key: &NamespacedName) -> bool {
+        self.options.namespace.is_empty() || self.options.namespace == key.namespace
+    }
+
+    fn selects(&self, object: &Object) -> bool {
+        selects(&self.options.labels, &self.options.fields, object)
+    }
+}
+
+fn bookmark_object(resource: &Resource, revision: u64) -> Value {
+    json!({
+        "kind": resource.kind,
+        "apiVersion": resource.api_version(),
+        "metadata": {"resourceVersion": revision.to_string()},
+    })
+}
+
+fn check_initial_events(options: &WatchOptions) -> Result<(), Status> {
+    let mut errors = FieldErrors::default();
+    let field = "resourceVersionMatch";
+    match (options.send_initial_events, options.resource_version_match.as_str()) {
+        (None, "") | (Some(_), "NotOlderThan") => {}
+        (None, _) => errors.forbidden(
+            field,
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ),
+        (Some(_), _) => errors.forbidden(
+            field,
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", &errors))
+    }
+}

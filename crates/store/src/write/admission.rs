@@ -1,0 +1,100 @@
+//! Admission: what the real server's built-in plugins do that matters here, in their order.
+
+use model::NamespacedName;
+use serde_json::{Value, json as tree};
+
+use crate::kinds::core::{NAMESPACE, SERVICE_ACCOUNT};
+use crate::kinds::pod::POD;
+use crate::{Resource, Status, Store, json};
+
+/// Seconds that a pod stays on a node that is not ready or unreachable, by default.
+pub(crate) const DEFAULT_TOLERATION_SECONDS: i64 = 300;
+
+impl Store {
+    /// NamespaceLifecycle: the namespace must exist and not be on its way out.
+    pub(super) fn admit_namespace(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), Status> {
+        if !resource.namespaced {
+            return Ok(());
+        }
+        let key = NamespacedName::new("", namespace);
+        let Some(object) = self.head(&NAMESPACE, &key) else {
+            return Err(Status::not_found(&NAMESPACE, namespace));
+        };
+        if object.is_terminating() {
+            let why = format!(
+                "unable to create new content in namespace {namespace} because it is being \
+                 terminated"
+            );
+            let cause = format!("namespace {namespace} is being terminated");
+            return Err(Status::forbidden(resource, name, why).with_cause(
+                "NamespaceTerminating",
+                cause,
+                "metadata.namespace",
+            ));
+        }
+        Ok(())
+    }
+
+    /// ServiceAccount: every pod has one. That the `default` one exists is not asked: its
+    /// controller may be a moment behind the namespace.
+    pub(super) fn admit_service_account(
+        &self,
+        namespace: &str,
+        pod: &mut Value,
+    ) -> Result<(), Status> {
+        json::set_default_text(pod, "/spec/serviceAccountName", "default");
+        let account = json::text(pod, "/spec/serviceAccountName").to_owned();
+        json::set(pod, "/spec/serviceAccount", account.clone());
+        let key = NamespacedName::new(namespace, account.clone());
+        if account != "default" && self.head(&SERVICE_ACCOUNT, &key).is_none() {
+            let why = format!(
+                "error looking up service account {namespace}/{account}: serviceaccount \
+                 {account:?} not found"
+            );
+            return Err(Status::forbidden(&POD, json::text(pod, "/metadata/name"), why));
+        }
+        Ok(())
+    }
+}
+
+/// DefaultTolerationSeconds: pods outlive a short absence of their node.
+pub(super) fn add_default_tolerations(pod: &mut Value) {
+    let existing = json::items(pod, "/spec/tolerations").to_vec();
+    let mut tolerations = existing.clone();
+    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let tolerates = |toleration: &Value| {
+            let (key, effect) = (json::text(toleration, "/key"), json::text(toleration, "/effect"));
+            (key.is_empty() || key == taint) && (effect.is_empty() || effect == "NoExecute")
+        };
+        if !existing.iter().any(tolerates) {
+            tolerations.push(tree!({
+                "key": taint,
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": DEFAULT_TOLERATION_SECONDS,
+            }));
+        }
+    }
+    json::set(pod, "/spec/tolerations", tolerations);
+}
+
+/// Priority: the two built-in classes, else 0.
+pub(super) fn set_priority(pod: &mut Value) -> Result<(), Status> {
+    let priority = match json::text(pod, "/spec/priorityClassName") {
+        "" => 0,
+        "system-cluster-critical" => 2_000_000_000_i64,
+        "system-node-critical" => 2_000_001_000,
+        other => {
+            let why = format!("no PriorityClass with name {other} was found");
+            return Err(Status::forbidden(&POD, json::text(pod, "/metadata/name"), why));
+        }
+    };
+    json::set(pod, "/spec/priority", priority);
+    json::set_default_text(pod, "/spec/preemptionPolicy", "PreemptLowerPriority");
+    Ok(())
+}

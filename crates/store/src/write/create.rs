@@ -1,0 +1,145 @@
+//! POST.
+
+use std::sync::Arc;
+
+use model::NamespacedName;
+use serde_json::Value;
+
+use crate::names::{GENERATE_NAME_ATTEMPTS, generate};
+use crate::read::present;
+use crate::validate::FieldErrors;
+use crate::{Context, Object, Operation, Request, Resource, Status, Store, Subresource, json};
+
+use super::{admission, decode, meta, to_storage};
+
+impl Store {
+    /// Creates an object: decode, default, admit, prepare, validate, allocate, write, in the order
+    /// of the real server.
+    pub(super) fn create(
+        &mut self,
+        request: &Request,
+        body: &Value,
+        context: &mut Context<'_>,
+    ) -> Result<Arc<Object>, Status> {
+        let resource = request.resource;
+        let mut value = decode(resource, body)?;
+        set_namespace(request, &mut value)?;
+        let generated = self.generate_name(request, &mut value, context)?;
+        (resource.default)(&mut value);
+        self.admit_create(resource, &request.namespace, &mut value)?;
+        meta::begin(resource, &mut value, context);
+        if resource.has(Subresource::Status) && !resource.keeps_status_on_create {
+            json::remove(&mut value, "/status");
+        }
+        (resource.prepare_create)(&mut value);
+        validate(resource, &value, None)?;
+        let name = json::text(&value, "/metadata/name").to_owned();
+        let key = NamespacedName::new(request.namespace.clone(), name.clone());
+        if let Some(existing) = self.head(resource, &key) {
+            return Err(already_exists(resource, &name, existing, generated));
+        }
+        self.allocate(resource, &key, &mut value, context)?;
+        let value = to_storage(resource, value);
+        let object = self.commit(resource, key, Operation::Create, value, context);
+        Ok(present(resource, &object))
+    }
+
+    /// Gives Services their addresses and node ports.
+    pub(super) fn allocate(
+        &self,
+        resource: &'static Resource,
+        key: &NamespacedName,
+        value: &mut Value,
+        context: &mut Context<'_>,
+    ) -> Result<(), Status> {
+        if resource != &crate::kinds::service::SERVICE {
+            return Ok(());
+        }
+        let errors = self.allocations.fill(key, value, context.random, context.dry_run);
+        fail(resource, &key.name, &errors)
+    }
+
+    /// Chooses a name where only `generateName` is given; whether it did.
+    fn generate_name(
+        &self,
+        request: &Request,
+        value: &mut Value,
+        context: &mut Context<'_>,
+    ) -> Result<bool, Status> {
+        let base = json::text(value, "/metadata/generateName").to_owned();
+        if !json::text(value, "/metadata/name").is_empty() || base.is_empty() {
+            return Ok(false);
+        }
+        let mut key = NamespacedName::new(request.namespace.clone(), String::new());
+        for _ in 0..GENERATE_NAME_ATTEMPTS {
+            key.name = generate(&base, context.random);
+            if self.head(request.resource, &key).is_none() {
+                break;
+            }
+        }
+        json::set(value, "/metadata/name", key.name);
+        Ok(true)
+    }
+
+    fn admit_create(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        value: &mut Value,
+    ) -> Result<(), Status> {
+        self.admit_namespace(resource, namespace, json::text(value, "/metadata/name"))?;
+        if resource == &crate::kinds::pod::POD {
+            self.admit_service_account(namespace, value)?;
+            admission::add_default_tolerations(value);
+            admission::set_priority(value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks an object as it would be stored.
+pub(super) fn validate(
+    resource: &Resource,
+    value: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let mut errors = FieldErrors::default();
+    meta::validate(resource, value, old, &mut errors);
+    (resource.validate)(value, old, &mut errors);
+    fail(resource, json::text(value, "/metadata/name"), &errors)
+}
+
+pub(super) fn fail(resource: &Resource, name: &str, errors: &FieldErrors) -> Result<(), Status> {
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(resource, name, errors)) }
+}
+
+/// Checks the body's namespace against the URL's, and fills it in.
+pub(super) fn set_namespace(request: &Request, value: &mut Value) -> Result<(), Status> {
+    let given = json::text(value, "/metadata/namespace");
+    if !request.resource.namespaced {
+        if !given.is_empty() {
+            return Err(Status::bad_request("namespace may not be set on cluster-scoped objects"));
+        }
+        return Ok(());
+    }
+    if !given.is_empty() && given != request.namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    json::set(value, "/metadata/namespace", request.namespace.clone());
+    Ok(())
+}
+
+fn already_exists(resource: &Resource, name: &str, existing: &Object, generated: bool) -> Status {
+    let mut status = Status::already_exists(resource, name);
+    if generated {
+        status.message = format!(
+            "{}, the server was not able to generate a unique name for the object",
+            status.message
+        );
+    } else if existing.is_terminating() {
+        status.message = format!("object is being deleted: {}", status.message);
+    }
+    status
+}

@@ -1,0 +1,181 @@
+//! Writes: one function per verb, written once over the rows of the registry.
+
+mod admission;
+mod create;
+mod delete;
+mod meta;
+mod subresources;
+mod update;
+
+use std::sync::Arc;
+
+use model::NamespacedName;
+use serde_json::Value;
+
+use crate::{
+    Action, Context, Object, Reply, Request, Resource, Staged, Status, Store, Subresource, json,
+    shape,
+};
+
+pub(crate) use delete::delete_options;
+pub(crate) use meta::validate_labels;
+
+impl Store {
+    /// Runs one write against the head state. Nothing of it is visible to reads until
+    /// [`Store::publish`]; a failed one leaves nothing behind.
+    ///
+    /// # Errors
+    /// The `Status` that the client gets.
+    pub fn stage(
+        &mut self,
+        request: &Request,
+        context: &mut Context<'_>,
+    ) -> Result<Staged, Status> {
+        let staged_before = self.staged_count();
+        let created = matches!(request.action, Action::Create(_));
+        let mut warnings = Vec::new();
+        let reply = self.run(request, context, &mut warnings)?;
+        let records = self.records_since(staged_before);
+        let code = match &reply {
+            Reply::Status(status) => status.code,
+            // PUT and PATCH on an absent object may create it.
+            Reply::Object(object)
+                if created || records.iter().any(|record| is_creation(record, object)) =>
+            {
+                201
+            }
+            _ => 200,
+        };
+        Ok(Staged { code, reply, warnings, records })
+    }
+
+    fn run(
+        &mut self,
+        request: &Request,
+        context: &mut Context<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Reply, Status> {
+        let resource = request.resource;
+        if let Some(subresource) = request.subresource {
+            if !resource.has(subresource) {
+                return Err(Status::unknown_path());
+            }
+            return self.write_subresource(request, subresource, context);
+        }
+        let notice = |warnings: &mut Vec<String>| {
+            warnings.extend(resource.notice.map(str::to_owned));
+        };
+        match &request.action {
+            Action::Create(body) => {
+                if !request.name.is_empty() {
+                    return Err(Status::method_not_allowed());
+                }
+                let object = self.create(request, body, context)?;
+                notice(warnings);
+                Ok(Reply::Object(object))
+            }
+            Action::Update(body) => {
+                let object = self.update(request, body, update::Part::Main, context)?;
+                notice(warnings);
+                Ok(Reply::Object(object))
+            }
+            Action::Patch(kind, patch) => {
+                let object = self.patch(request, *kind, patch, update::Part::Main, context)?;
+                notice(warnings);
+                Ok(Reply::Object(object))
+            }
+            Action::Delete(options) => self.delete(request, options, context),
+            Action::DeleteCollection(options, labels, fields) => {
+                self.delete_collection(request, options, labels, fields, context)
+            }
+        }
+    }
+
+    fn write_subresource(
+        &mut self,
+        request: &Request,
+        subresource: Subresource,
+        context: &mut Context<'_>,
+    ) -> Result<Reply, Status> {
+        use update::Part;
+        match (subresource, &request.action) {
+            (Subresource::Status, Action::Update(body)) => {
+                self.update(request, body, Part::Status, context).map(Reply::Object)
+            }
+            (Subresource::Status, Action::Patch(kind, patch)) => {
+                self.patch(request, *kind, patch, Part::Status, context).map(Reply::Object)
+            }
+            (Subresource::Finalize, Action::Update(body)) => {
+                self.update(request, body, Part::Finalize, context).map(Reply::Object)
+            }
+            (Subresource::Scale, Action::Update(body)) => {
+                self.update_scale(request, body, context).map(Reply::Value)
+            }
+            (Subresource::Scale, Action::Patch(kind, patch)) => {
+                self.patch_scale(request, *kind, patch, context).map(Reply::Value)
+            }
+            (Subresource::Binding, Action::Create(body)) => {
+                self.bind(request, body, context).map(Reply::Status)
+            }
+            (Subresource::Eviction, Action::Create(body)) => {
+                self.evict(request, body, context).map(Reply::Status)
+            }
+            _ => Err(Status::method_not_allowed()),
+        }
+    }
+
+    fn head_or_not_found(&self, request: &Request) -> Result<Arc<Object>, Status> {
+        let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
+        self.head(request.resource, &key)
+            .map(|object| crate::read::present(request.resource, object))
+            .ok_or_else(|| Status::not_found(request.resource, &request.name))
+    }
+}
+
+fn is_creation(record: &crate::Record, object: &Arc<Object>) -> bool {
+    record.operation == crate::Operation::Create && record.object.key == object.key
+}
+
+/// Reads a body as an object of the row: right kind, no nulls, types that we rely on.
+fn decode(resource: &Resource, body: &Value) -> Result<Value, Status> {
+    let mut value = body.clone();
+    json::strip_nulls(&mut value);
+    if !value.is_object() {
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; \
+             json: cannot unmarshal into Go value of type struct",
+            resource.kind
+        )));
+    }
+    let version = resource.api_version();
+    let given_version = json::text(&value, "/apiVersion");
+    let given_kind = json::text(&value, "/kind");
+    if !given_kind.is_empty() && given_kind != resource.kind {
+        let from = if given_version.is_empty() { version.as_str() } else { given_version };
+        let internal = if resource.group.is_empty() { "core" } else { resource.group };
+        return Err(Status::bad_request(format!(
+            "{given_kind} in version {from:?} cannot be handled as a {}: converting \
+             ({from}.{given_kind}) to ({internal}.{}): unknown conversion",
+            resource.kind, resource.kind
+        )));
+    }
+    if !given_version.is_empty() && given_version != version {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({given_version}) does not match the expected API version \
+             ({version})"
+        )));
+    }
+    shape::check(resource, &value)?;
+    json::set(&mut value, "/apiVersion", version);
+    json::set(&mut value, "/kind", resource.kind);
+    meta::normalize(&mut value);
+    Ok(value)
+}
+
+/// The form in which a storage keeps an object: two rows may share a storage.
+fn to_storage(resource: &'static Resource, value: Value) -> Value {
+    match crate::registry::by_storage(resource.storage) {
+        Some(row) if row != resource => crate::kinds::events::convert(&value, row),
+        _ => value,
+    }
+}

@@ -1,0 +1,186 @@
+//! `scale`, `binding` and `eviction`.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json as tree};
+
+use crate::kinds::apps;
+use crate::validate::FieldErrors;
+use crate::{
+    Context, DeleteOptions, Object, PatchKind, Request, Resource, Status, Store, json, patch,
+};
+
+use super::meta;
+
+impl Store {
+    /// The published `autoscaling/v1 Scale` of an object.
+    ///
+    /// # Errors
+    /// 404 when there is no such object, or the row has no scale.
+    pub fn get_scale(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Value, Status> {
+        if !resource.has(crate::Subresource::Scale) {
+            return Err(Status::unknown_path());
+        }
+        self.get(resource, namespace, name).map(|object| scale_of(&object))
+    }
+
+    /// PUT on `scale`.
+    pub(super) fn update_scale(
+        &mut self,
+        request: &Request,
+        scale: &Value,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Status> {
+        let old = self.head_or_not_found(request)?;
+        self.replace_scale(request, &old, scale, context)
+    }
+
+    /// PATCH on `scale`.
+    pub(super) fn patch_scale(
+        &mut self,
+        request: &Request,
+        kind: PatchKind,
+        body: &Value,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Status> {
+        let old = self.head_or_not_found(request)?;
+        // A Scale has no lists, so the strategic form is the merge form.
+        let kind = if kind == PatchKind::Strategic { PatchKind::Merge } else { kind };
+        let scale = patch::apply(request.resource, kind, &scale_of(&old), body)?;
+        self.replace_scale(request, &old, &scale, context)
+    }
+
+    fn replace_scale(
+        &mut self,
+        request: &Request,
+        old: &Arc<Object>,
+        scale: &Value,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Status> {
+        let resource = request.resource;
+        let version = json::text(scale, "/metadata/resourceVersion");
+        if !version.is_empty() && version.parse() != Ok(old.revision) {
+            return Err(Status::modified(resource, &request.name));
+        }
+        let replicas = match json::at(scale, "/spec/replicas") {
+            None => 0,
+            Some(number) => number.as_i64().filter(|n| i32::try_from(*n).is_ok()).ok_or_else(|| {
+                Status::bad_request(
+                    "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal \
+                     into Go struct field ScaleSpec.spec.replicas of type int32",
+                )
+            })?,
+        };
+        if replicas < 0 {
+            let mut errors = FieldErrors::default();
+            let why = "must be greater than or equal to 0";
+            errors.invalid("spec.replicas", replicas, why);
+            return Err(Status::invalid_kind("autoscaling", "Scale", &request.name, &errors));
+        }
+        let mut value = old.value.clone();
+        json::set(&mut value, "/spec/replicas", replicas);
+        meta::count_generation(resource, &mut value, &old.value);
+        let object = self.finish_update(resource, old, value, context)?;
+        Ok(scale_of(&object))
+    }
+
+    /// POST on `binding`: gives a pod its node.
+    pub(super) fn bind(
+        &mut self,
+        request: &Request,
+        body: &Value,
+        context: &mut Context<'_>,
+    ) -> Result<Status, Status> {
+        let old = self.head_or_not_found(request)?;
+        let name = &request.name;
+        let fail = |why: String| Err(Status::conflict(request.resource, name, why));
+        let node = json::text(body, "/target/name");
+        if node.is_empty() {
+            let mut errors = FieldErrors::default();
+            errors.required("target.name", "");
+            return Err(Status::invalid_kind("", "Binding", name, &errors));
+        }
+        let uid = json::text(body, "/metadata/uid");
+        if !uid.is_empty() && uid != old.uid() {
+            return fail(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                old.uid()
+            ));
+        }
+        if old.is_terminating() {
+            return fail(format!("pod {name} is being deleted, cannot be assigned to a host"));
+        }
+        let bound = json::text(&old.value, "/spec/nodeName");
+        if !bound.is_empty() {
+            return fail(format!("pod {name} is already assigned to node {bound:?}"));
+        }
+        let mut value = old.value.clone();
+        json::set(&mut value, "/spec/nodeName", node);
+        set_condition(
+            &mut value,
+            tree!({
+                "type": "PodScheduled",
+                "status": "True",
+                "lastProbeTime": null,
+                "lastTransitionTime": context.now.to_string(),
+            }),
+        );
+        json::strip_nulls(&mut value);
+        meta::count_generation(request.resource, &mut value, &old.value);
+        self.finish_update(request.resource, &old, value, context)?;
+        Ok(Status::success(201))
+    }
+
+    /// POST on `eviction`: a deletion that asks first. There are no disruption budgets yet, so
+    /// nobody is asked.
+    pub(super) fn evict(
+        &mut self,
+        request: &Request,
+        body: &Value,
+        context: &mut Context<'_>,
+    ) -> Result<Status, Status> {
+        let name = json::text(body, "/metadata/name");
+        if !name.is_empty() && name != request.name {
+            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+        }
+        let options =
+            DeleteOptions::from_value(json::at(body, "/deleteOptions").unwrap_or(&Value::Null))?;
+        self.delete(request, &options, context)?;
+        Ok(Status::success(201))
+    }
+}
+
+/// Puts a condition in the place of the one of its type.
+fn set_condition(value: &mut Value, condition: Value) {
+    let kind = json::text(&condition, "/type").to_owned();
+    let mut conditions = json::items(value, "/status/conditions").to_vec();
+    conditions.retain(|other| json::text(other, "/type") != kind);
+    conditions.push(condition);
+    json::set(value, "/status/conditions", conditions);
+}
+
+/// The Scale of an object: its selector stands in it as text.
+fn scale_of(object: &Object) -> Value {
+    let value = &object.value;
+    let mut metadata = tree!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(member) = value.pointer(&format!("/metadata/{field}")) {
+            json::set(&mut metadata, &format!("/{field}"), member.clone());
+        }
+    }
+    tree!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": {"replicas": json::integer(value, "/spec/replicas").unwrap_or(0)},
+        "status": {
+            "replicas": json::integer(value, "/status/replicas").unwrap_or(0),
+            "selector": apps::selector_text(json::at(value, "/spec/selector")),
+        },
+    })
+}
