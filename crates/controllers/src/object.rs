@@ -38,9 +38,9 @@ pub enum Body {
     /// A node.
     Node(Node),
     /// A pod.
-    Pod(Pod),
+    Pod(Box<Pod>),
     /// A Service.
-    Service(Service),
+    Service(Box<Service>),
     /// An EndpointSlice.
     EndpointSlice(EndpointSlice),
     /// An Endpoints object.
@@ -68,8 +68,8 @@ impl Object {
         let body = match kind {
             Kind::Namespace => part(value, Body::Namespace),
             Kind::Node => part(value, Body::Node),
-            Kind::Pod => part(value, Body::Pod),
-            Kind::Service => part(value, Body::Service),
+            Kind::Pod => part(value, |body| Body::Pod(Box::new(body))),
+            Kind::Service => part(value, |body| Body::Service(Box::new(body))),
             Kind::EndpointSlice => part(value, Body::EndpointSlice),
             Kind::Endpoints => part(value, Body::Endpoints),
             Kind::Deployment => part(value, |body| Body::Deployment(Box::new(body))),

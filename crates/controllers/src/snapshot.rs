@@ -2,7 +2,7 @@
 //! (invariant 1). It takes in watch events and the answers to our own writes alike, so that a
 //! controller never acts twice because its watch lags behind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -13,9 +13,9 @@ use model::meta::OwnerReference;
 use crate::kind::{Kind, ObjectKey};
 use crate::object::Object;
 
-/// Deletions that are remembered until the watch has reported them. More are forgotten from the
-/// oldest uid on: the watch then shows the object once more before it goes.
-const MAX_TOMBSTONES: usize = 10_000;
+/// Deletions that are remembered. Whatever is still said about such an object is late: a watch
+/// event from before we deleted it, or the answer to a write that was under way.
+const MAX_TOMBSTONES: usize = 4_096;
 
 /// One object before and after: both present for a change, one for an addition or a removal.
 /// What kind of event brought it decides nothing (invariant 2).
@@ -52,8 +52,10 @@ pub struct Snapshot {
     dependents: BTreeMap<String, BTreeSet<ObjectKey>>,
     /// Node name (empty: not scheduled) → its pods.
     pods_by_node: BTreeMap<String, BTreeSet<NamespacedName>>,
-    /// Objects whose deletion was confirmed to us before the watch reported it.
-    tombstones: BTreeSet<(Kind, String)>,
+    /// The uids of objects that are gone; none is ever used again.
+    tombstones: BTreeSet<String>,
+    /// The same, the oldest first.
+    buried: VecDeque<String>,
 }
 
 impl Snapshot {
@@ -142,7 +144,7 @@ impl Snapshot {
         let object = Object::read(kind, value)?;
         let name = object.meta.key();
         let uid = &object.meta.uid;
-        if self.tombstones.contains(&(kind, uid.clone())) {
+        if self.tombstones.contains(uid) {
             return None;
         }
         let old = self.get(kind, &name).cloned();
@@ -160,18 +162,12 @@ impl Snapshot {
     /// Takes in that the watch reported an object as deleted.
     pub fn deleted(&mut self, kind: Kind, value: Value) -> Option<Change> {
         let object = Object::read(kind, value)?;
-        self.tombstones.remove(&(kind, object.meta.uid.clone()));
         self.remove(&ObjectKey::new(kind, object.meta.key()), &object.meta.uid)
     }
 
     /// Takes in that a write found or made an object gone, before the watch says so.
     pub fn gone(&mut self, key: &ObjectKey, uid: &str) -> Option<Change> {
-        let change = self.remove(key, uid)?;
-        if self.tombstones.len() >= MAX_TOMBSTONES {
-            self.tombstones.pop_first();
-        }
-        self.tombstones.insert((key.kind, uid.to_owned()));
-        Some(change)
+        self.remove(key, uid)
     }
 
     /// Takes in a complete list of a kind, which was true at `revision`. Objects that we know
@@ -179,7 +175,6 @@ impl Snapshot {
     pub fn replace(&mut self, kind: Kind, values: Vec<Value>, revision: u64) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut listed = BTreeSet::new();
-        let mut uids = BTreeSet::new();
         for value in values {
             let metadata = value.get("metadata");
             let text = |field: &str| {
@@ -188,7 +183,6 @@ impl Snapshot {
                 found.unwrap_or_default().to_owned()
             };
             listed.insert(NamespacedName::new(text("namespace"), text("name")));
-            uids.insert(text("uid"));
             changes.extend(self.apply(kind, value));
         }
         let lost: Vec<_> = self
@@ -199,7 +193,6 @@ impl Snapshot {
         for (key, uid) in lost {
             changes.extend(self.remove(&key, &uid));
         }
-        self.tombstones.retain(|(of, uid)| *of != kind || uids.contains(uid));
         changes
     }
 
@@ -209,6 +202,14 @@ impl Snapshot {
     }
 
     fn remove(&mut self, key: &ObjectKey, uid: &str) -> Option<Change> {
+        if self.tombstones.insert(uid.to_owned()) {
+            self.buried.push_back(uid.to_owned());
+            if self.buried.len() > MAX_TOMBSTONES
+                && let Some(oldest) = self.buried.pop_front()
+            {
+                self.tombstones.remove(&oldest);
+            }
+        }
         let old = self.get(key.kind, &key.name).filter(|old| old.meta.uid == uid)?.clone();
         self.put(key.name.clone(), Some(&old), None);
         Some(Change { old: Some(old), new: None })
@@ -289,8 +290,9 @@ mod tests {
         assert!(snapshot.gone(&key, "u-a").is_some());
         assert!(snapshot.apply(Kind::Pod, pod("a", 6, "n")).is_none());
         assert!(snapshot.deleted(Kind::Pod, pod("a", 7, "n")).is_none());
+        assert!(snapshot.apply(Kind::Pod, pod("a", 8, "n")).is_none(), "a late answer");
         // The name lives on with another identity.
-        let mut next = pod("a", 8, "n");
+        let mut next = pod("a", 9, "n");
         next["metadata"]["uid"] = json!("u-other");
         assert!(snapshot.apply(Kind::Pod, next).is_some());
     }

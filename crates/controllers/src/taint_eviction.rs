@@ -28,9 +28,9 @@ pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeS
 }
 
 fn has_taints(change: &Change) -> bool {
-    change.both().any(|object| {
-        object.node().is_some_and(|node| node.spec.taints.iter().any(|taint| is_executing(taint)))
-    })
+    change
+        .both()
+        .any(|object| object.node().is_some_and(|node| node.spec.taints.iter().any(is_executing)))
 }
 
 fn is_executing(taint: &Taint) -> bool {
