@@ -1,0 +1,111 @@
+//! The REST face of the store: authenticates, routes, and carries requests in and answers out.
+
+pub(crate) mod answer;
+mod fixed;
+mod negotiate;
+mod objects;
+mod proxy;
+mod query;
+mod route;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Body;
+use hyper::body::Bytes;
+use hyper::upgrade::OnUpgrade;
+use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
+use store::Status;
+
+use crate::tls::User;
+use crate::writer::Shared;
+use fixed::Documents;
+use query::Query;
+use route::Route;
+
+pub(crate) use proxy::Proxy;
+
+/// Longest time for a request that is neither a watch nor a stream, milliseconds; the real
+/// server's limit.
+const REQUEST_TIMEOUT_MS: u64 = 60_000;
+
+/// One request, its body complete.
+pub(crate) struct Call {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// Who asks; `None` for a connection without a client certificate.
+    pub user: Option<User>,
+    /// The connection's bytes after a `101`, when the client asked for an upgrade.
+    pub upgrade: Option<OnUpgrade>,
+}
+
+impl Call {
+    fn query(&self) -> Query {
+        Query::parse(self.uri.query().unwrap_or_default())
+    }
+
+    fn user_name(&self) -> &str {
+        self.user.as_ref().map(|user| user.name.as_str()).unwrap_or_default()
+    }
+}
+
+/// All that answers requests.
+pub(crate) struct Api {
+    shared: Arc<Shared>,
+    documents: Documents,
+    proxy: Proxy,
+    /// Becomes true when the server stops: watches end then.
+    stop: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Api {
+    pub fn new(
+        shared: Arc<Shared>,
+        proxy: Proxy,
+        stop: tokio::sync::watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        Arc::new(Self { shared, documents: Documents::new(), proxy, stop })
+    }
+
+    /// The answer for a request that never got this far.
+    pub fn refuse(status: &Status) -> Response<Body> {
+        answer::status(status)
+    }
+
+    /// Answers one request. Every failure is a `Status`.
+    pub async fn handle(&self, call: Call) -> Response<Body> {
+        let Some(segments) = query::segments(call.uri.path()) else {
+            return answer::status(&Status::unknown_path());
+        };
+        let route = route::route(&segments);
+        // Probes and version checks are open to all, everything else to known clients.
+        let open = matches!(route, Route::Health | Route::Version);
+        if call.user.is_none() && !open {
+            return answer::status(&Status::unauthorized());
+        }
+        let answered = match route {
+            Route::Health if call.method == Method::GET || call.method == Method::HEAD => {
+                Ok(answer::text(StatusCode::OK, "ok"))
+            }
+            Route::Target(target) => {
+                let limit = Duration::from_millis(REQUEST_TIMEOUT_MS);
+                match tokio::time::timeout(limit, self.target(call, target)).await {
+                    Ok(answered) => answered,
+                    Err(_) => Err(timed_out()),
+                }
+            }
+            Route::Unknown => Err(Status::unknown_path()),
+            _ if call.method != Method::GET => Err(Status::method_not_allowed()),
+            route => self.documents.answer(&route, &call),
+        };
+        answered.unwrap_or_else(|status| answer::status(&status))
+    }
+}
+
+fn timed_out() -> Status {
+    let message = "Timeout: request did not complete within the allotted timeout";
+    Status::failure(504, "Timeout", message)
+}

@@ -1,0 +1,266 @@
+//! Requests for collections, objects and subresources, written once for all kinds.
+
+use std::sync::Arc;
+
+use client::Body;
+use hyper::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+use store::selector::{FieldSelector, LabelSelector};
+use store::table::{Include, table};
+use store::{
+    Action, DeleteOptions, ListOptions, Object, PatchKind, Reply, Request, Staged, Status,
+    Subresource, WatchOptions,
+};
+
+use super::negotiate::{self, Accepted, Form};
+use super::query::Query;
+use super::route::Target;
+use super::watch::{self, WatchRequest};
+use super::{Api, Call, answer};
+use crate::writer::now;
+
+impl Api {
+    pub(super) async fn target(
+        &self,
+        call: Call,
+        target: Target,
+    ) -> Result<Response<Body>, Status> {
+        let is_object = !target.name.is_empty();
+        match target.subresource {
+            Some(Subresource::Log) if call.method == Method::GET => {
+                return self.proxy.log(&self.shared, &target, &call.query()).await;
+            }
+            Some(Subresource::Exec) if matches!(call.method, Method::GET | Method::POST) => {
+                return self.proxy.exec(&self.shared, &target, call).await;
+            }
+            Some(Subresource::Log | Subresource::Exec) => return Err(Status::method_not_allowed()),
+            _ => {}
+        }
+        let verb = match (&call.method, is_object, target.subresource) {
+            (&Method::GET, false, _) if call.query().flag("watch") => "watch",
+            (&Method::GET, false, _) => "list",
+            (&Method::GET, true, _) => "get",
+            (&Method::POST, false, _) => "create",
+            (&Method::PUT, true, _) => "update",
+            (&Method::PATCH, true, _) => "patch",
+            (&Method::DELETE, true, None) => "delete",
+            (&Method::DELETE, false, _) => "deletecollection",
+            (&Method::POST, true, Some(subresource)) if is_posted(subresource) => "create",
+            _ => return Err(Status::method_not_allowed()),
+        };
+        // Subresources bring verbs of their own; writes need to know where.
+        let over_all_namespaces = target.resource.namespaced && target.namespace.is_empty();
+        let is_served = target.subresource.is_some() || target.resource.allows(verb);
+        if !is_served || (over_all_namespaces && !matches!(verb, "list" | "watch")) {
+            return Err(Status::method_not_allowed());
+        }
+        match verb {
+            "list" => self.list(&call, &target),
+            "watch" => self.watch(&call, &target),
+            "get" => self.get(&call, &target),
+            _ => self.write(call, target).await,
+        }
+    }
+
+    fn get(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
+        let accepted = negotiate::accepted(&call.headers, false)?;
+        let store = self.shared.read();
+        if target.subresource == Some(Subresource::Scale) {
+            let scale = store.get_scale(target.resource, &target.namespace, &target.name)?;
+            return Ok(answer::value(StatusCode::OK, &scale, accepted.yaml));
+        }
+        if !matches!(target.subresource, None | Some(Subresource::Status)) {
+            return Err(Status::method_not_allowed());
+        }
+        let object = store.get(target.resource, &target.namespace, &target.name)?;
+        drop(store);
+        show(StatusCode::OK, &object, accepted, include(&call.query())?)
+    }
+
+    fn list(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
+        let accepted = negotiate::accepted(&call.headers, false)?;
+        let query = call.query();
+        let options = ListOptions {
+            namespace: target.namespace.clone(),
+            labels: LabelSelector::parse(query.get("labelSelector"))?,
+            fields: FieldSelector::parse(target.resource, query.get("fieldSelector"))?,
+            limit: query
+                .number("limit")?
+                .and_then(|limit| usize::try_from(limit).ok())
+                .unwrap_or(0),
+            continue_token: query.get("continue").to_owned(),
+            resource_version: query.get("resourceVersion").to_owned(),
+            resource_version_match: query.get("resourceVersionMatch").to_owned(),
+        };
+        let list = self.shared.read().list(target.resource, &options)?;
+        Ok(match accepted.form {
+            Form::Table => {
+                let objects = list.items.iter().map(|object| &**object);
+                let include = include(&query)?;
+                let table = table(list.resource, objects, list.metadata(), now(), include, true);
+                answer::value(StatusCode::OK, &table, accepted.yaml)
+            }
+            Form::Partial => answer::value(StatusCode::OK, &list.to_partial(), accepted.yaml),
+            Form::Plain | Form::Discovery => {
+                answer::value(StatusCode::OK, &answer::PlainList(&list), accepted.yaml)
+            }
+        })
+    }
+
+    fn watch(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
+        let accepted = negotiate::accepted(&call.headers, false)?;
+        let query = call.query();
+        let options = WatchOptions {
+            namespace: target.namespace.clone(),
+            labels: LabelSelector::parse(query.get("labelSelector"))?,
+            fields: FieldSelector::parse(target.resource, query.get("fieldSelector"))?,
+            resource_version: query.get("resourceVersion").to_owned(),
+            resource_version_match: query.get("resourceVersionMatch").to_owned(),
+            send_initial_events: query.optional_flag("sendInitialEvents"),
+            allow_bookmarks: query.flag("allowWatchBookmarks"),
+        };
+        let watcher = self.shared.read().watch(target.resource, options)?;
+        let request = WatchRequest {
+            watcher,
+            form: accepted.form,
+            include: include(&query)?,
+            timeout_seconds: query.number("timeoutSeconds")?,
+        };
+        watch::start(&self.shared, self.stop.clone(), request).ok_or_else(Status::unknown_path)
+    }
+
+    async fn write(&self, call: Call, target: Target) -> Result<Response<Body>, Status> {
+        let accepted = negotiate::accepted(&call.headers, false)?;
+        let query = call.query();
+        let include = include(&query)?;
+        let kind = target.resource.kind;
+        let (action, options_kind) = match call.method {
+            Method::POST => {
+                let body = negotiate::object_body(&call.headers, &call.body, kind)?;
+                (Action::Create(body), "CreateOptions")
+            }
+            Method::PUT => {
+                let body = negotiate::object_body(&call.headers, &call.body, kind)?;
+                (Action::Update(body), "UpdateOptions")
+            }
+            Method::PATCH => (patch(&call)?, "PatchOptions"),
+            _ => (delete(&call, &query, &target)?, "DeleteOptions"),
+        };
+        let mut dry_run = query.dry_run(options_kind)?;
+        if call.method == Method::DELETE {
+            dry_run |= body_asks_for_dry_run(&call)?;
+        }
+        let user = call.user_name();
+        let request = Request {
+            resource: target.resource,
+            namespace: target.namespace,
+            name: target.name,
+            subresource: target.subresource,
+            action,
+        };
+        let staged = self.shared.write(request, user, dry_run).await?;
+        reply(&staged, accepted, include)
+    }
+}
+
+const fn is_posted(subresource: Subresource) -> bool {
+    matches!(subresource, Subresource::Binding | Subresource::Eviction)
+}
+
+fn patch(call: &Call) -> Result<Action, Status> {
+    let media_type = negotiate::media_type(&call.headers);
+    if matches!(
+        media_type.as_str(),
+        "application/apply-patch+yaml" | "application/apply-patch+cbor"
+    ) {
+        let message = "server-side apply is not served by flatnet yet: apply without --server-side";
+        return Err(Status::failure(415, "UnsupportedMediaType", message));
+    }
+    let kind = PatchKind::from_media_type(&media_type).ok_or_else(Status::unknown_patch_type)?;
+    let patch = serde_json::from_slice(&call.body)
+        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+    Ok(Action::Patch(kind, patch))
+}
+
+/// Options of a DELETE stand in its body; query parameters count when there is no body.
+fn delete(call: &Call, query: &Query, target: &Target) -> Result<Action, Status> {
+    let body = delete_body(call)?;
+    let options = DeleteOptions::from_value(&body.unwrap_or_else(|| delete_parameters(query)))?;
+    if !target.name.is_empty() {
+        return Ok(Action::Delete(options));
+    }
+    let labels = LabelSelector::parse(query.get("labelSelector"))?;
+    let fields = FieldSelector::parse(target.resource, query.get("fieldSelector"))?;
+    Ok(Action::DeleteCollection(options, labels, fields))
+}
+
+fn delete_body(call: &Call) -> Result<Option<Value>, Status> {
+    if call.body.is_empty() {
+        return Ok(None);
+    }
+    negotiate::object_body(&call.headers, &call.body, "DeleteOptions").map(Some)
+}
+
+fn delete_parameters(query: &Query) -> Value {
+    let mut options = serde_json::Map::new();
+    if let Ok(Some(seconds)) = query.number("gracePeriodSeconds") {
+        options.insert("gracePeriodSeconds".to_owned(), seconds.into());
+    }
+    if let Some(policy) = query.find("propagationPolicy") {
+        options.insert("propagationPolicy".to_owned(), policy.into());
+    }
+    if let Some(orphan) = query.optional_flag("orphanDependents") {
+        options.insert("orphanDependents".to_owned(), orphan.into());
+    }
+    Value::Object(options)
+}
+
+fn body_asks_for_dry_run(call: &Call) -> Result<bool, Status> {
+    let body = delete_body(call)?;
+    let asked = body.as_ref().and_then(|body| body.get("dryRun")).and_then(Value::as_array);
+    Ok(asked.is_some_and(|values| values.iter().any(|value| value == "All")))
+}
+
+fn include(query: &Query) -> Result<Include, Status> {
+    let text = query.get("includeObject");
+    Include::from_query(text)
+        .ok_or_else(|| Status::bad_request(format!("unrecognized includeObject value: {text:?}")))
+}
+
+fn show(
+    code: StatusCode,
+    object: &Arc<Object>,
+    accepted: Accepted,
+    include: Include,
+) -> Result<Response<Body>, Status> {
+    Ok(match accepted.form {
+        Form::Table => {
+            let metadata = json!({"resourceVersion": object.revision.to_string()});
+            let table = table(object.resource, [&**object], metadata, now(), include, true);
+            answer::value(code, &table, accepted.yaml)
+        }
+        Form::Partial => answer::value(code, &object.to_partial(), accepted.yaml),
+        Form::Plain | Form::Discovery => answer::value(code, &object.value, accepted.yaml),
+    })
+}
+
+fn reply(staged: &Staged, accepted: Accepted, include: Include) -> Result<Response<Body>, Status> {
+    let code = StatusCode::from_u16(staged.code).map_err(Status::internal)?;
+    let mut response = match &staged.reply {
+        Reply::Object(object) => show(code, object, accepted, include)?,
+        Reply::Objects(resource, objects) => {
+            let list = store::List {
+                resource,
+                revision: objects.iter().map(|object| object.revision).max().unwrap_or(0),
+                items: objects.clone(),
+                continue_token: None,
+                remaining: None,
+            };
+            answer::value(code, &answer::PlainList(&list), accepted.yaml)
+        }
+        Reply::Value(value) => answer::value(code, value, accepted.yaml),
+        Reply::Status(status) => answer::status(status),
+    };
+    answer::add_warnings(&mut response, &staged.warnings);
+    Ok(response)
+}

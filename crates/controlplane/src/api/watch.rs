@@ -1,0 +1,210 @@
+//! Watches over HTTP: a cursor into the store's window, written as lines while the client reads.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use client::{Body, BodyError};
+use http_body_util::BodyExt as _;
+use hyper::body::{Bytes, Frame};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+use serde_json::{Value, json};
+use store::table::{Include, table};
+use store::{Random as _, WATCH_WINDOW_EVENTS, WatchEvent, Watcher};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::answer;
+use super::negotiate::Form;
+use crate::stopped;
+use crate::writer::{Shared, SystemRandom, now};
+
+/// A watch without `timeoutSeconds` ends after this and up to twice as long, seconds; the
+/// spread keeps clients from coming back all at once.
+const DEFAULT_TIMEOUT_SECONDS: u64 = 30 * 60;
+/// The longest that a client can ask for, seconds.
+const MAX_TIMEOUT_SECONDS: u64 = 24 * 60 * 60;
+/// Between two bookmarks, seconds.
+const BOOKMARK_SECONDS: u64 = 60;
+/// Records looked at in one step: the whole window, so that a step always catches up.
+const STEP_RECORDS: usize = WATCH_WINDOW_EVENTS + 1;
+
+/// How a watch is to be answered.
+pub(super) struct WatchRequest {
+    /// The cursor.
+    pub watcher: Watcher,
+    /// The form of the objects.
+    pub form: Form,
+    /// What the rows of Tables carry.
+    pub include: Include,
+    /// `timeoutSeconds`.
+    pub timeout_seconds: Option<i64>,
+}
+
+/// Starts a watch. It ends at its timeout, when the server stops, when the client falls out of
+/// the window, and when the client goes away.
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    stop: watch::Receiver<bool>,
+    request: WatchRequest,
+) -> Option<Response<Body>> {
+    let changes = shared.changes(request.watcher.resource.storage)?;
+    let now = Instant::now();
+    let stream = Stream {
+        shared: Arc::clone(shared),
+        watcher: request.watcher,
+        form: request.form,
+        include: request.include,
+        changes,
+        stop,
+        deadline: now + timeout(request.timeout_seconds),
+        next_bookmark: now + Duration::from_secs(BOOKMARK_SECONDS),
+        columns_sent: false,
+        ended: false,
+    };
+    let body = Unfold { next: Box::pin(stream.advance()) };
+    Some(answer::stream(StatusCode::OK, "application/json", body.boxed_unsync()))
+}
+
+fn timeout(seconds: Option<i64>) -> Duration {
+    let seconds = match seconds.and_then(|seconds| u64::try_from(seconds).ok()) {
+        Some(asked) if asked > 0 => asked.min(MAX_TIMEOUT_SECONDS),
+        _ => DEFAULT_TIMEOUT_SECONDS + SystemRandom.next_u64() % DEFAULT_TIMEOUT_SECONDS,
+    };
+    Duration::from_secs(seconds)
+}
+
+struct Stream {
+    shared: Arc<Shared>,
+    watcher: Watcher,
+    form: Form,
+    include: Include,
+    changes: watch::Receiver<u64>,
+    stop: watch::Receiver<bool>,
+    deadline: Instant,
+    next_bookmark: Instant,
+    /// Tables carry their column definitions in the first event only.
+    columns_sent: bool,
+    ended: bool,
+}
+
+enum Woken {
+    ByChange,
+    ByBookmark,
+    ByEnd,
+}
+
+impl Stream {
+    /// The next lines and the stream after them; `None` at the end.
+    async fn advance(mut self) -> Option<(Bytes, Self)> {
+        while !self.ended {
+            // Marked as seen before the store is read: a change in between wakes the wait.
+            self.changes.borrow_and_update();
+            let step = self.shared.read().watch_next(&mut self.watcher, STEP_RECORDS);
+            let mut lines = Vec::new();
+            match step {
+                Ok(events) => events.iter().for_each(|event| self.write(event, &mut lines)),
+                Err(status) => {
+                    write_line(&status.to_watch_event(), &mut lines);
+                    self.ended = true;
+                }
+            }
+            if lines.is_empty() {
+                self.wait(&mut lines).await;
+            }
+            if !lines.is_empty() {
+                return Some((lines.into(), self));
+            }
+        }
+        None
+    }
+
+    async fn wait(&mut self, lines: &mut Vec<u8>) {
+        let wake_at = self.deadline.min(self.next_bookmark);
+        let woken = tokio::select! {
+            changed = self.changes.changed() => match changed {
+                Ok(()) => Woken::ByChange,
+                Err(_) => Woken::ByEnd,
+            },
+            () = stopped(&mut self.stop) => Woken::ByEnd,
+            () = tokio::time::sleep_until(wake_at) => {
+                if wake_at == self.deadline { Woken::ByEnd } else { Woken::ByBookmark }
+            }
+        };
+        match woken {
+            Woken::ByChange => return,
+            Woken::ByBookmark => {
+                self.next_bookmark = Instant::now() + Duration::from_secs(BOOKMARK_SECONDS);
+            }
+            Woken::ByEnd => self.ended = true,
+        }
+        if let Some(bookmark) = self.watcher.bookmark() {
+            self.write(&bookmark, lines);
+        }
+    }
+
+    fn write(&mut self, event: &WatchEvent, lines: &mut Vec<u8>) {
+        let (kind, object) = match event {
+            WatchEvent::Bookmark(object) => {
+                return write_line(&Line { kind: "BOOKMARK", object }, lines);
+            }
+            WatchEvent::Object(kind, object) => (kind.as_str(), object),
+        };
+        match self.form {
+            Form::Plain | Form::Discovery => {
+                write_line(&Line { kind, object: &object.value }, lines);
+            }
+            Form::Partial => write_line(&Line { kind, object: &object.to_partial() }, lines),
+            Form::Table => {
+                let first = !std::mem::replace(&mut self.columns_sent, true);
+                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                let table =
+                    table(self.watcher.resource, [&**object], metadata, now(), self.include, first);
+                write_line(&Line { kind, object: &table }, lines);
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    object: &'a Value,
+}
+
+fn write_line(line: &impl Serialize, lines: &mut Vec<u8>) {
+    // Writing JSON values to memory cannot fail.
+    let _ = serde_json::to_writer(&mut *lines, line);
+    lines.push(b'\n');
+}
+
+/// A body made of the steps of a [`Stream`]. Nothing is made before the client reads it, so a
+/// slow client costs one step's lines at most.
+struct Unfold {
+    next: Pin<Box<dyn Future<Output = Option<(Bytes, Stream)>> + Send>>,
+}
+
+impl hyper::body::Body for Unfold {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match ready!(self.next.as_mut().poll(cx)) {
+            Some((lines, stream)) => {
+                self.next = Box::pin(stream.advance());
+                Poll::Ready(Some(Ok(Frame::data(lines))))
+            }
+            None => {
+                self.next = Box::pin(std::future::ready(None));
+                Poll::Ready(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The objects that every cluster has: made at the start, and again when somebody removes them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use client::{Client, ClientError, ResourcePath};
+use model::{ClusterConfig, Family};
+use serde_json::{Value, json};
+
+/// The namespaces that always exist.
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// One object that must exist, and the parts of it that must not differ.
+struct Wanted {
+    collection: ResourcePath,
+    object: Value,
+    /// The top-level fields that are put right when they differ.
+    kept: &'static [&'static str],
+}
+
+/// Makes what is missing and puts right what differs. Writes nothing when all is well.
+///
+/// # Errors
+/// The first request that failed.
+pub(crate) async fn ensure(
+    client: &Client,
+    config: &ClusterConfig,
+    advertised: SocketAddr,
+) -> Result<(), ClientError> {
+    for wanted in wanted(config, advertised) {
+        ensure_one(client, &wanted).await?;
+    }
+    Ok(())
+}
+
+async fn ensure_one(client: &Client, wanted: &Wanted) -> Result<(), ClientError> {
+    let name = wanted.object["metadata"]["name"].as_str().unwrap_or_default();
+    let path = wanted.collection.clone().name(name);
+    let Some(mut found) = client.get_optional::<Value>(&path).await? else {
+        return match client.create::<_, Value>(&wanted.collection, &wanted.object).await {
+            // Somebody was faster: the next round looks at theirs.
+            Err(error) if error.is_already_exists() => Ok(()),
+            created => created.map(|_| ()),
+        };
+    };
+    let differing: Vec<&str> = wanted
+        .kept
+        .iter()
+        .copied()
+        .filter(|field| found.get(field) != wanted.object.get(field))
+        .collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    if let (Some(found), Some(wanted)) = (found.as_object_mut(), wanted.object.as_object()) {
+        for field in differing {
+            found.insert(field.to_owned(), wanted.get(field).cloned().unwrap_or_default());
+        }
+    }
+    match client.update::<_, Value>(&path, &found).await {
+        Err(error) if error.is_conflict() => Ok(()),
+        updated => updated.map(|_| ()),
+    }
+}
+
+fn wanted(config: &ClusterConfig, advertised: SocketAddr) -> Vec<Wanted> {
+    let mut all: Vec<Wanted> = NAMESPACES.into_iter().map(namespace).collect();
+    let family = config.service_cidrs.first().map(|range| Family::of(&range.addr()));
+    let Some(family) = family else { return all };
+    if let Some(address) = config.kubernetes_address(family) {
+        all.push(kubernetes_service(address));
+        all.push(kubernetes_endpoint_slice(advertised));
+        all.push(kubernetes_endpoints(advertised));
+    }
+    all.extend(config.dns_address(family).map(dns_service));
+    all
+}
+
+fn namespace(name: &str) -> Wanted {
+    Wanted {
+        collection: ResourcePath::new("v1", "namespaces"),
+        object: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        kept: &[],
+    }
+}
+
+/// How pods find the API: `KUBERNETES_SERVICE_HOST` and `kubernetes.default.svc`.
+fn kubernetes_service(address: IpAddr) -> Wanted {
+    Wanted {
+        collection: ResourcePath::new("v1", "services").namespace("default"),
+        object: json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {
+                "name": "kubernetes",
+                "namespace": "default",
+                "labels": {"component": "apiserver", "provider": "kubernetes"},
+            },
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": address,
+                "clusterIPs": [address],
+                "ports": [
+                    {"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443},
+                ],
+            },
+        }),
+        kept: &[],
+    }
+}
+
+/// The Service has no selector, so its slice is ours.
+fn kubernetes_endpoint_slice(advertised: SocketAddr) -> Wanted {
+    Wanted {
+        collection: ResourcePath::new("discovery.k8s.io/v1", "endpointslices").namespace("default"),
+        object: json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": "kubernetes",
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "kubernetes"},
+            },
+            "addressType": Family::of(&advertised.ip()),
+            "endpoints": [
+                {"addresses": [advertised.ip()], "conditions": {"ready": true}},
+            ],
+            "ports": [{"name": "https", "port": advertised.port(), "protocol": "TCP"}],
+        }),
+        kept: &["endpoints", "ports"],
+    }
+}
+
+/// The older form, which kubectl 1.20 describes.
+fn kubernetes_endpoints(advertised: SocketAddr) -> Wanted {
+    Wanted {
+        collection: ResourcePath::new("v1", "endpoints").namespace("default"),
+        object: json!({
+            "apiVersion": "v1",
+            "kind": "Endpoints",
+            "metadata": {
+                "name": "kubernetes",
+                "namespace": "default",
+                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+            },
+            "subsets": [{
+                "addresses": [{"ip": advertised.ip()}],
+                "ports": [{"name": "https", "port": advertised.port(), "protocol": "TCP"}],
+            }],
+        }),
+        kept: &["subsets"],
+    }
+}
+
+/// Where pods ask names. Every node answers on the address itself, so it needs no endpoints.
+fn dns_service(address: IpAddr) -> Wanted {
+    Wanted {
+        collection: ResourcePath::new("v1", "services").namespace("kube-system"),
+        object: json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {
+                "name": "kube-dns",
+                "namespace": "kube-system",
+                "labels": {
+                    "k8s-app": "kube-dns",
+                    "kubernetes.io/cluster-service": "true",
+                    "kubernetes.io/name": "flatnet-dns",
+                },
+            },
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": address,
+                "clusterIPs": [address],
+                "ports": [
+                    {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+                    {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+                ],
+            },
+        }),
+        kept: &[],
+    }
+}

@@ -1,0 +1,44 @@
+//! The API without a socket, for the control plane's own controllers.
+
+use std::sync::Arc;
+
+use client::{Client, Transport, TransportFuture};
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper::body::Bytes;
+
+use crate::api::{Api, Call};
+use crate::tls::User;
+
+/// A client whose requests are function calls, in the name of `user`.
+pub(crate) fn local_client(api: Arc<Api>, user: User) -> Client {
+    Client::with_transport(Arc::new(LocalTransport { api, user }))
+}
+
+struct LocalTransport {
+    api: Arc<Api>,
+    user: User,
+}
+
+impl Transport for LocalTransport {
+    fn send(&self, request: Request<Full<Bytes>>) -> TransportFuture {
+        let (api, user) = (Arc::clone(&self.api), self.user.clone());
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let body = match body.collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(never) => match never {},
+            };
+            Ok(api
+                .handle(Call {
+                    method: head.method,
+                    uri: head.uri,
+                    headers: head.headers,
+                    body,
+                    user: Some(user),
+                    upgrade: None,
+                })
+                .await)
+        })
+    }
+}

@@ -1,0 +1,183 @@
+//! The one writer: a thread that stages, commits, publishes and answers, batch by batch.
+//!
+//! All requests that arrive while a commit runs make the next batch (group commit), so that the
+//! disk's latency bounds a single client only. Nothing is visible before it is durable, and
+//! nothing is answered before it is visible.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use model::Timestamp;
+use store::{Context, Random, Record, Request, Staged, Status, Store, registry};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::disk::Disk;
+
+/// Writes that wait for the writer. Further ones wait in their connections.
+const QUEUE_REQUESTS: usize = 1_024;
+/// Writes that share a commit: bounds the time that the store is locked.
+const BATCH_REQUESTS: usize = 256;
+/// Stack of the writer's thread, bytes: JSON of the permitted depth is walked on it.
+const STACK_BYTES: usize = 1 << 20;
+
+/// The store as all requests share it: reads directly, writes through the writer.
+pub(crate) struct Shared {
+    store: RwLock<Store>,
+    /// The newest revision of each storage: what watches wait on.
+    revisions: BTreeMap<&'static str, watch::Sender<u64>>,
+    queue: mpsc::Sender<Job>,
+}
+
+/// One write on its way.
+struct Job {
+    request: Request,
+    user: String,
+    dry_run: bool,
+    answer: oneshot::Sender<Result<Staged, Status>>,
+}
+
+impl Shared {
+    /// Starts the writer's thread. It ends, with everything committed, when the last [`Shared`]
+    /// is gone, and the receiver resolves then. `dropped` are log entries to forget.
+    pub fn start(
+        store: Store,
+        disk: Disk,
+        dropped: Vec<u64>,
+    ) -> std::io::Result<(Arc<Self>, oneshot::Receiver<()>)> {
+        let (queue, jobs) = mpsc::channel(QUEUE_REQUESTS);
+        let revision = store.revision();
+        let revisions = registry::resources()
+            .map(|resource| (resource.storage, watch::channel(revision).0))
+            .collect();
+        let shared = Arc::new(Self { store: RwLock::new(store), revisions, queue });
+        let (stop, stopped) = oneshot::channel();
+        // The thread may not keep the queue alive that it waits on.
+        let weak = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("store-writer".to_owned()).stack_size(STACK_BYTES).spawn(
+            move || {
+                let mut writer = Writer { jobs, disk, dropped };
+                while let Some(batch) = writer.next_batch() {
+                    // Whoever waits for an answer holds the store.
+                    let Some(shared) = weak.upgrade() else { break };
+                    writer.run(&shared, batch);
+                }
+                // Nobody waits any more when the control plane itself is gone.
+                let _ = stop.send(());
+            },
+        )?;
+        Ok((shared, stopped))
+    }
+
+    /// The published state.
+    pub fn read(&self) -> RwLockReadGuard<'_, Store> {
+        // A panic elsewhere leaves published state whole: publishing is the writer's alone.
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs one write, and returns when it is durable and visible.
+    pub async fn write(
+        &self,
+        request: Request,
+        user: &str,
+        dry_run: bool,
+    ) -> Result<Staged, Status> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job { request, user: user.to_owned(), dry_run, answer };
+        let stopping = || Status::failure(503, "ServiceUnavailable", "the server is shutting down");
+        self.queue.send(job).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())?
+    }
+
+    /// Tells when a storage changes. Read the store after taking it, and again after each change.
+    pub fn changes(&self, storage: &str) -> Option<watch::Receiver<u64>> {
+        self.revisions.get(storage).map(watch::Sender::subscribe)
+    }
+
+    fn lock(&self) -> RwLockWriteGuard<'_, Store> {
+        self.store.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Writer {
+    jobs: mpsc::Receiver<Job>,
+    disk: Disk,
+    /// Log entries that left the watch windows since the last commit.
+    dropped: Vec<u64>,
+}
+
+type Answer = (oneshot::Sender<Result<Staged, Status>>, Result<Staged, Status>);
+
+impl Writer {
+    fn next_batch(&mut self) -> Option<Vec<Job>> {
+        let mut batch = vec![self.jobs.blocking_recv()?];
+        while batch.len() < BATCH_REQUESTS {
+            match self.jobs.try_recv() {
+                Ok(job) => batch.push(job),
+                Err(_) => break,
+            }
+        }
+        Some(batch)
+    }
+
+    fn run(&mut self, shared: &Shared, batch: Vec<Job>) {
+        let (answers, records) = stage(&mut shared.lock(), batch);
+        if !records.is_empty() {
+            // Reads go on while the disk works.
+            if let Err(error) = self.disk.commit(&records, &self.dropped) {
+                tracing::error!(%error, "writes are refused");
+                shared.lock().discard();
+                for (answer, _) in answers {
+                    let _ = answer.send(Err(Status::internal(&error)));
+                }
+                return;
+            }
+            let published = shared.lock().publish();
+            self.dropped = published.dropped;
+            for storage in published.storages {
+                if let Some(revision) = shared.revisions.get(storage) {
+                    revision.send_replace(published.revision);
+                }
+            }
+        }
+        for (answer, result) in answers {
+            // A client that went away needs no answer.
+            let _ = answer.send(result);
+        }
+    }
+}
+
+fn stage(store: &mut Store, batch: Vec<Job>) -> (Vec<Answer>, Vec<Record>) {
+    let mut random = SystemRandom;
+    let mut records = Vec::new();
+    let mut answers = Vec::with_capacity(batch.len());
+    for job in batch {
+        let mut context =
+            Context { now: now(), random: &mut random, user: &job.user, dry_run: job.dry_run };
+        let staged = store.stage(&job.request, &mut context);
+        if let Ok(staged) = &staged {
+            records.extend(staged.records.iter().cloned());
+        }
+        answers.push((job.answer, staged));
+    }
+    (answers, records)
+}
+
+/// The wall clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_microseconds(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The system's random source.
+pub(crate) struct SystemRandom;
+
+impl Random for SystemRandom {
+    fn next_u64(&mut self) -> u64 {
+        // The call fails only on kernels older than we run on; the hasher's keys are random too.
+        getrandom::u64().unwrap_or_else(|_| {
+            use std::hash::{BuildHasher as _, Hasher as _};
+            std::hash::RandomState::new().build_hasher().finish()
+        })
+    }
+}
