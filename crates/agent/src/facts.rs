@@ -13,11 +13,11 @@ pub(crate) fn read(node_name: &str, uplink: &str) -> Result<NodeFacts> {
     let link = netlink.require_link(uplink).with_context(|| {
         format!("the uplink {uplink} is missing: name the link to the other nodes with --uplink")
     })?;
-    let addresses = netlink.addresses(link.index)?;
+    let addresses = netlink.addresses(Some(link.index))?;
     Ok(NodeFacts {
         name: node_name.into(),
         uplink: uplink.into(),
         uplink_mtu: link.mtu,
-        addresses: addresses.into_iter().map(|address| address.prefix.addr()).collect(),
+        addresses: addresses.into_iter().map(|address| address.address.addr()).collect(),
     })
 }

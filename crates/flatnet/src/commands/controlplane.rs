@@ -1,8 +1,10 @@
 //! `flatnet controlplane`: the API server and the controllers.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::Result;
 
-use super::ClusterName;
+use super::{ClusterName, run_daemon};
 
 /// Arguments of `flatnet controlplane`.
 #[derive(clap::Args)]
@@ -16,6 +18,16 @@ pub struct Arguments {
 /// # Errors
 /// See [`controlplane::run`].
 pub fn run(arguments: Arguments) -> Result<()> {
-    let _ = arguments.cluster.load()?;
-    anyhow::bail!("not wired")
+    let (paths, spec) = arguments.cluster.load()?;
+    let advertised = SocketAddr::new(spec.host_address, spec.api_port);
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, spec.api_port));
+    let listen = vec![advertised, loopback];
+    let options = controlplane::Options::new(paths.state(), spec.config, listen, advertised);
+    run_daemon(|mut shutdown| async move {
+        let stop = async move {
+            // An error means that the sender is gone, which is a stop as well.
+            let _ = shutdown.changed().await;
+        };
+        Ok(controlplane::run(options, stop).await?)
+    })
 }

@@ -1,8 +1,15 @@
 //! `flatnet dns`: a node's DNS worker.
 
-use anyhow::Result;
+use std::net::SocketAddr;
+use std::path::Path;
 
-use super::ClusterName;
+use anyhow::Result;
+use model::layout;
+
+use super::{ClusterName, start_log};
+
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
 
 /// Arguments of `flatnet dns`.
 #[derive(clap::Args)]
@@ -14,11 +21,21 @@ pub struct Arguments {
     node_name: String,
 }
 
-/// Runs until SIGTERM.
+/// Runs until it is killed. The supervisor passes the sockets as descriptors 3 and 4, and the
+/// host's network namespace as 5.
 ///
 /// # Errors
 /// See [`dnsworker::run`].
 pub fn run(arguments: Arguments) -> Result<()> {
-    let _ = (arguments.cluster.load()?, arguments.node_name);
-    anyhow::bail!("not wired")
+    start_log();
+    let (paths, spec) = arguments.cluster.load()?;
+    let upstreams = spec.upstream_resolvers.iter();
+    let options = dnsworker::Options {
+        sockets: vec![3, 4],
+        upstreams: upstreams.map(|address| SocketAddr::new(*address, DNS_PORT)).collect(),
+        upstream_network_namespace: Some("/proc/self/fd/5".into()),
+        feed_socket: Path::new(layout::RUN_DIRECTORY).join(layout::DNS_FEED_SOCKET),
+        cache_file: Some(paths.node(&arguments.node_name).join("dns/zone.json")),
+    };
+    match dnsworker::run(&options)? {}
 }

@@ -1,0 +1,103 @@
+//! What is on the machine: taken before and after, to show that nothing stays.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// Links, namespaces, mounts, cgroups, rules, routes, processes and files, a line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inventory(BTreeSet<String>);
+
+impl Inventory {
+    /// Looks at the machine.
+    ///
+    /// # Errors
+    /// When a place cannot be read.
+    pub fn take() -> Result<Self> {
+        let mut lines = BTreeSet::new();
+        let commands: [(&str, &[&str]); 6] = [
+            ("ip", &["-o", "link", "show"]),
+            ("ip", &["route", "show", "table", "all"]),
+            ("ip", &["-o", "address", "show"]),
+            ("ip", &["netns", "list"]),
+            ("nft", &["list", "ruleset"]),
+            ("lsns", &["--noheadings", "--output", "NS,TYPE"]),
+        ];
+        for (program, arguments) in commands {
+            let output = Command::new(program)
+                .args(arguments)
+                .output()
+                .with_context(|| format!("starting {program}"))?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            lines.extend(text.lines().map(|line| format!("{program}: {}", stable(line))));
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        lines.extend(mounts.lines().map(|line| format!("mount: {line}")));
+        for root in ["/sys/fs/cgroup"] {
+            directories(Path::new(root), 6, &mut lines);
+        }
+        for place in ["/var/lib", "/run", "/etc", "/opt", "/run/flatnet", "/var/lib/flatnet", "/etc/cni", "/opt/cni", "/var/lib/cni", "/run/netns"] {
+            for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+                lines.insert(format!("file: {}", entry.path().display()));
+            }
+        }
+        lines.extend(processes());
+        Ok(Self(lines))
+    }
+
+    /// Fails naming what was added or lost since `before`.
+    ///
+    /// # Errors
+    /// When anything differs.
+    pub fn ensure_same_as(&self, before: &Self) -> Result<()> {
+        let added: Vec<&String> = self.0.difference(&before.0).collect();
+        let lost: Vec<&String> = before.0.difference(&self.0).collect();
+        ensure!(added.is_empty() && lost.is_empty(), "added {added:#?}, lost {lost:#?}");
+        Ok(())
+    }
+}
+
+/// Our own programs that run, by path.
+fn processes() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(program) = fs::read_link(entry.path().join("exe")) else { continue };
+        let name = program.file_name().map(|name| name.to_string_lossy().into_owned());
+        if name.is_some_and(|name| name.starts_with("flatnet")) {
+            found.insert(format!("process: {} {}", entry.path().display(), program.display()));
+        }
+    }
+    found
+}
+
+fn directories(directory: &Path, depth: usize, lines: &mut BTreeSet<String>) {
+    if depth == 0 {
+        return;
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            lines.insert(format!("cgroup: {}", entry.path().display()));
+            directories(&entry.path(), depth - 1, lines);
+        }
+    }
+}
+
+/// Without counters that run by themselves.
+fn stable(line: &str) -> String {
+    let words = line.split_whitespace();
+    let mut kept = Vec::new();
+    let mut skip = false;
+    for word in words {
+        if std::mem::take(&mut skip) {
+            continue;
+        }
+        match word {
+            "valid_lft" | "preferred_lft" | "expires" | "packets" | "bytes" => skip = true,
+            _ => kept.push(word),
+        }
+    }
+    kept.join(" ")
+}

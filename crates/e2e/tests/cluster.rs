@@ -1,0 +1,85 @@
+//! What issue after issue must go on working: one cluster, all scenarios, then nothing left.
+//!
+//! `cargo test -p e2e --test cluster -- WORD` runs the scenarios whose names contain WORD;
+//! `E2E_KEEP=1` leaves the cluster running for a look around.
+
+#[path = "cluster/controllers.rs"]
+mod controllers;
+#[path = "cluster/dns.rs"]
+mod dns;
+#[path = "cluster/kills.rs"]
+mod kills;
+#[path = "cluster/kubectl.rs"]
+mod kubectl;
+#[path = "cluster/network.rs"]
+mod network;
+#[path = "cluster/patterns.rs"]
+mod patterns;
+#[path = "cluster/services.rs"]
+mod services;
+#[path = "cluster/world.rs"]
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use e2e::inventory::Inventory;
+use e2e::runner::{Scenario, run};
+use world::World;
+
+const SCENARIOS: &[Scenario<World>] = &[
+    ("pods_on_one_node_and_across_see_each_others_addresses", network::pod_to_pod),
+    ("pods_reach_each_other_by_direct_routes_too", network::host_gw),
+    ("a_node_reaches_its_pods_without_translation", network::node_to_pod),
+    ("pods_are_masqueraded_towards_the_outside_only", network::pod_to_outside),
+    ("large_datagrams_and_bodies_cross_the_tunnel", network::large_messages),
+    ("node_ports_answer_on_every_node_from_outside", services::node_ports),
+    ("cluster_ips_answer_nodes_and_the_host", services::cluster_ip_from_node_and_host),
+    ("a_pod_reaches_itself_through_its_service", services::hairpin),
+    ("a_service_without_endpoints_refuses_at_once", services::refused_without_endpoints),
+    ("readiness_false_stops_traffic_within_a_second", services::readiness),
+    ("names_resolve_inside_a_pod_with_usual_tools", dns::usual_tools),
+    ("headless_and_srv_names_resolve_to_pods", dns::headless_and_srv),
+    ("names_that_do_not_exist_are_answered_so", dns::absent_names),
+    ("containers_of_a_pod_share_localhost_and_volumes", patterns::patterns),
+    ("a_port_can_be_taken_once_in_a_pod", patterns::port_conflict),
+    ("a_crashing_container_restarts_and_the_address_stays", patterns::crash),
+    ("a_killed_pause_process_gives_a_new_sandbox", patterns::killed_pause),
+    ("scaling_and_deleting_under_load_fail_no_request", controllers::scale_under_load),
+    ("a_rolling_update_under_load_fails_no_request", controllers::rolling_update_under_load),
+    ("deleted_namespaces_go_with_their_contents", controllers::namespace_deletion),
+    ("the_recorded_manifests_apply_and_then_are_unchanged", kubectl::manifests),
+    ("get_and_describe_show_what_users_expect", kubectl::troubleshooting_chain),
+    ("exec_passes_input_output_and_exit_codes", kubectl::exec),
+    ("logs_follow_and_choose_containers", kubectl::logs),
+    ("the_python_client_lists_watches_and_patches", kubectl::python),
+    ("killed_processes_come_back_and_lose_nothing", kills::kills),
+    ("a_stopped_cluster_comes_back_with_its_objects", kills::keep),
+];
+
+fn main() -> ExitCode {
+    match suite() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("test result: FAILED. {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn suite() -> Result<usize> {
+    let before = Inventory::take()?;
+    let world = World::up()?;
+    let mut failed = run("cluster", &world, SCENARIOS);
+    drop(world);
+    if std::env::var_os("E2E_KEEP").is_none() {
+        if let Err(error) = Inventory::take()?.ensure_same_as(&before) {
+            println!("test cluster::nothing_stays_after_down ... FAILED\n    {error:#}");
+            failed += 1;
+        } else {
+            println!("test cluster::nothing_stays_after_down ... ok");
+        }
+    }
+    Ok(failed)
+}

@@ -1,0 +1,96 @@
+//! kill -9 of everything, and the way back.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::flatnet;
+use e2e::eventually;
+
+use super::world::{NAMESPACE, World};
+
+/// Rounds of killing.
+const ROUNDS: usize = 20;
+/// How long the load lasts: a little longer than the rounds.
+const LOAD_S: u64 = 45;
+/// How long a killed process may be away.
+const BACK: Duration = Duration::from_secs(15);
+
+pub fn kills(world: &World) -> Result<()> {
+    let cluster_ip = world.cluster_ip("web")?;
+    let remote = world.pod_ip("echo-node2")?;
+    world.start_load("load-service", &format!("http://{cluster_ip}/"), LOAD_S)?;
+    world.start_load("load-pod", &format!("http://{remote}:8080/"), LOAD_S)?;
+    let mut written = Vec::new();
+    for round in 0..ROUNDS {
+        let victims = victims(world, round);
+        let name = format!("acknowledged-{round}");
+        world.cluster.kubectl(&["create", "configmap", "-n", NAMESPACE, &name, "--from-literal=a=b"])?;
+        written.push(name);
+        let before: Vec<i64> =
+            victims.iter().map(|name| world.cluster.process(name)).collect::<Result<_>>()?;
+        for pid in &before {
+            let killed = Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+            ensure!(killed.success(), "kill -9 {pid}");
+        }
+        for (name, old) in victims.iter().zip(before) {
+            eventually(&format!("{name} is back"), BACK, || {
+                ensure!(world.cluster.process(name)? != old, "still the old process");
+                Ok(())
+            })?;
+        }
+        eventually("nothing is wrong", BACK, || {
+            let status = world.cluster.status()?;
+            ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{}", status["problems"]);
+            Ok(())
+        })?;
+    }
+    for name in written {
+        world.cluster.kubectl(&["get", "configmap", "-n", NAMESPACE, &name])?;
+        world.cluster.kubectl(&["delete", "configmap", "-n", NAMESPACE, &name])?;
+    }
+    world.ensure_no_failure("load-service", LOAD_S)?;
+    world.ensure_no_failure("load-pod", LOAD_S)?;
+    no_address_twice(world)
+}
+
+/// One component after another, and in every fifth round all at once.
+fn victims(world: &World, round: usize) -> Vec<String> {
+    let mut all = vec!["controlplane".to_owned()];
+    for node in &world.cluster.nodes {
+        for component in ["agent", "runtime", "dns"] {
+            all.push(format!("{component}/{node}"));
+        }
+    }
+    if round % 5 == 4 { all } else { vec![all[(round * 3) % all.len()].clone()] }
+}
+
+fn no_address_twice(world: &World) -> Result<()> {
+    let text = world.cluster.kubectl(&["get", "pods", "-A", "-o", "json"])?;
+    let pods: serde_json::Value = serde_json::from_str(&text)?;
+    let mut seen = BTreeSet::new();
+    for pod in pods["items"].as_array().context("no items")? {
+        if matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
+            continue;
+        }
+        if let Some(address) = pod["status"]["podIP"].as_str() {
+            ensure!(seen.insert(address.to_owned()), "{address} belongs to two pods");
+        }
+    }
+    Ok(())
+}
+
+pub fn keep(world: &World) -> Result<()> {
+    world.cluster.kubectl(&["create", "configmap", "-n", NAMESPACE, "kept", "--from-literal=a=b"])?;
+    flatnet(&["down", "--name", &world.cluster.name, "--keep"])?;
+    flatnet(&["up", "--name", &world.cluster.name])?;
+    world.cluster.kubectl(&["get", "configmap", "-n", NAMESPACE, "kept"])?;
+    for node in &world.cluster.nodes {
+        world.cluster.pod_ready(NAMESPACE, &format!("echo-{node}"))?;
+    }
+    let url = format!("http://{}/", world.cluster_ip("web")?);
+    eventually("the Service answers again", BACK, || {
+        world.toolbox_json("echo-node1", &["http", &url, "--timeout-ms", "1000"]).map(drop)
+    })
+}

@@ -1,0 +1,114 @@
+//! Services as their users see them.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use e2e::cluster::text_of;
+use e2e::eventually;
+use e2e::outside::Outside;
+use serde_json::Value;
+
+use super::world::{NAMESPACE, NODE_RANGE, World};
+
+/// Requests that reach every one of three endpoints, but for one chance in millions.
+const MANY: usize = 40;
+
+pub fn node_ports(world: &World) -> Result<()> {
+    let outside = Outside::attach(&world.cluster, NODE_RANGE)?;
+    let http = world.cluster.field(NAMESPACE, "service", "web", "/spec/ports/0/nodePort")?;
+    let udp = world.cluster.field(NAMESPACE, "service", "web", "/spec/ports/1/nodePort")?;
+    for node in &world.cluster.nodes {
+        let address = world.node_ip(node)?;
+        let mut pods = BTreeSet::new();
+        for _ in 0..MANY {
+            let text = outside.toolbox(&["http", &format!("http://{address}:{http}/")])?;
+            let answer: Value = serde_json::from_str(&text)?;
+            pods.insert(answer["pod"].as_str().unwrap_or_default().to_owned());
+        }
+        ensure!(pods.len() == 3, "through {node} only {pods:?} answered");
+        outside.toolbox(&["udp", &address, &udp, "--payload-bytes", "100", "--count", "3"])?;
+    }
+    Ok(())
+}
+
+pub fn cluster_ip_from_node_and_host(world: &World) -> Result<()> {
+    let url = format!("http://{}/", world.cluster_ip("web")?);
+    for node in &world.cluster.nodes {
+        let text = world.cluster.on_node(node, &["curl", "-s", "--max-time", "5", &url])?;
+        ensure!(text.contains("echo-node"), "from {node}: {text}");
+    }
+    let output = Command::new("curl").args(["-s", "--max-time", "5", &url]).output()?;
+    let text = text_of(output)?;
+    ensure!(text.contains("echo-node"), "from the host: {text}");
+    Ok(())
+}
+
+pub fn hairpin(world: &World) -> Result<()> {
+    // Only this pod is behind the Service, so it must reach itself.
+    world.cluster.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: self, namespace: lab}\nspec:\n  \
+         selector: {pod: echo-node1}\n  ports: [{port: 80, targetPort: http}]\n",
+    )?;
+    let url = format!("http://{}/", world.cluster_ip("self")?);
+    eventually("the pod reaches itself", Duration::from_secs(10), || {
+        let answer = world.toolbox_json("echo-node1", &["http", &url, "--timeout-ms", "1000"])?;
+        ensure!(answer["pod"] == "echo-node1", "{answer}");
+        Ok(())
+    })?;
+    world.cluster.kubectl(&["delete", "service", "-n", NAMESPACE, "self"]).map(drop)
+}
+
+pub fn refused_without_endpoints(world: &World) -> Result<()> {
+    world.cluster.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: nobody, namespace: lab}\nspec:\n  \
+         selector: {app: nobody}\n  ports: [{port: 80}]\n",
+    )?;
+    let url = format!("http://{}/", world.cluster_ip("nobody")?);
+    let command = ["curl", "-s", "-o", "/dev/null", "--max-time", "5", &url];
+    eventually("connections are refused", Duration::from_secs(5), || {
+        let started = Instant::now();
+        let error = world.cluster.exec(NAMESPACE, "tools", &command).expect_err("nobody is there");
+        let said = format!("{error:#}");
+        // curl: 7 is a refused connection, 28 a timeout.
+        ensure!(said.contains("code 7"), "{said}");
+        ensure!(started.elapsed() < Duration::from_secs(2), "refused after {:?}", started.elapsed());
+        Ok(())
+    })?;
+    world.cluster.kubectl(&["delete", "service", "-n", NAMESPACE, "nobody"]).map(drop)
+}
+
+pub fn readiness(world: &World) -> Result<()> {
+    let pod = "echo-node3";
+    let address = world.pod_ip(pod)?;
+    let set = |ready: bool| {
+        let url = format!("http://{address}:8080/ready/{ready}");
+        world.cluster.exec(NAMESPACE, "tools", &["curl", "-s", "-X", "POST", &url])
+    };
+    set(false)?;
+    let limit = Duration::from_secs(4);
+    eventually("the slice says not ready", limit, || {
+        let slices = world.cluster.list(NAMESPACE, "endpointslice", "kubernetes.io/service-name=web")?;
+        ensure!(conditions_of(&slices, &address) == Some(false), "{slices:?}");
+        Ok(())
+    })?;
+    let url = format!("http://{}/", world.cluster_ip("web")?);
+    let quiet = eventually("no request reaches it", Duration::from_secs(1), || {
+        for _ in 0..MANY {
+            let answer = world.toolbox_json("echo-node1", &["http", &url])?;
+            ensure!(answer["pod"] != pod, "{pod} still gets requests");
+        }
+        Ok(())
+    });
+    set(true)?;
+    world.cluster.pod_ready(NAMESPACE, pod)?;
+    quiet
+}
+
+/// Whether the endpoint of this address is ready; `None` when there is none.
+fn conditions_of(slices: &[Value], address: &str) -> Option<bool> {
+    let endpoints = slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();
+    let mut found = endpoints.filter(|endpoint| endpoint["addresses"][0] == address);
+    found.next()?["conditions"]["ready"].as_bool()
+}
