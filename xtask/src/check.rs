@@ -5,6 +5,8 @@ use anyhow::{Result, bail};
 use crate::process::{self, step};
 use crate::{layers, tidy, tools};
 
+type Check = fn() -> Result<()>;
+
 /// The command.
 ///
 /// # Errors
@@ -13,7 +15,7 @@ pub fn check(arguments: &[String]) -> Result<()> {
     if !arguments.is_empty() {
         bail!("check takes no arguments");
     }
-    let checks: [(&str, fn() -> Result<()>); 5] = [
+    let checks: [(&str, Check); 5] = [
         ("format", || process::run("cargo", &["fmt", "--all", "--check"])),
         ("tidy", || tidy::run(&[])),
         ("layers", || layers::run(&[])),

@@ -131,7 +131,7 @@ const PURE_BANS: &[(&str, &str)] = &[
 const RESERVED_LIBRARIES: &[(&str, &[&str])] = &[
     ("redb", &["controlplane"]),
     ("rcgen", &["controlplane", "flatnet"]),
-    ("hyper", &["client", "controlplane", "runtime", "toolbox", "agent"]),
+    ("hyper", &["client", "controlplane", "runtime", "toolbox", "agent", "flatnet"]),
     ("clap", &["flatnet", "toolbox"]),
 ];
 

@@ -65,7 +65,7 @@ fn opaque_end(bytes: &[u8], at: usize) -> Option<usize> {
     if rest[0] == b'"' {
         return Some(at + string_length(rest));
     }
-    if rest[0] == b'r' && !previous_is_word || rest.starts_with(b"br") && !previous_is_word {
+    if !previous_is_word && (rest[0] == b'r' || rest.starts_with(b"br")) {
         let skip = if rest[0] == b'b' { 2 } else { 1 };
         return raw_string_length(&rest[skip..]).map(|length| at + skip + length);
     }

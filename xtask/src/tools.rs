@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::process;
 
 /// The version of cargo-deny that `deny.toml` is written for.
-const CARGO_DENY_VERSION: &str = "0.19.0";
+const CARGO_DENY_VERSION: &str = "0.20.2";
 /// The Debian package that holds kubectl 1.20.
 const KUBECTL_PACKAGE: &str = "kubernetes-client";
 /// What the packaged program must say of itself.

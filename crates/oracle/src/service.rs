@@ -96,7 +96,7 @@ pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Pa
         return Decision { verdict, rule: Rule::DnsAddress };
     }
     for service in world.services().filter(|service| is_proxied(service)) {
-        if let Some(decision) = decide_by_service(world, config, node, packet, service) {
+        if let Some(decision) = decide_by_service(world, node, packet, service) {
             return decision;
         }
     }
@@ -124,7 +124,6 @@ fn is_inside(config: &ClusterConfig, address: IpAddr) -> bool {
 /// The Service's say about the packet; `None` when it is not addressed.
 fn decide_by_service(
     world: &World,
-    config: &ClusterConfig,
     node: Node<'_>,
     packet: &Packet,
     service: &Service,
@@ -139,9 +138,10 @@ fn decide_by_service(
         };
         let local_only = service.spec.internal_traffic_policy == TrafficPolicy::Local;
         let endpoints = endpoints(world, node, service, port, Family::of(&to.ip()));
-        let is_pod = packet.entry != Entry::Local && config.is_pod_address(packet.source.ip());
-        // Anybody but a pod: the answer must come back through this node to be translated back.
-        let verdict = verdict_by(&endpoints, local_only, packet, !is_pod);
+        // Anybody but a pod of this node: the answer must come back through this node to be
+        // translated back.
+        let masquerade = packet.entry != Entry::Pod;
+        let verdict = verdict_by(&endpoints, local_only, packet, masquerade);
         return Some(Decision { verdict, rule: Rule::ClusterIp(key, port.port) });
     }
     if !service.has_node_ports() || !node.addresses.contains(&to.ip()) {

@@ -1,1 +1,8 @@
-//! Case runner, packet builders, namespace lab and cluster simulator.
+//! What tests are made of: case files and their runner, a node's loop on any kernel, small random
+//! worlds, the namespace lab and the cluster simulator.
+
+pub mod case;
+pub mod node;
+pub mod objects;
+pub mod random;
+pub mod verdict;

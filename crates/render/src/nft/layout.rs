@@ -159,7 +159,7 @@ pub fn table(
     config: &ClusterConfig,
     facts: &NodeFacts,
 ) -> TableProgram {
-    let mut builder = Builder::new(family, config, facts);
+    let mut builder = Builder::new(family, desired, config, facts);
     builder.add_static_sets();
     builder.add_raw_chains();
     builder.add_nat_chains();
@@ -184,15 +184,24 @@ struct Builder<'a> {
     family: Family,
     /// The cluster's range of pods in this family.
     pods: Option<IpNet>,
+    /// The part of it that this node's pods have.
+    own_pods: Option<IpNet>,
     config: &'a ClusterConfig,
     facts: &'a NodeFacts,
     program: TableProgram,
 }
 
 impl<'a> Builder<'a> {
-    fn new(family: Family, config: &'a ClusterConfig, facts: &'a NodeFacts) -> Self {
+    fn new(
+        family: Family,
+        desired: &Desired,
+        config: &'a ClusterConfig,
+        facts: &'a NodeFacts,
+    ) -> Self {
         let pods = in_family(family, &config.pod_cidrs).next();
-        Self { family, pods, config, facts, program: TableProgram::default() }
+        let own = desired.network.as_ref().map_or(&[][..], |network| &network.pod_ranges);
+        let own_pods = own.iter().copied().find(|range| Family::of(&range.addr()) == family);
+        Self { family, pods, own_pods, config, facts, program: TableProgram::default() }
     }
 
     fn add_static_sets(&mut self) {
@@ -268,7 +277,7 @@ impl<'a> Builder<'a> {
         let node_ports = vec![at_node(), dispatch(View::NodePort)];
         let outside: Vec<Statement> = [at_node()]
             .into_iter()
-            .chain(self.not_from_pods())
+            .chain(self.not_from_own_pods())
             .chain([dispatch(View::NodePortOutside)])
             .collect();
         let prerouting = vec![clear.clone(), cluster_ips.clone(), outside, node_ports.clone()];
@@ -332,7 +341,7 @@ impl<'a> Builder<'a> {
             verdicts: REFUSALS.into(),
         };
         let outside =
-            self.not_from_pods().into_iter().chain([refuse(View::NodePortOutside)]).collect();
+            self.not_from_own_pods().into_iter().chain([refuse(View::NodePortOutside)]).collect();
         let rules = vec![outside, vec![refuse(View::NodePort)]];
         self.add_chain(REFUSE_NODE_PORTS.into(), None, rules);
         // TCP always by a reset: ICMP errors are rate limited, and refused connects would hang.
@@ -393,8 +402,10 @@ impl<'a> Builder<'a> {
         ]]
     }
 
-    fn not_from_pods(&self) -> Option<Statement> {
-        self.pods.map(|pods| outside_of(Field::SourceAddress, pods))
+    /// From anybody but this node's pods. Another node's pod is a stranger here: with its source
+    /// kept, an endpoint elsewhere would answer it past this node, untranslated.
+    fn not_from_own_pods(&self) -> Option<Statement> {
+        self.own_pods.map(|pods| outside_of(Field::SourceAddress, pods))
     }
 
     fn add_frontend(&mut self, frontend: &Frontend, plan: &FrontendPlan) {
@@ -527,7 +538,7 @@ impl<'a> Builder<'a> {
         let mark = Statement::SetMark(MARK_MASQUERADE);
         match source {
             Source::Kept => None,
-            Source::KeptForPods => Some(self.not_from_pods().into_iter().chain([mark]).collect()),
+            Source::KeptForPods => Some(self.not_from_own_pods().into_iter().chain([mark]).collect()),
             Source::Masqueraded => Some(vec![mark]),
         }
     }

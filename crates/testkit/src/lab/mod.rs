@@ -1,0 +1,223 @@
+//! Real nodes and pods in network namespaces that nobody else sees, and real packets between them.
+//!
+//! ```text
+//!  outside ── br0 (172.30.0.1, 192.0.2.10) ──┬── node1 eth0 · cni0 ──┬── pod
+//!                                            ├── node2 …             └── pod
+//! ```
+//!
+//! The node's loop writes each node's kernel exactly as the agent does. All namespaces are unnamed:
+//! they end with the test, whatever happens to it. Needs root.
+
+pub mod probe;
+pub mod run;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use kernel::Linux;
+use model::layout::{BRIDGE, UPLINK};
+use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
+use render::{Kernel, Observed, Op, OpError};
+
+use crate::case::Case;
+use crate::case::names::{OUTSIDE, Pod};
+use crate::node::NodeLoop;
+use crate::objects;
+
+/// `rtm_protocol` of the lab's own routes (RTPROT_STATIC).
+const PROTOCOL_STATIC: u8 = 4;
+/// The bridge of the node network.
+const NODE_BRIDGE: &str = "br0";
+/// The bridge's address: the nodes' default route.
+const GATEWAY: &str = "172.30.0.1/24";
+
+/// A kernel seen from inside one namespace.
+pub struct LinuxIn {
+    namespace: Arc<Netns>,
+    linux: Linux,
+}
+
+impl LinuxIn {
+    /// Opens the drivers inside the namespace.
+    ///
+    /// # Errors
+    /// When it cannot be entered, or the drivers cannot be opened.
+    pub fn open(namespace: Arc<Netns>) -> Result<Self> {
+        let linux = namespace.run(Linux::open)??;
+        Ok(Self { namespace, linux })
+    }
+}
+
+impl Kernel for LinuxIn {
+    fn observe(&mut self) -> Result<Observed, OpError> {
+        let Self { namespace, linux } = self;
+        namespace.run(|| linux.observe()).map_err(outer)?
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
+        let Self { namespace, linux } = self;
+        match namespace.run(|| linux.apply(ops)) {
+            Ok(results) => results,
+            Err(error) => {
+                let error = outer(error);
+                ops.iter().map(|_| Err(error.clone())).collect()
+            }
+        }
+    }
+}
+
+fn outer(error: netlink::Error) -> OpError {
+    OpError { errno: error.errno, message: error.to_string() }
+}
+
+/// One node of the lab.
+pub struct LabNode {
+    /// Its namespace.
+    pub namespace: Arc<Netns>,
+    /// Its loop.
+    pub node: NodeLoop<LinuxIn>,
+}
+
+/// Namespaces of a cluster.
+pub struct Lab {
+    /// The machine outside, and the network between the nodes.
+    pub outside: Netns,
+    /// The nodes by number.
+    pub nodes: BTreeMap<u8, LabNode>,
+    /// The pods' namespaces by name.
+    pub pods: BTreeMap<String, Netns>,
+}
+
+impl Lab {
+    /// Makes the nodes of a case and the network between them; their loops know nothing yet.
+    ///
+    /// # Errors
+    /// Without root, or when the kernel lacks a link type.
+    pub fn new(case: &Case) -> Result<Self> {
+        let outside = Netns::create().context(
+            "the lab makes network namespaces: run it as root, or run `./x test --pure`",
+        )?;
+        let mut net = Netlink::open_in(&outside)?;
+        net.create_bridge(&BridgeSpec { name: NODE_BRIDGE.into(), ..BridgeSpec::default() })?;
+        let bridge = net.require_link(NODE_BRIDGE)?.index;
+        net.add_address(bridge, GATEWAY.parse()?)?;
+        net.add_address(bridge, IpNet::from(OUTSIDE))?;
+        net.change_link(bridge, &LinkChange::up())?;
+        up(&mut net, "lo")?;
+        let mut lab = Self { outside, nodes: BTreeMap::new(), pods: BTreeMap::new() };
+        for number in 1..=case.nodes {
+            let node = lab.new_node(case, &mut net, bridge, number)?;
+            lab.nodes.insert(number, node);
+        }
+        // The world behind the default route finds Services and pods through one node.
+        let through = objects::node_address(case.at);
+        for range in case.config.service_cidrs.iter().chain(&case.config.pod_cidrs) {
+            net.add_route(&Route::via(*range, through, bridge, PROTOCOL_STATIC))?;
+        }
+        Ok(lab)
+    }
+
+    fn new_node(
+        &self,
+        case: &Case,
+        net: &mut Netlink,
+        bridge: u32,
+        number: u8,
+    ) -> Result<LabNode> {
+        let namespace = Arc::new(Netns::create()?);
+        let near = format!("node{number}");
+        net.create_veth(&VethSpec::new(&near, UPLINK).peer_in(&namespace).master(bridge))?;
+        up(net, &near)?;
+        let mut inside = Netlink::open_in(&namespace)?;
+        up(&mut inside, "lo")?;
+        let uplink = inside.require_link(UPLINK)?.index;
+        inside.add_address(uplink, IpNet::new(objects::node_address(number), 24)?)?;
+        inside.change_link(uplink, &LinkChange::up())?;
+        let gateway = GATEWAY.parse::<IpNet>()?.addr();
+        inside.add_route(&Route::via(everywhere(), gateway, uplink, PROTOCOL_STATIC))?;
+        let kernel = LinuxIn::open(namespace.clone())?;
+        let node = NodeLoop::new(case.config.clone(), objects::facts(number), kernel);
+        Ok(LabNode { namespace, node })
+    }
+
+    /// Makes the pods that are not there yet. The nodes' bridges must exist.
+    ///
+    /// # Errors
+    /// When a node has no bridge, or the kernel refuses a link.
+    pub fn add_pods(&mut self, pods: &BTreeMap<String, Pod>) -> Result<()> {
+        for (name, pod) in pods {
+            if !self.pods.contains_key(name) {
+                let made = self.new_pod(*pod).with_context(|| format!("cannot make pod {name}"))?;
+                self.pods.insert(name.clone(), made);
+            }
+        }
+        Ok(())
+    }
+
+    fn new_pod(&self, pod: Pod) -> Result<Netns> {
+        let node = self.nodes.get(&pod.node).context("the pod's node is not in the lab")?;
+        let namespace = Netns::create()?;
+        let mut net = Netlink::open_in(&node.namespace)?;
+        let bridge = net.require_link(BRIDGE).context("the node's loop made no bridge")?;
+        let IpAddr::V4(address) = pod.address else { bail!("the lab's pods have IPv4 addresses") };
+        let near = format!("veth{:08x}", u32::from(address));
+        let spec = VethSpec::new(&near, "eth0").peer_in(&namespace).mtu(bridge.mtu);
+        net.create_veth(&spec.master(bridge.index))?;
+        let near = net.require_link(&near)?.index;
+        net.set_hairpin(near, true)?;
+        net.change_link(near, &LinkChange::up())?;
+        let mut inside = Netlink::open_in(&namespace)?;
+        up(&mut inside, "lo")?;
+        let eth0 = inside.require_link("eth0")?.index;
+        let range = objects::pod_range(pod.node);
+        inside.add_address(eth0, IpNet::new(pod.address, range.prefix_len())?)?;
+        inside.change_link(eth0, &LinkChange::up())?;
+        let gateway = plan::network::gateway(&range).context("a range with a gateway")?.addr();
+        inside.add_route(&Route::via(everywhere(), gateway, eth0, PROTOCOL_STATIC))?;
+        Ok(namespace)
+    }
+
+    /// Lets a namespace send to 127.0.0.1 over its link, as an attacker's machine can, and lets a
+    /// node take it as far as its sysctls go: what is left is the guard.
+    ///
+    /// # Errors
+    /// When a sysctl or a route is refused.
+    pub fn expose_loopback(sender: &Netns, link: &str, victim: IpAddr, node: &Netns) -> Result<()> {
+        let mut net = Netlink::open_in(sender)?;
+        // With lo down its own route to 127.0.0.0/8 is gone.
+        let lo = net.require_link("lo")?.index;
+        net.change_link(lo, &LinkChange { up: Some(false), ..LinkChange::default() })?;
+        sender.run(|| sysctl::write("net/ipv4/conf/all/route_localnet", "1"))??;
+        let index = net.require_link(link)?.index;
+        let loopback: IpNet = "127.0.0.1/32".parse()?;
+        net.replace_route(&Route::via(loopback, victim, index, PROTOCOL_STATIC))?;
+        node.run(|| {
+            sysctl::write("net/ipv4/conf/all/route_localnet", "1")?;
+            sysctl::write("net/ipv4/conf/all/rp_filter", "0")
+        })??;
+        Ok(())
+    }
+}
+
+/// Whether an address is a node's own: on the node network, on its bridge or on its tunnel.
+pub fn is_node_address(nodes: u8, address: IpAddr) -> bool {
+    (1..=nodes).any(|number| {
+        let range = objects::pod_range(number);
+        let gateway = plan::network::gateway(&range).map(|gateway| gateway.addr());
+        address == objects::node_address(number)
+            || address == range.network()
+            || Some(address) == gateway
+    })
+}
+
+fn everywhere() -> IpNet {
+    IpNet::V4(ipnet::Ipv4Net::default())
+}
+
+fn up(net: &mut Netlink, link: &str) -> Result<()> {
+    let index = net.require_link(link)?.index;
+    Ok(net.change_link(index, &LinkChange::up())?)
+}

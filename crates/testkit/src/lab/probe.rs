@@ -1,0 +1,211 @@
+//! Servers that say who they are and whom they see, and clients that ask them.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use model::Protocol;
+use netlink::Netns;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Socket, Type};
+
+/// A question that gets no answer for so long gets none.
+pub const SILENCE: Duration = Duration::from_millis(400);
+/// A server that does answer has so long: machines under load are slow.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// The servers look for new sockets and for their end this often, in milliseconds.
+const SERVERS_TICK_MS: u16 = 20;
+/// An answer is `LOCAL PEER`, two addresses with ports.
+const ANSWER_BYTES_MAX: usize = 128;
+
+/// What a client got.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// A server answered.
+    Served {
+        /// The address that the packet had when it reached the server.
+        by: SocketAddr,
+        /// The source address that the server saw.
+        saw: IpAddr,
+    },
+    /// Refused: a reset, or an ICMP port unreachable.
+    Refused,
+    /// Nothing came back.
+    Silence,
+    /// Something else went wrong, such as no route.
+    Failed(String),
+}
+
+/// Asks once from a namespace, with this source address and any port.
+pub fn ask(
+    protocol: Protocol,
+    source: IpAddr,
+    destination: SocketAddr,
+    patience: Duration,
+) -> Answer {
+    let asked = match protocol {
+        Protocol::Tcp => ask_tcp(source, destination, patience),
+        Protocol::Udp | Protocol::Sctp => ask_udp(source, destination, patience),
+    };
+    match asked {
+        Ok(text) => parse(&text).unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Answer::Refused,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Answer::Silence,
+            _ => Answer::Failed(error.to_string()),
+        },
+    }
+}
+
+fn ask_tcp(source: IpAddr, destination: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let socket = Socket::new(Domain::for_address(destination), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect_timeout(&destination.into(), patience)?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(patience))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn ask_udp(source: IpAddr, destination: SocketAddr, patience: Duration) -> std::io::Result<String> {
+    let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
+    socket.connect(destination)?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.send(b"who")?;
+    let mut buffer = [0; ANSWER_BYTES_MAX];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+fn parse(text: &str) -> Result<Answer> {
+    let (by, saw) = text.split_once(' ').ok_or_else(|| anyhow!("{text:?} is no answer"))?;
+    let saw: SocketAddr = saw.parse().with_context(|| format!("{text:?} is no answer"))?;
+    Ok(Answer::Served { by: by.parse()?, saw: saw.ip() })
+}
+
+/// Servers in any namespaces, on one thread.
+pub struct Servers {
+    sockets: Arc<Mutex<BTreeMap<(Protocol, SocketAddr), Listening>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Listening {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Listening {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Udp(socket) => socket.as_fd(),
+        }
+    }
+
+    /// Answers one question; whoever asks and leaves at once is no fault of the server.
+    fn answer(&self) {
+        match self {
+            Self::Tcp(listener) => {
+                if let Ok((mut stream, peer)) = listener.accept()
+                    && let Ok(local) = stream.local_addr()
+                {
+                    let _ = stream.write_all(format!("{local} {peer}").as_bytes());
+                }
+            }
+            Self::Udp(socket) => {
+                let mut question = [0; ANSWER_BYTES_MAX];
+                if let Ok((_, peer)) = socket.recv_from(&mut question)
+                    && let Ok(local) = socket.local_addr()
+                {
+                    let _ = socket.send_to(format!("{local} {peer}").as_bytes(), peer);
+                }
+            }
+        }
+    }
+}
+
+impl Servers {
+    /// Starts without any server.
+    pub fn start() -> Self {
+        let sockets = Arc::new(Mutex::new(BTreeMap::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shared, stopped) = (sockets.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                serve(&shared);
+            }
+        });
+        Self { sockets, stop, thread: Some(thread) }
+    }
+
+    /// Listens at an address inside a namespace, unless it already does.
+    ///
+    /// # Errors
+    /// When the address is not there or the port is taken.
+    pub fn listen(&self, namespace: &Netns, protocol: Protocol, at: SocketAddr) -> Result<()> {
+        let mut sockets = self.sockets.lock().map_err(|_| anyhow!("the servers' thread died"))?;
+        if sockets.contains_key(&(protocol, at)) {
+            return Ok(());
+        }
+        let listening = namespace
+            .run(|| listen(protocol, at))?
+            .with_context(|| format!("cannot listen at {at}/{protocol}"))?;
+        sockets.insert((protocol, at), listening);
+        Ok(())
+    }
+}
+
+fn listen(protocol: Protocol, at: SocketAddr) -> std::io::Result<Listening> {
+    Ok(match protocol {
+        Protocol::Tcp => {
+            let listener = TcpListener::bind(at)?;
+            listener.set_nonblocking(true)?;
+            Listening::Tcp(listener)
+        }
+        Protocol::Udp | Protocol::Sctp => {
+            let socket = UdpSocket::bind(at)?;
+            socket.set_nonblocking(true)?;
+            Listening::Udp(socket)
+        }
+    })
+}
+
+fn serve(sockets: &Mutex<BTreeMap<(Protocol, SocketAddr), Listening>>) {
+    // Descriptors are copied, so that new servers need not wait for the poll to end.
+    let copies: Vec<std::os::fd::OwnedFd> = match sockets.lock() {
+        Ok(sockets) => sockets
+            .values()
+            .filter_map(|one| one.descriptor().try_clone_to_owned().ok())
+            .collect(),
+        Err(_) => return,
+    };
+    let mut polled: Vec<PollFd<'_>> =
+        copies.iter().map(|copy| PollFd::new(copy.as_fd(), PollFlags::POLLIN)).collect();
+    if poll(&mut polled, PollTimeout::from(SERVERS_TICK_MS)).unwrap_or_default() == 0 {
+        return;
+    }
+    if let Ok(sockets) = sockets.lock() {
+        // Non-blocking: those without a question answer nothing.
+        for one in sockets.values() {
+            one.answer();
+        }
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread shows as answers that did not come.
+            let _ = thread.join();
+        }
+    }
+}
