@@ -1,0 +1,84 @@
+//! The CNI plugin `flatnet` (CNI specification 1.1.0): puts a pod on the node's bridge.
+//!
+//! ```text
+//! environment ─▶ request ┐
+//!                        ├─▶ command ─▶ ipam (addresses) + attachment (links) ─▶ result ─▶ JSON
+//! standard input ▶ config┘
+//! ```
+//!
+//! It works alone from its configuration and host-local's directory: pods can be added and
+//! removed while no agent runs.
+
+mod attachment;
+mod check;
+mod command;
+pub mod config;
+pub mod fault;
+pub mod request;
+pub mod result;
+pub mod version;
+
+use std::io::Read;
+
+use config::Config;
+use fault::Fault;
+use request::{Command, Request};
+
+/// Bytes of configuration that are read at most; real ones have a few kilobytes.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// What the plugin answers: one JSON document for standard output, and how it exits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The document; empty for commands that have no result.
+    pub text: String,
+    /// Whether the process exits with 0.
+    pub success: bool,
+}
+
+/// Carries out the request that an environment and a standard input make.
+pub fn run(variable: impl Fn(&str) -> Option<String>, input: impl Read) -> Answer {
+    let mut version = version::NEWEST.to_owned();
+    match carry_out(&variable, input, &mut version) {
+        Ok(text) => Answer { text, success: true },
+        Err(fault) => Answer { text: fault.to_json(&version).to_string(), success: false },
+    }
+}
+
+/// Sets `version` as soon as the caller's is known, so that a fault can be told in it.
+fn carry_out(
+    variable: &impl Fn(&str) -> Option<String>,
+    input: impl Read,
+    version: &mut String,
+) -> Result<String, Fault> {
+    let request = Request::parse(variable)?;
+    let text = read_config(input, &request)?;
+    if request.command == Command::Version {
+        return Ok(version::answer(&text)?.to_string());
+    }
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| {
+        Fault::new(fault::DECODING_FAILURE, "the configuration is not JSON", error)
+    })?;
+    let asked = version::of_config(&value)?;
+    version.clone_from(&asked);
+    let config = Config::parse(&value, asked)?;
+    command::run(&request, &config)
+}
+
+fn read_config(input: impl Read, request: &Request) -> Result<String, Fault> {
+    let failure = |error: &dyn std::fmt::Display| {
+        Fault::new(fault::IO_FAILURE, "cannot read the configuration from standard input", error)
+    };
+    let mut bytes = Vec::new();
+    input.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failure(&error))?;
+    if bytes.len() as u64 > CONFIG_BYTES_MAX {
+        return Err(failure(&format!("it has more than {CONFIG_BYTES_MAX} bytes")));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        Fault::new(fault::DECODING_FAILURE, "the configuration is not UTF-8", error)
+    })?;
+    if text.trim().is_empty() && request.command != Command::Version {
+        return Err(failure(&"it is empty"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,165 @@
+//! Pods on several nodes: the planned network in the real kernel, pods added by the real plugin.
+
+mod lab;
+
+use lab::{Lab, node_object, tcp_body, udp_echo};
+use model::layout::{BRIDGE, UPLINK, VXLAN_LINK};
+use model::world::Kind;
+use model::{NamespacedName, Overlay};
+use netlink::LinkChange;
+use render::net::NetOp;
+
+const LARGE_DATAGRAM_BYTES: usize = 3000;
+const LARGE_BODY_BYTES: usize = 10_000_000;
+
+fn pods_reach_each_other(overlay: Overlay, expected_link: &str) {
+    let lab = Lab::new(2, overlay);
+    lab.reconcile();
+    let one = lab.add_pod(0, "one");
+    let neighbour = lab.add_pod(0, "neighbour");
+    let remote = lab.add_pod(1, "remote");
+
+    let routes = lab.nodes[0].netlink().routes(Some(render::owned::ROUTE_PROTOCOL));
+    let routes = routes.expect("routes");
+    let link = lab.nodes[0].netlink().require_link(expected_link).expect("the link").index;
+    assert_eq!(routes.iter().map(|route| route.link_index).collect::<Vec<_>>(), [Some(link)]);
+
+    for to in [&neighbour, &remote] {
+        let seen = udp_echo(&one.namespace, &to.namespace, to.address, 64);
+        assert_eq!(seen, one.address, "the server sees the pod itself");
+        let seen = udp_echo(&one.namespace, &to.namespace, to.address, LARGE_DATAGRAM_BYTES);
+        assert_eq!(seen, one.address);
+        let seen = tcp_body(&one.namespace, &to.namespace, to.address, LARGE_BODY_BYTES);
+        assert_eq!(seen, one.address);
+    }
+    let node = &lab.nodes[0].namespace;
+    let gateway: std::net::IpAddr = "10.244.1.1".parse().expect("an address");
+    for to in [&one, &remote] {
+        let seen = udp_echo(node, &to.namespace, to.address, LARGE_DATAGRAM_BYTES);
+        assert_eq!(seen, gateway, "a node's own traffic carries an address of its pod range");
+    }
+    let seen = udp_echo(&remote.namespace, &one.namespace, one.address, LARGE_DATAGRAM_BYTES);
+    assert_eq!(seen, remote.address, "and the other way round");
+}
+
+#[test]
+fn pods_on_two_nodes_reach_each_other_through_vxlan() {
+    pods_reach_each_other(Overlay::Vxlan, VXLAN_LINK);
+}
+
+#[test]
+fn pods_on_two_nodes_reach_each_other_by_direct_routes() {
+    pods_reach_each_other(Overlay::HostGw, UPLINK);
+}
+
+#[test]
+fn a_restart_with_nothing_changed_writes_nothing() {
+    for overlay in [Overlay::Vxlan, Overlay::HostGw] {
+        let lab = Lab::new(2, overlay);
+        assert!(lab.reconcile().iter().all(|ops| !ops.is_empty()));
+        let _pod = lab.add_pod(0, "one");
+        assert!(lab.reconcile().iter().all(Vec::is_empty), "a fresh driver has nothing to do");
+    }
+}
+
+#[test]
+fn a_node_that_leaves_takes_its_entries_along_and_no_others() {
+    for overlay in [Overlay::Vxlan, Overlay::HostGw] {
+        let mut lab = Lab::new(3, overlay);
+        lab.reconcile();
+        lab.world.remove(Kind::Node, &NamespacedName::new("", "node3"));
+        lab.nodes.pop();
+        for ops in lab.reconcile() {
+            let removals = |op: &NetOp| {
+                matches!(
+                    op,
+                    NetOp::DeleteRoute { .. }
+                        | NetOp::DeleteNeighbour { .. }
+                        | NetOp::DeleteForwarding { .. }
+                )
+            };
+            assert!(ops.iter().all(removals) && !ops.is_empty(), "{ops:?}");
+        }
+        let (one, two) = (lab.add_pod(0, "one"), lab.add_pod(1, "two"));
+        assert_eq!(udp_echo(&one.namespace, &two.namespace, two.address, 64), one.address);
+    }
+}
+
+#[test]
+fn the_overlay_can_change_under_running_pods() {
+    let mut lab = Lab::new(2, Overlay::Vxlan);
+    lab.reconcile();
+    let (one, two) = (lab.add_pod(0, "one"), lab.add_pod(1, "two"));
+    for overlay in [Overlay::HostGw, Overlay::Vxlan] {
+        lab.config.overlay = overlay;
+        lab.reconcile();
+        let tunnel = lab.nodes[0].netlink().link(VXLAN_LINK).expect("an answer");
+        assert_eq!(tunnel.is_some(), overlay == Overlay::Vxlan);
+        let seen = udp_echo(&one.namespace, &two.namespace, two.address, 1200);
+        assert_eq!(seen, one.address, "over {overlay}");
+    }
+}
+
+#[test]
+fn a_node_whose_address_changes_moves_its_tunnel() {
+    let mut lab = Lab::new(2, Overlay::Vxlan);
+    lab.reconcile();
+    let (one, two) = (lab.add_pod(0, "one"), lab.add_pod(1, "two"));
+    let mut netlink = lab.nodes[1].netlink();
+    let uplink = netlink.require_link(UPLINK).expect("the uplink").index;
+    netlink.delete_address(uplink, "172.30.0.3/24".parse().expect("a prefix")).expect("removed");
+    netlink.add_address(uplink, "172.30.0.99/24".parse().expect("a prefix")).expect("added");
+    lab.nodes[1].address = "172.30.0.99".parse().expect("an address");
+    lab.world.set(node_object("node2", "172.30.0.99", 2));
+    lab.reconcile();
+    assert_eq!(udp_echo(&one.namespace, &two.namespace, two.address, 64), one.address);
+}
+
+#[test]
+fn what_others_remove_is_put_back() {
+    let lab = Lab::new(2, Overlay::Vxlan);
+    lab.reconcile();
+    let (one, two) = (lab.add_pod(0, "one"), lab.add_pod(1, "two"));
+    let near = lab.add_pod(0, "near");
+    for name in [VXLAN_LINK, BRIDGE] {
+        let mut netlink = lab.nodes[0].netlink();
+        let link = netlink.require_link(name).expect("the link").index;
+        netlink
+            .change_link(link, &LinkChange { up: Some(false), ..LinkChange::default() })
+            .expect("down");
+        lab.reconcile();
+        assert_eq!(udp_echo(&one.namespace, &two.namespace, two.address, 64), one.address);
+        netlink.delete_link(link).expect("removed");
+        lab.reconcile();
+        assert_eq!(udp_echo(&one.namespace, &two.namespace, two.address, 64), one.address);
+        assert_eq!(udp_echo(&one.namespace, &near.namespace, near.address, 64), one.address);
+    }
+}
+
+#[test]
+fn a_foreign_route_or_link_is_reported_and_left_alone() {
+    let lab = Lab::new(2, Overlay::HostGw);
+    let node = &lab.nodes[0];
+    let mut netlink = node.netlink();
+    let uplink = netlink.require_link(UPLINK).expect("the uplink").index;
+    let destination = "10.244.2.0/24".parse().expect("a prefix");
+    let foreign =
+        netlink::Route::via(destination, "172.30.0.77".parse().expect("an address"), uplink, 4);
+    netlink.add_route(&foreign).expect("a foreign route");
+    let (desired, _) = plan::node(&lab.world, &lab.config, &node.facts());
+    let program = render::net::render(&desired, &lab.config, &node.facts());
+    let errors: Vec<String> = node
+        .namespace
+        .run(|| {
+            let mut driver = kernel::net::NetDriver::open().expect("the driver");
+            let observed = driver.observe().expect("what is there");
+            let ops = render::net::diff(&program, &observed);
+            let results = ops.iter().map(|op| driver.apply(op));
+            results.filter_map(Result::err).map(|error| error.message).collect()
+        })
+        .expect("inside");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("10.244.2.0/24") && errors[0].contains("ip route"), "{errors:?}");
+    let kept = netlink.routes(Some(4)).expect("routes");
+    assert_eq!(kept[0].gateway, foreign.gateway);
+}
