@@ -5,6 +5,8 @@
 //! the kernel truncates silently what does not fit the buffer (`MSG_TRUNC` tells).
 #![allow(unsafe_code)] // setsockopt(SOL_NETLINK), which nix does not wrap
 
+mod batch;
+
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;

@@ -1,0 +1,148 @@
+//! Dumps of our table as values. What is in our table but not of our making (an unknown type, a
+//! verdict that we never use) is read as something that equals nothing of ours, so that the diff
+//! replaces it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use model::Family;
+use netlink::message::Attributes;
+use render::nft::language::{
+    BaseChain, Chain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Tuple, Type, Value, Verdict,
+};
+
+use super::encode::{COMMENT_PREFIX, set_flags, types_of};
+use super::expression::register_length;
+use super::uapi::*;
+
+/// A chain without its rules, and its name.
+pub fn chain(attributes: Attributes<'_>) -> Option<(String, Chain)> {
+    let name = attributes.text(NFTA_CHAIN_NAME)?;
+    let base = attributes.nested(NFTA_CHAIN_HOOK).and_then(|hook| base(attributes, hook));
+    Some((name, Chain { base, rules: vec![] }))
+}
+
+fn base(attributes: Attributes<'_>, hook: Attributes<'_>) -> Option<BaseChain> {
+    let chain_type = match attributes.text(NFTA_CHAIN_TYPE)?.as_str() {
+        "filter" => ChainType::Filter,
+        "nat" => ChainType::Nat,
+        _ => return None,
+    };
+    let priority = i32::from_be_bytes(hook.find(NFTA_HOOK_PRIORITY)?.try_into().ok()?);
+    let hook = match number(hook, NFTA_HOOK_HOOKNUM)? {
+        0 => Hook::Prerouting,
+        1 => Hook::Input,
+        2 => Hook::Forward,
+        3 => Hook::Output,
+        4 => Hook::Postrouting,
+        _ => return None,
+    };
+    // Another policy than ours shows as a hook that we never use.
+    let accepts = number(attributes, NFTA_CHAIN_POLICY) == Some(NF_ACCEPT.unsigned_abs());
+    accepts.then_some(BaseChain { chain_type, hook, priority })
+}
+
+/// A rule by its fingerprint, and its chain.
+pub fn rule(attributes: Attributes<'_>) -> Option<(String, Rule)> {
+    let chain = attributes.text(NFTA_RULE_CHAIN)?;
+    let comment = attributes.find(NFTA_RULE_USERDATA).and_then(comment);
+    let fingerprint = comment
+        .as_deref()
+        .and_then(|comment| comment.strip_prefix(COMMENT_PREFIX))
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    Some((chain, Rule::observed(fingerprint.unwrap_or_default())))
+}
+
+/// The comment in libnftnl's list of type, length, value.
+fn comment(mut userdata: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = userdata {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == UDATA_RULE_COMMENT {
+            let text = value.strip_suffix(&[0]).unwrap_or(value);
+            return String::from_utf8(text.to_vec()).ok();
+        }
+        userdata = &rest[value.len()..];
+    }
+    None
+}
+
+/// A set's name and shape. A shape that is not ours has an empty key.
+pub fn set(family: Family, attributes: Attributes<'_>) -> Option<(String, SetSpec)> {
+    let name = attributes.text(NFTA_SET_NAME)?;
+    let foreign = SetSpec { key: vec![], data: DataType::None, filled_by_packets_max: None };
+    Some((name, spec(family, attributes).unwrap_or(foreign)))
+}
+
+fn spec(family: Family, attributes: Attributes<'_>) -> Option<SetSpec> {
+    let flags = number(attributes, NFTA_SET_FLAGS).unwrap_or_default();
+    let key = types_of(family, number(attributes, NFTA_SET_KEY_TYPE)?)?;
+    let data = match number(attributes, NFTA_SET_DATA_TYPE) {
+        None => DataType::None,
+        Some(NFT_DATA_VERDICT) => DataType::Verdict,
+        Some(types) => DataType::Values(types_of(family, types)?),
+    };
+    let size = attributes
+        .nested(NFTA_SET_DESC)
+        .and_then(|description| number(description, NFTA_SET_DESC_SIZE));
+    let filled_by_packets_max = if flags & NFT_SET_EVAL == 0 { None } else { Some(size?) };
+    let spec = SetSpec { key, data, filled_by_packets_max };
+    (set_flags(&spec) == flags).then_some(spec)
+}
+
+/// One element of a set of that shape.
+pub fn element(
+    family: Family,
+    spec: &SetSpec,
+    attributes: Attributes<'_>,
+) -> Option<(Tuple, Datum)> {
+    let bytes = attributes.nested(NFTA_SET_ELEM_KEY)?.find(NFTA_DATA_VALUE)?;
+    let key = tuple(family, &spec.key, bytes)?;
+    let data = attributes.nested(NFTA_SET_ELEM_DATA);
+    let datum = match &spec.data {
+        DataType::None => Datum::Member,
+        DataType::Values(types) => {
+            Datum::Values(tuple(family, types, data?.find(NFTA_DATA_VALUE)?)?)
+        }
+        DataType::Verdict => Datum::Verdict(verdict(data?.nested(NFTA_DATA_VERDICT)?)?),
+    };
+    Some((key, datum))
+}
+
+fn tuple(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Tuple> {
+    let mut values = Vec::with_capacity(types.len());
+    for &one in types {
+        let (own, rest) = bytes.split_at_checked(register_length(family, one))?;
+        bytes = rest;
+        values.push(match one {
+            Type::Address => Value::Address(address(own)?),
+            Type::Protocol => Value::Protocol(*own.first()?),
+            Type::Port => Value::Port(u16::from_be_bytes(own.get(..2)?.try_into().ok()?)),
+            Type::Number => Value::Number(u32::from_ne_bytes(own.try_into().ok()?)),
+        });
+    }
+    bytes.is_empty().then_some(values)
+}
+
+fn verdict(attributes: Attributes<'_>) -> Option<Verdict> {
+    let code = i32::from_be_bytes(attributes.find(NFTA_VERDICT_CODE)?.try_into().ok()?);
+    match code {
+        NF_ACCEPT => Some(Verdict::Accept),
+        NF_DROP => Some(Verdict::Drop),
+        NFT_JUMP => Some(Verdict::Jump(attributes.text(NFTA_VERDICT_CHAIN)?)),
+        NFT_GOTO => Some(Verdict::Goto(attributes.text(NFTA_VERDICT_CHAIN)?)),
+        _ => None,
+    }
+}
+
+/// An address told by its length.
+pub fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into()),
+        16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into()),
+        _ => None,
+    }
+}
+
+/// A number in network order.
+pub fn number(attributes: Attributes<'_>, kind: u16) -> Option<u32> {
+    Some(u32::from_be_bytes(attributes.find(kind)?.try_into().ok()?))
+}

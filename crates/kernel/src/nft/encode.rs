@@ -1,0 +1,222 @@
+//! A transaction as netlink requests.
+
+use model::Family;
+use netlink::message::Request;
+use render::nft::language::{
+    BaseChain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Tuple, Type,
+};
+use render::nft::{Command, Transaction};
+use render::owned::NFT_TABLE;
+
+use super::expression::{
+    number, register_bytes, register_length, value, write_rule, write_verdict,
+};
+use super::uapi::*;
+
+/// Elements in one message: an attribute holds 64 kB at most, an element with the longest chain
+/// name 350 bytes.
+const MESSAGE_ELEMENTS_MAX: usize = 128;
+/// What a rule's comment begins with, before its fingerprint in hexadecimal.
+pub const COMMENT_PREFIX: &str = "flatnet ";
+
+/// The requests of a transaction, each with the index of its command.
+pub fn requests(transaction: &Transaction) -> Vec<(usize, Request)> {
+    let mut requests = Vec::new();
+    for (index, command) in transaction.commands.iter().enumerate() {
+        let set_id = u32::try_from(index).unwrap_or_default() + 1;
+        let of_command = command_requests(transaction.family, command, set_id);
+        requests.extend(of_command.into_iter().map(|request| (index, request)));
+    }
+    requests
+}
+
+/// A request about one kind of object, with `struct nfgenmsg`.
+pub fn request(family: Family, message: u16, flags: i32) -> Request {
+    let family = match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    };
+    Request::new(NFNL_SUBSYS_NFTABLES << 8 | message, flags, &[family, 0, 0, 0])
+}
+
+fn command_requests(family: Family, command: &Command, set_id: u32) -> Vec<Request> {
+    let named = |message, flags, table, name, value: &str| {
+        let mut request = request(family, message, flags);
+        request.text(table, NFT_TABLE).text(name, value);
+        vec![request]
+    };
+    let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    match command {
+        Command::AddTable => {
+            let mut add = request(family, NFT_MSG_NEWTABLE, libc::NLM_F_CREATE);
+            add.text(NFTA_TABLE_NAME, NFT_TABLE);
+            vec![add]
+        }
+        Command::DeleteTable => {
+            let mut delete = request(family, NFT_MSG_DELTABLE, 0);
+            delete.text(NFTA_TABLE_NAME, NFT_TABLE);
+            vec![delete]
+        }
+        Command::AddChain(name, base) => {
+            let mut add = named(NFT_MSG_NEWCHAIN, create, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, name);
+            if let Some(base) = base {
+                add.iter_mut().for_each(|request| write_base(request, base));
+            }
+            add
+        }
+        Command::FlushChain(name) => {
+            named(NFT_MSG_DELRULE, 0, NFTA_RULE_TABLE, NFTA_RULE_CHAIN, name)
+        }
+        Command::DeleteChain(name) => {
+            named(NFT_MSG_DELCHAIN, 0, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, name)
+        }
+        Command::AddRule(name, rule) => vec![add_rule(family, name, rule)],
+        Command::AddSet(name, spec) => {
+            let mut add = named(NFT_MSG_NEWSET, create, NFTA_SET_TABLE, NFTA_SET_NAME, name);
+            add.iter_mut().for_each(|request| write_spec(request, family, spec, set_id));
+            add
+        }
+        Command::DeleteSet(name) => named(NFT_MSG_DELSET, 0, NFTA_SET_TABLE, NFTA_SET_NAME, name),
+        Command::AddElements(name, elements) => elements
+            .chunks(MESSAGE_ELEMENTS_MAX)
+            .map(|chunk| {
+                let chunk = chunk.iter().map(|(key, datum)| (key, Some(datum)));
+                elements_request(family, NFT_MSG_NEWSETELEM, create, name, chunk)
+            })
+            .collect(),
+        Command::DeleteElements(name, keys) => keys
+            .chunks(MESSAGE_ELEMENTS_MAX)
+            .map(|chunk| {
+                let chunk = chunk.iter().map(|key| (key, None));
+                elements_request(family, NFT_MSG_DELSETELEM, 0, name, chunk)
+            })
+            .collect(),
+    }
+}
+
+fn write_base(request: &mut Request, base: &BaseChain) {
+    let hook = match base.hook {
+        Hook::Prerouting => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    };
+    request.nested(NFTA_CHAIN_HOOK, &[], |data| {
+        number(data, NFTA_HOOK_HOOKNUM, hook);
+        data.attribute(NFTA_HOOK_PRIORITY, &base.priority.to_be_bytes());
+    });
+    number(request, NFTA_CHAIN_POLICY, NF_ACCEPT.unsigned_abs());
+    let chain_type = match base.chain_type {
+        ChainType::Filter => "filter",
+        ChainType::Nat => "nat",
+    };
+    request.text(NFTA_CHAIN_TYPE, chain_type);
+}
+
+fn add_rule(family: Family, chain: &str, rule: &Rule) -> Request {
+    let mut add = request(family, NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND);
+    add.text(NFTA_RULE_TABLE, NFT_TABLE).text(NFTA_RULE_CHAIN, chain);
+    add.nested(NFTA_RULE_EXPRESSIONS, &[], |expressions| {
+        write_rule(expressions, family, rule.statements().unwrap_or_default());
+    });
+    // The comment that `nft` shows is also how a fresh process recognises the rule.
+    let comment = format!("{COMMENT_PREFIX}{:016x}\0", rule.fingerprint());
+    let length = u8::try_from(comment.len()).unwrap_or_default();
+    let mut userdata = vec![UDATA_RULE_COMMENT, length];
+    userdata.extend(comment.as_bytes());
+    add.attribute(NFTA_RULE_USERDATA, &userdata);
+    add
+}
+
+fn write_spec(request: &mut Request, family: Family, spec: &SetSpec, set_id: u32) {
+    let length = |types: &[Type]| {
+        let bytes: usize = types.iter().map(|&one| register_length(family, one)).sum();
+        u32::try_from(bytes).unwrap_or_default()
+    };
+    number(request, NFTA_SET_FLAGS, set_flags(spec));
+    number(request, NFTA_SET_KEY_TYPE, type_number(family, &spec.key));
+    number(request, NFTA_SET_KEY_LEN, length(&spec.key));
+    match &spec.data {
+        DataType::None => {}
+        DataType::Values(types) => {
+            number(request, NFTA_SET_DATA_TYPE, type_number(family, types));
+            number(request, NFTA_SET_DATA_LEN, length(types));
+        }
+        DataType::Verdict => number(request, NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT),
+    }
+    if let Some(size) = spec.filled_by_packets_max {
+        request.nested(NFTA_SET_DESC, &[], |data| number(data, NFTA_SET_DESC_SIZE, size));
+    }
+    number(request, NFTA_SET_ID, set_id);
+}
+
+/// `NFTA_SET_FLAGS` of a shape.
+pub fn set_flags(spec: &SetSpec) -> u32 {
+    let map = if spec.data == DataType::None { 0 } else { NFT_SET_MAP };
+    let filled =
+        if spec.filled_by_packets_max.is_some() { NFT_SET_TIMEOUT | NFT_SET_EVAL } else { 0 };
+    map | filled
+}
+
+/// `nft`'s number of a concatenation of types, six bits each; the kernel keeps it for `nft`.
+pub fn type_number(family: Family, types: &[Type]) -> u32 {
+    types.iter().fold(0, |number, one| {
+        let id = match (one, family) {
+            (Type::Address, Family::V4) => 7,
+            (Type::Address, Family::V6) => 8,
+            (Type::Protocol, _) => 12,
+            (Type::Port, _) => 13,
+            (Type::Number, _) => 19, // a mark: four bytes in the order of the machine
+        };
+        number << 6 | id
+    })
+}
+
+/// The types of [`type_number`], unless they are none of ours.
+pub fn types_of(family: Family, number: u32) -> Option<Vec<Type>> {
+    let mut types = Vec::new();
+    let mut rest = number;
+    while rest != 0 {
+        types.push(match (rest & 0x3f, family) {
+            (7, Family::V4) | (8, Family::V6) => Type::Address,
+            (12, _) => Type::Protocol,
+            (13, _) => Type::Port,
+            (19, _) => Type::Number,
+            _ => return None,
+        });
+        rest >>= 6;
+    }
+    types.reverse();
+    Some(types)
+}
+
+fn elements_request<'a>(
+    family: Family,
+    message: u16,
+    flags: i32,
+    set: &str,
+    elements: impl Iterator<Item = (&'a Tuple, Option<&'a Datum>)>,
+) -> Request {
+    let mut request = request(family, message, flags);
+    request.text(NFTA_SET_ELEM_LIST_TABLE, NFT_TABLE).text(NFTA_SET_ELEM_LIST_SET, set);
+    request.nested(NFTA_SET_ELEM_LIST_ELEMENTS, &[], |list| {
+        for (key, datum) in elements {
+            list.nested(NFTA_LIST_ELEM, &[], |element| {
+                value(element, NFTA_SET_ELEM_KEY, &register_bytes(key));
+                match datum {
+                    None | Some(Datum::Member) => {}
+                    Some(Datum::Values(values)) => {
+                        value(element, NFTA_SET_ELEM_DATA, &register_bytes(values));
+                    }
+                    Some(Datum::Verdict(verdict)) => {
+                        element.nested(NFTA_SET_ELEM_DATA, &[], |data| {
+                            write_verdict(data, verdict);
+                        });
+                    }
+                }
+            });
+        }
+    });
+    request
+}

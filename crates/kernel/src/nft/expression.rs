@@ -1,0 +1,334 @@
+//! A rule's statements as expressions of the kernel's register machine.
+//!
+//! Registers: keys and whatever is compared start at [`KEY`] (an IPv6 frontend with a slot takes
+//! seven), the loaded endpoint at [`ENDPOINT`] (address, then port), a class in [`CLASS`].
+
+use model::Family;
+use netlink::message::Request;
+use render::nft::language::{ConnectionState, Field, Statement, Type, Value, Verdict};
+
+use super::uapi::*;
+
+const KEY: u32 = NFT_REG32_00;
+const ENDPOINT: u32 = NFT_REG32_00 + 8;
+const CLASS: u32 = NFT_REG32_00 + 15;
+const REGISTER_BYTES: usize = 4;
+
+/// Writes the expressions of one rule.
+pub fn write_rule(request: &mut Request, family: Family, statements: &[Statement]) {
+    let mut writer = Writer { request, family };
+    for statement in statements {
+        writer.statement(statement);
+    }
+}
+
+/// Writes `NFTA_DATA_VERDICT`.
+pub fn write_verdict(request: &mut Request, verdict: &Verdict) {
+    let code = match verdict {
+        Verdict::Accept => NF_ACCEPT,
+        Verdict::Drop => NF_DROP,
+        Verdict::Jump(_) => NFT_JUMP,
+        Verdict::Goto(_) => NFT_GOTO,
+    };
+    request.nested(NFTA_DATA_VERDICT, &[], |data| {
+        data.attribute(NFTA_VERDICT_CODE, &code.to_be_bytes());
+        if let Some(chain) = verdict.target() {
+            data.text(NFTA_VERDICT_CHAIN, chain);
+        }
+    });
+}
+
+/// The bytes of values as they stand in registers: each padded to four bytes.
+pub fn register_bytes(values: &[Value]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for value in values {
+        match value {
+            Value::Address(std::net::IpAddr::V4(address)) => bytes.extend(address.octets()),
+            Value::Address(std::net::IpAddr::V6(address)) => bytes.extend(address.octets()),
+            Value::Protocol(number) => bytes.push(*number),
+            Value::Port(port) => bytes.extend(port.to_be_bytes()),
+            // Numbers that we make ourselves are in the order of this machine, as marks are.
+            Value::Number(number) => bytes.extend(number.to_ne_bytes()),
+        }
+        bytes.resize(bytes.len().div_ceil(REGISTER_BYTES) * REGISTER_BYTES, 0);
+    }
+    bytes
+}
+
+/// How many bytes a value of a type takes in registers.
+pub fn register_length(family: Family, value_type: Type) -> usize {
+    match value_type {
+        Type::Address => address_length(family),
+        Type::Protocol | Type::Port | Type::Number => REGISTER_BYTES,
+    }
+}
+
+struct Writer<'a> {
+    request: &'a mut Request,
+    family: Family,
+}
+
+impl Writer<'_> {
+    fn statement(&mut self, statement: &Statement) {
+        match statement {
+            Statement::InRange { field, range, outside } => {
+                let length = address_length(self.family);
+                self.load(*field, KEY);
+                if range.prefix_len() < range.max_prefix_len() {
+                    let mask = register_bytes(&[Value::Address(range.netmask())]);
+                    self.bitwise(&mask, &vec![0; length]);
+                }
+                let network = register_bytes(&[Value::Address(range.network())]);
+                self.compare(if *outside { NFT_CMP_NEQ } else { NFT_CMP_EQ }, &network);
+            }
+            Statement::NotFromLoopback => {
+                self.meta(NFT_META_IIF, KEY);
+                self.compare(NFT_CMP_NEQ, &LOOPBACK_IFINDEX.to_ne_bytes());
+            }
+            Statement::ProtocolIs(number) => {
+                self.meta(NFT_META_L4PROTO, KEY);
+                self.compare(NFT_CMP_EQ, &[*number]);
+            }
+            Statement::StateIs(state) => {
+                let bit = match state {
+                    ConnectionState::New => CT_STATE_NEW,
+                    ConnectionState::Invalid => CT_STATE_INVALID,
+                };
+                self.expression("ct", |data| {
+                    number(data, NFTA_CT_DREG, KEY);
+                    number(data, NFTA_CT_KEY, NFT_CT_STATE);
+                });
+                self.bitwise(&bit.to_ne_bytes(), &[0; 4]);
+                self.compare(NFT_CMP_NEQ, &[0; 4]);
+            }
+            Statement::HasMark(bits) => {
+                self.meta(NFT_META_MARK, KEY);
+                self.bitwise(&bits.to_ne_bytes(), &[0; 4]);
+                self.compare(NFT_CMP_EQ, &bits.to_ne_bytes());
+            }
+            Statement::SetMark(bits) => self.change_mark(!bits, *bits),
+            Statement::ClearMark(bits) => self.change_mark(!bits, 0),
+            Statement::Verdict(verdict) => self.expression("immediate", |data| {
+                number(data, NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+                data.nested(NFTA_IMMEDIATE_DATA, &[], |data| write_verdict(data, verdict));
+            }),
+            _ => self.lookup_or_action(statement),
+        }
+    }
+
+    fn lookup_or_action(&mut self, statement: &Statement) {
+        match statement {
+            Statement::In { key, set } => {
+                self.load_all(key);
+                self.lookup(set, KEY, None);
+            }
+            // The kernel insists on a register for a map's data.
+            Statement::HasEntry { key, map } => {
+                self.load_all(key);
+                self.lookup(map, KEY, Some(CLASS));
+            }
+            Statement::Dispatch { key, classes, verdicts } => {
+                self.load_all(key);
+                self.lookup(classes, KEY, Some(CLASS));
+                self.lookup(verdicts, CLASS, Some(NFT_REG_VERDICT));
+            }
+            Statement::VerdictOf { key, map } => {
+                self.load_all(key);
+                self.lookup(map, KEY, Some(NFT_REG_VERDICT));
+            }
+            Statement::Load { key, map } => {
+                self.load_all(key);
+                self.lookup(map, KEY, Some(ENDPOINT));
+            }
+            Statement::LoadedIn { set } => self.lookup(set, ENDPOINT, None),
+            Statement::Remember { map, timeout_s } => {
+                self.load(Field::SourceAddress, KEY);
+                self.dynamic(map, NFT_DYNSET_OP_UPDATE, Some(*timeout_s));
+            }
+            Statement::Forget { map } => {
+                self.load(Field::SourceAddress, KEY);
+                // The kernel insists on initialised registers for data that a removal ignores.
+                let zeros = vec![0; address_length(self.family) + REGISTER_BYTES];
+                self.expression("immediate", |data| {
+                    number(data, NFTA_IMMEDIATE_DREG, ENDPOINT);
+                    value(data, NFTA_IMMEDIATE_DATA, &zeros);
+                });
+                self.dynamic(map, NFT_DYNSET_OP_DELETE, None);
+            }
+            Statement::NoTrack => self.expression("notrack", |_| {}),
+            Statement::TranslateDestination => self.translate_destination(),
+            Statement::Masquerade => self.expression("masq", |data| {
+                number(data, NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+            }),
+            Statement::RejectWithReset => self.reject(NFT_REJECT_TCP_RST, 0),
+            Statement::RejectWithUnreachable => {
+                let code = match self.family {
+                    Family::V4 => ICMP_PORT_UNREACH,
+                    Family::V6 => ICMPV6_PORT_UNREACH,
+                };
+                self.reject(NFT_REJECT_ICMP_UNREACH, code);
+            }
+            Statement::InRange { .. }
+            | Statement::NotFromLoopback
+            | Statement::ProtocolIs(_)
+            | Statement::StateIs(_)
+            | Statement::HasMark(_)
+            | Statement::SetMark(_)
+            | Statement::ClearMark(_)
+            | Statement::Verdict(_) => self.statement(statement),
+        }
+    }
+
+    /// Loads a key's fields one after the other, as a concatenation lies in registers.
+    fn load_all(&mut self, key: &[Field]) {
+        let mut register = KEY;
+        for &field in key {
+            self.load(field, register);
+            register += match field {
+                Field::SourceAddress | Field::DestinationAddress => self.address_registers(),
+                _ => 1,
+            };
+        }
+    }
+
+    fn load(&mut self, field: Field, register: u32) {
+        let (source, destination, length) = match self.family {
+            Family::V4 => (12, 16, 4),
+            Family::V6 => (8, 24, 16),
+        };
+        let network = NFT_PAYLOAD_NETWORK_HEADER;
+        let transport = NFT_PAYLOAD_TRANSPORT_HEADER;
+        match field {
+            Field::SourceAddress => self.payload(network, source, length, register),
+            Field::DestinationAddress => self.payload(network, destination, length, register),
+            Field::SourcePort => self.payload(transport, 0, 2, register),
+            Field::DestinationPort => self.payload(transport, 2, 2, register),
+            Field::Protocol => self.meta(NFT_META_L4PROTO, register),
+            Field::Random { modulus } => self.expression("numgen", |data| {
+                number(data, NFTA_NG_DREG, register);
+                number(data, NFTA_NG_MODULUS, modulus);
+                number(data, NFTA_NG_TYPE, NFT_NG_RANDOM);
+            }),
+        }
+    }
+
+    fn payload(&mut self, base: u32, offset: u32, length: u32, register: u32) {
+        self.expression("payload", |data| {
+            number(data, NFTA_PAYLOAD_DREG, register);
+            number(data, NFTA_PAYLOAD_BASE, base);
+            number(data, NFTA_PAYLOAD_OFFSET, offset);
+            number(data, NFTA_PAYLOAD_LEN, length);
+        });
+    }
+
+    fn meta(&mut self, key: u32, register: u32) {
+        self.expression("meta", |data| {
+            number(data, NFTA_META_DREG, register);
+            number(data, NFTA_META_KEY, key);
+        });
+    }
+
+    fn change_mark(&mut self, mask: u32, set: u32) {
+        self.meta(NFT_META_MARK, KEY);
+        self.bitwise(&mask.to_ne_bytes(), &set.to_ne_bytes());
+        self.expression("meta", |data| {
+            number(data, NFTA_META_SREG, KEY);
+            number(data, NFTA_META_KEY, NFT_META_MARK);
+        });
+    }
+
+    fn bitwise(&mut self, mask: &[u8], xor: &[u8]) {
+        self.expression("bitwise", |data| {
+            number(data, NFTA_BITWISE_SREG, KEY);
+            number(data, NFTA_BITWISE_DREG, KEY);
+            number(data, NFTA_BITWISE_LEN, u32::try_from(mask.len()).unwrap_or_default());
+            value(data, NFTA_BITWISE_MASK, mask);
+            value(data, NFTA_BITWISE_XOR, xor);
+        });
+    }
+
+    fn compare(&mut self, operator: u32, with: &[u8]) {
+        self.expression("cmp", |data| {
+            number(data, NFTA_CMP_SREG, KEY);
+            number(data, NFTA_CMP_OP, operator);
+            value(data, NFTA_CMP_DATA, with);
+        });
+    }
+
+    fn lookup(&mut self, set: &str, source: u32, target: Option<u32>) {
+        self.expression("lookup", |data| {
+            data.text(NFTA_LOOKUP_SET, set);
+            number(data, NFTA_LOOKUP_SREG, source);
+            if let Some(target) = target {
+                number(data, NFTA_LOOKUP_DREG, target);
+            }
+        });
+    }
+
+    fn dynamic(&mut self, map: &str, operation: u32, timeout_s: Option<u32>) {
+        self.expression("dynset", |data| {
+            data.text(NFTA_DYNSET_SET_NAME, map);
+            number(data, NFTA_DYNSET_OP, operation);
+            number(data, NFTA_DYNSET_SREG_KEY, KEY);
+            number(data, NFTA_DYNSET_SREG_DATA, ENDPOINT);
+            if let Some(timeout_s) = timeout_s {
+                let timeout_ms = u64::from(timeout_s) * 1000;
+                data.attribute(NFTA_DYNSET_TIMEOUT, &timeout_ms.to_be_bytes());
+            }
+        });
+    }
+
+    fn translate_destination(&mut self) {
+        let family = match self.family {
+            Family::V4 => NFPROTO_IPV4,
+            Family::V6 => NFPROTO_IPV6,
+        };
+        let port = ENDPOINT + self.address_registers();
+        self.expression("nat", |data| {
+            number(data, NFTA_NAT_TYPE, NFT_NAT_DNAT);
+            number(data, NFTA_NAT_FAMILY, u32::from(family));
+            number(data, NFTA_NAT_REG_ADDR_MIN, ENDPOINT);
+            number(data, NFTA_NAT_REG_PROTO_MIN, port);
+        });
+    }
+
+    fn reject(&mut self, kind: u32, code: u8) {
+        self.expression("reject", |data| {
+            number(data, NFTA_REJECT_TYPE, kind);
+            data.u8(NFTA_REJECT_ICMP_CODE, code);
+        });
+    }
+
+    fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Request)) {
+        self.request.nested(NFTA_LIST_ELEM, &[], |element| {
+            element.text(NFTA_EXPR_NAME, name);
+            element.nested(NFTA_EXPR_DATA, &[], fill);
+        });
+    }
+
+    fn address_registers(&self) -> u32 {
+        match self.family {
+            Family::V4 => 1,
+            Family::V6 => 4,
+        }
+    }
+}
+
+fn address_length(family: Family) -> usize {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 16,
+    }
+}
+
+/// nf_tables' numbers are in network order.
+pub fn number(request: &mut Request, kind: u16, value: u32) {
+    request.attribute(kind, &value.to_be_bytes());
+}
+
+/// Writes an attribute with `NFTA_DATA_VALUE` inside.
+pub fn value(request: &mut Request, kind: u16, bytes: &[u8]) {
+    request.nested(kind, &[], |data| {
+        data.attribute(NFTA_DATA_VALUE, bytes);
+    });
+}
