@@ -62,7 +62,8 @@ impl Shared {
                     let Some(shared) = weak.upgrade() else { break };
                     writer.run(&shared, batch);
                 }
-                // Nobody waits any more when the control plane itself is gone.
+                // The file is free before anybody hears that the writer has ended.
+                drop(writer);
                 let _ = stop.send(());
             },
         )?;
