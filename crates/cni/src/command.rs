@@ -52,11 +52,10 @@ fn add(request: &Request, config: &Config) -> Result<Success, Fault> {
         &request.interface,
         &requested,
     )?;
-    attachment::make(request, config, &namespace, &reserved).map_err(|fault| {
+    attachment::make(request, config, &namespace, &reserved).inspect_err(|_| {
         // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the
         // runtime's DEL tries again.
         let _ = delete(request, config);
-        fault
     })
 }
 

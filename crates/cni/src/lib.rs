@@ -82,3 +82,51 @@ fn read_config(input: impl Read, request: &Request) -> Result<String, Fault> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Answers a STATUS, which needs no environment, with this on standard input.
+    fn answer(input: &[u8]) -> Value {
+        let variable = |name: &str| (name == "CNI_COMMAND").then(|| "STATUS".to_owned());
+        let answer = run(variable, input);
+        assert!(!answer.success);
+        serde_json::from_str(&answer.text).expect("an error document")
+    }
+
+    #[test]
+    fn inputs_that_cannot_be_read_have_the_codes_of_the_specification() {
+        let endless = vec![b' '; CONFIG_BYTES_MAX as usize + 1];
+        let rows: [(&[u8], u32); 7] = [
+            (b"", fault::IO_FAILURE),
+            (b" \n", fault::IO_FAILURE),
+            (&endless, fault::IO_FAILURE),
+            (b"{", fault::DECODING_FAILURE),
+            (b"\xff", fault::DECODING_FAILURE),
+            (br#"{"cniVersion":"7.0.0","name":"net"}"#, fault::INCOMPATIBLE_VERSION),
+            (br#"{"cniVersion":1,"name":"net"}"#, fault::INVALID_CONFIG),
+        ];
+        for (input, code) in rows {
+            assert_eq!(
+                answer(input)["code"],
+                json!(code),
+                "{:?}",
+                input.get(..40.min(input.len()))
+            );
+        }
+    }
+
+    #[test]
+    fn a_fault_is_told_in_the_callers_version_with_all_its_parts() {
+        let input = br#"{"cniVersion":"1.0.0","name":"net","vlan":7}"#;
+        let expected = json!({
+            "cniVersion": "1.0.0",
+            "code": 2,
+            "msg": "unsupported field vlan: 7",
+            "details": "remove it: the node's agent does this, or nothing does",
+        });
+        assert_eq!(answer(input), expected);
+    }
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -280,14 +280,15 @@ pub fn call_plugin(
 
 /// Sends one datagram of `bytes` bytes and its echo; answers the address that the server saw.
 pub fn udp_echo(client: &Netns, server: &Netns, to: IpAddr, bytes: usize) -> IpAddr {
-    let server = server.run(|| UdpSocket::bind((to, 7007)).expect("bound")).expect("inside");
+    let server = server.run(|| UdpSocket::bind((to, 0)).expect("bound")).expect("inside");
+    let server_address = server.local_addr().expect("its address");
     let client =
         client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bound")).expect("inside");
     for socket in [&client, &server] {
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     }
     let sent: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
-    client.send_to(&sent, (to, 7007)).expect("sent");
+    client.send_to(&sent, server_address).expect("sent");
     let mut buffer = vec![0; 65536];
     let (length, from) = server.recv_from(&mut buffer).expect("the datagram arrives");
     assert_eq!(&buffer[..length], sent, "whole");
@@ -299,8 +300,8 @@ pub fn udp_echo(client: &Netns, server: &Netns, to: IpAddr, bytes: usize) -> IpA
 
 /// Sends a body of `bytes` bytes over TCP; answers the address that the server saw.
 pub fn tcp_body(client: &Netns, server: &Netns, to: IpAddr, bytes: usize) -> IpAddr {
-    let listener = server.run(|| TcpListener::bind((to, 7007)).expect("bound")).expect("inside");
-    let address = SocketAddr::from((to, 7007));
+    let listener = server.run(|| TcpListener::bind((to, 0)).expect("bound")).expect("inside");
+    let address = listener.local_addr().expect("its address");
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || {
             let (mut stream, from) = listener.accept().expect("accepted");
