@@ -274,7 +274,12 @@ impl Manager {
     /// Takes in the object that a write answered with. The answer to a deletion that left
     /// nothing behind is the object as it was last.
     fn written(&mut self, write: &Write, value: Value, now: Timestamp) {
-        let lingers = value.pointer("/metadata/deletionTimestamp").is_some_and(Value::is_string);
+        let metadata = |field: &str| value.get("metadata").and_then(|found| found.get(field));
+        let lingers = metadata("deletionTimestamp").is_some_and(Value::is_string)
+            && (metadata("deletionGracePeriodSeconds").and_then(Value::as_i64) != Some(0)
+                || metadata("finalizers")
+                    .and_then(Value::as_array)
+                    .is_some_and(|list| !list.is_empty()));
         if matches!(write, Write::Delete { .. }) && !lingers {
             self.gone(write, now);
             return;
