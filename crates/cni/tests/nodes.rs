@@ -2,12 +2,13 @@
 
 mod lab;
 
+use kernel::net::NetDriver;
 use lab::{Lab, node_object, tcp_body, udp_echo};
 use model::layout::{BRIDGE, UPLINK, VXLAN_LINK};
 use model::world::Kind;
 use model::{NamespacedName, Overlay};
 use netlink::LinkChange;
-use render::net::NetOp;
+use render::net::{LinkKind, LinkState, NetOp, RouteState};
 
 const LARGE_DATAGRAM_BYTES: usize = 3000;
 const LARGE_BODY_BYTES: usize = 10_000_000;
@@ -151,7 +152,7 @@ fn a_foreign_route_or_link_is_reported_and_left_alone() {
     let errors: Vec<String> = node
         .namespace
         .run(|| {
-            let mut driver = kernel::net::NetDriver::open().expect("the driver");
+            let mut driver = NetDriver::open().expect("the driver");
             let observed = driver.observe().expect("what is there");
             let ops = render::net::diff(&program, &observed);
             let results = ops.iter().map(|op| driver.apply(op));
@@ -162,4 +163,61 @@ fn a_foreign_route_or_link_is_reported_and_left_alone() {
     assert!(errors[0].contains("10.244.2.0/24") && errors[0].contains("ip route"), "{errors:?}");
     let kept = netlink.routes(Some(4)).expect("routes");
     assert_eq!(kept[0].gateway, foreign.gateway);
+}
+
+#[test]
+fn the_honest_fake_refuses_what_linux_refuses() {
+    let lab = Lab::new(2, Overlay::Vxlan);
+    lab.reconcile();
+    let prefix = |text: &str| text.parse::<ipnet::IpNet>().expect("a prefix");
+    let address = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
+    let (bridge, tunnel) = (BRIDGE.to_owned(), VXLAN_LINK.to_owned());
+    let destination = prefix("10.244.7.0/24");
+    let route = |gateway: &str, source: &str, onlink| RouteState {
+        gateway: Some(address(gateway)),
+        link: VXLAN_LINK.into(),
+        source: Some(address(source)),
+        onlink,
+    };
+    let add = |route| NetOp::AddRoute { destination, route };
+    let mac = "0e:66:00:00:00:09".parse().expect("a MAC");
+    let observe = || {
+        let work = || NetDriver::open().expect("the driver").observe().expect("what is there");
+        lab.nodes[0].namespace.run(work).expect("inside")
+    };
+    let LinkState { kind, mtu, .. } = observe().state.links[VXLAN_LINK].clone();
+    let rows = [
+        NetOp::SetUp { link: "none".into() },
+        NetOp::SetMtu { link: "none".into(), mtu: 1400 },
+        NetOp::DeleteLink { name: "none".into() },
+        NetOp::AttachPort { port: "none".into(), bridge: bridge.clone() },
+        NetOp::AddLink { name: bridge.clone(), kind: LinkKind::Bridge, mac, mtu: 1450 },
+        NetOp::AddLink { name: "flatnet.2".into(), kind, mac, mtu },
+        NetOp::AddAddress { link: bridge.clone(), address: prefix("10.244.1.1/24") },
+        NetOp::AddAddress { link: "none".into(), address: prefix("10.244.1.1/24") },
+        NetOp::DeleteAddress { link: bridge.clone(), address: prefix("10.9.9.9/24") },
+        add(route("10.244.7.0", "10.244.1.1", false)),
+        add(route("10.244.7.0", "10.9.9.9", true)),
+        NetOp::ReplaceRoute { destination, route: route("10.244.7.0", "10.244.1.1", true) },
+        NetOp::AddRoute {
+            destination: prefix("10.244.2.0/24"),
+            route: route("10.244.2.0", "10.244.1.1", true),
+        },
+        NetOp::DeleteRoute { destination, link: tunnel.clone() },
+        NetOp::DeleteNeighbour { link: tunnel.clone(), address: address("10.244.7.0") },
+        NetOp::DeleteForwarding { link: tunnel.clone(), mac },
+        NetOp::SetForwarding { link: bridge.clone(), mac, destination: address("172.30.0.9") },
+        NetOp::SetNeighbour { link: "none".into(), address: address("10.244.7.0"), mac },
+        NetOp::SetSysctl { key: "net/ipv4/conf/flatnet.9/rp_filter".into(), value: "2".into() },
+    ];
+    for op in rows {
+        let before = observe();
+        let apply = || NetDriver::open().expect("the driver").apply(&op);
+        let linux = lab.nodes[0].namespace.run(apply).expect("inside");
+        let mut fake = before.clone();
+        let refused = fake.apply(&op).map_err(|error| error.errno);
+        assert_eq!(linux.map_err(|error| error.errno), refused, "{op:?}");
+        assert!(refused.is_err(), "{op:?}");
+        assert_eq!((&fake, observe()), (&before, before.clone()), "nothing changed: {op:?}");
+    }
 }

@@ -5,6 +5,8 @@ mod apply;
 mod conflist;
 mod diff;
 mod sysctls;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
