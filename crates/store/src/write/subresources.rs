@@ -131,7 +131,6 @@ impl Store {
             }),
         );
         json::strip_nulls(&mut value);
-        meta::count_generation(request.resource, &mut value, &old.value);
         self.finish_update(request.resource, &old, value, context)?;
         Ok(Status::success(201))
     }
