@@ -4,10 +4,10 @@
 //!
 //! | frontend | client | endpoints | source |
 //! |---|---|---|---|
-//! | ClusterIP | any | by `internalTrafficPolicy` | kept for pods, else masqueraded |
+//! | ClusterIP | any | by `internalTrafficPolicy` | kept for pods of this node, else masqueraded |
 //! | NodePort, `externalTrafficPolicy: Cluster` | any | all | masqueraded |
 //! | NodePort, `externalTrafficPolicy: Local` | outside the cluster | on this node | kept |
-//! | NodePort, `externalTrafficPolicy: Local` | pod, this node | all | kept for pods, else masqueraded |
+//! | NodePort, `externalTrafficPolicy: Local` | pod of this node, the node itself | all | kept for pods of this node, else masqueraded |
 //!
 //! In each row ready endpoints count; where there is none, those that still serve while they
 //! terminate (KEP-1669). Without any endpoint in the cluster the frontend refuses; when a Local

@@ -19,7 +19,7 @@
 //! sender tries again.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use model::{ClusterConfig, Family, Protocol};
@@ -172,8 +172,7 @@ pub fn table(
         }
         for &address in &service.local_addresses {
             if Family::of(&address) == family {
-                let pair = vec![Value::Address(address); 2];
-                builder.add_element(HAIRPIN, pair, Datum::Member);
+                builder.add_hairpin(address);
             }
         }
     }
@@ -408,6 +407,11 @@ impl<'a> Builder<'a> {
         self.own_pods.map(|pods| outside_of(Field::SourceAddress, pods))
     }
 
+    /// A pod of this node that is an endpoint may reach itself.
+    fn add_hairpin(&mut self, address: IpAddr) {
+        self.add_element(HAIRPIN, vec![Value::Address(address); 2], Datum::Member);
+    }
+
     fn add_frontend(&mut self, frontend: &Frontend, plan: &FrontendPlan) {
         let protocol = Value::Protocol(frontend.protocol().number());
         match *frontend {
@@ -453,6 +457,12 @@ impl<'a> Builder<'a> {
             Backends::Drop => Class::Drop,
             Backends::Endpoints(endpoints) => {
                 let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+                for address in endpoints.iter().map(SocketAddr::ip) {
+                    // Slices of others may not name the node.
+                    if self.own_pods.is_some_and(|own| own.contains(&address)) {
+                        self.add_hairpin(address);
+                    }
+                }
                 let slots = self.program.endpoints.entry(view.endpoints()).or_default();
                 slots.insert(key.clone(), endpoints.clone());
                 match plan.affinity_timeout_s {
@@ -495,7 +505,7 @@ impl<'a> Builder<'a> {
     fn add_sticky_chain<'e>(
         &mut self,
         chain: &StickyChain<'_>,
-        endpoints: impl Iterator<Item = &'e std::net::SocketAddr>,
+        endpoints: impl Iterator<Item = &'e SocketAddr>,
     ) {
         let name = chain.name();
         let members = format!("{name}-endpoints");
@@ -538,7 +548,9 @@ impl<'a> Builder<'a> {
         let mark = Statement::SetMark(MARK_MASQUERADE);
         match source {
             Source::Kept => None,
-            Source::KeptForPods => Some(self.not_from_own_pods().into_iter().chain([mark]).collect()),
+            Source::KeptForPods => {
+                Some(self.not_from_own_pods().into_iter().chain([mark]).collect())
+            }
             Source::Masqueraded => Some(vec![mark]),
         }
     }
@@ -631,12 +643,10 @@ fn load_random(view: View, count: u32) -> Statement {
 }
 
 /// The address of an endpoint entry's value, for whoever reads the maps.
-pub fn endpoint_of(datum: &Datum) -> Option<std::net::SocketAddr> {
+pub fn endpoint_of(datum: &Datum) -> Option<SocketAddr> {
     match datum {
         Datum::Values(values) => match values.as_slice() {
-            [Value::Address(address), Value::Port(port)] => {
-                Some(std::net::SocketAddr::new(*address, *port))
-            }
+            [Value::Address(address), Value::Port(port)] => Some(SocketAddr::new(*address, *port)),
             _ => None,
         },
         _ => None,
