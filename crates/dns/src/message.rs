@@ -245,7 +245,8 @@ const KIND_NAMES: [(&str, u16); 14] = [
     ("ANY", kind::ANY),
 ];
 
-pub(crate) fn u16_at(message: &[u8], at: usize) -> Option<u16> {
+/// The 16-bit number at an offset; `None` beyond the end.
+pub fn u16_at(message: &[u8], at: usize) -> Option<u16> {
     let octets = message.get(at..at.checked_add(2)?)?;
     Some(u16::from_be_bytes(octets.try_into().ok()?))
 }

@@ -45,9 +45,11 @@ impl ResolvConf {
                         .collect();
                 }
                 Some("options") => {
-                    let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
-                    conf.ndots =
-                        ndots.last().map_or(conf.ndots, |ndots: usize| ndots.min(MAX_NDOTS));
+                    for word in words {
+                        if let Some(Ok(ndots)) = word.strip_prefix("ndots:").map(str::parse) {
+                            conf.ndots = usize::min(ndots, MAX_NDOTS);
+                        }
+                    }
                 }
                 _ => {}
             }
