@@ -206,7 +206,6 @@ fn the_honest_fake_refuses_what_linux_refuses() {
         NetOp::DeleteRoute { destination, link: tunnel.clone() },
         NetOp::DeleteNeighbour { link: tunnel.clone(), address: address("10.244.7.0") },
         NetOp::DeleteForwarding { link: tunnel.clone(), mac },
-        NetOp::SetForwarding { link: bridge.clone(), mac, destination: address("172.30.0.9") },
         NetOp::SetNeighbour { link: "none".into(), address: address("10.244.7.0"), mac },
         NetOp::SetSysctl { key: "net/ipv4/conf/flatnet.9/rp_filter".into(), value: "2".into() },
     ];
