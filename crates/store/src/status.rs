@@ -17,8 +17,8 @@ pub struct Status {
     pub reason: &'static str,
     /// The sentence for people.
     pub message: String,
-    /// What it is about.
-    pub details: Option<Details>,
+    /// What it is about. Boxed, since most results are no errors.
+    pub details: Option<Box<Details>>,
 }
 
 /// `status.details`.
@@ -82,13 +82,13 @@ impl Status {
     /// 404 for a path that names no resource.
     pub fn unknown_path() -> Self {
         let message = "the server could not find the requested resource";
-        Self { details: Some(Details::default()), ..Self::failure(404, "NotFound", message) }
+        Self { details: Some(Box::default()), ..Self::failure(404, "NotFound", message) }
     }
 
     /// 405.
     pub fn method_not_allowed() -> Self {
         let message = "the server does not allow this method on the requested resource";
-        let details = Some(Details::default());
+        let details = Some(Box::default());
         Self { details, ..Self::failure(405, "MethodNotAllowed", message) }
     }
 
@@ -96,7 +96,7 @@ impl Status {
     pub fn not_acceptable() -> Self {
         let message = "406: Not Acceptable\n\nAvailable representations: application/json, \
                        application/yaml, application/vnd.kubernetes.protobuf";
-        let details = Some(Details::default());
+        let details = Some(Box::default());
         Self { details, ..Self::failure(406, "NotAcceptable", message) }
     }
 
@@ -111,7 +111,7 @@ impl Status {
     /// 415 for the body of a patch.
     pub fn unknown_patch_type() -> Self {
         let message = "415: Unsupported Media Type";
-        let details = Some(Details::default());
+        let details = Some(Box::default());
         Self { details, ..Self::failure(415, "UnsupportedMediaType", message) }
     }
 
@@ -167,13 +167,13 @@ impl Status {
             ..Details::default()
         };
         let message = format!("{group_kind} {name:?} is invalid: {}", errors.summary());
-        Self { details: Some(details), ..Self::failure(422, "Invalid", message) }
+        Self { details: Some(Box::new(details)), ..Self::failure(422, "Invalid", message) }
     }
 
     /// 422 for a patch that cannot be applied; the real server says no more than this.
     pub fn patch_rejected() -> Self {
         let message = "the server rejected our request due to an error in our request";
-        Self { details: Some(Details::default()), ..Self::failure(422, "Invalid", message) }
+        Self { details: Some(Box::default()), ..Self::failure(422, "Invalid", message) }
     }
 
     /// 504 for a list at a revision that does not exist yet.
@@ -186,7 +186,7 @@ impl Status {
         };
         let details =
             Details { causes: vec![cause], retry_after_seconds: Some(1), ..Details::default() };
-        Self { details: Some(details), ..Self::failure(504, "Timeout", message) }
+        Self { details: Some(Box::new(details)), ..Self::failure(504, "Timeout", message) }
     }
 
     /// 500, for a fault of the server itself.
@@ -197,7 +197,7 @@ impl Status {
     /// The answer of a deletion that left nothing.
     pub fn deleted(resource: &Resource, name: &str, uid: &str) -> Self {
         let details = Details { uid: uid.to_owned(), ..Details::of(resource, name) };
-        Self { code: 200, reason: "", message: String::new(), details: Some(details) }
+        Self { code: 200, reason: "", message: String::new(), details: Some(Box::new(details)) }
     }
 
     /// A success without details.
@@ -237,7 +237,7 @@ impl Status {
     }
 
     pub(crate) fn about(mut self, resource: &Resource, name: &str) -> Self {
-        self.details = Some(Details::of(resource, name));
+        self.details = Some(Box::new(Details::of(resource, name)));
         self
     }
 

@@ -148,10 +148,9 @@ fn answer(api: &mut Api, line: &str) -> (u16, String) {
             .find(|(key, _)| *key == name)
             .map(|(_, value)| value.split(" https://").next().expect("a value").to_owned())
     };
-    let method = if line.starts_with("-X ") {
-        line[3..].split(' ').next().expect("a method")
-    } else {
-        "GET"
+    let method = match line.strip_prefix("-X ") {
+        Some(rest) => rest.split(' ').next().expect("a method"),
+        None => "GET",
     };
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let (namespace, plural, name) = match parts.as_slice() {

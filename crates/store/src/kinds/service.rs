@@ -236,7 +236,7 @@ fn keep_allocated(service: &mut Value, old: &Value) {
             json::copy(service, old, "/spec/clusterIP");
         }
         let same = json::text(service, "/spec/clusterIP") == json::text(old, "/spec/clusterIP");
-        if same && json::items(service, "/spec/clusterIPs").len() < 2 {
+        if same {
             keep_addresses(service, old);
         }
         for field in ["/spec/ipFamilies", "/spec/ipFamilyPolicy"] {
@@ -268,15 +268,17 @@ fn keep_allocated(service: &mut Value, old: &Value) {
 
 /// The second address stays too, unless the policy gives it up.
 fn keep_addresses(service: &mut Value, old: &Value) {
-    if json::text(service, "/spec/ipFamilyPolicy") == "SingleStack" {
-        for field in ["/spec/clusterIPs", "/spec/ipFamilies"] {
-            let first = json::items(service, field).first().or(json::items(old, field).first());
-            if let Some(first) = first.cloned() {
-                json::set(service, field, vec![first]);
-            }
-        }
-    } else {
+    if json::items(service, "/spec/clusterIPs").len() < 2 {
         json::copy(service, old, "/spec/clusterIPs");
+    }
+    if json::text(service, "/spec/ipFamilyPolicy") != "SingleStack" {
+        return;
+    }
+    for field in ["/spec/clusterIPs", "/spec/ipFamilies"] {
+        let unchanged = json::at(service, field) == json::at(old, field);
+        if unchanged && let Some(first) = json::items(service, field).first().cloned() {
+            json::set(service, field, vec![first]);
+        }
     }
 }
 

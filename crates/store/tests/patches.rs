@@ -1,0 +1,176 @@
+//! Strategic merge patches on real kinds, and what patches share.
+
+mod common;
+
+use common::{Api, named, row};
+use serde_json::{Value, json};
+use store::{PatchKind, patch};
+
+fn strategic(plural: &str, old: Value, change: Value) -> Value {
+    patch::apply(row(plural), PatchKind::Strategic, &old, &change).expect("a patch")
+}
+
+#[test]
+fn lists_merge_by_their_keys() {
+    for (plural, old, change, expected) in [
+        (
+            "services",
+            json!({"spec": {"ports": [{"port": 80, "name": "http"}, {"port": 81, "name": "b"}]}}),
+            json!({"spec": {"ports": [{"port": 80, "targetPort": 8080}]}}),
+            json!({"spec": {"ports": [
+                {"port": 80, "name": "http", "targetPort": 8080}, {"port": 81, "name": "b"}]}}),
+        ),
+        (
+            "services",
+            json!({"spec": {"ports": [{"port": 80}, {"port": 81}]}}),
+            json!({"spec": {"ports": [{"$patch": "delete", "port": 80}]}}),
+            json!({"spec": {"ports": [{"port": 81}]}}),
+        ),
+        (
+            "services",
+            json!({"spec": {"ports": [{"port": 80}, {"port": 81}]}}),
+            json!({"spec": {"ports": [{"$patch": "replace"}, {"port": 82}]}}),
+            json!({"spec": {"ports": [{"port": 82}]}}),
+        ),
+        (
+            "services",
+            json!({"spec": {"ports": [{"port": 80}, {"port": 81}]}}),
+            json!({"spec": {"$setElementOrder/ports": [{"port": 82}, {"port": 81}, {"port": 80}],
+                "ports": [{"port": 82}]}}),
+            json!({"spec": {"ports": [{"port": 82}, {"port": 81}, {"port": 80}]}}),
+        ),
+        // 53/UDP and 53/TCP have one key: the first is meant, as in the real server.
+        (
+            "services",
+            json!({"spec": {"ports": [
+                {"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}}),
+            json!({"spec": {"ports": [{"port": 53, "name": "x"}]}}),
+            json!({"spec": {"ports": [
+                {"port": 53, "protocol": "UDP", "name": "x"}, {"port": 53, "protocol": "TCP"}]}}),
+        ),
+        (
+            "deployments",
+            json!({"spec": {"template": {"spec": {"containers": [
+                {"name": "a", "image": "x", "env": [{"name": "K", "value": "1"}]},
+                {"name": "b", "image": "y"}]}}}}),
+            json!({"spec": {"template": {"spec": {
+                "$setElementOrder/containers": [{"name": "a"}, {"name": "b"}],
+                "containers": [{"name": "a", "image": "z",
+                    "$setElementOrder/env": [{"name": "L"}, {"name": "K"}],
+                    "env": [{"name": "L", "value": "2"}]}]}}}}),
+            json!({"spec": {"template": {"spec": {"containers": [
+                {"name": "a", "image": "z",
+                    "env": [{"name": "L", "value": "2"}, {"name": "K", "value": "1"}]},
+                {"name": "b", "image": "y"}]}}}}),
+        ),
+        // Atomic lists are replaced.
+        (
+            "pods",
+            json!({"spec": {"tolerations": [{"key": "a"}], "containers": [{"name": "a", "args": ["1"]}]}}),
+            json!({"spec": {"tolerations": [{"key": "b"}], "containers": [{"name": "a", "args": ["2"]}]}}),
+            json!({"spec": {"tolerations": [{"key": "b"}], "containers": [{"name": "a", "args": ["2"]}]}}),
+        ),
+        // Sets.
+        (
+            "configmaps",
+            json!({"metadata": {"finalizers": ["a", "b"]}}),
+            json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c", "b"]}}),
+            json!({"metadata": {"finalizers": ["b", "c"]}}),
+        ),
+        (
+            "configmaps",
+            json!({"data": {"a": "1", "b": "2"}}),
+            json!({"data": {"a": null, "c": "3"}}),
+            json!({"data": {"b": "2", "c": "3"}}),
+        ),
+        (
+            "configmaps",
+            json!({"data": {"a": "1"}}),
+            json!({"data": {"$patch": "replace", "c": "3"}}),
+            json!({"data": {"c": "3"}}),
+        ),
+        (
+            "configmaps",
+            json!({"data": {"a": "1"}}),
+            json!({"data": {"$patch": "delete"}}),
+            json!({}),
+        ),
+        (
+            "deployments",
+            json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}}),
+            json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}}),
+            json!({"spec": {"strategy": {"type": "Recreate"}}}),
+        ),
+        (
+            "nodes",
+            json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "x"}]}}),
+            json!({"status": {"conditions": [{"type": "Ready", "status": "False"}, {"type": "Disk"}]}}),
+            json!({"status": {"conditions": [
+                {"type": "Ready", "status": "False", "reason": "x"}, {"type": "Disk"}]}}),
+        ),
+        (
+            "pods",
+            json!({"metadata": {"ownerReferences": [{"uid": "1", "name": "a"}]}}),
+            json!({"metadata": {"ownerReferences": [{"$patch": "delete", "uid": "1"}]}}),
+            json!({"metadata": {"ownerReferences": []}}),
+        ),
+    ] {
+        assert_eq!(strategic(plural, old, change.clone()), expected, "{plural}: {change}");
+    }
+}
+
+#[test]
+fn an_order_alone_reorders() {
+    let patched = strategic(
+        "services",
+        json!({"spec": {"ports": [{"port": 1}, {"port": 2}, {"port": 3}]}}),
+        json!({"spec": {"$setElementOrder/ports": [{"port": 3}, {"port": 1}]}}),
+    );
+    // The unnamed item keeps its place before the one it stood before.
+    assert_eq!(patched["spec"]["ports"], json!([{"port": 2}, {"port": 3}, {"port": 1}]));
+}
+
+#[test]
+fn malformed_strategic_patches_are_refused() {
+    for change in [
+        json!({"spec": {"ports": [{"name": "no key"}]}}),
+        json!({"spec": {"ports": ["no object"]}}),
+        json!({"spec": {"$patch": "frobnicate"}}),
+        json!({"spec": {"$retainKeys": "x"}}),
+        json!({"spec": {"$setElementOrder/ports": 7, "ports": [{"port": 1}]}}),
+        json!([]),
+    ] {
+        let result = patch::apply(row("services"), PatchKind::Strategic, &json!({}), &change);
+        assert_eq!(result.expect_err("refused").code, 400, "{change}");
+    }
+}
+
+#[test]
+fn a_patch_with_a_version_means_that_version() {
+    let mut api = Api::new();
+    api.create("configmaps", "default", named(row("configmaps"), "c")).expect("created");
+    let body = json!({"metadata": {"resourceVersion": "1"}, "data": {"a": "1"}});
+    let status = api.patch("configmaps", "default", "c", PatchKind::Merge, body);
+    assert_eq!(status.expect_err("stale").reason, "Conflict");
+    let body = json!({"data": {"a": "1"}});
+    let patched = api.patch("configmaps", "default", "c", PatchKind::Merge, body).expect("patched");
+    assert_eq!(patched.value["data"]["a"], "1");
+}
+
+#[test]
+fn a_patch_cannot_change_what_the_server_owns() {
+    let mut api = Api::new();
+    let created = api.create("configmaps", "default", named(row("configmaps"), "c")).expect("made");
+    let body = json!([
+        {"op": "replace", "path": "/metadata/creationTimestamp", "value": "1999-01-01T00:00:00Z"},
+        {"op": "add", "path": "/metadata/managedFields", "value": [{}]},
+    ]);
+    let patched = api.patch("configmaps", "default", "c", PatchKind::Json, body).expect("fine");
+    assert_eq!(patched.value, created.value);
+    let body = json!({"metadata": {"name": "other"}});
+    let status = api.patch("configmaps", "default", "c", PatchKind::Merge, body);
+    assert_eq!(
+        status.expect_err("a name").message,
+        "the name of the object (other) does not match the name on the URL (c)"
+    );
+}
