@@ -5,9 +5,36 @@
 //! and its actions out. A pod's `flatnet-pause` parents the containers, so that the death of this
 //! process disturbs none of them (invariant 14).
 
+mod adopt;
+mod cgroup;
+mod cni;
+mod context;
+mod disk;
+mod environment;
+mod events;
+mod images;
+mod launch;
+mod machine;
+mod node;
 mod options;
+mod pause_client;
+mod pod;
+mod pod_files;
+mod pods;
+mod probe;
+mod quantity;
+mod sandbox;
+mod sys;
+mod tasks;
+mod volumes;
+mod worker;
 
-pub use options::Options;
+use client::Client;
+
+use crate::context::Context;
+use crate::images::Images;
+pub use crate::options::Options;
+use crate::pods::Pods;
 
 /// Runs the node's pods until the process ends. Needs a Tokio runtime; one thread is enough.
 ///
@@ -15,5 +42,22 @@ pub use options::Options;
 /// What cannot be mended by trying again: unreadable certificates, a state directory that cannot
 /// be written, a port that is taken.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    anyhow::bail!("node {}: not started", options.node_name)
+    let client = Client::from_kubeconfig(&options.kubeconfig).await?;
+    run_with(options, client).await
 }
+
+async fn run_with(options: Options, client: Client) -> anyhow::Result<()> {
+    for directory in [&options.state_directory, &options.run_directory] {
+        disk::make_private(directory).map_err(anyhow::Error::msg)?;
+    }
+    let images = Images::prepare(options.state_directory.join("images"), &options.toolbox_binary)
+        .map_err(anyhow::Error::msg)?;
+    let context = Context::new(options, client, images);
+    tokio::spawn(node::keep_registered(context.clone()));
+    tokio::spawn(node::keep_lease(context.clone()));
+    Pods::adopt(context).follow().await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! One start of a container: from the pod's spec to what the pause process is told.
+
+use std::path::PathBuf;
+
+use pause::ContainerSpec;
+
+use crate::disk::{self, PodDirectory};
+use crate::environment::{self, Sources};
+use crate::images::{Image, Images};
+use crate::machine::StartFailure;
+use crate::pod::{Container, Pod};
+use crate::volumes;
+
+/// Bytes of one log file; one older file is kept beside it (kubelet's `containerLogMaxSize`).
+const LOG_LIMIT_BYTES: u64 = 10 << 20;
+/// How readily the kernel ends a container for want of memory: more readily than the node's own.
+const OOM_SCORE_ADJUST: i32 = 500;
+
+/// Capabilities by number, in the order of `linux/capability.h`, as far as a pod may have them.
+const CAPABILITIES: [(&str, u32); 14] = [
+    ("CHOWN", 0),
+    ("DAC_OVERRIDE", 1),
+    ("FOWNER", 3),
+    ("FSETID", 4),
+    ("KILL", 5),
+    ("SETGID", 6),
+    ("SETUID", 7),
+    ("SETPCAP", 8),
+    ("NET_BIND_SERVICE", 10),
+    ("NET_ADMIN", 12),
+    ("NET_RAW", 13),
+    ("SYS_CHROOT", 18),
+    ("SETFCAP", 31),
+    ("IPC_LOCK", 14),
+];
+/// Capabilities that a pod has only when it asks: each acts on the pod's own namespaces alone.
+const ON_REQUEST: [&str; 2] = ["NET_ADMIN", "IPC_LOCK"];
+
+/// Which start of which container.
+pub struct Start<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The container.
+    pub container: &'a Container,
+    /// Its identity.
+    pub id: &'a str,
+    /// How often it was started before.
+    pub restarts: u32,
+    /// `cgroup.procs` files to enter.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// Lays out the container's directories and says how to start it.
+///
+/// # Errors
+/// Why it cannot be started, sorted by what the pod's status shows.
+pub fn prepare(
+    start: &Start<'_>,
+    directory: &PodDirectory,
+    images: &Images,
+    sources: &Sources,
+) -> Result<ContainerSpec, StartFailure> {
+    let (pod, container) = (start.pod, start.container);
+    let image = Image::find(&container.image).map_err(StartFailure::Image)?;
+    let config = StartFailure::Config;
+    let variables = environment::environment(pod, container, sources).map_err(config)?;
+    let (user, group, groups) = identity(pod, container).map_err(config)?;
+    let capabilities = capabilities(container).map_err(config)?;
+    let binds = volumes::binds(pod, container, directory).map_err(config)?;
+    let expand = |texts: &[String]| -> Vec<String> {
+        texts.iter().map(|text| environment::expand(text, &variables)).collect()
+    };
+    let (entry_point, default_arguments) = image.command();
+    let own = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    // A pod's command replaces the image's arguments as well.
+    let mut arguments = match (container.command.is_empty(), container.args.is_empty()) {
+        (true, true) => [own(entry_point), own(default_arguments)].concat(),
+        (true, false) => [own(entry_point), expand(&container.args)].concat(),
+        (false, _) => [expand(&container.command), expand(&container.args)].concat(),
+    };
+    arguments.truncate(MAX_ARGUMENTS);
+    let layers = directory.layers(&container.name, start.restarts);
+    disk::remove_tree(&layers).map_err(StartFailure::Run)?;
+    let root = layers.join("mount");
+    disk::make_private(&root).map_err(StartFailure::Run)?;
+    let overlays = images.overlays(image, &layers).map_err(StartFailure::Run)?;
+    let mut environment: Vec<String> =
+        variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if !variables.contains_key("HOME") {
+        environment.push(format!("HOME={}", if user == 0 { "/root" } else { "/" }));
+    }
+    let directory_in_container =
+        if container.working_dir.is_empty() { "/" } else { container.working_dir.as_str() };
+    Ok(ContainerSpec {
+        name: container.name.clone(),
+        id: start.id.to_owned(),
+        root,
+        overlays,
+        binds,
+        read_only_root: container.security_context.read_only_root_filesystem.unwrap_or(false),
+        arguments,
+        environment,
+        working_directory: directory_in_container.to_owned(),
+        user,
+        group,
+        groups,
+        capabilities,
+        cgroups: start.cgroups.clone(),
+        oom_score_adjust: OOM_SCORE_ADJUST,
+        log_file: directory.log(&container.name, start.restarts),
+        log_limit_bytes: LOG_LIMIT_BYTES,
+        exit_file: directory.exit(&container.name, start.restarts),
+    })
+}
+
+/// Most words of a command line.
+const MAX_ARGUMENTS: usize = 4096;
+
+fn identity(pod: &Pod, container: &Container) -> Result<(u32, u32, Vec<u32>), String> {
+    let (own, shared) = (&container.security_context, &pod.spec.security_context);
+    if own.privileged.unwrap_or(false) {
+        return Err(format!(
+            "container {} asks to be privileged, which would make it root on this machine: \
+             remove securityContext.privileged; NET_ADMIN can be asked for by capabilities.add",
+            container.name
+        ));
+    }
+    let user = own.run_as_user.or(shared.run_as_user).unwrap_or(0);
+    let group = own.run_as_group.or(shared.run_as_group).unwrap_or(0);
+    if user == 0 && own.run_as_non_root.or(shared.run_as_non_root).unwrap_or(false) {
+        return Err(format!(
+            "container has runAsNonRoot and image will run as root (pod: \"{}_{}({})\", container: {})",
+            pod.metadata.name, pod.metadata.namespace, pod.metadata.uid, container.name
+        ));
+    }
+    let mut groups = shared.supplemental_groups.clone();
+    groups.extend(shared.fs_group);
+    Ok((user, group, groups))
+}
+
+fn capabilities(container: &Container) -> Result<u64, String> {
+    let bit = |number: u32| 1_u64 << number;
+    let mut kept: u64 = CAPABILITIES
+        .iter()
+        .filter(|(name, _)| !ON_REQUEST.contains(name))
+        .fold(0, |mask, (_, number)| mask | bit(*number));
+    let asked = &container.security_context.capabilities;
+    let plain = |name: &str| name.trim_start_matches("CAP_").to_uppercase();
+    if asked.drop.iter().any(|name| plain(name) == "ALL") {
+        kept = 0;
+    }
+    for name in &asked.drop {
+        if let Some((_, number)) = CAPABILITIES.iter().find(|(known, _)| *known == plain(name)) {
+            kept &= !bit(*number);
+        }
+    }
+    for name in &asked.add {
+        match CAPABILITIES.iter().find(|(known, _)| *known == plain(name)) {
+            Some((_, number)) => kept |= bit(*number),
+            None => {
+                let names: Vec<&str> = CAPABILITIES.iter().map(|(known, _)| *known).collect();
+                return Err(format!(
+                    "container {} asks for the capability {name}, which this node gives to no pod; \
+                     it gives {}",
+                    container.name,
+                    names.join(", ")
+                ));
+            }
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn container(security: Value) -> Container {
+        let text = json!({"name": "a", "securityContext": security});
+        serde_json::from_value(text).expect("a container")
+    }
+
+    #[test]
+    fn no_pod_gets_more_than_the_listed_capabilities() {
+        let default = capabilities(&container(json!({}))).expect("a mask");
+        for (number, kept) in [(0, true), (10, true), (12, false), (21, false), (27, false)] {
+            assert_eq!(default & (1 << number) != 0, kept, "capability {number}");
+        }
+        let only = json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}});
+        assert_eq!(capabilities(&container(only)), Ok(1 << 10));
+        let less = json!({"capabilities": {"drop": ["CAP_NET_RAW"]}});
+        assert_eq!(capabilities(&container(less)), Ok(default & !(1 << 13)));
+        let more = json!({"capabilities": {"add": ["SYS_ADMIN"]}});
+        let error = capabilities(&container(more)).expect_err("refused");
+        assert!(error.contains("SYS_ADMIN, which this node gives to no pod"), "{error}");
+    }
+
+    #[test]
+    fn root_is_refused_where_the_pod_forbids_it() {
+        let pod = Pod::default();
+        assert!(identity(&pod, &container(json!({"runAsNonRoot": true}))).is_err());
+        assert!(identity(&pod, &container(json!({"privileged": true}))).is_err());
+        let user = identity(&pod, &container(json!({"runAsNonRoot": true, "runAsUser": 7})));
+        assert_eq!(user, Ok((7, 0, vec![])));
+    }
+}

@@ -1,0 +1,204 @@
+//! What the memory of a pod asks for next.
+
+use std::time::Duration;
+
+use model::Timestamp;
+
+use super::{
+    Action, ContainerRecord, ContainerState, Machine, Note, Outcome, REMOVED_GRACE_S, SandboxState,
+    Stop, is_due, restarts,
+};
+
+impl Machine {
+    /// What to do now. Each action is given once; its answer, a fact, moves the pod on.
+    pub fn next(&mut self, now: Timestamp) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.record.sandbox.state == SandboxState::Removing && !self.removal_asked {
+            self.removal_asked = true;
+            actions.push(Action::RemoveSandbox);
+        }
+        if !self.is_ending() {
+            match self.record.sandbox.state {
+                SandboxState::Absent if is_due(self.record.sandbox.retry_at, now) => {
+                    self.record.sandbox.state = SandboxState::Creating;
+                    self.record.sandbox.retry_at = None;
+                    actions.push(Action::CreateSandbox);
+                }
+                SandboxState::Absent | SandboxState::Creating | SandboxState::Removing => {}
+                SandboxState::Ready => {
+                    self.drive_containers(now, &mut actions);
+                    self.drive_probes(now, &mut actions);
+                }
+            }
+        }
+        if self.is_ending() {
+            self.wind_down(now, &mut actions);
+        }
+        self.drive_stops(now, &mut actions);
+        actions
+    }
+
+    /// Init containers one after another, then all others together.
+    fn drive_containers(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let names = |containers: &[crate::pod::Container]| -> Vec<String> {
+            containers.iter().map(|container| container.name.clone()).collect()
+        };
+        let (inits, mains) =
+            (names(&self.pod.spec.init_containers), names(&self.pod.spec.containers));
+        for name in &inits {
+            let is_sidecar = self.pod.container(name).is_some_and(|init| init.is_sidecar());
+            let Some(record) = self.record.containers.get(name) else { return };
+            let done = match &record.state {
+                ContainerState::Ended(ended) => !is_sidecar && ended.code == 0,
+                ContainerState::Running { .. } => is_sidecar && record.started,
+                _ => false,
+            };
+            if !done && self.has_failed_for_good(name) {
+                self.record.finished = Some(Outcome::Failed);
+                return;
+            }
+            // Once the pod is up, a sidecar that restarts holds nobody back.
+            if !done {
+                self.start_if_due(name, now, actions);
+                if !self.record.initialized {
+                    return;
+                }
+            }
+        }
+        self.record.initialized = true;
+        for name in &mains {
+            if !self.has_ended_for_good(name) {
+                self.start_if_due(name, now, actions);
+            }
+        }
+        if !mains.is_empty() && mains.iter().all(|name| self.has_ended_for_good(name)) {
+            let failed = mains.iter().any(|name| self.exit_code(name) != Some(0));
+            self.record.finished = Some(if failed { Outcome::Failed } else { Outcome::Succeeded });
+        }
+    }
+
+    fn start_if_due(&mut self, name: &str, now: Timestamp, actions: &mut Vec<Action>) {
+        let uid = self.pod.metadata.uid.clone();
+        let Some(record) = self.record.containers.get_mut(name) else { return };
+        if record.is_active() || !is_due(record.start_at, now) {
+            return;
+        }
+        if let Some(ended) = record.ended().cloned() {
+            record.last = Some(ended);
+            record.restarts += 1;
+        }
+        let id = container_id(&uid, name, record.restarts);
+        record.state = ContainerState::Starting { id: id.clone() };
+        record.start_at = None;
+        actions.push(Action::Start { container: name.into(), id, restarts: record.restarts });
+    }
+
+    fn exit_code(&self, name: &str) -> Option<i32> {
+        let record = self.record.containers.get(name)?;
+        record.ended().map(|ended| ended.code)
+    }
+
+    fn has_ended_for_good(&self, name: &str) -> bool {
+        match (self.exit_code(name), self.pod.container(name)) {
+            (Some(code), Some(container)) => !restarts(container, &self.pod, code),
+            _ => false,
+        }
+    }
+
+    fn has_failed_for_good(&self, name: &str) -> bool {
+        self.exit_code(name).is_some_and(|code| code != 0) && self.has_ended_for_good(name)
+    }
+
+    fn drive_probes(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        for (name, probes) in &mut self.probes {
+            let Some(record) = self.record.containers.get(name) else { continue };
+            if record.is_running() && record.stop.is_none() {
+                let due = probes.take_due(record.started, now);
+                let probe = |kind| Action::Probe { container: name.clone(), kind };
+                actions.extend(due.into_iter().map(probe));
+            }
+        }
+    }
+
+    /// Stops everything, sidecars last, then removes the sandbox, then, for a deleted pod, the
+    /// object itself: whoever sees it gone knows that nothing of it is left (invariant 5).
+    fn wind_down(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let (sidecars, others): (Vec<String>, Vec<String>) =
+            self.record.containers.keys().cloned().partition(|name| {
+                let is_init = |init: &&crate::pod::Container| init.name == *name;
+                let init = self.pod.spec.init_containers.iter().find(is_init);
+                init.is_some_and(|init| init.is_sidecar())
+            });
+        let active = |names: Vec<String>| -> Vec<String> {
+            let is_active = |name: &String| {
+                self.record.containers.get(name).is_some_and(ContainerRecord::is_active)
+            };
+            names.into_iter().filter(is_active).collect()
+        };
+        let (sidecars, others) = (active(sidecars), active(others));
+        let to_stop = if others.is_empty() { sidecars } else { others };
+        for name in &to_stop {
+            self.begin_stop(name, now, actions);
+        }
+        if !to_stop.is_empty() {
+            return;
+        }
+        match self.record.sandbox.state {
+            SandboxState::Ready => {
+                self.record.sandbox.state = SandboxState::Removing;
+                self.removal_asked = true;
+                actions.push(Action::RemoveSandbox);
+            }
+            SandboxState::Creating | SandboxState::Removing => {}
+            SandboxState::Absent => {
+                let deleted = self.record.removed || self.pod.metadata.deletion_timestamp.is_some();
+                if deleted && !self.finish_asked {
+                    self.finish_asked = true;
+                    actions.push(Action::Finish);
+                }
+            }
+        }
+    }
+
+    fn begin_stop(&mut self, name: &str, now: Timestamp, actions: &mut Vec<Action>) {
+        let grace_s = if self.record.removed { REMOVED_GRACE_S as i64 } else { self.pod.grace_s() };
+        let kill_at = now.after(Duration::from_secs(grace_s.max(0) as u64));
+        let Some(record) = self.record.containers.get_mut(name) else { return };
+        if !record.is_running() {
+            return; // Being started: the answer comes first.
+        }
+        match &mut record.stop {
+            // A later deletion may shorten the grace, never lengthen it.
+            Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
+            None => {
+                record.stop = Some(Stop { grace_s, kill_at, asked: false, killed: false });
+                let message = format!("Stopping container {name}");
+                actions.push(Action::Emit(Note::container(false, "Killing", message, name)));
+            }
+        }
+    }
+
+    fn drive_stops(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        for (name, record) in &mut self.record.containers {
+            let is_running = record.is_running();
+            let Some(stop) = record.stop.as_mut().filter(|_| is_running) else { continue };
+            if !stop.asked {
+                stop.asked = true;
+                actions.push(Action::Stop { container: name.clone(), grace_s: stop.grace_s });
+            }
+            if !stop.killed && stop.kill_at <= now {
+                stop.killed = true;
+                actions.push(Action::Kill { container: name.clone() });
+            }
+        }
+    }
+}
+
+/// 64 hexadecimal digits, as users of runtimes know them: the pod, the container, the start.
+fn container_id(uid: &str, name: &str, restarts: u32) -> String {
+    let pod: String = uid.chars().filter(char::is_ascii_hexdigit).take(32).collect();
+    // FNV-1a: tells the containers of one pod apart.
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, fold);
+    format!("{pod:0>32}{hash:016x}{restarts:016x}")
+}

@@ -1,0 +1,242 @@
+//! How each fact changes the memory of a pod.
+
+use std::time::Duration;
+
+use model::Timestamp;
+
+use super::{
+    BACKOFF_FIRST_S, BACKOFF_FORGOTTEN_S, BACKOFF_LIMIT_S, CONFIG_RETRY_S, ContainerRecord,
+    ContainerState, Ended, Judgement, Machine, Note, SANDBOX_RETRY_LIMIT_S, SANDBOX_RETRY_S,
+    SandboxState, StartFailure, Stop, restarts,
+};
+use crate::pod::ProbeKind;
+
+impl Machine {
+    pub(super) fn sandbox_failed(
+        &mut self,
+        reason: &'static str,
+        message: String,
+        now: Timestamp,
+    ) -> Note {
+        let sandbox = &mut self.record.sandbox;
+        sandbox.state = SandboxState::Absent;
+        let wait_s = SANDBOX_RETRY_S
+            .checked_shl(sandbox.failures.min(16))
+            .map_or(SANDBOX_RETRY_LIMIT_S, |wait_s| wait_s.min(SANDBOX_RETRY_LIMIT_S));
+        sandbox.failures = sandbox.failures.saturating_add(1);
+        sandbox.retry_at = Some(now.after(Duration::from_secs(wait_s)));
+        Note::pod(true, reason, message)
+    }
+
+    /// The kernel ended every process of the pod with the pause process.
+    pub(super) fn sandbox_lost(&mut self, now: Timestamp) -> Vec<Note> {
+        if self.record.sandbox.state != SandboxState::Ready {
+            return Vec::new();
+        }
+        self.record.sandbox.state = SandboxState::Removing;
+        self.record.sandbox.retry_at = None;
+        self.record.initialized = false;
+        let mut lost = Vec::new();
+        for (name, record) in &self.record.containers {
+            let (id, started_at) = match &record.state {
+                ContainerState::Running { id, started_at } => (id, *started_at),
+                ContainerState::Starting { id } => (id, now),
+                _ => continue,
+            };
+            let ended = Ended {
+                id: id.clone(),
+                code: 137,
+                reason: "Error".into(),
+                message: "The pod's sandbox ended.".into(),
+                started_at,
+                finished_at: now,
+            };
+            lost.push((name.clone(), ended));
+        }
+        let mut notes: Vec<Note> =
+            lost.into_iter().flat_map(|(name, ended)| self.ended(&name, ended)).collect();
+        // The new sandbox has a new address: init containers run again, as in the kubelet.
+        if !self.is_ending() && self.will_run_again() {
+            for init in &self.pod.spec.init_containers {
+                if let Some(record) = self.record.containers.get_mut(&init.name)
+                    && let Some(ended) = record.ended().cloned()
+                {
+                    record.last = Some(ended);
+                    record.restarts += 1;
+                    record.state = ContainerState::default();
+                    record.start_at = None;
+                }
+            }
+            let message = "Pod sandbox changed, it will be killed and re-created.";
+            notes.push(Note::pod(false, "SandboxChanged", message.into()));
+        }
+        notes
+    }
+
+    fn will_run_again(&self) -> bool {
+        self.pod.spec.containers.iter().any(|container| {
+            let record = self.record.containers.get(&container.name);
+            record
+                .and_then(ContainerRecord::ended)
+                .is_none_or(|ended| restarts(container, &self.pod, ended.code))
+        })
+    }
+
+    pub(super) fn started(&mut self, name: &str, id: &str, started_at: Timestamp) -> Vec<Note> {
+        let Some(container) = self.pod.container(name) else { return Vec::new() };
+        let image = container.image.clone();
+        let (startup, readiness) =
+            (container.startup_probe.is_some(), container.readiness_probe.is_some());
+        let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
+        // The end of a short run may be known before the answer to its start.
+        if record.is_starting(id) {
+            record.state = ContainerState::Running { id: id.to_owned(), started_at };
+            record.start_at = None;
+            record.started = !startup;
+            record.ready = !startup && !readiness;
+            self.begin_probes(name, started_at);
+        }
+        let pulled = format!("Container image \"{image}\" already present on machine");
+        vec![
+            Note::container(false, "Pulled", pulled, name),
+            Note::container(false, "Created", format!("Created container: {name}"), name),
+            Note::container(false, "Started", format!("Started container {name}"), name),
+        ]
+    }
+
+    pub(super) fn not_started(
+        &mut self,
+        name: &str,
+        id: &str,
+        failure: &StartFailure,
+        now: Timestamp,
+    ) -> Vec<Note> {
+        if !self.record.containers.get(name).is_some_and(|record| record.is_starting(id)) {
+            return Vec::new();
+        }
+        let message = match failure {
+            StartFailure::Run(message) => {
+                let ended = Ended {
+                    id: id.to_owned(),
+                    code: 128,
+                    reason: "StartError".into(),
+                    message: message.clone(),
+                    started_at: now,
+                    finished_at: now,
+                };
+                let text = format!("Error: {message}");
+                let mut notes = vec![Note::container(true, "Failed", text, name)];
+                notes.extend(self.ended(name, ended));
+                return notes;
+            }
+            StartFailure::Image(message) | StartFailure::Config(message) => message.clone(),
+        };
+        let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
+        if let StartFailure::Config(_) = failure {
+            record.start_at = Some(now.after(Duration::from_secs(CONFIG_RETRY_S)));
+            let reason = "CreateContainerConfigError".into();
+            record.state = ContainerState::Waiting { reason, message: message.clone() };
+            return vec![Note::container(true, "Failed", format!("Error: {message}"), name)];
+        }
+        let wait_s = record.next_backoff(now).max(BACKOFF_FIRST_S);
+        record.start_at = Some(now.after(Duration::from_secs(wait_s.into())));
+        let image = self.pod.container(name).map_or("", |container| &container.image);
+        let first = wait_s == BACKOFF_FIRST_S && record.backoff_s == BACKOFF_FIRST_S;
+        let reason = if first { "ErrImagePull" } else { "ImagePullBackOff" };
+        record.state = ContainerState::Waiting { reason: reason.into(), message: message.clone() };
+        let failed = format!("Failed to pull image \"{image}\": {message}");
+        vec![
+            Note::container(true, "Failed", failed, name),
+            Note::container(false, "BackOff", format!("Back-off pulling image \"{image}\""), name),
+        ]
+    }
+
+    pub(super) fn ended(&mut self, name: &str, ended: Ended) -> Vec<Note> {
+        self.probes.remove(name);
+        let ending = self.is_ending();
+        let restarts = match self.pod.container(name) {
+            Some(container) => !ending && restarts(container, &self.pod, ended.code),
+            None => false,
+        };
+        let metadata = &self.pod.metadata;
+        let pod = format!("{}_{}({})", metadata.name, metadata.namespace, metadata.uid);
+        let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
+        if record.active_id() != Some(ended.id.as_str()) {
+            return Vec::new();
+        }
+        let finished_at = ended.finished_at;
+        record.started = false;
+        record.ready = false;
+        record.stop = None;
+        record.start_at = None;
+        record.state = ContainerState::Ended(ended);
+        if !restarts {
+            return Vec::new();
+        }
+        let wait_s = record.next_backoff(finished_at);
+        if wait_s == 0 {
+            return Vec::new();
+        }
+        record.start_at = Some(finished_at.after(Duration::from_secs(wait_s.into())));
+        let message = format!("Back-off restarting failed container {name} in pod {pod}");
+        vec![Note::container(true, "BackOff", message, name)]
+    }
+
+    pub(super) fn probed(
+        &mut self,
+        name: &str,
+        kind: ProbeKind,
+        result: Result<(), String>,
+        now: Timestamp,
+    ) -> Vec<Note> {
+        let Some(container) = self.pod.container(name) else { return Vec::new() };
+        let (Some(probe), Some(probes)) = (container.probe(kind), self.probes.get_mut(name)) else {
+            return Vec::new();
+        };
+        let judgement = probes.result(kind, probe, result.is_ok(), now);
+        let grace_s = probe.termination_grace_period_seconds.unwrap_or_else(|| self.pod.grace_s());
+        let waits_for_readiness = container.readiness_probe.is_some();
+        let mut notes = Vec::new();
+        if let Err(message) = result {
+            let text = format!("{} probe failed: {message}", kind.title());
+            notes.push(Note::container(true, "Unhealthy", text, name));
+        }
+        let Some(record) = self.record.containers.get_mut(name) else { return notes };
+        match (kind, judgement) {
+            (_, Judgement::Open) => {}
+            (ProbeKind::Readiness, judgement) => record.ready = judgement == Judgement::Healthy,
+            (ProbeKind::Startup, Judgement::Healthy) => {
+                record.started = true;
+                record.ready = !waits_for_readiness;
+            }
+            (ProbeKind::Liveness, Judgement::Healthy) => {}
+            (ProbeKind::Startup | ProbeKind::Liveness, Judgement::Unhealthy) => {
+                if record.stop.is_none() && record.is_running() {
+                    let kill_at = now.after(Duration::from_secs(grace_s.max(0) as u64));
+                    record.stop = Some(Stop { grace_s, kill_at, asked: false, killed: false });
+                    let probe = kind.title().to_lowercase();
+                    let text = format!("Container {name} failed {probe} probe, will be restarted");
+                    notes.push(Note::container(false, "Killing", text, name));
+                }
+            }
+        }
+        notes
+    }
+}
+
+impl ContainerRecord {
+    /// Seconds that the next start waits; the first after a quiet time waits for nothing.
+    fn next_backoff(&mut self, at: Timestamp) -> u32 {
+        let forgotten = Duration::from_secs(BACKOFF_FORGOTTEN_S);
+        if self.backoff_used_at.is_some_and(|used_at| at.since(used_at) > forgotten) {
+            self.backoff_s = 0;
+        }
+        let wait_s = self.backoff_s;
+        self.backoff_s = match wait_s {
+            0 => BACKOFF_FIRST_S,
+            wait_s => wait_s.saturating_mul(2).min(BACKOFF_LIMIT_S),
+        };
+        self.backoff_used_at = Some(at);
+        wait_s
+    }
+}

@@ -1,0 +1,314 @@
+//! `status` of a Pod, from what is known of it: in the kubelet's words, since users and programs
+//! read these.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use model::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::{
+    ConditionRecord, ContainerRecord, ContainerState, Ended, Machine, Outcome, SandboxState,
+};
+use crate::pod::{Container, Pod};
+
+/// What containers waiting for their turn say.
+const INITIALIZING: &str = "PodInitializing";
+/// What containers of a pod without init containers say.
+const CREATING: &str = "ContainerCreating";
+
+/// The status now. Remembers when each condition changed last.
+pub fn status(machine: &mut Machine, host_addresses: &[IpAddr], now: Timestamp) -> Value {
+    let phase = phase(machine);
+    let conditions = conditions(machine, phase, now);
+    let pod = &machine.pod;
+    let record = &machine.record;
+    let statuses = |containers: &[Container], waiting: &str| -> Vec<Value> {
+        containers
+            .iter()
+            .filter_map(|container| {
+                let known = record.containers.get(&container.name)?;
+                Some(container_status(pod, container, known, waiting))
+            })
+            .collect()
+    };
+    let has_init = !pod.spec.init_containers.is_empty();
+    let waiting = if has_init && !record.initialized { INITIALIZING } else { CREATING };
+    let ips = |addresses: &[IpAddr]| -> Vec<Value> {
+        addresses.iter().map(|address| json!({ "ip": address })).collect()
+    };
+    let mut status = Map::new();
+    status.insert("phase".into(), phase.into());
+    status.insert("conditions".into(), conditions.into());
+    if let Some(address) = host_addresses.first() {
+        status.insert("hostIP".into(), json!(address));
+        status.insert("hostIPs".into(), ips(host_addresses).into());
+    }
+    if let Some(address) = record.sandbox.addresses.first() {
+        status.insert("podIP".into(), json!(address));
+        status.insert("podIPs".into(), ips(&record.sandbox.addresses).into());
+    }
+    status.insert("startTime".into(), json!(record.start_time));
+    if has_init {
+        let init = statuses(&pod.spec.init_containers, INITIALIZING);
+        status.insert("initContainerStatuses".into(), init.into());
+    }
+    status.insert("containerStatuses".into(), statuses(&pod.spec.containers, waiting).into());
+    status.insert("qosClass".into(), qos_class(pod).into());
+    status.into()
+}
+
+/// The kubelet's `getPhase`.
+fn phase(machine: &Machine) -> &'static str {
+    match machine.record.finished {
+        Some(Outcome::Succeeded) => return "Succeeded",
+        Some(Outcome::Failed) => return "Failed",
+        None => {}
+    }
+    if !machine.record.initialized && !has_run_before(machine) {
+        return "Pending";
+    }
+    let records = machine
+        .pod
+        .spec
+        .containers
+        .iter()
+        .filter_map(|container| machine.record.containers.get(&container.name));
+    let mut running = false;
+    for record in records {
+        match &record.state {
+            ContainerState::Waiting { .. } | ContainerState::Starting { .. }
+                if record.last.is_none() =>
+            {
+                return "Pending";
+            }
+            _ => running = true,
+        }
+    }
+    if running { "Running" } else { "Pending" }
+}
+
+/// A pod whose sandbox was replaced starts its init containers again, but stays Running.
+fn has_run_before(machine: &Machine) -> bool {
+    machine.pod.spec.containers.iter().any(|container| {
+        machine.record.containers.get(&container.name).is_some_and(|record| {
+            record.last.is_some() || !matches!(record.state, ContainerState::Waiting { .. })
+        })
+    })
+}
+
+struct Condition {
+    kind: &'static str,
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+fn conditions(machine: &mut Machine, phase: &str, now: Timestamp) -> Vec<Value> {
+    let mut listed = Vec::new();
+    for condition in judge(machine, phase) {
+        let known = machine.record.conditions.entry(condition.kind.into());
+        let known = known
+            .and_modify(|known| {
+                if known.holds != condition.holds {
+                    *known = ConditionRecord { holds: condition.holds, since: now };
+                }
+            })
+            .or_insert(ConditionRecord { holds: condition.holds, since: now });
+        let mut entry = json!({
+            "type": condition.kind,
+            "status": if condition.holds { "True" } else { "False" },
+            "lastProbeTime": null,
+            "lastTransitionTime": known.since,
+        });
+        if !condition.reason.is_empty() {
+            entry["reason"] = condition.reason.into();
+        }
+        if !condition.message.is_empty() {
+            entry["message"] = condition.message.into();
+        }
+        listed.push(entry);
+    }
+    // What others have set, PodScheduled above all, is passed on.
+    let own: Vec<&str> = machine.record.conditions.keys().map(String::as_str).collect();
+    let foreign =
+        machine.pod.status.conditions.iter().filter(|condition| {
+            condition["type"].as_str().is_some_and(|kind| !own.contains(&kind))
+        });
+    listed.extend(foreign.cloned());
+    listed
+}
+
+fn judge(machine: &Machine, phase: &str) -> [Condition; 4] {
+    let record = &machine.record;
+    let has_sandbox = record.sandbox.state == SandboxState::Ready;
+    let names = |wanted: &dyn Fn(&Container, &ContainerRecord) -> bool,
+                 containers: &[Container]| {
+        let names: Vec<&str> = containers
+            .iter()
+            .filter(|container| {
+                record.containers.get(&container.name).is_none_or(|known| wanted(container, known))
+            })
+            .map(|container| container.name.as_str())
+            .collect();
+        names.join(" ")
+    };
+    let incomplete = names(
+        &|container, known| match known.ended() {
+            Some(ended) => ended.code != 0 || container.is_sidecar(),
+            None => !(container.is_sidecar() && known.started),
+        },
+        &machine.pod.spec.init_containers,
+    );
+    let unready = names(&|_, known| !is_ready(known), &machine.pod.spec.containers);
+    let initialized = record.initialized || record.finished == Some(Outcome::Succeeded);
+    let (ready_reason, ready_message) = match phase {
+        "Succeeded" => ("PodCompleted", String::new()),
+        "Failed" => ("PodFailed", String::new()),
+        _ if !unready.is_empty() => {
+            ("ContainersNotReady", format!("containers with unready status: [{unready}]"))
+        }
+        _ => ("", String::new()),
+    };
+    let ready = ready_reason.is_empty();
+    let ready = |kind| Condition {
+        kind,
+        holds: ready,
+        reason: ready_reason,
+        message: ready_message.clone(),
+    };
+    let (init_reason, init_message) = match (initialized, phase) {
+        (true, "Succeeded") => ("PodCompleted", String::new()),
+        (true, _) => ("", String::new()),
+        (false, _) => (
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: [{incomplete}]"),
+        ),
+    };
+    let bare = |kind, holds| Condition { kind, holds, reason: "", message: String::new() };
+    // A pod without init containers is initialized from the first.
+    let initialized = initialized || machine.pod.spec.init_containers.is_empty();
+    let init = if initialized && init_reason != "PodCompleted" {
+        bare("Initialized", true)
+    } else {
+        Condition {
+            kind: "Initialized",
+            holds: initialized,
+            reason: init_reason,
+            message: init_message,
+        }
+    };
+    [bare("PodReadyToStartContainers", has_sandbox), init, ready("Ready"), ready("ContainersReady")]
+}
+
+fn is_ready(record: &ContainerRecord) -> bool {
+    record.is_running() && record.started && record.ready
+}
+
+fn container_status(
+    pod: &Pod,
+    container: &Container,
+    record: &ContainerRecord,
+    waiting: &str,
+) -> Value {
+    let (state, id) = match &record.state {
+        ContainerState::Waiting { reason, message } => {
+            let reason = if reason.is_empty() { waiting } else { reason };
+            (json!({ "waiting": without_empty(reason, message) }), "")
+        }
+        ContainerState::Starting { .. } => match &record.last {
+            // Between two runs the kubelet goes on to show how the last one ended.
+            Some(ended) => (json!({ "terminated": terminated(ended) }), ended.id.as_str()),
+            None => (json!({ "waiting": { "reason": waiting } }), ""),
+        },
+        ContainerState::Running { id, started_at } => {
+            (json!({ "running": { "startedAt": started_at } }), id.as_str())
+        }
+        ContainerState::Ended(ended) if record.start_at.is_some() => {
+            (json!({ "waiting": crash_loop(pod, container, record) }), ended.id.as_str())
+        }
+        ContainerState::Ended(ended) => {
+            (json!({ "terminated": terminated(ended) }), ended.id.as_str())
+        }
+    };
+    let last = match &record.state {
+        ContainerState::Ended(ended) if record.start_at.is_some() => Some(ended),
+        _ => record.last.as_ref(),
+    };
+    let last_state = last.map_or(json!({}), |ended| json!({ "terminated": terminated(ended) }));
+    let is_finished_init = pod.spec.init_containers.iter().any(|init| init.name == container.name)
+        && record.ended().is_some_and(|ended| ended.code == 0);
+    let running = record.is_running();
+    let mut status = json!({
+        "name": container.name,
+        "state": state,
+        "lastState": last_state,
+        "ready": is_ready(record) || is_finished_init,
+        "restartCount": record.restarts,
+        "image": container.image,
+        "imageID": if id.is_empty() { String::new() } else { format!("flatnet://{}", container.image) },
+        "started": running && record.started,
+    });
+    if !id.is_empty() {
+        status["containerID"] = format!("flatnet://{id}").into();
+    }
+    status
+}
+
+fn crash_loop(pod: &Pod, container: &Container, record: &ContainerRecord) -> Value {
+    let metadata = &pod.metadata;
+    let ended_at = record.ended().map_or(Timestamp::default(), |ended| ended.finished_at);
+    let wait_s = record.start_at.unwrap_or(ended_at).since(ended_at).as_secs();
+    let wait = match (wait_s / 60, wait_s % 60) {
+        (0, seconds) => format!("{seconds}s"),
+        (minutes, seconds) => format!("{minutes}m{seconds}s"),
+    };
+    let message = format!(
+        "back-off {wait} restarting failed container={} pod={}_{}({})",
+        container.name, metadata.name, metadata.namespace, metadata.uid
+    );
+    json!({ "reason": "CrashLoopBackOff", "message": message })
+}
+
+fn terminated(ended: &Ended) -> Value {
+    let mut value = without_empty(&ended.reason, &ended.message);
+    value["exitCode"] = ended.code.into();
+    value["startedAt"] = json!(ended.started_at);
+    value["finishedAt"] = json!(ended.finished_at);
+    value["containerID"] = format!("flatnet://{}", ended.id).into();
+    value
+}
+
+fn without_empty(reason: &str, message: &str) -> Value {
+    let mut value = json!({ "reason": reason });
+    if !message.is_empty() {
+        value["message"] = message.into();
+    }
+    value
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort`, settled by the API server where it does so.
+fn qos_class(pod: &Pod) -> &str {
+    if !pod.status.qos_class.is_empty() {
+        return &pod.status.qos_class;
+    }
+    let names = ["cpu", "memory"];
+    let text = |values: &BTreeMap<String, Value>, name: &str| {
+        values.get(name).map(|value| value.to_string().trim_matches('"').to_owned())
+    };
+    let mut guaranteed = true;
+    let mut best_effort = true;
+    for container in pod.all_containers() {
+        let resources = &container.resources;
+        for name in names {
+            let (limit, request) = (text(&resources.limits, name), text(&resources.requests, name));
+            best_effort &= limit.is_none() && request.is_none();
+            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
+        }
+    }
+    match (best_effort, guaranteed) {
+        (true, _) => "BestEffort",
+        (false, true) => "Guaranteed",
+        (false, false) => "Burstable",
+    }
+}

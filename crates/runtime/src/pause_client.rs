@@ -1,0 +1,185 @@
+//! The runtime's side of a pause process.
+
+use std::io::{IoSlice, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pause::{ContainerReport, ExecSpec, MAX_MESSAGE_BYTES, Request, Response};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+/// Longest wait for the answer to a request, seconds: a start mounts and executes, nothing more.
+const ANSWER_TIMEOUT_S: u64 = 20;
+/// Longest blocking write of a command with its descriptors, seconds. It is smaller than the
+/// socket's buffer in all but strange cases.
+const WRITE_TIMEOUT_S: u64 = 5;
+/// Bytes of reading ahead.
+const READ_BYTES: usize = 1024;
+
+/// One connection.
+pub struct Connection {
+    stream: BufReader<UnixStream>,
+}
+
+/// A command that runs in a container.
+pub struct RunningCommand {
+    /// Its process id as the node sees it.
+    pub pid: i32,
+    connection: Connection,
+}
+
+impl Connection {
+    /// Connects to the pause process at a socket.
+    ///
+    /// # Errors
+    /// There is no such process any more.
+    pub async fn open(socket: &Path) -> Result<Self, String> {
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|error| format!("the pod's sandbox is not running: {error}"))?;
+        Ok(Self { stream: BufReader::with_capacity(READ_BYTES, stream) })
+    }
+
+    /// The process id of the pause process.
+    pub fn peer(&self) -> Option<i32> {
+        self.stream.get_ref().peer_cred().ok()?.pid()
+    }
+
+    /// Asks for something and waits for the answer.
+    ///
+    /// # Errors
+    /// The process's refusal, or that it is gone.
+    pub async fn ask(&mut self, request: &Request) -> Result<Response, String> {
+        let mut text = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+        text.push(b'\n');
+        if text.len() > MAX_MESSAGE_BYTES {
+            return Err(format!("the request is larger than {MAX_MESSAGE_BYTES} bytes"));
+        }
+        self.stream.get_mut().write_all(&text).await.map_err(|error| error.to_string())?;
+        self.answer().await
+    }
+
+    /// The next message on a connection that watches; `None` when the process is gone.
+    pub async fn next(&mut self) -> Option<Response> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.stream).take(MAX_MESSAGE_BYTES as u64);
+        match limited.read_until(b'\n', &mut line).await {
+            Ok(count) if count > 0 => serde_json::from_slice(&line).ok(),
+            _ => None,
+        }
+    }
+
+    async fn answer(&mut self) -> Result<Response, String> {
+        let timeout = Duration::from_secs(ANSWER_TIMEOUT_S);
+        match tokio::time::timeout(timeout, self.next()).await {
+            Ok(Some(Response::Failed { message })) => Err(message),
+            Ok(Some(response)) => Ok(response),
+            Ok(None) => Err("the pod's sandbox ended".into()),
+            Err(_) => Err(format!("the pod's sandbox did not answer within {ANSWER_TIMEOUT_S} s")),
+        }
+    }
+}
+
+/// Asks one thing on a connection of its own.
+///
+/// # Errors
+/// See [`Connection::ask`].
+pub async fn ask(socket: &Path, request: &Request) -> Result<Response, String> {
+    Connection::open(socket).await?.ask(request).await
+}
+
+/// Starts to follow a sandbox: what it holds now, and the connection that tells of every end.
+///
+/// # Errors
+/// The process is gone.
+pub async fn watch(socket: &Path) -> Result<(Vec<ContainerReport>, Connection), String> {
+    let mut connection = Connection::open(socket).await?;
+    match connection.ask(&Request::Watch).await? {
+        Response::Containers(reports) => Ok((reports, connection)),
+        other => Err(format!("the pod's sandbox gave a strange answer: {other:?}")),
+    }
+}
+
+/// Runs a command in a container, on the given stdin, stdout and stderr.
+///
+/// # Errors
+/// The command cannot be executed, or the container does not run.
+pub async fn execute(
+    socket: PathBuf,
+    spec: &ExecSpec,
+    streams: [BorrowedFd<'_>; 3],
+) -> Result<RunningCommand, String> {
+    let mut text =
+        serde_json::to_vec(&Request::Exec(spec.clone())).map_err(|error| error.to_string())?;
+    text.push(b'\n');
+    let stream = send_with_descriptors(&socket, &text, streams)
+        .map_err(|error| format!("the pod's sandbox is not running: {error}"))?;
+    let stream = UnixStream::from_std(stream).map_err(|error| error.to_string())?;
+    let mut connection = Connection { stream: BufReader::with_capacity(READ_BYTES, stream) };
+    match connection.answer().await? {
+        Response::Started { pid } => Ok(RunningCommand { pid, connection }),
+        other => Err(format!("the pod's sandbox gave a strange answer: {other:?}")),
+    }
+}
+
+impl RunningCommand {
+    /// Waits for the command's end; `None` when its sandbox ended first.
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        loop {
+            match self.connection.next().await? {
+                Response::Exited { code } => return Some(code),
+                _ => continue,
+            }
+        }
+    }
+}
+
+fn send_with_descriptors(
+    socket: &Path,
+    text: &[u8],
+    streams: [BorrowedFd<'_>; 3],
+) -> std::io::Result<std::os::unix::net::UnixStream> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(Duration::from_secs(WRITE_TIMEOUT_S)))?;
+    let raw = streams.map(|stream| stream.as_raw_fd());
+    let sent = sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(text)],
+        &[ControlMessage::ScmRights(&raw)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    stream.write_all(text.get(sent..).unwrap_or_default())?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// Kills a sandbox's pause process, and with it every process of the pod, and waits for its end.
+///
+/// # Errors
+/// It did not end.
+pub async fn kill(socket: &Path) -> Result<(), String> {
+    let Ok(connection) = Connection::open(socket).await else { return Ok(()) };
+    let Some(pid) = connection.peer() else { return Ok(()) };
+    let pidfd: OwnedFd = match crate::sys::pidfd_open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(_) => return Ok(()), // Ended since.
+    };
+    use std::os::fd::AsFd;
+    crate::sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL)
+        .or_else(
+            |error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) },
+        )
+        .map_err(|error| format!("cannot end the sandbox's process {pid}: {error}"))?;
+    let ended = tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)
+        .map_err(|error| error.to_string())?;
+    let timeout = Duration::from_secs(ANSWER_TIMEOUT_S);
+    match tokio::time::timeout(timeout, ended.readable()).await {
+        Ok(_) => Ok(()),
+        Err(_) => {
+            Err(format!("the sandbox's process {pid} did not end within {ANSWER_TIMEOUT_S} s"))
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! core/v1 Pod as far as a node runs it. Fields that this runtime does not act on are skipped while
+//! decoding; the network's own, narrower view is `model::Pod`.
+
+use std::collections::BTreeMap;
+
+use model::Timestamp;
+use model::kinds::IntOrString;
+use model::meta::null_as_default;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Declares structs of the API: camelCase, every field optional, null as absent.
+macro_rules! api {
+    ($($(#[$meta:meta])* struct $name:ident {
+        $($(#[$field_meta:meta])* $field:ident : $kind:ty,)*
+    })*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        pub struct $name {
+            $($(#[$field_meta])* #[serde(deserialize_with = "null_as_default")] pub $field: $kind,)*
+        }
+    )*};
+}
+
+api! {
+    /// A pod bound to this node.
+    struct Pod {
+        /// Name, identity, deletion.
+        metadata: Metadata,
+        /// What shall run.
+        spec: PodSpec,
+        /// What this node said of it last, and what the scheduler added.
+        status: PodStatus,
+    }
+
+    /// `metadata`.
+    struct Metadata {
+        /// Name.
+        name: String,
+        /// Namespace.
+        namespace: String,
+        /// Identity.
+        uid: String,
+        /// Version.
+        resource_version: String,
+        /// Labels.
+        labels: BTreeMap<String, String>,
+        /// Annotations.
+        annotations: BTreeMap<String, String>,
+        /// Present while the pod is being deleted.
+        deletion_timestamp: Option<Timestamp>,
+        /// Seconds between SIGTERM and SIGKILL in this deletion.
+        deletion_grace_period_seconds: Option<i64>,
+    }
+
+    /// `spec`.
+    struct PodSpec {
+        /// This node.
+        node_name: String,
+        /// Containers.
+        containers: Vec<Container>,
+        /// Init containers, run in order before the others.
+        init_containers: Vec<Container>,
+        /// Volumes.
+        volumes: Vec<Volume>,
+        /// `Always`, `OnFailure` or `Never`; empty means `Always`.
+        restart_policy: String,
+        /// Seconds between SIGTERM and SIGKILL where the deletion does not say.
+        termination_grace_period_seconds: Option<i64>,
+        /// Whether the pod uses the node's network.
+        host_network: bool,
+        /// The pod's hostname; its name where empty.
+        hostname: String,
+        /// Its subdomain.
+        subdomain: String,
+        /// `ClusterFirst`, `ClusterFirstWithHostNet`, `Default` or `None`.
+        dns_policy: String,
+        /// Additions to resolv.conf.
+        dns_config: DnsConfig,
+        /// Lines for /etc/hosts.
+        host_aliases: Vec<HostAlias>,
+        /// Whether Services of the namespace appear as environment variables; absent means yes.
+        enable_service_links: Option<bool>,
+        /// User, group.
+        security_context: SecurityContext,
+        /// For `fieldRef`.
+        service_account_name: String,
+    }
+
+    /// `status`, as far as it is kept.
+    struct PodStatus {
+        /// Conditions; those of others are passed on.
+        conditions: Vec<Value>,
+        /// Phase.
+        phase: String,
+        /// QoS class, settled at creation.
+        qos_class: String,
+    }
+
+    /// `spec.dnsConfig`.
+    struct DnsConfig {
+        /// Nameservers.
+        nameservers: Vec<String>,
+        /// Search domains.
+        searches: Vec<String>,
+        /// Options.
+        options: Vec<DnsOption>,
+    }
+
+    /// One option of resolv.conf.
+    struct DnsOption {
+        /// Name.
+        name: String,
+        /// Value.
+        value: Option<String>,
+    }
+
+    /// One entry of `spec.hostAliases`.
+    struct HostAlias {
+        /// Address.
+        ip: String,
+        /// Names.
+        hostnames: Vec<String>,
+    }
+
+    /// A container.
+    struct Container {
+        /// Name in the pod.
+        name: String,
+        /// Image.
+        image: String,
+        /// Replaces the image's entry point.
+        command: Vec<String>,
+        /// Replaces the image's arguments.
+        args: Vec<String>,
+        /// Working directory.
+        working_dir: String,
+        /// Variables.
+        env: Vec<EnvironmentVariable>,
+        /// Whole ConfigMaps and Secrets as variables.
+        env_from: Vec<EnvironmentSource>,
+        /// Mounts.
+        volume_mounts: Vec<VolumeMount>,
+        /// Limits and requests.
+        resources: Resources,
+        /// Decides whether the pod gets traffic.
+        readiness_probe: Option<Probe>,
+        /// Decides whether the container is restarted.
+        liveness_probe: Option<Probe>,
+        /// Holds the other two back until it succeeds once.
+        startup_probe: Option<Probe>,
+        /// Hooks.
+        lifecycle: Lifecycle,
+        /// User, group, capabilities.
+        security_context: SecurityContext,
+        /// On an init container `Always` makes a sidecar.
+        restart_policy: String,
+        /// Named ports that probes refer to.
+        ports: Vec<ContainerPort>,
+    }
+
+    /// A declared port.
+    struct ContainerPort {
+        /// Name.
+        name: String,
+        /// Port.
+        container_port: u16,
+    }
+
+    /// One variable.
+    struct EnvironmentVariable {
+        /// Name.
+        name: String,
+        /// Value, with `$(NAME)` references.
+        value: String,
+        /// Or from elsewhere.
+        value_from: Option<ValueSource>,
+    }
+
+    /// `valueFrom`.
+    struct ValueSource {
+        /// A field of the pod.
+        field_ref: Option<FieldReference>,
+        /// A ConfigMap's key.
+        config_map_key_ref: Option<KeyReference>,
+        /// A Secret's key.
+        secret_key_ref: Option<KeyReference>,
+        /// A limit or request of a container.
+        resource_field_ref: Option<ResourceReference>,
+    }
+
+    /// `fieldRef`.
+    struct FieldReference {
+        /// Such as `metadata.name`.
+        field_path: String,
+    }
+
+    /// `resourceFieldRef`.
+    struct ResourceReference {
+        /// Container; this one where empty.
+        container_name: String,
+        /// Such as `limits.memory`.
+        resource: String,
+    }
+
+    /// A key of a ConfigMap or Secret.
+    struct KeyReference {
+        /// Object.
+        name: String,
+        /// Key.
+        key: String,
+        /// Whether it may be absent.
+        optional: bool,
+    }
+
+    /// One entry of `envFrom`.
+    struct EnvironmentSource {
+        /// Put before each name.
+        prefix: String,
+        /// A ConfigMap.
+        config_map_ref: Option<ObjectReference>,
+        /// A Secret.
+        secret_ref: Option<ObjectReference>,
+    }
+
+    /// A named object that may be optional.
+    struct ObjectReference {
+        /// Name.
+        name: String,
+        /// Whether it may be absent.
+        optional: bool,
+    }
+
+    /// A mount.
+    struct VolumeMount {
+        /// Volume.
+        name: String,
+        /// Place in the container.
+        mount_path: String,
+        /// A path in the volume.
+        sub_path: String,
+        /// Whether writing is refused.
+        read_only: bool,
+    }
+
+    /// A volume: one of its sources is set.
+    struct Volume {
+        /// Name.
+        name: String,
+        /// An empty directory that lives as long as the pod.
+        empty_dir: Option<EmptyDirectory>,
+        /// A ConfigMap's keys as files.
+        config_map: Option<ConfigMapVolume>,
+        /// A Secret's keys as files.
+        secret: Option<SecretVolume>,
+        /// The pod's own fields as files.
+        downward_api: Option<DownwardVolume>,
+        /// A directory or file of the node.
+        host_path: Option<HostPath>,
+    }
+
+    /// `emptyDir`.
+    struct EmptyDirectory {
+        /// `Memory` or empty.
+        medium: String,
+        /// For `Memory`: its size.
+        size_limit: Option<Value>,
+    }
+
+    /// `configMap`.
+    struct ConfigMapVolume {
+        /// Object.
+        name: String,
+        /// Which keys, and where; all when empty.
+        items: Vec<KeyToPath>,
+        /// File mode.
+        default_mode: Option<u32>,
+        /// Whether it may be absent.
+        optional: bool,
+    }
+
+    /// `secret`.
+    struct SecretVolume {
+        /// Object.
+        secret_name: String,
+        /// Which keys, and where; all when empty.
+        items: Vec<KeyToPath>,
+        /// File mode.
+        default_mode: Option<u32>,
+        /// Whether it may be absent.
+        optional: bool,
+    }
+
+    /// A key and its file.
+    struct KeyToPath {
+        /// Key.
+        key: String,
+        /// File.
+        path: String,
+        /// File mode.
+        mode: Option<u32>,
+    }
+
+    /// `downwardAPI`.
+    struct DownwardVolume {
+        /// Files.
+        items: Vec<DownwardItem>,
+        /// File mode.
+        default_mode: Option<u32>,
+    }
+
+    /// One file of a `downwardAPI` volume.
+    struct DownwardItem {
+        /// File.
+        path: String,
+        /// Field.
+        field_ref: Option<FieldReference>,
+        /// File mode.
+        mode: Option<u32>,
+    }
+
+    /// `hostPath`.
+    struct HostPath {
+        /// Path on the node.
+        path: String,
+        /// `Directory`, `DirectoryOrCreate`, `File`, … or empty for no check.
+        #[serde(rename = "type")]
+        kind: String,
+    }
+
+    /// `resources`.
+    struct Resources {
+        /// Limits.
+        limits: BTreeMap<String, Value>,
+        /// Requests.
+        requests: BTreeMap<String, Value>,
+    }
+
+    /// `lifecycle`.
+    struct Lifecycle {
+        /// Run before SIGTERM.
+        pre_stop: Option<Handler>,
+    }
+
+    /// What a probe or hook does: one is set.
+    struct Handler {
+        /// A command in the container.
+        exec: Option<ExecHandler>,
+        /// An HTTP request.
+        http_get: Option<HttpHandler>,
+        /// A TCP connection.
+        tcp_socket: Option<TcpHandler>,
+        /// A pause; hooks only.
+        sleep: Option<SleepHandler>,
+    }
+
+    /// `exec`.
+    struct ExecHandler {
+        /// Command and arguments.
+        command: Vec<String>,
+    }
+
+    /// `httpGet`.
+    struct HttpHandler {
+        /// Path and query.
+        path: String,
+        /// Port or its name.
+        port: Option<IntOrString>,
+        /// The pod's address where empty.
+        host: String,
+        /// `HTTP` or `HTTPS`.
+        scheme: String,
+        /// Headers.
+        http_headers: Vec<HttpHeader>,
+    }
+
+    /// A header.
+    struct HttpHeader {
+        /// Name.
+        name: String,
+        /// Value.
+        value: String,
+    }
+
+    /// `tcpSocket`.
+    struct TcpHandler {
+        /// Port or its name.
+        port: Option<IntOrString>,
+        /// The pod's address where empty.
+        host: String,
+    }
+
+    /// `sleep`.
+    struct SleepHandler {
+        /// How long.
+        seconds: i64,
+    }
+
+    /// A probe. Zero and absent mean the default.
+    struct Probe {
+        /// A command in the container.
+        exec: Option<ExecHandler>,
+        /// An HTTP request.
+        http_get: Option<HttpHandler>,
+        /// A TCP connection.
+        tcp_socket: Option<TcpHandler>,
+        /// Before the first probe.
+        initial_delay_seconds: u32,
+        /// Between probes; default 10.
+        period_seconds: u32,
+        /// For one probe; default 1.
+        timeout_seconds: u32,
+        /// Successes in a row to count; default 1.
+        success_threshold: u32,
+        /// Failures in a row to count; default 3.
+        failure_threshold: u32,
+        /// In place of the pod's, when this probe ends the container.
+        termination_grace_period_seconds: Option<i64>,
+    }
+
+    /// `securityContext` of a pod or container.
+    struct SecurityContext {
+        /// User id.
+        run_as_user: Option<u32>,
+        /// Group id.
+        run_as_group: Option<u32>,
+        /// Refuse to run as user 0.
+        run_as_non_root: Option<bool>,
+        /// Group of volumes, and a supplementary group.
+        fs_group: Option<u32>,
+        /// Supplementary groups.
+        supplemental_groups: Vec<u32>,
+        /// Capabilities added and dropped.
+        capabilities: Capabilities,
+        /// Whether the root file system is read-only.
+        read_only_root_filesystem: Option<bool>,
+        /// Not supported: refused.
+        privileged: Option<bool>,
+    }
+
+    /// `capabilities`.
+    struct Capabilities {
+        /// Added.
+        add: Vec<String>,
+        /// Dropped; `ALL` drops all.
+        drop: Vec<String>,
+    }
+}
+
+/// Seconds between SIGTERM and SIGKILL where nobody says.
+pub const DEFAULT_GRACE_S: i64 = 30;
+
+impl Pod {
+    /// All containers, init containers first.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.spec.init_containers.iter().chain(&self.spec.containers)
+    }
+
+    /// A container of any kind by its name.
+    pub fn container(&self, name: &str) -> Option<&Container> {
+        self.all_containers().find(|container| container.name == name)
+    }
+
+    /// The name that the pod's processes see, cut to what a DNS label holds.
+    pub fn hostname(&self) -> String {
+        let name =
+            if self.spec.hostname.is_empty() { &self.metadata.name } else { &self.spec.hostname };
+        name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+    }
+
+    /// Seconds between SIGTERM and SIGKILL.
+    pub fn grace_s(&self) -> i64 {
+        self.metadata
+            .deletion_grace_period_seconds
+            .or(self.spec.termination_grace_period_seconds)
+            .unwrap_or(DEFAULT_GRACE_S)
+    }
+}
+
+impl Container {
+    /// Whether this init container runs beside the others for the pod's whole life.
+    pub fn is_sidecar(&self) -> bool {
+        self.restart_policy == "Always"
+    }
+
+    /// The number of a port given by number or by name.
+    pub fn port(&self, port: &IntOrString) -> Option<u16> {
+        match port {
+            IntOrString::Int(number) => u16::try_from(*number).ok().filter(|number| *number > 0),
+            IntOrString::String(name) => self
+                .ports
+                .iter()
+                .find(|declared| declared.name == *name)
+                .map(|declared| declared.container_port)
+                .or_else(|| name.parse().ok()),
+        }
+    }
+
+    /// The probe of a kind.
+    pub fn probe(&self, kind: ProbeKind) -> Option<&Probe> {
+        match kind {
+            ProbeKind::Startup => self.startup_probe.as_ref(),
+            ProbeKind::Liveness => self.liveness_probe.as_ref(),
+            ProbeKind::Readiness => self.readiness_probe.as_ref(),
+        }
+    }
+}
+
+/// The three kinds of probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProbeKind {
+    /// Until its first success the other two wait.
+    Startup,
+    /// Its failure restarts the container.
+    Liveness,
+    /// Its failure takes the pod out of its Services.
+    Readiness,
+}
+
+impl ProbeKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Startup, Self::Liveness, Self::Readiness];
+
+    /// As events have it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Liveness => "Liveness",
+            Self::Readiness => "Readiness",
+        }
+    }
+}
+
+impl Probe {
+    /// Seconds between probes.
+    pub fn period_s(&self) -> u32 {
+        if self.period_seconds == 0 { 10 } else { self.period_seconds }
+    }
+
+    /// Seconds for one probe.
+    pub fn timeout_s(&self) -> u32 {
+        self.timeout_seconds.max(1)
+    }
+
+    /// Successes in a row to count.
+    pub fn successes(&self) -> u32 {
+        self.success_threshold.max(1)
+    }
+
+    /// Failures in a row to count.
+    pub fn failures(&self) -> u32 {
+        if self.failure_threshold == 0 { 3 } else { self.failure_threshold }
+    }
+
+    /// What it does.
+    pub fn handler(&self) -> Handler {
+        Handler {
+            exec: self.exec.clone(),
+            http_get: self.http_get.clone(),
+            tcp_socket: self.tcp_socket.clone(),
+            sleep: None,
+        }
+    }
+}

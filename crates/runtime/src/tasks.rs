@@ -1,0 +1,290 @@
+//! The machine's actions, carried out: each is a task that ends in a fact.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use client::{DeleteOptions, ListOptions, Preconditions, ResourcePath};
+use model::{Service, Timestamp};
+use pause::{Request, Response};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use crate::context::{Context, now};
+use crate::disk::{self, PodDirectory};
+use crate::environment::{self, Data, Sources};
+use crate::launch::{self, Start};
+use crate::machine::{Fact, StartFailure};
+use crate::pause_client::{self, Connection};
+use crate::pod::{Pod, ProbeKind};
+use crate::probe::{self, Target};
+use crate::sandbox;
+use crate::volumes;
+use crate::worker::Message;
+
+/// Wait before a removal that failed is tried again, milliseconds; doubled up to the limit.
+const RETRY_MS: u64 = 200;
+/// Longest such wait, milliseconds.
+const RETRY_LIMIT_MS: u64 = 10_000;
+
+/// What a task needs of its pod.
+pub struct Task {
+    /// Shared by all pods.
+    pub context: Arc<Context>,
+    /// The pod's files.
+    pub directory: PodDirectory,
+    /// The pod when the task began.
+    pub pod: Pod,
+    /// Its addresses then.
+    pub addresses: Vec<IpAddr>,
+    /// Where the fact goes.
+    pub sender: mpsc::Sender<Message>,
+}
+
+/// Passes every end on to the pod's machine, and last the sandbox's own.
+pub async fn follow(mut connection: Connection, sender: mpsc::Sender<Message>) {
+    while let Some(response) = connection.next().await {
+        if let Response::Ended(report) = &response
+            && let Some(fact) = crate::adopt::fact(report)
+        {
+            tell(&sender, fact).await;
+        }
+    }
+    tell(&sender, Fact::SandboxLost).await;
+}
+
+/// Hands a fact to the pod's machine. A pod that is gone needs none.
+pub async fn tell(sender: &mpsc::Sender<Message>, fact: Fact) {
+    let _ = sender.send(Message::Fact(fact)).await;
+}
+
+impl Task {
+    /// Makes volumes, then the sandbox.
+    pub async fn create_sandbox(self) {
+        let fact = match self.prepare_volumes().await {
+            Err(message) => Fact::VolumesFailed(message),
+            Ok(()) => match sandbox::create(&self.context, &self.pod).await {
+                Ok(addresses) => Fact::SandboxReady(addresses),
+                Err(message) => Fact::SandboxFailed(message),
+            },
+        };
+        tell(&self.sender, fact).await;
+    }
+
+    /// Removes the sandbox, and tries until nothing of it is left.
+    pub async fn remove_sandbox(self) {
+        let mut wait_ms = RETRY_MS;
+        while let Err(message) = sandbox::remove(&self.context, &self.pod).await {
+            tracing::warn!(pod = %self.pod.metadata.name, "sandbox not removed yet: {message}");
+            pause_for(&mut wait_ms).await;
+        }
+        tell(&self.sender, Fact::SandboxRemoved).await;
+    }
+
+    /// Starts a container.
+    pub async fn start(self, container: String, id: String, restarts: u32) {
+        let fact = match self.try_start(&container, &id, restarts).await {
+            Ok(started_at) => Fact::Started { container, id, started_at },
+            Err(failure) => Fact::NotStarted { container, id, failure },
+        };
+        tell(&self.sender, fact).await;
+    }
+
+    /// Runs the preStop hook, then asks the container to end.
+    pub async fn stop(self, container: String, grace_s: i64) {
+        let spec = self.pod.container(&container);
+        if let Some((spec, hook)) =
+            spec.and_then(|spec| Some((spec, spec.lifecycle.pre_stop.as_ref()?)))
+            && grace_s > 0
+        {
+            let target = self.target(spec);
+            let grace = Duration::from_secs(grace_s as u64);
+            if let Err(message) = probe::run(hook, &target, grace).await {
+                tracing::info!(pod = %self.pod.metadata.name, "PreStop hook failed: {message}");
+            }
+        }
+        self.signal(container, libc::SIGTERM).await;
+    }
+
+    /// Sends a signal. A container that has ended needs none.
+    pub async fn signal(self, container: String, signal: i32) {
+        let request = Request::Signal { container, signal };
+        if let Err(message) = pause_client::ask(&self.directory.socket(), &request).await {
+            tracing::debug!(pod = %self.pod.metadata.name, "signal {signal} not sent: {message}");
+        }
+    }
+
+    /// Runs a probe.
+    pub async fn probe(self, container: String, kind: ProbeKind) {
+        let Some(spec) = self.pod.container(&container) else { return };
+        let Some(probe) = spec.probe(kind) else { return };
+        let result = {
+            let _permit = self.context.probes.acquire().await;
+            let timeout = Duration::from_secs(probe.timeout_s().into());
+            probe::run(&probe.handler(), &self.target(spec), timeout).await
+        };
+        tell(&self.sender, Fact::Probed { container, kind, result }).await;
+    }
+
+    /// Tells the API that the pod is gone, then forgets it.
+    pub async fn finish(self) {
+        let metadata = &self.pod.metadata;
+        let path = ResourcePath::new("v1", "pods")
+            .namespace(metadata.namespace.as_str())
+            .name(metadata.name.as_str());
+        let options = DeleteOptions {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(metadata.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteOptions::default()
+        };
+        let mut wait_ms = RETRY_MS;
+        while let Err(error) = self.context.client.delete(&path, &options).await {
+            // A conflict means that a namesake with another uid is there already.
+            if error.is_not_found() || error.is_conflict() {
+                break;
+            }
+            tracing::debug!(pod = %metadata.name, "not deleted from the API yet: {error}");
+            pause_for(&mut wait_ms).await;
+        }
+        volumes::unmount(&self.pod, &self.directory);
+        let mut wait_ms = RETRY_MS;
+        while let Err(message) = disk::remove_tree(&self.directory.run)
+            .and_then(|()| disk::remove_tree(&self.directory.state))
+        {
+            tracing::warn!(pod = %metadata.name, "{message}");
+            pause_for(&mut wait_ms).await;
+        }
+        let _ = self.sender.send(Message::Finished).await;
+    }
+
+    fn target<'a>(&'a self, container: &'a crate::pod::Container) -> Target<'a> {
+        Target { container, directory: &self.directory, address: self.addresses.first().copied() }
+    }
+
+    async fn prepare_volumes(&self) -> Result<(), String> {
+        disk::make_private(&self.directory.state)?;
+        disk::make_private(&self.directory.run)?;
+        let (config_maps, secrets) = volumes::references(&self.pod);
+        let sources = self.fetch(&config_maps, &secrets).await?;
+        volumes::prepare(&self.pod, &self.directory, &sources)
+    }
+
+    async fn try_start(
+        &self,
+        name: &str,
+        id: &str,
+        restarts: u32,
+    ) -> Result<Timestamp, StartFailure> {
+        let container = self
+            .pod
+            .container(name)
+            .ok_or_else(|| StartFailure::Config(format!("container {name} is not in the pod")))?;
+        let (config_maps, secrets) = environment::references(container);
+        let mut sources = self.fetch(&config_maps, &secrets).await.map_err(StartFailure::Config)?;
+        sources.services = self.services().await.map_err(StartFailure::Config)?;
+        self.forget_older(name, restarts);
+        let cgroups =
+            self.context.cgroups.create_container(&self.pod, name, restarts, &container.resources);
+        let start = Start { pod: &self.pod, container, id, restarts, cgroups };
+        let spec = launch::prepare(&start, &self.directory, &self.context.images, &sources)?;
+        let started_at = now();
+        let request = Request::Start(Box::new(spec));
+        match pause_client::ask(&self.directory.socket(), &request).await {
+            Ok(Response::Started { .. }) => Ok(started_at),
+            Ok(other) => Err(StartFailure::Run(format!("strange answer: {other:?}"))),
+            Err(message) => Err(StartFailure::Run(message)),
+        }
+    }
+
+    /// Of earlier starts only the last one's log is kept, for `kubectl logs --previous`.
+    fn forget_older(&self, name: &str, restarts: u32) {
+        let Some(last) = restarts.checked_sub(1) else { return };
+        let _ = disk::remove_tree(&self.directory.layers(name, last));
+        let Some(older) = last.checked_sub(1) else { return };
+        let log = self.directory.log(name, older);
+        let rotated = log.with_extension("log.1");
+        for path in [log, rotated, self.directory.exit(name, older)] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// What environment and volumes refer to, with the pod's own values.
+    async fn fetch(
+        &self,
+        config_maps: &BTreeSet<String>,
+        secrets: &BTreeSet<String>,
+    ) -> Result<Sources, String> {
+        let mut sources = Sources {
+            pod_addresses: self.addresses.clone(),
+            host_addresses: self.context.node_addresses().to_vec(),
+            ..Sources::default()
+        };
+        for name in config_maps {
+            sources.config_maps.insert(name.clone(), self.data("configmaps", name).await?);
+        }
+        for name in secrets {
+            sources.secrets.insert(name.clone(), self.data("secrets", name).await?);
+        }
+        Ok(sources)
+    }
+
+    async fn data(&self, plural: &'static str, name: &str) -> Result<Data, String> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Object {
+            #[serde(default, deserialize_with = "model::meta::null_as_default")]
+            data: BTreeMap<String, String>,
+            #[serde(default, deserialize_with = "model::meta::null_as_default")]
+            binary_data: BTreeMap<String, String>,
+        }
+        let namespace = self.pod.metadata.namespace.as_str();
+        let path = ResourcePath::new("v1", plural).namespace(namespace).name(name);
+        let object: Option<Object> =
+            self.context.client.get_optional(&path).await.map_err(|error| error.to_string())?;
+        let Some(object) = object else { return Ok(None) };
+        let decode = |text: String| {
+            base64::engine::general_purpose::STANDARD
+                .decode(text)
+                .map_err(|error| format!("{plural} {name:?} holds no base64: {error}"))
+        };
+        let mut data = BTreeMap::new();
+        for (key, value) in object.data {
+            let value = if plural == "secrets" { decode(value)? } else { value.into_bytes() };
+            data.insert(key, value);
+        }
+        for (key, value) in object.binary_data {
+            data.insert(key, decode(value)?);
+        }
+        Ok(Some(data))
+    }
+
+    /// Services whose addresses become environment variables.
+    async fn services(&self) -> Result<Vec<Service>, String> {
+        let namespace = self.pod.metadata.namespace.as_str();
+        let mut services = Vec::new();
+        if self.pod.spec.enable_service_links.unwrap_or(true) {
+            let path = ResourcePath::new("v1", "services").namespace(namespace);
+            let options = ListOptions::default();
+            let list = self.context.client.list::<Service>(&path, &options).await;
+            services = list.map_err(|error| error.to_string())?.items;
+        }
+        if !services.iter().any(|service| {
+            service.metadata.name == "kubernetes" && service.metadata.namespace == "default"
+        }) {
+            let path = ResourcePath::new("v1", "services").namespace("default").name("kubernetes");
+            let found = self.context.client.get_optional::<Service>(&path).await;
+            services.extend(found.map_err(|error| error.to_string())?);
+        }
+        Ok(services)
+    }
+}
+
+async fn pause_for(wait_ms: &mut u64) {
+    tokio::time::sleep(Duration::from_millis(*wait_ms)).await;
+    *wait_ms = (*wait_ms * 2).min(RETRY_LIMIT_MS);
+}

@@ -1,0 +1,303 @@
+//! One task a pod: it carries facts to the pod's machine and the machine's actions out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{ClientError, PatchKind, ResourcePath};
+use model::{NamespacedName, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::adopt;
+use crate::context::{ContainerView, Context, PodView, now};
+use crate::disk::{self, PodDirectory};
+use crate::machine::status::status;
+use crate::machine::{Action, ContainerState, Fact, Machine, Record, SandboxState};
+use crate::pod::Pod;
+use crate::tasks::{self, Task};
+
+/// Facts that may wait for a pod's machine.
+const QUEUE: usize = 64;
+/// Wait before a write that failed is tried again, milliseconds; doubled up to the limit.
+const RETRY_MS: u64 = 100;
+/// Longest such wait, milliseconds.
+const RETRY_LIMIT_MS: u64 = 5_000;
+
+/// What wakes a pod's task.
+#[derive(Debug)]
+pub enum Message {
+    /// Something happened.
+    Fact(Fact),
+    /// A status was written, or not.
+    StatusWritten(Result<(), String>),
+    /// Nothing of the pod is left, here and in the API.
+    Finished,
+}
+
+/// A pod's file on disk.
+#[derive(Serialize, Deserialize)]
+pub struct Kept {
+    /// The object as last seen.
+    pub pod: Pod,
+    /// The machine's memory.
+    pub record: Record,
+    /// The status as last written to the API.
+    pub reported: Value,
+}
+
+/// One pod.
+pub struct Worker {
+    context: Arc<Context>,
+    machine: Machine,
+    directory: PodDirectory,
+    sender: mpsc::Sender<Message>,
+    messages: mpsc::Receiver<Message>,
+    watch: Option<AbortHandle>,
+    kept: Vec<u8>,
+    reported: Value,
+    reporting: Option<Value>,
+    retry_ms: u64,
+    retry_at: Option<Timestamp>,
+}
+
+/// Starts a new pod's task, or one that a killed runtime had.
+pub fn start(context: Arc<Context>, pod: Pod, kept: Option<Kept>) -> mpsc::Sender<Message> {
+    let (sender, messages) = mpsc::channel(QUEUE);
+    let directory = context.pod_directory(&pod.metadata.uid);
+    let (record, reported) =
+        kept.map_or_else(|| (Record::default(), Value::Null), |kept| (kept.record, kept.reported));
+    let worker = Worker {
+        machine: Machine::new(pod, record, now()),
+        context,
+        directory,
+        sender: sender.clone(),
+        messages,
+        watch: None,
+        kept: Vec::new(),
+        reported,
+        reporting: None,
+        retry_ms: RETRY_MS,
+        retry_at: None,
+    };
+    tokio::spawn(worker.run());
+    sender
+}
+
+impl Worker {
+    async fn run(mut self) {
+        if self.machine.record.sandbox.state == SandboxState::Ready {
+            self.adopt().await;
+        }
+        loop {
+            for action in self.machine.next(now()) {
+                // What is asked for is on disk before it is done: a new runtime then knows of it.
+                self.keep();
+                self.carry_out(action);
+            }
+            let status = status(&mut self.machine, self.context.node_addresses(), now());
+            self.show();
+            self.report(status);
+            self.keep();
+            let deadline = self.deadline();
+            let message = tokio::select! {
+                message = self.messages.recv() => message,
+                () = until(deadline) => continue,
+            };
+            match message {
+                Some(Message::Fact(fact)) => self.learn(fact),
+                Some(Message::StatusWritten(result)) => self.status_written(result),
+                Some(Message::Finished) | None => break,
+            }
+        }
+        self.context.pods().retain(|_, view| view.uid != self.machine.pod.metadata.uid);
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        let machine = self.machine.next_deadline();
+        machine.into_iter().chain(self.retry_at).min()
+    }
+
+    /// Goes on with containers that run: they have not noticed that the runtime was away.
+    async fn adopt(&mut self) {
+        match adopt::find(&self.machine, &self.directory).await {
+            Some(found) => {
+                for fact in found.facts {
+                    self.learn(fact);
+                }
+                for container in found.never_started {
+                    self.machine.forget_start(&container);
+                }
+                self.follow(found.connection);
+            }
+            None => {
+                for fact in adopt::ended(&self.machine, &self.directory) {
+                    self.learn(fact);
+                }
+                self.learn(Fact::SandboxLost);
+            }
+        }
+    }
+
+    fn learn(&mut self, mut fact: Fact) {
+        if let Fact::Ended { container, ended } = &mut fact {
+            let restarts = self.restarts(container);
+            let uid = &self.machine.pod.metadata.uid;
+            if ended.code == 137 && self.context.cgroups.ran_out_of_memory(uid, container, restarts)
+            {
+                ended.reason = "OOMKilled".into();
+            }
+            self.context.cgroups.remove_container(uid, container, restarts);
+        }
+        let sandbox_ready = matches!(fact, Fact::SandboxReady(_));
+        for note in self.machine.learn(fact, now()) {
+            self.context.events.record(&self.machine.pod, note);
+        }
+        if sandbox_ready {
+            let (directory, sender) = (self.directory.clone(), self.sender.clone());
+            let task = tokio::spawn(async move {
+                match crate::pause_client::watch(&directory.socket()).await {
+                    Ok((_, connection)) => tasks::follow(connection, sender).await,
+                    Err(_) => tasks::tell(&sender, Fact::SandboxLost).await,
+                }
+            });
+            self.watch = Some(task.abort_handle());
+        }
+    }
+
+    fn follow(&mut self, connection: crate::pause_client::Connection) {
+        let task = tokio::spawn(tasks::follow(connection, self.sender.clone()));
+        self.watch = Some(task.abort_handle());
+    }
+
+    fn restarts(&self, container: &str) -> u32 {
+        self.machine.record.containers.get(container).map_or(0, |record| record.restarts)
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        let task = Task {
+            context: self.context.clone(),
+            directory: self.directory.clone(),
+            pod: self.machine.pod.clone(),
+            addresses: self.machine.record.sandbox.addresses.clone(),
+            sender: self.sender.clone(),
+        };
+        match action {
+            Action::Emit(note) => self.context.events.record(&self.machine.pod, note),
+            Action::RemoveSandbox => {
+                // Its end is wanted now and no news.
+                if let Some(watch) = self.watch.take() {
+                    watch.abort();
+                }
+                tokio::spawn(task.remove_sandbox());
+            }
+            Action::CreateSandbox => drop(tokio::spawn(task.create_sandbox())),
+            Action::Start { container, id, restarts } => {
+                tokio::spawn(task.start(container, id, restarts));
+            }
+            Action::Stop { container, grace_s } => {
+                tokio::spawn(task.stop(container, grace_s));
+            }
+            Action::Kill { container } => drop(tokio::spawn(task.signal(container, libc::SIGKILL))),
+            Action::Probe { container, kind } => drop(tokio::spawn(task.probe(container, kind))),
+            Action::Finish => drop(tokio::spawn(task.finish())),
+        }
+    }
+
+    fn keep(&mut self) {
+        let kept = Kept {
+            pod: self.machine.pod.clone(),
+            record: self.machine.record.clone(),
+            reported: self.reported.clone(),
+        };
+        let Ok(text) = serde_json::to_vec(&kept) else { return };
+        if text == self.kept {
+            return;
+        }
+        let written = disk::make_private(&self.directory.state)
+            .and_then(|()| disk::write(&self.directory.record(), &text, 0o600));
+        match written {
+            Ok(()) => self.kept = text,
+            Err(error) => tracing::error!(pod = %self.key(), "{error}"),
+        }
+    }
+
+    fn key(&self) -> NamespacedName {
+        let metadata = &self.machine.pod.metadata;
+        NamespacedName::new(metadata.namespace.as_str(), metadata.name.as_str())
+    }
+
+    /// Lets the log and exec server know.
+    fn show(&self) {
+        let view = |record: &crate::machine::ContainerRecord| ContainerView {
+            restarts: record.restarts,
+            running: record.is_running(),
+            created: record.last.is_some()
+                || !matches!(record.state, ContainerState::Waiting { .. }),
+        };
+        let containers = self
+            .machine
+            .record
+            .containers
+            .iter()
+            .map(|(name, record)| (name.clone(), view(record)));
+        let uid = self.machine.pod.metadata.uid.clone();
+        let view = PodView { uid, containers: containers.collect() };
+        self.context.pods().insert(self.key(), view);
+    }
+
+    /// Writes the status where it changed; one write at a time, always the newest.
+    fn report(&mut self, status: Value) {
+        let too_early = self.retry_at.is_some_and(|at| at > now());
+        if status == self.reported || self.reporting.is_some() || too_early {
+            return;
+        }
+        if self.machine.record.removed {
+            return;
+        }
+        self.retry_at = None;
+        self.reporting = Some(status.clone());
+        let metadata = &self.machine.pod.metadata;
+        let path = ResourcePath::new("v1", "pods")
+            .namespace(metadata.namespace.as_str())
+            .name(metadata.name.as_str())
+            .subresource("status");
+        // With the uid the server refuses to write to a namesake that came after.
+        let patch = json!({"metadata": {"uid": metadata.uid}, "status": status});
+        let (context, sender) = (self.context.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let written: Result<Value, ClientError> =
+                context.client.patch(&path, PatchKind::Merge, &patch).await;
+            let result = match written {
+                Ok(_) => Ok(()),
+                // Gone, or replaced by a namesake: the watch will tell.
+                Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+                Err(error) => Err(error.to_string()),
+            };
+            let _ = sender.send(Message::StatusWritten(result)).await;
+        });
+    }
+
+    fn status_written(&mut self, result: Result<(), String>) {
+        let Some(status) = self.reporting.take() else { return };
+        match result {
+            Ok(()) => {
+                self.reported = status;
+                self.retry_ms = RETRY_MS;
+            }
+            Err(error) => {
+                tracing::debug!(pod = %self.key(), "the status was not written: {error}");
+                self.retry_at = Some(now().after(Duration::from_millis(self.retry_ms)));
+                self.retry_ms = (self.retry_ms * 2).min(RETRY_LIMIT_MS);
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<Timestamp>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(deadline.since(now())).await,
+        None => std::future::pending().await,
+    }
+}
