@@ -3,7 +3,7 @@
 mod lab;
 
 use kernel::net::NetDriver;
-use lab::{Lab, node_object, tcp_body, udp_echo};
+use lab::{Lab, node_object, node_with_ranges, tcp_body, udp_echo};
 use model::layout::{BRIDGE, UPLINK, VXLAN_LINK};
 use model::world::Kind;
 use model::{NamespacedName, Overlay};
@@ -51,6 +51,31 @@ fn pods_on_two_nodes_reach_each_other_through_vxlan() {
 #[test]
 fn pods_on_two_nodes_reach_each_other_by_direct_routes() {
     pods_reach_each_other(Overlay::HostGw, UPLINK);
+}
+
+#[test]
+fn pods_with_addresses_of_both_families_reach_each_other_by_both() {
+    let mut lab = Lab::new(2, Overlay::Vxlan);
+    for range in ["10.244.0.0/16", "fd00:10:244::/48"] {
+        lab.config.pod_cidrs.push(range.parse().expect("a range"));
+    }
+    for (number, name, address) in [(1, "node1", "172.30.0.2"), (2, "node2", "172.30.0.3")] {
+        let ranges = [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")];
+        lab.world.set(node_with_ranges(name, address, &[&ranges[0], &ranges[1]]));
+    }
+    lab.reconcile();
+    let (one, near, remote) =
+        (lab.add_pod(0, "one"), lab.add_pod(0, "near"), lab.add_pod(1, "two"));
+    assert_eq!(one.addresses.len(), 2);
+    for to in [&near, &remote] {
+        for (own, address) in one.addresses.iter().zip(&to.addresses) {
+            let seen = udp_echo(&one.namespace, &to.namespace, *address, LARGE_DATAGRAM_BYTES);
+            assert_eq!(seen, *own);
+            assert_eq!(tcp_body(&one.namespace, &to.namespace, *address, 100_000), *own);
+        }
+    }
+    let seen = udp_echo(&lab.nodes[0].namespace, &remote.namespace, remote.addresses[1], 64);
+    assert_eq!(seen, "fd00:10:244:1::1".parse::<std::net::IpAddr>().expect("an address"));
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl RouteScope {
     }
 }
 
-/// A unicast route.
+/// A unicast route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Where to; a prefix of length 0 is the default route.
@@ -74,8 +74,6 @@ pub struct Route {
     pub onlink: bool,
     /// Preference, lower first; the kernel's default when `None`.
     pub metric: Option<u32>,
-    /// The table; the main one when `None`.
-    pub table: Option<u32>,
     /// MTU of the path in bytes.
     pub mtu: Option<u32>,
     /// Segment size to announce, in bytes.
@@ -94,7 +92,6 @@ impl Route {
             scope: RouteScope::Link,
             onlink: false,
             metric: None,
-            table: None,
             mtu: None,
             advmss: None,
         }
@@ -200,8 +197,7 @@ fn message(kind: u16, flags: i32, route: &Route) -> Result<Request, Error> {
             request.address(kind, address);
         }
     }
-    let numbers =
-        [(RTA_OIF, route.link_index), (RTA_PRIORITY, route.metric), (RTA_TABLE, route.table)];
+    let numbers = [(RTA_OIF, route.link_index), (RTA_PRIORITY, route.metric)];
     for (kind, number) in numbers {
         if let Some(number) = number {
             request.u32(kind, number);
@@ -251,7 +247,6 @@ fn parse(message: &Message) -> Option<Route> {
         },
         onlink: flags & RTNH_F_ONLINK != 0,
         metric: attributes.u32(RTA_PRIORITY),
-        table: Some(table),
         mtu: metrics.u32(RTAX_MTU),
         advmss: metrics.u32(RTAX_ADVMSS),
     })

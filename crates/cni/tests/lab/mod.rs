@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -183,17 +183,22 @@ impl Lab {
         let pod = Pod::new(name);
         let answer =
             pod.call("ADD", &node.namespace, &node.plugin_config(&self.world, &self.config));
-        pod.with_address(&answer.expect("ADD"))
+        pod.with_addresses(&answer.expect("ADD"))
     }
 }
 
 /// A node object with the pod range `10.244.NUMBER.0/24`.
 pub fn node_object(name: &str, address: &str, number: u8) -> Object {
+    node_with_ranges(name, address, &[&format!("10.244.{number}.0/24")])
+}
+
+/// A node object with these pod ranges.
+pub fn node_with_ranges(name: &str, address: &str, ranges: &[&str]) -> Object {
     let kind = "InternalIP".to_owned();
     Object::Node(Arc::new(Node {
         metadata: ObjectMeta { name: name.into(), ..ObjectMeta::default() },
         spec: NodeSpec {
-            pod_cidrs: vec![format!("10.244.{number}.0/24").parse().expect("a range")],
+            pod_cidrs: ranges.iter().map(|range| range.parse().expect("a range")).collect(),
             ..NodeSpec::default()
         },
         status: NodeStatus {
@@ -209,17 +214,24 @@ pub struct Pod {
     pub namespace: Netns,
     pub id: String,
     pub address: IpAddr,
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Pod {
     pub fn new(id: &str) -> Self {
         let namespace = Netns::create().expect("a network namespace (these tests need root)");
-        Self { namespace, id: id.into(), address: Ipv4Addr::UNSPECIFIED.into() }
+        let address = Ipv4Addr::UNSPECIFIED.into();
+        Self { namespace, id: id.into(), address, addresses: vec![] }
     }
 
-    fn with_address(mut self, result: &Value) -> Self {
-        let text = result["ips"][0]["address"].as_str().expect("an address");
-        self.address = text.split('/').next().expect("an address").parse().expect("an address");
+    fn with_addresses(mut self, result: &Value) -> Self {
+        let list = result["ips"].as_array().expect("a list of addresses");
+        let address = |entry: &Value| {
+            let text = entry["address"].as_str().and_then(|text| text.split('/').next());
+            text.and_then(|text| text.parse().ok()).expect("an address")
+        };
+        self.addresses = list.iter().map(address).collect();
+        self.address = self.addresses[0];
         self
     }
 
@@ -281,9 +293,12 @@ pub fn call_plugin(
 /// Sends one datagram of `bytes` bytes and its echo; answers the address that the server saw.
 pub fn udp_echo(client: &Netns, server: &Netns, to: IpAddr, bytes: usize) -> IpAddr {
     let server = server.run(|| UdpSocket::bind((to, 0)).expect("bound")).expect("inside");
+    let any: IpAddr = match to {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
     let server_address = server.local_addr().expect("its address");
-    let client =
-        client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bound")).expect("inside");
+    let client = client.run(|| UdpSocket::bind((any, 0)).expect("bound")).expect("inside");
     for socket in [&client, &server] {
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     }
