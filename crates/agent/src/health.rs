@@ -89,9 +89,7 @@ fn respond(path: &str, status: &AgentStatus, private: bool) -> Response<Full<Byt
             "the API's objects were not listed yet: is the API server reachable?".to_owned(),
         ),
         "/metrics" => (StatusCode::OK, metrics(status)),
-        "/status" if private => {
-            (StatusCode::OK, serde_json::to_string(status).unwrap_or_default())
-        }
+        "/status" if private => (StatusCode::OK, serde_json::to_string(status).unwrap_or_default()),
         _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
     };
     let mut response = Response::new(Full::from(body));

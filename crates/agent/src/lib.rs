@@ -110,7 +110,8 @@ impl Agent {
             node_name: options.node_name.clone(),
             uplink: options.uplink.clone(),
             reconciler: Reconciler::new(options.config.clone()),
-            kernel: kernel::Linux::open().context("opening the kernel (is CAP_NET_ADMIN missing?)")?,
+            kernel: kernel::Linux::open()
+                .context("opening the kernel (is CAP_NET_ADMIN missing?)")?,
             started: Instant::now(),
             facts_error: None,
             conflist_error: None,
@@ -166,8 +167,7 @@ impl Agent {
                         self.reconciler.handle(Event::Applied(results), self.now());
                     }
                     Effect::WriteConflist(text) => {
-                        let written =
-                            conflist::write(&options.cni_configuration_directory, &text);
+                        let written = conflist::write(&options.cni_configuration_directory, &text);
                         self.conflist_error = written.err().map(|error| format!("{error:#}"));
                     }
                     Effect::PublishZone(new) => zone = Some(new),

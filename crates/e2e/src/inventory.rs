@@ -39,7 +39,18 @@ impl Inventory {
         for root in ["/sys/fs/cgroup"] {
             directories(Path::new(root), 6, &mut lines);
         }
-        for place in ["/var/lib", "/run", "/etc", "/opt", "/run/flatnet", "/var/lib/flatnet", "/etc/cni", "/opt/cni", "/var/lib/cni", "/run/netns"] {
+        for place in [
+            "/var/lib",
+            "/run",
+            "/etc",
+            "/opt",
+            "/run/flatnet",
+            "/var/lib/flatnet",
+            "/etc/cni",
+            "/opt/cni",
+            "/var/lib/cni",
+            "/run/netns",
+        ] {
             for entry in fs::read_dir(place).into_iter().flatten().flatten() {
                 lines.insert(format!("file: {}", entry.path().display()));
             }

@@ -30,7 +30,10 @@ impl Outside {
         ip(&["netns", "add", &name])?;
         let outside = Self { name, servers: vec![] };
         let inside: &str = &outside.name;
-        ip(&["-n", &network, "link", "add", "outside", "type", "veth", "peer", "name", "eth0", "netns", inside])?;
+        ip(&[
+            "-n", &network, "link", "add", "outside", "type", "veth", "peer", "name", "eth0",
+            "netns", inside,
+        ])?;
         ip(&["-n", &network, "link", "set", "outside", "master", "nodes", "up"])?;
         ip(&["-n", inside, "link", "set", "lo", "up"])?;
         ip(&["-n", inside, "link", "set", "eth0", "up"])?;

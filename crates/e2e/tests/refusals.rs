@@ -97,7 +97,16 @@ fn bad_name(before: &Inventory) -> Result<()> {
 }
 
 fn second_up(before: &Inventory) -> Result<()> {
-    let ranges = ["--nodes", "1", "--pod-cidr", "10.50.0.0/16", "--service-cidr", "10.51.0.0/16", "--node-cidr", "172.29.9.0/24"];
+    let ranges = [
+        "--nodes",
+        "1",
+        "--pod-cidr",
+        "10.50.0.0/16",
+        "--service-cidr",
+        "10.51.0.0/16",
+        "--node-cidr",
+        "172.29.9.0/24",
+    ];
     let cluster = Cluster::up(NAME, &ranges)?;
     let output = Command::new(program("flatnet")).args(["up", "--name", NAME]).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

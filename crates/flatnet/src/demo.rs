@@ -95,7 +95,13 @@ pub async fn run(
     let names = ["front.shop", "store.shop"];
     let dns = names.iter().map(|name| resolve(paths, spec, name)).collect::<Result<_>>()?;
     progress.done("shop checked: Service, node ports, names");
-    Ok(Outcome { first_answer_ms, cluster_url: format!("http://{cluster}"), node_urls, answers_by_pod, dns })
+    Ok(Outcome {
+        first_answer_ms,
+        cluster_url: format!("http://{cluster}"),
+        node_urls,
+        answers_by_pod,
+        dns,
+    })
 }
 
 /// For people.
@@ -186,9 +192,8 @@ async fn request(address: SocketAddr) -> Result<Answer> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = hyper::Request::get("/")
-        .header("host", address.to_string())
-        .body(Empty::<Bytes>::new())?;
+    let request =
+        hyper::Request::get("/").header("host", address.to_string()).body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let code = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

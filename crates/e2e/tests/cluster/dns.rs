@@ -16,7 +16,10 @@ pub fn usual_tools(world: &World) -> Result<()> {
     let answer = shell("getent hosts web")?;
     ensure!(answer.contains(&address), "getent hosts web: {answer}");
     let server = shell("cat /etc/resolv.conf")?;
-    ensure!(server.contains("search lab.svc.cluster.local svc.cluster.local cluster.local"), "{server}");
+    ensure!(
+        server.contains("search lab.svc.cluster.local svc.cluster.local cluster.local"),
+        "{server}"
+    );
     ensure!(server.contains("ndots:5"), "{server}");
     let kubernetes = shell("dig +short kubernetes.default.svc.cluster.local")?;
     ensure!(kubernetes.trim() == "10.41.0.1", "{kubernetes}");

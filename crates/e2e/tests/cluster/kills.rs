@@ -26,7 +26,14 @@ pub fn kills(world: &World) -> Result<()> {
     for round in 0..ROUNDS {
         let victims = victims(world, round);
         let name = format!("acknowledged-{round}");
-        world.cluster.kubectl(&["create", "configmap", "-n", NAMESPACE, &name, "--from-literal=a=b"])?;
+        world.cluster.kubectl(&[
+            "create",
+            "configmap",
+            "-n",
+            NAMESPACE,
+            &name,
+            "--from-literal=a=b",
+        ])?;
         written.push(name);
         let before: Vec<i64> =
             victims.iter().map(|name| world.cluster.process(name)).collect::<Result<_>>()?;
@@ -42,7 +49,11 @@ pub fn kills(world: &World) -> Result<()> {
         }
         eventually("nothing is wrong", BACK, || {
             let status = world.cluster.status()?;
-            ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{}", status["problems"]);
+            ensure!(
+                status["problems"].as_array().is_some_and(Vec::is_empty),
+                "{}",
+                status["problems"]
+            );
             Ok(())
         })?;
     }
@@ -82,7 +93,14 @@ fn no_address_twice(world: &World) -> Result<()> {
 }
 
 pub fn keep(world: &World) -> Result<()> {
-    world.cluster.kubectl(&["create", "configmap", "-n", NAMESPACE, "kept", "--from-literal=a=b"])?;
+    world.cluster.kubectl(&[
+        "create",
+        "configmap",
+        "-n",
+        NAMESPACE,
+        "kept",
+        "--from-literal=a=b",
+    ])?;
     flatnet(&["down", "--name", &world.cluster.name, "--keep"])?;
     flatnet(&["up", "--name", &world.cluster.name])?;
     world.cluster.kubectl(&["get", "configmap", "-n", NAMESPACE, "kept"])?;

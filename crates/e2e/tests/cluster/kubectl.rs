@@ -12,7 +12,8 @@ use super::world::{NAMESPACE, World};
 
 /// The newest kubectl on the machine, when it is 1.30 or newer.
 fn newer(world: &World) -> Option<Kubectl> {
-    let mut command = world.cluster.kubectl_command(Kubectl::New, &["version", "--client", "-o", "json"]);
+    let mut command =
+        world.cluster.kubectl_command(Kubectl::New, &["version", "--client", "-o", "json"]);
     let output = command.output().ok()?;
     let version: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
     let minor = version.pointer("/clientVersion/minor")?.as_str()?;
@@ -30,23 +31,33 @@ fn clients(world: &World) -> Vec<Kubectl> {
 }
 
 pub fn manifests(world: &World) -> Result<()> {
-    let manifests = std::fs::read_to_string(
-        workspace().join("crates/e2e/tests/data/manifests.yaml"),
-    )?;
+    let manifests =
+        std::fs::read_to_string(workspace().join("crates/e2e/tests/data/manifests.yaml"))?;
     for client in clients(world) {
         let first = world.cluster.apply_by(client, &manifests)?;
         ensure!(first.lines().all(|line| line.ends_with(" created")), "{first}");
         let second = world.cluster.apply_by(client, &manifests)?;
         for line in second.lines() {
             // The real server answers so too: these carry fields that it stores differently.
-            let differs = ["secret/sec", "networkpolicy.networking.k8s.io/deny", "endpointslice.discovery.k8s.io/manual"];
-            let expected = if differs.iter().any(|name| line.starts_with(name)) { "configured" } else { "unchanged" };
+            let differs = [
+                "secret/sec",
+                "networkpolicy.networking.k8s.io/deny",
+                "endpointslice.discovery.k8s.io/manual",
+            ];
+            let expected = if differs.iter().any(|name| line.starts_with(name)) {
+                "configured"
+            } else {
+                "unchanged"
+            };
             ensure!(line.ends_with(expected), "{line:?} should be {expected}");
         }
         let services = world.cluster.kubectl_by(client, &["get", "svc", "-n", "recorded"])?;
         let header = services.lines().next().unwrap_or_default();
         let columns: Vec<&str> = header.split_whitespace().collect();
-        ensure!(columns == ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"], "{header}");
+        ensure!(
+            columns == ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"],
+            "{header}"
+        );
         ensure!(services.contains("<pending>") && services.contains("example.org"), "{services}");
         world.cluster.kubectl_by(client, &["delete", "ns", "recorded", "--timeout=60s"])?;
         world.cluster.kubectl_by(client, &["delete", "ingressclass", "ours"])?;
@@ -59,17 +70,22 @@ pub fn troubleshooting_chain(world: &World) -> Result<()> {
         let kubectl = |arguments: &[&str]| world.cluster.kubectl_by(client, arguments);
         let service = kubectl(&["describe", "svc", "web", "-n", NAMESPACE])?;
         let address = world.cluster_ip("web")?;
-        for word in ["Selector:", "app=echo", "Type:", "NodePort", &address, "Endpoints:", ":8080"] {
+        for word in ["Selector:", "app=echo", "Type:", "NodePort", &address, "Endpoints:", ":8080"]
+        {
             ensure!(service.contains(word), "describe svc lacks {word:?}: {service}");
         }
         let pods = kubectl(&["get", "pods", "-n", NAMESPACE, "-o", "wide", "--show-labels"])?;
-        for word in ["READY", "NOMINATED NODE", "READINESS GATES", "LABELS", "app=echo", "1/1", "Running"] {
+        for word in
+            ["READY", "NOMINATED NODE", "READINESS GATES", "LABELS", "app=echo", "1/1", "Running"]
+        {
             ensure!(pods.contains(word), "get pods lacks {word:?}: {pods}");
         }
         let slices = kubectl(&["get", "endpointslices", "-n", NAMESPACE])?;
         ensure!(slices.contains("ADDRESSTYPE") && slices.contains("web-"), "{slices}");
         let pod = kubectl(&["describe", "pod", "echo-node1", "-n", NAMESPACE])?;
-        for word in ["Node:", "IP:", "Started", "Ready", "Readiness:", "Conditions:", "Created container"] {
+        for word in
+            ["Node:", "IP:", "Started", "Ready", "Readiness:", "Conditions:", "Created container"]
+        {
             ensure!(pod.contains(word), "describe pod lacks {word:?}: {pod}");
         }
         let node = kubectl(&["describe", "node", "node1"])?;
@@ -97,15 +113,14 @@ pub fn exec(world: &World) -> Result<()> {
         };
         let status = with(&["--", "sh", "-c", "exit 3"]).status()?;
         ensure!(status.code() == Some(3), "exit code of exec: {status}");
-        let mut child = with(&["-i", "--", "cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut child =
+            with(&["-i", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         child.stdin.take().context("no stdin")?.write_all(b"hello\n")?;
         let text = text_of(child.wait_with_output()?)?;
         ensure!(text == "hello\n", "{text:?}");
         // A terminal: `script` gives kubectl one.
-        let line = format!("{:?}", with(&["-it", "--", "sh", "-c", "test -t 0 && curl -s http://web/"]));
+        let line =
+            format!("{:?}", with(&["-it", "--", "sh", "-c", "test -t 0 && curl -s http://web/"]));
         let output = Command::new("script")
             .args(["-qec", &line.replace('"', "'"), "/dev/null"])
             .stdin(Stdio::null())
@@ -132,7 +147,8 @@ spec:
     world.cluster.pod_ready(NAMESPACE, "talker")?;
     for client in clients(world) {
         let logs = |rest: &[&str]| {
-            let arguments: Vec<&str> = ["logs", "-n", NAMESPACE, "talker"].iter().chain(rest).copied().collect();
+            let arguments: Vec<&str> =
+                ["logs", "-n", NAMESPACE, "talker"].iter().chain(rest).copied().collect();
             world.cluster.kubectl_by(client, &arguments)
         };
         eventually("all lines are there", Duration::from_secs(5), || {

@@ -40,8 +40,16 @@ fn address_of(answer: &Value) -> &str {
 
 pub fn host_gw(_: &World) -> Result<()> {
     let ranges = [
-        "--overlay", "host-gw", "--nodes", "2", "--pod-cidr", "10.42.0.0/16", "--service-cidr",
-        "10.43.0.0/16", "--node-cidr", "172.29.1.0/24",
+        "--overlay",
+        "host-gw",
+        "--nodes",
+        "2",
+        "--pod-cidr",
+        "10.42.0.0/16",
+        "--service-cidr",
+        "10.43.0.0/16",
+        "--node-cidr",
+        "172.29.1.0/24",
     ];
     // Beside the other cluster, on the same machine.
     let cluster = Cluster::up("e2e-gw", &ranges)?;
@@ -62,7 +70,8 @@ pub fn host_gw(_: &World) -> Result<()> {
 pub fn node_to_pod(world: &World) -> Result<()> {
     let local = world.pod_ip("echo-node1")?;
     let remote = world.pod_ip("echo-node2")?;
-    let bridge = world.cluster.on_node("node1", &["ip", "-o", "-4", "address", "show", "dev", "cni0"])?;
+    let bridge =
+        world.cluster.on_node("node1", &["ip", "-o", "-4", "address", "show", "dev", "cni0"])?;
     for (address, pod) in [(local, "echo-node1"), (remote, "echo-node2")] {
         let url = format!("http://{address}:8080/");
         let text = world.cluster.on_node("node1", &["curl", "-s", "--max-time", "5", &url])?;

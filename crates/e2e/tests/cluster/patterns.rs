@@ -35,7 +35,18 @@ pub fn patterns(world: &World) -> Result<()> {
     };
     logs("sidecar", "shipper", "order ")?;
     logs("adapter", "adapter", "shop_orders_total ")?;
-    let curl = ["exec", "ambassador", "-c", "app", "--", "curl", "-s", "--max-time", "5", "http://localhost:9000/"];
+    let curl = [
+        "exec",
+        "ambassador",
+        "-c",
+        "app",
+        "--",
+        "curl",
+        "-s",
+        "--max-time",
+        "5",
+        "http://localhost:9000/",
+    ];
     let answer = world.cluster.kubectl(&curl)?;
     ensure!(answer.contains("\"api-"), "the ambassador should reach the API: {answer}");
     let pods = ["sidecar", "adapter", "ambassador"];
@@ -86,7 +97,10 @@ spec:
         ensure!(failed == 1, "{}", pod["status"]);
         Ok(())
     })?;
-    world.cluster.kubectl(&["delete", "pod", "-n", NAMESPACE, "conflict", "taken", "--now"]).map(drop)
+    world
+        .cluster
+        .kubectl(&["delete", "pod", "-n", NAMESPACE, "conflict", "taken", "--now"])
+        .map(drop)
 }
 
 fn state_of<'a>(pod: &'a Value, container: &str) -> Option<&'a Value> {
@@ -116,7 +130,8 @@ spec:
     let before = eventually("the pod has an address", RESTART, || world.pod_ip("crash"))?;
     eventually("the container was started again twice", RESTART, || {
         let pod = world.cluster.get(NAMESPACE, "pod", "crash")?;
-        let restarts = state_of(&pod, "unstable").and_then(|status| status["restartCount"].as_i64());
+        let restarts =
+            state_of(&pod, "unstable").and_then(|status| status["restartCount"].as_i64());
         ensure!(restarts >= Some(2), "{}", pod["status"]);
         Ok(())
     })?;
@@ -132,7 +147,9 @@ pub fn killed_pause(world: &World) -> Result<()> {
     world.cluster.pod_ready(NAMESPACE, "sandboxed")?;
     let uid = world.cluster.field(NAMESPACE, "pod", "sandboxed", "/metadata/uid")?;
     let pause = pause_of(&uid).context("the pod has no pause process")?;
-    ensure!(std::process::Command::new("kill").args(["-9", &pause.to_string()]).status()?.success());
+    ensure!(
+        std::process::Command::new("kill").args(["-9", &pause.to_string()]).status()?.success()
+    );
     eventually("the container runs again in a new sandbox", RESTART, || {
         let pod = world.cluster.get(NAMESPACE, "pod", "sandboxed")?;
         ensure!(pause_of(&uid).is_some_and(|now| now != pause), "no new pause process");

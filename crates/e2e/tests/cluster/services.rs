@@ -73,7 +73,11 @@ pub fn refused_without_endpoints(world: &World) -> Result<()> {
         let said = format!("{error:#}");
         // curl: 7 is a refused connection, 28 a timeout.
         ensure!(said.contains("code 7"), "{said}");
-        ensure!(started.elapsed() < Duration::from_secs(2), "refused after {:?}", started.elapsed());
+        ensure!(
+            started.elapsed() < Duration::from_secs(2),
+            "refused after {:?}",
+            started.elapsed()
+        );
         Ok(())
     })?;
     world.cluster.kubectl(&["delete", "service", "-n", NAMESPACE, "nobody"]).map(drop)
@@ -89,7 +93,8 @@ pub fn readiness(world: &World) -> Result<()> {
     set(false)?;
     let limit = Duration::from_secs(4);
     eventually("the slice says not ready", limit, || {
-        let slices = world.cluster.list(NAMESPACE, "endpointslice", "kubernetes.io/service-name=web")?;
+        let slices =
+            world.cluster.list(NAMESPACE, "endpointslice", "kubernetes.io/service-name=web")?;
         ensure!(conditions_of(&slices, &address) == Some(false), "{slices:?}");
         Ok(())
     })?;

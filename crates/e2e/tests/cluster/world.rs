@@ -19,10 +19,18 @@ pub struct World {
 impl World {
     /// Starts everything and waits until it is ready.
     pub fn up() -> Result<Self> {
-        let ranges = ["--pod-cidr", "10.40.0.0/16", "--service-cidr", "10.41.0.0/16", "--node-cidr", NODE_RANGE];
+        let ranges = [
+            "--pod-cidr",
+            "10.40.0.0/16",
+            "--service-cidr",
+            "10.41.0.0/16",
+            "--node-cidr",
+            NODE_RANGE,
+        ];
         let cluster = Cluster::up("e2e", &ranges)?;
         let world = Self { cluster };
-        let mut manifest = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n");
+        let mut manifest =
+            format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n");
         for node in &world.cluster.nodes {
             manifest.push_str(&echo_pod(&format!("echo-{node}"), node));
         }
@@ -61,7 +69,15 @@ impl World {
 
     /// Starts a pod that loads a URL for some seconds, and waits until it runs.
     pub fn start_load(&self, pod: &str, url: &str, seconds: u64) -> Result<()> {
-        self.cluster.kubectl(&["delete", "pod", "-n", NAMESPACE, pod, "--ignore-not-found", "--now"])?;
+        self.cluster.kubectl(&[
+            "delete",
+            "pod",
+            "-n",
+            NAMESPACE,
+            pod,
+            "--ignore-not-found",
+            "--now",
+        ])?;
         self.cluster.apply(&format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: {NAMESPACE}}}\nspec:\n  \
              restartPolicy: Never\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: load\n    \

@@ -15,13 +15,14 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use model::layout::UPLINK;
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec};
-use render::owned::ROUTE_PROTOCOL;
 
 use super::paths::Paths;
 use super::spec::{ClusterSpec, NodeSpec};
 
 /// The bridge of the node network, in its namespace.
 const BRIDGE: &str = "nodes";
+/// Who made these routes (`RTPROT_STATIC`): an administrator, not the agents, who sweep their own.
+const ROUTE_PROTOCOL: u8 = 4;
 /// The namespace of the node network, after the cluster's name.
 pub const NETWORK: &str = "net";
 

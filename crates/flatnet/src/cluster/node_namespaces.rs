@@ -86,9 +86,7 @@ pub fn finish(paths: &Paths) -> Result<()> {
     let directory = paths.namespaces();
     match umount2(&directory, MntFlags::MNT_DETACH) {
         Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
-        Err(error) => {
-            Err(error).with_context(|| format!("unmounting {}", directory.display()))
-        }
+        Err(error) => Err(error).with_context(|| format!("unmounting {}", directory.display())),
     }
 }
 
@@ -194,6 +192,9 @@ fn arrange_mounts(paths: &Paths, node: &str) -> Result<()> {
     install_plugin()?;
 
     for hierarchy in hierarchies {
+        // The kernel refuses a file system on top of itself, so the host's view goes first.
+        umount2(&hierarchy.mount, MntFlags::MNT_DETACH)
+            .with_context(|| format!("unmounting {}", hierarchy.mount.display()))?;
         let kind = if hierarchy.controllers.is_empty() { "cgroup2" } else { "cgroup" };
         let options = hierarchy.controllers.join(",");
         let options = (!options.is_empty()).then_some(options.as_str());
@@ -221,7 +222,8 @@ fn install_plugin() -> Result<()> {
     let own = std::env::current_exe()?.with_file_name("flatnet-cni");
     let plugin = Path::new(layout::CNI_PLUGIN_DIRECTORY).join(layout::CNI_PLUGIN);
     fs::create_dir_all(layout::CNI_PLUGIN_DIRECTORY)?;
-    fs::copy(&own, &plugin).with_context(|| format!("copying {} to {}", own.display(), plugin.display()))?;
+    fs::copy(&own, &plugin)
+        .with_context(|| format!("copying {} to {}", own.display(), plugin.display()))?;
     fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }

@@ -61,7 +61,9 @@ fn load_module(name: &str) -> Result<()> {
     if loaded.is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
-    bail!("this kernel lacks `{name}` and modprobe cannot load it: install the module or a kernel that has it")
+    bail!(
+        "this kernel lacks `{name}` and modprobe cannot load it: install the module or a kernel that has it"
+    )
 }
 
 /// Checks that the cluster's ranges do not hide anything that the host reaches now.
@@ -109,9 +111,11 @@ pub fn api_port(asked: Option<u16>, default: u16) -> Result<u16> {
         Some(port) => bail!(
             "port {port} of 127.0.0.1 is in use by another program: choose another with --api-port"
         ),
-        None => (default..default + API_PORTS_TRIED).find(|port| is_free(*port)).with_context(|| {
-            format!("no port from {default} on is free: choose one with --api-port")
-        }),
+        None => {
+            (default..default + API_PORTS_TRIED).find(|port| is_free(*port)).with_context(|| {
+                format!("no port from {default} on is free: choose one with --api-port")
+            })
+        }
     }
 }
 

@@ -150,8 +150,9 @@ pub fn run(paths: &Paths) -> Result<()> {
         if changed {
             write_report(paths, &processes)?;
         }
-        let timeout = next_start(&processes)
-            .map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
+        let timeout = next_start(&processes).map_or(PollTimeout::NONE, |wait| {
+            PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+        });
         let mut ready = [PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, timeout) {
             Ok(_) | Err(nix::Error::EINTR) => {}

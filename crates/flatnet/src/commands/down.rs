@@ -7,7 +7,9 @@ use crate::cluster::teardown::{self, Keep};
 
 /// Arguments of `flatnet down`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  flatnet down\n  flatnet down --keep   # the objects come back with `flatnet up`")]
+#[command(
+    after_help = "Examples:\n  flatnet down\n  flatnet down --keep   # the objects come back with `flatnet up`"
+)]
 pub struct Arguments {
     #[command(flatten)]
     cluster: ClusterName,

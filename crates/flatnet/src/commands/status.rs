@@ -16,10 +16,10 @@ use serde::Serialize;
 use tokio::net::UnixStream;
 
 use super::{ClusterName, require_root};
+use crate::cluster::cgroups;
 use crate::cluster::paths::Paths;
 use crate::cluster::spec::ClusterSpec;
 use crate::cluster::supervisor::{self, ProcessReport};
-use crate::cluster::cgroups;
 use crate::output::{Format, print, table};
 
 /// The largest answer of an agent that is read, in bytes.
@@ -67,7 +67,10 @@ struct NodeOutcome {
 pub fn run(arguments: Arguments) -> ExitCode {
     match ask(&arguments) {
         Ok(None) => {
-            eprintln!("cluster {} does not run: start it with `flatnet up`", arguments.cluster.name);
+            eprintln!(
+                "cluster {} does not run: start it with `flatnet up`",
+                arguments.cluster.name
+            );
             ExitCode::from(EXIT_NOT_RUNNING)
         }
         Ok(Some(outcome)) => match print(arguments.output, &outcome, || text(&outcome)) {
@@ -164,7 +167,8 @@ async fn agent_status(pid: i32) -> Result<AgentStatus> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = hyper::Request::get("/status").header("host", "agent").body(Empty::<Bytes>::new())?;
+    let request =
+        hyper::Request::get("/status").header("host", "agent").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
     let body = body.collect().await.map_err(anyhow::Error::msg)?.to_bytes();

@@ -185,7 +185,8 @@ fn start(
 }
 
 fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
-    let mut config = ClusterConfig { name: arguments.cluster.name.clone(), ..ClusterConfig::default() };
+    let mut config =
+        ClusterConfig { name: arguments.cluster.name.clone(), ..ClusterConfig::default() };
     let ranges = [
         (arguments.pod_cidr, &mut config.pod_cidrs),
         (arguments.service_cidr, &mut config.service_cidrs),
@@ -212,9 +213,8 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
 /// A cluster that was kept: it stays what it was made as, only the API's port may move.
 fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec> {
     let config = &stored.config;
-    let same = |given: Option<IpNet>, ranges: &[IpNet]| {
-        given.is_none_or(|given| ranges.contains(&given))
-    };
+    let same =
+        |given: Option<IpNet>, ranges: &[IpNet]| given.is_none_or(|given| ranges.contains(&given));
     let overlay = match arguments.overlay {
         None => config.overlay,
         Some(OverlayArgument::Vxlan) => Overlay::Vxlan,
@@ -360,9 +360,7 @@ fn text(outcome: &Outcome) -> String {
             [name.clone(), (*status).into(), address.clone(), pod_cidr.clone()]
         })
         .collect();
-    let list = |ranges: &[IpNet]| {
-        ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")
-    };
+    let list = |ranges: &[IpNet]| ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",");
     let dns = outcome.dns_address.map(|address| address.to_string()).unwrap_or_default();
     let kubeconfig = outcome.kubeconfig.display();
     let mut text = format!(

@@ -115,9 +115,8 @@ impl Place {
             paths.namespace(node, "mnt"),
         ];
         let open = |handle: &Path| -> Result<OwnedFd> {
-            let file = fs::File::open(handle).with_context(|| {
-                format!("opening {} (does the node run?)", handle.display())
-            })?;
+            let file = fs::File::open(handle)
+                .with_context(|| format!("opening {} (does the node run?)", handle.display()))?;
             Ok(file.into())
         };
         let namespaces = handles.iter().map(|handle| open(handle)).collect::<Result<_>>()?;
@@ -131,7 +130,8 @@ impl Place {
     /// When descriptors run out.
     pub fn enter_in(&self, command: &mut Command, inherited: Vec<RawFd>) -> Result<()> {
         let duplicate = |fds: &[OwnedFd]| fds.iter().map(OwnedFd::try_clone).collect();
-        let namespaces: Vec<OwnedFd> = io::Result::<Vec<OwnedFd>>::from(duplicate(&self.namespaces))?;
+        let namespaces: Vec<OwnedFd> =
+            io::Result::<Vec<OwnedFd>>::from(duplicate(&self.namespaces))?;
         let cgroups: Vec<OwnedFd> = io::Result::<Vec<OwnedFd>>::from(duplicate(&self.cgroups))?;
         let enter = move || {
             for joining in &cgroups {
