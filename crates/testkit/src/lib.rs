@@ -5,4 +5,5 @@ pub mod case;
 pub mod node;
 pub mod objects;
 pub mod random;
+pub mod sim;
 pub mod verdict;

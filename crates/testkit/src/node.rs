@@ -36,6 +36,8 @@ pub struct Settled {
     pub ops: Vec<Op>,
     /// Operations that the kernel refused, with its reason.
     pub failures: Vec<String>,
+    /// Whether the kernel was read back.
+    pub observed: bool,
 }
 
 impl<K: Kernel> NodeLoop<K> {
@@ -80,6 +82,7 @@ impl<K: Kernel> NodeLoop<K> {
         for effect in effects {
             match effect {
                 Effect::Observe => {
+                    settled.observed = true;
                     let observed = self.kernel.observe();
                     self.handle(Event::Observed(observed));
                 }
@@ -97,6 +100,17 @@ impl<K: Kernel> NodeLoop<K> {
         Some(settled)
     }
 
+    /// The process dies in the middle of its next step, after so many operations, and a new one
+    /// starts.
+    pub fn crash_during_step(&mut self, operations: usize) {
+        for effect in self.reconciler.poll(self.now) {
+            if let Effect::Apply(ops) = effect {
+                self.kernel.apply(&ops[..operations.min(ops.len())]);
+            }
+        }
+        self.restart();
+    }
+
     /// Lets the loop act until the kernel holds what it planned; time passes only for back-off.
     ///
     /// # Errors
@@ -107,6 +121,7 @@ impl<K: Kernel> NodeLoop<K> {
             if let Some(step) = self.step() {
                 settled.ops.extend(step.ops);
                 settled.failures.extend(step.failures);
+                settled.observed |= step.observed;
                 continue;
             }
             let status = self.reconciler.status();

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use model::cluster::nth_address;
 use model::kinds::{
     Conditions, Endpoint, EndpointPort, EndpointSlice, SERVICE_NAME_LABEL, Service, ServicePort,
     ServiceType, SessionAffinity, TrafficPolicy,
@@ -203,21 +204,17 @@ fn pod_address(node: u8, number: u8) -> IpAddr {
 /// A packet that can arrive at this node of this world. Nothing comes to a ClusterIP from another
 /// node's pod: that node translates it.
 pub fn packet(choices: &mut Choices<'_>, world: &World, facts: &NodeFacts) -> Packet {
-    let here: u8 = facts.name.trim_start_matches("node").parse().unwrap_or(1);
-    let elsewhere = here % NODES + 1;
-    let pod = |choices: &mut Choices<'_>, node: u8| {
-        pod_address(node, choices.below(usize::from(PODS_PER_NODE)) as u8)
-    };
+    let places = Places::of(world, facts);
     let protocol = choices.one_of(&[Protocol::Tcp, Protocol::Udp]);
-    let destination = destination(choices, world, here, elsewhere);
+    let destination = destination(choices, world, &places);
     let is_pod = objects::config().is_pod_address(destination.ip());
-    let is_node = destination.ip() == objects::node_address(here);
+    let is_node = destination.ip() == places.node;
     let (entry, source) = match choices.below(5) {
-        0 | 1 => (Entry::Pod, pod(choices, here)),
-        2 if !destination.ip().is_loopback() => (Entry::Local, objects::node_address(here)),
-        3 if is_pod => (Entry::Overlay, pod(choices, elsewhere)),
-        3 if is_node => (Entry::Uplink, pod(choices, elsewhere)),
-        4 => (Entry::Uplink, objects::node_address(elsewhere)),
+        0 | 1 => (Entry::Pod, places.pod(choices)),
+        2 if !destination.ip().is_loopback() => (Entry::Local, places.node),
+        3 if is_pod => (Entry::Overlay, places.remote_pod(choices)),
+        3 if is_node => (Entry::Uplink, places.remote_pod(choices)),
+        4 => (Entry::Uplink, places.remote_node),
         _ => (Entry::Uplink, OUTSIDE),
     };
     // What a pod sends to its own address never leaves it.
@@ -227,8 +224,45 @@ pub fn packet(choices: &mut Choices<'_>, world: &World, facts: &NodeFacts) -> Pa
     Packet { entry, source, destination, protocol }
 }
 
-fn destination(choices: &mut Choices<'_>, world: &World, here: u8, elsewhere: u8) -> SocketAddr {
-    let all: Vec<&Arc<Service>> = world.services().collect();
+/// The addresses around one node.
+struct Places {
+    node: IpAddr,
+    remote_node: IpAddr,
+    pods: Vec<IpAddr>,
+    remote_pods: Vec<IpAddr>,
+}
+
+impl Places {
+    fn of(world: &World, facts: &NodeFacts) -> Self {
+        let (mut pods, mut remote_pods, mut remote_node) = (Vec::new(), Vec::new(), OUTSIDE);
+        for node in world.nodes() {
+            let range = node.spec.pod_cidrs.first();
+            // Those that random worlds use, and those that a runtime gives first.
+            let some = [2, 3, 4, 10, 11, 12];
+            let some = some.into_iter().filter_map(|n| nth_address(range?, n));
+            if node.name() == facts.name {
+                pods.extend(some);
+            } else {
+                remote_pods.extend(some);
+                remote_node = node.internal_ips().next().unwrap_or(remote_node);
+            }
+        }
+        let node = facts.addresses.first().copied().unwrap_or(OUTSIDE);
+        Self { node, remote_node, pods, remote_pods }
+    }
+
+    fn pod(&self, choices: &mut Choices<'_>) -> IpAddr {
+        if self.pods.is_empty() { OUTSIDE } else { choices.one_of(&self.pods) }
+    }
+
+    fn remote_pod(&self, choices: &mut Choices<'_>) -> IpAddr {
+        if self.remote_pods.is_empty() { OUTSIDE } else { choices.one_of(&self.remote_pods) }
+    }
+}
+
+fn destination(choices: &mut Choices<'_>, world: &World, places: &Places) -> SocketAddr {
+    let all: Vec<&Arc<Service>> =
+        world.services().filter(|service| !service.spec.ports.is_empty()).collect();
     if !all.is_empty() && !choices.once_in(4) {
         let service = all[choices.below(all.len())];
         let port = &service.spec.ports[choices.below(service.spec.ports.len())];
@@ -237,15 +271,15 @@ fn destination(choices: &mut Choices<'_>, world: &World, here: u8, elsewhere: u8
             let port = if choices.once_in(10) { 7 } else { port.port };
             return SocketAddr::new(address, port);
         }
-        return SocketAddr::new(objects::node_address(here), port.node_port.max(1));
+        return SocketAddr::new(places.node, port.node_port.max(1));
     }
     match choices.below(8) {
-        0 => SocketAddr::new(pod_address(here, 0), 8080),
-        1 => SocketAddr::new(pod_address(elsewhere, 1), 8080),
+        0 => SocketAddr::new(places.pod(choices), 8080),
+        1 => SocketAddr::new(places.remote_pod(choices), 8080),
         2 => SocketAddr::new(OUTSIDE, 443),
-        3 => SocketAddr::new(objects::node_address(elsewhere), 30001),
-        4 => SocketAddr::new(objects::node_address(here), 30015),
-        5 => SocketAddr::new(IpAddr::from([10, 96, 9, 9]), 80),
+        3 => SocketAddr::new(places.remote_node, 30001),
+        4 => SocketAddr::new(places.node, 30015),
+        5 => SocketAddr::new(IpAddr::from([10, 96, 99, 99]), 80),
         6 => {
             let dns = objects::config().dns_address(Family::V4).unwrap_or(OUTSIDE);
             SocketAddr::new(dns, choices.one_of(&[53, 9153]))
