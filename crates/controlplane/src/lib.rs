@@ -19,7 +19,7 @@ mod writer;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ impl Options {
     }
 }
 
-/// Why a control plane does not start.
+/// Why a control plane does not start, or does not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The objects cannot be had.
@@ -98,6 +98,9 @@ pub enum StartError {
     /// The cluster's own objects cannot be made.
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(ClientError),
+    /// The controllers panicked. Everything acknowledged is on disk.
+    #[error("the controllers ended by a fault of ours (see the log); start the control plane again")]
+    Controllers,
     /// The system refused a thread.
     #[error("cannot start the store's writer: {0}; is the limit of processes too low?")]
     Thread(std::io::Error),
@@ -176,33 +179,48 @@ impl ControlPlane {
 /// Runs the API server and the controllers until `shutdown` resolves.
 ///
 /// # Errors
-/// [`StartError`], when it does not come up.
+/// [`StartError`], when it does not come up, or when the controllers end by a panic.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    let authority = Pki::at(&options.state_directory.join(PKI_DIRECTORY), []).authority;
+    let config = options.config.clone();
     let running = ControlPlane::start(options).await?;
-    shutdown.await;
+    let root_ca = read_file(&authority)?;
+    let (stop, stopping) = watch::channel(false);
+    let mut controllers = tokio::spawn(drive::run(running.client(), config, root_ca, stopping));
+    let ended = tokio::select! {
+        () = shutdown => None,
+        ended = &mut controllers => Some(ended),
+    };
+    // The controllers first: they write through the server.
+    stop.send_replace(true);
+    let panicked = match ended {
+        Some(_) => true,
+        None => controllers.await.is_err(),
+    };
     running.stop().await;
-    Ok(())
+    if panicked { Err(StartError::Controllers) } else { Ok(()) }
 }
 
 fn proxy(pki: &Pki, options: &Options) -> Result<Proxy, StartError> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|error| {
-            StartError::Identity(ClientError::Config {
-                path: path.display().to_string(),
-                problem: format!("cannot be read: {error}; `flatnet up` makes it anew"),
-            })
-        })
-    };
     let identity = Identity::from_pem(
-        &read(&pki.authority)?,
-        &read(&pki.runtime_client.certificate)?,
-        &read(&pki.runtime_client.key)?,
+        read_file(&pki.authority)?.as_bytes(),
+        read_file(&pki.runtime_client.certificate)?.as_bytes(),
+        read_file(&pki.runtime_client.key)?.as_bytes(),
         &pki.runtime_client.certificate.display().to_string(),
     )
     .map_err(StartError::Identity)?;
     // The host is each node's own; this one is never dialled.
     let endpoint = Endpoint::new("https://localhost", &identity).map_err(StartError::Identity)?;
     Ok(Proxy::new(endpoint, options.config.node_cidrs.clone(), options.runtime_port))
+}
+
+fn read_file(path: &Path) -> Result<String, StartError> {
+    std::fs::read_to_string(path).map_err(|error| {
+        StartError::Identity(ClientError::Config {
+            path: path.display().to_string(),
+            problem: format!("cannot be read: {error}; `flatnet up` makes it anew"),
+        })
+    })
 }
 
 /// In whose name the control plane itself writes.
