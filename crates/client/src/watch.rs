@@ -121,6 +121,12 @@ impl<T: DeserializeOwned + Send + 'static> Watcher<T> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// The version of the collection that the last event brought us to: after
+    /// [`WatchEvent::Listed`], that of the list. `None` before the first list.
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
+    }
+
     /// [`Watcher::next`] for tasks that follow many collections at once.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<WatchEvent<T>> {
         loop {
