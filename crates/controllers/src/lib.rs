@@ -12,6 +12,8 @@ mod deployment;
 mod endpoint_slices;
 mod endpoints;
 mod events;
+#[cfg(test)]
+mod fixtures;
 mod garbage;
 pub mod kind;
 pub mod manager;

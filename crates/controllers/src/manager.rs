@@ -350,3 +350,105 @@ impl Write {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::NOW;
+    use model::ClusterConfig;
+    use serde_json::json;
+
+    fn manager() -> Manager {
+        let cluster = ClusterConfig::default();
+        Manager::new(Config { cluster, root_ca: "CA".into(), started: NOW })
+    }
+
+    fn namespace(name: &str, version: u64) -> Value {
+        json!({"metadata": {"name": name, "uid": format!("uid-{name}"),
+            "resourceVersion": version.to_string()}})
+    }
+
+    fn list_all(manager: &mut Manager, namespaces: u64) {
+        for row in KINDS.iter().filter(|row| row.watched) {
+            let values = match row.kind {
+                Kind::Namespace => {
+                    (1..=namespaces).map(|index| namespace(&format!("n{index}"), index)).collect()
+                }
+                _ => vec![],
+            };
+            manager.listed(row.kind, values, namespaces, NOW);
+        }
+    }
+
+    #[test]
+    fn nothing_happens_before_every_kind_was_listed() {
+        let mut manager = manager();
+        for row in KINDS.iter().filter(|row| row.watched) {
+            assert!(manager.next(NOW).is_none(), "before {}", row.plural);
+            assert!(manager.next_deadline().is_none());
+            let values = match row.kind {
+                Kind::Namespace => vec![namespace("n", 1)],
+                _ => vec![],
+            };
+            manager.listed(row.kind, values, 1, NOW);
+        }
+        assert!(manager.next(NOW).is_some(), "the namespace needs its ServiceAccount");
+    }
+
+    #[test]
+    fn a_list_that_lost_most_objects_holds_everything_for_a_while() {
+        let mut manager = manager();
+        list_all(&mut manager, 20);
+        let short = || (1..=5).map(|index| namespace(&format!("n{index}"), index)).collect();
+        let held = manager.listed(Kind::Namespace, short(), 30, NOW);
+        assert_eq!(held, Listed::Held { before: 20, after: 5 });
+        assert!(manager.next(NOW).is_none());
+        assert_eq!(manager.next_deadline(), Some(NOW.after(LIST_HOLD)));
+        // Once more the same: the hold neither ends nor grows.
+        let later = NOW.after(LIST_HOLD / 2);
+        assert!(matches!(manager.listed(Kind::Namespace, short(), 31, later), Listed::Held { .. }));
+        assert!(manager.next(later).is_none());
+        assert!(manager.next(NOW.after(LIST_HOLD)).is_some());
+    }
+
+    #[test]
+    fn a_later_list_that_has_the_objects_again_ends_the_hold() {
+        let mut manager = manager();
+        list_all(&mut manager, 20);
+        manager.listed(Kind::Namespace, vec![], 30, NOW);
+        assert!(manager.next(NOW).is_none());
+        let full = (1..=20)
+            .map(|index| {
+                let mut value = namespace(&format!("n{index}"), 40 + index);
+                value["metadata"]["uid"] = json!(format!("again-{index}"));
+                value
+            })
+            .collect();
+        assert_eq!(manager.listed(Kind::Namespace, full, 60, NOW), Listed::Taken);
+        assert!(manager.next(NOW).is_some());
+    }
+
+    #[test]
+    fn a_key_waits_for_the_result_of_its_own_writes() {
+        let mut manager = manager();
+        list_all(&mut manager, 1);
+        let job = manager.next(NOW).expect("a job");
+        assert_eq!(job.steps.len(), 2, "ServiceAccount and CA");
+        manager.applied(Kind::Namespace, namespace("n1", 5), NOW);
+        assert!(manager.next(NOW).is_none(), "it runs already");
+        let results = job
+            .steps
+            .iter()
+            .zip(6..)
+            .map(|(step, version)| {
+                let Write::Create { body, .. } = &step.write else { panic!("no create") };
+                let mut value = body.clone();
+                value["metadata"]["uid"] = json!(format!("uid-{version}"));
+                value["metadata"]["resourceVersion"] = json!(version.to_string());
+                StepResult::Object(value)
+            })
+            .collect();
+        manager.finished(job, results, NOW);
+        assert!(manager.next(NOW).is_none(), "the answers count although no watch showed them");
+    }
+}

@@ -141,8 +141,8 @@ fn set_taints(object: &Object, node: &Node, input: &Input<'_>, outcome: &mut Out
             wanted.extend([(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]);
         }
         Some(_) => wanted.extend([(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]),
-        // It has not reported yet: nothing is placed there, and nothing is taken away.
-        None => wanted.push((NOT_READY, "NoSchedule")),
+        // It has not reported yet: the scheduler passes over it, and nothing is taken away.
+        None => {}
     }
     if node.spec.unschedulable {
         wanted.push((UNSCHEDULABLE, "NoSchedule"));
