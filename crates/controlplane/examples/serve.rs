@@ -28,7 +28,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pki = pki::ensure(&directory.join(controlplane::PKI_DIRECTORY), &request, now)?;
     let server = format!("https://127.0.0.1:{port}");
     let identity = &pki.admin;
-    let request = KubeconfigRequest { cluster: "flatnet", user: "admin", server: &server, identity };
+    let request =
+        KubeconfigRequest { cluster: "flatnet", user: "admin", server: &server, identity };
     std::fs::write(directory.join("kubeconfig"), pki::kubeconfig_text(&pki, &request)?)?;
     let listen = SocketAddr::new(loopback, port);
     // Endpoints may not be on loopback, so the Service `kubernetes` leads nowhere here.

@@ -99,7 +99,9 @@ pub enum StartError {
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(ClientError),
     /// The controllers panicked. Everything acknowledged is on disk.
-    #[error("the controllers ended by a fault of ours (see the log); start the control plane again")]
+    #[error(
+        "the controllers ended by a fault of ours (see the log); start the control plane again"
+    )]
     Controllers,
     /// The system refused a thread.
     #[error("cannot start the store's writer: {0}; is the limit of processes too low?")]

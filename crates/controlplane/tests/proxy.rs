@@ -114,8 +114,12 @@ async fn cluster(scratch: &Scratch, address: &str) -> Server {
     for (name, node, containers, annotations) in [
         ("one", "node1", &["main"][..], json!({})),
         ("two", "node1", &["first", "second", "waiting"], json!({})),
-        ("default", "node1", &["first", "second"],
-            json!({"kubectl.kubernetes.io/default-container": "second"})),
+        (
+            "default",
+            "node1",
+            &["first", "second"],
+            json!({"kubectl.kubernetes.io/default-container": "second"}),
+        ),
         ("pending", "", &["main"], json!({})),
     ] {
         let containers: Vec<Value> =
@@ -154,8 +158,10 @@ async fn logs_come_from_the_runtime_of_the_pods_node() {
     let cases = [
         ("one/log", "GET /containerLogs/default/one/main?\n"),
         ("one/log?container=init", "GET /containerLogs/default/one/init?\n"),
-        ("two/log?container=second&tailLines=3&follow=true&pretty=x",
-            "GET /containerLogs/default/two/second?follow=true&tailLines=3\n"),
+        (
+            "two/log?container=second&tailLines=3&follow=true&pretty=x",
+            "GET /containerLogs/default/two/second?follow=true&tailLines=3\n",
+        ),
         ("default/log?previous=true", "GET /containerLogs/default/default/second?previous=true\n"),
         ("pending/log", ""),
     ];
@@ -163,12 +169,19 @@ async fn logs_come_from_the_runtime_of_the_pods_node() {
         assert_eq!(logs(path).await, (200, expected.to_owned()), "{path}");
     }
     let refusals = [
-        ("two/log", 400, "a container name must be specified for pod two, choose one of: \
-            [first second waiting] or one of the init containers: [init]"),
+        (
+            "two/log",
+            400,
+            "a container name must be specified for pod two, choose one of: \
+            [first second waiting] or one of the init containers: [init]",
+        ),
         ("one/log?container=nope", 400, "container nope is not valid for pod one"),
         ("none/log", 404, "pods \"none\" not found"),
-        ("two/log?container=waiting", 400,
-            "container \"waiting\" in pod \"two\" is waiting to start: ContainerCreating"),
+        (
+            "two/log?container=waiting",
+            400,
+            "container \"waiting\" in pod \"two\" is waiting to start: ContainerCreating",
+        ),
     ];
     for (path, code, message) in refusals {
         let (status, body) = logs(path).await;

@@ -1,0 +1,347 @@
+//! Real kubectl against the server and the controllers: 1.20 as Debian packages it, and the one
+//! on the PATH where there is one.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use client::{Client, PatchKind, ResourcePath};
+use serde_json::{Value, json};
+use support::{DEADLINE, Scratch, start, within};
+
+/// Where `./x kubectl` puts Debian's kubectl 1.20, from the root of the workspace.
+const KUBECTL_1_20: &str = "target/tools/kubectl-1.20/usr/bin/kubectl";
+
+const MANIFESTS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: prices, namespace: shop}
+data: {tea: "3"}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: till, namespace: shop}
+stringData: {pin: "1234"}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: front, namespace: shop, labels: {app: front}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: front}}
+  template:
+    metadata: {labels: {app: front}}
+    spec:
+      containers:
+      - name: main
+        image: localhost/toolbox
+        ports: [{name: http, containerPort: 8080}]
+        resources: {requests: {cpu: 100m, memory: 16Mi}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: shop}
+spec:
+  type: NodePort
+  selector: {app: front}
+  ports:
+  - {name: http, port: 80, targetPort: http}
+  - {name: dns, port: 53, protocol: UDP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: peers, namespace: shop}
+spec: {clusterIP: None, selector: {app: front}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: outside, namespace: shop}
+spec: {type: ExternalName, externalName: example.org}
+"#;
+
+/// One kubectl with a home of its own, so that no other cluster's cache is read.
+struct Kubectl {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    home: PathBuf,
+}
+
+impl Kubectl {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", &self.home)
+            .env_remove("KUBECTL_EXTERNAL_DIFF");
+        command
+    }
+
+    /// Runs to the end, off the server's thread, with `input` on standard input.
+    async fn run(&self, arguments: &[&str], input: &str) -> Output {
+        use std::io::Write as _;
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = input.to_owned();
+        let running = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().expect("kubectl starts");
+            let mut stdin = child.stdin.take().expect("a pipe");
+            // kubectl may end before it has read everything.
+            let _ = stdin.write_all(input.as_bytes());
+            drop(stdin);
+            child.wait_with_output().expect("kubectl ends")
+        });
+        within("kubectl", running).await.expect("kubectl ran")
+    }
+
+    /// Standard output of a command that succeeds.
+    async fn ok(&self, arguments: &[&str]) -> String {
+        self.ok_with(arguments, "").await
+    }
+
+    async fn ok_with(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run(arguments, input).await;
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {arguments:?}: {error}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Standard error of a command that fails.
+    async fn fails(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run(arguments, input).await;
+        assert!(!output.status.success(), "kubectl {arguments:?} succeeds");
+        String::from_utf8(output.stderr).expect("text")
+    }
+}
+
+/// The lines of a table as their words.
+fn words(table: &str) -> Vec<Vec<&str>> {
+    table.lines().map(|line| line.split_whitespace().collect()).collect()
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn kubectl_1_20() -> PathBuf {
+    let program = root().join(KUBECTL_1_20);
+    assert!(program.exists(), "{KUBECTL_1_20} is missing: `./x kubectl` fetches it");
+    program
+}
+
+/// The kubectl on the PATH, if there is one.
+fn kubectl_of_the_machine() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join("kubectl"))
+        .find(|file| file.exists())
+}
+
+/// Runs a scenario with every kubectl, each against a cluster of its own, controllers running.
+async fn with_every_kubectl(name: &str, scenario: impl AsyncFn(&Kubectl, &Client)) {
+    for program in [Some(kubectl_1_20()), kubectl_of_the_machine()].into_iter().flatten() {
+        let scratch = Scratch::new(name);
+        let server = start(&scratch.0, 0).await;
+        let (stop, stopping) = tokio::sync::watch::channel(false);
+        let controllers = controlplane::drive::run(
+            server.running.client(),
+            support::config(),
+            String::new(),
+            stopping,
+        );
+        let controllers = tokio::spawn(controllers);
+        let kubectl = Kubectl {
+            program,
+            kubeconfig: server.kubeconfig.clone(),
+            home: scratch.0.join("home"),
+        };
+        scenario(&kubectl, &server.client).await;
+        stop.send_replace(true);
+        controllers.await.expect("the controllers end well");
+        server.running.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn manifests_apply_and_the_second_time_nothing_changes() {
+    with_every_kubectl("apply", async |kubectl, _| {
+        let first = kubectl.ok_with(&["apply", "-f", "-"], MANIFESTS).await;
+        assert_eq!(first.lines().count(), 7, "{first}");
+        assert!(first.lines().all(|line| line.ends_with(" created")), "{first}");
+        let second = kubectl.ok_with(&["apply", "-f", "-"], MANIFESTS).await;
+        for line in second.lines() {
+            // stringData is written only: kubectl sees a difference with the real server too.
+            let expected = if line.starts_with("secret/") { "configured" } else { "unchanged" };
+            assert!(line.ends_with(expected), "{line}");
+        }
+        let services = kubectl.ok(&["get", "svc", "-n", "shop"]).await;
+        let rows = words(&services);
+        assert_eq!(rows[0], ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"]);
+        assert_eq!(rows[1][..2], ["front", "NodePort"]);
+        assert!(rows[1][4].starts_with("80:3") && rows[1][4].ends_with("/UDP"), "{services}");
+        assert_eq!(rows[2][..5], ["outside", "ExternalName", "<none>", "example.org", "<none>"]);
+        assert_eq!(rows[3][..5], ["peers", "ClusterIP", "None", "<none>", "80/TCP"]);
+        let changed = MANIFESTS.replace("tea: \"3\"", "tea: \"4\"");
+        let third = kubectl.ok_with(&["apply", "-f", "-"], &changed).await;
+        assert!(third.contains("configmap/prices configured"), "{third}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_usual_verbs_work() {
+    with_every_kubectl("verbs", async |kubectl, client| {
+        kubectl.ok_with(&["apply", "-f", "-"], MANIFESTS).await;
+        let cases: [(&[&str], &str); 12] = [
+            (&["label", "svc", "front", "tier=front"], "service/front labeled"),
+            (&["label", "svc", "front", "tier=back", "--overwrite"], "service/front labeled"),
+            (&["annotate", "svc", "front", "note=x"], "service/front annotated"),
+            (
+                &[
+                    "patch",
+                    "svc",
+                    "front",
+                    "-p",
+                    r#"{"spec":{"ports":[{"port":80,"name":"web"}]}}"#,
+                ],
+                "service/front patched",
+            ),
+            (
+                &["patch", "cm", "prices", "--type=merge", "-p", r#"{"data":{"tea":null}}"#],
+                "configmap/prices patched",
+            ),
+            (
+                &[
+                    "patch",
+                    "cm",
+                    "prices",
+                    "--type=json",
+                    "-p",
+                    r#"[{"op":"add","path":"/data","value":{"b":"1"}}]"#,
+                ],
+                "configmap/prices patched",
+            ),
+            (&["scale", "deploy", "front", "--replicas=3"], "deployment.apps/front scaled"),
+            (&["rollout", "restart", "deploy/front"], "deployment.apps/front restarted"),
+            (
+                &["set", "image", "deploy/front", "main=localhost/host"],
+                "deployment.apps/front image updated",
+            ),
+            (
+                &["expose", "deploy", "front", "--name=front2", "--port=81"],
+                "service/front2 exposed",
+            ),
+            (
+                &["run", "single", "--image=localhost/toolbox", "--restart=Never"],
+                "pod/single created",
+            ),
+            (&["delete", "svc", "front2"], "service \"front2\" deleted"),
+        ];
+        for (arguments, expected) in cases {
+            let arguments = [&["-n", "shop"][..], arguments].concat();
+            let output = kubectl.ok(&arguments).await;
+            assert!(output.starts_with(expected), "{arguments:?}: {output}");
+        }
+        let front = ResourcePath::new("v1", "services").namespace("shop").name("front");
+        let service: Value = client.get(&front).await.expect("the Service");
+        assert_eq!(service["metadata"]["labels"]["tier"], "back");
+        assert_eq!(service["spec"]["ports"][0]["name"], "web");
+        assert_eq!(service["spec"]["ports"][1]["port"], 53, "the other port stays");
+        let prices = ResourcePath::new("v1", "configmaps").namespace("shop").name("prices");
+        let prices: Value = client.get(&prices).await.expect("the ConfigMap");
+        assert_eq!(prices["data"], json!({"b": "1"}));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn errors_read_as_the_real_servers_do() {
+    with_every_kubectl("errors", async |kubectl, _| {
+        let bad = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"bad"},
+            "spec":{"sessionAffinity":"Zzz","ports":[{"port":99999}]}}"#;
+        let error = kubectl.fails(&["create", "-f", "-"], bad).await;
+        assert!(error.starts_with("The Service \"bad\" is invalid: \n* spec."), "{error}");
+        assert!(error.contains("Invalid value: 99999: must be between 1 and 65535, inclusive"));
+        let cases: [(&[&str], &str); 3] = [
+            (&["get", "svc", "nope"], "Error from server (NotFound): services \"nope\" not found"),
+            (&["get", "nopes"], "error: the server doesn't have a resource type \"nopes\""),
+            (&["get", "pods", "--field-selector=data.a=b"], "Error from server (BadRequest): "),
+        ];
+        for (arguments, expected) in cases {
+            let error = kubectl.fails(arguments, "").await;
+            assert!(error.contains(expected), "{arguments:?}: {error}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn describe_and_events_show_what_the_controllers_did() {
+    with_every_kubectl("describe", async |kubectl, client| {
+        kubectl.ok_with(&["apply", "-f", "-"], MANIFESTS).await;
+        let path = ResourcePath::new("apps/v1", "deployments").namespace("shop").name("front");
+        support::eventually("the Deployment is acted upon", async || {
+            let deployment: Value = client.get(&path).await.expect("the Deployment");
+            deployment["status"]["replicas"] == 2
+        })
+        .await;
+        let deployment = kubectl.ok(&["describe", "deploy", "front", "-n", "shop"]).await;
+        assert!(
+            deployment.contains("2 desired | 2 updated | 2 total | 0 available"),
+            "{deployment}"
+        );
+        let service = kubectl.ok(&["describe", "svc", "front", "-n", "shop"]).await;
+        assert!(service.contains("Selector:") && service.contains("app=front"), "{service}");
+        let pods = kubectl.ok(&["get", "pods", "-n", "shop", "-o", "wide", "--show-labels"]).await;
+        assert_eq!(words(&pods).len(), 3, "{pods}");
+        assert!(pods.contains("app=front,pod-template-hash="), "{pods}");
+        support::eventually("the events are there", async || {
+            kubectl.ok(&["get", "events", "-n", "shop"]).await.contains("ScalingReplicaSet")
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_watch_prints_changes_as_they_come() {
+    with_every_kubectl("watch", async |kubectl, client| {
+        kubectl.ok_with(&["apply", "-f", "-"], MANIFESTS).await;
+        let mut command = kubectl.command(&["get", "cm", "prices", "-n", "shop", "-w"]);
+        command.stdout(Stdio::piped());
+        let mut child = tokio::process::Command::from(command)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("kubectl starts");
+        let output = child.stdout.take().expect("a pipe");
+        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(output));
+        let mut line =
+            async || within("a line", lines.next_line()).await.expect("output").expect("a line");
+        assert!(line().await.starts_with("NAME"));
+        assert_eq!(line().await.split_whitespace().nth(1), Some("1"));
+        let path = ResourcePath::new("v1", "configmaps").namespace("shop").name("prices");
+        let patch = json!({"data": {"coffee": "4"}});
+        let _: Value = client.patch(&path, PatchKind::Merge, &patch).await.expect("patched");
+        assert_eq!(line().await.split_whitespace().nth(1), Some("2"), "the new count of data");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn deleting_a_namespace_takes_its_content_along() {
+    with_every_kubectl("namespace", async |kubectl, _| {
+        kubectl.ok_with(&["apply", "-f", "-"], MANIFESTS).await;
+        let timeout = format!("--timeout={}s", DEADLINE.as_secs());
+        kubectl.ok(&["delete", "ns", "shop", &timeout]).await;
+        let error = kubectl.fails(&["get", "ns", "shop"], "").await;
+        assert!(error.contains("NotFound"), "{error}");
+        let left = kubectl.ok(&["get", "all,cm,secret,endpointslices", "-A"]).await;
+        assert!(!left.contains("shop "), "{left}");
+    })
+    .await;
+}
