@@ -1,0 +1,290 @@
+//! A real worker process in network namespaces of the test's own, asked by `dig` and by hand.
+//! Needs root, `ip` and `dig`; fails without.
+
+mod lab;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use dns::{Response, parse_response, query};
+use lab::{DNS_ADDRESS, Lab, UPSTREAM};
+use plan::zone::{NamedPort, ServiceRecords, Zone};
+
+/// Waits for answers are bounded by this.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+fn zone(web: &str) -> Zone {
+    let mut zone = Zone {
+        domain: "cluster.local".into(),
+        name_servers: vec![(*DNS_ADDRESS.ip()).into()],
+        reverse_ranges: vec!["10.96.0.0/16".parse().expect("a range")],
+        ..Zone::default()
+    };
+    let port = NamedPort { name: "http".into(), protocol: model::Protocol::Tcp, port: 80 };
+    let web = ServiceRecords::ClusterIp {
+        addresses: vec![web.parse().expect("an address")],
+        ports: vec![port],
+    };
+    let docs = ServiceRecords::ExternalName { target: Some("www.example".into()) };
+    let many = (0..200).map(|number| plan::zone::HeadlessEndpoint {
+        label: format!("10-244-1-{number:03}"),
+        address: std::net::Ipv4Addr::new(10, 244, 1, number).into(),
+        has_hostname: false,
+        ports: vec![],
+    });
+    let many = ServiceRecords::Headless { endpoints: many.collect() };
+    let services = [("web", web), ("docs", docs), ("many", many)];
+    let services = services.map(|(name, records)| (name.to_string(), records));
+    zone.namespaces.insert("shop".into(), services.into());
+    zone
+}
+
+/// One question from the node's namespace; `None` when nothing comes in time.
+fn ask(lab: &Lab, name: &str, kind: u16) -> Option<Response> {
+    let socket = lab.udp_client();
+    socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    send(&socket, 77, name, kind);
+    receive(&socket)
+}
+
+fn send(socket: &UdpSocket, id: u16, name: &str, kind: u16) {
+    let message = query(id, &name.parse().expect("a name"), kind, true);
+    socket.send_to(&message, DNS_ADDRESS).expect("sends");
+}
+
+fn receive(socket: &UdpSocket) -> Option<Response> {
+    let mut buffer = [0; 4096];
+    let (length, from) = socket.recv_from(&mut buffer).ok()?;
+    assert_eq!(from, SocketAddr::from(DNS_ADDRESS));
+    parse_response(&buffer[..length])
+}
+
+/// Asks until an answer is as wanted, or the deadline is over.
+fn until(what: &str, deadline: Duration, mut is_so: impl FnMut() -> bool) -> Duration {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    began.elapsed()
+}
+
+fn web_address(lab: &Lab) -> Option<Vec<u8>> {
+    let response = ask(lab, "web.shop.svc.cluster.local", 1)?;
+    Some(response.answers.first()?.data.clone())
+}
+
+#[test]
+fn dig_sees_what_the_specification_says() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let rows: &[(&str, &[&str])] = &[
+        ("+short web.shop.svc.cluster.local", &["10.96.1.1"]),
+        ("+short +tcp web.shop.svc.cluster.local", &["10.96.1.1"]),
+        (
+            "+short -t SRV _http._tcp.web.shop.svc.cluster.local",
+            &["0 100 80 web.shop.svc.cluster.local."],
+        ),
+        ("+short -x 10.96.1.1", &["web.shop.svc.cluster.local."]),
+        ("+short -t TXT dns-version.cluster.local", &["\"1.1.0\""]),
+        (
+            "WeB.shop.svc.Cluster.local",
+            &["WeB.shop.svc.Cluster.local. 5\tIN\tA\t10.96.1.1", "flags: qr aa rd ra;"],
+        ),
+        (
+            "nothing.shop.svc.cluster.local",
+            &["status: NXDOMAIN", "SOA\tns.dns.cluster.local. hostmaster.cluster.local."],
+        ),
+        ("-t AAAA web.shop.svc.cluster.local", &["status: NOERROR", "ANSWER: 0, AUTHORITY: 1"]),
+        ("-t ANY web.shop.svc.cluster.local", &["HINFO\t\"RFC8482\" \"\""]),
+        ("-t AXFR cluster.local", &["Transfer failed."]),
+        ("+opcode=4 web.shop.svc.cluster.local", &["status: NOTIMP"]),
+        ("+edns=1 +noednsneg web.shop.svc.cluster.local", &["status: BADVERS"]),
+        ("-c CH -t TXT version.bind", &["status: REFUSED"]),
+        // Cut over UDP; dig asks again over TCP by itself.
+        ("+noedns +ignore many.shop.svc.cluster.local", &["flags: qr aa tc rd ra;"]),
+        (
+            "+noedns many.shop.svc.cluster.local",
+            &[";; Truncated, retrying in TCP mode.", "ANSWER: 200,"],
+        ),
+        ("many.shop.svc.cluster.local", &["ANSWER: 200,", "udp: 1232"]),
+        // Names of others, from the other network namespace
+        ("+short www.example", &["192.0.2.80"]),
+        ("www.example", &["flags: qr rd ra;", "IN\tA\t192.0.2.80"]),
+        ("docs.shop.svc.cluster.local", &["CNAME\twww.example.", "www.example.\t\t", "192.0.2.80"]),
+        ("big.example", &["ANSWER: 100,"]),
+        ("+norecurse other.example", &["status: REFUSED"]),
+        ("missing.example", &["status: NXDOMAIN", "SOA"]),
+    ];
+    let wrong: Vec<String> = rows
+        .iter()
+        .map(|(words, expected)| (words, expected, lab.dig(words)))
+        .filter(|(_, expected, found)| !expected.iter().all(|part| found.contains(part)))
+        .map(|(words, expected, found)| format!("dig {words}\nexpected {expected:?} in\n{found}"))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn questions_wait_while_a_killed_worker_is_replaced() {
+    const QUESTIONS: u16 = 100;
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    for round in 0..3 {
+        lab.kill_worker();
+        let socket = lab.udp_client();
+        socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        for id in 0..QUESTIONS {
+            send(&socket, id, "web.shop.svc.cluster.local", 1);
+        }
+        lab.start_worker(&[]);
+        let mut missing: std::collections::BTreeSet<u16> = (0..QUESTIONS).collect();
+        while let Some(response) = receive(&socket) {
+            assert_eq!(response.rcode, 0, "the successor knows the zone from its first answer");
+            missing.remove(&response.id);
+            if missing.is_empty() {
+                break;
+            }
+        }
+        assert!(missing.is_empty(), "round {round}: {missing:?} got no answer");
+    }
+}
+
+#[test]
+fn the_zone_file_answers_while_the_agent_is_gone() {
+    let mut lab = Lab::new();
+    lab.start_worker(&[]);
+    let first = ask(&lab, "web.shop.svc.cluster.local", 1).expect("an answer");
+    assert_eq!(first.rcode, 2, "nothing is known before the first zone");
+    lab.feed(&zone("10.96.1.1"));
+    until("the zone is served", DEADLINE, || web_address(&lab) == Some(vec![10, 96, 1, 1]));
+    until("the zone is kept", DEADLINE, || lab.zone_file().exists());
+    lab.stop_feed();
+    lab.kill_worker();
+    lab.start_worker(&[]);
+    assert_eq!(web_address(&lab), Some(vec![10, 96, 1, 1]));
+    // The agent is back with a newer zone.
+    lab.feed(&zone("10.96.2.2"));
+    until("the new zone is served", DEADLINE, || web_address(&lab) == Some(vec![10, 96, 2, 2]));
+    // A damaged file is as good as none.
+    lab.kill_worker();
+    lab.stop_feed();
+    fs::write(lab.zone_file(), b"{\"domain\":").expect("writes");
+    lab.start_worker(&[]);
+    assert_eq!(ask(&lab, "web.shop.svc.cluster.local", 1).map(|response| response.rcode), Some(2));
+}
+
+#[test]
+fn a_changed_zone_is_answered_within_a_second() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    for number in 2..12 {
+        lab.feed(&zone(&format!("10.96.1.{number}")));
+        let second = Duration::from_secs(1);
+        until("the change", second, || web_address(&lab) == Some(vec![10, 96, 1, number]));
+    }
+}
+
+#[test]
+fn the_worker_has_no_privileges_and_one_thread() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    let pid = lab.start_worker(&[UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
+    for line in [
+        "CapInh:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Threads:\t1",
+    ] {
+        assert!(status.contains(line), "{line} is not in\n{status}");
+    }
+    let mode = |path: &std::path::Path| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::metadata(path).expect("it exists").permissions().mode() & 0o777
+    };
+    until("the zone is kept", DEADLINE, || lab.zone_file().exists());
+    assert_eq!(mode(&lab.zone_file()), 0o600);
+    assert_eq!(mode(lab.zone_file().parent().expect("a directory")), 0o700);
+}
+
+#[test]
+fn a_dead_upstream_server_does_not_keep_names_from_being_resolved() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    // Nobody listens at the first: its port is refused at once.
+    lab.start_worker(&["127.0.0.2:53", UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let began = Instant::now();
+    let response = ask(&lab, "www.example", 1).expect("an answer");
+    assert_eq!(response.answers.len(), 1);
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    // One that is silent: the client hears of failure, and the cluster's names are not held up.
+    let waiting = lab.udp_client();
+    waiting.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    send(&waiting, 1, "silent.example", 1);
+    assert!(web_address(&lab).is_some());
+    assert_eq!(receive(&waiting).map(|response| response.rcode), Some(2));
+}
+
+#[test]
+fn questions_over_one_tcp_connection_are_all_answered() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let mut stream = lab.tcp_client();
+    let mut sent = Vec::new();
+    // More than may wait at one time, from the zone and from upstream.
+    for id in 0..100_u16 {
+        let name = if id % 2 == 0 {
+            "web.shop.svc.cluster.local".into()
+        } else {
+            format!("n{id}.example")
+        };
+        let message = query(id, &name.parse().expect("a name"), 1, false);
+        sent.extend((message.len() as u16).to_be_bytes());
+        sent.extend(message);
+    }
+    stream.write_all(&sent).expect("sends");
+    stream.shutdown(std::net::Shutdown::Write).expect("a half-closed connection");
+    let mut ids: Vec<u16> = (0..100).map(|_| read_framed(&mut stream).id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..100).collect::<Vec<_>>());
+    assert_eq!(stream.read(&mut [0; 1]).expect("an end"), 0, "then the connection is closed");
+}
+
+#[test]
+fn idle_tcp_connections_do_not_keep_others_out() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let idle: Vec<TcpStream> = (0..200).map(|_| lab.tcp_client()).collect();
+    let mut stream = lab.tcp_client();
+    let message = query(5, &"web.shop.svc.cluster.local".parse().expect("a name"), 1, false);
+    stream.write_all(&(message.len() as u16).to_be_bytes()).expect("sends");
+    stream.write_all(&message).expect("sends");
+    assert_eq!(read_framed(&mut stream).id, 5);
+    drop(idle);
+}
+
+fn read_framed(stream: &mut TcpStream) -> Response {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).expect("a length");
+    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut message).expect("a message");
+    parse_response(&message).expect("a response")
+}
