@@ -79,6 +79,27 @@ fn pods_with_addresses_of_both_families_reach_each_other_by_both() {
 }
 
 #[test]
+fn every_refused_datagram_is_answered_however_fast_they_come() {
+    let lab = Lab::new(1, Overlay::Vxlan);
+    lab.reconcile();
+    let pod = lab.add_pod(0, "one");
+    // More than the kernel answers by default: 6 at once and 1 a second a client, 50 in all.
+    let attempts = 200_usize;
+    let work = || {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bound");
+        socket.connect("10.244.1.1:9").expect("connected");
+        socket.set_read_timeout(Some(lab::PATIENCE)).expect("a timeout");
+        let refused = |_: &usize| {
+            // A refusal is told by whichever call comes next.
+            let error = socket.send(b"x").and_then(|_| socket.recv(&mut [0; 1])).expect_err("none");
+            error.kind() == std::io::ErrorKind::ConnectionRefused
+        };
+        (0..attempts).take_while(refused).count()
+    };
+    assert_eq!(pod.namespace.run(work).expect("inside"), attempts);
+}
+
+#[test]
 fn a_restart_with_nothing_changed_writes_nothing() {
     for overlay in [Overlay::Vxlan, Overlay::HostGw] {
         let lab = Lab::new(2, overlay);

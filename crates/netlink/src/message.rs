@@ -221,4 +221,19 @@ mod tests {
         assert_eq!(Attributes::new(&length(6)).count(), 1);
         assert_eq!(Attributes::new(&[1, 0, 0]).count(), 0);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_end_in_attributes_within_them(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)
+        ) {
+            let attributes = Attributes::new(&bytes);
+            let total: usize = attributes.map(|(_, value)| value.len() + 4).sum();
+            proptest::prop_assert!(total <= bytes.len());
+            for kind in 0..40 {
+                let _ = (attributes.u32(kind), attributes.text(kind), attributes.mac(kind));
+                let _ = (attributes.address(kind), attributes.nested(kind).map(Iterator::count));
+            }
+        }
+    }
 }

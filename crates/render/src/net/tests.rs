@@ -1,3 +1,5 @@
+//! Laws of the pod network's ops, over plans that differ in everything that can change.
+
 use std::collections::BTreeMap;
 
 use model::layout::{BRIDGE, UPLINK, VXLAN_LINK};
