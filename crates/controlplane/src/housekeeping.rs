@@ -77,3 +77,54 @@ fn last_touched(event: &Object) -> Timestamp {
         .max()
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use store::StoreConfig;
+
+    use super::*;
+    use crate::disk::Disk;
+
+    async fn write(shared: &Shared, plural: &str, namespace: &str, object: Value) {
+        let request = Request {
+            resource: registry::find("", "v1", plural).expect("a resource"),
+            namespace: namespace.to_owned(),
+            name: String::new(),
+            subresource: None,
+            action: Action::Create(object),
+        };
+        shared.write(request, "test", false).await.expect("written");
+    }
+
+    #[tokio::test]
+    async fn events_go_an_hour_after_they_were_touched_last() {
+        let directory = std::env::temp_dir().join(format!("flatnet-events-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let disk = Disk::open(&directory).expect("a disk");
+        let config = StoreConfig::from(&ClusterConfig::default());
+        let (store, dropped) = disk.load(config).expect("a store");
+        let (shared, _) = Shared::start(store, disk, dropped).expect("a writer");
+        write(&shared, "namespaces", "", json!({"metadata": {"name": "default"}})).await;
+        let started = now();
+        let touched = started.after(Duration::from_secs(30 * 60));
+        for (name, last) in [("old", started), ("young", touched)] {
+            let event = json!({
+                "metadata": {"name": name},
+                "involvedObject": {"kind": "Pod", "namespace": "default", "name": "web"},
+                "lastTimestamp": last,
+            });
+            write(&shared, "events", "default", event).await;
+        }
+        let events = registry::find("", "v1", "events").expect("a resource");
+        let names = || -> Vec<String> {
+            let list = shared.read().list(events, &ListOptions::default()).expect("a list");
+            list.items.iter().map(|event| event.key.name.clone()).collect()
+        };
+        for (minutes, expected) in [(55, vec!["old", "young"]), (65, vec!["young"]), (95, vec![])] {
+            expire_events(&shared, started.after(Duration::from_secs(minutes * 60))).await;
+            assert_eq!(names(), expected, "after {minutes} minutes");
+        }
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+}
