@@ -2,6 +2,7 @@
 //! worlds, the namespace lab and the cluster simulator.
 
 pub mod case;
+pub mod lab;
 pub mod node;
 pub mod objects;
 pub mod random;

@@ -120,13 +120,7 @@ impl Lab {
         Ok(lab)
     }
 
-    fn new_node(
-        &self,
-        case: &Case,
-        net: &mut Netlink,
-        bridge: u32,
-        number: u8,
-    ) -> Result<LabNode> {
+    fn new_node(&self, case: &Case, net: &mut Netlink, bridge: u32, number: u8) -> Result<LabNode> {
         let namespace = Arc::new(Netns::create()?);
         let near = format!("node{number}");
         net.create_veth(&VethSpec::new(&near, UPLINK).peer_in(&namespace).master(bridge))?;
@@ -187,13 +181,19 @@ impl Lab {
     /// When a sysctl or a route is refused.
     pub fn expose_loopback(sender: &Netns, link: &str, victim: IpAddr, node: &Netns) -> Result<()> {
         let mut net = Netlink::open_in(sender)?;
-        // With lo down its own route to 127.0.0.0/8 is gone.
+        // Without the address the sender's own route to 127.0.0.0/8 is gone.
         let lo = net.require_link("lo")?.index;
-        net.change_link(lo, &LinkChange { up: Some(false), ..LinkChange::default() })?;
+        match net.delete_address(lo, "127.0.0.1/8".parse()?) {
+            Err(error) if !error.is_absent() => return Err(error.into()),
+            _ => {}
+        }
         sender.run(|| sysctl::write("net/ipv4/conf/all/route_localnet", "1"))??;
         let index = net.require_link(link)?.index;
         let loopback: IpNet = "127.0.0.1/32".parse()?;
-        net.replace_route(&Route::via(loopback, victim, index, PROTOCOL_STATIC))?;
+        match net.add_route(&Route::via(loopback, victim, index, PROTOCOL_STATIC)) {
+            Err(error) if !error.is_present() => return Err(error.into()),
+            _ => {}
+        }
         node.run(|| {
             sysctl::write("net/ipv4/conf/all/route_localnet", "1")?;
             sysctl::write("net/ipv4/conf/all/rp_filter", "0")

@@ -78,7 +78,12 @@ fn ask_udp(source: IpAddr, destination: SocketAddr, patience: Duration) -> std::
     let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
     socket.connect(destination)?;
     socket.set_read_timeout(Some(patience))?;
-    socket.send(b"who")?;
+    match socket.send(b"who") {
+        // What the own machine's rules stop does not leave `send`; whether it was refused or lost
+        // shows in what comes back.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        sent => drop(sent?),
+    }
     let mut buffer = [0; ANSWER_BYTES_MAX];
     let length = socket.recv(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
@@ -181,10 +186,9 @@ fn listen(protocol: Protocol, at: SocketAddr) -> std::io::Result<Listening> {
 fn serve(sockets: &Mutex<BTreeMap<(Protocol, SocketAddr), Listening>>) {
     // Descriptors are copied, so that new servers need not wait for the poll to end.
     let copies: Vec<std::os::fd::OwnedFd> = match sockets.lock() {
-        Ok(sockets) => sockets
-            .values()
-            .filter_map(|one| one.descriptor().try_clone_to_owned().ok())
-            .collect(),
+        Ok(sockets) => {
+            sockets.values().filter_map(|one| one.descriptor().try_clone_to_owned().ok()).collect()
+        }
         Err(_) => return,
     };
     let mut polled: Vec<PollFd<'_>> =

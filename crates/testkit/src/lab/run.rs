@@ -30,8 +30,8 @@ const QUESTIONS_PER_DESTINATION: usize = 40;
 /// # Errors
 /// When the lab cannot be made.
 pub fn file(path: &Path) -> Result<(Vec<String>, usize)> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let case = Case::parse(&name, &text)?;
     let mut runner = Runner {
@@ -129,9 +129,7 @@ impl Runner<'_> {
 
     fn row(&mut self, row: &Row) -> Result<()> {
         let packet = self.names.packet(row)?;
-        let at = &self.lab.nodes[&self.case.at].node;
-        let world = at.reconciler.world();
-        let decision = verdict::by_oracle(world, &self.case.config, &at.facts, &packet);
+        let decision = self.meant(&packet);
         let sticky = self.is_sticky(&decision.rule);
         let is_attack = packet.destination.ip().is_loopback() && packet.entry != Entry::Local;
         if is_attack {
@@ -154,6 +152,26 @@ impl Runner<'_> {
             )
         }));
         Ok(())
+    }
+
+    /// What becomes of the packet in the end: a case speaks of one node, but a packet that passes
+    /// on to another node's address is that node's to decide.
+    fn meant(&self, packet: &Packet) -> Decision {
+        let decide = |number: u8, packet: &Packet| {
+            let node = &self.lab.nodes[&number].node;
+            let world = node.reconciler.world();
+            verdict::by_oracle(world, &self.case.config, &node.facts, packet)
+        };
+        let decision = decide(self.case.at, packet);
+        let to = packet.destination;
+        let elsewhere = (1..=self.case.nodes)
+            .find(|number| *number != self.case.at && objects::node_address(*number) == to.ip());
+        match elsewhere {
+            Some(number) if decision.rule == Rule::Untouched => {
+                decide(number, &Packet { entry: Entry::Uplink, ..packet.clone() })
+            }
+            _ => decision,
+        }
     }
 
     fn is_sticky(&self, rule: &Rule) -> bool {
