@@ -116,6 +116,38 @@ pub fn strip_nulls(value: &mut Value) {
     }
 }
 
+/// How deep a tree is and how many bytes its text has at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measure {
+    /// Levels of objects and lists.
+    pub depth: usize,
+    /// Bytes of names, texts and brackets.
+    pub bytes: usize,
+}
+
+/// Measures a tree. It looks no deeper than `depth_limit`, so that a tree that is too deep does no
+/// harm here either.
+pub fn measure(value: &Value, depth_limit: usize) -> Measure {
+    let nested = |value: &Value| match depth_limit {
+        0 => Measure { depth: 1, bytes: 0 },
+        limit => measure(value, limit - 1),
+    };
+    let mut total = Measure { depth: 1, bytes: 2 };
+    let mut add = |name_bytes: usize, inner: Measure| {
+        total.depth = total.depth.max(inner.depth + 1);
+        total.bytes += name_bytes + inner.bytes;
+    };
+    match value {
+        Value::Object(map) => {
+            map.iter().for_each(|(name, value)| add(name.len() + 4, nested(value)))
+        }
+        Value::Array(items) => items.iter().for_each(|value| add(1, nested(value))),
+        Value::String(text) => return Measure { depth: 0, bytes: text.len() + 2 },
+        _ => return Measure { depth: 0, bytes: 4 },
+    }
+    total
+}
+
 /// The unescaped tokens of a pointer.
 pub fn tokens(pointer: &str) -> impl Iterator<Item = String> + '_ {
     pointer.split('/').skip(1).map(unescape)
@@ -143,6 +175,16 @@ mod tests {
         assert_eq!(value["spec"], json!({"replicas": 1}));
         strip_nulls(&mut value);
         assert_eq!(value["metadata"], json!({"name": "a"}));
+    }
+
+    #[test]
+    fn depth_counts_levels_and_stops_at_the_limit() {
+        assert_eq!(measure(&json!("text"), 9), Measure { depth: 0, bytes: 6 });
+        assert_eq!(measure(&json!({}), 9).depth, 1);
+        assert_eq!(measure(&json!({"a": [{"b": 1}]}), 9).depth, 3);
+        let deep = (0..50).fold(json!(1), |inner, _| json!([inner]));
+        assert_eq!(measure(&deep, 100).depth, 50);
+        assert!(measure(&deep, 10).depth > 10);
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub mod status;
 pub mod table;
 pub mod validate;
 mod watch;
+mod window;
 mod write;
 
 pub use object::Object;
@@ -44,7 +45,9 @@ pub use request::{
     Staged,
 };
 pub use resource::{Resource, Subresource};
-pub use state::{Published, Store, StoreConfig, WATCH_WINDOW_EVENTS};
+pub use state::{Published, Store, StoreConfig};
 pub use status::Status;
 pub use table::Include;
 pub use watch::{EventType, WatchEvent, WatchOptions, Watcher};
+pub use window::WATCH_WINDOW_EVENTS;
+pub use write::{MAX_OBJECT_BYTES, MAX_OBJECT_DEPTH};

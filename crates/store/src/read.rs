@@ -1,6 +1,6 @@
 //! Get and list, with the semantics of `resourceVersion`, `limit` and `continue`.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::events;
 use crate::selector::{FieldSelector, LabelSelector, selects};
-use crate::state::Shelf;
+use crate::state::{Objects, Shelf};
 use crate::validate::FieldErrors;
 use crate::{Object, Resource, Status, Store, json as tree};
 
@@ -126,14 +126,14 @@ impl Store {
             return Err(Status::unknown_path());
         };
         let objects = shelf.at(revision, self.revision).ok_or_else(|| expired(start))?;
-        Ok(page(resource, objects.iter(), revision, after, options))
+        Ok(page(resource, &objects, revision, after, options))
     }
 
     pub(crate) fn shelf(&self, resource: &Resource) -> Option<&Shelf> {
         self.shelves.get(resource.storage)
     }
 
-    fn check_not_ahead(&self, wanted: u64) -> Result<(), Status> {
+    pub(crate) fn check_not_ahead(&self, wanted: u64) -> Result<(), Status> {
         if wanted > self.revision {
             return Err(Status::revision_too_large(wanted, self.revision));
         }
@@ -166,56 +166,42 @@ pub(crate) fn parse_revision(text: &str) -> Result<Option<u64>, Status> {
 impl Shelf {
     /// The objects at a revision: now, or undone record by record as far as the window reaches.
     /// `None` when it does not reach.
-    fn at(&self, revision: u64, now: u64) -> Option<Snapshot<'_>> {
-        if revision >= now || self.window.back().is_none_or(|last| last.revision <= revision) {
-            return (revision >= self.floor || revision >= now)
-                .then_some(Snapshot::Now(&self.objects));
+    fn at(&self, revision: u64, now: u64) -> Option<Cow<'_, Objects>> {
+        if revision >= now
+            || (revision >= self.window.floor && revision >= self.window.last_revision())
+        {
+            return Some(Cow::Borrowed(&self.objects));
         }
-        if revision < self.floor {
+        if revision < self.window.floor {
             return None;
         }
-        let mut objects: BTreeMap<&NamespacedName, &Arc<Object>> = self.objects.iter().collect();
-        for record in self.window.iter().rev().take_while(|record| record.revision > revision) {
-            match &record.previous {
-                Some(previous) => objects.insert(&previous.key, previous),
+        let mut objects = self.objects.clone();
+        for record in self.window.back_to(revision) {
+            match record.previous {
+                Some(previous) => objects.insert(previous.key.clone(), previous),
                 None => objects.remove(&record.object.key),
             };
         }
-        Some(Snapshot::Past(objects))
+        Some(Cow::Owned(objects))
     }
 }
 
-enum Snapshot<'a> {
-    Now(&'a BTreeMap<NamespacedName, Arc<Object>>),
-    Past(BTreeMap<&'a NamespacedName, &'a Arc<Object>>),
-}
-
-impl<'a> Snapshot<'a> {
-    fn iter(&self) -> Box<dyn Iterator<Item = (&'a NamespacedName, &'a Arc<Object>)> + '_> {
-        match self {
-            Self::Now(objects) => Box::new(objects.iter()),
-            Self::Past(objects) => Box::new(objects.iter().map(|(key, object)| (*key, *object))),
-        }
-    }
-}
-
-fn page<'a>(
+fn page(
     resource: &'static Resource,
-    objects: impl Iterator<Item = (&'a NamespacedName, &'a Arc<Object>)>,
+    objects: &Objects,
     revision: u64,
     after: Option<NamespacedName>,
     options: &ListOptions,
 ) -> List {
-    let begin = match &after {
+    // Keys are in the order of namespace and name: a namespace is one stretch of them.
+    let namespace = options.namespace.as_str();
+    let begin = match after {
         Some(key) => Bound::Excluded(key),
-        None => Bound::Unbounded,
+        None => Bound::Included(NamespacedName::new(namespace, "")),
     };
     let mut chosen = objects
-        .filter(|(key, _)| options.namespace.is_empty() || key.namespace == options.namespace)
-        .filter(|(key, _)| match begin {
-            Bound::Excluded(begin) => *key > begin,
-            _ => true,
-        })
+        .range((begin, Bound::Unbounded))
+        .take_while(|(key, _)| namespace.is_empty() || key.namespace == namespace)
         .map(|(_, object)| present(resource, object))
         .filter(|object| selects(&options.labels, &options.fields, object));
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };

@@ -130,12 +130,6 @@ impl FieldSelector {
     pub fn matches(&self, value: &Value) -> bool {
         self.terms.iter().all(|term| (field_text(value, &term.pointer) == term.value) == term.equal)
     }
-
-    /// The name that the selector demands, if it does: such a list needs no scan.
-    pub fn name(&self) -> Option<&str> {
-        let term = self.terms.iter().find(|term| term.equal && term.pointer == "/metadata/name")?;
-        Some(&term.value)
-    }
 }
 
 /// Whether an object passes both selectors.

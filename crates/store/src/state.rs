@@ -1,6 +1,6 @@
 //! What the store holds: the published state, what is staged on top of it, and the watch windows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -8,11 +8,8 @@ use model::{ClusterConfig, NamespacedName};
 use serde_json::Value;
 
 use crate::alloc::Allocations;
+use crate::window::Window;
 use crate::{Context, Object, Operation, Record, Resource, RestoreError, json, registry};
-
-/// Records that one resource's watch window holds. A watcher that falls further behind gets 410
-/// and lists again.
-pub const WATCH_WINDOW_EVENTS: usize = 1_000;
 
 /// What a store is configured with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +55,14 @@ pub struct Store {
     pub(crate) allocations: Allocations,
 }
 
+/// Objects in the order of their keys.
+pub(crate) type Objects = BTreeMap<NamespacedName, Arc<Object>>;
+
 /// The published objects of one storage, and its newest records.
 #[derive(Debug, Default)]
 pub(crate) struct Shelf {
-    pub(crate) objects: BTreeMap<NamespacedName, Arc<Object>>,
-    pub(crate) window: VecDeque<Record>,
-    /// The newest revision that has left the window; a watch can begin here, not before.
-    pub(crate) floor: u64,
+    pub(crate) objects: Objects,
+    pub(crate) window: Window,
     /// The revision of the newest record, staged ones included.
     last_revision: u64,
 }
@@ -113,9 +111,8 @@ impl Store {
         for shelf in store.shelves.values_mut() {
             // A storage whose log is gone altogether cannot serve watches from the past.
             if shelf.window.is_empty() {
-                shelf.floor = shelf.last_revision;
+                shelf.window.floor = shelf.last_revision;
             }
-            shelf.trim();
         }
         store.head_revision = store.revision;
         store.rebuild_allocations();
@@ -138,8 +135,7 @@ impl Store {
                 published.storages.push(storage);
             }
             if let Some(shelf) = self.shelves.get_mut(storage) {
-                shelf.apply(record);
-                published.dropped.extend(shelf.trim());
+                published.dropped.extend(shelf.apply(record));
             }
         }
         published.revision = self.revision;
@@ -246,7 +242,8 @@ impl Store {
 }
 
 impl Shelf {
-    fn apply(&mut self, record: Record) {
+    /// Follows a record; gives the revision that leaves the window for it.
+    fn apply(&mut self, record: Record) -> Option<u64> {
         match record.operation {
             Operation::Create | Operation::Update => {
                 self.objects.insert(record.object.key.clone(), record.object.clone());
@@ -255,14 +252,14 @@ impl Shelf {
                 self.objects.remove(&record.object.key);
             }
         }
-        self.window.push_back(record);
+        self.window.push(record)
     }
 
     /// Takes a record of the restored log, sharing the object when it is the current one.
     fn remember_restored(&mut self, mut record: Record) -> Result<(), RestoreError> {
         if self.window.is_empty() {
-            self.floor = record.earlier_revision;
-        } else if record.revision <= self.last_in_window() {
+            self.window.floor = record.earlier_revision;
+        } else if record.revision <= self.window.last_revision() {
             return Err(RestoreError::Damaged {
                 key: format!("log/{}", record.revision),
                 cause: "the log is out of order".to_owned(),
@@ -273,23 +270,7 @@ impl Shelf {
             record.object = current.clone();
         }
         self.last_revision = self.last_revision.max(record.revision);
-        self.window.push_back(record);
+        self.window.push(record);
         Ok(())
-    }
-
-    fn last_in_window(&self) -> u64 {
-        self.window.back().map(|record| record.revision).unwrap_or_default()
-    }
-
-    /// Drops the oldest records beyond the window and gives their revisions.
-    fn trim(&mut self) -> Vec<u64> {
-        let mut dropped = Vec::new();
-        while self.window.len() > WATCH_WINDOW_EVENTS {
-            if let Some(record) = self.window.pop_front() {
-                self.floor = record.revision;
-                dropped.push(record.revision);
-            }
-        }
-        dropped
     }
 }

@@ -102,8 +102,8 @@ impl Store {
     /// Begins a watch. Nothing is read yet: [`Store::watch_next`] does that.
     ///
     /// # Errors
-    /// 400 for a malformed revision, 422 for options that contradict each other. A revision that
-    /// is too old is no error here: the first [`Store::watch_next`] tells it in the stream.
+    /// 400 for a malformed revision, 422 for options that contradict each other, 504 for a
+    /// streaming list at a revision that does not exist yet. A revision that is too old is no error here: the first [`Store::watch_next`] tells it in the stream.
     pub fn watch(
         &self,
         resource: &'static Resource,
@@ -111,6 +111,9 @@ impl Store {
     ) -> Result<Watcher, Status> {
         check_initial_events(&options)?;
         let revision = parse_revision(&options.resource_version)?;
+        if options.send_initial_events == Some(true) {
+            self.check_not_ahead(revision.unwrap_or(0))?;
+        }
         let position = match (revision, options.send_initial_events) {
             (_, Some(true)) => Position::Initial { bookmark: options.allow_bookmarks },
             (None | Some(0), Some(false)) => Position::After(self.revision),
@@ -144,20 +147,19 @@ impl Store {
         let Some(shelf) = self.shelf(watcher.resource) else {
             return Err(Status::unknown_path());
         };
-        if after < shelf.floor {
+        if after < shelf.window.floor {
             return Err(Status::expired(format!(
                 "too old resource version: {after} ({})",
-                shelf.floor
+                shelf.window.floor
             )));
         }
-        let begin = shelf.window.partition_point(|record| record.revision <= after);
         let mut events = Vec::new();
         let mut reached = after;
         let mut looked_at = 0;
-        for record in shelf.window.range(begin..).take(limit) {
+        for record in shelf.window.after(after).take(limit) {
             looked_at += 1;
             reached = record.revision;
-            events.extend(watcher.event(record));
+            events.extend(watcher.event(&record));
         }
         // A watcher of an idle resource moves on with the store, so that its bookmarks are fresh.
         // One from the future stays where it is.

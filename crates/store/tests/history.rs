@@ -33,7 +33,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::Publish),
         1 => Just(Step::Discard),
     ];
-    proptest::collection::vec(step, 1..60)
+    // Long enough for records that the window keeps as text.
+    proptest::collection::vec(step, 1..150)
 }
 
 /// Runs the steps; gives the store and the log as the shell would have kept it.
@@ -136,7 +137,7 @@ fn play(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn every_watch_tells_each_change_once_and_in_order(steps in steps(), limit in 1..9_usize) {

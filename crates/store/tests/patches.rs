@@ -174,3 +174,29 @@ fn a_patch_cannot_change_what_the_server_owns() {
         "the name of the object (other) does not match the name on the URL (c)"
     );
 }
+
+#[test]
+fn a_patch_cannot_make_what_could_not_be_stored() {
+    let mut api = Api::new();
+    api.create("configmaps", "default", named(row("configmaps"), "c")).expect("created");
+    let rejected = |api: &mut Api, patch: Value| {
+        api.patch("configmaps", "default", "c", PatchKind::Json, patch).expect_err("refused").code
+    };
+    let doubling: Vec<Value> = (0..40)
+        .map(|step| json!({"op": "copy", "from": "", "path": format!("/x{step}")}))
+        .collect();
+    assert_eq!(rejected(&mut api, json!(doubling)), 422);
+    let deepening: Vec<Value> = (1..=store::MAX_OBJECT_DEPTH + 5)
+        .map(|level| json!({"op": "add", "path": "/x".repeat(level), "value": {}}))
+        .collect();
+    assert_eq!(rejected(&mut api, json!(deepening)), 400);
+    let large = "x".repeat(store::MAX_OBJECT_BYTES);
+    assert_eq!(rejected(&mut api, json!([{"op": "add", "path": "/x", "value": large}])), 413);
+    let long: Vec<Value> =
+        (0..=patch::MAX_MERGED_LIST_ITEMS).map(|index| json!(format!("f{index}"))).collect();
+    let body = json!({"metadata": {"finalizers": long}});
+    let status = api.patch("configmaps", "default", "c", PatchKind::Strategic, body);
+    assert_eq!(status.expect_err("refused").code, 400);
+    let unchanged = api.get("configmaps", "default", "c").expect("stored");
+    assert_eq!(unchanged.value.as_object().map(serde_json::Map::len), Some(3));
+}

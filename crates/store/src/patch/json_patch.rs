@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::MAX_JSON_PATCH_OPERATIONS;
+use super::{MAX_JSON_PATCH_COPIED_BYTES, MAX_JSON_PATCH_OPERATIONS};
 use crate::json::tokens;
-use crate::{Status, json};
+use crate::{MAX_OBJECT_DEPTH, Status, json};
 
 /// Applies a list of operations, all or none.
 pub(super) fn apply(old: &Value, patch: &Value) -> Result<Value, Status> {
@@ -27,14 +27,15 @@ pub(super) fn apply(old: &Value, patch: &Value) -> Result<Value, Status> {
         ));
     }
     let mut patched = old.clone();
+    let mut copied_bytes = 0;
     for operation in operations {
         // The real server keeps the reason to itself.
-        step(&mut patched, operation).ok_or_else(Status::patch_rejected)?;
+        step(&mut patched, operation, &mut copied_bytes).ok_or_else(Status::patch_rejected)?;
     }
     Ok(patched)
 }
 
-fn step(document: &mut Value, operation: &Value) -> Option<()> {
+fn step(document: &mut Value, operation: &Value, copied_bytes: &mut usize) -> Option<()> {
     let path = operation.get("path")?.as_str()?;
     let from = || operation.get("from")?.as_str();
     match json::text(operation, "/op") {
@@ -55,7 +56,12 @@ fn step(document: &mut Value, operation: &Value) -> Option<()> {
             add(document, path, value)
         }
         "copy" => {
-            let value = document.pointer(from()?)?.clone();
+            let value = document.pointer(from()?)?;
+            *copied_bytes += json::measure(value, MAX_OBJECT_DEPTH).bytes;
+            if *copied_bytes > MAX_JSON_PATCH_COPIED_BYTES {
+                return None;
+            }
+            let value = value.clone();
             add(document, path, value)
         }
         "test" => {

@@ -13,6 +13,12 @@ pub use strategic::{ListRule, ListStrategy};
 /// Most operations of one JSON patch, as in the real server.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 
+/// Most bytes that the `copy` operations of one JSON patch may copy together: each could double
+/// the object.
+pub const MAX_JSON_PATCH_COPIED_BYTES: usize = 3 * 1024 * 1024;
+/// Most items of a list that is merged item by item: the work grows with their square.
+pub const MAX_MERGED_LIST_ITEMS: usize = 5_000;
+
 /// The object that a patch makes of `old`.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use super::MAX_MERGED_LIST_ITEMS;
 use crate::json::strip_nulls;
 use crate::{Resource, Status};
 
@@ -163,6 +164,9 @@ impl Merger<'_> {
         path: &str,
     ) -> Result<Vec<Value>, Status> {
         let strategy = self.strategy(path);
+        if strategy.is_some() && old.len().max(change.len()) > MAX_MERGED_LIST_ITEMS {
+            return Err(too_long(path));
+        }
         let merged = match strategy {
             None => {
                 let mut replaced = Value::Array(change.to_vec());
@@ -273,6 +277,9 @@ fn set_order(
     let Some(order) = order.as_array() else {
         return Err(malformed("$setElementOrder must be a list"));
     };
+    if merged.len().max(order.len()) > MAX_MERGED_LIST_ITEMS {
+        return Err(too_long("$setElementOrder"));
+    }
     let same = |one: &Value, other: &Value| match strategy {
         Some(ListStrategy::MergeBy(key)) => {
             one.get(key).is_some() && one.get(key) == other.get(key)
@@ -302,6 +309,10 @@ fn set_order(
     Ok(result)
 }
 
+fn too_long(path: &str) -> Status {
+    malformed(&format!("{path} has more than {MAX_MERGED_LIST_ITEMS} items"))
+}
+
 fn delete_from_set(
     merged: &mut Map<String, Value>,
     field: &str,
@@ -311,6 +322,9 @@ fn delete_from_set(
         return Err(malformed("$deleteFromPrimitiveList must be a list"));
     };
     if let Some(Value::Array(items)) = merged.get_mut(field) {
+        if values.len().max(items.len()) > MAX_MERGED_LIST_ITEMS {
+            return Err(too_long(field));
+        }
         items.retain(|item| !values.contains(item));
     }
     Ok(())

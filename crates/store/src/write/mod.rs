@@ -136,8 +136,30 @@ fn is_creation(record: &crate::Record, object: &Arc<Object>) -> bool {
     record.operation == crate::Operation::Create && record.object.key == object.key
 }
 
+/// Deepest nesting of an object, in levels: stored text must read back (the parser stops at 128,
+/// and a log entry adds some).
+pub const MAX_OBJECT_DEPTH: usize = 100;
+/// Largest object, in bytes of its text, as etcd's default.
+pub const MAX_OBJECT_BYTES: usize = 1_536 * 1024;
+
+/// Refuses what could not be stored and read back. Patches reach sizes that no body has.
+fn check_size(value: &Value) -> Result<(), Status> {
+    let measure = json::measure(value, MAX_OBJECT_DEPTH);
+    if measure.depth > MAX_OBJECT_DEPTH {
+        return Err(Status::bad_request(format!(
+            "the object is nested too deeply: at most {MAX_OBJECT_DEPTH} levels are allowed"
+        )));
+    }
+    if measure.bytes > MAX_OBJECT_BYTES {
+        let message = format!("Request entity too large: limit is {MAX_OBJECT_BYTES}");
+        return Err(Status::failure(413, "RequestEntityTooLarge", message));
+    }
+    Ok(())
+}
+
 /// Reads a body as an object of the row: right kind, no nulls, types that we rely on.
 fn decode(resource: &Resource, body: &Value) -> Result<Value, Status> {
+    check_size(body)?;
     let mut value = body.clone();
     json::strip_nulls(&mut value);
     if !value.is_object() {
