@@ -4,7 +4,7 @@
 //! A node's object may be wrong (a range that another node holds, no address): such a node is
 //! left out with a [`Finding`], and all others keep working (invariant 8).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -80,7 +80,7 @@ pub fn plan(
         findings.push(finding(&facts.name, "the node has no InternalIP in its status: pods of this node reach no other node until its runtime or kubelet reports one"));
     }
     let peers = match local {
-        Some(local) => peers(world, config, facts, &pod_ranges, local, &mut findings),
+        Some(local) => peers(world, config, node, &pod_ranges, local, &mut findings),
         None => BTreeMap::new(),
     };
     let mtu = pod_mtu(config, facts, local);
@@ -124,21 +124,22 @@ fn pod_mtu(config: &ClusterConfig, facts: &NodeFacts, local: Option<IpAddr>) -> 
 }
 
 /// The other nodes in the order of their age. Where two claim the same addresses the older one
-/// keeps them, so that a later object cannot draw traffic of existing pods to itself.
+/// keeps them, so that a later object cannot draw traffic of existing pods to itself. This node
+/// keeps its own in any case: its pods have them.
 fn peers(
     world: &World,
     config: &ClusterConfig,
-    facts: &NodeFacts,
+    own: &Node,
     own_ranges: &[IpNet],
     own_address: IpAddr,
     findings: &mut Vec<Finding>,
 ) -> BTreeMap<String, Peer> {
     let mut nodes: Vec<&Node> =
-        world.nodes().map(AsRef::as_ref).filter(|node| node.name() != facts.name).collect();
+        world.nodes().map(AsRef::as_ref).filter(|node| node.name() != own.name()).collect();
     nodes.sort_by_key(|node| age_order(node));
-    let mut held: Vec<(IpNet, String)> =
-        own_ranges.iter().map(|range| (*range, facts.name.clone())).collect();
-    let mut addresses = BTreeSet::from([own_address]);
+    let mut ranges_held: Vec<(IpNet, &Node)> =
+        own_ranges.iter().map(|range| (*range, own)).collect();
+    let mut addresses_held = BTreeMap::from([(own_address, own)]);
     let mut peers = BTreeMap::new();
     for node in nodes {
         let Some(address) = node.internal_ips().find(|ip| ip.is_ipv4() == own_address.is_ipv4())
@@ -146,30 +147,45 @@ fn peers(
             findings.push(finding(node.name(), "the node has no InternalIP of this node's family: its pods cannot be reached until its runtime or kubelet reports one"));
             continue;
         };
-        if !addresses.insert(address) {
-            findings.push(finding(node.name(), &format!("the node's InternalIP {address} belongs to an older node too: its pods cannot be reached; give each node its own address")));
+        if let Some(holder) = addresses_held.get(&address) {
+            let claim = format!("InternalIP {address} is that");
+            findings.push(conflict(node, holder, &claim, "give each node an address of its own"));
             continue;
         }
+        addresses_held.insert(address, node);
         let mut pod_ranges = usable_ranges(node, config, findings);
         if pod_ranges.is_empty() {
             findings.push(finding(node.name(), "the node has no usable pod range: its pods cannot be reached until spec.podCIDRs is assigned"));
             continue;
         }
         pod_ranges.retain(|range| {
-            let holder = held.iter().find(|(other, _)| overlap(range, other));
-            if let Some((other, holder)) = holder {
-                findings.push(finding(node.name(), &format!("the node's pod range {range} overlaps {other} of node {holder}, which keeps it: delete and re-create this node so that it gets a range of its own")));
+            let holder = ranges_held.iter().find(|(held, _)| overlap(range, held));
+            if let Some((held, holder)) = holder {
+                let claim = format!("pod range overlaps ({range} and {held}) that");
+                let remedy = "delete and re-create it, so that it gets a range of its own";
+                findings.push(conflict(node, holder, &claim, remedy));
             }
             holder.is_none()
         });
         if pod_ranges.is_empty() {
             continue;
         }
-        held.extend(pod_ranges.iter().map(|range| (*range, node.name().to_owned())));
+        ranges_held.extend(pod_ranges.iter().map(|range| (*range, node)));
         let peer = Peer { address, vtep_mac: MacAddress::of_vtep(address), pod_ranges };
         peers.insert(node.name().to_owned(), peer);
     }
     peers
+}
+
+/// Two nodes claim the same; the younger one is to be changed.
+fn conflict(one: &Node, other: &Node, claim: &str, remedy: &str) -> Finding {
+    let (older, younger) =
+        if age_order(one) < age_order(other) { (one, other) } else { (other, one) };
+    let message = format!(
+        "the node's {claim} of the older node {}: pods of one of them cannot be reached; {remedy}",
+        older.name()
+    );
+    finding(younger.name(), &message)
 }
 
 /// Older first; objects without a time last; equal ages by name.
@@ -317,14 +333,17 @@ mod tests {
             (("bad", "172.30.0.9", &[], 300), "no usable pod range"),
             (
                 ("bad", "172.30.0.9", &["10.244.1.0/24"], 300),
-                "overlaps 10.244.1.0/24 of node node1",
+                "overlaps (10.244.1.0/24 and 10.244.1.0/24) that of the older node node1",
             ),
             (
                 ("bad", "172.30.0.9", &["10.244.2.128/25"], 300),
-                "overlaps 10.244.2.0/24 of node node2",
+                "overlaps (10.244.2.128/25 and 10.244.2.0/24) that of the older node node2",
             ),
             (("bad", "172.30.0.9", &["10.96.0.0/24"], 300), "outside the cluster's pod range"),
-            (("bad", "172.30.0.3", &["10.244.9.0/24"], 300), "172.30.0.3 belongs to an older node"),
+            (
+                ("bad", "172.30.0.3", &["10.244.9.0/24"], 300),
+                "InternalIP 172.30.0.3 is that of the older node node2",
+            ),
         ];
         for overlay in [Overlay::Vxlan, Overlay::HostGw] {
             for (bad, expected) in rows {
@@ -350,6 +369,16 @@ mod tests {
             assert_eq!(plan.expect("a plan").peers.keys().collect::<Vec<_>>(), [first]);
             assert_eq!(findings[0].about, format!("Node {second}"));
         }
+    }
+
+    #[test]
+    fn a_node_keeps_its_own_pods_even_where_it_is_the_younger_and_says_so() {
+        let older = ("old", "172.30.0.9", &["10.244.1.0/24"][..], 50);
+        let (plan, findings) = plan_for(&[NODE1, older], Overlay::Vxlan);
+        let plan = plan.expect("a plan");
+        assert_eq!((plan.pod_ranges.len(), plan.peers.len()), (1, 0));
+        assert_eq!(findings[0].about, "Node node1", "the younger is to be changed");
+        assert!(findings[0].message.contains("the older node old"), "{findings:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | routes | protocol 0x66 | the route protocol |
 //! | neighbours, FDB | permanent entries on `flatnet.1` | the link that they are on |
 //! | addresses | on `cni0`, `flatnet.1`; the DNS address on `lo` | the link; on `lo` the value |
+//! | kernel parameters | the table in `render::net` | the key; never set back |
 //! | packet marks | bits of [`MARK_MASK`] | the mask |
 
 /// The nftables table of each family.
