@@ -31,6 +31,11 @@ pub fn files(directory: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Whether a file holds only tests: below `tests/`, or the body of a `mod tests;`.
+pub fn is_test_file(name: &str) -> bool {
+    name.contains("/tests/") || name.ends_with("/tests.rs")
+}
+
 /// The source with comments and the insides of literals turned into blanks; lines stay lines.
 pub fn without_comments_and_literals(source: &str) -> String {
     let bytes = source.as_bytes();

@@ -52,7 +52,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
         for (path, text) in &sources {
             let name = path.strip_prefix(&root).unwrap_or(path).display().to_string();
             faults.extend(check_size(&name, text));
-            faults.extend(check_heading(&name, text));
+            // The file that names a `tests.rs` has said what it is for.
+            if !name.ends_with("/tests.rs") {
+                faults.extend(check_heading(&name, text));
+            }
             faults.extend(check_unsafe(&name, text));
             long_functions.extend(find_long_functions(&name, text));
         }
@@ -87,7 +90,7 @@ fn check_unsafe(name: &str, text: &str) -> Vec<String> {
     let code = source::without_comments_and_literals(text);
     let is_named = UNSAFE_MODULES.iter().any(|(module, _)| name.starts_with(module));
     // A test may cut corners with unsafe code, but says why as anybody.
-    let is_test = name.contains("/tests/");
+    let is_test = source::is_test_file(name);
     let lines: Vec<&str> = text.lines().collect();
     let mut faults = Vec::new();
     for (index, line) in code.lines().enumerate() {
@@ -114,7 +117,7 @@ fn check_unsafe(name: &str, text: &str) -> Vec<String> {
 const SAFETY_NOTE_LINES: usize = 6;
 
 fn find_long_functions(name: &str, text: &str) -> BTreeMap<String, usize> {
-    if name.contains("/tests/") {
+    if source::is_test_file(name) {
         return BTreeMap::new();
     }
     let code = source::without_comments_and_literals(text);
