@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use model::layout::UPLINK;
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec};
 
+use super::node_namespaces;
 use super::paths::Paths;
 use super::spec::{ClusterSpec, NodeSpec};
 
@@ -32,6 +33,7 @@ pub const NETWORK: &str = "net";
 /// The kernel's, naming the object.
 pub fn create(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
     let namespace = Netns::create_at(&paths.netns(NETWORK))?;
+    node_namespaces::link(paths, NETWORK)?;
     let mut inside = Netlink::open_in(&namespace)?;
     inside.create_bridge(&BridgeSpec { name: BRIDGE.into(), ..BridgeSpec::default() })?;
     let bridge = inside.require_link(BRIDGE)?;
@@ -96,7 +98,8 @@ pub fn destroy(paths: &Paths) -> Result<()> {
     if let Some(link) = host.link(&paths.host_link())? {
         host.delete_link(link.index)?;
     }
-    super::node_namespaces::unbind(&paths.netns(NETWORK))
+    node_namespaces::unlink(paths, NETWORK)?;
+    node_namespaces::unbind(&paths.netns(NETWORK))
 }
 
 fn plug_in(inside: &mut Netlink, port: &str) -> Result<()> {

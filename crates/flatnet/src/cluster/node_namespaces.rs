@@ -20,8 +20,8 @@ use nix::sched::{CloneFlags, unshare};
 use super::cgroups;
 use super::paths::{NETNS_ROOT, Paths, STATE_ROOT};
 
-/// The namespaces whose handles lie in the cluster's run directory.
-pub const BOUND: [&str; 3] = ["mnt", "uts", "cgroup"];
+/// A node's namespaces.
+const KINDS: [&str; 4] = ["net", "mnt", "uts", "cgroup"];
 /// The cgroup of a node's own processes, below the node's.
 pub const SYSTEM_CGROUP: &str = "system";
 /// Directories of the host of which a node has a version of its own.
@@ -37,7 +37,10 @@ const READY: &str = "ready";
 /// # Errors
 /// The kernel's.
 pub fn prepare(paths: &Paths) -> Result<()> {
-    fs::create_dir_all(NETNS_ROOT).with_context(|| format!("making {NETNS_ROOT}"))?;
+    if !Path::new(NETNS_ROOT).exists() {
+        fs::create_dir_all(NETNS_ROOT).with_context(|| format!("making {NETNS_ROOT}"))?;
+        fs::File::create(paths.netns_root_marker())?;
+    }
     let directory = paths.namespaces();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
     let none: Option<&str> = None;
@@ -72,10 +75,35 @@ pub fn create(paths: &Paths, node: &str) -> Result<()> {
 /// # Errors
 /// The kernel's, naming the handle.
 pub fn release(paths: &Paths, node: &str) -> Result<()> {
-    for kind in BOUND {
+    unlink(paths, node)?;
+    for kind in KINDS {
         unbind(&paths.namespace(node, kind))?;
     }
-    unbind(&paths.netns(node))
+    Ok(())
+}
+
+/// Lets `ip netns` find a network namespace.
+///
+/// # Errors
+/// The file system's.
+pub fn link(paths: &Paths, node: &str) -> Result<()> {
+    let link = paths.netns_link(node);
+    std::os::unix::fs::symlink(paths.netns(node), &link)
+        .with_context(|| format!("making {}", link.display()))
+}
+
+/// Takes that link away. An absent one is fine.
+///
+/// # Errors
+/// The file system's.
+pub fn unlink(paths: &Paths, node: &str) -> Result<()> {
+    let link = paths.netns_link(node);
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", link.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes the directory of the handles away again.
@@ -83,6 +111,10 @@ pub fn release(paths: &Paths, node: &str) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn finish(paths: &Paths) -> Result<()> {
+    if paths.netns_root_marker().exists() {
+        // Somebody else may use it by now.
+        let _ = fs::remove_dir(NETNS_ROOT);
+    }
     let directory = paths.namespaces();
     match umount2(&directory, MntFlags::MNT_DETACH) {
         Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
@@ -125,15 +157,15 @@ fn wait_ready(child: &mut Child, node: &str) -> Result<()> {
 }
 
 fn bind(paths: &Paths, node: &str, process: u32) -> Result<()> {
-    let handles = BOUND.map(|kind| (kind, paths.namespace(node, kind)));
-    for (kind, handle) in handles.into_iter().chain([("net", paths.netns(node))]) {
+    for kind in KINDS {
+        let handle = paths.namespace(node, kind);
         let source = format!("/proc/{process}/ns/{kind}");
         let none: Option<&str> = None;
         fs::OpenOptions::new().write(true).create_new(true).open(&handle)?;
         mount(Some(source.as_str()), &handle, none, MsFlags::MS_BIND, none)
             .with_context(|| format!("binding {source} to {}", handle.display()))?;
     }
-    Ok(())
+    link(paths, node)
 }
 
 /// The child's part: makes the namespaces, arranges the mounts, says so, and waits until its input

@@ -96,24 +96,30 @@ impl Paths {
         self.run().join("lock")
     }
 
-    /// Handles of a node's namespaces other than the network's.
+    /// Handles of the nodes' namespaces.
     pub fn namespaces(&self) -> PathBuf {
         self.run().join("ns")
     }
 
-    /// The handle of one of a node's namespaces: `mnt`, `uts` or `cgroup`.
+    /// The handle of one of a node's namespaces: `net`, `mnt`, `uts` or `cgroup`.
     pub fn namespace(&self, node: &str, kind: &str) -> PathBuf {
         self.namespaces().join(format!("{node}.{kind}"))
     }
 
     /// The handle of a network namespace; `node` may be `net`, the node network itself.
     pub fn netns(&self, node: &str) -> PathBuf {
-        Path::new(NETNS_ROOT).join(self.netns_name(node))
+        self.namespace(node, "net")
     }
 
-    /// The same by the name that `ip netns` shows.
-    pub fn netns_name(&self, node: &str) -> String {
-        format!("{}-{node}", self.name)
+    /// A link to that handle, where `ip netns` finds it. The handle itself lies elsewhere: other
+    /// programs mount and propagate that directory as they like.
+    pub fn netns_link(&self, node: &str) -> PathBuf {
+        Path::new(NETNS_ROOT).join(format!("{}-{node}", self.name))
+    }
+
+    /// Says that this cluster made [`NETNS_ROOT`], which goes with it.
+    pub fn netns_root_marker(&self) -> PathBuf {
+        self.run().join("made-netns-root")
     }
 
     /// The host's link to the node network. Link names have at most 15 bytes, so long cluster

@@ -128,6 +128,8 @@ pub fn report(paths: &Paths) -> Result<Option<Report>> {
 /// # Errors
 /// When the cluster is unknown or already supervised, or a process cannot be prepared.
 pub fn run(paths: &Paths) -> Result<()> {
+    // Pause processes of a runtime that was killed become ours, so that they are reaped.
+    nix::sys::prctl::set_child_subreaper(true)?;
     let Some(_lock) = lock(paths)? else {
         bail!("cluster {} has a supervisor already", paths.name());
     };

@@ -42,8 +42,8 @@ pub fn run(paths: &Paths, keep: Keep) -> Result<()> {
     for node in nodes(paths) {
         node_namespaces::release(paths, &node)?;
     }
-    node_namespaces::finish(paths)?;
     fabric::destroy(paths)?;
+    node_namespaces::finish(paths)?;
     remove_tree(&paths.run())?;
     remove_if_empty(RUN_ROOT);
     match keep {

@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use client::{Client, ListOptions, ResourcePath};
 use controlplane::pki;
 use ipnet::IpNet;
 use model::{ClusterConfig, Node, Overlay, Timestamp, layout};
+use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{ClusterName, require_root};
 use crate::cluster::paths::Paths;
@@ -122,21 +124,38 @@ pub fn run(arguments: Arguments) -> Result<()> {
     preflight::check_machine()?;
     preflight::check_routes(&paths, &spec)?;
     progress.done("machine and ranges checked");
-    let outcome = start(&paths, &spec, &arguments, &mut progress);
-    match outcome {
-        Ok(outcome) => print(arguments.output, &outcome, || text(&outcome)),
+    // An interruption waits until it can be answered by taking everything away again.
+    let interruptions = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    interruptions.thread_block()?;
+    let mut outcome = match start(&paths, &spec, &interruptions, &mut progress) {
+        Ok(outcome) => outcome,
         Err(error) => {
             let hint = last_words(&paths);
             teardown::run(&paths, keep).context("and taking the unfinished cluster away failed")?;
-            Err(error.context(format!("the cluster could not be started{hint}")))
+            return Err(error.context(format!("the cluster could not be started{hint}")));
         }
-    }
+    };
+    let shown =
+        if arguments.demo { show(&paths, &spec, &mut progress).map(Some) } else { Ok(None) };
+    let demo = shown.as_ref().map(drop).map_err(|error| anyhow!("the demo failed: {error:#}"));
+    outcome.demo = shown.ok().flatten();
+    print(arguments.output, &outcome, || text(&outcome))?;
+    demo
+}
+
+/// Deploys the demo. The cluster stays when that fails, to be looked at.
+fn show(paths: &Paths, spec: &ClusterSpec, progress: &mut Progress) -> Result<demo::Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::from_kubeconfig(&paths.kubeconfig()).await?;
+        demo::run(paths, spec, &client, progress).await
+    })
 }
 
 fn start(
     paths: &Paths,
     spec: &ClusterSpec,
-    arguments: &Arguments,
+    interruptions: &SigSet,
     progress: &mut Progress,
 ) -> Result<Outcome> {
     // What an earlier boot or an unclean end left is in the way.
@@ -158,16 +177,19 @@ fn start(
     progress.done(&format!("{} nodes and their network", spec.nodes.len()));
     start_supervisor(paths)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = runtime.block_on(Client::from_kubeconfig(&paths.kubeconfig()))?;
-    let nodes = runtime.block_on(wait_ready(paths, spec, &client))?;
+    let nodes = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        interruptions.thread_unblock()?;
+        let client = Client::from_kubeconfig(&paths.kubeconfig()).await?;
+        tokio::select! {
+            nodes = wait_ready(paths, spec, &client) => nodes,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    })?;
     progress.done("control plane, agents, runtimes and DNS");
     let ready_ms = progress.elapsed_ms();
-    let demo = if arguments.demo {
-        let outcome = runtime.block_on(demo::run(paths, spec, &client, progress))?;
-        Some(outcome)
-    } else {
-        None
-    };
     Ok(Outcome {
         name: paths.name().into(),
         nodes,
@@ -180,7 +202,7 @@ fn start(
         kubeconfig: paths.kubeconfig(),
         dns_address: spec.config.dns_address(model::Family::V4),
         ready_ms,
-        demo,
+        demo: None,
     })
 }
 
