@@ -10,7 +10,7 @@ use model::selector::LabelSelector;
 use crate::kind::Kind;
 use crate::object::Object;
 use crate::snapshot::Snapshot;
-use crate::write::Step;
+use crate::write::{Step, list_or_null};
 
 /// What a controller object owns, and what must be written so that it does.
 pub(crate) struct Claim {
@@ -56,5 +56,7 @@ fn adopt(object: &Object, owner: &Object) -> Step {
 fn release(object: &Object, owner: &Object) -> Step {
     let mut references = object.meta.owner_references.clone();
     references.retain(|reference| reference.uid != owner.meta.uid);
-    Step::quiet(object.patch_unchanged(json!({"metadata": {"ownerReferences": references}})))
+    Step::quiet(
+        object.patch_unchanged(json!({"metadata": {"ownerReferences": list_or_null(&references)}})),
+    )
 }

@@ -11,7 +11,7 @@ use model::meta::OwnerReference;
 use crate::kind::ObjectKey;
 use crate::object::Object;
 use crate::snapshot::{Change, Snapshot, owner_key};
-use crate::write::{Outcome, Propagation, Step, Write};
+use crate::write::{Outcome, Propagation, Step, Write, list_or_null};
 
 /// The owner waits until its dependents are gone.
 const FOREGROUND: &str = "foregroundDeletion";
@@ -100,13 +100,15 @@ fn orphan_dependents(object: &Object, snapshot: &Snapshot, outcome: &mut Outcome
 
 fn remove_finalizer(object: &Object, name: &str) -> Step {
     let rest: Vec<_> = object.meta.finalizers.iter().filter(|found| *found != name).collect();
-    Step::quiet(object.patch_unchanged(json!({"metadata": {"finalizers": rest}})))
+    Step::quiet(object.patch_unchanged(json!({"metadata": {"finalizers": list_or_null(&rest)}})))
 }
 
 fn without_owners(object: &Object, is_lost: impl Fn(&OwnerReference) -> bool) -> Step {
     let rest: Vec<_> =
         object.meta.owner_references.iter().filter(|reference| !is_lost(reference)).collect();
-    Step::quiet(object.patch_unchanged(json!({"metadata": {"ownerReferences": rest}})))
+    Step::quiet(
+        object.patch_unchanged(json!({"metadata": {"ownerReferences": list_or_null(&rest)}})),
+    )
 }
 
 /// Decides whether an object that has owners stays.

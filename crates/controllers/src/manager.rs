@@ -180,10 +180,11 @@ impl Manager {
         if !self.is_synced() {
             return None;
         }
-        match self.held.values().map(|hold| hold.until).max() {
-            Some(until) => Some(until),
-            None => self.queue.next_due(),
+        if let Some(until) = self.held.values().map(|hold| hold.until).max() {
+            return Some(until);
         }
+        // With all places taken only a result makes room: no time does.
+        self.queue.next_due().filter(|_| self.jobs_in_flight < MAX_JOBS_IN_FLIGHT)
     }
 
     /// Takes in what came of a job, before any other key runs: the snapshot then holds our own
@@ -247,7 +248,11 @@ impl Manager {
                 return None;
             }
             StepResult::Gone => {
-                self.gone(&step.write, now);
+                // Only a deletion proves it: to a patch, a path that is not served looks the
+                // same. The watch tells about objects that others removed.
+                if verb == Verb::Delete {
+                    self.gone(&step.write, now);
+                }
                 return None;
             }
             StepResult::NotTried => return None,
@@ -295,8 +300,8 @@ impl Manager {
     }
 
     fn gone(&mut self, write: &Write, now: Timestamp) {
-        let Some((key, uid)) = write.object().zip(write.uid()) else { return };
-        if let Some(change) = self.snapshot.gone(&key, uid) {
+        let Write::Delete { object, uid, .. } = write else { return };
+        if let Some(change) = self.snapshot.gone(object, uid) {
             self.mark(&change, now);
         }
     }
@@ -337,15 +342,6 @@ impl Write {
         match self {
             Self::Patch { object, .. } | Self::Delete { object, .. } => Some(object.clone()),
             Self::Bind { pod, .. } => Some(ObjectKey::new(Kind::Pod, pod.clone())),
-            Self::Create { .. } | Self::DeleteCollection { .. } | Self::Finalize { .. } => None,
-        }
-    }
-
-    /// The identity that the write was meant for.
-    fn uid(&self) -> Option<&str> {
-        match self {
-            Self::Patch { body, .. } => body.pointer("/metadata/uid")?.as_str(),
-            Self::Delete { uid, .. } | Self::Bind { uid, .. } => Some(uid),
             Self::Create { .. } | Self::DeleteCollection { .. } | Self::Finalize { .. } => None,
         }
     }
@@ -425,6 +421,18 @@ mod tests {
             })
             .collect();
         assert_eq!(manager.listed(Kind::Namespace, full, 60, NOW), Listed::Taken);
+        assert!(manager.next(NOW).is_some());
+    }
+
+    #[test]
+    fn with_all_places_taken_no_time_is_worth_waiting_for() {
+        let mut manager = manager();
+        list_all(&mut manager, 40);
+        let jobs: Vec<Job> = std::iter::from_fn(|| manager.next(NOW)).collect();
+        assert_eq!(jobs.len(), MAX_JOBS_IN_FLIGHT);
+        assert_eq!(manager.next_deadline(), None, "the driver would spin");
+        let job = jobs.into_iter().next().expect("a job");
+        manager.finished(job, vec![StepResult::Done, StepResult::Done], NOW);
         assert!(manager.next(NOW).is_some());
     }
 

@@ -15,7 +15,7 @@ use crate::kind::{Kind, ObjectKey};
 use crate::object::{Condition, Node, Object, Taint, condition, is_true};
 use crate::pod::Pod;
 use crate::snapshot::{Change, Snapshot};
-use crate::write::{Outcome, Step};
+use crate::write::{Outcome, Step, list_or_null};
 
 const COMPONENT: &str = "node-controller";
 /// The namespace of the nodes' leases.
@@ -164,7 +164,9 @@ fn set_taints(object: &Object, node: &Node, input: &Input<'_>, outcome: &mut Out
         }
     }
     if taints != node.spec.taints {
-        outcome.push(Step::quiet(object.patch_unchanged(json!({"spec": {"taints": taints}}))));
+        outcome.push(Step::quiet(
+            object.patch_unchanged(json!({"spec": {"taints": list_or_null(&taints)}})),
+        ));
     }
 }
 

@@ -199,6 +199,11 @@ pub struct Failure {
     pub namespace_terminating: bool,
 }
 
+/// A list for a merge patch: null where it is empty, as the API leaves empty lists out.
+pub(crate) fn list_or_null<T: serde::Serialize>(list: &[T]) -> Value {
+    if list.is_empty() { Value::Null } else { serde_json::json!(list) }
+}
+
 impl Object {
     /// A merge patch of this very object, whatever became of it meanwhile.
     pub(crate) fn patch(&self, mut body: Value) -> Write {

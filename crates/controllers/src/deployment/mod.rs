@@ -18,7 +18,7 @@ use serde_json::json;
 use model::Timestamp;
 
 use crate::adoption::claim;
-use crate::controller::Input;
+use crate::controller::{Input, LastFailure};
 use crate::kind::{Kind, ObjectKey};
 use crate::object::{Deployment, Object};
 use crate::snapshot::{Change, Snapshot};
@@ -45,6 +45,7 @@ struct Context<'a> {
     snapshot: &'a Snapshot,
     sets: Sets,
     now: Timestamp,
+    last_failure: Option<&'a LastFailure>,
 }
 
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
@@ -101,7 +102,8 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
     }
     let now = crate::conditions::whole_seconds(input.now);
     let sets = Sets::new(claimed.owned, deployment, snapshot, now);
-    let context = Context { object, deployment, snapshot, sets, now };
+    let last_failure = input.last_failure;
+    let context = Context { object, deployment, snapshot, sets, now, last_failure };
     let leaves = object.is_terminating() || snapshot.is_terminating_namespace(&key.name.namespace);
     let mut notes = Vec::new();
     if !leaves {

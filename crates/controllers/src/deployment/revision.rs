@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use crate::controller::Verb;
 use crate::kind::Kind;
 use crate::object::Object;
 use crate::write::{Outcome, Step, Write};
@@ -121,7 +122,10 @@ fn make(context: &Context<'_>, newest: i64, outcome: &mut Outcome, notes: &mut V
     let failed = context.object.report(COMPONENT, "ReplicaSetCreateError", failed).warning();
     outcome.push(step.on_failure(failed));
     note_revision(context, newest, outcome);
-    notes.push(Note::Created(name));
+    notes.push(match context.last_failure.filter(|last| last.verb == Verb::Create) {
+        Some(last) => Note::CreateFailed(last.failure.message.clone()),
+        None => Note::Created(name),
+    });
 }
 
 fn body(context: &Context<'_>, name: &str, hash: &str, replicas: i32, revision: i64) -> Value {

@@ -22,6 +22,8 @@ const PAUSED: &str = "DeploymentPaused";
 pub(super) enum Note {
     /// The ReplicaSet of the present template is being made.
     Created(String),
+    /// It was refused, with the server's words, and is tried again.
+    CreateFailed(String),
     /// It is there.
     Found(String),
     /// Its name is taken.
@@ -127,6 +129,10 @@ fn note_progress(context: &Context<'_>, note: &Note, status: &mut DeploymentStat
     let (reason, message) = match note {
         Note::Created(name) => {
             ("NewReplicaSetCreated", format!("Created new replica set \"{name}\""))
+        }
+        Note::CreateFailed(message) => {
+            let message = message.clone();
+            return set(context, status, PROGRESSING, false, "ReplicaSetCreateError", message);
         }
         Note::Found(name) if condition(&status.conditions, PROGRESSING).is_none() => {
             ("FoundNewReplicaSet", format!("Found new replica set \"{name}\""))

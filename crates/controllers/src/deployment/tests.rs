@@ -1,8 +1,9 @@
 use serde_json::{Value, json};
 
+use crate::controller::{LastFailure, Verb};
 use crate::fixtures::{key, snapshot, verbs, with_input, writes};
 use crate::kind::Kind;
-use crate::write::Outcome;
+use crate::write::{Failure, Outcome};
 
 fn deployment(replicas: i64, image: &str) -> Value {
     json!({
@@ -92,6 +93,27 @@ fn a_taken_name_counts_as_a_collision_and_the_next_name_differs() {
     counted["status"] = json!({"collisionCount": 1});
     let outcome = reconcile(counted, vec![foreign]);
     assert_ne!(writes(&outcome)[0].1["metadata"]["name"], name);
+}
+
+#[test]
+fn a_refused_replica_set_is_told_in_the_condition_that_rollouts_are_judged_by() {
+    let message = "replicasets.apps \"web\" is forbidden: no".to_owned();
+    let last = LastFailure {
+        verb: Verb::Create,
+        failure: Failure { code: 403, message: message.clone(), ..Failure::default() },
+    };
+    let mut body = deployment(1, "new");
+    body["spec"]["progressDeadlineSeconds"] = json!(600);
+    let snapshot = snapshot([(Kind::Deployment, body)]);
+    let key = key(Kind::Deployment, "web");
+    let outcome = with_input(Some(&last), |input| super::reconcile(&key, &snapshot, input));
+    assert_eq!(verbs(&outcome)[0], "create ReplicaSet", "it is tried again");
+    let status = writes(&outcome).pop().expect("a status").1;
+    let conditions = status["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let progressing = conditions.iter().find(|one| one["type"] == "Progressing").expect("it");
+    assert_eq!(progressing["status"], "False");
+    assert_eq!(progressing["reason"], "ReplicaSetCreateError");
+    assert_eq!(progressing["message"], json!(message));
 }
 
 #[test]
