@@ -94,7 +94,7 @@ impl Socket {
     /// Sends a dump request and collects its answer, again when others changed it meanwhile.
     ///
     /// # Errors
-    /// What the kernel refused; `EINTR` when the dump was torn [`DUMP_ATTEMPTS`] times.
+    /// What the kernel refused; `EINTR` when the dump was torn time after time.
     pub fn dump(
         &mut self,
         request: &Request,
