@@ -182,6 +182,30 @@ fn a_rollout_stays_within_its_limits_whatever_the_order_of_things() {
     }
 }
 
+#[test]
+fn controllers_that_die_anywhere_keep_the_limits_and_finish() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::new(seed, 2);
+        cluster.create("Service", "default", service("web"));
+        cluster.create("Deployment", "default", deployment("web", 4, "a"));
+        settle(&mut cluster);
+        set_image(&mut cluster, 4, "b");
+        for _ in 0..8 {
+            for _ in 0..cluster.seed.below(120) {
+                cluster.step();
+                let (all, ready) = pods(&cluster, "web");
+                assert!(all <= 5 && ready >= 3, "seed {seed}: {all} pods, {ready} available");
+            }
+            // What was under way is half done, and nobody remembers it.
+            cluster.restart_controllers();
+        }
+        settle(&mut cluster);
+        assert_eq!(pods(&cluster, "web"), (4, 4), "seed {seed}");
+        let sets = cluster.all(Kind::ReplicaSet).len();
+        assert_eq!((sets, endpoints(&cluster, "web").len()), (2, 4), "seed {seed}");
+    }
+}
+
 fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
     let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice);
     let found = conditions.unwrap_or_default().iter().find(|found| found["type"] == kind);

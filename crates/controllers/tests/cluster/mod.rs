@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test program uses a part of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use controllers::kind::KINDS;
@@ -120,11 +121,16 @@ impl Cluster {
         self.list(kind).0
     }
 
+    /// The objects of a kind, shared with the store.
+    pub fn objects(&self, kind: Kind) -> Vec<Arc<store::Object>> {
+        self.store.list(resource(kind), &ListOptions::default()).expect("a list").items
+    }
+
     pub fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Value> {
-        self.all(kind).into_iter().find(|value| {
-            value["metadata"]["name"] == name
-                && value["metadata"]["namespace"].as_str().unwrap_or_default() == namespace
-        })
+        let mut objects = self.objects(kind).into_iter();
+        let found =
+            objects.find(|found| found.key.namespace == namespace && found.key.name == name);
+        found.map(|found| found.value.clone())
     }
 
     pub fn create(&mut self, kind: &str, namespace: &str, body: Value) -> Value {
@@ -394,9 +400,9 @@ impl Cluster {
 
     /// A node's runtime does one thing for one pod.
     fn run_pods(&mut self) -> bool {
-        let pods = self.all(Kind::Pod);
         let mut todo: Vec<(String, String, Value)> = Vec::new();
-        for pod in pods {
+        for object in self.objects(Kind::Pod) {
+            let pod = &object.value;
             let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
             if node.is_empty() || self.dead_nodes.iter().any(|dead| dead == node) {
                 continue;
@@ -405,7 +411,7 @@ impl Cluster {
             let (namespace, name) = (text(&meta["namespace"]), text(&meta["name"]));
             if meta["deletionTimestamp"].is_string() {
                 todo.push((namespace, name, Value::Null));
-            } else if let Some(status) = self.next_status(&pod) {
+            } else if let Some(status) = self.next_status(pod) {
                 todo.push((namespace, name, status));
             }
         }
@@ -507,15 +513,18 @@ pub fn service(name: &str) -> Value {
 /// Pods that count, by readiness: `(all, ready)`.
 pub fn pods(cluster: &Cluster, app: &str) -> (i64, i64) {
     let mut counts = (0, 0);
-    for pod in cluster.all(Kind::Pod) {
+    for object in cluster.objects(Kind::Pod) {
+        let pod = &object.value;
         let alive = pod["metadata"]["deletionTimestamp"].is_null();
         if !alive || pod["metadata"]["labels"]["app"] != app {
             continue;
         }
         counts.0 += 1;
-        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let ready =
-            conditions.iter().any(|found| found["type"] == "Ready" && found["status"] == "True");
+        let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice);
+        let ready = conditions
+            .unwrap_or_default()
+            .iter()
+            .any(|found| found["type"] == "Ready" && found["status"] == "True");
         counts.1 += i64::from(ready);
     }
     counts
