@@ -98,11 +98,12 @@ pub enum StartError {
     /// The cluster's own objects cannot be made.
     #[error("the cluster's own objects cannot be made: {0}")]
     Bootstrap(ClientError),
-    /// The controllers panicked. Everything acknowledged is on disk.
-    #[error(
-        "the controllers ended by a fault of ours (see the log); start the control plane again"
-    )]
-    Controllers,
+    /// A part panicked. Everything acknowledged is on disk.
+    #[error("{part} ended by a fault of ours (see the log); start the control plane again")]
+    Fault {
+        /// Which part.
+        part: &'static str,
+    },
     /// The system refused a thread.
     #[error("cannot start the store's writer: {0}; is the limit of processes too low?")]
     Thread(std::io::Error),
@@ -181,26 +182,26 @@ impl ControlPlane {
 /// Runs the API server and the controllers until `shutdown` resolves.
 ///
 /// # Errors
-/// [`StartError`], when it does not come up, or when the controllers end by a panic.
+/// [`StartError`], when it does not come up, or when a part of it ends by a panic.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let authority = Pki::at(&options.state_directory.join(PKI_DIRECTORY), []).authority;
     let config = options.config.clone();
-    let running = ControlPlane::start(options).await?;
+    let mut running = ControlPlane::start(options).await?;
     let root_ca = read_file(&authority)?;
     let (stop, stopping) = watch::channel(false);
     let mut controllers = tokio::spawn(drive::run(running.client(), config, root_ca, stopping));
-    let ended = tokio::select! {
-        () = shutdown => None,
-        ended = &mut controllers => Some(ended),
-    };
+    tokio::select! {
+        () = shutdown => {}
+        _ = &mut controllers => return Err(StartError::Fault { part: "the controllers" }),
+        _ = &mut running.writer_stopped => {
+            return Err(StartError::Fault { part: "the store's writer" });
+        }
+    }
     // The controllers first: they write through the server.
     stop.send_replace(true);
-    let panicked = match ended {
-        Some(_) => true,
-        None => controllers.await.is_err(),
-    };
+    let ended = controllers.await;
     running.stop().await;
-    if panicked { Err(StartError::Controllers) } else { Ok(()) }
+    ended.map_err(|_| StartError::Fault { part: "the controllers" })
 }
 
 fn proxy(pki: &Pki, options: &Options) -> Result<Proxy, StartError> {

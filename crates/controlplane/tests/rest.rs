@@ -146,8 +146,16 @@ async fn refusals_are_the_real_servers() {
     let scratch = Scratch::new("refusals");
     let server = start(&scratch.0, 0).await;
     let maps = "/api/v1/namespaces/default/configmaps";
-    let json_type = ("content-type", "application/json");
-    let cases: [(Method, &str, &[(&str, &str)], &str, u16, &str); 11] = [
+    const JSON_TYPE: &[(&str, &str)] = &[("content-type", "application/json")];
+    type Case = (
+        Method,
+        &'static str,
+        &'static [(&'static str, &'static str)],
+        &'static str,
+        u16,
+        &'static str,
+    );
+    let cases: [Case; 11] = [
         (Method::GET, "/nope", &[], "", 404, "the server could not find the requested resource"),
         (
             Method::GET,
@@ -176,7 +184,7 @@ async fn refusals_are_the_real_servers() {
         (
             Method::POST,
             "/api/v1/configmaps",
-            &[json_type],
+            JSON_TYPE,
             "{}",
             405,
             "the server does not allow this method on the requested resource",
@@ -193,7 +201,7 @@ async fn refusals_are_the_real_servers() {
         (
             Method::PATCH,
             "/api/v1/namespaces/default/configmaps/x",
-            &[json_type],
+            JSON_TYPE,
             "{}",
             415,
             "415: Unsupported Media Type",
@@ -209,7 +217,7 @@ async fn refusals_are_the_real_servers() {
         (
             Method::POST,
             maps,
-            &[json_type],
+            JSON_TYPE,
             "{bad",
             400,
             "the object provided is unrecognized (must be of type ConfigMap)",

@@ -91,15 +91,16 @@ struct Stream {
     ended: bool,
 }
 
+/// What ended a wait.
 enum Woken {
-    ByChange,
-    ByBookmark,
-    ByEnd,
+    Change,
+    Bookmark,
+    End,
 }
 
 impl Stream {
     /// The next lines and the stream after them; `None` at the end.
-    async fn advance(mut self) -> Option<(Bytes, Self)> {
+    async fn advance(mut self) -> Option<Step> {
         while !self.ended {
             // Marked as seen before the store is read: a change in between wakes the wait.
             self.changes.borrow_and_update();
@@ -126,20 +127,20 @@ impl Stream {
         let wake_at = self.deadline.min(self.next_bookmark);
         let woken = tokio::select! {
             changed = self.changes.changed() => match changed {
-                Ok(()) => Woken::ByChange,
-                Err(_) => Woken::ByEnd,
+                Ok(()) => Woken::Change,
+                Err(_) => Woken::End,
             },
-            () = stopped(&mut self.stop) => Woken::ByEnd,
+            () = stopped(&mut self.stop) => Woken::End,
             () = tokio::time::sleep_until(wake_at) => {
-                if wake_at == self.deadline { Woken::ByEnd } else { Woken::ByBookmark }
+                if wake_at == self.deadline { Woken::End } else { Woken::Bookmark }
             }
         };
         match woken {
-            Woken::ByChange => return,
-            Woken::ByBookmark => {
+            Woken::Change => return,
+            Woken::Bookmark => {
                 self.next_bookmark = Instant::now() + Duration::from_secs(BOOKMARK_SECONDS);
             }
-            Woken::ByEnd => self.ended = true,
+            Woken::End => self.ended = true,
         }
         if let Some(bookmark) = self.watcher.bookmark() {
             self.write(&bookmark, lines);
@@ -182,10 +183,13 @@ fn write_line(line: &impl Serialize, lines: &mut Vec<u8>) {
     lines.push(b'\n');
 }
 
+/// Lines, and the stream after them.
+type Step = (Bytes, Stream);
+
 /// A body made of the steps of a [`Stream`]. Nothing is made before the client reads it, so a
 /// slow client costs one step's lines at most.
 struct Unfold {
-    next: Pin<Box<dyn Future<Output = Option<(Bytes, Stream)>> + Send>>,
+    next: Pin<Box<dyn Future<Output = Option<Step>> + Send>>,
 }
 
 impl hyper::body::Body for Unfold {
