@@ -119,16 +119,30 @@ fn forgive(object: &Object, node: &Node, input: &Input<'_>, outcome: &mut Outcom
     let mut changed = false;
     for found in conditions.iter_mut().filter(|found| found.reason == STATUS_UNKNOWN) {
         changed = true;
-        let ready = found.kind == "Ready";
-        found.status = if ready { "True" } else { "False" }.into();
-        found.reason = if ready { "KubeletReady" } else { "KubeletHasSufficientResources" }.into();
-        found.message = if ready { "kubelet is posting ready status" } else { "" }.into();
+        let (status, reason, message) = usual(&found.kind);
+        found.status = status.into();
+        found.reason = reason.into();
+        found.message = message.into();
         found.last_transition_time = Some(whole_seconds(input.now));
     }
     if changed {
         let step = Step::quiet(object.patch_status_unchanged(json!({"conditions": conditions})));
         let message = format!("Node {} status is now: NodeReady", object.meta.name);
         outcome.push(step.on_success(object.report(COMPONENT, "NodeReady", message)));
+    }
+}
+
+/// What a node says of itself when all is well, until it says otherwise.
+fn usual(condition: &str) -> (&'static str, &'static str, &'static str) {
+    match condition {
+        "MemoryPressure" => {
+            ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
+        }
+        "DiskPressure" => ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        "PIDPressure" => {
+            ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")
+        }
+        _ => ("True", "KubeletReady", "kubelet is posting ready status"),
     }
 }
 
