@@ -341,3 +341,127 @@ fn a_secret_takes_text_and_an_immutable_one_nothing_more() {
         "Secret \"s\" is invalid: data: Forbidden: field is immutable when `immutable` is set"
     );
 }
+
+#[test]
+fn a_pod_names_accounts_and_classes_that_exist() {
+    let mut api = Api::new();
+    let mut body = named(row("pods"), "p");
+    body["spec"]["serviceAccountName"] = "robot".into();
+    assert_eq!(
+        api.create("pods", "default", body.clone()).expect_err("no account").message,
+        "pods \"p\" is forbidden: error looking up service account default/robot: serviceaccount \
+         \"robot\" not found"
+    );
+    api.create("serviceaccounts", "default", named(row("serviceaccounts"), "robot")).expect("made");
+    let value = api.create("pods", "default", body).expect("created").value.clone();
+    assert_eq!(value["spec"]["serviceAccount"], "robot");
+    let mut body = named(row("pods"), "q");
+    body["spec"]["priorityClassName"] = "urgent".into();
+    assert_eq!(
+        api.create("pods", "default", body.clone()).expect_err("no class").message,
+        "pods \"q\" is forbidden: no PriorityClass with name urgent was found"
+    );
+    body["spec"]["priorityClassName"] = "system-node-critical".into();
+    let value = api.create("pods", "default", body).expect("created").value.clone();
+    assert_eq!(value["spec"]["priority"], 2_000_001_000_i64);
+}
+
+#[test]
+fn faults_of_a_pod_spec_are_named_by_their_fields() {
+    let mut api = Api::new();
+    for (spec, message) in [
+        (json!({"containers": []}), "spec.containers: Required value"),
+        (json!({"containers": [{"name": "a"}]}), "spec.containers[0].image: Required value"),
+        (
+            json!({"containers": [{"name": "a", "image": "x"}, {"name": "a", "image": "x"}]}),
+            "spec.containers[1].name: Duplicate value: \"a\"",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "x", "volumeMounts": [
+                {"name": "v", "mountPath": "/v"}]}]}),
+            "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+        ),
+        (
+            json!({"restartPolicy": "Sometimes", "containers": [{"name": "a", "image": "x"}]}),
+            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \
+             \"Never\", \"OnFailure\"",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "x", "livenessProbe": {}}]}),
+            "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+        ),
+        (
+            json!({"containers": [{"name": "a", "image": "x", "ports": [{"containerPort": 70000}]}]}),
+            "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 \
+             and 65535, inclusive",
+        ),
+    ] {
+        let body = json!({"metadata": {"name": "p"}, "spec": spec});
+        let status = api.create("pods", "default", body).expect_err("refused");
+        assert_eq!(status.message, format!("Pod \"p\" is invalid: {message}"));
+    }
+    let body = json!({"metadata": {"name": "p"}, "spec": {"containers": "x"}});
+    assert_eq!(
+        api.create("pods", "default", body).expect_err("a type").message,
+        "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal string into Go \
+         value of type slice"
+    );
+}
+
+#[test]
+fn faults_of_policies_slices_and_ingresses_are_named() {
+    let mut api = Api::new();
+    for (plural, body, message) in [
+        (
+            "networkpolicies",
+            json!({"spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {
+                "cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}]}}),
+            "NetworkPolicy.networking.k8s.io \"x\" is invalid: \
+             spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: \"11.0.0.0/16\": must be a \
+             strict subset of `cidr`",
+        ),
+        (
+            "networkpolicies",
+            json!({"spec": {"podSelector": {}, "egress": [{"to": [{}]}]}}),
+            "NetworkPolicy.networking.k8s.io \"x\" is invalid: spec.egress[0].to[0]: Required \
+             value: must specify a peer",
+        ),
+        (
+            "endpointslices",
+            json!({"addressType": "IPv4", "endpoints": [{"addresses": ["fd00::1"]}]}),
+            "EndpointSlice.discovery.k8s.io \"x\" is invalid: endpoints[0].addresses[0]: Invalid \
+             value: \"fd00::1\": must be a valid IPv4 address",
+        ),
+        (
+            "endpointslices",
+            json!({"addressType": "IPv4", "endpoints": vec![json!({"addresses": ["10.0.0.1"]}); 1001]}),
+            "EndpointSlice.discovery.k8s.io \"x\" is invalid: endpoints: Too many: 1001: must have \
+             at most 1000 items",
+        ),
+        (
+            "ingresses",
+            json!({"spec": {"rules": [{"http": {"paths": [{"path": "/", "backend": {
+                "service": {"name": "web", "port": {"number": 80}}}}]}}]}}),
+            "Ingress.networking.k8s.io \"x\" is invalid: spec.rules[0].http.paths[0].pathType: \
+             Required value: pathType must be specified",
+        ),
+    ] {
+        let mut body = body;
+        body["metadata"] = json!({"name": "x"});
+        let status = api.create(plural, "default", body).expect_err("refused");
+        assert_eq!(status.message, message);
+    }
+}
+
+#[test]
+fn an_absent_list_and_an_empty_one_stay_apart() {
+    let mut api = Api::new();
+    let open = json!({"metadata": {"name": "open"}, "spec": {"podSelector": {}, "ingress": [{}]}});
+    let shut = json!({"metadata": {"name": "shut"}, "spec": {"podSelector": {}, "ingress": []}});
+    for (body, ingress) in [(open, json!([{}])), (shut, json!([]))] {
+        let value = api.create("networkpolicies", "default", body).expect("created").value.clone();
+        assert_eq!(value["spec"]["ingress"], ingress);
+        assert_eq!(value["spec"]["podSelector"], json!({}));
+        assert_eq!(value["spec"]["policyTypes"], json!(["Ingress"]));
+    }
+}

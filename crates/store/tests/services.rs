@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::Api;
 use ipnet::IpNet;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use store::{PatchKind, Status, Store, StoreConfig};
 
@@ -289,4 +290,100 @@ fn refusals_read_as_those_of_the_real_server() {
     }
     let status = create(&mut api, "1bad", json!({"ports": [{"port": 80}]})).expect_err("a name");
     assert!(status.message.contains("a DNS-1035 label must consist of"), "{status}");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Create(usize, Value),
+    Change(usize, Value),
+    Delete(usize),
+    Publish,
+    Discard,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let spec = prop_oneof![
+        Just(json!({"type": "ClusterIP"})),
+        Just(json!({"type": "NodePort"})),
+        Just(json!({"type": "LoadBalancer"})),
+        Just(json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"})),
+        Just(json!({"type": "ExternalName", "externalName": "example.org"})),
+        (30000..30012_u16).prop_map(|port| json!({"type": "NodePort", "ports": [
+            {"name": "a", "port": 80, "nodePort": port}, {"name": "b", "port": 80, "protocol": "UDP"}]})),
+        (1..14_u8).prop_map(|host| json!({"clusterIP": format!("10.96.0.{host}")})),
+    ];
+    let name = 0..9_usize;
+    let step = prop_oneof![
+        5 => (name.clone(), spec.clone()).prop_map(|(name, spec)| Step::Create(name, spec)),
+        4 => (name.clone(), spec).prop_map(|(name, spec)| Step::Change(name, spec)),
+        3 => name.prop_map(Step::Delete),
+        3 => Just(Step::Publish),
+        1 => Just(Step::Discard),
+    ];
+    proptest::collection::vec(step, 1..80)
+}
+
+fn stage(api: &mut Api, step: &Step) {
+    let resource = common::row("services");
+    let on = |name: usize, action| {
+        common::request(resource, "default", &format!("s{name}"), None, action)
+    };
+    // Refusals are part of the game: the ranges are small.
+    let _ = match step {
+        Step::Create(name, spec) => {
+            let mut spec = spec.clone();
+            if spec.get("ports").is_none() {
+                spec["ports"] = json!([{"port": 80}]);
+            }
+            let action = store::Action::Create(service(&format!("s{name}"), spec));
+            api.stage(&common::request(resource, "default", "", None, action))
+        }
+        Step::Change(name, spec) => {
+            let action = store::Action::Patch(PatchKind::Merge, json!({"spec": spec}));
+            api.stage(&on(*name, action))
+        }
+        Step::Delete(name) => api.stage(&on(*name, store::Action::Delete(Default::default()))),
+        Step::Publish | Step::Discard => return,
+    };
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn nothing_is_given_twice_and_nothing_leaks(steps in steps()) {
+        let mut api = api_with(&["10.96.0.0/28"], (30000, 30011));
+        for step in &steps {
+            stage(&mut api, step);
+            match step {
+                Step::Publish => { api.store.publish(); }
+                Step::Discard => api.store.discard(),
+                _ => {}
+            }
+        }
+        api.store.publish();
+        let list = api.store.list(common::row("services"), &Default::default()).expect("a list");
+        let mut owners: BTreeMap<String, String> = BTreeMap::new();
+        for object in &list.items {
+            let spec = &object.value["spec"];
+            let mut mine: BTreeSet<String> = BTreeSet::new();
+            let ports = spec["ports"].as_array().into_iter().flatten();
+            mine.extend(ports.filter_map(|port| port.get("nodePort")).map(Value::to_string));
+            mine.extend(spec.get("healthCheckNodePort").map(Value::to_string));
+            mine.extend(spec.get("clusterIP").map(Value::to_string));
+            for thing in mine {
+                let owner = owners.insert(thing.clone(), object.key.name.clone());
+                prop_assert_eq!(owner, None, "{} has two owners", thing);
+            }
+        }
+        // When all are gone, all can be given again: 14 addresses, 12 node ports.
+        for object in &list.items {
+            api.delete("services", "default", &object.key.name, json!({})).expect("deleted");
+        }
+        for index in 0..14 {
+            let kind = if index < 12 { "NodePort" } else { "ClusterIP" };
+            let spec = json!({"type": kind, "ports": [{"port": 80}]});
+            create(&mut api, &format!("n{index}"), spec).expect("free again");
+        }
+    }
 }

@@ -100,6 +100,7 @@ pub(crate) static DEPLOYMENT: Resource = Resource {
             json::set_default(value, "/spec/strategy/rollingUpdate/maxUnavailable", "25%");
         }
     },
+    prepare_create: |value| json::set(value, "/status", tree!({})),
     validate: |value, old, errors| {
         validate_workload(value, old, errors);
         validate_strategy(value, errors);

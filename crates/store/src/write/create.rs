@@ -22,7 +22,7 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
         let resource = request.resource;
-        let mut value = decode(resource, body)?;
+        let mut value = decode(resource, body.clone())?;
         set_namespace(request, &mut value)?;
         let generated = self.generate_name(request, &mut value, context)?;
         (resource.default)(&mut value);

@@ -158,9 +158,8 @@ fn check_size(value: &Value) -> Result<(), Status> {
 }
 
 /// Reads a body as an object of the row: right kind, no nulls, types that we rely on.
-fn decode(resource: &Resource, body: &Value) -> Result<Value, Status> {
-    check_size(body)?;
-    let mut value = body.clone();
+fn decode(resource: &Resource, mut value: Value) -> Result<Value, Status> {
+    check_size(&value)?;
     json::strip_nulls(&mut value);
     if !value.is_object() {
         return Err(Status::bad_request(format!(

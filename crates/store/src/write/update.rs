@@ -36,7 +36,7 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
         let resource = request.resource;
-        let value = decode(resource, body)?;
+        let value = decode(resource, body.clone())?;
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
         if self.head(resource, &key).is_none()
             && resource.create_on_update
@@ -60,7 +60,7 @@ impl Store {
     ) -> Result<Arc<Object>, Status> {
         let old = self.head_or_not_found(request)?;
         let patched = patch::apply(request.resource, kind, &old.value, body)?;
-        let value = decode(request.resource, &patched)?;
+        let value = decode(request.resource, patched)?;
         self.replace(request, &old, value, part, context)
     }
 
