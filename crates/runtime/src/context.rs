@@ -48,14 +48,14 @@ pub struct PodView {
 }
 
 /// A container as the log and exec server sees it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ContainerView {
     /// How often it was started again.
     pub restarts: u32,
     /// Whether it runs.
     pub running: bool,
-    /// Whether it was ever started.
-    pub created: bool,
+    /// Why there is no log yet; absent once it was started.
+    pub waiting: Option<String>,
 }
 
 impl Context {

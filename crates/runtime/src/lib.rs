@@ -12,8 +12,10 @@ mod context;
 mod disk;
 mod environment;
 mod events;
+mod exec;
 mod images;
 mod launch;
+mod logs;
 mod machine;
 mod node;
 mod options;
@@ -24,6 +26,8 @@ mod pods;
 mod probe;
 mod quantity;
 mod sandbox;
+mod server;
+mod spdy;
 mod sys;
 mod tasks;
 mod volumes;
@@ -35,6 +39,7 @@ use crate::context::Context;
 use crate::images::Images;
 pub use crate::options::Options;
 use crate::pods::Pods;
+use crate::server::Server;
 
 /// Runs the node's pods until the process ends. Needs a Tokio runtime; one thread is enough.
 ///
@@ -53,6 +58,7 @@ async fn run_with(options: Options, client: Client) -> anyhow::Result<()> {
     let images = Images::prepare(options.state_directory.join("images"), &options.toolbox_binary)
         .map_err(anyhow::Error::msg)?;
     let context = Context::new(options, client, images);
+    tokio::spawn(Server::open(context.clone()).await?.run());
     tokio::spawn(node::keep_registered(context.clone()));
     tokio::spawn(node::keep_lease(context.clone()));
     Pods::adopt(context).follow().await;

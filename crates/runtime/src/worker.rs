@@ -233,15 +233,16 @@ impl Worker {
         let view = |record: &crate::machine::ContainerRecord| ContainerView {
             restarts: record.restarts,
             running: record.is_running(),
-            created: record.last.is_some()
-                || !matches!(record.state, ContainerState::Waiting { .. }),
+            waiting: match &record.state {
+                ContainerState::Waiting { reason, .. } if reason.is_empty() => {
+                    Some("ContainerCreating".to_owned())
+                }
+                ContainerState::Waiting { reason, .. } => Some(reason.clone()),
+                _ => None,
+            },
         };
-        let containers = self
-            .machine
-            .record
-            .containers
-            .iter()
-            .map(|(name, record)| (name.clone(), view(record)));
+        let containers = self.machine.record.containers.iter();
+        let containers = containers.map(|(name, record)| (name.clone(), view(record)));
         let uid = self.machine.pod.metadata.uid.clone();
         let view = PodView { uid, containers: containers.collect() };
         self.context.pods().insert(self.key(), view);
