@@ -71,7 +71,9 @@ pub fn answer(world: &World, config: &ClusterConfig, name: &str, kind: RecordTyp
             BTreeSet::from([Record::Txt(SPECIFICATION_VERSION.into())])
         }),
         ["svc", namespace] => {
-            let exists = world.services().any(|one| one.metadata.namespace == *namespace);
+            // A name exists when something stands below it (RFC 8020).
+            let mut inside = world.services().filter(|one| one.metadata.namespace == *namespace);
+            let exists = inside.any(|one| has_name(world, one, &zone));
             if exists { Answer::NoData } else { Answer::NoSuchName }
         }
         ["svc", namespace, service, rest @ ..] => {
@@ -81,6 +83,10 @@ pub fn answer(world: &World, config: &ClusterConfig, name: &str, kind: RecordTyp
         }
         _ => Answer::NoSuchName,
     }
+}
+
+fn has_name(world: &World, service: &Service, zone: &str) -> bool {
+    service.spec.kind == ServiceType::ExternalName || !hosts(world, service, zone).is_empty()
 }
 
 fn below<'a>(name: &'a str, zone: &str) -> Option<&'a str> {
@@ -140,6 +146,8 @@ fn of_service(
 struct Host {
     name: String,
     label: String,
+    /// Whether the address leads back to the name.
+    has_reverse: bool,
     address: IpAddr,
     /// Port name, transport in lower case, number.
     ports: Vec<(String, String, u16)>,
@@ -153,6 +161,7 @@ fn hosts(world: &World, service: &Service, zone: &str) -> Vec<Host> {
         let host = |address| Host {
             name: base.clone(),
             label: String::new(),
+            has_reverse: true,
             address,
             ports: ports.clone(),
         };
@@ -165,7 +174,14 @@ fn hosts(world: &World, service: &Service, zone: &str) -> Vec<Host> {
             let Some(address) = endpoint.address() else { continue };
             let label = label_of(endpoint, address);
             let name = format!("{label}.{base}");
-            found.push(Host { name, label, address, ports: ports.clone() });
+            found.push(Host {
+                name,
+                label,
+                // Made-up labels are nobody's name.
+                has_reverse: !endpoint.hostname.is_empty(),
+                address,
+                ports: ports.clone(),
+            });
         }
     }
     found
@@ -225,8 +241,7 @@ fn reverse(world: &World, config: &ClusterConfig, address: IpAddr, kind: RecordT
     let mut names = BTreeSet::new();
     for service in world.services().filter(|one| one.spec.kind != ServiceType::ExternalName) {
         for host in hosts(world, service, &zone) {
-            let has_name = !service.is_headless() || has_hostname(world, service, address);
-            if host.address == address && has_name {
+            if host.address == address && host.has_reverse {
                 names.insert(Record::Ptr(host.name));
             }
         }
@@ -238,14 +253,6 @@ fn reverse(world: &World, config: &ClusterConfig, address: IpAddr, kind: RecordT
         (true, true) => Answer::NoSuchName,
         (true, false) => Answer::NotOurs,
     }
-}
-
-/// Only endpoints with a hostname of their own have a reverse record.
-fn has_hostname(world: &World, service: &Service, address: IpAddr) -> bool {
-    world
-        .slices_of(&service.metadata.key())
-        .flat_map(|slice| &slice.endpoints)
-        .any(|endpoint| !endpoint.hostname.is_empty() && endpoint.address() == Some(address))
 }
 
 /// The address that a name below `in-addr.arpa` or `ip6.arpa` stands for (RFC 1035, RFC 3596).

@@ -128,6 +128,11 @@ fn service(choices: &mut Choices<'_>, number: usize, node_ports: &mut BTreeSet<u
     if service.is_headless() {
         service.spec.kind = ServiceType::ClusterIP;
     }
+    if choices.once_in(10) {
+        service.spec.kind = ServiceType::ExternalName;
+        service.spec.cluster_ips = vec![];
+        service.spec.external_name = "Example.com".into();
+    }
     let policies = [TrafficPolicy::Cluster, TrafficPolicy::Cluster, TrafficPolicy::Local];
     service.spec.internal_traffic_policy = choices.one_of(&policies);
     service.spec.external_traffic_policy = choices.one_of(&policies);
@@ -185,12 +190,12 @@ fn slice(choices: &mut Choices<'_>, service: &Service, number: usize) -> Endpoin
         slice.endpoints.push(Endpoint {
             addresses: vec![address.to_string()],
             node_name: format!("node{node}"),
+            hostname: choices.one_of(&["", "", "h0", "H1"]).to_string(),
             conditions: Conditions {
                 ready: conditions.0,
                 serving: conditions.1,
                 terminating: conditions.2,
             },
-            ..Endpoint::default()
         });
     }
     slice
