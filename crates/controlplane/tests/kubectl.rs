@@ -259,6 +259,68 @@ async fn the_usual_verbs_work() {
     .await;
 }
 
+/// From 1.32 on these bodies are protobuf.
+#[tokio::test]
+async fn create_commands_make_objects() {
+    with_every_kubectl("create", async |kubectl, client| {
+        let cases: [(&[&str], &str, Value); 7] = [
+            (&["namespace", "shop"], "/api/v1/namespaces/shop", json!({})),
+            (
+                &["configmap", "c", "--from-literal=a=b"],
+                "/api/v1/namespaces/default/configmaps/c",
+                json!({"data": {"a": "b"}}),
+            ),
+            (
+                &["secret", "generic", "s", "--from-literal=pin=1234"],
+                "/api/v1/namespaces/default/secrets/s",
+                json!({"data": {"pin": "MTIzNA=="}, "type": "Opaque"}),
+            ),
+            (
+                &["serviceaccount", "robot"],
+                "/api/v1/namespaces/default/serviceaccounts/robot",
+                json!({}),
+            ),
+            (
+                &["service", "nodeport", "np", "--tcp=80:8080", "--node-port=30007"],
+                "/api/v1/namespaces/default/services/np",
+                json!({"spec": {"type": "NodePort", "selector": {"app": "np"}}}),
+            ),
+            (
+                &["service", "externalname", "en", "--external-name=example.org"],
+                "/api/v1/namespaces/default/services/en",
+                json!({"spec": {"externalName": "example.org", "type": "ExternalName"}}),
+            ),
+            (
+                &["deployment", "d", "--image=localhost/toolbox", "--replicas=2"],
+                "/apis/apps/v1/namespaces/default/deployments/d",
+                json!({"spec": {"replicas": 2, "selector": {"matchLabels": {"app": "d"}}}}),
+            ),
+        ];
+        for (arguments, path, expected) in cases {
+            let arguments = [&["create"][..], arguments].concat();
+            let output = kubectl.ok(&arguments).await;
+            assert!(output.ends_with(" created\n"), "{arguments:?}: {output}");
+            let made = kubectl.ok(&["get", "--raw", path]).await;
+            let made: Value = serde_json::from_str(&made).expect("JSON");
+            assert!(contains(&made, &expected), "{arguments:?}: {made}");
+        }
+        let np = ResourcePath::new("v1", "services").namespace("default").name("np");
+        let np: Value = client.get(&np).await.expect("the Service");
+        let port = &np["spec"]["ports"][0];
+        assert_eq!((&port["port"], &port["targetPort"]), (&json!(80), &json!(8080)));
+        assert_eq!(port["nodePort"], 30007);
+    })
+    .await;
+}
+
+/// Whether `object` has all that `expected` has.
+fn contains(object: &Value, expected: &Value) -> bool {
+    match expected {
+        Value::Object(fields) => fields.iter().all(|(name, value)| contains(&object[name], value)),
+        other => object == other,
+    }
+}
+
 #[tokio::test]
 async fn errors_read_as_the_real_servers_do() {
     with_every_kubectl("errors", async |kubectl, _| {

@@ -4,6 +4,7 @@ pub(crate) mod answer;
 mod fixed;
 mod negotiate;
 mod objects;
+mod protobuf;
 mod proxy;
 mod query;
 mod route;

@@ -5,6 +5,8 @@ use hyper::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::Value;
 use store::Status;
 
+use super::protobuf;
+
 /// Media ranges of an Accept header that are looked at.
 const MAX_MEDIA_RANGES: usize = 32;
 
@@ -83,12 +85,21 @@ fn offer(media: &MediaType<'_>, is_discovery: bool) -> Option<Accepted> {
     Some(Accepted { form, yaml })
 }
 
-/// Reads the body of a create or an update. No Content-Type means JSON: old clients send none.
+/// Reads the body of an update. No Content-Type means JSON: old clients send none.
 pub(super) fn object_body(headers: &HeaderMap, body: &[u8], kind: &str) -> Result<Value, Status> {
     match media_type(headers).as_str() {
         "" | "application/json" => json_body(body, kind),
         "application/yaml" => yaml_body(body, kind),
         _ => Err(Status::unknown_body_format()),
+    }
+}
+
+/// Reads the body of a create or a deletion, which may be protobuf too. (Updates may not: what
+/// we do not read of a status would be lost.)
+pub(super) fn new_body(headers: &HeaderMap, body: &[u8], kind: &str) -> Result<Value, Status> {
+    match media_type(headers).as_str() {
+        "application/vnd.kubernetes.protobuf" => protobuf::decode(body),
+        _ => object_body(headers, body, kind),
     }
 }
 

@@ -136,7 +136,7 @@ impl Api {
         let kind = target.resource.kind;
         let (action, options_kind) = match call.method {
             Method::POST => {
-                let body = negotiate::object_body(&call.headers, &call.body, kind)?;
+                let body = negotiate::new_body(&call.headers, &call.body, kind)?;
                 (Action::Create(body), "CreateOptions")
             }
             Method::PUT => {
@@ -198,7 +198,7 @@ fn delete_body(call: &Call) -> Result<Option<Value>, Status> {
     if call.body.is_empty() {
         return Ok(None);
     }
-    negotiate::object_body(&call.headers, &call.body, "DeleteOptions").map(Some)
+    negotiate::new_body(&call.headers, &call.body, "DeleteOptions").map(Some)
 }
 
 fn delete_parameters(query: &Query) -> Value {
