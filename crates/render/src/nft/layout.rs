@@ -45,7 +45,7 @@ const CLUSTER_ADDRESSES: &str = "cluster-addresses";
 const DNS_SERVICE: &str = "dns-service";
 const HAIRPIN: &str = "hairpin";
 const REFUSALS: &str = "refusals";
-const REJECT: &str = "reject";
+const REJECT: &str = "refuse";
 const REFUSE_CLUSTER_IPS: &str = "refuse-cluster-ips";
 const REFUSE_NODE_PORTS: &str = "refuse-node-ports";
 
@@ -376,17 +376,16 @@ impl<'a> Builder<'a> {
         self.add_chain(REFUSE_CLUSTER_IPS.into(), None, rules);
     }
 
-    /// Whatever listens on all of the node's addresses must not answer at the DNS address.
+    /// Whatever listens on all of the node's addresses must not answer at the DNS address. DNS
+    /// itself is untracked and so never new. Only what is new is refused: the node's own clients
+    /// come from this very address, and the reset must reach them.
     fn dns_guard(&self) -> Vec<Vec<Statement>> {
         let Some(address) = self.config.dns_address(self.family) else { return vec![] };
-        let key = vec![Field::DestinationAddress, Field::Protocol, Field::DestinationPort];
-        vec![
-            vec![in_set(key, DNS_SERVICE), Statement::Verdict(Verdict::Accept)],
-            vec![
-                inside(Field::DestinationAddress, IpNet::from(address)),
-                Statement::Verdict(Verdict::Goto(REJECT.into())),
-            ],
-        ]
+        vec![vec![
+            Statement::StateIs(ConnectionState::New),
+            inside(Field::DestinationAddress, IpNet::from(address)),
+            Statement::Verdict(Verdict::Goto(REJECT.into())),
+        ]]
     }
 
     /// A pod's packet that belongs to no tracked flow would keep its own source on the way to a
