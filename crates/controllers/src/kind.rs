@@ -115,17 +115,6 @@ impl Kind {
             .map(|row| row.kind)
     }
 
-    /// The path of the kind's collection, in one namespace where `namespace` is not empty.
-    pub fn path(self, namespace: &str) -> String {
-        let row = self.row();
-        let root = if row.api_version.contains('/') { "apis" } else { "api" };
-        if namespace.is_empty() {
-            format!("/{root}/{}/{}", row.api_version, row.plural)
-        } else {
-            format!("/{root}/{}/namespaces/{namespace}/{}", row.api_version, row.plural)
-        }
-    }
-
     /// An empty object of this kind with this `metadata`.
     pub(crate) fn object(self, metadata: Value) -> Value {
         let row = self.row();
@@ -151,11 +140,6 @@ impl ObjectKey {
     pub fn new(kind: Kind, name: NamespacedName) -> Self {
         Self { kind, name }
     }
-
-    /// The object's path at the API server.
-    pub fn path(&self) -> String {
-        format!("{}/{}", self.kind.path(&self.name.namespace), self.name.name)
-    }
 }
 
 impl std::fmt::Display for ObjectKey {
@@ -176,13 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn paths_follow_group_and_scope() {
-        let pod = ObjectKey::new(Kind::Pod, NamespacedName::new("shop", "a"));
-        assert_eq!(pod.path(), "/api/v1/namespaces/shop/pods/a");
-        let node = ObjectKey::new(Kind::Node, NamespacedName::new("", "n"));
-        assert_eq!(node.path(), "/api/v1/nodes/n");
-        assert_eq!(Kind::Deployment.path(""), "/apis/apps/v1/deployments");
+    fn owners_are_known_by_group_and_kind_whatever_the_version() {
         assert_eq!(Kind::of_reference("apps/v2", "Deployment"), Some(Kind::Deployment));
+        assert_eq!(Kind::of_reference("v1", "Pod"), Some(Kind::Pod));
         assert_eq!(Kind::of_reference("example.org/v1", "Deployment"), None);
     }
 }

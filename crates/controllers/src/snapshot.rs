@@ -117,11 +117,6 @@ impl Snapshot {
             .filter_map(|name| self.get(Kind::Pod, name))
     }
 
-    /// The names of all nodes that pods are bound to, existing or not.
-    pub fn nodes_with_pods(&self) -> impl Iterator<Item = &str> {
-        self.pods_by_node.keys().map(String::as_str).filter(|name| !name.is_empty())
-    }
-
     /// The owner of a reference in an object of `namespace`. `Err` when its kind is not known
     /// here, so that nothing can be said about it.
     pub fn owner(
