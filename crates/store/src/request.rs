@@ -63,10 +63,9 @@ impl PatchKind {
 }
 
 /// What happens to the objects that the deleted one owns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Propagation {
     /// The owner goes at once; the garbage collector removes the rest.
-    #[default]
     Background,
     /// The owner goes last: finalizer `foregroundDeletion`.
     Foreground,
@@ -79,8 +78,9 @@ pub enum Propagation {
 pub struct DeleteOptions {
     /// Seconds that a pod gets to stop; `None` for the pod's own.
     pub grace_period_seconds: Option<i64>,
-    /// What happens to owned objects.
-    pub propagation: Propagation,
+    /// What happens to owned objects; `None` keeps to what an earlier deletion said, else they go
+    /// in the background.
+    pub propagation: Option<Propagation>,
     /// What must hold for the deletion to happen.
     pub preconditions: Preconditions,
 }

@@ -185,11 +185,32 @@ fn propagation_becomes_a_finalizer_for_the_garbage_collector() {
         assert_eq!(marked.value["metadata"]["finalizers"], json!([finalizer]));
         let generation = marked.value["metadata"]["generation"].as_i64();
         assert_eq!(generation, Some(2), "a deletion counts as a change to observe");
+        // A deletion without a policy keeps to the first; one with another changes it.
+        api.delete("deployments", "default", "web", json!({})).expect("marked already");
+        let kept = api.get("deployments", "default", "web").expect("still there");
+        assert_eq!(kept.value, marked.value);
         let mut value = marked.value.clone();
         value["metadata"]["finalizers"] = json!([]);
         api.update("deployments", "default", "web", value).expect("released");
         assert!(api.get("deployments", "default", "web").is_err());
     }
+}
+
+#[test]
+fn a_background_deletion_overrides_an_earlier_foreground_one() {
+    let mut api = Api::new();
+    api.create("deployments", "default", named(row("deployments"), "web")).expect("created");
+    let options = |policy: &str| json!({"propagationPolicy": policy});
+    api.delete("deployments", "default", "web", options("Foreground")).expect("marked");
+    let reply = api.delete("deployments", "default", "web", options("Background")).expect("gone");
+    assert!(matches!(reply, Reply::Status(status) if status.is_success()));
+    assert!(api.get("deployments", "default", "web").is_err());
+    let status = api.delete("deployments", "default", "web", options("Sideways"));
+    assert_eq!(
+        status.expect_err("unknown").message,
+        "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \
+         \"Sideways\": supported values: \"Background\", \"Foreground\", \"Orphan\""
+    );
 }
 
 #[test]

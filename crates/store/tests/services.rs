@@ -67,6 +67,21 @@ fn a_small_range_is_used_up_to_its_last_address_and_then_refuses() {
 }
 
 #[test]
+fn network_and_broadcast_address_are_nobodys() {
+    let mut api = api_with(&["10.96.0.0/28"], (30000, 30010));
+    for address in ["10.96.0.0", "10.96.0.15", "10.96.0.16"] {
+        let status = create(&mut api, "s", json!({"clusterIP": address, "ports": [{"port": 80}]}));
+        assert_eq!(
+            status.expect_err("refused").message,
+            format!(
+                "Service \"s\" is invalid: spec.clusterIPs: Invalid value: [\"{address}\"]: failed \
+                 to allocate IP {address}: the provided network does not match the current range"
+            )
+        );
+    }
+}
+
+#[test]
 fn what_a_failed_write_or_a_dry_run_chose_is_free_again() {
     let mut api = Api::new();
     let fixed = json!({"clusterIP": "10.96.0.50", "ports": [{"port": 80}]});

@@ -137,7 +137,10 @@ fn pod_grace_seconds(pod: &Value, options: &DeleteOptions) -> i64 {
     if grace < 0 { 1 } else { grace }
 }
 
-fn set_propagation_finalizers(value: &mut Value, propagation: Propagation) {
+fn set_propagation_finalizers(value: &mut Value, propagation: Option<Propagation>) {
+    let Some(propagation) = propagation else {
+        return;
+    };
     let mut finalizers: Vec<String> = json::texts(value, "/metadata/finalizers")
         .into_iter()
         .filter(|name| !matches!(*name, FOREGROUND_FINALIZER | ORPHAN_FINALIZER))
@@ -207,10 +210,13 @@ pub(crate) fn delete_options(value: &Value) -> Result<DeleteOptions, Status> {
         )));
     }
     let propagation = match json::text(value, "/propagationPolicy") {
-        "" if json::flag(value, "/orphanDependents") => Propagation::Orphan,
-        "" | "Background" => Propagation::Background,
-        "Foreground" => Propagation::Foreground,
-        "Orphan" => Propagation::Orphan,
+        // The form of before there were policies.
+        "" => json::at(value, "/orphanDependents")
+            .and_then(Value::as_bool)
+            .map(|orphan| if orphan { Propagation::Orphan } else { Propagation::Background }),
+        "Background" => Some(Propagation::Background),
+        "Foreground" => Some(Propagation::Foreground),
+        "Orphan" => Some(Propagation::Orphan),
         other => {
             let mut errors = FieldErrors::default();
             let supported = ["Background", "Foreground", "Orphan"];
