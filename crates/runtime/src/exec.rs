@@ -343,11 +343,7 @@ async fn carry_input(mut to: pipe::Sender, mut queue: mpsc::Receiver<Vec<u8>>) {
     }
 }
 
-async fn carry_terminal(
-    from: Arc<AsyncFd<OwnedFd>>,
-    stream: u32,
-    frames: mpsc::Sender<Vec<u8>>,
-) {
+async fn carry_terminal(from: Arc<AsyncFd<OwnedFd>>, stream: u32, frames: mpsc::Sender<Vec<u8>>) {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         let Ok(mut ready) = from.readable().await else { return };

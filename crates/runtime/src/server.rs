@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
-use crate::context::{Context, ContainerView, now};
+use crate::context::{ContainerView, Context, now};
 use crate::exec::{self, ExecOptions, ExecTarget};
 use crate::logs::{self, LogOptions};
 
@@ -62,7 +62,8 @@ impl Server {
     /// A certificate that cannot be used, or an address that cannot be bound, each named.
     pub async fn open(context: Arc<Context>) -> anyhow::Result<Self> {
         let options = &context.options;
-        let address = options.node_addresses.first().copied().unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let address =
+            options.node_addresses.first().copied().unwrap_or(IpAddr::from([127, 0, 0, 1]));
         let address = SocketAddr::new(address, options.port);
         let acceptor = TlsAcceptor::from(Arc::new(tls(options)?));
         let listener = TcpListener::bind(address).await.map_err(|error| {
@@ -84,7 +85,13 @@ impl Server {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let (acceptor, sessions) = (self.acceptor.clone(), self.sessions.clone());
-                    tokio::spawn(connection(self.context.clone(), stream, acceptor, sessions, permit));
+                    tokio::spawn(connection(
+                        self.context.clone(),
+                        stream,
+                        acceptor,
+                        sessions,
+                        permit,
+                    ));
                 }
                 Err(error) => {
                     tracing::warn!("cannot accept: {error}");
@@ -128,7 +135,9 @@ async fn connection(
     permit: OwnedSemaphorePermit,
 ) {
     let timeout = Duration::from_secs(HANDSHAKE_TIMEOUT_S);
-    let Ok(Ok(stream)) = tokio::time::timeout(timeout, acceptor.accept(stream)).await else { return };
+    let Ok(Ok(stream)) = tokio::time::timeout(timeout, acceptor.accept(stream)).await else {
+        return;
+    };
     let peer = stream.get_ref().1.peer_certificates().and_then(|chain| common_name(chain.first()?));
     let is_known = peer.as_deref() == Some(context.options.client_name.as_str());
     // An exec session outlives the HTTP connection that it began on: the permit goes with it.
@@ -197,23 +206,17 @@ struct Target {
     view: ContainerView,
 }
 
-fn find(
-    context: &Context,
-    namespace: &str,
-    pod: &str,
-    container: &str,
-) -> Result<Target, Answer> {
+fn find(context: &Context, namespace: &str, pod: &str, container: &str) -> Result<Target, Answer> {
     let key = NamespacedName::new(namespace, pod);
     let pods = context.pods();
     let Some(view) = pods.get(&key) else {
-        let message = format!("pod {pod:?} in namespace {namespace:?} is not on this node (any more)");
+        let message =
+            format!("pod {pod:?} in namespace {namespace:?} is not on this node (any more)");
         return Err(refuse(StatusCode::NOT_FOUND, &message));
     };
     let uid = view.uid.clone();
     match view.containers.get(container) {
-        Some(view) => {
-            Ok(Target { key, container: container.to_owned(), uid, view: view.clone() })
-        }
+        Some(view) => Ok(Target { key, container: container.to_owned(), uid, view: view.clone() }),
         None => {
             let message = format!("container {container} is not valid for pod {pod}");
             Err(refuse(StatusCode::BAD_REQUEST, &message))
@@ -256,7 +259,9 @@ fn log(context: &Arc<Context>, target: &Target, query: &Query) -> Answer {
     };
     tokio::spawn(logs::send(path, options, is_running, sender));
     let mut answer = Response::new(Stream(receiver).boxed_unsync());
-    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
     answer
 }
 

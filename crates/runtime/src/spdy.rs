@@ -81,7 +81,9 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
         let mut frames = Vec::new();
         loop {
-            let Some((head, rest)) = self.buffer.split_first_chunk::<FRAME_HEAD_BYTES>() else { break };
+            let Some((head, rest)) = self.buffer.split_first_chunk::<FRAME_HEAD_BYTES>() else {
+                break;
+            };
             let [_, _, _, _, flags, high, middle, low] = *head;
             let length = u32::from_be_bytes([0, high, middle, low]) as usize;
             if length > MAX_FRAME_BYTES {
@@ -159,7 +161,9 @@ impl Decoder {
                         .set_dictionary(&dictionary())
                         .map_err(|error| format!("wrong dictionary: {error}"))?;
                 }
-                Err(error) => return Err(format!("a header block is not compressed right: {error}")),
+                Err(error) => {
+                    return Err(format!("a header block is not compressed right: {error}"));
+                }
             }
         }
         Ok(plain)
@@ -182,7 +186,12 @@ impl Encoder {
     /// # Errors
     /// The compressor fails.
     #[cfg(test)]
-    pub fn open(&mut self, stream: u32, headers: &[(&str, &str)], fin: bool) -> Result<Vec<u8>, String> {
+    pub fn open(
+        &mut self,
+        stream: u32,
+        headers: &[(&str, &str)],
+        fin: bool,
+    ) -> Result<Vec<u8>, String> {
         let mut payload = stream.to_be_bytes().to_vec();
         payload.extend_from_slice(&[0; 6]);
         payload.extend(self.block(headers)?);
@@ -210,7 +219,8 @@ impl Encoder {
         self.deflate
             .compress_vec(&plain, &mut block, FlushCompress::Sync)
             .map_err(|error| error.to_string())?;
-        if self.deflate.total_in() - before == plain.len() as u64 && block.len() < block.capacity() {
+        if self.deflate.total_in() - before == plain.len() as u64 && block.len() < block.capacity()
+        {
             Ok(block)
         } else {
             Err("the compressor did not take the headers at once".into())

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +19,8 @@ use crate::context::now;
 
 /// Longest wait for a condition, seconds.
 const DEADLINE_S: u64 = 30;
+
+static NEXT_UID: AtomicU32 = AtomicU32::new(1);
 
 #[derive(Default)]
 struct State {
@@ -39,10 +42,6 @@ impl Api {
         Client::with_transport(Arc::new(self.clone()))
     }
 
-    pub fn state(&self) -> MutexGuard<'_, impl Sized> {
-        self.lock()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,8 +53,11 @@ impl Api {
         let mut object = object;
         object["metadata"]["resourceVersion"] = revision.to_string().into();
         if object["metadata"]["uid"].is_null() {
+            // Unique over all tests of this process and others: it names cgroups.
+            let number = NEXT_UID.fetch_add(1, Ordering::Relaxed);
+            let process = std::process::id();
             object["metadata"]["uid"] =
-                format!("{revision:08x}-0000-4000-8000-000000000000").into();
+                format!("{number:08x}-0000-4000-8000-{process:012x}").into();
         }
         let kind = if state.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
         state.objects.insert(path.to_owned(), object.clone());

@@ -1,5 +1,10 @@
 //! Pods of the runtime as a whole: real namespaces, mounts and processes, as root.
 
 mod api;
+mod certificates;
+mod host_image;
+mod kill;
 mod node;
 mod pods;
+mod remote;
+mod restarts;

@@ -10,8 +10,10 @@ use std::sync::OnceLock;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use serde_json::{Value, json};
 
 use super::api::Api;
+use super::certificates::Authority;
 use crate::Options;
 use crate::pause_client;
 
@@ -47,8 +49,12 @@ esac
 pub struct Node {
     pub api: Api,
     pub options: Options,
-    root: PathBuf,
+    pub authority: Authority,
+    pub root: PathBuf,
 }
+
+/// Who may read logs and run commands in these tests.
+pub const CLIENT_NAME: &str = "the-api-server";
 
 impl Node {
     /// Moves this thread into new namespaces. Fails, never skips, without root.
@@ -81,7 +87,13 @@ impl Node {
         options.toolbox_binary = binaries.join("flatnet-toolbox");
         options.cni_configuration_directory = networks;
         options.cni_plugin_directory = plugins;
-        Self { api: Api::default(), options, root }
+        let authority = Authority::new(&root.join("pki"));
+        let serving = authority.issue("node1", Some("10.99.255.1"));
+        options.serving_certificate = serving.certificate;
+        options.serving_key = serving.key;
+        options.client_authority = authority.file();
+        options.client_name = CLIENT_NAME.into();
+        Self { api: Api::default(), options, authority, root }
     }
 
     /// Starts the runtime as tasks of a runtime of its own on this thread.
@@ -193,4 +205,15 @@ pub fn on_node<F: Future<Output = ()>>(
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// A container that runs a script with the machine's shell.
+pub fn shell(script: &str) -> Value {
+    json!({"name": "main", "image": "localhost/host", "command": ["sh", "-c", script]})
+}
+
+/// Whether the pod's first container runs.
+pub fn is_running(pod: &Value) -> bool {
+    pod["status"]["phase"] == "Running"
+        && pod["status"]["containerStatuses"][0]["state"]["running"].is_object()
 }
