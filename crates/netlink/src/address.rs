@@ -18,6 +18,8 @@ const IFA_BROADCAST: u16 = 4;
 /// No duplicate address detection: an IPv6 address of ours is usable at once, and unique by
 /// allocation.
 const IFA_F_NODAD: u8 = 0x02;
+/// `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_INDEX: u32 = 1;
 /// Bytes of `struct ifaddrmsg`.
 const HEADER_BYTES: usize = 8;
 
@@ -75,16 +77,20 @@ fn message(kind: u16, flags: i32, link_index: u32, address: IpNet) -> Request {
     header[0] = family_of(address.addr());
     header[1] = address.prefix_len();
     header[2] = if address.addr().is_ipv6() { IFA_F_NODAD } else { 0 };
-    header[3] = scope(address.addr());
+    header[3] = scope(link_index, address.addr());
     header[4..].copy_from_slice(&link_index.to_ne_bytes());
     let mut request = Request::new(kind, flags, &header);
     request.address(IFA_LOCAL, address.addr()).address(IFA_ADDRESS, address.addr());
     request
 }
 
-/// Loopback addresses are valid on this host alone.
-fn scope(address: IpAddr) -> u8 {
-    if address.is_loopback() { libc::RT_SCOPE_HOST } else { libc::RT_SCOPE_UNIVERSE }
+/// Addresses on `lo` are valid on this host alone. With a wider scope the kernel would take one of
+/// them as the source when it masquerades what a node sends to itself.
+fn scope(link_index: u32, address: IpAddr) -> u8 {
+    match link_index == LOOPBACK_INDEX || address.is_loopback() {
+        true => libc::RT_SCOPE_HOST,
+        false => libc::RT_SCOPE_UNIVERSE,
+    }
 }
 
 fn parse(message: &Message) -> Option<Address> {

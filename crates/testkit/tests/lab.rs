@@ -56,7 +56,7 @@ fn an_unguarded_machine_answers_on_loopback() {
     let loopback: SocketAddr = "127.0.0.1:8080".parse().expect("an address");
     servers.listen(&victim, Protocol::Udp, loopback).expect("a server");
     let answer = attacker
-        .run(|| ask(Protocol::Udp, near, loopback, PATIENCE))
+        .run(|| ask(Protocol::Udp, SocketAddr::new(near, 0), loopback, PATIENCE))
         .expect("the attacker's namespace");
     assert_eq!(answer, Answer::Served { by: loopback, saw: near });
 }

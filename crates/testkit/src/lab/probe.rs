@@ -42,10 +42,10 @@ pub enum Answer {
     Failed(String),
 }
 
-/// Asks once from a namespace, with this source address and any port.
+/// Asks once from the namespace of the calling thread, with this source; port 0 is any.
 pub fn ask(
     protocol: Protocol,
-    source: IpAddr,
+    source: SocketAddr,
     destination: SocketAddr,
     patience: Duration,
 ) -> Answer {
@@ -63,9 +63,13 @@ pub fn ask(
     }
 }
 
-fn ask_tcp(source: IpAddr, destination: SocketAddr, patience: Duration) -> std::io::Result<String> {
+fn ask_tcp(
+    source: SocketAddr,
+    destination: SocketAddr,
+    patience: Duration,
+) -> std::io::Result<String> {
     let socket = Socket::new(Domain::for_address(destination), Type::STREAM, None)?;
-    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.bind(&source.into())?;
     socket.connect_timeout(&destination.into(), patience)?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(patience))?;
@@ -74,8 +78,12 @@ fn ask_tcp(source: IpAddr, destination: SocketAddr, patience: Duration) -> std::
     Ok(text)
 }
 
-fn ask_udp(source: IpAddr, destination: SocketAddr, patience: Duration) -> std::io::Result<String> {
-    let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
+fn ask_udp(
+    source: SocketAddr,
+    destination: SocketAddr,
+    patience: Duration,
+) -> std::io::Result<String> {
+    let socket = UdpSocket::bind(source)?;
     socket.connect(destination)?;
     socket.set_read_timeout(Some(patience))?;
     match socket.send(b"who") {

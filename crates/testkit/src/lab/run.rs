@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use model::NamespacedName;
 use model::kinds::SessionAffinity;
 use model::layout::UPLINK;
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::world::{Kind, Object};
+use model::{NamespacedName, Protocol};
 use netlink::Netns;
 use oracle::service::{Decision, Rule};
 use reconcile::Event;
@@ -246,9 +246,13 @@ fn questions(
     let wanted = if sticky { usize::MAX } else { wanted };
     let answers = sender.run(|| {
         let mut answers: BTreeMap<Answer, usize> = BTreeMap::new();
-        for _ in 0..most {
-            let answer =
-                probe::ask(packet.protocol, packet.source.ip(), packet.destination, patience);
+        for number in 0..most {
+            // The first datagram of every row has the same source port: a flow that is tracked
+            // towards an endpoint of an earlier step must not hold it (S-10).
+            let is_same_flow = number == 0 && packet.protocol == Protocol::Udp;
+            let port = if is_same_flow { packet.source.port() } else { 0 };
+            let source = SocketAddr::new(packet.source.ip(), port);
+            let answer = probe::ask(packet.protocol, source, packet.destination, patience);
             let is_served = matches!(answer, Answer::Served { .. });
             *answers.entry(answer).or_default() += 1;
             if answers.len() >= wanted || !is_served {
