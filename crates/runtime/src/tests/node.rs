@@ -60,7 +60,7 @@ impl Node {
     /// Moves this thread into new namespaces. Fails, never skips, without root.
     pub fn new(name: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test makes namespaces: run it as root");
-        let binaries = binaries();
+        binaries();
         let root = PathBuf::from(format!("/var/tmp/flatnet-runtime-{}-{name}", std::process::id()));
         fs::create_dir_all(&root).expect("a directory");
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("namespaces");
@@ -78,21 +78,9 @@ impl Node {
         fs::set_permissions(plugins.join("test"), fs::Permissions::from_mode(0o755)).expect("mode");
         let list = r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"test"}]}"#;
         fs::write(networks.join("10-test.conflist"), list).expect("a configuration");
-        let mut options = Options::new("node1");
-        options.node_addresses = vec![IpAddr::from([10, 99, 255, 1])];
-        options.state_directory = root.join("state");
-        options.run_directory = root.join("run");
-        options.cluster_dns = vec![IpAddr::from([10, 96, 0, 10])];
-        options.pause_binary = binaries.join("flatnet-pause");
-        options.toolbox_binary = binaries.join("flatnet-toolbox");
-        options.cni_configuration_directory = networks;
-        options.cni_plugin_directory = plugins;
         let authority = Authority::new(&root.join("pki"));
-        let serving = authority.issue("node1", Some("10.99.255.1"));
-        options.serving_certificate = serving.certificate;
-        options.serving_key = serving.key;
-        options.client_authority = authority.file();
-        options.client_name = CLIENT_NAME.into();
+        authority.issue("node1", Some("10.99.255.1"));
+        let options = options(&root);
         Self { api: Api::default(), options, authority, root }
     }
 
@@ -154,6 +142,25 @@ impl Drop for Node {
         }
         let _ = fs::remove_dir_all(&self.root);
     }
+}
+
+/// The options of the node whose files are below `root`.
+pub fn options(root: &Path) -> Options {
+    let mut options = Options::new("node1");
+    options.node_addresses = vec![IpAddr::from([10, 99, 255, 1])];
+    options.kubeconfig = root.join("kubeconfig");
+    options.state_directory = root.join("state");
+    options.run_directory = root.join("run");
+    options.cluster_dns = vec![IpAddr::from([10, 96, 0, 10])];
+    options.pause_binary = binaries().join("flatnet-pause");
+    options.toolbox_binary = binaries().join("flatnet-toolbox");
+    options.cni_configuration_directory = root.join("networks");
+    options.cni_plugin_directory = root.join("plugins");
+    options.serving_certificate = root.join("pki/node1.crt");
+    options.serving_key = root.join("pki/node1.key");
+    options.client_authority = root.join("pki/ca.crt");
+    options.client_name = CLIENT_NAME.into();
+    options
 }
 
 fn kill_pause(socket: &Path) {
