@@ -118,7 +118,9 @@ mod tests {
 
     fn contents(path: &PathBuf) -> Vec<String> {
         let text = std::fs::read_to_string(path).expect("a log");
-        text.lines().map(|line| line.splitn(2, ' ').nth(1).unwrap_or("").to_owned()).collect()
+        text.lines()
+            .map(|line| line.split_once(' ').map_or("", |(_, rest)| rest).to_owned())
+            .collect()
     }
 
     #[test]

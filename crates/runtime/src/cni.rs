@@ -221,7 +221,9 @@ fn addresses(result: &Value) -> Vec<IpAddr> {
     let is_inside = |index: Option<u64>| match (index, interfaces) {
         (Some(index), Some(interfaces)) => {
             let interface = usize::try_from(index).ok().and_then(|index| interfaces.get(index));
-            interface.is_some_and(|interface| interface["sandbox"].as_str().unwrap_or("") != "")
+            interface.is_some_and(|interface| {
+                !interface["sandbox"].as_str().unwrap_or_default().is_empty()
+            })
         }
         _ => true,
     };

@@ -58,6 +58,11 @@ impl PodDirectory {
         self.container(name).join(restarts.to_string())
     }
 
+    /// What a container's environment came from at its last start. It may hold secrets: in memory.
+    pub fn sources(&self, name: &str) -> PathBuf {
+        self.run.join(format!("{name}.sources"))
+    }
+
     /// Where the pause process listens.
     pub fn socket(&self) -> PathBuf {
         self.run.join("pause.sock")

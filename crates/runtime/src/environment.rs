@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::Service;
+use serde::{Deserialize, Serialize};
 
 use crate::pod::{Container, FieldReference, Pod, ResourceReference, ValueSource};
 use crate::quantity;
@@ -16,7 +17,7 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 pub type Data = Option<BTreeMap<String, Vec<u8>>>;
 
 /// What the pod's references name.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sources {
     /// ConfigMaps of the pod's namespace.
     pub config_maps: BTreeMap<String, Data>,

@@ -11,7 +11,7 @@ use pause::ExecSpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -313,7 +313,10 @@ async fn terminal_ends(
     let terminal = crate::sys::terminal_of(controller.as_fd()).map_err(failed)?;
     let copy = || terminal.try_clone().map_err(failed);
     let given = [copy()?, copy()?, copy()?];
-    let controller = Arc::new(AsyncFd::new(controller).map_err(failed)?);
+    let controller = Arc::new(
+        crate::sys::asynchronous(controller, Interest::READABLE | Interest::WRITABLE)
+            .map_err(failed)?,
+    );
     let mut outputs = Vec::new();
     if let Some(stream) = streams.get(STDOUT) {
         outputs.push(tokio::spawn(carry_terminal(controller.clone(), *stream, frames.clone())));
@@ -447,7 +450,7 @@ impl Input {
         let mut documents = serde_json::Deserializer::from_slice(&self.resize).into_iter::<Size>();
         let mut newest = None;
         let mut broken = false;
-        while let Some(document) = documents.next() {
+        for document in documents.by_ref() {
             match document {
                 Ok(size) => newest = Some(size),
                 Err(error) => {

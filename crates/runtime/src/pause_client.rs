@@ -24,8 +24,6 @@ pub struct Connection {
 
 /// A command that runs in a container.
 pub struct RunningCommand {
-    /// Its process id as the node sees it.
-    pub pid: i32,
     connection: Connection,
 }
 
@@ -118,7 +116,7 @@ pub async fn execute(
     let stream = UnixStream::from_std(stream).map_err(|error| error.to_string())?;
     let mut connection = Connection { stream: BufReader::with_capacity(READ_BYTES, stream) };
     match connection.answer().await? {
-        Response::Started { pid } => Ok(RunningCommand { pid, connection }),
+        Response::Started { .. } => Ok(RunningCommand { connection }),
         other => Err(format!("the pod's sandbox gave a strange answer: {other:?}")),
     }
 }
@@ -173,7 +171,7 @@ pub async fn kill(socket: &Path) -> Result<(), String> {
             |error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) },
         )
         .map_err(|error| format!("cannot end the sandbox's process {pid}: {error}"))?;
-    let ended = tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)
+    let ended = crate::sys::asynchronous(pidfd, tokio::io::Interest::READABLE)
         .map_err(|error| error.to_string())?;
     let timeout = Duration::from_secs(ANSWER_TIMEOUT_S);
     match tokio::time::timeout(timeout, ended.readable()).await {

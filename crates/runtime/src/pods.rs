@@ -13,19 +13,22 @@ use crate::disk;
 use crate::machine::Fact;
 use crate::node::MAX_PODS;
 use crate::pod::Pod;
+use crate::tasks;
 use crate::worker::{self, Kept, Message};
 
 /// The pods of a node, each with its task.
 pub struct Pods {
     context: Arc<Context>,
     workers: BTreeMap<String, mpsc::Sender<Message>>,
+    /// Pods that were found on disk without a whole record, such as a power loss leaves.
+    unreadable: Vec<String>,
 }
 
 impl Pods {
     /// Goes on with the pods that are on disk. They are not touched before the API has listed its
     /// pods (invariant 3), but served: probes, restarts, logs.
     pub fn adopt(context: Arc<Context>) -> Self {
-        let mut pods = Self { context, workers: BTreeMap::new() };
+        let mut pods = Self { context, workers: BTreeMap::new(), unreadable: Vec::new() };
         let directory = pods.context.options.state_directory.join("pods");
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();
@@ -37,6 +40,7 @@ impl Pods {
                 }
                 None => {
                     tracing::warn!("{} is not readable: its pod is made anew", file.display());
+                    pods.unreadable.push(uid);
                 }
             }
         }
@@ -71,6 +75,12 @@ impl Pods {
             self.workers.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
         for uid in gone {
             self.gone(&uid).await;
+        }
+        // Only now is it known which of them nobody wants any more (invariant 3).
+        for uid in std::mem::take(&mut self.unreadable) {
+            if !listed.contains(&uid) {
+                tokio::spawn(tasks::remove_remains(self.context.clone(), uid));
+            }
         }
     }
 

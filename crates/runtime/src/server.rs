@@ -185,14 +185,13 @@ fn answer(
         (&Method::GET, ["healthz"]) => text(StatusCode::OK, "ok"),
         (&Method::GET, ["containerLogs", namespace, pod, container]) => {
             let target = find(context, namespace, pod, container);
-            target.map_or_else(|refusal| refusal, |target| log(context, &target, &query))
+            target.map_or_else(refused, |target| log(context, &target, &query))
         }
         (&Method::POST | &Method::GET, ["exec", namespace, pod, container]) => {
             let target = find(context, namespace, pod, container);
-            target.map_or_else(
-                |refusal| refusal,
-                |target| execute(context, &target, &query, request, sessions, permit),
-            )
+            target.map_or_else(refused, |target| {
+                execute(context, &target, &query, request, sessions, permit)
+            })
         }
         _ => refuse(StatusCode::NOT_FOUND, "404 page not found"),
     }
@@ -206,20 +205,25 @@ struct Target {
     view: ContainerView,
 }
 
-fn find(context: &Context, namespace: &str, pod: &str, container: &str) -> Result<Target, Answer> {
+fn find(
+    context: &Context,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<Target, (StatusCode, String)> {
     let key = NamespacedName::new(namespace, pod);
     let pods = context.pods();
     let Some(view) = pods.get(&key) else {
         let message =
             format!("pod {pod:?} in namespace {namespace:?} is not on this node (any more)");
-        return Err(refuse(StatusCode::NOT_FOUND, &message));
+        return Err((StatusCode::NOT_FOUND, message));
     };
     let uid = view.uid.clone();
     match view.containers.get(container) {
         Some(view) => Ok(Target { key, container: container.to_owned(), uid, view: view.clone() }),
         None => {
             let message = format!("container {container} is not valid for pod {pod}");
-            Err(refuse(StatusCode::BAD_REQUEST, &message))
+            Err((StatusCode::BAD_REQUEST, message))
         }
     }
 }
@@ -351,6 +355,10 @@ fn execute(
     headers.insert(header::UPGRADE, header::HeaderValue::from_static("SPDY/3.1"));
     headers.insert(STREAM_PROTOCOL, header::HeaderValue::from_static(EXEC_PROTOCOL));
     answer
+}
+
+fn refused((code, message): (StatusCode, String)) -> Answer {
+    refuse(code, &message)
 }
 
 fn refuse(code: StatusCode, message: &str) -> Answer {

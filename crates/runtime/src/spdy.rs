@@ -80,10 +80,7 @@ impl Decoder {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Frame>, String> {
         self.buffer.extend_from_slice(bytes);
         let mut frames = Vec::new();
-        loop {
-            let Some((head, rest)) = self.buffer.split_first_chunk::<FRAME_HEAD_BYTES>() else {
-                break;
-            };
+        while let Some((head, rest)) = self.buffer.split_first_chunk::<FRAME_HEAD_BYTES>() {
             let [_, _, _, _, flags, high, middle, low] = *head;
             let length = u32::from_be_bytes([0, high, middle, low]) as usize;
             if length > MAX_FRAME_BYTES {

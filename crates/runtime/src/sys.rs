@@ -4,6 +4,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 /// A descriptor that stands for a process, and becomes readable when it ends.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: integer arguments; the result is a new descriptor or -1.
@@ -40,6 +43,14 @@ pub fn resize_terminal(controller: BorrowedFd<'_>, columns: u16, rows: u16) -> i
     // SAFETY: size outlives the call, which only reads it.
     let result = unsafe { libc::ioctl(controller.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A descriptor that the async runtime waits for.
+pub fn asynchronous(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor until it is dropped, and the AsyncFd that
+    // takes it drops it only after its registration.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
+    registered.map_err(io::Error::from)
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
-use client::{DeleteOptions, ListOptions, Preconditions, ResourcePath};
+use client::{ClientError, DeleteOptions, ListOptions, Preconditions, ResourcePath};
 use model::{Service, Timestamp};
 use pause::{Request, Response};
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use crate::environment::{self, Data, Sources};
 use crate::launch::{self, Start};
 use crate::machine::{Fact, StartFailure};
 use crate::pause_client::{self, Connection};
-use crate::pod::{Pod, ProbeKind};
+use crate::pod::{Container, Pod, ProbeKind};
 use crate::probe::{self, Target};
 use crate::sandbox;
 use crate::volumes;
@@ -58,6 +58,24 @@ pub async fn follow(mut connection: Connection, sender: mpsc::Sender<Message>) {
 /// Hands a fact to the pod's machine. A pod that is gone needs none.
 pub async fn tell(sender: &mpsc::Sender<Message>, fact: Fact) {
     let _ = sender.send(Message::Fact(fact)).await;
+}
+
+/// Removes what is left of a pod that neither the API nor its own record knows.
+pub async fn remove_remains(context: Arc<Context>, uid: String) {
+    let directory = context.pod_directory(&uid);
+    let mut pod = Pod::default();
+    pod.metadata.uid = uid;
+    let mut wait_ms = RETRY_MS;
+    while let Err(message) = sandbox::remove(&context, &pod).await {
+        tracing::warn!(uid = %pod.metadata.uid, "remains of a pod are not removed yet: {message}");
+        pause_for(&mut wait_ms).await;
+    }
+    volumes::unmount_all(&directory);
+    for path in [&directory.run, &directory.state] {
+        if let Err(message) = disk::remove_tree(path) {
+            tracing::warn!("{message}");
+        }
+    }
 }
 
 impl Task {
@@ -151,7 +169,7 @@ impl Task {
             tracing::debug!(pod = %metadata.name, "not deleted from the API yet: {error}");
             pause_for(&mut wait_ms).await;
         }
-        volumes::unmount(&self.pod, &self.directory);
+        volumes::unmount_all(&self.directory);
         let mut wait_ms = RETRY_MS;
         while let Err(message) = disk::remove_tree(&self.directory.run)
             .and_then(|()| disk::remove_tree(&self.directory.state))
@@ -162,7 +180,7 @@ impl Task {
         let _ = self.sender.send(Message::Finished).await;
     }
 
-    fn target<'a>(&'a self, container: &'a crate::pod::Container) -> Target<'a> {
+    fn target<'a>(&'a self, container: &'a Container) -> Target<'a> {
         Target { container, directory: &self.directory, address: self.addresses.first().copied() }
     }
 
@@ -170,7 +188,7 @@ impl Task {
         disk::make_private(&self.directory.state)?;
         disk::make_private(&self.directory.run)?;
         let (config_maps, secrets) = volumes::references(&self.pod);
-        let sources = self.fetch(&config_maps, &secrets).await?;
+        let sources = self.fetch(&config_maps, &secrets).await.map_err(|error| error.message)?;
         volumes::prepare(&self.pod, &self.directory, &sources)
     }
 
@@ -184,9 +202,7 @@ impl Task {
             .pod
             .container(name)
             .ok_or_else(|| StartFailure::Config(format!("container {name} is not in the pod")))?;
-        let (config_maps, secrets) = environment::references(container);
-        let mut sources = self.fetch(&config_maps, &secrets).await.map_err(StartFailure::Config)?;
-        sources.services = self.services().await.map_err(StartFailure::Config)?;
+        let sources = self.sources(container).await.map_err(StartFailure::Config)?;
         self.forget_older(name, restarts);
         let cgroups =
             self.context.cgroups.create_container(&self.pod, name, restarts, &container.resources);
@@ -198,6 +214,29 @@ impl Task {
             Ok(Response::Started { .. }) => Ok(started_at),
             Ok(other) => Err(StartFailure::Run(format!("strange answer: {other:?}"))),
             Err(message) => Err(StartFailure::Run(message)),
+        }
+    }
+
+    /// What the container's environment comes from. While the API server is away a container that
+    /// ran before starts again with what it had: its restart waits for nobody.
+    async fn sources(&self, container: &Container) -> Result<Sources, String> {
+        let (config_maps, secrets) = environment::references(container);
+        let fetched = async {
+            let mut sources = self.fetch(&config_maps, &secrets).await?;
+            sources.services = self.services().await?;
+            Ok::<Sources, FetchError>(sources)
+        };
+        let file = self.directory.sources(&container.name);
+        match fetched.await {
+            Ok(sources) => {
+                disk::write_json(&file, &sources)?;
+                Ok(sources)
+            }
+            Err(error) if error.is_away => match disk::read_json::<Sources>(&file) {
+                Some(sources) => Ok(Sources { pod_addresses: self.addresses.clone(), ..sources }),
+                None => Err(error.message),
+            },
+            Err(error) => Err(error.message),
         }
     }
 
@@ -218,7 +257,7 @@ impl Task {
         &self,
         config_maps: &BTreeSet<String>,
         secrets: &BTreeSet<String>,
-    ) -> Result<Sources, String> {
+    ) -> Result<Sources, FetchError> {
         let mut sources = Sources {
             pod_addresses: self.addresses.clone(),
             host_addresses: self.context.node_addresses().to_vec(),
@@ -233,7 +272,7 @@ impl Task {
         Ok(sources)
     }
 
-    async fn data(&self, plural: &'static str, name: &str) -> Result<Data, String> {
+    async fn data(&self, plural: &'static str, name: &str) -> Result<Data, FetchError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Object {
@@ -244,13 +283,13 @@ impl Task {
         }
         let namespace = self.pod.metadata.namespace.as_str();
         let path = ResourcePath::new("v1", plural).namespace(namespace).name(name);
-        let object: Option<Object> =
-            self.context.client.get_optional(&path).await.map_err(|error| error.to_string())?;
+        let object: Option<Object> = self.context.client.get_optional(&path).await?;
         let Some(object) = object else { return Ok(None) };
         let decode = |text: String| {
-            base64::engine::general_purpose::STANDARD
-                .decode(text)
-                .map_err(|error| format!("{plural} {name:?} holds no base64: {error}"))
+            base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| FetchError {
+                message: format!("{plural} {name:?} holds no base64: {error}"),
+                is_away: false,
+            })
         };
         let mut data = BTreeMap::new();
         for (key, value) in object.data {
@@ -264,23 +303,34 @@ impl Task {
     }
 
     /// Services whose addresses become environment variables.
-    async fn services(&self) -> Result<Vec<Service>, String> {
+    async fn services(&self) -> Result<Vec<Service>, FetchError> {
         let namespace = self.pod.metadata.namespace.as_str();
         let mut services = Vec::new();
         if self.pod.spec.enable_service_links.unwrap_or(true) {
             let path = ResourcePath::new("v1", "services").namespace(namespace);
             let options = ListOptions::default();
-            let list = self.context.client.list::<Service>(&path, &options).await;
-            services = list.map_err(|error| error.to_string())?.items;
+            services = self.context.client.list::<Service>(&path, &options).await?.items;
         }
         if !services.iter().any(|service| {
             service.metadata.name == "kubernetes" && service.metadata.namespace == "default"
         }) {
             let path = ResourcePath::new("v1", "services").namespace("default").name("kubernetes");
-            let found = self.context.client.get_optional::<Service>(&path).await;
-            services.extend(found.map_err(|error| error.to_string())?);
+            services.extend(self.context.client.get_optional::<Service>(&path).await?);
         }
         Ok(services)
+    }
+}
+
+/// Why something was not fetched.
+struct FetchError {
+    message: String,
+    /// Whether the API server did not answer at all.
+    is_away: bool,
+}
+
+impl From<ClientError> for FetchError {
+    fn from(error: ClientError) -> Self {
+        Self { is_away: error.is_transport(), message: error.to_string() }
     }
 }
 

@@ -43,9 +43,9 @@ pub fn prepare(pod: &Pod, directory: &PodDirectory, sources: &Sources) -> Result
 }
 
 /// Unmounts the pod's memory volumes: the first step of removing its directories.
-pub fn unmount(pod: &Pod, directory: &PodDirectory) {
-    for volume in pod.spec.volumes.iter().filter(|volume| is_memory(volume)) {
-        let _ = umount2(&directory.memory_volume(&volume.name), MntFlags::MNT_DETACH);
+pub fn unmount_all(directory: &PodDirectory) {
+    for entry in fs::read_dir(directory.memory_volume("")).into_iter().flatten().flatten() {
+        let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
     }
 }
 

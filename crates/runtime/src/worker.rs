@@ -245,7 +245,12 @@ impl Worker {
         let containers = containers.map(|(name, record)| (name.clone(), view(record)));
         let uid = self.machine.pod.metadata.uid.clone();
         let view = PodView { uid, containers: containers.collect() };
-        self.context.pods().insert(self.key(), view);
+        let mut pods = self.context.pods();
+        // A pod on its way out does not hide a namesake that came after.
+        let has_successor = pods.get(&self.key()).is_some_and(|known| known.uid != view.uid);
+        if !(has_successor && self.machine.is_ending()) {
+            pods.insert(self.key(), view);
+        }
     }
 
     /// Writes the status where it changed; one write at a time, always the newest.

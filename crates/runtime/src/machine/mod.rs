@@ -12,7 +12,6 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use model::Timestamp;
 

@@ -11,7 +11,6 @@ use client::{BodyError, Client, ClientError, Transport, TransportFuture};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame};
 use hyper::{Method, Request, Response};
-use model::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 
@@ -255,11 +254,6 @@ impl Transport for Api {
 
 pub fn pod_path(name: &str) -> String {
     format!("/api/v1/namespaces/default/pods/{name}")
-}
-
-/// The time in a status field.
-pub fn time(value: &Value) -> Timestamp {
-    value.as_str().and_then(Timestamp::parse).unwrap_or_default()
 }
 
 fn is_collection(path: &str) -> bool {
