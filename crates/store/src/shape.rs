@@ -49,8 +49,10 @@ impl Field {
 
 use FieldKind::{Bool, Int32, Int64, IntOrString, List, Object, Text, TextList, TextMap, Time};
 
-/// Fields of `metadata`, the same for all kinds.
-const METADATA: &[Field] = &[
+/// Fields that all kinds have (those without a spec or status simply never have them).
+const COMMON: &[Field] = &[
+    Field::new("spec", Object, ""),
+    Field::new("status", Object, ""),
     Field::new("metadata", Object, ""),
     Field::new("metadata.name", Text, "ObjectMeta"),
     Field::new("metadata.generateName", Text, "ObjectMeta"),
@@ -134,7 +136,7 @@ pub(crate) fn check(resource: &Resource, value: &Value) -> Result<(), Status> {
             resource.kind, resource.version, resource.kind
         ))
     };
-    for field in METADATA.iter().chain(resource.shape) {
+    for field in COMMON.iter().chain(resource.shape) {
         check_field(value, field, "").map_err(complain)?;
     }
     let Some(root) = resource.pod_spec else {
@@ -171,21 +173,48 @@ fn check_field(value: &Value, field: &Field, root: &str) -> Result<(), String> {
         (root, path) if path.starts_with('[') => format!("{root}{path}"),
         (root, path) => format!("{root}.{path}"),
     };
-    let mut found = vec![value];
-    for step in path.split('.') {
-        let (name, lists) = match step.find('[') {
-            Some(at) => step.split_at(at),
-            None => (step, ""),
+    let steps: Vec<&str> = path.split('.').collect();
+    walk(value, &steps, &mut |value| check_value(value, field, &path))
+}
+
+/// Calls `check` for each value at a path. What stands on the way must be objects and lists.
+fn walk(
+    value: &Value,
+    steps: &[&str],
+    check: &mut dyn FnMut(&Value) -> Result<(), String>,
+) -> Result<(), String> {
+    let refuse = |value: &Value, wanted: &str| {
+        Err(format!("json: cannot unmarshal {} into Go value of type {wanted}", go_name(value)))
+    };
+    let Some((step, rest)) = steps.split_first() else {
+        return check(value);
+    };
+    if let Some(step) = step.strip_prefix("[]") {
+        let Some(items) = value.as_array() else {
+            return refuse(value, "slice");
         };
-        found = found.into_iter().filter_map(|value| value.get(name)).collect();
-        for _ in 0..lists.matches("[]").count() {
-            found = found
-                .into_iter()
-                .flat_map(|value| value.as_array().map(Vec::as_slice).unwrap_or_default())
-                .collect();
+        let mut steps = vec![step];
+        steps.extend(rest);
+        let steps = if step.is_empty() { rest } else { &steps };
+        return items.iter().try_for_each(|item| walk(item, steps, check));
+    }
+    let (name, lists) = match step.find('[') {
+        Some(at) => step.split_at(at),
+        None => (*step, ""),
+    };
+    let Some(members) = value.as_object() else {
+        return refuse(value, "struct");
+    };
+    match members.get(name) {
+        // Absent: nothing to check.
+        None | Some(Value::Null) => Ok(()),
+        Some(member) if lists.is_empty() => walk(member, rest, check),
+        Some(member) => {
+            let mut steps = vec![lists];
+            steps.extend(rest);
+            walk(member, &steps, check)
         }
     }
-    found.into_iter().try_for_each(|value| check_value(value, field, &path))
 }
 
 fn check_value(value: &Value, field: &Field, path: &str) -> Result<(), String> {

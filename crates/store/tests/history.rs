@@ -185,7 +185,7 @@ fn a_selected_page_does_not_say_how_much_remains() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
 
     #[test]
     fn every_watch_tells_each_change_once_and_in_order(steps in steps(), limit in 1..9_usize) {

@@ -363,7 +363,7 @@ fn stage(api: &mut Api, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
 
     #[test]
     fn nothing_is_given_twice_and_nothing_leaks(steps in steps()) {
