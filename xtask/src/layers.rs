@@ -166,6 +166,7 @@ type Fault = String;
 pub fn run(_: &[String]) -> Result<()> {
     let packages = process::packages()?;
     let mut faults = Vec::new();
+    let mut unused: Vec<&Allowed> = ALLOWED.iter().collect();
     for package in &packages {
         faults.extend(check_edges(package, &packages));
         let Some(layer) = LAYERS.iter().find(|layer| layer.name == package.name) else { continue };
@@ -176,8 +177,12 @@ pub fn run(_: &[String]) -> Result<()> {
             }
             let text = std::fs::read_to_string(&path)?;
             faults.extend(check_source(layer, name, &text));
+            unused.retain(|allowed| !is_used(allowed, name, &text));
         }
     }
+    faults.extend(unused.into_iter().map(|one| {
+        format!("xtask: {} names {} no more: take it out of ALLOWED", one.path, one.pattern)
+    }));
     faults.extend(check_rows(&packages));
     report("layers", &faults)
 }
@@ -283,6 +288,12 @@ fn check_source(layer: &Layer, path: &Path, text: &str) -> Vec<Fault> {
     faults
 }
 
+fn is_used(allowed: &Allowed, path: &Path, text: &str) -> bool {
+    let code = source::without_comments_and_literals(text);
+    path.starts_with(allowed.path)
+        && source::paths(&code).iter().any(|found| names(&found.path, allowed.pattern))
+}
+
 fn is_macro_part(c: char) -> bool {
     c.is_alphanumeric() || c == '_' || c == '!'
 }
@@ -345,6 +356,15 @@ mod tests {
             programs: vec![],
             tests: vec![],
         }
+    }
+
+    #[test]
+    fn an_exception_that_nobody_needs_is_noticed() {
+        let allowed = &ALLOWED[0];
+        let path = Path::new("crates/ipam/src/disk.rs");
+        assert!(is_used(allowed, path, "use std::fs::File;\n"));
+        assert!(!is_used(allowed, path, "// std::fs\nuse std::env;\n"));
+        assert!(!is_used(allowed, Path::new("crates/dns/src/lib.rs"), "use std::fs;\n"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::ClusterConfig;
 use model::world::{Kind, Object};
-use plan::{Desired, NodeFacts};
+use plan::{Desired, Finding, NodeFacts};
 use reconcile::{Effect, Event, KINDS, Reconciler};
 use render::{Kernel, Observed, Op};
 
@@ -154,8 +154,8 @@ impl<K: Kernel> NodeLoop<K> {
         self.kernel.observe().map_err(|error| error.to_string())
     }
 
-    /// What the loop's present objects mean, planned from scratch.
-    pub fn desired(&self) -> Desired {
-        plan::node(self.reconciler.world(), &self.config, &self.facts).0
+    /// What the loop's present objects mean, planned from scratch, and what is wrong with them.
+    pub fn desired(&self) -> (Desired, Vec<Finding>) {
+        plan::node(self.reconciler.world(), &self.config, &self.facts)
     }
 }

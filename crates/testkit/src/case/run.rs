@@ -168,7 +168,8 @@ impl Runner<'_> {
     fn expect(&mut self, expected: &[String]) -> Vec<String> {
         let expected: Vec<&str> =
             expected.iter().map(String::as_str).filter(|line| !line.is_empty()).collect();
-        let found = state::print(&self.node.desired(), &self.names);
+        let (desired, findings) = self.node.desired();
+        let found = state::print(&desired, &findings, &self.names);
         for line in expected.iter().filter(|line| !found.iter().any(|other| other == *line)) {
             self.outcome.differences.push(format!("expected, but not there: {line}"));
         }

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use plan::Desired;
 use plan::services::{Backends, Frontend, FrontendPlan};
+use plan::{Desired, Finding};
 
 use super::names::Names;
 
 /// Prints what a node shall hold, one fact a line.
-pub fn print(desired: &Desired, names: &Names) -> Vec<String> {
+pub fn print(desired: &Desired, findings: &[Finding], names: &Names) -> Vec<String> {
     let mut lines = Vec::new();
     for (key, service) in &desired.services {
         for (frontend, plan) in &service.frontends {
@@ -22,6 +22,8 @@ pub fn print(desired: &Desired, names: &Names) -> Vec<String> {
         let peers = if peers.is_empty() { "none".into() } else { peers.join(", ") };
         lines.push(format!("{way} to {peers}, MTU {}", network.mtu));
     }
+    let found = findings.iter().map(|one| format!("finding: {}: {}", one.about, one.message));
+    lines.extend(found);
     lines
 }
 
