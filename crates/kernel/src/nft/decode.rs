@@ -10,7 +10,7 @@ use render::nft::language::{
     BaseChain, Chain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Tuple, Type, Value, Verdict,
 };
 
-use super::encode::{COMMENT_PREFIX, set_flags, types_of};
+use super::encode::{COMMENT_PREFIX, set_flags, stored_types, types_of};
 use super::expression::register_length;
 use super::uapi::*;
 
@@ -48,6 +48,7 @@ pub fn rule(attributes: Attributes<'_>) -> Option<(String, Rule)> {
     let fingerprint = comment
         .as_deref()
         .and_then(|comment| comment.strip_prefix(COMMENT_PREFIX))
+        .and_then(|rest| rest.split(':').next())
         .and_then(|digits| u64::from_str_radix(digits, 16).ok());
     Some((chain, Rule::observed(fingerprint.unwrap_or_default())))
 }
@@ -78,7 +79,7 @@ fn spec(family: Family, attributes: Attributes<'_>) -> Option<SetSpec> {
     let data = match number(attributes, NFTA_SET_DATA_TYPE) {
         None => DataType::None,
         Some(NFT_DATA_VERDICT) => DataType::Verdict,
-        Some(types) => DataType::Values(types_of(family, types)?),
+        Some(types) => DataType::Values(types_in_model(types_of(family, types)?)),
     };
     let size = attributes
         .nested(NFTA_SET_DESC)
@@ -86,6 +87,11 @@ fn spec(family: Family, attributes: Attributes<'_>) -> Option<SetSpec> {
     let filled_by_packets_max = if flags & NFT_SET_EVAL == 0 { None } else { Some(size?) };
     let spec = SetSpec { key, data, filled_by_packets_max };
     (set_flags(&spec) == flags).then_some(spec)
+}
+
+/// The inverse of [`stored_types`].
+fn types_in_model(stored: Vec<Type>) -> Vec<Type> {
+    if stored == stored_types(&[Type::Number]) { vec![Type::Number] } else { stored }
 }
 
 /// One element of a set of that shape.
@@ -100,7 +106,11 @@ pub fn element(
     let datum = match &spec.data {
         DataType::None => Datum::Member,
         DataType::Values(types) => {
-            Datum::Values(tuple(family, types, data?.find(NFTA_DATA_VALUE)?)?)
+            let bytes = data?.find(NFTA_DATA_VALUE)?;
+            let values = tuple(family, &stored_types(types), bytes)?;
+            // A single number lies behind an unused one.
+            let unused = values.len() - types.len();
+            Datum::Values(values.get(unused..)?.to_vec())
         }
         DataType::Verdict => Datum::Verdict(verdict(data?.nested(NFTA_DATA_VERDICT)?)?),
     };

@@ -3,7 +3,8 @@
 use model::Family;
 use netlink::message::Request;
 use render::nft::language::{
-    BaseChain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Tuple, Type,
+    BaseChain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Statement, Tuple, Type, Value,
+    text_of,
 };
 use render::nft::{Command, Transaction};
 use render::owned::NFT_TABLE;
@@ -16,6 +17,8 @@ use super::uapi::*;
 /// Elements in one message: an attribute holds 64 kB at most, an element with the longest chain
 /// name 350 bytes.
 const MESSAGE_ELEMENTS_MAX: usize = 128;
+/// Bytes of a rule's comment without its final zero: the kernel keeps 256 with two of header.
+const COMMENT_BYTES_MAX: usize = 250;
 /// What a rule's comment begins with, before its fingerprint in hexadecimal.
 pub const COMMENT_PREFIX: &str = "flatnet ";
 
@@ -121,12 +124,31 @@ fn add_rule(family: Family, chain: &str, rule: &Rule) -> Request {
         write_rule(expressions, family, rule.statements().unwrap_or_default());
     });
     // The comment that `nft` shows is also how a fresh process recognises the rule.
-    let comment = format!("{COMMENT_PREFIX}{:016x}\0", rule.fingerprint());
+    let comment = comment(family, rule);
     let length = u8::try_from(comment.len()).unwrap_or_default();
     let mut userdata = vec![UDATA_RULE_COMMENT, length];
     userdata.extend(comment.as_bytes());
     add.attribute(NFTA_RULE_USERDATA, &userdata);
     add
+}
+
+/// The fingerprint, and for people what `nft` cannot show. Both fit the 255 bytes that a comment
+/// may have; a text that does not is cut, it decides nothing.
+fn comment(family: Family, rule: &Rule) -> String {
+    let mut comment = format!("{COMMENT_PREFIX}{:016x}", rule.fingerprint());
+    let statements = rule.statements().unwrap_or_default();
+    if statements.iter().any(is_hidden) {
+        comment.push_str(": ");
+        comment.push_str(&text_of(family, statements));
+        comment.truncate(COMMENT_BYTES_MAX);
+    }
+    comment.push('\0');
+    comment
+}
+
+/// Whether `nft` lacks the key of a lookup.
+fn is_hidden(statement: &Statement) -> bool {
+    matches!(statement, Statement::Dispatch { .. } | Statement::HasEntry { .. })
 }
 
 fn write_spec(request: &mut Request, family: Family, spec: &SetSpec, set_id: u32) {
@@ -140,8 +162,9 @@ fn write_spec(request: &mut Request, family: Family, spec: &SetSpec, set_id: u32
     match &spec.data {
         DataType::None => {}
         DataType::Values(types) => {
-            number(request, NFTA_SET_DATA_TYPE, type_number(family, types));
-            number(request, NFTA_SET_DATA_LEN, length(types));
+            let types = stored_types(types);
+            number(request, NFTA_SET_DATA_TYPE, type_number(family, &types));
+            number(request, NFTA_SET_DATA_LEN, length(&types));
         }
         DataType::Verdict => number(request, NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT),
     }
@@ -149,6 +172,28 @@ fn write_spec(request: &mut Request, family: Family, spec: &SetSpec, set_id: u32
         request.nested(NFTA_SET_DESC, &[], |data| number(data, NFTA_SET_DESC_SIZE, size));
     }
     number(request, NFTA_SET_ID, set_id);
+    if spec.key == [Type::Number] {
+        // Else `nft` prints the bytes of a number in the other order.
+        let mut userdata = vec![UDATA_SET_KEYBYTEORDER, 4];
+        userdata.extend(UDATA_HOST_ENDIAN.to_ne_bytes());
+        request.attribute(NFTA_SET_USERDATA, &userdata);
+    }
+}
+
+/// How data of a map lies in the kernel: a single number behind an unused one, see
+/// [`super::expression`] for why.
+pub fn stored_types(types: &[Type]) -> Vec<Type> {
+    match types {
+        [Type::Number] => vec![Type::Number; 2],
+        _ => types.to_vec(),
+    }
+}
+
+fn stored_values(values: &[Value]) -> Tuple {
+    match values {
+        [Value::Number(class)] => vec![Value::Number(0), Value::Number(*class)],
+        _ => values.to_vec(),
+    }
 }
 
 /// `NFTA_SET_FLAGS` of a shape.
@@ -207,7 +252,8 @@ fn elements_request<'a>(
                 match datum {
                     None | Some(Datum::Member) => {}
                     Some(Datum::Values(values)) => {
-                        value(element, NFTA_SET_ELEM_DATA, &register_bytes(values));
+                        let bytes = register_bytes(&stored_values(values));
+                        value(element, NFTA_SET_ELEM_DATA, &bytes);
                     }
                     Some(Datum::Verdict(verdict)) => {
                         element.nested(NFTA_SET_ELEM_DATA, &[], |data| {

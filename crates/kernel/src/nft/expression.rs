@@ -2,6 +2,11 @@
 //!
 //! Registers: keys and whatever is compared start at [`KEY`] (an IPv6 frontend with a slot takes
 //! seven), the loaded endpoint at [`ENDPOINT`] (address, then port), a class in [`CLASS`].
+//!
+//! A class is the data of one map and the key of another. The `nft` program (seen in 1.0.6) keeps
+//! no length for the data of a map and aborts when it meets it as a key: then nobody on the machine
+//! can list any rules. So the class lies behind an unused register, and its own register holds a
+//! constant before: `nft` prints the constant as the key, and the rule's comment says what it is.
 
 use model::Family;
 use netlink::message::Request;
@@ -11,6 +16,8 @@ use super::uapi::*;
 
 const KEY: u32 = NFT_REG32_00;
 const ENDPOINT: u32 = NFT_REG32_00 + 8;
+/// Where a class is looked up into: an unused register, then [`CLASS`].
+const PADDED_CLASS: u32 = NFT_REG32_00 + 14;
 const CLASS: u32 = NFT_REG32_00 + 15;
 const REGISTER_BYTES: usize = 4;
 
@@ -125,11 +132,12 @@ impl Writer<'_> {
             // The kernel insists on a register for a map's data.
             Statement::HasEntry { key, map } => {
                 self.load_all(key);
-                self.lookup(map, KEY, Some(CLASS));
+                self.lookup(map, KEY, Some(PADDED_CLASS));
             }
             Statement::Dispatch { key, classes, verdicts } => {
                 self.load_all(key);
-                self.lookup(classes, KEY, Some(CLASS));
+                self.constant(CLASS, &[0; REGISTER_BYTES]);
+                self.lookup(classes, KEY, Some(PADDED_CLASS));
                 self.lookup(verdicts, CLASS, Some(NFT_REG_VERDICT));
             }
             Statement::VerdictOf { key, map } => {
@@ -140,20 +148,15 @@ impl Writer<'_> {
                 self.load_all(key);
                 self.lookup(map, KEY, Some(ENDPOINT));
             }
-            Statement::LoadedIn { set } => self.lookup(set, ENDPOINT, None),
-            Statement::Remember { map, timeout_s } => {
-                self.load(Field::SourceAddress, KEY);
-                self.dynamic(map, NFT_DYNSET_OP_UPDATE, Some(*timeout_s));
+            Statement::LoadEndpoint(endpoint) => {
+                let address = register_bytes(&[Value::Address(endpoint.ip())]);
+                let port = ENDPOINT + self.address_registers();
+                self.constant(ENDPOINT, &address);
+                self.constant(port, &endpoint.port().to_be_bytes());
             }
-            Statement::Forget { map } => {
+            Statement::Remember { set, timeout_s } => {
                 self.load(Field::SourceAddress, KEY);
-                // The kernel insists on initialised registers for data that a removal ignores.
-                let zeros = vec![0; address_length(self.family) + REGISTER_BYTES];
-                self.expression("immediate", |data| {
-                    number(data, NFTA_IMMEDIATE_DREG, ENDPOINT);
-                    value(data, NFTA_IMMEDIATE_DATA, &zeros);
-                });
-                self.dynamic(map, NFT_DYNSET_OP_DELETE, None);
+                self.update(set, *timeout_s);
             }
             Statement::NoTrack => self.expression("notrack", |_| {}),
             Statement::TranslateDestination => self.translate_destination(),
@@ -265,16 +268,20 @@ impl Writer<'_> {
         });
     }
 
-    fn dynamic(&mut self, map: &str, operation: u32, timeout_s: Option<u32>) {
+    fn constant(&mut self, register: u32, bytes: &[u8]) {
+        self.expression("immediate", |data| {
+            number(data, NFTA_IMMEDIATE_DREG, register);
+            value(data, NFTA_IMMEDIATE_DATA, bytes);
+        });
+    }
+
+    fn update(&mut self, set: &str, timeout_s: u32) {
+        let timeout_ms = u64::from(timeout_s) * 1000;
         self.expression("dynset", |data| {
-            data.text(NFTA_DYNSET_SET_NAME, map);
-            number(data, NFTA_DYNSET_OP, operation);
+            data.text(NFTA_DYNSET_SET_NAME, set);
+            number(data, NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
             number(data, NFTA_DYNSET_SREG_KEY, KEY);
-            number(data, NFTA_DYNSET_SREG_DATA, ENDPOINT);
-            if let Some(timeout_s) = timeout_s {
-                let timeout_ms = u64::from(timeout_s) * 1000;
-                data.attribute(NFTA_DYNSET_TIMEOUT, &timeout_ms.to_be_bytes());
-            }
+            data.attribute(NFTA_DYNSET_TIMEOUT, &timeout_ms.to_be_bytes());
         });
     }
 

@@ -51,6 +51,10 @@ pub const NFTA_SET_DATA_TYPE: u16 = 6;
 pub const NFTA_SET_DATA_LEN: u16 = 7;
 pub const NFTA_SET_DESC: u16 = 9;
 pub const NFTA_SET_ID: u16 = 10;
+pub const NFTA_SET_USERDATA: u16 = 13;
+/// `NFTNL_UDATA_SET_KEYBYTEORDER` of libnftnl, and `nft`'s number of the machine's own order.
+pub const UDATA_SET_KEYBYTEORDER: u8 = 0;
+pub const UDATA_HOST_ENDIAN: u32 = 1;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
 pub const NFT_SET_MAP: u32 = 0x8;
 pub const NFT_SET_TIMEOUT: u32 = 0x10;
@@ -144,10 +148,8 @@ pub const ICMPV6_PORT_UNREACH: u8 = 4;
 pub const NFTA_DYNSET_SET_NAME: u16 = 1;
 pub const NFTA_DYNSET_OP: u16 = 3;
 pub const NFTA_DYNSET_SREG_KEY: u16 = 4;
-pub const NFTA_DYNSET_SREG_DATA: u16 = 5;
 pub const NFTA_DYNSET_TIMEOUT: u16 = 6;
 pub const NFT_DYNSET_OP_UPDATE: u32 = 1;
-pub const NFT_DYNSET_OP_DELETE: u32 = 2;
 
 /// The loopback link's index, the same in every network namespace.
 pub const LOOPBACK_IFINDEX: u32 = 1;

@@ -378,3 +378,59 @@ fn a_refused_transaction_changes_nothing_and_names_its_command() {
         assert_eq!(fake, before, "{what}");
     }
 }
+
+#[test]
+fn people_can_list_our_table_with_nft() {
+    let mut lab = Lab::new();
+    let mut web = service("web", VIP, Protocol::Tcp, 80, 30080);
+    web.spec.external_traffic_policy = TrafficPolicy::Local;
+    lab.set_service(web, &endpoints(&[POD1, POD2]));
+    let mut sticky = service("sticky", "10.96.0.21", Protocol::Udp, 53, 30053);
+    sticky.spec.session_affinity = SessionAffinity::ClientIP;
+    lab.set_service(sticky, &endpoints(&[POD1]));
+    lab.converge(&mut lab.driver());
+    let list =
+        || std::process::Command::new("nft").args(["list", "table", "ip", "flatnet"]).output();
+    let output = lab.node.run(list).expect("node").expect("the nft program");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text} {}", String::from_utf8_lossy(&output.stderr));
+    for words in [
+        "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @cluster-ip-endpoints",
+        "10.96.0.20 . tcp . 80 . 0x00000001 : 10.244.0.6 . 8080",
+        "0x01000002 : goto cluster-ip-n2",
+        "{ ip saddr timeout 3h } dnat to 10.244.0.2:8080",
+        "ip daddr . meta l4proto . th dport map @cluster-ip-frontends vmap @cluster-ip-classes",
+    ] {
+        assert!(text.contains(words), "{words:?} is not in\n{text}");
+    }
+}
+
+#[test]
+fn ten_thousand_services_load_and_one_changes_alone() {
+    let mut lab = Lab::new();
+    for index in 0..10_000_u32 {
+        let [.., high, low] = index.to_be_bytes();
+        let address = format!("10.96.{}.{low}", 16 + high);
+        let all: Vec<_> = (0..3)
+            .map(|pod| socket(&format!("10.244.{pod}.{low}"), 8080 + u16::from(high)))
+            .collect();
+        lab.set_service(service(&format!("s{index}"), &address, Protocol::Tcp, 80, 0), &all);
+    }
+    let mut driver = lab.driver();
+    let loaded = lab.converge(&mut driver);
+    assert!(loaded.len() > 5, "a load is split into several transactions");
+    assert_eq!(lab.converge(&mut driver), []);
+
+    lab.set_service(service("s77", "10.96.16.77", Protocol::Tcp, 80, 0), &endpoints(&[POD2]));
+    let changed = lab.converge(&mut driver);
+    let commands: usize = changed
+        .iter()
+        .map(|op| match op {
+            NftOp::Transaction(transaction) => transaction.commands.len(),
+            NftOp::ForgetFlows(_) => 0,
+        })
+        .sum();
+    assert!(commands < 12, "a chain, a class, a slot, two slots less: {changed:?}");
+    let _server = Server::start(&lab.pod2, "pod2", 8080);
+    assert_eq!(ask_tcp(&lab.pod1, socket("10.96.16.77", 80), DEADLINE), answered("pod2", POD1));
+}

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use model::Family;
@@ -142,23 +142,15 @@ pub enum Statement {
         /// Key to endpoint.
         map: Name,
     },
-    /// The loaded endpoint stands in a set.
-    LoadedIn {
-        /// A set of endpoints.
-        set: Name,
-    },
-    /// Remembers the loaded endpoint for the packet's source address, or renews the time if the
-    /// source is known: data of a known source is never replaced. No match when the map is full.
+    /// Loads this endpoint.
+    LoadEndpoint(SocketAddr),
+    /// Puts the packet's source address into a set that packets fill, or renews its time. No match
+    /// when the set is full.
     Remember {
-        /// Source address to endpoint, filled by packets.
-        map: Name,
-        /// Seconds until it is forgotten.
+        /// Source addresses.
+        set: Name,
+        /// Seconds without a new connection until the source is forgotten.
         timeout_s: u32,
-    },
-    /// Forgets what is remembered for the packet's source address.
-    Forget {
-        /// Source address to endpoint, filled by packets.
-        map: Name,
     },
     /// Sets mark bits.
     SetMark(u32),
@@ -349,12 +341,10 @@ impl Statement {
     /// The sets and maps that the statement needs.
     pub fn sets(&self) -> impl Iterator<Item = &Name> {
         let (one, two) = match self {
-            Self::In { set, .. } | Self::LoadedIn { set } => (Some(set), None),
-            Self::HasEntry { map, .. }
-            | Self::VerdictOf { map, .. }
-            | Self::Load { map, .. }
-            | Self::Remember { map, .. }
-            | Self::Forget { map } => (Some(map), None),
+            Self::In { set, .. } | Self::Remember { set, .. } => (Some(set), None),
+            Self::HasEntry { map, .. } | Self::VerdictOf { map, .. } | Self::Load { map, .. } => {
+                (Some(map), None)
+            }
             Self::Dispatch { classes, verdicts, .. } => (Some(classes), Some(verdicts)),
             _ => (None, None),
         };
@@ -420,13 +410,10 @@ fn statement_text(family: Family, statement: &Statement) -> String {
         }
         Statement::VerdictOf { key, map } => format!("{} vmap @{map}", of(key)),
         Statement::Load { key, map } => format!("endpoint = {} map @{map}", of(key)),
-        Statement::LoadedIn { set } => format!("endpoint @{set}"),
-        Statement::Remember { map, timeout_s } => {
+        Statement::LoadEndpoint(endpoint) => format!("endpoint = {endpoint}"),
+        Statement::Remember { set, timeout_s } => {
             let source = of(&[Field::SourceAddress]);
-            format!("update @{map} {{ {source} timeout {timeout_s}s : endpoint }}")
-        }
-        Statement::Forget { map } => {
-            format!("delete @{map} {{ {} }}", of(&[Field::SourceAddress]))
+            format!("update @{set} {{ {source} timeout {timeout_s}s }}")
         }
         Statement::SetMark(bits) => format!("meta mark set meta mark | {bits:#x}"),
         Statement::ClearMark(bits) => format!("meta mark set meta mark & ~{bits:#x}"),

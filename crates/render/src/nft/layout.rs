@@ -18,7 +18,7 @@
 //! A packet that finds a class but misses its slot, for the moment of a commit, is dropped: its
 //! sender tries again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -35,8 +35,8 @@ use crate::owned::{
     MARK_MASK, MARK_MASQUERADE, PRIORITY_DNAT, PRIORITY_FILTER, PRIORITY_RAW, PRIORITY_SNAT,
 };
 
-/// Clients that one frontend with session affinity remembers. A client beyond them is served, but
-/// gets a new endpoint each time.
+/// Clients that one endpoint of a frontend with session affinity remembers. A client beyond them is
+/// served, but gets a new endpoint each time.
 pub const STICKY_CLIENTS_MAX: u32 = 65_536;
 
 /// The set of the node's own addresses, at which node ports answer.
@@ -470,8 +470,8 @@ impl<'a> Builder<'a> {
                         Class::Endpoints { count, source }
                     }
                     Some(timeout_s) => {
-                        let chain = StickyChain { view, key: &key, count, source, timeout_s };
-                        self.add_sticky_chain(&chain, endpoints.iter());
+                        let sticky = StickyFrontend { view, key: &key, source, timeout_s };
+                        self.add_sticky_chain(&sticky, endpoints);
                         Class::Sticky
                     }
                 }
@@ -499,48 +499,52 @@ impl<'a> Builder<'a> {
         self.add_verdict(&view.verdicts(), class, Verdict::Goto(name));
     }
 
-    /// The chain of one frontend with session affinity: the client's endpoint as long as it is
-    /// one, else a new one that is remembered.
-    fn add_sticky_chain<'e>(
-        &mut self,
-        chain: &StickyChain<'_>,
-        endpoints: impl Iterator<Item = &'e SocketAddr>,
-    ) {
-        let name = chain.name();
-        let members = format!("{name}-endpoints");
-        self.add_set(&members, endpoint_types(), DataType::None);
-        for endpoint in endpoints {
-            let key = vec![Value::Address(endpoint.ip()), Value::Port(endpoint.port())];
-            self.add_element(&members, key, Datum::Member);
+    /// Session affinity: the frontend has a chain of its own, and for each endpoint a chain and a
+    /// set of the clients that stay with it. A client that is in no set gets an endpoint by
+    /// chance. With an endpoint goes its set, so that its clients choose anew.
+    fn add_sticky_chain(&mut self, sticky: &StickyFrontend<'_>, endpoints: &BTreeSet<SocketAddr>) {
+        let name = sticky.name();
+        let slots = format!("{name}-slots");
+        self.add_set(&slots, vec![Type::Number], DataType::Verdict);
+        let mut rules = Vec::new();
+        for (slot, &endpoint) in (0_u32..).zip(endpoints) {
+            let own = format!("{name}-{}-{}", endpoint.ip(), endpoint.port()).replace(':', "_");
+            self.add_sticky_endpoint(&own, sticky, endpoint);
+            let goto = Verdict::Goto(own.clone());
+            let known = in_set(vec![Field::SourceAddress], &own);
+            rules.push(vec![known, Statement::Verdict(goto.clone())]);
+            self.add_element(&slots, vec![Value::Number(slot)], Datum::Verdict(goto));
         }
+        let modulus = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
+        let by_chance = Statement::VerdictOf { key: vec![Field::Random { modulus }], map: slots };
+        rules.push(vec![by_chance]);
+        rules.push(vec![Statement::Verdict(Verdict::Drop)]);
+        self.add_chain(name.clone(), None, rules);
+        let verdict = Datum::Verdict(Verdict::Goto(name));
+        self.add_element(&sticky.view.sticky(), sticky.key.clone(), verdict);
+    }
+
+    /// The chain and the clients of one endpoint, under the same name.
+    fn add_sticky_endpoint(
+        &mut self,
+        name: &str,
+        sticky: &StickyFrontend<'_>,
+        endpoint: SocketAddr,
+    ) {
         let spec = SetSpec {
             key: vec![Type::Address],
-            data: DataType::Values(endpoint_types()),
+            data: DataType::None,
             filled_by_packets_max: Some(STICKY_CLIENTS_MAX),
         };
         let clients = Set { spec, elements: BTreeMap::new() };
-        self.program.table.sets.insert(name.clone(), clients);
-
-        let remember = || Statement::Remember { map: name.clone(), timeout_s: chain.timeout_s };
-        let random = || load_random(chain.view, chain.count);
-        let mut rules: Vec<Vec<Statement>> = self.mark(chain.source).into_iter().collect();
-        rules.extend([
-            vec![
-                Statement::Load { key: vec![Field::SourceAddress], map: name.clone() },
-                Statement::LoadedIn { set: members },
-                remember(),
-                Statement::TranslateDestination,
-            ],
-            // An update never replaces data: the old endpoint goes first.
-            vec![Statement::Forget { map: name.clone() }],
-            vec![random(), remember(), Statement::TranslateDestination],
-            // Too many clients to remember: served all the same.
-            vec![random(), Statement::TranslateDestination],
-            vec![Statement::Verdict(Verdict::Drop)],
-        ]);
-        self.add_chain(name.clone(), None, rules);
-        let verdict = Datum::Verdict(Verdict::Goto(name));
-        self.add_element(&chain.view.sticky(), chain.key.clone(), verdict);
+        self.program.table.sets.insert(name.into(), clients);
+        let remember = Statement::Remember { set: name.into(), timeout_s: sticky.timeout_s };
+        let translate = || [Statement::LoadEndpoint(endpoint), Statement::TranslateDestination];
+        let mut rules: Vec<Vec<Statement>> = self.mark(sticky.source).into_iter().collect();
+        rules.push([remember].into_iter().chain(translate()).collect());
+        // Too many clients to remember: served all the same.
+        rules.push(translate().to_vec());
+        self.add_chain(name.into(), None, rules);
     }
 
     fn mark(&self, source: Source) -> Option<Vec<Statement>> {
@@ -594,15 +598,14 @@ impl<'a> Builder<'a> {
     }
 }
 
-struct StickyChain<'a> {
+struct StickyFrontend<'a> {
     view: View,
     key: &'a Tuple,
-    count: u32,
     source: Source,
     timeout_s: u32,
 }
 
-impl StickyChain<'_> {
+impl StickyFrontend<'_> {
     /// Such as `cluster-ip-sticky-10.96.0.7-tcp-80`, within the 255 bytes that the kernel allows;
     /// the colons of IPv6 would need quotes in nft's own language.
     fn name(&self) -> Name {

@@ -6,7 +6,7 @@ use std::fmt;
 use model::Family;
 
 use super::NftOp;
-use super::language::{BaseChain, Chain, Datum, Name, Rule, Set, SetSpec, Table, Tuple, Verdict};
+use super::language::{BaseChain, Chain, Datum, Name, Rule, Set, SetSpec, Table, Tuple};
 use crate::OpError;
 
 /// What is: our table of each family. Absent: no table.
@@ -292,10 +292,12 @@ impl Work {
 
     fn add_element(&mut self, name: &Name, key: &Tuple, datum: &Datum) -> Result<(), Refusal> {
         let table = self.table.as_mut().ok_or_else(no_table)?;
-        if let Datum::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) = datum {
-            if !table.chains.contains_key(chain) {
-                return Err((ENOENT, format!("{chain} is no chain")));
-            }
+        let target = match datum {
+            Datum::Verdict(verdict) => verdict.target(),
+            _ => None,
+        };
+        if let Some(chain) = target.filter(|&chain| !table.chains.contains_key(chain)) {
+            return Err((ENOENT, format!("{chain} is no chain")));
         }
         let set = table.sets.get_mut(name).ok_or_else(|| missing(name))?;
         if !set.spec.accepts(key, datum) {

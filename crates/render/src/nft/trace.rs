@@ -394,14 +394,13 @@ impl<'a> Walk<'a> {
                 self.loaded = self.find(key, map)?.and_then(endpoint_of);
                 condition(self.loaded.is_some())
             }
-            Statement::LoadedIn { set } => {
-                let Some(endpoint) = self.loaded else { return Ok(Step::NoMatch) };
-                let key = vec![Value::Address(endpoint.ip()), Value::Port(endpoint.port())];
-                condition(self.entry(&key, set)?.is_some())
+            Statement::LoadEndpoint(endpoint) => {
+                self.loaded = Some(*endpoint);
+                Step::Next
             }
-            // Its map has room: a first packet finds nothing remembered and is remembered.
-            Statement::Remember { map, .. } | Statement::Forget { map } => {
-                self.set(map)?;
+            // The set has room, and is empty for a first packet.
+            Statement::Remember { set, .. } => {
+                self.set(set)?;
                 Step::Next
             }
             Statement::SetMark(bits) => {
