@@ -119,7 +119,8 @@ impl Lab {
         }
         let key = service.metadata.key();
         for (index, number) in ports.iter().enumerate() {
-            let mut slice = EndpointSlice { address_type: "IPv4".into(), ..Default::default() };
+            let family = if endpoints[0].is_ipv4() { "IPv4" } else { "IPv6" };
+            let mut slice = EndpointSlice { address_type: family.into(), ..Default::default() };
             slice.metadata.namespace = key.namespace.clone();
             slice.metadata.name = format!("{}-{index}", key.name);
             slice.metadata.labels.insert(model::kinds::SERVICE_NAME_LABEL.into(), key.name.clone());

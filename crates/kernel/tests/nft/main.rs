@@ -47,6 +47,31 @@ fn what_is_written_is_read_back_and_a_second_diff_is_empty() {
 }
 
 #[test]
+fn the_kernel_takes_the_table_of_ipv6_too() {
+    let mut lab = Lab::new();
+    let range = |text: &str| text.parse().expect("a range");
+    lab.config.pod_cidrs.push(range("fd00:244::/48"));
+    lab.config.service_cidrs.push(range("fd00:96::/108"));
+    lab.config.node_cidrs.push(range("fd00:30::/64"));
+    lab.facts.addresses.push("fd00:30::2".parse().expect("address"));
+    let mut web = service("web", "fd00:96::7", Protocol::Tcp, 80, 30080);
+    lab.set_service(web.clone(), &[socket("fd00:244::5", 8080), socket("fd00:244::6", 8080)]);
+    web.metadata.name = "sticky".into();
+    web.spec.cluster_ips = vec!["fd00:96::8".into()];
+    web.spec.ports[0].node_port = 30081;
+    web.spec.session_affinity = SessionAffinity::ClientIP;
+    lab.set_service(web, &[socket("fd00:244::5", 8080)]);
+    let mut driver = lab.driver();
+    let mut believed = NftObserved::default();
+    for op in lab.converge(&mut driver) {
+        believed.apply(&op).expect("the model of the kernel agrees");
+    }
+    assert!(believed.tables.contains_key(&model::Family::V6));
+    assert_eq!(driver.observe().expect("observe"), believed);
+    assert_eq!(lab.converge(&mut lab.driver()), []);
+}
+
+#[test]
 fn changes_leave_nothing_behind() {
     let mut lab = Lab::new();
     let mut driver = lab.driver();
