@@ -12,11 +12,10 @@ use model::{ClusterConfig, Family, NamespacedName, Protocol, World};
 use plan::services::{self, Backends, Frontend, ServicePlan};
 use plan::{Finding, NodeFacts};
 
-const READY: (Option<bool>, Option<bool>, Option<bool>) = (Some(true), Some(true), Some(false));
-const NOT_READY: (Option<bool>, Option<bool>, Option<bool>) =
-    (Some(false), Some(false), Some(false));
-const LEAVING: (Option<bool>, Option<bool>, Option<bool>) = (Some(false), Some(true), Some(true));
-const GONE: (Option<bool>, Option<bool>, Option<bool>) = (Some(false), Some(false), Some(true));
+const READY: State = (Some(true), Some(true), Some(false));
+const NOT_READY: State = (Some(false), Some(false), Some(false));
+const LEAVING: State = (Some(false), Some(true), Some(true));
+const GONE: State = (Some(false), Some(false), Some(true));
 
 fn key() -> NamespacedName {
     NamespacedName::new("shop", "web")
@@ -34,7 +33,10 @@ fn web() -> Service {
     service
 }
 
+/// Ready, serving, terminating.
 type State = (Option<bool>, Option<bool>, Option<bool>);
+/// What it is called, the endpoints, who answers without and with a Local policy.
+type Row = (&'static str, &'static [(&'static str, &'static str, State)], Backends, Backends);
 
 /// A slice of `web` with the port 8080 and endpoints of address, node and conditions.
 fn slice(name: &str, endpoints: &[(&str, &str, State)]) -> EndpointSlice {
@@ -86,42 +88,42 @@ fn endpoints(last_bytes: &[u8]) -> Backends {
 #[test]
 fn conditions_and_policies_decide_who_answers() {
     use TrafficPolicy::{Cluster, Local};
-    let there = "there";
-    let here = "here";
-    let one = "10.244.0.1";
-    let two = "10.244.0.2";
-    let rows: [(&str, &[(&str, &str, State)], Backends, Backends); 9] = [
+    const THERE: &str = "there";
+    const HERE: &str = "here";
+    const ONE: &str = "10.244.0.1";
+    const TWO: &str = "10.244.0.2";
+    let rows: [Row; 9] = [
         ("nobody", &[], Backends::Reject, Backends::Reject),
         (
             "ready on both",
-            &[(one, here, READY), (two, there, READY)],
+            &[(ONE, HERE, READY), (TWO, THERE, READY)],
             endpoints(&[1, 2]),
             endpoints(&[1]),
         ),
         (
             "one not ready",
-            &[(one, here, NOT_READY), (two, there, READY)],
+            &[(ONE, HERE, NOT_READY), (TWO, THERE, READY)],
             endpoints(&[2]),
             Backends::Drop,
         ),
-        ("absent conditions", &[(one, here, (None, None, None))], endpoints(&[1]), endpoints(&[1])),
+        ("absent conditions", &[(ONE, HERE, (None, None, None))], endpoints(&[1]), endpoints(&[1])),
         (
             "all leaving",
-            &[(one, here, LEAVING), (two, there, LEAVING)],
+            &[(ONE, HERE, LEAVING), (TWO, THERE, LEAVING)],
             endpoints(&[1, 2]),
             endpoints(&[1]),
         ),
         (
             "here leaving, there ready",
-            &[(one, here, LEAVING), (two, there, READY)],
+            &[(ONE, HERE, LEAVING), (TWO, THERE, READY)],
             endpoints(&[2]),
             endpoints(&[1]),
         ),
-        ("all gone", &[(one, here, GONE), (two, there, GONE)], Backends::Reject, Backends::Reject),
-        ("node unknown", &[(one, "", READY)], endpoints(&[1]), Backends::Drop),
+        ("all gone", &[(ONE, HERE, GONE), (TWO, THERE, GONE)], Backends::Reject, Backends::Reject),
+        ("node unknown", &[(ONE, "", READY)], endpoints(&[1]), Backends::Drop),
         (
             "published though not ready",
-            &[(one, here, (Some(true), Some(false), Some(false)))],
+            &[(ONE, HERE, (Some(true), Some(false), Some(false)))],
             endpoints(&[1]),
             endpoints(&[1]),
         ),

@@ -364,12 +364,7 @@ impl<'a> Walk<'a> {
         let condition = |holds: bool| if holds { Step::Next } else { Step::NoMatch };
         Ok(match statement {
             Statement::InRange { field, range, outside } => {
-                let address = match field {
-                    Field::SourceAddress => self.packet.source.ip(),
-                    Field::DestinationAddress => self.destination.ip(),
-                    _ => return Err(TraceError::Broken(format!("{field:?} is no address"))),
-                };
-                condition(range.contains(&address) != *outside)
+                condition(range.contains(&self.address(*field)?) != *outside)
             }
             Statement::NotFromLoopback => condition(!self.from_loopback),
             Statement::ProtocolIs(number) => condition(self.protocol() == *number),
@@ -428,6 +423,14 @@ impl<'a> Walk<'a> {
                 Step::Verdict(Verdict::Accept)
             }
         })
+    }
+
+    fn address(&self, field: Field) -> Result<IpAddr, TraceError> {
+        match field {
+            Field::SourceAddress => Ok(self.packet.source.ip()),
+            Field::DestinationAddress => Ok(self.destination.ip()),
+            _ => Err(TraceError::Broken(format!("{field:?} is no address"))),
+        }
     }
 
     fn verdict_of(&self, key: &Tuple, map: &str) -> Result<Step, TraceError> {
