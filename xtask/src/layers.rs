@@ -77,6 +77,7 @@ const LAYERS: &[Layer] = &[
             "pause",
         ],
     },
+    Layer { name: "e2e", kind: Dev, may_use: &[] },
     Layer {
         name: "testkit",
         kind: Dev,

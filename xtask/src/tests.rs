@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::build;
 use crate::process::{self, Package, run, run_with, step};
+use crate::tools;
 
 /// Tests that make network namespaces or whole clusters: they need root, and fail without it. All
 /// others need nothing of the machine but a temporary directory and loopback.
@@ -39,7 +40,12 @@ pub fn test(arguments: &[String]) -> Result<()> {
     if pure_only {
         return Ok(());
     }
-    step("programs for the cluster tests", || build::build(&[]))?;
+    // The very programs that `./x up` installs.
+    step("programs for the cluster tests", || build::build(&["--release".into()]))?;
+    step("clients for the cluster tests", || {
+        tools::kubectl(&[])?;
+        tools::python()
+    })?;
     step("tests that need root", || privileged(&packages))
 }
 

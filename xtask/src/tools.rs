@@ -13,6 +13,9 @@ const KUBECTL_PACKAGE: &str = "kubernetes-client";
 /// What the packaged program must say of itself.
 const KUBECTL_VERSION: &str = "v1.20.";
 
+/// The Python client that the cluster tests run.
+const PYTHON_CLIENT: &str = "kubernetes==36.0.0";
+
 /// Where the tools live.
 fn directory() -> PathBuf {
     process::root().join("target/tools")
@@ -62,6 +65,25 @@ pub fn kubectl(arguments: &[String]) -> Result<()> {
     }
     println!("{path}");
     Ok(())
+}
+
+/// The Python client of Kubernetes, in an environment of its own.
+///
+/// # Errors
+/// When Python or its package index is out of reach.
+pub fn python() -> Result<()> {
+    let environment = directory().join("python");
+    let interpreter = environment.join("bin/python3").display().to_string();
+    let client = ["-c", "import kubernetes"];
+    if process::output(&interpreter, &client).is_ok() {
+        return Ok(());
+    }
+    let place = environment.display().to_string();
+    process::run("python3", &["-m", "venv", "--clear", &place])
+        .context("making a Python environment (package python3-venv)")?;
+    let install = ["-m", "pip", "install", "--quiet", PYTHON_CLIENT];
+    process::run(&interpreter, &install)
+        .context("installing the Python client: check the network and retry")
 }
 
 fn fetch_kubectl(target: &Path) -> Result<()> {
