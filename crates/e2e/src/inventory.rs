@@ -7,6 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+/// How deep cgroups are looked at.
+const CGROUP_DEPTH: usize = 6;
+
 /// Links, namespaces, mounts, cgroups, rules, routes, processes and files, a line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inventory(BTreeSet<String>);
@@ -36,9 +39,7 @@ impl Inventory {
         }
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         lines.extend(mounts.lines().map(|line| format!("mount: {line}")));
-        for root in ["/sys/fs/cgroup"] {
-            directories(Path::new(root), 6, &mut lines);
-        }
+        directories(Path::new("/sys/fs/cgroup"), CGROUP_DEPTH, &mut lines);
         for place in [
             "/var/lib",
             "/run",
