@@ -15,6 +15,7 @@ const SCENARIOS: &[Scenario<Inventory>] = &[
     ("overlapping_ranges_are_named_with_both_flags", overlapping_ranges),
     ("too_small_ranges_say_what_is_needed", too_small_ranges),
     ("a_busy_port_is_named", busy_port),
+    ("a_range_of_loopback_addresses_is_refused", loopback_range),
     ("a_range_that_the_host_uses_is_named_with_its_route", used_range),
     ("an_ordinary_user_is_told_to_use_sudo", ordinary_user),
     ("a_bad_name_is_refused", bad_name),
@@ -66,8 +67,44 @@ fn busy_port(before: &Inventory) -> Result<()> {
     refused(before, &["--api-port", &port], &[&port, "--api-port"])
 }
 
+fn loopback_range(before: &Inventory) -> Result<()> {
+    refused(before, &["--node-cidr", "127.0.0.0/24"], &["--node-cidr 127.0.0.0/24", "loopback"])
+}
+
+/// A link with a route of its own, which goes away with the value.
+struct Link;
+
+impl Link {
+    const NAME: &str = "e2e-used";
+
+    fn new(address: &str) -> Result<Self> {
+        ip(&["link", "add", Self::NAME, "type", "bridge"])?;
+        let link = Self;
+        ip(&["address", "add", address, "dev", Self::NAME])?;
+        ip(&["link", "set", Self::NAME, "up"])?;
+        Ok(link)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = ip(&["link", "delete", Self::NAME]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("ip").args(arguments).status().context("starting ip")?;
+    ensure!(status.success(), "ip {}", arguments.join(" "));
+    Ok(())
+}
+
 fn used_range(before: &Inventory) -> Result<()> {
-    refused(before, &["--node-cidr", "127.0.0.0/24"], &["--node-cidr", "127.0.0.0"])
+    let link = Link::new("172.29.8.1/24")?;
+    let with_link = Inventory::take()?;
+    let words = ["--node-cidr 172.29.8.0/23", "172.29.8.0/24", Link::NAME];
+    refused(&with_link, &["--node-cidr", "172.29.8.0/23"], &words)?;
+    drop(link);
+    Inventory::take()?.ensure_same_as(before)
 }
 
 fn ordinary_user(_: &Inventory) -> Result<()> {

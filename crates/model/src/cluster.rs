@@ -115,6 +115,9 @@ impl ClusterConfig {
             for range in ranges.iter().filter(|range| range.trunc() != **range) {
                 errors.push(RangeError::HostBits { flag, range: *range });
             }
+            for range in ranges.iter().filter(|range| is_special(range)) {
+                errors.push(RangeError::Special { flag, range: *range });
+            }
         }
         for (index, (flag, ranges)) in named.iter().enumerate() {
             for (other_flag, others) in &named[index + 1..] {
@@ -186,6 +189,16 @@ pub enum RangeError {
         /// Its value.
         range: IpNet,
     },
+    /// The range has a meaning of its own.
+    #[error(
+        "{flag} {range} lies in a range with a meaning of its own (loopback, link-local, multicast or reserved): use a private one (RFC 1918)"
+    )]
+    Special {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        range: IpNet,
+    },
     /// Two ranges share addresses.
     #[error(
         "{flag} {range} overlaps {other_flag} {other}: pods, Services and nodes need ranges of their own; change one of the two"
@@ -229,6 +242,22 @@ pub enum RangeError {
 /// Whether two ranges share an address.
 pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
+}
+
+/// Ranges that no host may use as its own (RFC 6890).
+const SPECIAL: [&str; 8] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/3",
+    "::/128",
+    "::1/128",
+    "fe80::/10",
+    "ff00::/8",
+];
+
+fn is_special(range: &IpNet) -> bool {
+    SPECIAL.iter().filter_map(|text| text.parse().ok()).any(|special| overlap(&special, range))
 }
 
 /// The address `index` places after the network address; `None` outside the range.
@@ -283,6 +312,19 @@ mod tests {
         assert_eq!(errors.len(), 2);
         assert!(errors[0].to_string().contains("3 nodes need a /24 each"));
         assert!(errors[1].to_string().contains("at least 6 addresses"));
+    }
+
+    #[test]
+    fn ranges_with_a_meaning_of_their_own_are_refused() {
+        for bad in ["127.0.0.0/16", "169.254.0.0/16", "240.0.0.0/8", "0.0.0.0/0"] {
+            let config = ClusterConfig {
+                pod_cidrs: vec![bad.parse().expect("a range")],
+                ..ClusterConfig::default()
+            };
+            let errors = config.check_ranges(1).expect_err("refused");
+            let text = errors[0].to_string();
+            assert!(text.contains("--pod-cidr") && text.contains("meaning of its own"), "{text}");
+        }
     }
 
     #[test]
