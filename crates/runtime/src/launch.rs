@@ -1,8 +1,11 @@
 //! One start of a container: from the pod's spec to what the pause process is told.
 
-use std::path::PathBuf;
+use std::fs::{File, Permissions};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
-use pause::ContainerSpec;
+use pause::{Bind, ContainerSpec};
 
 use crate::disk::{self, PodDirectory};
 use crate::environment::{self, Sources};
@@ -66,7 +69,7 @@ pub fn prepare(
     let variables = environment::environment(pod, container, sources).map_err(config)?;
     let (user, group, groups) = identity(pod, container).map_err(config)?;
     let capabilities = capabilities(container).map_err(config)?;
-    let binds = volumes::binds(pod, container, directory).map_err(config)?;
+    let mut binds = volumes::binds(pod, container, directory).map_err(config)?;
     let expand = |texts: &[String]| -> Vec<String> {
         texts.iter().map(|text| environment::expand(text, &variables)).collect()
     };
@@ -84,6 +87,7 @@ pub fn prepare(
     let root = layers.join("mount");
     disk::make_private(&root).map_err(StartFailure::Run)?;
     let overlays = images.overlays(image, &layers).map_err(StartFailure::Run)?;
+    binds.push(last_words_file(container, &layers).map_err(StartFailure::Run)?);
     let mut environment: Vec<String> =
         variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
     if !variables.contains_key("HOME") {
@@ -113,6 +117,35 @@ pub fn prepare(
     })
 }
 
+/// What the container wrote to its `terminationMessagePath`; empty when nothing.
+pub fn last_words(directory: &PodDirectory, container: &str, restarts: u32) -> String {
+    let mut text = Vec::new();
+    let path = directory.layers(container, restarts).join(LAST_WORDS);
+    let read =
+        File::open(path).and_then(|file| file.take(LAST_WORDS_LIMIT_BYTES).read_to_end(&mut text));
+    if read.is_err() {
+        return String::new();
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn last_words_file(container: &Container, layers: &Path) -> Result<Bind, String> {
+    let source = layers.join(LAST_WORDS);
+    let failed = |error: std::io::Error| format!("cannot make {}: {error}", source.display());
+    File::create(&source)
+        .and_then(|file| file.set_permissions(Permissions::from_mode(0o666)))
+        .map_err(failed)?;
+    let target = match container.termination_message_path.as_str() {
+        "" => "/dev/termination-log",
+        path => path,
+    };
+    Ok(Bind { source, sub_path: String::new(), target: target.to_owned(), read_only: false })
+}
+
+/// The file, beside the container's layers, in which its last words are left.
+const LAST_WORDS: &str = "termination-log";
+/// As much of it as the status shows, bytes (the kubelet's).
+const LAST_WORDS_LIMIT_BYTES: u64 = 4096;
 /// Most words of a command line.
 const MAX_ARGUMENTS: usize = 4096;
 

@@ -136,6 +136,8 @@ api! {
         args: Vec<String>,
         /// Working directory.
         working_dir: String,
+        /// The file whose content becomes the message of the container's end.
+        termination_message_path: String,
         /// Variables.
         env: Vec<EnvironmentVariable>,
         /// Whole ConfigMaps and Secrets as variables.

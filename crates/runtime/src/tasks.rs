@@ -91,6 +91,13 @@ impl Task {
         tell(&self.sender, fact).await;
     }
 
+    /// Brings projected volumes up to date. What is missing meanwhile stays as it was.
+    pub async fn refresh_volumes(self) {
+        if let Err(message) = self.prepare_volumes().await {
+            tracing::debug!(pod = %self.pod.metadata.name, "volumes not refreshed: {message}");
+        }
+    }
+
     /// Removes the sandbox, and tries until nothing of it is left.
     pub async fn remove_sandbox(self) {
         let mut wait_ms = RETRY_MS;

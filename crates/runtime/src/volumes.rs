@@ -29,6 +29,13 @@ pub fn references(pod: &Pod) -> (BTreeSet<String>, BTreeSet<String>) {
     )
 }
 
+/// Whether any volume shows objects of the API, which may change.
+pub fn are_projected(pod: &Pod) -> bool {
+    pod.spec.volumes.iter().any(|volume| {
+        volume.config_map.is_some() || volume.secret.is_some() || volume.downward_api.is_some()
+    })
+}
+
 /// Makes every volume that is not there yet, and brings projected files up to date.
 ///
 /// # Errors

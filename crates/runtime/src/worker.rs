@@ -13,10 +13,12 @@ use tokio::task::AbortHandle;
 use crate::adopt;
 use crate::context::{ContainerView, Context, PodView, now};
 use crate::disk::{self, PodDirectory};
+use crate::launch;
 use crate::machine::status::status;
 use crate::machine::{Action, ContainerState, Fact, Machine, Record, SandboxState};
 use crate::pod::Pod;
 use crate::tasks::{self, Task};
+use crate::volumes;
 
 /// Facts that may wait for a pod's machine.
 const QUEUE: usize = 64;
@@ -24,6 +26,9 @@ const QUEUE: usize = 64;
 const RETRY_MS: u64 = 100;
 /// Longest such wait, milliseconds.
 const RETRY_LIMIT_MS: u64 = 5_000;
+
+/// Time between two looks whether projected volumes are up to date, seconds (about the kubelet's).
+const REFRESH_S: u64 = 60;
 
 /// What wakes a pod's task.
 #[derive(Debug)]
@@ -60,6 +65,7 @@ pub struct Worker {
     reporting: Option<Value>,
     retry_ms: u64,
     retry_at: Option<Timestamp>,
+    refresh_at: Timestamp,
 }
 
 /// Starts a new pod's task, or one that a killed runtime had.
@@ -80,6 +86,7 @@ pub fn start(context: Arc<Context>, pod: Pod, kept: Option<Kept>) -> mpsc::Sende
         reporting: None,
         retry_ms: RETRY_MS,
         retry_at: None,
+        refresh_at: now().after(Duration::from_secs(REFRESH_S)),
     };
     tokio::spawn(worker.run());
     sender
@@ -96,6 +103,7 @@ impl Worker {
                 self.keep();
                 self.carry_out(action);
             }
+            self.refresh_volumes();
             let status = status(&mut self.machine, self.context.node_addresses(), now());
             self.show();
             self.report(status);
@@ -116,7 +124,30 @@ impl Worker {
 
     fn deadline(&self) -> Option<Timestamp> {
         let machine = self.machine.next_deadline();
-        machine.into_iter().chain(self.retry_at).min()
+        let refresh = volumes::are_projected(&self.machine.pod).then_some(self.refresh_at);
+        machine.into_iter().chain(self.retry_at).chain(refresh).min()
+    }
+
+    /// ConfigMaps and Secrets change under running containers.
+    fn refresh_volumes(&mut self) {
+        let ready = self.machine.record.sandbox.state == SandboxState::Ready;
+        if self.refresh_at > now() || !volumes::are_projected(&self.machine.pod) {
+            return;
+        }
+        self.refresh_at = now().after(Duration::from_secs(REFRESH_S));
+        if ready && !self.machine.is_ending() {
+            tokio::spawn(self.task().refresh_volumes());
+        }
+    }
+
+    fn task(&self) -> Task {
+        Task {
+            context: self.context.clone(),
+            directory: self.directory.clone(),
+            pod: self.machine.pod.clone(),
+            addresses: self.machine.record.sandbox.addresses.clone(),
+            sender: self.sender.clone(),
+        }
     }
 
     /// Goes on with containers that run: they have not noticed that the runtime was away.
@@ -149,6 +180,9 @@ impl Worker {
                 ended.reason = "OOMKilled".into();
             }
             self.context.cgroups.remove_container(uid, container, restarts);
+            if ended.message.is_empty() {
+                ended.message = launch::last_words(&self.directory, container, restarts);
+            }
         }
         let sandbox_ready = matches!(fact, Fact::SandboxReady(_));
         for note in self.machine.learn(fact, now()) {
@@ -176,13 +210,7 @@ impl Worker {
     }
 
     fn carry_out(&mut self, action: Action) {
-        let task = Task {
-            context: self.context.clone(),
-            directory: self.directory.clone(),
-            pod: self.machine.pod.clone(),
-            addresses: self.machine.record.sandbox.addresses.clone(),
-            sender: self.sender.clone(),
-        };
+        let task = self.task();
         match action {
             Action::Emit(note) => self.context.events.record(&self.machine.pod, note),
             Action::RemoveSandbox => {

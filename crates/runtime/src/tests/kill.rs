@@ -25,8 +25,8 @@ const KILLS: u32 = 10;
 /// Where the child process finds its node's files.
 const ROOT: &str = "FLATNET_TEST_NODE";
 
-/// Serves the API in memory over TLS, and gives a kubeconfig for it.
-async fn serve(node: &Node) -> std::path::PathBuf {
+/// Serves the API in memory over TLS, and writes a kubeconfig for it.
+pub async fn serve(node: &Node) {
     let issued = node.authority.issue("server", Some("127.0.0.1"));
     let certificate = CertificateDer::from_pem_file(&issued.certificate).expect("a certificate");
     let key = PrivateKeyDer::from_pem_file(&issued.key).expect("a key");
@@ -65,7 +65,14 @@ async fn serve(node: &Node) -> std::path::PathBuf {
             "client-certificate": identity.certificate, "client-key": identity.key}}],
     });
     fs::write(&path, text.to_string()).expect("written");
-    path
+}
+
+/// The port that [`serve`] has put into the kubeconfig.
+pub fn port(node: &Node) -> u16 {
+    let text = fs::read_to_string(node.root.join("kubeconfig")).expect("a kubeconfig");
+    let config: Value = serde_json::from_str(&text).expect("a kubeconfig");
+    let server = config["clusters"][0]["cluster"]["server"].as_str().expect("a server");
+    server.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
 }
 
 async fn answer(
@@ -79,14 +86,32 @@ async fn answer(
 }
 
 /// The runtime as this very program, started to run only [`runtime_process`].
-fn start(node: &Node) -> Child {
-    Command::new(std::env::current_exe().expect("this program"))
+fn start(node: &Node) -> Process {
+    let child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "tests::kill::runtime_process", "--ignored", "--nocapture"])
         .env(ROOT, &node.root)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .spawn()
-        .expect("the runtime")
+        .stderr(Stdio::null())
+        .spawn();
+    Process(child.expect("the runtime"))
+}
+
+/// A runtime process, killed with SIGKILL when the test lets go of it, however it ends.
+struct Process(Child);
+
+impl Process {
+    fn kill(&mut self) {
+        self.0.kill().expect("killed");
+        self.0.wait().expect("ended");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
@@ -112,9 +137,15 @@ fn killing_the_runtime_disturbs_no_container_and_loses_no_line() {
             |pod: &Value| is_running(pod) && pod["status"]["containerStatuses"][0]["ready"] == true;
         let before = node.api.until_pod("steady", "ready", ready).await;
         let pid = node.pause_pid(&uid).await;
+        // A runtime that dies between its write and the note of it writes the same once more.
+        let file = node.pod_state(&uid).join("pod.json");
+        let noted = |_: &Api| {
+            let kept: Value = crate::disk::read_json(&file)?;
+            (kept["reported"] == before["status"]).then_some(())
+        };
+        node.api.until(noted).await.expect("the status is noted on disk");
         for round in 0..KILLS {
-            runtime.kill().expect("killed");
-            runtime.wait().expect("ended");
+            runtime.kill();
             let lines = node.log(&uid, "main", 0).len();
             runtime = start(&node);
             // The new runtime has taken over when it renews the lease.
@@ -138,8 +169,7 @@ fn killing_the_runtime_disturbs_no_container_and_loses_no_line() {
         assert_eq!(log, expected);
         node.api.delete_pod("steady", 0);
         node.api.until_gone("steady").await;
-        runtime.kill().expect("killed");
-        runtime.wait().expect("ended");
+        runtime.kill();
     });
 }
 
@@ -156,8 +186,7 @@ fn what_happened_while_the_runtime_was_away_is_learned() {
         for name in ["ends", "deleted", "lost"] {
             node.api.until_pod(name, "running", is_running).await;
         }
-        runtime.kill().expect("killed");
-        runtime.wait().expect("ended");
+        runtime.kill();
         // One container ends, one pod is removed from the API, one pause process dies.
         let socket = node.pod_run(&ends).join("pause.sock");
         let spec = pause::ExecSpec {
@@ -187,7 +216,6 @@ fn what_happened_while_the_runtime_was_away_is_learned() {
         node.api.until_pod("lost", "running at a new address", renewed).await;
         let gone = || !node.pod_state(&deleted).exists() && !node.pod_run(&deleted).exists();
         node.api.until(|_| gone().then_some(())).await.expect("removed");
-        runtime.kill().expect("killed");
-        runtime.wait().expect("ended");
+        runtime.kill();
     });
 }

@@ -120,7 +120,7 @@ fn a_container_sees_its_own_names_files_and_nothing_of_the_machine() {
             "CapEff:\t00000000800425fb",
             "CapBnd:\t00000000800425fb",
             "NoNewPrivs:\t1",
-            "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero ",
+            "fd full null ptmx pts random shm stderr stdin stdout termination-log tty urandom zero ",
         ];
         assert_eq!(lines, expected);
     });

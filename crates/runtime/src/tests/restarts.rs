@@ -139,3 +139,43 @@ fn a_killed_pause_process_gives_a_new_sandbox_with_a_new_address() {
         assert!(node.api.events("again").iter().any(changed));
     });
 }
+
+#[test]
+fn last_words_of_a_container_are_in_its_status() {
+    on_node("words", |node: Node| async move {
+        let _runtime = node.start();
+        let script = "echo -n out of ideas > /dev/termination-log; exit 1";
+        let spec = json!({"restartPolicy": "Never", "containers": [shell(script)]});
+        node.api.create_pod("words", spec);
+        let ended = |pod: &Value| {
+            let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+            ended["message"] == "out of ideas" && ended["reason"] == "Error"
+        };
+        node.api.until_pod("words", "ended with a message", ended).await;
+    });
+}
+
+#[test]
+fn https_probes_ask_for_health_not_identity() {
+    on_node("https", |node: Node| async move {
+        super::kill::serve(&node).await;
+        let port = super::kill::port(&node);
+        let _runtime = node.start();
+        let mut main = shell("exec sleep 1000");
+        main["readinessProbe"] = json!({"periodSeconds": 1, "httpGet": {"scheme": "HTTPS",
+            "host": "127.0.0.1", "port": port, "path": "/api/v1/pods"}});
+        let mut wrong = shell("exec sleep 1000");
+        wrong["readinessProbe"] = json!({"periodSeconds": 1, "httpGet": {"scheme": "HTTPS",
+            "host": "127.0.0.1", "port": port, "path": "/nothing"}});
+        node.api.create_pod("right", json!({"containers": [main]}));
+        node.api.create_pod("wrong", json!({"containers": [wrong]}));
+        let ready = |pod: &Value| pod["status"]["containerStatuses"][0]["ready"] == true;
+        node.api.until_pod("right", "ready", ready).await;
+        let refused = |(reason, message): &(String, String)| {
+            reason == "Unhealthy"
+                && message == "Readiness probe failed: HTTP probe failed with statuscode: 404"
+        };
+        let event = node.api.until(|api| api.events("wrong").iter().any(refused).then_some(()));
+        event.await.expect("an event");
+    });
+}
