@@ -89,6 +89,8 @@ impl Cgroups {
                 }
             }
             let _ = fs::remove_dir(&pod);
+            // The last pod takes the common directory with it; others keep it from going.
+            let _ = fs::remove_dir(hierarchy.directory.join(PODS));
             !pod.exists()
         })
     }
