@@ -96,7 +96,10 @@ impl Reader {
                         self.file = Some(file);
                     }
                     // The older file is mostly not there.
-                    Err(_) if self.next.len() > 1 => drop(self.next.remove(0)),
+                    Err(_) if self.next.len() > 1 => {
+                        self.next.remove(0);
+                        continue;
+                    }
                     Err(_) => return Vec::new(),
                 }
             }
@@ -292,6 +295,15 @@ mod tests {
         for (options, expected) in cases {
             assert_eq!(collect(&path, options.clone()), expected, "{options:?}");
         }
+    }
+
+    #[test]
+    fn a_log_that_was_never_rotated_is_read_at_once() {
+        let scratch = Scratch::new("young");
+        let path = scratch.0.join("0.log");
+        assert_eq!(collect(&path, LogOptions::default()), "");
+        fs::write(&path, line(1, 'F', "one")).expect("written");
+        assert_eq!(collect(&path, LogOptions::default()), "one\n");
     }
 
     #[test]
