@@ -19,6 +19,18 @@ pub struct Outside {
 }
 
 impl Outside {
+    /// Lets `ip netns` arrange its directory, which it does once and leaves so: this is not of the
+    /// cluster's making.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn prepare() -> Result<()> {
+        let name = "e2e-prepare";
+        let _ = ip(&["netns", "delete", name]);
+        ip(&["netns", "add", name])?;
+        ip(&["netns", "delete", name]).map(drop)
+    }
+
     /// Plugs the machine into the cluster's node network, and tells the nodes the way.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use e2e::inventory::Inventory;
+use e2e::outside::Outside;
 use e2e::runner::{Scenario, run};
 use world::World;
 
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn suite() -> Result<usize> {
+    Outside::prepare()?;
     let before = Inventory::take()?;
     let world = World::up()?;
     let mut failed = run("cluster", &world, SCENARIOS);

@@ -100,7 +100,8 @@ pub fn rolling_update_under_load(world: &World) -> Result<()> {
 }
 
 pub fn namespace_deletion(world: &World) -> Result<()> {
-    let manifest = web_deployment(2, "1").replace(NAMESPACE, "doomed");
+    let manifest =
+        web_deployment(2, "1").replace(&format!("namespace: {NAMESPACE}"), "namespace: doomed");
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: doomed}\n---";
     world.cluster.apply(&format!("{namespace}{manifest}"))?;
     world.cluster.rolled_out("doomed", "shopfront")?;

@@ -39,7 +39,8 @@ pub fn headless_and_srv(world: &World) -> Result<()> {
     let answer = dig("_http._tcp.web.lab.svc.cluster.local SRV")?;
     ensure!(answer.contains("80 web.lab.svc.cluster.local."), "{answer}");
     let answer = dig("_http._tcp.pods.lab.svc.cluster.local SRV")?;
-    ensure!(answer.lines().count() == 3 && answer.contains("8080 "), "{answer}");
+    let pods = world.cluster.nodes.len();
+    ensure!(answer.lines().count() == pods && answer.contains("8080 "), "{answer}");
     let answer = dig(&format!("-x {}", world.cluster_ip("web")?))?;
     ensure!(answer.contains("web.lab.svc.cluster.local."), "{answer}");
     let answer = dig("+tcp web.lab.svc.cluster.local A")?;

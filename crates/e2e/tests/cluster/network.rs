@@ -25,7 +25,7 @@ pub fn pod_to_pod(world: &World) -> Result<()> {
 /// Asks `address` from a pod: the right pod must answer, and must have seen `client`.
 fn sees(cluster: &Cluster, from: &str, address: &str, pod: &str, client: &str) -> Result<()> {
     let url = format!("http://{address}:8080/");
-    let text = cluster.exec(NAMESPACE, from, &["/toolbox", "http", &url])?;
+    let text = cluster.exec(NAMESPACE, from, &["toolbox", "http", &url])?;
     let answer: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
     ensure!(answer["pod"] == pod, "{pod} should answer at {address}: {answer}");
     ensure!(address_of(&answer) == client, "{pod} should see {client}: {answer}");
@@ -107,12 +107,12 @@ pub fn pod_to_outside(world: &World) -> Result<()> {
 pub fn large_messages(world: &World) -> Result<()> {
     let remote = world.pod_ip("echo-node2")?;
     let udp = ["udp", &remote, "9090", "--payload-bytes", DATAGRAM_BYTES, "--count", "5"];
-    let mut all = vec!["/toolbox"];
+    let mut all = vec!["toolbox"];
     all.extend(udp);
     let text = world.cluster.exec(NAMESPACE, "echo-node1", &all)?;
     ensure!(text.contains(DATAGRAM_BYTES), "{text}");
     let url = format!("http://{remote}:8080/echo");
-    let post = ["/toolbox", "http", &url, "--post-bytes", BODY_BYTES];
+    let post = ["toolbox", "http", &url, "--post-bytes", BODY_BYTES];
     let text = world.cluster.exec(NAMESPACE, "echo-node1", &post)?;
     ensure!(text.contains(BODY_BYTES), "{text}");
     Ok(())

@@ -161,16 +161,15 @@ pub fn killed_pause(world: &World) -> Result<()> {
     world.cluster.kubectl(&["delete", "pod", "-n", NAMESPACE, "sandboxed", "--now"]).map(drop)
 }
 
-/// The pause process whose command line or environment names the pod.
+/// The pod's pause process: the one of its program in the pod's cgroup.
 fn pause_of(uid: &str) -> Option<u32> {
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let program = std::fs::read_link(entry.path().join("exe")).ok()?;
         if program.file_name()? != "flatnet-pause" {
             return None;
         }
-        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let cgroups = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        // A container's init may be a fork of the same program: the pause is not its child.
-        String::from_utf8_lossy(&command).contains(uid).then_some(pid)
+        cgroups.contains(uid).then_some(pid)
     })
 }

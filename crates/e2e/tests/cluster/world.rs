@@ -61,7 +61,7 @@ impl World {
 
     /// Runs a toolbox command in a pod and reads its JSON.
     pub fn toolbox_json(&self, pod: &str, command: &[&str]) -> Result<Value> {
-        let mut all = vec!["/toolbox"];
+        let mut all = vec!["toolbox"];
         all.extend(command);
         let text = self.cluster.exec(NAMESPACE, pod, &all)?;
         serde_json::from_str(&text).with_context(|| text.clone())

@@ -162,7 +162,8 @@ pub fn run(paths: &Paths) -> Result<()> {
         }
         while let Some(signal) = signal_fd.read_signal()? {
             if signal.ssi_signo != Signal::SIGCHLD as u32 {
-                return stop_all(&mut processes);
+                stop_all(&mut processes);
+                return stop_pods(paths, &spec);
             }
         }
     }
@@ -213,7 +214,16 @@ fn next_start(processes: &[Process]) -> Option<Duration> {
     Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
 }
 
-fn stop_all(processes: &mut [Process]) -> Result<()> {
+/// Ends the nodes' pods too, and reaps them: nobody else may.
+fn stop_pods(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
+    for node in &spec.nodes {
+        cgroups::destroy(&paths.cgroup().join(&node.name))?;
+    }
+    while !matches!(waitpid(None::<Pid>, None), Err(nix::Error::ECHILD)) {}
+    Ok(())
+}
+
+fn stop_all(processes: &mut [Process]) {
     let deadline = Instant::now() + STOP_TIMEOUT;
     for process in processes.iter_mut() {
         process.start_at = None;
@@ -231,7 +241,6 @@ fn stop_all(processes: &mut [Process]) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    Ok(())
 }
 
 fn write_report(paths: &Paths, processes: &[Process]) -> Result<()> {
