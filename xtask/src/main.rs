@@ -60,8 +60,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        arguments: "",
-        about: "the benchmarks of the pure path",
+        arguments: "[NAME …]",
+        about: "the benchmarks of bench/README.md, or the named ones",
         run: tests::bench,
     },
     Command {

@@ -11,6 +11,8 @@ use crate::tools;
 const ROOT_TESTS: &[(&str, &str)] = &[
     ("cni", "nodes"),
     ("cni", "pods"),
+    // This one needs no root, but Debian's kubectl.
+    ("controlplane", "kubectl"),
     ("dnsworker", "worker"),
     ("e2e", "cluster"),
     ("e2e", "refusals"),
@@ -115,14 +117,25 @@ pub fn bless(arguments: &[String]) -> Result<()> {
     run("git", &["diff", "--stat", "--", "cases"])
 }
 
-/// The command `bench`.
+/// The benchmarks: name and crate.
+const BENCHES: [(&str, &str); 2] = [("spine", "testkit"), ("startup", "e2e")];
+
+/// The command `bench`: all benchmarks, or the named ones.
 ///
 /// # Errors
-/// When it does not build.
+/// When one does not build or run, or has no such name.
 pub fn bench(arguments: &[String]) -> Result<()> {
-    let mut call = vec!["bench", "-p", "testkit", "--bench", "spine", "--"];
-    call.extend(arguments.iter().map(String::as_str));
-    run("cargo", &call)
+    if let Some(unknown) = arguments.iter().find(|name| !BENCHES.iter().any(|one| one.0 == *name)) {
+        let names: Vec<&str> = BENCHES.iter().map(|one| one.0).collect();
+        bail!("there is no benchmark {unknown:?}: the names are {}", names.join(", "));
+    }
+    build::build(&["--release".into()])?;
+    for (name, package) in BENCHES {
+        if arguments.is_empty() || arguments.iter().any(|one| one == name) {
+            run("cargo", &["bench", "-p", package, "--bench", name])?;
+        }
+    }
+    Ok(())
 }
 
 fn is_root() -> Result<bool> {

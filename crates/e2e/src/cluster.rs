@@ -45,6 +45,16 @@ impl Cluster {
         Ok(Self { name: name.into(), nodes })
     }
 
+    /// Stops the cluster, and keeps its objects until it is taken down for good.
+    ///
+    /// # Errors
+    /// What `flatnet down` says.
+    pub fn keep(self) -> Result<()> {
+        let name = self.name.clone();
+        std::mem::forget(self);
+        flatnet(&["down", "--name", &name, "--keep"]).map(drop)
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         PathBuf::from("/var/lib/flatnet").join(&self.name).join("kubeconfig")

@@ -11,6 +11,18 @@ use e2e::runner::{Scenario, run};
 
 const NAME: &str = "e2e-refused";
 
+/// A small cluster beside others.
+const RANGES: [&str; 8] = [
+    "--nodes",
+    "1",
+    "--pod-cidr",
+    "10.50.0.0/16",
+    "--service-cidr",
+    "10.51.0.0/16",
+    "--node-cidr",
+    "172.29.9.0/24",
+];
+
 const SCENARIOS: &[Scenario<Inventory>] = &[
     ("overlapping_ranges_are_named_with_both_flags", overlapping_ranges),
     ("too_small_ranges_say_what_is_needed", too_small_ranges),
@@ -21,6 +33,7 @@ const SCENARIOS: &[Scenario<Inventory>] = &[
     ("a_bad_name_is_refused", bad_name),
     ("a_second_up_of_the_same_name_is_refused_and_harms_nothing", second_up),
     ("a_damaged_state_directory_says_how_to_go_on", damaged_state),
+    ("damaged_objects_are_named_and_kept", damaged_objects),
     ("down_of_nothing_is_fine", down_of_nothing),
 ];
 
@@ -134,17 +147,7 @@ fn bad_name(before: &Inventory) -> Result<()> {
 }
 
 fn second_up(before: &Inventory) -> Result<()> {
-    let ranges = [
-        "--nodes",
-        "1",
-        "--pod-cidr",
-        "10.50.0.0/16",
-        "--service-cidr",
-        "10.51.0.0/16",
-        "--node-cidr",
-        "172.29.9.0/24",
-    ];
-    let cluster = Cluster::up(NAME, &ranges)?;
+    let cluster = Cluster::up(NAME, &RANGES)?;
     let output = Command::new(program("flatnet")).args(["up", "--name", NAME]).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && said.contains("runs already"), "{said}");
@@ -162,6 +165,20 @@ fn damaged_state(before: &Inventory) -> Result<()> {
     flatnet(&["down", "--name", NAME])?;
     ensure!(!output.status.success(), "it started on a damaged file");
     ensure!(said.contains("is damaged") && said.contains("flatnet down"), "{said}");
+    Inventory::take()?.ensure_same_as(before)
+}
+
+fn damaged_objects(before: &Inventory) -> Result<()> {
+    Cluster::up(NAME, &RANGES)?.keep()?;
+    let store = std::path::Path::new("/var/lib/flatnet").join(NAME).join("store.redb");
+    std::fs::write(&store, "not a database")?;
+    let output = Command::new(program("flatnet")).args(["up", "--name", NAME]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let kept = std::fs::read_to_string(&store);
+    flatnet(&["down", "--name", NAME])?;
+    ensure!(!output.status.success(), "it started on damaged objects");
+    ensure!(said.contains("store.redb"), "{said}");
+    ensure!(kept? == "not a database", "the damaged file was not kept for its owner");
     Inventory::take()?.ensure_same_as(before)
 }
 

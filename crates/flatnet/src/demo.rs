@@ -16,9 +16,10 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::cluster::memory;
 use crate::cluster::paths::Paths;
 use crate::cluster::spec::ClusterSpec;
-use crate::cluster::supervisor::node_place;
+use crate::cluster::supervisor::{self, node_place};
 use crate::output::{Progress, table};
 
 /// What is deployed: the very file that people can read and apply.
@@ -47,6 +48,7 @@ pub struct Outcome {
     node_urls: Vec<String>,
     answers_by_pod: BTreeMap<String, usize>,
     dns: Vec<(String, String)>,
+    memory_kilobytes: u64,
 }
 
 /// What an API pod says of itself.
@@ -95,12 +97,15 @@ pub async fn run(
     let names = ["front.shop", "store.shop"];
     let dns = names.iter().map(|name| resolve(paths, spec, name)).collect::<Result<_>>()?;
     progress.done("shop checked: Service, node ports, names");
+    let supervisor = supervisor::report(paths)?.context("no supervisor reports")?.supervisor;
+    let memory_kilobytes = memory::own_kilobytes(paths, supervisor);
     Ok(Outcome {
         first_answer_ms,
         cluster_url: format!("http://{cluster}"),
         node_urls,
         answers_by_pod,
         dns,
+        memory_kilobytes,
     })
 }
 
@@ -122,6 +127,7 @@ pub fn text(outcome: &Outcome) -> String {
     for (name, addresses) in &outcome.dns {
         text.push_str(&format!("{name} resolves to {addresses}\n"));
     }
+    text.push_str(&format!("\n{}\n", memory::sentence(outcome.memory_kilobytes)));
     text
 }
 

@@ -89,6 +89,14 @@ pub fn rolling_update_under_load(world: &World) -> Result<()> {
     world.cluster.kubectl(&["rollout", "undo", "-n", NAMESPACE, "deployment/shopfront"])?;
     world.cluster.rolled_out(NAMESPACE, "shopfront")?;
     scale(world, 0)?;
+    eventually("connections are refused at once", Duration::from_secs(2), || {
+        let url = format!("http://{address}/");
+        let curl = ["curl", "-s", "-o", "/dev/null", "--max-time", "2", &url];
+        let said = world.cluster.exec(NAMESPACE, "tools", &curl).expect_err("nobody is there");
+        // curl: 7 is a refused connection, 28 a timeout.
+        ensure!(format!("{said:#}").contains("code 7"), "{said:#}");
+        Ok(())
+    })?;
     eventually("the pods are gone", Duration::from_secs(20), || {
         ensure!(addresses(world)?.is_empty());
         Ok(())

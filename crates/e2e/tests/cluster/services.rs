@@ -91,7 +91,8 @@ pub fn readiness(world: &World) -> Result<()> {
         world.cluster.exec(NAMESPACE, "tools", &["curl", "-s", "-X", "POST", &url])
     };
     set(false)?;
-    let limit = Duration::from_secs(4);
+    // The probe's period is a second; the way from there to the slice has another.
+    let limit = Duration::from_secs(2);
     eventually("the slice says not ready", limit, || {
         let slices =
             world.cluster.list(NAMESPACE, "endpointslice", "kubernetes.io/service-name=web")?;

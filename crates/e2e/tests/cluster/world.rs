@@ -95,6 +95,7 @@ impl World {
         let requests = result["requests"].as_u64().context("no count")?;
         ensure!(requests > 50 * seconds, "too little load to mean anything: {result}");
         ensure!(result["failed"] == 0, "requests failed: {result}");
+        println!("    {pod}: {requests} requests, none failed");
         Ok(result)
     }
 }

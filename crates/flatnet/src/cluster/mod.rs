@@ -2,6 +2,7 @@
 
 pub mod cgroups;
 pub mod fabric;
+pub mod memory;
 pub mod node_namespaces;
 pub mod paths;
 pub mod preflight;

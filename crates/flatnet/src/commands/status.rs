@@ -1,8 +1,6 @@
 //! `flatnet status`: what runs and what is wrong.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 
 use agent::AgentStatus;
@@ -16,7 +14,7 @@ use serde::Serialize;
 use tokio::net::UnixStream;
 
 use super::{ClusterName, require_root};
-use crate::cluster::cgroups;
+use crate::cluster::memory;
 use crate::cluster::paths::Paths;
 use crate::cluster::spec::ClusterSpec;
 use crate::cluster::supervisor::{self, ProcessReport};
@@ -101,7 +99,7 @@ fn ask(arguments: &Arguments) -> Result<Option<Outcome>> {
         problems.push(format!("{} does not run ({exit}); see {}", process.name, log.display()));
     }
     let nodes = runtime.block_on(nodes(&paths, &spec, &report.processes, &mut problems));
-    let memory_kilobytes = memory(&paths, report.supervisor);
+    let memory_kilobytes = memory::own_kilobytes(&paths, report.supervisor);
     let name = paths.name().to_owned();
     Ok(Some(Outcome { name, processes: report.processes, nodes, memory_kilobytes, problems }))
 }
@@ -176,28 +174,6 @@ async fn agent_status(pid: i32) -> Result<AgentStatus> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// Memory of all our own processes, pauses included, containers not: the sum of proportional set
-/// sizes, so that shared pages count once.
-fn memory(paths: &Paths, supervisor: i32) -> u64 {
-    let mut processes = cgroups::members(&paths.cgroup());
-    processes.insert(supervisor);
-    processes.iter().filter(|pid| is_ours(**pid)).filter_map(|pid| pss_kilobytes(*pid)).sum()
-}
-
-fn is_ours(pid: i32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| {
-        let name = program.file_name().map(|name| name.to_string_lossy().into_owned());
-        matches!(name.as_deref(), Some("flatnet" | "flatnet-pause"))
-    })
-}
-
-fn pss_kilobytes(pid: i32) -> Option<u64> {
-    let rollup = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("smaps_rollup"));
-    let rollup = rollup.ok()?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.trim().trim_end_matches(" kB").parse().ok()
-}
-
 fn text(outcome: &Outcome) -> String {
     let processes: Vec<[String; 4]> = outcome
         .processes
@@ -221,8 +197,7 @@ fn text(outcome: &Outcome) -> String {
     let mut text = table(["PROCESS", "PID", "RESTARTS", "LAST-EXIT"], &processes);
     text.push('\n');
     text.push_str(&table(["NODE", "READY", "SYNCED", "CONVERGED", "SERVICES"], &nodes));
-    let megabytes = outcome.memory_kilobytes as f64 / 1024.0;
-    text.push_str(&format!("\nMemory of flatnet's own processes: {megabytes:.1} MB (PSS)\n"));
+    text.push_str(&format!("\n{}\n", memory::sentence(outcome.memory_kilobytes)));
     if outcome.problems.is_empty() {
         text.push_str("Nothing is wrong.\n");
     } else {

@@ -27,6 +27,8 @@ use crate::output::{Format, Progress, print, table};
 
 /// How long all nodes may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
+/// A process that was started again this often meanwhile has a lasting reason to fail.
+const RESTARTS_MAX: u32 = 5;
 /// The API is asked this often meanwhile.
 const READY_PERIOD: Duration = Duration::from_millis(10);
 
@@ -341,9 +343,23 @@ async fn wait_ready(
             }
             Err(error) => last = error.to_string(),
         }
+        if let Some(fallen) = fallen(paths)? {
+            bail!("{fallen}");
+        }
         tokio::time::sleep(READY_PERIOD).await;
     }
     bail!("after {} s: {last} (logs: {})", READY_TIMEOUT.as_secs(), paths.logs().display())
+}
+
+/// The process that does not stay up, when there is one: waiting longer would not help.
+fn fallen(paths: &Paths) -> Result<Option<String>> {
+    let report = supervisor::report(paths)?;
+    let processes = report.into_iter().flat_map(|report| report.processes);
+    let mut fallen = processes.filter(|process| process.restarts >= RESTARTS_MAX);
+    Ok(fallen.next().map(|process| {
+        let exit = process.last_exit.unwrap_or_default();
+        format!("{} does not stay up ({exit})", process.name)
+    }))
 }
 
 /// Ready, with a pod range, and without the taint that keeps pods away from new nodes.
