@@ -21,6 +21,12 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("testkit", "lab"),
 ];
 
+/// Modules of a crate's own tests that make containers, and so need root too.
+const ROOT_MODULES: (&str, &[&str]) = (
+    "runtime",
+    &["tests::host_image", "tests::kill", "tests::pods", "tests::remote", "tests::restarts"],
+);
+
 /// The command `test`.
 ///
 /// # Errors
@@ -52,7 +58,11 @@ pub fn test(arguments: &[String]) -> Result<()> {
 }
 
 fn pure(packages: &[Package]) -> Result<()> {
-    run("cargo", &["test", "--workspace", "--lib", "--bins"])?;
+    let (package, modules) = ROOT_MODULES;
+    run("cargo", &["test", "--workspace", "--lib", "--bins", "--exclude", package])?;
+    let mut call = vec!["test", "-p", package, "--lib", "--"];
+    call.extend(modules.iter().flat_map(|module| ["--skip", *module]));
+    run("cargo", &call)?;
     for package in packages {
         test_some(package, |test| !needs_root(package, test))?;
     }
@@ -66,6 +76,10 @@ fn privileged(packages: &[Package]) -> Result<()> {
             bail!("ROOT_TESTS names the test {test} of {package}, which is not there");
         }
     }
+    let (package, modules) = ROOT_MODULES;
+    let mut call = vec!["test", "-p", package, "--lib", "--"];
+    call.extend(modules);
+    run("cargo", &call)?;
     for package in packages {
         test_some(package, |test| needs_root(package, test))?;
     }
