@@ -55,6 +55,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("logs_follow_and_choose_containers", kubectl::logs),
     ("the_python_client_lists_watches_and_patches", kubectl::python),
     ("killed_processes_come_back_and_lose_nothing", kills::kills),
+    ("a_cluster_comes_back_after_a_power_cut", kills::power_cut),
     ("a_stopped_cluster_comes_back_with_its_objects", kills::keep),
 ];
 

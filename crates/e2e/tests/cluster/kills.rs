@@ -92,6 +92,33 @@ fn no_address_twice(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// As after a power cut: every process is gone at once, the supervisor first.
+pub fn power_cut(world: &World) -> Result<()> {
+    let create = ["create", "configmap", "-n", NAMESPACE, "before-the-cut", "--from-literal=a=b"];
+    world.cluster.kubectl(&create)?;
+    let report = format!("/run/flatnet/{}/status.json", world.cluster.name);
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
+    let supervisor = report["supervisor"].as_i64();
+    let processes = report["processes"].as_array().context("no processes")?;
+    let processes = processes.iter().filter_map(|process| process["pid"].as_i64());
+    for pid in supervisor.into_iter().chain(processes) {
+        ensure!(Command::new("kill").args(["-9", &pid.to_string()]).status()?.success());
+    }
+    flatnet(&["up", "--name", &world.cluster.name])?;
+    world.cluster.kubectl(&["get", "configmap", "-n", NAMESPACE, "before-the-cut"])?;
+    all_answer(world)
+}
+
+fn all_answer(world: &World) -> Result<()> {
+    for node in &world.cluster.nodes {
+        world.cluster.pod_ready(NAMESPACE, &format!("echo-{node}"))?;
+    }
+    let url = format!("http://{}/", world.cluster_ip("web")?);
+    eventually("the Service answers again", BACK, || {
+        world.toolbox_json("echo-node1", &["http", &url, "--timeout-ms", "1000"]).map(drop)
+    })
+}
+
 pub fn keep(world: &World) -> Result<()> {
     world.cluster.kubectl(&[
         "create",
@@ -104,11 +131,5 @@ pub fn keep(world: &World) -> Result<()> {
     flatnet(&["down", "--name", &world.cluster.name, "--keep"])?;
     flatnet(&["up", "--name", &world.cluster.name])?;
     world.cluster.kubectl(&["get", "configmap", "-n", NAMESPACE, "kept"])?;
-    for node in &world.cluster.nodes {
-        world.cluster.pod_ready(NAMESPACE, &format!("echo-{node}"))?;
-    }
-    let url = format!("http://{}/", world.cluster_ip("web")?);
-    eventually("the Service answers again", BACK, || {
-        world.toolbox_json("echo-node1", &["http", &url, "--timeout-ms", "1000"]).map(drop)
-    })
+    all_answer(world)
 }
