@@ -16,6 +16,7 @@ const LARGE_BODY_BYTES: usize = 10_000_000;
 fn pods_reach_each_other(overlay: Overlay, expected_link: &str) {
     let lab = Lab::new(2, overlay);
     lab.reconcile();
+    lab.enforce();
     let one = lab.add_pod(0, "one");
     let neighbour = lab.add_pod(0, "neighbour");
     let remote = lab.add_pod(1, "remote");
@@ -41,6 +42,9 @@ fn pods_reach_each_other(overlay: Overlay, expected_link: &str) {
     }
     let seen = udp_echo(&remote.namespace, &one.namespace, one.address, LARGE_DATAGRAM_BYTES);
     assert_eq!(seen, remote.address, "and the other way round");
+    let there = &lab.nodes[1];
+    let seen = udp_echo(&one.namespace, &there.namespace, there.address, LARGE_DATAGRAM_BYTES);
+    assert_eq!(seen, one.address, "the other node answers a pod from the address that it asked");
 }
 
 #[test]
@@ -54,6 +58,24 @@ fn pods_on_two_nodes_reach_each_other_by_direct_routes() {
 }
 
 #[test]
+fn a_machine_on_the_node_network_reaches_all_pods_through_one_node() {
+    let lab = Lab::new(2, Overlay::Vxlan);
+    lab.reconcile();
+    lab.enforce();
+    let remote = lab.add_pod(1, "remote");
+    let machine = lab.stranger(77);
+    let mut netlink = netlink::Netlink::open_in(&machine).expect("a socket");
+    let uplink = netlink.require_link(UPLINK).expect("the uplink").index;
+    let pods = lab.config.pod_cidrs[0];
+    let route = netlink::Route::via(pods, lab.nodes[0].address, uplink, 4);
+    netlink.add_route(&route).expect("a route");
+    let seen = udp_echo(&machine, &remote.namespace, remote.address, 1200);
+    assert_eq!(seen.to_string(), "172.30.0.77");
+    let seen = udp_echo(&remote.namespace, &machine, seen, 1200);
+    assert_eq!(seen, remote.address);
+}
+
+#[test]
 fn pods_with_addresses_of_both_families_reach_each_other_by_both() {
     let mut lab = Lab::new(2, Overlay::Vxlan);
     for range in ["10.244.0.0/16", "fd00:10:244::/48"] {
@@ -64,6 +86,7 @@ fn pods_with_addresses_of_both_families_reach_each_other_by_both() {
         lab.world.set(node_with_ranges(name, address, &[&ranges[0], &ranges[1]]));
     }
     lab.reconcile();
+    lab.enforce();
     let (one, near, remote) =
         (lab.add_pod(0, "one"), lab.add_pod(0, "near"), lab.add_pod(1, "two"));
     assert_eq!(one.addresses.len(), 2);

@@ -3,6 +3,7 @@
 //! | what | name or value | recognised by |
 //! |---|---|---|
 //! | nftables tables | `flatnet` (ip, ip6), `flatnet` (bridge, netdev: later) | the table's name |
+//! | nftables guard of the tunnel | `tunnel-guard`, `tunnel-nodes`, `tunnel-sources-…` | in our tables |
 //! | bridge | `cni0` | its name; adopted when it exists and is a bridge |
 //! | VXLAN link | `flatnet.1` | its name and kind |
 //! | pod links | `veth` + 8 hex digits | alias `flatnet:` + container id |

@@ -13,12 +13,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kernel::net::NetDriver;
+use kernel::nft::NftDriver;
 use model::kinds::{NodeAddress, NodeSpec, NodeStatus};
 use model::world::Object;
 use model::{ClusterConfig, Node, ObjectMeta, Overlay, World};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, VethSpec};
 use plan::NodeFacts;
 use render::net::NetOp;
+use render::nft::NftOp;
 use serde_json::{Value, json};
 
 /// How long any one answer may take.
@@ -101,6 +103,24 @@ impl LabNode {
         self.namespace.run(work).expect("the node's namespace")
     }
 
+    /// One turn of the loop over the packet rules. Answers what was written.
+    pub fn enforce(&self, world: &World, config: &ClusterConfig) -> Vec<NftOp> {
+        let facts = self.facts();
+        let (desired, _) = plan::node(world, config, &facts);
+        let program = render::nft::render(&desired, config, &facts);
+        let work = || {
+            let mut driver = NftDriver::open().expect("the driver");
+            let ops = render::nft::diff(&program, &driver.observe().expect("what is there"));
+            for op in &ops {
+                driver.apply(op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+            }
+            let after = driver.observe().expect("what is there now");
+            assert_eq!(render::nft::diff(&program, &after), [], "a second turn writes nothing");
+            ops
+        };
+        self.namespace.run(work).expect("the node's namespace")
+    }
+
     /// The plugin's configuration, as the agent writes it, with this node's directory.
     pub fn plugin_config(&self, world: &World, config: &ClusterConfig) -> Value {
         let (desired, _) = plan::node(world, config, &self.facts());
@@ -130,7 +150,7 @@ pub struct Lab {
     pub world: World,
     pub config: ClusterConfig,
     pub nodes: Vec<LabNode>,
-    _wire: Netns,
+    wire: Netns,
 }
 
 impl Lab {
@@ -141,31 +161,17 @@ impl Lab {
         switch.create_bridge(&bridge).expect("a bridge");
         let bridge = switch.require_link("wire").expect("the bridge").index;
         switch.change_link(bridge, &LinkChange::up()).expect("up");
+        drop(switch);
         let mut lab = Self {
             world: World::default(),
             config: ClusterConfig { overlay, ..ClusterConfig::default() },
             nodes: vec![],
-            _wire: wire,
+            wire,
         };
         for number in 1..=count {
             let address = Ipv4Addr::new(172, 30, 0, number + 1);
             let node = LabNode::alone(&format!("node{number}"), address.into());
-            let port = format!("port{number}");
-            let pair = VethSpec::new(&port, model::layout::UPLINK)
-                .peer_in(&node.namespace)
-                .mtu(WIRE_MTU)
-                .master(bridge);
-            switch.create_veth(&pair).expect("a wire to the node");
-            let port = switch.require_link(&port).expect("the port").index;
-            switch.change_link(port, &LinkChange::up()).expect("up");
-            let mut inside = node.netlink();
-            for name in [model::layout::UPLINK, "lo"] {
-                let link = inside.require_link(name).expect("the link").index;
-                inside.change_link(link, &LinkChange::up()).expect("up");
-            }
-            let uplink = inside.require_link(model::layout::UPLINK).expect("the uplink").index;
-            let prefix = format!("{address}/24").parse().expect("a prefix");
-            inside.add_address(uplink, prefix).expect("the node's address");
+            lab.plug_in(&node.namespace, address);
             lab.world.set(node_object(&node.name, &node.address.to_string(), number));
             lab.nodes.push(node);
         }
@@ -175,6 +181,39 @@ impl Lab {
     /// One turn of every node's loop.
     pub fn reconcile(&self) -> Vec<Vec<NetOp>> {
         self.nodes.iter().map(|node| node.reconcile(&self.world, &self.config)).collect()
+    }
+
+    /// One turn of every node's loop over the packet rules.
+    pub fn enforce(&self) -> Vec<Vec<NftOp>> {
+        self.nodes.iter().map(|node| node.enforce(&self.world, &self.config)).collect()
+    }
+
+    /// A machine on the node network that is no node.
+    pub fn stranger(&self, last_octet: u8) -> Netns {
+        let namespace = Netns::create().expect("a network namespace (these tests need root)");
+        self.plug_in(&namespace, Ipv4Addr::new(172, 30, 0, last_octet));
+        namespace
+    }
+
+    fn plug_in(&self, namespace: &Netns, address: Ipv4Addr) {
+        let mut switch = Netlink::open_in(&self.wire).expect("a socket");
+        let bridge = switch.require_link("wire").expect("the bridge").index;
+        let port = format!("port{}", address.octets()[3]);
+        let pair = VethSpec::new(&port, model::layout::UPLINK)
+            .peer_in(namespace)
+            .mtu(WIRE_MTU)
+            .master(bridge);
+        switch.create_veth(&pair).expect("a wire to the machine");
+        let port = switch.require_link(&port).expect("the port").index;
+        switch.change_link(port, &LinkChange::up()).expect("up");
+        let mut inside = Netlink::open_in(namespace).expect("a socket");
+        for name in [model::layout::UPLINK, "lo"] {
+            let link = inside.require_link(name).expect("the link").index;
+            inside.change_link(link, &LinkChange::up()).expect("up");
+        }
+        let uplink = inside.require_link(model::layout::UPLINK).expect("the uplink").index;
+        let prefix = format!("{address}/24").parse().expect("a prefix");
+        inside.add_address(uplink, prefix).expect("the machine's address");
     }
 
     /// Adds a pod to a node through the plugin.

@@ -124,6 +124,7 @@ fn tuple(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Tuple> {
         bytes = rest;
         values.push(match one {
             Type::Address => Value::Address(address(own)?),
+            Type::OtherAddress => Value::OtherAddress(address(own)?),
             Type::Protocol => Value::Protocol(*own.first()?),
             Type::Port => Value::Port(u16::from_be_bytes(own.get(..2)?.try_into().ok()?)),
             Type::Number => Value::Number(u32::from_ne_bytes(own.try_into().ok()?)),

@@ -146,9 +146,15 @@ fn comment(family: Family, rule: &Rule) -> String {
     comment
 }
 
-/// Whether `nft` lacks the key of a lookup.
+/// Whether `nft` lacks the key of a lookup, or shows bytes for words.
 fn is_hidden(statement: &Statement) -> bool {
-    matches!(statement, Statement::Dispatch { .. } | Statement::HasEntry { .. })
+    matches!(
+        statement,
+        Statement::Dispatch { .. }
+            | Statement::HasEntry { .. }
+            | Statement::TunnelPacket { .. }
+            | Statement::TunnelledIs(_)
+    )
 }
 
 fn write_spec(request: &mut Request, family: Family, spec: &SetSpec, set_id: u32) {
@@ -208,8 +214,8 @@ pub fn set_flags(spec: &SetSpec) -> u32 {
 pub fn type_number(family: Family, types: &[Type]) -> u32 {
     types.iter().fold(0, |number, one| {
         let id = match (one, family) {
-            (Type::Address, Family::V4) => 7,
-            (Type::Address, Family::V6) => 8,
+            (Type::Address, Family::V4) | (Type::OtherAddress, Family::V6) => 7,
+            (Type::Address, Family::V6) | (Type::OtherAddress, Family::V4) => 8,
             (Type::Protocol, _) => 12,
             (Type::Port, _) => 13,
             (Type::Number, _) => 19, // a mark: four bytes in the order of the machine
@@ -225,6 +231,7 @@ pub fn types_of(family: Family, number: u32) -> Option<Vec<Type>> {
     while rest != 0 {
         types.push(match (rest & 0x3f, family) {
             (7, Family::V4) | (8, Family::V6) => Type::Address,
+            (8, Family::V4) | (7, Family::V6) => Type::OtherAddress,
             (12, _) => Type::Protocol,
             (13, _) => Type::Port,
             (19, _) => Type::Number,

@@ -1,14 +1,16 @@
 //! A rule's statements as expressions of the kernel's register machine.
 //!
-//! Registers: keys and whatever is compared start at [`KEY`] (an IPv6 frontend with a slot takes
-//! seven), the loaded endpoint at [`ENDPOINT`] (address, then port), a class in [`CLASS`].
+//! Registers: keys and whatever is compared start at [`KEY`] (a pair of IPv6 addresses takes
+//! eight), the loaded endpoint at [`ENDPOINT`] (address, then port), a class in [`CLASS`].
 //!
 //! A class is the data of one map and the key of another. The `nft` program (seen in 1.0.6) keeps
 //! no length for the data of a map and aborts when it meets it as a key: then nobody on the machine
 //! can list any rules. So the class lies behind an unused register, and its own register holds a
 //! constant before: `nft` prints the constant as the key, and the rule's comment says what it is.
 
-use model::Family;
+use std::net::IpAddr;
+
+use model::{Family, Protocol};
 use netlink::message::Request;
 use render::nft::language::{ConnectionState, Field, Statement, Type, Value, Verdict};
 
@@ -20,6 +22,15 @@ const ENDPOINT: u32 = NFT_REG32_00 + 8;
 const PADDED_CLASS: u32 = NFT_REG32_00 + 14;
 const CLASS: u32 = NFT_REG32_00 + 15;
 const REGISTER_BYTES: usize = 4;
+
+// Where the parts of a VXLAN packet lie, in bytes from its UDP header (RFC 7348, section 5).
+const VNI_OFFSET: u32 = 12;
+const VNI_BYTES: u32 = 3;
+const TUNNELLED_FRAME_OFFSET: u32 = 16;
+/// From the frame's beginning.
+const ETHER_TYPE_OFFSET: u32 = 12;
+const ETHER_TYPE_BYTES: u32 = 2;
+const ETHERNET_BYTES: u32 = 14;
 
 /// Writes the expressions of one rule.
 pub fn write_rule(request: &mut Request, family: Family, statements: &[Statement]) {
@@ -50,8 +61,10 @@ pub fn register_bytes(values: &[Value]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for value in values {
         match value {
-            Value::Address(std::net::IpAddr::V4(address)) => bytes.extend(address.octets()),
-            Value::Address(std::net::IpAddr::V6(address)) => bytes.extend(address.octets()),
+            Value::Address(address) | Value::OtherAddress(address) => match address {
+                IpAddr::V4(address) => bytes.extend(address.octets()),
+                IpAddr::V6(address) => bytes.extend(address.octets()),
+            },
             Value::Protocol(number) => bytes.push(*number),
             Value::Port(port) => bytes.extend(port.to_be_bytes()),
             // Numbers that we make ourselves are in the order of this machine, as marks are.
@@ -66,6 +79,7 @@ pub fn register_bytes(values: &[Value]) -> Vec<u8> {
 pub fn register_length(family: Family, value_type: Type) -> usize {
     match value_type {
         Type::Address => address_length(family),
+        Type::OtherAddress => address_length(other(family)),
         Type::Protocol | Type::Port | Type::Number => REGISTER_BYTES,
     }
 }
@@ -83,7 +97,7 @@ impl Writer<'_> {
                 self.load(*field, KEY);
                 if range.prefix_len() < range.max_prefix_len() {
                     let mask = register_bytes(&[Value::Address(range.netmask())]);
-                    self.bitwise(&mask, &vec![0; length]);
+                    self.bitwise(KEY, &mask, &vec![0; length]);
                 }
                 let network = register_bytes(&[Value::Address(range.network())]);
                 self.compare(if *outside { NFT_CMP_NEQ } else { NFT_CMP_EQ }, &network);
@@ -92,6 +106,14 @@ impl Writer<'_> {
                 self.meta(NFT_META_IIF, KEY);
                 self.compare(NFT_CMP_NEQ, &LOOPBACK_IFINDEX.to_ne_bytes());
             }
+            Statement::FromLink(name) => {
+                self.meta(NFT_META_IIFNAME, KEY);
+                let mut bytes = name.as_bytes().to_vec();
+                bytes.resize(libc::IFNAMSIZ, 0);
+                self.compare(NFT_CMP_EQ, &bytes);
+            }
+            Statement::TunnelPacket { port, vni } => self.tunnel_packet(*port, *vni),
+            Statement::TunnelledIs(family) => self.tunnelled_is(*family),
             Statement::ProtocolIs(number) => {
                 self.meta(NFT_META_L4PROTO, KEY);
                 self.compare(NFT_CMP_EQ, &[*number]);
@@ -105,12 +127,12 @@ impl Writer<'_> {
                     number(data, NFTA_CT_DREG, KEY);
                     number(data, NFTA_CT_KEY, NFT_CT_STATE);
                 });
-                self.bitwise(&bit.to_ne_bytes(), &[0; 4]);
+                self.bitwise(KEY, &bit.to_ne_bytes(), &[0; 4]);
                 self.compare(NFT_CMP_NEQ, &[0; 4]);
             }
             Statement::HasMark(bits) => {
                 self.meta(NFT_META_MARK, KEY);
-                self.bitwise(&bits.to_ne_bytes(), &[0; 4]);
+                self.bitwise(KEY, &bits.to_ne_bytes(), &[0; 4]);
                 self.compare(NFT_CMP_EQ, &bits.to_ne_bytes());
             }
             Statement::SetMark(bits) => self.change_mark(!bits, *bits),
@@ -121,6 +143,27 @@ impl Writer<'_> {
             }),
             _ => self.lookup_or_action(statement),
         }
+    }
+
+    fn tunnel_packet(&mut self, port: u16, vni: u32) {
+        self.meta(NFT_META_L4PROTO, KEY);
+        self.compare(NFT_CMP_EQ, &[Protocol::Udp.number()]);
+        self.load(Field::DestinationPort, KEY);
+        self.compare(NFT_CMP_EQ, &port.to_be_bytes());
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, VNI_OFFSET, VNI_BYTES, KEY);
+        let [_, vni @ ..] = vni.to_be_bytes();
+        self.compare(NFT_CMP_EQ, &vni);
+    }
+
+    fn tunnelled_is(&mut self, family: Family) {
+        let ether_type = match family {
+            Family::V4 => libc::ETH_P_IP,
+            Family::V6 => libc::ETH_P_IPV6,
+        };
+        let offset = TUNNELLED_FRAME_OFFSET + ETHER_TYPE_OFFSET;
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, offset, ETHER_TYPE_BYTES, KEY);
+        let [.., high, low] = ether_type.to_be_bytes();
+        self.compare(NFT_CMP_EQ, &[high, low]);
     }
 
     fn lookup_or_action(&mut self, statement: &Statement) {
@@ -150,7 +193,7 @@ impl Writer<'_> {
             }
             Statement::LoadEndpoint(endpoint) => {
                 let address = register_bytes(&[Value::Address(endpoint.ip())]);
-                let port = ENDPOINT + self.address_registers();
+                let port = ENDPOINT + address_registers(self.family);
                 self.constant(ENDPOINT, &address);
                 self.constant(port, &endpoint.port().to_be_bytes());
             }
@@ -173,6 +216,9 @@ impl Writer<'_> {
             }
             Statement::InRange { .. }
             | Statement::NotFromLoopback
+            | Statement::FromLink(_)
+            | Statement::TunnelPacket { .. }
+            | Statement::TunnelledIs(_)
             | Statement::ProtocolIs(_)
             | Statement::StateIs(_)
             | Statement::HasMark(_)
@@ -188,17 +234,15 @@ impl Writer<'_> {
         for &field in key {
             self.load(field, register);
             register += match field {
-                Field::SourceAddress | Field::DestinationAddress => self.address_registers(),
+                Field::SourceAddress | Field::DestinationAddress => address_registers(self.family),
+                Field::TunnelledSource { family, .. } => address_registers(family),
                 _ => 1,
             };
         }
     }
 
     fn load(&mut self, field: Field, register: u32) {
-        let (source, destination, length) = match self.family {
-            Family::V4 => (12, 16, 4),
-            Family::V6 => (8, 24, 16),
-        };
+        let (source, destination, length) = address_places(self.family);
         let network = NFT_PAYLOAD_NETWORK_HEADER;
         let transport = NFT_PAYLOAD_TRANSPORT_HEADER;
         match field {
@@ -207,6 +251,15 @@ impl Writer<'_> {
             Field::SourcePort => self.payload(transport, 0, 2, register),
             Field::DestinationPort => self.payload(transport, 2, 2, register),
             Field::Protocol => self.meta(NFT_META_L4PROTO, register),
+            Field::TunnelledSource { family, prefix_len } => {
+                let (source, _, length) = address_places(family);
+                let offset = TUNNELLED_FRAME_OFFSET + ETHERNET_BYTES + source;
+                self.payload(transport, offset, length, register);
+                let mask = prefix_mask(family, prefix_len);
+                if mask.iter().any(|&byte| byte != 0xff) {
+                    self.bitwise(register, &mask, &vec![0; mask.len()]);
+                }
+            }
             Field::Random { modulus } => self.expression("numgen", |data| {
                 number(data, NFTA_NG_DREG, register);
                 number(data, NFTA_NG_MODULUS, modulus);
@@ -233,17 +286,17 @@ impl Writer<'_> {
 
     fn change_mark(&mut self, mask: u32, set: u32) {
         self.meta(NFT_META_MARK, KEY);
-        self.bitwise(&mask.to_ne_bytes(), &set.to_ne_bytes());
+        self.bitwise(KEY, &mask.to_ne_bytes(), &set.to_ne_bytes());
         self.expression("meta", |data| {
             number(data, NFTA_META_SREG, KEY);
             number(data, NFTA_META_KEY, NFT_META_MARK);
         });
     }
 
-    fn bitwise(&mut self, mask: &[u8], xor: &[u8]) {
+    fn bitwise(&mut self, register: u32, mask: &[u8], xor: &[u8]) {
         self.expression("bitwise", |data| {
-            number(data, NFTA_BITWISE_SREG, KEY);
-            number(data, NFTA_BITWISE_DREG, KEY);
+            number(data, NFTA_BITWISE_SREG, register);
+            number(data, NFTA_BITWISE_DREG, register);
             number(data, NFTA_BITWISE_LEN, u32::try_from(mask.len()).unwrap_or_default());
             value(data, NFTA_BITWISE_MASK, mask);
             value(data, NFTA_BITWISE_XOR, xor);
@@ -290,7 +343,7 @@ impl Writer<'_> {
             Family::V4 => NFPROTO_IPV4,
             Family::V6 => NFPROTO_IPV6,
         };
-        let port = ENDPOINT + self.address_registers();
+        let port = ENDPOINT + address_registers(self.family);
         self.expression("nat", |data| {
             number(data, NFTA_NAT_TYPE, NFT_NAT_DNAT);
             number(data, NFTA_NAT_FAMILY, u32::from(family));
@@ -312,13 +365,33 @@ impl Writer<'_> {
             element.nested(NFTA_EXPR_DATA, &[], fill);
         });
     }
+}
 
-    fn address_registers(&self) -> u32 {
-        match self.family {
-            Family::V4 => 1,
-            Family::V6 => 4,
-        }
+/// Where an IP header has its source and its destination address, and their length, in bytes.
+fn address_places(family: Family) -> (u32, u32, u32) {
+    match family {
+        Family::V4 => (12, 16, 4),
+        Family::V6 => (8, 24, 16),
     }
+}
+
+fn address_registers(family: Family) -> u32 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 4,
+    }
+}
+
+fn other(family: Family) -> Family {
+    match family {
+        Family::V4 => Family::V6,
+        Family::V6 => Family::V4,
+    }
+}
+
+fn prefix_mask(family: Family, prefix_len: u8) -> Vec<u8> {
+    let bits = |index: usize| usize::from(prefix_len).saturating_sub(index * 8).min(8);
+    (0..address_length(family)).map(|index| !(0xff_u16 >> bits(index)) as u8).collect()
 }
 
 fn address_length(family: Family) -> usize {

@@ -431,6 +431,50 @@ fn people_can_list_our_table_with_nft() {
 }
 
 #[test]
+fn the_guard_of_the_tunnel_is_read_back_and_people_can_list_it() {
+    // Inner packets of both families, within outer ones of either.
+    for outer in ["172.30.0", "fd00:172:30:"] {
+        let mut lab = Lab::new();
+        lab.config.pod_cidrs.push("fd00:10:244::/48".parse().expect("cidr"));
+        lab.config.node_cidrs.push("fd00:172:30::/64".parse().expect("cidr"));
+        for number in 1..=3_u8 {
+            let separator = if outer.contains(':') { ':' } else { '.' };
+            let mut node = model::kinds::Node::default();
+            node.metadata.name = format!("node{number}");
+            node.spec.pod_cidrs =
+                [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")]
+                    .map(|range| range.parse().expect("cidr"))
+                    .into();
+            node.status.addresses = vec![model::kinds::NodeAddress {
+                kind: "InternalIP".into(),
+                address: format!("{outer}{separator}{}", number + 1),
+            }];
+            lab.world.set(model::world::Object::Node(std::sync::Arc::new(node)));
+        }
+        let mut driver = lab.driver();
+        let mut believed = NftObserved::default();
+        for op in lab.converge(&mut driver) {
+            believed.apply(&op).expect("the model of the kernel agrees");
+        }
+        assert_eq!(driver.observe().expect("observe"), believed);
+        assert_eq!(lab.converge(&mut lab.driver()), []);
+
+        let (table, words) = match outer.contains(':') {
+            false => ("ip", ["172.30.0.3 . 10.244.2.0", "172.30.0.3 . fd00:10:244:2::"]),
+            true => ("ip6", ["fd00:172:30::3 . 10.244.2.0", "fd00:172:30::3 . fd00:10:244:2::"]),
+        };
+        let list =
+            || std::process::Command::new("nft").args(["list", "table", table, "flatnet"]).output();
+        let output = lab.node.run(list).expect("node").expect("the nft program");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text} {}", String::from_utf8_lossy(&output.stderr));
+        for words in words.into_iter().chain(["udp dport 8472 vxlan vni 1 goto tunnel-guard"]) {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
+    }
+}
+
+#[test]
 fn ten_thousand_services_load_and_one_changes_alone() {
     let mut lab = Lab::new();
     for index in 0..10_000_u32 {

@@ -43,7 +43,7 @@ const SYSCTLS: &[(&str, &str, Need)] = &[
     ("net/ipv6/conf/flatnet.1/accept_redirects", "0", Need::Tunnel),
     ("net/ipv6/conf/flatnet.1/autoconf", "0", Need::Tunnel),
     // Loose, whatever the distribution set for all links: while routes change, the way back may
-    // already differ.
+    // already differ. Who may send what is judged before it is unwrapped, in `nft::tunnel`.
     ("net/ipv4/conf/flatnet.1/rp_filter", "2", Need::Tunnel),
 ];
 

@@ -22,6 +22,8 @@ pub type Tuple = Vec<Value>;
 pub enum Type {
     /// An address of the table's family.
     Address,
+    /// An address of the family that the table is not of.
+    OtherAddress,
     /// A transport protocol number.
     Protocol,
     /// A port.
@@ -33,8 +35,10 @@ pub enum Type {
 /// One part of a key or of a map's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
-    /// An address.
+    /// An address of the table's family.
     Address(IpAddr),
+    /// An address of the other family.
+    OtherAddress(IpAddr),
     /// A transport protocol number.
     Protocol(u8),
     /// A port.
@@ -56,6 +60,13 @@ pub enum Field {
     SourcePort,
     /// The transport destination port.
     DestinationPort,
+    /// The network that the source of the packet within a tunnel packet belongs to.
+    TunnelledSource {
+        /// The inner packet's family.
+        family: Family,
+        /// How many bits of the address tell the network.
+        prefix_len: u8,
+    },
     /// A number below `modulus`, by chance.
     Random {
         /// How many numbers there are, at least 1.
@@ -99,6 +110,17 @@ pub enum Statement {
     },
     /// The packet did not come in over the loopback link.
     NotFromLoopback,
+    /// The packet came in over this link; what a bridge hands up came in over the bridge.
+    FromLink(Name),
+    /// A VXLAN packet (RFC 7348) to this port, of this network.
+    TunnelPacket {
+        /// The UDP port.
+        port: u16,
+        /// The VXLAN network identifier, 24 bits.
+        vni: u32,
+    },
+    /// The packet within a tunnel packet is of this family.
+    TunnelledIs(Family),
     /// The transport protocol is this one.
     ProtocolIs(u8),
     /// The flow is in this state.
@@ -375,6 +397,7 @@ impl Value {
     pub fn value_type(&self) -> Type {
         match self {
             Self::Address(_) => Type::Address,
+            Self::OtherAddress(_) => Type::OtherAddress,
             Self::Protocol(_) => Type::Protocol,
             Self::Port(_) => Type::Port,
             Self::Number(_) => Type::Number,
@@ -397,6 +420,10 @@ fn statement_text(family: Family, statement: &Statement) -> String {
             format!("{} {not}{range}", of(&[*field]))
         }
         Statement::NotFromLoopback => "iif != lo".into(),
+        Statement::FromLink(link) => format!("iifname {link}"),
+        Statement::TunnelPacket { port, vni } => format!("udp dport {port} vxlan vni {vni}"),
+        Statement::TunnelledIs(Family::V4) => "vxlan ether type ip".into(),
+        Statement::TunnelledIs(Family::V6) => "vxlan ether type ip6".into(),
         Statement::ProtocolIs(protocol) => {
             format!("meta l4proto {}", Value::Protocol(*protocol))
         }
@@ -436,6 +463,12 @@ fn key_text(family: Family, key: &[Field]) -> String {
             Field::Protocol => "meta l4proto".into(),
             Field::SourcePort => "th sport".into(),
             Field::DestinationPort => "th dport".into(),
+            Field::TunnelledSource { family: Family::V4, prefix_len } => {
+                format!("vxlan ip saddr/{prefix_len}")
+            }
+            Field::TunnelledSource { family: Family::V6, prefix_len } => {
+                format!("vxlan ip6 saddr/{prefix_len}")
+            }
             Field::Random { modulus } => format!("numgen random mod {modulus}"),
         })
         .collect();
@@ -461,7 +494,7 @@ impl fmt::Display for Verdict {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Address(address) => address.fmt(f),
+            Self::Address(address) | Self::OtherAddress(address) => address.fmt(f),
             Self::Protocol(6) => f.write_str("tcp"),
             Self::Protocol(17) => f.write_str("udp"),
             Self::Protocol(132) => f.write_str("sctp"),
@@ -476,6 +509,7 @@ impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Address => "address",
+            Self::OtherAddress => "other address",
             Self::Protocol => "protocol",
             Self::Port => "port",
             Self::Number => "number",

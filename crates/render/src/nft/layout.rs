@@ -31,6 +31,7 @@ use super::language::{
     BaseChain, Chain, ChainType, ConnectionState, DataType, Datum, Field, Hook, Name, Rule, Set,
     SetSpec, Statement, Tuple, Type, Value, Verdict,
 };
+use super::tunnel::{TUNNEL_GUARD, TunnelGuard};
 use crate::owned::{
     MARK_MASK, MARK_MASQUERADE, PRIORITY_DNAT, PRIORITY_FILTER, PRIORITY_RAW, PRIORITY_SNAT,
 };
@@ -163,7 +164,7 @@ pub fn table(
     builder.add_static_sets();
     builder.add_raw_chains();
     builder.add_nat_chains();
-    builder.add_filter_chains();
+    builder.add_filter_chains(desired);
     for service in desired.services.values() {
         for (frontend, plan) in &service.frontends {
             if frontend.family() == family {
@@ -313,7 +314,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn add_filter_chains(&mut self) {
+    fn add_filter_chains(&mut self, desired: &Desired) {
         let new = || Statement::StateIs(ConnectionState::New);
         let jump = |chain: &str| Statement::Verdict(Verdict::Jump(chain.into()));
         let cluster_ips = vec![new(), jump(REFUSE_CLUSTER_IPS)];
@@ -322,17 +323,24 @@ impl<'a> Builder<'a> {
             in_set(vec![Field::DestinationAddress], NODE_ADDRESSES),
             jump(REFUSE_NODE_PORTS),
         ];
-        let mut input = self.dns_guard();
+        let guard = TunnelGuard::new(self.family, desired, self.config);
+        let mut input: Vec<_> = guard.iter().map(TunnelGuard::on_input).collect();
+        input.extend(self.dns_guard());
         input.extend(self.invalid_from_pods());
         input.extend([cluster_ips.clone(), node_ports]);
         self.add_base("filter-input", ChainType::Filter, Hook::Input, input);
-        let mut forward = self.invalid_from_pods();
+        let mut forward: Vec<_> = guard.iter().map(TunnelGuard::on_forward).collect();
+        forward.extend(self.invalid_from_pods());
         forward.push(cluster_ips.clone());
         self.add_base("filter-forward", ChainType::Filter, Hook::Forward, forward);
         let mut output = self.dns_guard();
         output.push(cluster_ips);
         self.add_base("filter-output", ChainType::Filter, Hook::Output, output);
 
+        if let Some(guard) = guard {
+            self.program.table.sets.extend(guard.sets());
+            self.add_chain(TUNNEL_GUARD.into(), None, guard.rules());
+        }
         self.add_refuse_cluster_ips();
         let refuse = |view: View| Statement::Dispatch {
             key: view.fields(),

@@ -4,12 +4,14 @@
 //! - [`layout`]: what our table looks like, and why.
 //! - [`diff()`]: from what is there to what shall be; slots are chosen here (invariant 1).
 //! - [`state`]: what the kernel holds, and what it refuses.
+//! - [`tunnel`]: who may send through the tunnel.
 //! - [`mod@trace`]: what becomes of a packet under the rules.
 
 pub mod language;
 pub mod layout;
 pub mod state;
 pub mod trace;
+pub mod tunnel;
 
 mod diff;
 mod slots;

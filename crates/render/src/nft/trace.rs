@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Entry, Packet, SourceTranslation, Verdict as PacketVerdict};
-use model::{ClusterConfig, Family, Protocol};
+use model::{ClusterConfig, Family, Protocol, layout};
 use plan::NodeFacts;
 
 use super::language::{
@@ -344,6 +344,10 @@ impl<'a> Walk<'a> {
         Ok(Step::Next)
     }
 
+    fn came_from(&self, link: &str) -> bool {
+        link == layout::BRIDGE && self.packet.entry == Entry::Pod
+    }
+
     fn translate(&mut self) -> Step {
         match self.loaded {
             Some(endpoint) if !self.translated => {
@@ -353,6 +357,12 @@ impl<'a> Walk<'a> {
             }
             _ => Step::Verdict(Verdict::Drop),
         }
+    }
+
+    fn masquerade(&mut self, by_destination: bool) -> Step {
+        let reason = if by_destination { Reason::ThisDestination } else { Reason::AnyDestination };
+        self.masquerade = Some(reason);
+        Step::Verdict(Verdict::Accept)
     }
 
     /// `by_destination`: the rule asked for source and destination together before.
@@ -367,6 +377,9 @@ impl<'a> Walk<'a> {
                 condition(range.contains(&self.address(*field)?) != *outside)
             }
             Statement::NotFromLoopback => condition(!self.from_loopback),
+            Statement::FromLink(link) => condition(self.came_from(link)),
+            // A traced packet is a client's own: there is none within.
+            Statement::TunnelPacket { .. } | Statement::TunnelledIs(_) => Step::NoMatch,
             Statement::ProtocolIs(number) => condition(self.protocol() == *number),
             Statement::StateIs(ConnectionState::New) => condition(self.tracked),
             // The first packet of a flow is never out of its window.
@@ -382,7 +395,7 @@ impl<'a> Walk<'a> {
                 self.verdict_of(&class.clone(), verdicts)?
             }
             Statement::VerdictOf { key, map } => {
-                let key = self.tuple(key);
+                let Some(key) = self.tuple(key) else { return Ok(Step::NoMatch) };
                 self.verdict_of(&key, map)?
             }
             Statement::Load { key, map } => {
@@ -416,12 +429,7 @@ impl<'a> Walk<'a> {
             Statement::RejectWithReset | Statement::RejectWithUnreachable => Step::Reject,
             Statement::Verdict(verdict) => Step::Verdict(verdict.clone()),
             Statement::TranslateDestination => self.translate(),
-            Statement::Masquerade => {
-                let reason =
-                    if by_destination { Reason::ThisDestination } else { Reason::AnyDestination };
-                self.masquerade = Some(reason);
-                Step::Verdict(Verdict::Accept)
-            }
+            Statement::Masquerade => self.masquerade(by_destination),
         })
     }
 
@@ -441,8 +449,10 @@ impl<'a> Walk<'a> {
     }
 
     fn find(&mut self, key: &[Field], set: &str) -> Result<Option<&'a Datum>, TraceError> {
-        let key = self.tuple(key);
-        self.entry(&key, set)
+        match self.tuple(key) {
+            Some(key) => self.entry(&key, set),
+            None => Ok(None),
+        }
     }
 
     fn entry(&self, key: &Tuple, set: &str) -> Result<Option<&'a Datum>, TraceError> {
@@ -454,15 +464,17 @@ impl<'a> Walk<'a> {
         self.table.sets.get(name).ok_or_else(missing)
     }
 
-    fn tuple(&mut self, key: &[Field]) -> Tuple {
+    /// `None` when the packet lacks a field of the key.
+    fn tuple(&mut self, key: &[Field]) -> Option<Tuple> {
         key.iter()
             .map(|field| match field {
-                Field::SourceAddress => Value::Address(self.packet.source.ip()),
-                Field::DestinationAddress => Value::Address(self.destination.ip()),
-                Field::Protocol => Value::Protocol(self.protocol()),
-                Field::SourcePort => Value::Port(self.packet.source.port()),
-                Field::DestinationPort => Value::Port(self.destination.port()),
-                Field::Random { modulus } => Value::Number(self.chance.draw(*modulus)),
+                Field::SourceAddress => Some(Value::Address(self.packet.source.ip())),
+                Field::DestinationAddress => Some(Value::Address(self.destination.ip())),
+                Field::Protocol => Some(Value::Protocol(self.protocol())),
+                Field::SourcePort => Some(Value::Port(self.packet.source.port())),
+                Field::DestinationPort => Some(Value::Port(self.destination.port())),
+                Field::Random { modulus } => Some(Value::Number(self.chance.draw(*modulus))),
+                Field::TunnelledSource { .. } => None,
             })
             .collect()
     }
