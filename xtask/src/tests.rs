@@ -10,6 +10,7 @@ use crate::tools;
 /// others need nothing of the machine but a temporary directory and loopback.
 const ROOT_TESTS: &[(&str, &str)] = &[
     ("cni", "nodes"),
+    ("cni", "tunnel"),
     ("cni", "pods"),
     // This one needs no root, but Debian's kubectl.
     ("controlplane", "kubectl"),
