@@ -163,11 +163,11 @@ async fn logs_come_from_the_runtime_of_the_pods_node() {
             "GET /containerLogs/default/two/second?follow=true&tailLines=3\n",
         ),
         ("default/log?previous=true", "GET /containerLogs/default/default/second?previous=true\n"),
-        ("pending/log", ""),
     ];
     for (path, expected) in cases {
         assert_eq!(logs(path).await, (200, expected.to_owned()), "{path}");
     }
+    assert_eq!(logs("pending/log").await, (204, String::new()), "no node, no logs, no error");
     let refusals = [
         (
             "two/log",

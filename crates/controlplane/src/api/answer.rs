@@ -19,6 +19,14 @@ pub(super) fn text(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     bytes(code, "text/plain; charset=utf-8", text.into())
 }
 
+/// Success with nothing to say.
+pub(super) fn nothing() -> Response<Body> {
+    let mut response = bytes(StatusCode::NO_CONTENT, JSON, Bytes::new());
+    // What is not there has no type.
+    response.headers_mut().remove(CONTENT_TYPE);
+    response
+}
+
 /// A `Status`, with its own code.
 pub(super) fn status(status: &Status) -> Response<Body> {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -59,7 +59,7 @@ impl Proxy {
         let container = container(&pod, query.get("container"))?;
         // A pod that is on no node yet has no logs; that is no error.
         let Some(address) = self.node_address(shared, &pod)? else {
-            return Ok(answer::text(StatusCode::OK, Bytes::new()));
+            return Ok(answer::nothing());
         };
         let passed_on = [
             "follow",
@@ -91,7 +91,6 @@ impl Proxy {
         call: Call,
     ) -> Result<Response<Body>, Status> {
         let query = call.query();
-        let upgrade = spdy_upgrade(&call.headers, call.upgrade)?;
         let pod = shared.read().get(target.resource, &target.namespace, &target.name)?;
         let phase = text(&pod.value, "/status/phase");
         if matches!(phase, "Succeeded" | "Failed") {
@@ -106,6 +105,8 @@ impl Proxy {
                 target.name
             )));
         };
+        // What is wrong with the pod comes first: no other protocol would mend it.
+        let upgrade = spdy_upgrade(&call.headers, call.upgrade)?;
         let permit = Arc::clone(&self.sessions).try_acquire_owned().map_err(|_| {
             let message = format!("more than {MAX_SESSIONS} exec sessions: end one and retry");
             Status::failure(429, "TooManyRequests", message)
