@@ -9,6 +9,11 @@ use super::{
     Stop, is_due, restarts,
 };
 
+/// How long a sandbox stays after its last container, milliseconds. Until every node knows that the
+/// pod is gone, clients are still sent to it: its own network refuses them at once, where an address
+/// that is no more would let them wait.
+pub(super) const LINGER_MS: u64 = 300;
+
 impl Machine {
     /// What to do now. Each action is given once; its answer, a fact, moves the pod on.
     pub fn next(&mut self, now: Timestamp) -> Vec<Action> {
@@ -145,6 +150,14 @@ impl Machine {
         }
         match self.record.sandbox.state {
             SandboxState::Ready => {
+                if self.record.containers.values().any(ContainerRecord::has_ended) {
+                    let remove_at = now.after(Duration::from_millis(LINGER_MS));
+                    let remove_at = *self.record.sandbox.remove_at.get_or_insert(remove_at);
+                    if remove_at > now {
+                        return;
+                    }
+                }
+                self.record.sandbox.remove_at = None;
                 self.record.sandbox.state = SandboxState::Removing;
                 self.removal_asked = true;
                 actions.push(Action::RemoveSandbox);

@@ -262,7 +262,8 @@ impl Machine {
             [start, kill, probes.and_then(|probes| probes.next_due(record.started))]
         });
         let containers = containers.flatten().filter(|_| !waits_for_sandbox);
-        sandbox.into_iter().chain(containers).min().filter(|_| !self.finish_asked)
+        let removal = self.record.sandbox.remove_at;
+        sandbox.into_iter().chain(containers).chain(removal).min().filter(|_| !self.finish_asked)
     }
 
     /// Whether the pod only goes on to its end: it is deleted, or all has run that shall run.

@@ -46,6 +46,9 @@ pub struct Sandbox {
     pub failures: u32,
     /// When to try again.
     pub retry_at: Option<Timestamp>,
+    /// When it may go, set once nothing runs in it any more.
+    #[serde(default)]
+    pub remove_at: Option<Timestamp>,
 }
 
 /// What a sandbox is doing.
@@ -157,6 +160,11 @@ pub struct ConditionRecord {
 }
 
 impl ContainerRecord {
+    /// Whether it has run to its end.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, ContainerState::Ended(_))
+    }
+
     /// Whether it runs.
     pub fn is_running(&self) -> bool {
         matches!(self.state, ContainerState::Running { .. })
