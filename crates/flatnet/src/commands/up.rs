@@ -408,8 +408,7 @@ fn text(outcome: &Outcome) -> String {
          Nodes      {}\n\
          API        {}\n\
          kubectl    export KUBECONFIG={kubeconfig}\n\
-         Services   are reachable from this machine: curl http://CLUSTER-IP:PORT, or any node's \
-         address and a node port\n",
+         From here  curl http://CLUSTER-IP:PORT, http://POD-IP:PORT or http://NODE:NODE-PORT\n",
         outcome.name,
         outcome.ready_ms,
         table(["NODE", "STATUS", "ADDRESS", "POD-CIDR"], &rows),
