@@ -194,6 +194,9 @@ impl Machine {
             return Vec::new();
         };
         let judgement = probes.result(kind, probe, result.is_ok(), now);
+        if judgement == Judgement::Early {
+            return Vec::new();
+        }
         let grace_s = probe.termination_grace_period_seconds.unwrap_or_else(|| self.pod.grace_s());
         let waits_for_readiness = container.readiness_probe.is_some();
         let mut notes = Vec::new();
@@ -203,7 +206,7 @@ impl Machine {
         }
         let Some(record) = self.record.containers.get_mut(name) else { return notes };
         match (kind, judgement) {
-            (_, Judgement::Open) => {}
+            (_, Judgement::Open | Judgement::Early) => {}
             (ProbeKind::Readiness, judgement) => record.ready = judgement == Judgement::Healthy,
             (ProbeKind::Startup, Judgement::Healthy) => {
                 record.started = true;

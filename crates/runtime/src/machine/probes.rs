@@ -7,6 +7,11 @@ use model::Timestamp;
 
 use crate::pod::{Container, Probe, ProbeKind};
 
+/// A program that listens a moment after its start shall not wait for a whole period: until the
+/// readiness probe succeeds first, or a period is over, it is tried after this time, milliseconds,
+/// and then after twice as long each time. These tries count for nothing when they fail.
+const EARLY_FIRST_MS: u64 = 20;
+
 /// The probes of one running container. Not kept on disk: a new runtime probes anew, and until
 /// then the container is as ready as it was.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +22,8 @@ pub struct Probes {
 #[derive(Clone, Debug, PartialEq)]
 struct ProbeState {
     due_at: Timestamp,
+    /// Set while early tries of the readiness probe go on: the wait after the next failure.
+    early: Option<Duration>,
     under_way: bool,
     successes: u32,
     failures: u32,
@@ -25,6 +32,8 @@ struct ProbeState {
 /// What several results mean together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
+    /// A try before its time failed: as if it had not been made.
+    Early,
     /// Not yet enough results to change anything.
     Open,
     /// Succeeded often enough.
@@ -36,15 +45,16 @@ pub enum Judgement {
 impl Probes {
     /// The probes of a container that started at `started_at`.
     pub fn new(container: &Container, started_at: Timestamp) -> Self {
-        let state = |probe: &Probe| ProbeState {
+        let state = |kind: ProbeKind, probe: &Probe| ProbeState {
             due_at: started_at.after(Duration::from_secs(probe.initial_delay_seconds.into())),
+            early: (kind == ProbeKind::Readiness).then_some(Duration::from_millis(EARLY_FIRST_MS)),
             under_way: false,
             successes: 0,
             failures: 0,
         };
         let states = ProbeKind::ALL
             .into_iter()
-            .filter_map(|kind| container.probe(kind).map(|probe| (kind, state(probe))))
+            .filter_map(|kind| container.probe(kind).map(|probe| (kind, state(kind, probe))))
             .collect();
         Self { states }
     }
@@ -80,7 +90,13 @@ impl Probes {
     ) -> Judgement {
         let Some(state) = self.states.get_mut(&kind) else { return Judgement::Open };
         state.under_way = false;
-        state.due_at = now.after(Duration::from_secs(probe.period_s().into()));
+        let period = Duration::from_secs(probe.period_s().into());
+        if let Some(wait) = state.early.take().filter(|wait| !success && *wait < period) {
+            state.early = Some(wait * 2);
+            state.due_at = now.after(wait);
+            return Judgement::Early;
+        }
+        state.due_at = now.after(period);
         if success {
             state.failures = 0;
             state.successes = state.successes.saturating_add(1);
@@ -121,6 +137,29 @@ mod tests {
         assert_eq!(probes.take_due(false, seconds(110)), [ProbeKind::Startup]);
         assert_eq!(probes.take_due(false, seconds(110)), [], "one at a time");
         assert_eq!(probes.take_due(true, seconds(110)), [ProbeKind::Readiness]);
+    }
+
+    #[test]
+    fn a_server_that_listens_late_is_found_before_a_period_is_over() {
+        let probe = container().readiness_probe.expect("a probe");
+        let mut probes = Probes::new(&container(), seconds(0));
+        let mut now = seconds(2);
+        for wait_ms in [20, 40, 80] {
+            let failed = probes.result(ProbeKind::Readiness, &probe, false, now);
+            assert_eq!(failed, Judgement::Early);
+            now = now.after(Duration::from_millis(wait_ms));
+            assert_eq!(probes.next_due(true), Some(now));
+        }
+        let found = probes.result(ProbeKind::Readiness, &probe, true, now);
+        assert_eq!(found, Judgement::Healthy);
+        let later = probes.result(ProbeKind::Readiness, &probe, false, seconds(7));
+        assert_eq!(later, Judgement::Open, "from its first success on every failure counts");
+        assert_eq!(probes.next_due(true), Some(seconds(12)));
+        let mut probes = Probes::new(&container(), seconds(0));
+        let early = |_: &u32| {
+            probes.result(ProbeKind::Readiness, &probe, false, seconds(3)) == Judgement::Early
+        };
+        assert_eq!((0..20).filter(early).count(), 8, "they end with the period");
     }
 
     #[test]
