@@ -15,6 +15,7 @@ const RANGE: &str = "198.51.100.0/24";
 /// The namespace. It goes away with the value.
 pub struct Outside {
     name: String,
+    network: String,
     servers: Vec<Child>,
 }
 
@@ -40,7 +41,7 @@ impl Outside {
         let network = format!("{}-net", cluster.name);
         let _ = ip(&["netns", "delete", &name]);
         ip(&["netns", "add", &name])?;
-        let outside = Self { name, servers: vec![] };
+        let outside = Self { name, network: network.clone(), servers: vec![] };
         let inside: &str = &outside.name;
         ip(&[
             "-n", &network, "link", "add", "outside", "type", "veth", "peer", "name", "eth0",
@@ -89,6 +90,9 @@ impl Drop for Outside {
             let _ = server.kill();
             let _ = server.wait();
         }
+        // Not left to the end of the namespace, which the kernel reaches later: another machine
+        // of this name may follow at once.
+        let _ = ip(&["-n", &self.network, "link", "delete", "outside"]);
         let _ = ip(&["netns", "delete", &self.name]);
     }
 }
