@@ -93,13 +93,12 @@ fn fetch_kubectl(target: &Path) -> Result<()> {
         std::fs::remove_dir_all(&work)?;
     }
     std::fs::create_dir_all(&work)?;
-    let status = std::process::Command::new("apt-get")
-        .args(["download", KUBECTL_PACKAGE])
-        .current_dir(&work)
-        .status()
-        .context("cannot start apt-get: kubectl 1.20 comes from Debian's packages")?;
-    if !status.success() {
-        bail!("`apt-get download {KUBECTL_PACKAGE}` failed: run `apt-get update` and retry");
+    // A list of packages that is missing or old names files that are not there.
+    if !apt_get(&["download", KUBECTL_PACKAGE], &work)? {
+        apt_get(&["update"], &work)?;
+        if !apt_get(&["download", KUBECTL_PACKAGE], &work)? {
+            bail!("`apt-get download {KUBECTL_PACKAGE}` failed: check the network and retry");
+        }
     }
     let packages = crate::source::files(&work, ".deb")?;
     let package = packages.first().context("apt-get downloaded no package")?;
@@ -110,4 +109,13 @@ fn fetch_kubectl(target: &Path) -> Result<()> {
         .with_context(|| format!("cannot move the package to {}", target.display()))?;
     std::fs::remove_dir_all(&work)?;
     Ok(())
+}
+
+fn apt_get(arguments: &[&str], directory: &Path) -> Result<bool> {
+    let status = std::process::Command::new("apt-get")
+        .args(arguments)
+        .current_dir(directory)
+        .status()
+        .context("cannot start apt-get: kubectl 1.20 comes from Debian's packages")?;
+    Ok(status.success())
 }

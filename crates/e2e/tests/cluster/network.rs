@@ -53,7 +53,6 @@ pub fn host_gw(_: &World) -> Result<()> {
     ];
     // Beside the other cluster, on the same machine.
     let cluster = Cluster::up("e2e-gw", &ranges)?;
-    cluster.kubectl(&["create", "-f", "-"]).err();
     let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n");
     let pods = [echo_pod("one", "node1"), echo_pod("two", "node2")].concat();
     cluster.apply(&(namespace + &pods))?;
