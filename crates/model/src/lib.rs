@@ -3,6 +3,7 @@
 //!
 //! Pure: no clock, file, socket, thread, environment variable or random source (invariant 9).
 
+pub mod attachment;
 pub mod cluster;
 pub mod kinds;
 pub mod layout;
@@ -14,6 +15,7 @@ pub mod selector;
 pub mod time;
 pub mod world;
 
+pub use attachment::Attachment;
 pub use cluster::{ClusterConfig, Overlay, RangeError};
 pub use kinds::{EndpointSlice, Node, Pod, Service};
 pub use mac::MacAddress;
