@@ -71,7 +71,7 @@ fn wanted(config: &ClusterConfig, advertised: SocketAddr) -> Vec<Wanted> {
         all.push(kubernetes_endpoint_slice(advertised));
         all.push(kubernetes_endpoints(advertised));
     }
-    all.extend(config.dns_address(family).map(dns_service));
+    all.extend(dns_service(config));
     all
 }
 
@@ -152,8 +152,10 @@ fn kubernetes_endpoints(advertised: SocketAddr) -> Wanted {
 }
 
 /// Where pods ask names. Every node answers on the address itself, so it needs no endpoints.
-fn dns_service(address: IpAddr) -> Wanted {
-    Wanted {
+fn dns_service(config: &ClusterConfig) -> Option<Wanted> {
+    let families = config.service_cidrs.iter().map(|range| Family::of(&range.addr()));
+    let addresses: Vec<IpAddr> = families.filter_map(|family| config.dns_address(family)).collect();
+    Some(Wanted {
         collection: ResourcePath::new("v1", "services").namespace("kube-system"),
         object: json!({
             "apiVersion": "v1",
@@ -169,8 +171,9 @@ fn dns_service(address: IpAddr) -> Wanted {
             },
             "spec": {
                 "type": "ClusterIP",
-                "clusterIP": address,
-                "clusterIPs": [address],
+                "ipFamilyPolicy": "PreferDualStack",
+                "clusterIP": addresses.first()?,
+                "clusterIPs": addresses,
                 "ports": [
                     {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
                     {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
@@ -178,5 +181,5 @@ fn dns_service(address: IpAddr) -> Wanted {
             },
         }),
         kept: &[],
-    }
+    })
 }

@@ -1,7 +1,7 @@
 //! `flatnet up --demo`: deploys `examples/shop` and shows it answering.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use client::{Client, ClientError, PatchKind, ResourcePath};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use model::{Family, Service};
+use model::Service;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -90,7 +90,8 @@ pub async fn run(
     }
     let mut node_urls = Vec::new();
     for node in &spec.nodes {
-        let url = SocketAddr::new(node.address, node_port);
+        let node_address = node.addresses.first().context("a node without an address")?;
+        let url = SocketAddr::new(*node_address, node_port);
         ask(url).await.with_context(|| format!("asking node port http://{url}"))?;
         node_urls.push(format!("http://{url}"));
     }
@@ -213,10 +214,11 @@ async fn request(address: SocketAddr) -> Result<Answer> {
 /// Asks the first node's DNS from within that node, as its pods do.
 fn resolve(paths: &Paths, spec: &ClusterSpec, name: &str) -> Result<(String, String)> {
     let full = format!("{name}.svc.{}", spec.config.cluster_domain);
-    let server: IpAddr = spec.config.dns_address(Family::V4).context("no DNS address")?;
+    let server = *spec.dns_addresses().first().context("no DNS address")?;
+    let kind = if server.is_ipv4() { "A" } else { "AAAA" };
     let node = spec.nodes.first().context("a cluster without nodes")?;
     let mut command = Command::new(std::env::current_exe()?.with_file_name("flatnet-toolbox"));
-    command.args(["dns", &full, "A", "--server", &server.to_string()]);
+    command.args(["dns", &full, kind, "--server", &server.to_string()]);
     node_place(paths, &node.name)?.enter_in(&mut command, vec![])?;
     let output = command.output().context("starting flatnet-toolbox")?;
     if !output.status.success() {

@@ -44,7 +44,9 @@ pub fn create(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
         .with_context(|| format!("making the host's link {}", paths.host_link()))?;
     plug_in(&mut inside, "host")?;
     let link = host.require_link(&paths.host_link())?;
-    host.add_address(link.index, own_prefix(spec, spec.host_address)?)?;
+    for address in &spec.host_addresses {
+        host.add_address(link.index, own_prefix(spec, *address)?)?;
+    }
     host.change_link(link.index, &LinkChange::up())?;
     Ok(())
 }
@@ -64,11 +66,15 @@ pub fn plug_in_node(paths: &Paths, spec: &ClusterSpec, node: &NodeSpec) -> Resul
     let loopback = at_node.require_link("lo")?;
     at_node.change_link(loopback.index, &LinkChange::up())?;
     let uplink = at_node.require_link(UPLINK)?;
-    at_node.add_address(uplink.index, own_prefix(spec, node.address)?)?;
+    for address in &node.addresses {
+        at_node.add_address(uplink.index, own_prefix(spec, *address)?)?;
+    }
     at_node.change_link(uplink.index, &LinkChange::up())?;
-    let everything = if node.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-    let route = Route::via(everything.parse()?, spec.host_address, uplink.index, ROUTE_PROTOCOL);
-    at_node.add_route(&route).context("adding the node's default route")?;
+    for host in &spec.host_addresses {
+        let everything = if host.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let route = Route::via(everything.parse()?, *host, uplink.index, ROUTE_PROTOCOL);
+        at_node.add_route(&route).context("adding the node's default route")?;
+    }
     Ok(())
 }
 
@@ -81,7 +87,11 @@ pub fn route_from_host(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
     let mut host = Netlink::open()?;
     let link = host.require_link(&paths.host_link())?;
     for range in spec.config.pod_cidrs.iter().chain(&spec.config.service_cidrs) {
-        host.add_route(&Route::via(*range, first.address, link.index, ROUTE_PROTOCOL))
+        let of_family = |address: &&IpAddr| address.is_ipv4() == range.addr().is_ipv4();
+        let next_hop = first.addresses.iter().find(of_family);
+        let next_hop =
+            next_hop.with_context(|| format!("no node has an address to route {range} to"))?;
+        host.add_route(&Route::via(*range, *next_hop, link.index, ROUTE_PROTOCOL))
             .with_context(|| format!("routing {range} from the host"))?;
     }
     Ok(())

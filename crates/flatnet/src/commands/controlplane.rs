@@ -19,7 +19,7 @@ pub struct Arguments {
 /// See [`controlplane::run`].
 pub fn run(arguments: Arguments) -> Result<()> {
     let (paths, spec) = arguments.cluster.load()?;
-    let advertised = SocketAddr::new(spec.host_address, spec.api_port);
+    let advertised = spec.api_address()?;
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, spec.api_port));
     let listen = vec![advertised, loopback];
     let options = controlplane::Options::new(paths.state(), spec.config, listen, advertised);

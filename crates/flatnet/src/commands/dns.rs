@@ -21,8 +21,11 @@ pub struct Arguments {
     node_name: String,
 }
 
-/// Runs until it is killed. The supervisor passes the sockets as descriptors 3 and 4, and the
-/// host's network namespace as 5.
+/// The first descriptor that the supervisor passes: a datagram and a listening socket an address
+/// of cluster DNS, then the host's network namespace.
+const FIRST_DESCRIPTOR: i32 = 3;
+
+/// Runs until it is killed.
 ///
 /// # Errors
 /// See [`dnsworker::run`].
@@ -30,10 +33,11 @@ pub fn run(arguments: Arguments) -> Result<()> {
     start_log();
     let (paths, spec) = arguments.cluster.load()?;
     let upstreams = spec.upstream_resolvers.iter();
+    let namespace = FIRST_DESCRIPTOR + 2 * spec.dns_addresses().len() as i32;
     let options = dnsworker::Options {
-        sockets: vec![3, 4],
+        sockets: (FIRST_DESCRIPTOR..namespace).collect(),
         upstreams: upstreams.map(|address| SocketAddr::new(*address, DNS_PORT)).collect(),
-        upstream_network_namespace: Some("/proc/self/fd/5".into()),
+        upstream_network_namespace: Some(format!("/proc/self/fd/{namespace}").into()),
         feed_socket: Path::new(layout::RUN_DIRECTORY).join(layout::DNS_FEED_SOCKET),
         cache_file: Some(paths.node(&arguments.node_name).join("dns/zone.json")),
     };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use controlplane::pki::{Pki, RUNTIME_CLIENT_NAME};
-use model::{Family, layout};
+use model::layout;
 
 use super::{ClusterName, run_daemon};
 
@@ -29,7 +29,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let serving = pki.nodes.get(&name).context("the node has no certificates")?.serving.clone();
     let own = std::env::current_exe()?;
     let mut options = runtime::Options::new(name.clone());
-    options.node_addresses = vec![node.address];
+    options.node_addresses = node.addresses.clone();
     options.kubeconfig = paths.component_kubeconfig(&name);
     options.serving_certificate = serving.certificate;
     options.serving_key = serving.key;
@@ -37,8 +37,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.client_name = RUNTIME_CLIENT_NAME.into();
     options.state_directory = paths.node(&name).join("runtime");
     options.run_directory = std::path::Path::new(layout::RUN_DIRECTORY).join("runtime");
-    options.cluster_dns =
-        [Family::V4, Family::V6].iter().filter_map(|f| spec.config.dns_address(*f)).collect();
+    options.cluster_dns = spec.dns_addresses();
     options.cluster_domain = spec.config.cluster_domain;
     options.pause_binary = own.with_file_name("flatnet-pause");
     options.toolbox_binary = own.with_file_name("flatnet-toolbox");

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use client::{Client, ListOptions, ResourcePath};
 use controlplane::pki;
 use ipnet::IpNet;
-use model::{ClusterConfig, Node, Overlay, Timestamp, layout};
+use model::{ClusterConfig, Family, Node, Overlay, Timestamp, layout};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,6 +29,10 @@ use crate::output::{Format, Progress, print, table};
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// A process that was started again this often meanwhile has a lasting reason to fail.
 const RESTARTS_MAX: u32 = 5;
+/// The IPv6 ranges of clusters that have IPv6 and name none: unique local addresses (RFC 4193).
+const DEFAULT_POD_CIDR_V6: &str = "fd00:10:244::/56";
+const DEFAULT_SERVICE_CIDR_V6: &str = "fd00:10:96::/112";
+const DEFAULT_NODE_CIDR_V6: &str = "fd00:172:30::/64";
 /// The API is asked this often meanwhile.
 const READY_PERIOD: Duration = Duration::from_millis(10);
 
@@ -46,15 +50,21 @@ pub struct Arguments {
     /// How pod packets travel between nodes (default vxlan).
     #[arg(long)]
     overlay: Option<OverlayArgument>,
-    /// The range of pod addresses (default 10.244.0.0/16).
-    #[arg(long, value_name = "RANGE")]
-    pod_cidr: Option<IpNet>,
-    /// The range of Service addresses (default 10.96.0.0/16).
-    #[arg(long, value_name = "RANGE")]
-    service_cidr: Option<IpNet>,
-    /// The range of the nodes' own addresses (default 172.30.0.0/24).
-    #[arg(long, value_name = "RANGE")]
-    node_cidr: Option<IpNet>,
+    /// Which families pods, Services and nodes have; the first is the default of Services
+    /// (default ipv4).
+    #[arg(long)]
+    ip_family: Option<IpFamily>,
+    /// The range of pod addresses, or one of each family (default 10.244.0.0/16, fd00:10:244::/56).
+    #[arg(long, value_name = "RANGE[,RANGE]", value_delimiter = ',')]
+    pod_cidr: Vec<IpNet>,
+    /// The range of Service addresses, or one of each family (default 10.96.0.0/16,
+    /// fd00:10:96::/112).
+    #[arg(long, value_name = "RANGE[,RANGE]", value_delimiter = ',')]
+    service_cidr: Vec<IpNet>,
+    /// The range of the nodes' own addresses, or one of each family (default 172.30.0.0/24,
+    /// fd00:172:30::/64).
+    #[arg(long, value_name = "RANGE[,RANGE]", value_delimiter = ',')]
+    node_cidr: Vec<IpNet>,
     /// The API server's port (default: 6443, or the next free one).
     #[arg(long)]
     api_port: Option<u16>,
@@ -75,6 +85,27 @@ enum OverlayArgument {
     HostGw,
 }
 
+/// `--ip-family`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum IpFamily {
+    /// IPv4 alone.
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+    /// Both, IPv4 first.
+    Dual,
+}
+
+impl IpFamily {
+    fn has(self, family: Family) -> bool {
+        match self {
+            Self::Ipv4 => family == Family::V4,
+            Self::Ipv6 => family == Family::V6,
+            Self::Dual => true,
+        }
+    }
+}
+
 /// What `up` tells when the cluster runs.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -88,7 +119,7 @@ struct Outcome {
     service_backend: &'static str,
     api_server: String,
     kubeconfig: PathBuf,
-    dns_address: Option<std::net::IpAddr>,
+    dns_addresses: Vec<std::net::IpAddr>,
     ready_ms: u128,
     #[serde(skip_serializing_if = "Option::is_none")]
     demo: Option<demo::Outcome>,
@@ -202,7 +233,7 @@ fn start(
         service_backend: "nftables",
         api_server: spec.local_api_url(),
         kubeconfig: paths.kubeconfig(),
-        dns_address: spec.config.dns_address(model::Family::V4),
+        dns_addresses: spec.dns_addresses(),
         ready_ms,
         demo: None,
     })
@@ -212,16 +243,17 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
     let mut config =
         ClusterConfig { name: arguments.cluster.name.clone(), ..ClusterConfig::default() };
     let ranges = [
-        (arguments.pod_cidr, &mut config.pod_cidrs),
-        (arguments.service_cidr, &mut config.service_cidrs),
-        (arguments.node_cidr, &mut config.node_cidrs),
+        (&arguments.pod_cidr, &mut config.pod_cidrs, DEFAULT_POD_CIDR_V6),
+        (&arguments.service_cidr, &mut config.service_cidrs, DEFAULT_SERVICE_CIDR_V6),
+        (&arguments.node_cidr, &mut config.node_cidrs, DEFAULT_NODE_CIDR_V6),
     ];
-    for (given, range) in ranges {
-        if let Some(given) = given {
-            if given.addr().is_ipv6() {
-                bail!("{given}: IPv6 ranges are not supported yet; use an IPv4 range");
-            }
-            *range = vec![given];
+    let families = families(arguments)?;
+    for (given, range, default_v6) in ranges {
+        if given.is_empty() {
+            range.push(default_v6.parse()?);
+            range.retain(|range| families.has(Family::of(&range.addr())));
+        } else {
+            range.clone_from(given);
         }
     }
     config.overlay = match arguments.overlay {
@@ -234,19 +266,43 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
     Ok(spec)
 }
 
+/// The families that were asked for, or else those of the first range that was given.
+fn families(arguments: &Arguments) -> Result<IpFamily> {
+    let given = [&arguments.pod_cidr, &arguments.service_cidr, &arguments.node_cidr];
+    let Some(first) = given.into_iter().find(|ranges| !ranges.is_empty()) else {
+        return Ok(arguments.ip_family.unwrap_or(IpFamily::Ipv4));
+    };
+    let has = |family| first.iter().any(|range| Family::of(&range.addr()) == family);
+    let meant = match (has(Family::V4), has(Family::V6)) {
+        (true, true) => IpFamily::Dual,
+        (false, true) => IpFamily::Ipv6,
+        _ => IpFamily::Ipv4,
+    };
+    match arguments.ip_family {
+        Some(asked) if asked != meant => {
+            bail!("the ranges that are given do not have the families of --ip-family: leave it out")
+        }
+        _ => Ok(meant),
+    }
+}
+
 /// A cluster that was kept: it stays what it was made as, only the API's port may move.
 fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec> {
     let config = &stored.config;
-    let same =
-        |given: Option<IpNet>, ranges: &[IpNet]| given.is_none_or(|given| ranges.contains(&given));
+    let same = |given: &[IpNet], ranges: &[IpNet]| given.is_empty() || given == ranges;
+    let same_families = arguments.ip_family.is_none_or(|asked| {
+        let has = |family| config.pod_cidrs.iter().any(|range| Family::of(&range.addr()) == family);
+        [Family::V4, Family::V6].iter().all(|family| asked.has(*family) == has(*family))
+    });
     let overlay = match arguments.overlay {
         None => config.overlay,
         Some(OverlayArgument::Vxlan) => Overlay::Vxlan,
         Some(OverlayArgument::HostGw) => Overlay::HostGw,
     };
-    let unchanged = same(arguments.pod_cidr, &config.pod_cidrs)
-        && same(arguments.service_cidr, &config.service_cidrs)
-        && same(arguments.node_cidr, &config.node_cidrs)
+    let unchanged = same(&arguments.pod_cidr, &config.pod_cidrs)
+        && same(&arguments.service_cidr, &config.service_cidrs)
+        && same(&arguments.node_cidr, &config.node_cidrs)
+        && same_families
         && overlay == config.overlay
         && arguments.nodes.is_none_or(|nodes| nodes == stored.nodes.len());
     if !unchanged {
@@ -271,10 +327,10 @@ fn write_credentials(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = Timestamp::default().after(since_epoch);
     let nodes: BTreeMap<String, Vec<std::net::IpAddr>> =
-        spec.nodes.iter().map(|node| (node.name.clone(), vec![node.address])).collect();
+        spec.nodes.iter().map(|node| (node.name.clone(), node.addresses.clone())).collect();
     let request = pki::PkiRequest {
         config: spec.config.clone(),
-        server_addresses: vec![spec.host_address],
+        server_addresses: spec.host_addresses.clone(),
         nodes,
     };
     let files = pki::ensure(&paths.pki(), &request, now)?;
@@ -284,9 +340,10 @@ fn write_credentials(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
     };
     let admin = text(pki::ADMIN_NAME, &spec.local_api_url(), &files.admin)?;
     write_private(&paths.kubeconfig(), &admin)?;
+    let api_url = format!("https://{}", spec.api_address()?);
     for (node, identities) in &files.nodes {
         let user = format!("system:node:{node}");
-        let kubeconfig = text(&user, &spec.api_url(), &identities.client)?;
+        let kubeconfig = text(&user, &api_url, &identities.client)?;
         write_private(&paths.component_kubeconfig(node), &kubeconfig)?;
     }
     Ok(())
@@ -399,7 +456,8 @@ fn text(outcome: &Outcome) -> String {
         })
         .collect();
     let list = |ranges: &[IpNet]| ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",");
-    let dns = outcome.dns_address.map(|address| address.to_string()).unwrap_or_default();
+    let dns: Vec<String> = outcome.dns_addresses.iter().map(ToString::to_string).collect();
+    let dns = dns.join(",");
     let kubeconfig = outcome.kubeconfig.display();
     let mut text = format!(
         "\nCluster {} is ready after {} ms.\n\n{}\n\

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
-use model::Family;
 use netlink::Netns;
 
 use super::super::paths::Paths;
@@ -15,15 +14,20 @@ use super::super::spec::ClusterSpec;
 /// The port of DNS.
 const DNS_PORT: u16 = 53;
 
-/// What a worker inherits: UDP and TCP at the cluster's DNS address, opened in the node's network
-/// namespace, and the handle of the host's, where upstream servers are asked from. The address
-/// need not exist yet: the agent adds it to `lo`.
+/// What a worker inherits: UDP and TCP at each of the cluster's DNS addresses, opened in the node's
+/// network namespace, and last the handle of the host's, where upstream servers are asked from.
+/// The addresses need not exist yet: the agent adds them to `lo`.
 pub(super) fn dns(paths: &Paths, spec: &ClusterSpec, node: &str) -> Result<Vec<OwnedFd>> {
-    let address = spec.config.dns_address(Family::V4).context("the service range has no IPv4")?;
-    let address = SocketAddr::new(address, DNS_PORT);
-    let (udp, tcp) = Netns::open(&paths.netns(node))?
-        .run(|| dnsworker::listen(address))?
-        .with_context(|| format!("opening the DNS sockets {address} of {node}"))?;
+    let namespace = Netns::open(&paths.netns(node))?;
+    let mut inherited: Vec<OwnedFd> = Vec::new();
+    for address in spec.dns_addresses() {
+        let address = SocketAddr::new(address, DNS_PORT);
+        let (udp, tcp) = namespace
+            .run(|| dnsworker::listen(address))?
+            .with_context(|| format!("opening the DNS sockets {address} of {node}"))?;
+        inherited.extend([OwnedFd::from(udp), tcp.into()]);
+    }
     let host = File::open("/proc/self/ns/net").context("opening the host's network namespace")?;
-    Ok(vec![udp.into(), tcp.into(), host.into()])
+    inherited.push(host.into());
+    Ok(inherited)
 }
