@@ -41,34 +41,60 @@ impl Identity {
         key: &[u8],
         origin: &str,
     ) -> Result<Self, ClientError> {
-        let fault = |part: &str, problem: String| ClientError::Config {
-            path: origin.to_owned(),
-            problem: format!("the {part} is not usable: {problem}"),
-        };
-        let certificates_of = |part: &str, pem: &[u8]| {
-            let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-            match parsed {
-                Ok(found) if !found.is_empty() => Ok(found),
-                Ok(_) => Err(fault(part, "it holds no PEM certificate".to_owned())),
-                Err(error) => Err(fault(part, error.to_string())),
-            }
-        };
         Ok(Self {
-            authorities: certificates_of("certificate authority", authorities)?,
-            certificates: certificates_of("client certificate", certificates)?,
+            authorities: authorities_of(authorities, origin)?,
+            certificates: certificates_of("client certificate", certificates, origin)?,
             key: PrivateKeyDer::from_pem_slice(key)
-                .map_err(|error| fault("client key", error.to_string()))?,
+                .map_err(|error| unusable("client key", origin, &error.to_string()))?,
         })
     }
 }
 
-/// The current context of a kubeconfig file, resolved.
-#[derive(Debug)]
+/// The authorities in the text of a PEM file.
+pub(crate) fn authorities_of(
+    pem: &[u8],
+    origin: &str,
+) -> Result<Vec<CertificateDer<'static>>, ClientError> {
+    certificates_of("certificate authority", pem, origin)
+}
+
+fn certificates_of(
+    part: &str,
+    pem: &[u8],
+    origin: &str,
+) -> Result<Vec<CertificateDer<'static>>, ClientError> {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match parsed {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(unusable(part, origin, "it holds no PEM certificate")),
+        Err(error) => Err(unusable(part, origin, &error.to_string())),
+    }
+}
+
+fn unusable(part: &str, origin: &str, problem: &str) -> ClientError {
+    let problem = format!("the {part} is not usable: {problem}");
+    ClientError::Config { path: origin.to_owned(), problem }
+}
+
+/// The current context of a kubeconfig file, resolved. A token is read once: files of tokens that
+/// are replaced are a pod's ServiceAccount ([`Endpoint::for_service_account`]).
 pub struct Kubeconfig {
     /// The server's URL, always `https`.
     pub server: String,
-    /// Our side of TLS.
-    pub identity: Identity,
+    authorities: Vec<CertificateDer<'static>>,
+    user: Credential,
+}
+
+/// Who we are.
+enum Credential {
+    Certificate(Identity),
+    Token(String),
+}
+
+impl fmt::Debug for Kubeconfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kubeconfig").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 impl Kubeconfig {
@@ -103,12 +129,17 @@ impl Kubeconfig {
             &cluster.certificate_authority_data,
             &cluster.certificate_authority,
         )?;
+        let origin = path.display().to_string();
+        let authorities = authorities_of(&authority, &origin)?;
+        let server = cluster.server.clone();
+        if let Some(token) = user.token(path)? {
+            return Ok(Self { server, authorities, user: Credential::Token(token) });
+        }
         let certificate =
             part("client-certificate", &user.client_certificate_data, &user.client_certificate)?;
         let key = part("client-key", &user.client_key_data, &user.client_key)?;
-        let origin = path.display().to_string();
         let identity = Identity::from_pem(&authority, &certificate, &key, &origin)?;
-        Ok(Self { server: cluster.server.clone(), identity })
+        Ok(Self { server, authorities, user: Credential::Certificate(identity) })
     }
 
     /// The server as something to connect to.
@@ -116,15 +147,20 @@ impl Kubeconfig {
     /// # Errors
     /// [`ClientError::Config`] when URL or key cannot be used.
     pub fn endpoint(&self) -> Result<Endpoint, ClientError> {
-        Endpoint::new(&self.server, &self.identity)
+        match &self.user {
+            Credential::Certificate(identity) => Endpoint::new(&self.server, identity),
+            Credential::Token(token) => {
+                Endpoint::with_token(&self.server, &self.authorities, token)
+            }
+        }
     }
 }
 
-fn config_fault(path: &Path, problem: String) -> ClientError {
+pub(crate) fn config_fault(path: &Path, problem: String) -> ClientError {
     ClientError::Config { path: path.display().to_string(), problem }
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>, ClientError> {
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, ClientError> {
     let length = std::fs::metadata(path)
         .map_err(|error| config_fault(path, format!("cannot be read: {error}")))?
         .len();
@@ -148,12 +184,15 @@ fn data_or_file(
     let Some(file) = file else {
         return Err(config_fault(
             kubeconfig,
-            format!("neither {field} nor {field}-data is set; flatnet uses client certificates"),
+            format!("neither {field} nor {field}-data is set; flatnet uses client certificates or tokens"),
         ));
     };
-    // Relative names are relative to the kubeconfig, as kubectl reads them.
-    let base = kubeconfig.parent().unwrap_or_else(|| Path::new("."));
-    read_bounded(&base.join(file))
+    read_bounded(&beside(kubeconfig, file))
+}
+
+/// Relative names are relative to the kubeconfig, as kubectl reads them.
+fn beside(kubeconfig: &Path, file: &Path) -> PathBuf {
+    kubeconfig.parent().unwrap_or_else(|| Path::new(".")).join(file)
 }
 
 #[derive(Deserialize)]
@@ -218,4 +257,23 @@ struct User {
     client_certificate_data: Option<String>,
     client_key: Option<PathBuf>,
     client_key_data: Option<String>,
+    token: Option<String>,
+    // The one name of the format that is not in kebab case.
+    #[serde(rename = "tokenFile")]
+    token_file: Option<PathBuf>,
+}
+
+impl User {
+    /// The bearer token, if the user has one and no certificate.
+    fn token(&self, kubeconfig: &Path) -> Result<Option<String>, ClientError> {
+        if self.client_certificate.is_some() || self.client_certificate_data.is_some() {
+            return Ok(None);
+        }
+        let Some(file) = &self.token_file else { return Ok(self.token.clone()) };
+        let bytes = read_bounded(&beside(kubeconfig, file))?;
+        match String::from_utf8(bytes) {
+            Ok(token) => Ok(Some(token)),
+            Err(_) => Err(config_fault(file, "the token is not text".to_owned())),
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The Kubernetes API client of all our programs.
 //!
-//! Small on purpose: HTTP/1.1 over TLS with a client certificate, JSON decoded straight into the
+//! Small on purpose: HTTP/1.1 over TLS with a client certificate or a token, JSON decoded straight into the
 //! caller's type (narrow structs stay narrow in memory), and watches that never end. The control
 //! plane's own controllers use the same [`Client`] over an in-process [`Transport`].
 //!
@@ -25,6 +25,7 @@ mod error;
 mod list;
 mod path;
 mod request;
+mod service_account;
 mod transport;
 mod watch;
 
@@ -33,5 +34,6 @@ pub use error::{ClientError, Status, StatusCause, StatusDetails};
 pub use list::{List, ListMetadata, ListOptions};
 pub use path::{Encoded, ResourcePath};
 pub use request::{Client, DeleteOptions, PatchKind, Preconditions};
+pub use service_account::SERVICE_ACCOUNT_DIRECTORY;
 pub use transport::{Body, BodyError, Endpoint, HttpsTransport, Transport, TransportFuture};
 pub use watch::{WatchEvent, WatchSpec, Watcher};

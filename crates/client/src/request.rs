@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::path::with_query;
 use crate::{
-    Body, ClientError, HttpsTransport, Kubeconfig, List, ListOptions, ResourcePath, Status,
+    Body, ClientError, Endpoint, HttpsTransport, Kubeconfig, List, ListOptions, ResourcePath, Status,
     Transport, WatchSpec, Watcher,
 };
 
@@ -87,6 +87,15 @@ impl Client {
     /// [`ClientError::Config`] naming the file and the entry to mend.
     pub async fn from_kubeconfig(path: &Path) -> Result<Self, ClientError> {
         let endpoint = Kubeconfig::read(path)?.endpoint()?;
+        Ok(Self::with_transport(Arc::new(HttpsTransport::new(endpoint))))
+    }
+
+    /// A client with the files of a pod's ServiceAccount. Connects on the first request.
+    ///
+    /// # Errors
+    /// [`ClientError::Config`] naming the file or URL to mend.
+    pub fn from_service_account(server: &str, directory: &Path) -> Result<Self, ClientError> {
+        let endpoint = Endpoint::for_service_account(server, directory)?;
         Ok(Self::with_transport(Arc::new(HttpsTransport::new(endpoint))))
     }
 

@@ -1,6 +1,7 @@
 //! How requests travel: TLS connections, or a function call within the control plane.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -12,10 +13,11 @@ use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response, Uri, header};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::service_account::ServiceAccount;
 use crate::{ClientError, Identity};
 
 /// Longest wait for TCP, TLS and HTTP to be ready, milliseconds.
@@ -53,7 +55,15 @@ pub struct Endpoint {
     host: String,
     port: u16,
     server_name: ServerName<'static>,
-    tls: Arc<rustls::ClientConfig>,
+    credentials: Credentials,
+}
+
+#[derive(Clone)]
+enum Credentials {
+    /// A client certificate, or a token that stays the same.
+    Fixed { tls: Arc<rustls::ClientConfig>, token: Option<header::HeaderValue> },
+    /// Files that are replaced while we run.
+    ServiceAccount(Arc<ServiceAccount>),
 }
 
 impl Endpoint {
@@ -63,13 +73,46 @@ impl Endpoint {
     /// [`ClientError::Config`] when the URL names no host, or key and certificate do not fit.
     pub fn new(url: &str, identity: &Identity) -> Result<Self, ClientError> {
         let fault = |problem: String| ClientError::Config { path: url.to_owned(), problem };
+        let tls = tls_config(&identity.authorities, Some(identity))
+            .map_err(|error| fault(error.to_string()))?;
+        Self::with_credentials(url, Credentials::Fixed { tls: Arc::new(tls), token: None })
+    }
+
+    /// An endpoint that takes a bearer token (RFC 6750) for an identity.
+    ///
+    /// # Errors
+    /// As [`Endpoint::new`].
+    pub fn with_token(
+        url: &str,
+        authorities: &[CertificateDer<'static>],
+        token: &str,
+    ) -> Result<Self, ClientError> {
+        let fault = |problem: String| ClientError::Config { path: url.to_owned(), problem };
+        let tls = tls_config(authorities, None).map_err(|error| fault(error.to_string()))?;
+        let token = bearer(token).ok_or_else(|| fault("the token is not text".to_owned()))?;
+        Self::with_credentials(url, Credentials::Fixed { tls: Arc::new(tls), token: Some(token) })
+    }
+
+    /// An endpoint for a pod's ServiceAccount, whose files are read again as they are rotated.
+    ///
+    /// # Errors
+    /// As [`Endpoint::new`], and when the files are missing.
+    pub fn for_service_account(url: &str, directory: &Path) -> Result<Self, ClientError> {
+        let account = ServiceAccount::open(directory)?;
+        Self::with_credentials(url, Credentials::ServiceAccount(Arc::new(account)))
+    }
+
+    fn with_credentials(url: &str, credentials: Credentials) -> Result<Self, ClientError> {
+        let fault = |problem: String| ClientError::Config { path: url.to_owned(), problem };
         let uri: Uri = url.parse().map_err(|error| fault(format!("not a URL: {error}")))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(fault("not an https URL: credentials never travel in clear".to_owned()));
+        }
         let host = uri.host().ok_or_else(|| fault("the URL names no host".to_owned()))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let server_name = ServerName::try_from(host.clone())
             .map_err(|error| fault(format!("not a host name or address: {error}")))?;
-        let tls = Arc::new(tls_config(identity).map_err(|error| fault(error.to_string()))?);
-        Ok(Self { host, port: uri.port_u16().unwrap_or(443), server_name, tls })
+        Ok(Self { host, port: uri.port_u16().unwrap_or(443), server_name, credentials })
     }
 
     /// The same identity and authorities for another host and port.
@@ -80,7 +123,8 @@ impl Endpoint {
         let server_name = ServerName::try_from(host.to_owned()).map_err(|error| {
             ClientError::Config { path: host.to_owned(), problem: error.to_string() }
         })?;
-        Ok(Self { host: host.to_owned(), port, server_name, tls: Arc::clone(&self.tls) })
+        let credentials = self.credentials.clone();
+        Ok(Self { host: host.to_owned(), port, server_name, credentials })
     }
 
     /// Opens a fresh connection and sends one request on it. The connection ends with the
@@ -125,7 +169,11 @@ impl Endpoint {
                 .with_interval(Duration::from_secs(KEEPALIVE_SECONDS))
                 .with_retries(KEEPALIVE_PROBES),
         );
-        let stream = TlsConnector::from(Arc::clone(&self.tls))
+        let tls = match &self.credentials {
+            Credentials::Fixed { tls, .. } => Arc::clone(tls),
+            Credentials::ServiceAccount(account) => account.current().tls,
+        };
+        let stream = TlsConnector::from(tls)
             .connect(self.server_name.clone(), stream)
             .await
             .map_err(|error| {
@@ -154,6 +202,13 @@ impl Endpoint {
         };
         if let Ok(value) = header::HeaderValue::from_str(&host) {
             request.headers_mut().insert(header::HOST, value);
+        }
+        let token = match &self.credentials {
+            Credentials::Fixed { token, .. } => token.clone(),
+            Credentials::ServiceAccount(account) => Some(account.current().token),
+        };
+        if let Some(token) = token {
+            request.headers_mut().insert(header::AUTHORIZATION, token);
         }
     }
 
@@ -283,16 +338,30 @@ impl hyper::body::Body for PooledBody {
     }
 }
 
-fn tls_config(identity: &Identity) -> Result<rustls::ClientConfig, rustls::Error> {
+/// A bearer token as a header that is never printed; `None` when it cannot be one.
+pub(crate) fn bearer(token: &str) -> Option<header::HeaderValue> {
+    let mut value = header::HeaderValue::from_str(&format!("Bearer {}", token.trim())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+pub(crate) fn tls_config(
+    authorities: &[CertificateDer<'static>],
+    identity: Option<&Identity>,
+) -> Result<rustls::ClientConfig, rustls::Error> {
     let mut roots = rustls::RootCertStore::empty();
-    for authority in &identity.authorities {
+    for authority in authorities {
         roots.add(authority.clone())?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(identity.certificates.clone(), identity.key.clone_key())?;
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        Some(identity) => builder
+            .with_client_auth_cert(identity.certificates.clone(), identity.key.clone_key())?,
+        None => builder.with_no_client_auth(),
+    };
     // Few, long connections: a session cache would cost more memory than it saves handshakes.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
