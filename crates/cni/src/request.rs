@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use model::MacAddress;
+
 use crate::fault::{Fault, INVALID_ENVIRONMENT};
 
 /// Bytes that a link name may have (`IFNAMSIZ` less the final zero).
@@ -41,6 +43,8 @@ pub struct Request {
     pub namespace: Option<PathBuf>,
     /// Addresses that `CNI_ARGS` asks for.
     pub requested_addresses: Vec<IpAddr>,
+    /// The MAC address that `CNI_ARGS` asks for.
+    pub requested_mac: Option<MacAddress>,
 }
 
 impl Request {
@@ -72,6 +76,7 @@ impl Request {
             interface: String::new(),
             namespace: None,
             requested_addresses: vec![],
+            requested_mac: None,
         };
         if matches!(command, Command::Add | Command::Check | Command::Del) {
             request.container_id = value("CNI_CONTAINERID").unwrap_or_default();
@@ -79,7 +84,7 @@ impl Request {
             request.namespace = value("CNI_NETNS").map(PathBuf::from);
             check_container_id(&request.container_id)?;
             check_interface(&request.interface)?;
-            request.requested_addresses = parse_arguments(&value("CNI_ARGS").unwrap_or_default())?;
+            parse_arguments(&value("CNI_ARGS").unwrap_or_default(), &mut request)?;
         }
         Ok(request)
     }
@@ -137,10 +142,9 @@ fn check_interface(interface: &str) -> Result<(), Fault> {
     Err(Fault::new(INVALID_ENVIRONMENT, format!("invalid CNI_IFNAME: {interface:?}"), fault))
 }
 
-/// The addresses that `IP=` asks for. Keys that nobody knows are an error, unless
-/// `IgnoreUnknown` is true: a mistyped one must not be lost silently.
-fn parse_arguments(text: &str) -> Result<Vec<IpAddr>, Fault> {
-    let mut addresses = Vec::new();
+/// What `IP=` and `MAC=` ask for. Keys that nobody knows are an error, unless `IgnoreUnknown` is
+/// true: a mistyped one must not be lost silently.
+fn parse_arguments(text: &str, request: &mut Request) -> Result<(), Fault> {
     let mut unknown = Vec::new();
     let mut ignore_unknown = false;
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
@@ -157,8 +161,9 @@ fn parse_arguments(text: &str) -> Result<Vec<IpAddr>, Fault> {
             "IP" => {
                 let address = parse_address(value)
                     .ok_or_else(|| invalid(format!("{value:?} is no IP address")))?;
-                addresses.push(address);
+                request.requested_addresses.push(address);
             }
+            "MAC" => request.requested_mac = Some(value.parse().map_err(invalid)?),
             _ if IGNORED_ARGUMENTS.contains(&key) => {}
             _ => unknown.push(pair),
         }
@@ -170,7 +175,7 @@ fn parse_arguments(text: &str) -> Result<Vec<IpAddr>, Fault> {
             "remove them, or add IgnoreUnknown=1",
         ));
     }
-    Ok(addresses)
+    Ok(())
 }
 
 /// An address, with or without a prefix length.
@@ -252,13 +257,22 @@ mod tests {
 
     #[test]
     fn arguments_are_known_or_refused_or_ignored_on_request() {
-        let add =
-            add_with(&[("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=web;COLOR=red;IP=10.0.0.9")])
-                .expect("unknown ones ignored");
+        let add = add_with(&[(
+            "CNI_ARGS",
+            "IgnoreUnknown=1;K8S_POD_NAME=web;COLOR=red;IP=10.0.0.9;MAC=0a:58:00:00:00:09",
+        )])
+        .expect("unknown ones ignored");
+        assert_eq!(add.requested_mac, "0a:58:00:00:00:09".parse().ok());
         assert_eq!(add.requested_addresses, ["10.0.0.9".parse::<IpAddr>().expect("an address")]);
         add_with(&[("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;")]).expect("known");
-        for wrong in ["COLOR=red", "IgnoreUnknown=0;COLOR=red", "IP=ten", "IP", "IgnoreUnknown=yes"]
-        {
+        for wrong in [
+            "COLOR=red",
+            "IgnoreUnknown=0;COLOR=red",
+            "IP=ten",
+            "IP",
+            "MAC=0a:58",
+            "IgnoreUnknown=yes",
+        ] {
             let fault = add_with(&[("CNI_ARGS", wrong)]).expect_err(wrong);
             assert_eq!(fault.code, INVALID_ENVIRONMENT, "{wrong}");
         }

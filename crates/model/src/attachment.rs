@@ -38,6 +38,12 @@ pub struct Attachment {
     pub addresses: Vec<IpNet>,
     /// What the pod may and shall do at its edge.
     pub edge: Edge,
+    /// How fast the pod may send and receive.
+    pub bandwidth: Bandwidth,
+    /// What the interface was like before we changed it, where another plugin made it: DEL puts
+    /// it back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<InterfaceState>,
 }
 
 /// How a pod's interface is connected to the node.
@@ -83,6 +89,45 @@ impl PodLink {
             Self::Macvlan { .. } => None,
         }
     }
+}
+
+/// Limits of a pod's traffic (CNI capability `bandwidth`), seen from the pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// What comes to the pod; `None` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Rate>,
+    /// What the pod sends; `None` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Rate>,
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rate {
+    /// Bits a second.
+    #[serde(rename = "bitsPerSecond")]
+    pub bits_per_s: u64,
+    /// Bits that may pass at once after a pause.
+    pub burst_bits: u64,
+}
+
+/// Properties of an interface that can be set and put back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct InterfaceState {
+    /// Its link-layer address.
+    pub mac: MacAddress,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it takes frames for others.
+    pub promiscuous: bool,
+    /// Whether it takes all multicast frames.
+    pub all_multicast: bool,
+    /// Packets that its queue takes.
+    pub transmit_queue_length: u32,
 }
 
 /// What a pod may and shall do where it meets the node.

@@ -20,8 +20,10 @@
 //! thread uses it later.
 
 mod address;
+mod bridge;
 mod error;
 mod link;
+mod macvlan;
 pub mod message;
 mod neighbour;
 mod netns;
@@ -29,13 +31,17 @@ pub mod offload;
 mod route;
 pub mod socket;
 pub mod sysctl;
+mod traffic;
 
 pub use address::Address;
+pub use bridge::{PortOptions, PortVlan};
 pub use error::Error;
 pub use link::{BridgeSpec, Link, LinkChange, VethSpec, VxlanParameters, VxlanSpec};
+pub use macvlan::{MacvlanMode, MacvlanSpec};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::Netns;
 pub use route::{Route, RouteScope};
+pub use traffic::TokenBucket;
 
 use socket::Socket;
 

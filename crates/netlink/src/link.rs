@@ -5,30 +5,34 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use model::MacAddress;
 
+use crate::bridge::IFLA_BR_VLAN_FILTERING;
+use crate::macvlan::{IFLA_MACVLAN_MODE, MacvlanMode};
 use crate::message::{Attributes, Request, u32_of};
 use crate::socket::Message;
 use crate::{Error, Netlink, Netns};
 
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
+pub(crate) const RTM_NEWLINK: u16 = 16;
+pub(crate) const RTM_DELLINK: u16 = 17;
+pub(crate) const RTM_GETLINK: u16 = 18;
+pub(crate) const RTM_SETLINK: u16 = 19;
 
-const IFLA_ADDRESS: u16 = 1;
+pub(crate) const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_LINK: u16 = 5;
-const IFLA_MASTER: u16 = 10;
+pub(crate) const IFLA_MTU: u16 = 4;
+pub(crate) const IFLA_LINK: u16 = 5;
+pub(crate) const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_IFALIAS: u16 = 20;
-const IFLA_NET_NS_FD: u16 = 28;
-const IFLA_EXT_MASK: u16 = 29;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
-const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_TXQLEN: u16 = 13;
+pub(crate) const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_IFALIAS: u16 = 20;
+pub(crate) const IFLA_NET_NS_FD: u16 = 28;
+pub(crate) const IFLA_EXT_MASK: u16 = 29;
+pub(crate) const IFLA_INFO_KIND: u16 = 1;
+pub(crate) const IFLA_INFO_DATA: u16 = 2;
+pub(crate) const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
-const IFLA_BRPORT_MODE: u16 = 4;
+pub(crate) const IFLA_BRPORT_MODE: u16 = 4;
+pub(crate) const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LINK: u16 = 3;
 const IFLA_VXLAN_LOCAL: u16 = 4;
@@ -41,7 +45,7 @@ const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
 /// Leaves statistics, most of a link's message, out of answers.
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 /// Bytes of `struct ifinfomsg`.
-const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 /// Longest alias in bytes that the kernel keeps (`IFALIASZ` less the final zero).
 pub(crate) const ALIAS_BYTES_MAX: usize = 255;
 /// Longest link name in bytes (`IFNAMSIZ` less the final zero).
@@ -62,15 +66,28 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it takes frames for others.
+    pub promiscuous: bool,
+    /// Whether it takes all multicast frames.
+    pub all_multicast: bool,
+    /// Packets that its queue takes.
+    pub transmit_queue_length: u32,
     /// The bridge that it is a port of.
     pub master: Option<u32>,
     /// Its alias, free text.
     pub alias: Option<String>,
     /// Whether frames may leave by the port that they came from; only known of bridge ports.
     pub hairpin: Option<bool>,
+    /// Whether the port is cut off from other isolated ports; only known of bridge ports.
+    pub isolated: Option<bool>,
+    /// Whether a bridge tells VLANs apart; `None` where the kernel cannot.
+    pub vlan_filtering: Option<bool>,
+    /// Who of a macvlan's neighbours may talk to it.
+    pub macvlan: Option<MacvlanMode>,
     /// The parameters of a VXLAN link.
     pub vxlan: Option<VxlanParameters>,
-    /// For a veth, the index of its peer in the peer's namespace.
+    /// For a veth, the index of its peer in the peer's namespace; for a macvlan, of the link
+    /// below.
     pub peer_index: Option<u32>,
 }
 
@@ -170,6 +187,12 @@ impl<'a> VethSpec<'a> {
 pub struct LinkChange<'a> {
     /// Administratively up or down.
     pub up: Option<bool>,
+    /// Whether it takes frames for others.
+    pub promiscuous: Option<bool>,
+    /// Whether it takes all multicast frames.
+    pub all_multicast: Option<bool>,
+    /// Packets that its queue takes.
+    pub transmit_queue_length: Option<u32>,
     /// MTU in bytes.
     pub mtu: Option<u32>,
     /// Link-layer address.
@@ -189,6 +212,39 @@ impl LinkChange<'_> {
     pub fn up() -> Self {
         Self { up: Some(true), ..Self::default() }
     }
+
+    /// The message that makes the change.
+    pub(crate) fn request(&self, kind: u16, index: u32) -> Result<Request, Error> {
+        let flags = [
+            (libc::IFF_UP, self.up),
+            (libc::IFF_PROMISC, self.promiscuous),
+            (libc::IFF_ALLMULTI, self.all_multicast),
+        ];
+        let mut request = Request::new(kind, 0, &header_with(index, &flags));
+        if let Some(mtu) = self.mtu {
+            request.u32(IFLA_MTU, mtu);
+        }
+        if let Some(mac) = self.mac {
+            request.attribute(IFLA_ADDRESS, &mac.0);
+        }
+        if let Some(master) = self.master {
+            request.u32(IFLA_MASTER, master);
+        }
+        if let Some(alias) = self.alias {
+            request.attribute(IFLA_IFALIAS, cut(alias, ALIAS_BYTES_MAX).as_bytes());
+        }
+        if let Some(name) = self.name {
+            check_name(name)?;
+            request.text(IFLA_IFNAME, name);
+        }
+        if let Some(namespace) = self.namespace {
+            request.u32(IFLA_NET_NS_FD, descriptor(namespace));
+        }
+        if let Some(length) = self.transmit_queue_length {
+            request.u32(IFLA_TXQLEN, length);
+        }
+        Ok(request)
+    }
 }
 
 impl Netlink {
@@ -197,7 +253,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
-        let mut request = Request::new(RTM_GETLINK, 0, &header(0, None));
+        let mut request = Request::new(RTM_GETLINK, 0, &header(0));
         request.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
         let messages = self.socket.dump(&request, || "list links".into())?;
         Ok(messages.iter().filter_map(parse).collect())
@@ -208,7 +264,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
-        let mut request = Request::new(RTM_GETLINK, 0, &header(0, None));
+        let mut request = Request::new(RTM_GETLINK, 0, &header(0));
         request.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS).text(IFLA_IFNAME, name);
         match self.socket.call(&request, || format!("look up the link {name}")) {
             Ok(messages) => Ok(messages.iter().find_map(parse)),
@@ -291,7 +347,7 @@ impl Netlink {
         }
         request.nested(IFLA_LINKINFO, &[], |info| {
             info.text(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, &[], |data| {
-                data.nested(VETH_INFO_PEER, &header(0, None), |peer| {
+                data.nested(VETH_INFO_PEER, &header(0), |peer| {
                     peer.text(IFLA_IFNAME, spec.peer_name);
                     if let Some(namespace) = spec.peer_namespace {
                         peer.u32(IFLA_NET_NS_FD, descriptor(namespace));
@@ -314,26 +370,7 @@ impl Netlink {
     /// # Errors
     /// `ENODEV` when the link is gone; otherwise what the kernel refused.
     pub fn change_link(&mut self, index: u32, change: &LinkChange<'_>) -> Result<(), Error> {
-        let mut request = Request::new(RTM_SETLINK, 0, &header(index, change.up));
-        if let Some(mtu) = change.mtu {
-            request.u32(IFLA_MTU, mtu);
-        }
-        if let Some(mac) = change.mac {
-            request.attribute(IFLA_ADDRESS, &mac.0);
-        }
-        if let Some(master) = change.master {
-            request.u32(IFLA_MASTER, master);
-        }
-        if let Some(alias) = change.alias {
-            request.attribute(IFLA_IFALIAS, cut(alias, ALIAS_BYTES_MAX).as_bytes());
-        }
-        if let Some(name) = change.name {
-            check_name(name)?;
-            request.text(IFLA_IFNAME, name);
-        }
-        if let Some(namespace) = change.namespace {
-            request.u32(IFLA_NET_NS_FD, descriptor(namespace));
-        }
+        let request = change.request(RTM_SETLINK, index)?;
         self.socket.call(&request, || format!("change the link number {index}")).map(drop)
     }
 
@@ -343,7 +380,7 @@ impl Netlink {
     /// # Errors
     /// `EINVAL` or `EOPNOTSUPP` when the link is no bridge port.
     pub fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), Error> {
-        let mut message = header(index, None);
+        let mut message = header(index);
         message[0] = u8::try_from(libc::AF_BRIDGE).unwrap_or_default();
         let mut request = Request::new(RTM_SETLINK, 0, &message);
         request.nested(IFLA_PROTINFO, &[], |port| {
@@ -358,20 +395,20 @@ impl Netlink {
     /// # Errors
     /// `ENODEV` when it is gone already.
     pub fn delete_link(&mut self, index: u32) -> Result<(), Error> {
-        let request = Request::new(RTM_DELLINK, 0, &header(index, None));
+        let request = Request::new(RTM_DELLINK, 0, &header(index));
         self.socket.call(&request, || format!("delete the link number {index}")).map(drop)
     }
 }
 
-fn creation(name: &str) -> Result<Request, Error> {
+pub(crate) fn creation(name: &str) -> Result<Request, Error> {
     check_name(name)?;
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    let mut request = Request::new(RTM_NEWLINK, flags, &header(0, None));
+    let mut request = Request::new(RTM_NEWLINK, flags, &header(0));
     request.text(IFLA_IFNAME, name);
     Ok(request)
 }
 
-fn check_name(name: &str) -> Result<(), Error> {
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     if (1..=NAME_BYTES_MAX).contains(&name.len()) {
         return Ok(());
     }
@@ -387,22 +424,29 @@ fn cut(text: &str, bytes_max: usize) -> &str {
     text.get(..end.unwrap_or_default()).unwrap_or_default()
 }
 
-/// `struct ifinfomsg`.
-fn header(index: u32, up: Option<bool>) -> [u8; HEADER_BYTES] {
-    let up_flag = u32::try_from(libc::IFF_UP).unwrap_or_default();
-    let (flags, change) = match up {
-        Some(true) => (up_flag, up_flag),
-        Some(false) => (0, up_flag),
-        None => (0, 0),
-    };
+/// `struct ifinfomsg` without flags.
+pub(crate) fn header(index: u32) -> [u8; HEADER_BYTES] {
+    header_with(index, &[])
+}
+
+/// `struct ifinfomsg` that sets or clears flags (`IFF_…`).
+fn header_with(index: u32, flags: &[(i32, Option<bool>)]) -> [u8; HEADER_BYTES] {
+    let (mut values, mut mask) = (0_u32, 0_u32);
+    for (flag, wanted) in flags {
+        let flag = u32::try_from(*flag).unwrap_or_default();
+        if let Some(wanted) = wanted {
+            mask |= flag;
+            values |= if *wanted { flag } else { 0 };
+        }
+    }
     let mut bytes = [0; HEADER_BYTES];
     bytes[4..8].copy_from_slice(&index.to_ne_bytes());
-    bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
-    bytes[12..16].copy_from_slice(&change.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&values.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&mask.to_ne_bytes());
     bytes
 }
 
-fn descriptor(namespace: &Netns) -> u32 {
+pub(crate) fn descriptor(namespace: &Netns) -> u32 {
     u32::try_from(namespace.as_fd().as_raw_fd()).unwrap_or(u32::MAX)
 }
 
@@ -415,21 +459,37 @@ fn parse(message: &Message) -> Option<Link> {
     let info = attributes.nested(IFLA_LINKINFO).unwrap_or(Attributes::new(&[]));
     let kind = info.text(IFLA_INFO_KIND).unwrap_or_default();
     let data = info.nested(IFLA_INFO_DATA);
-    let up_flag = u32::try_from(libc::IFF_UP).unwrap_or_default();
+    let flags = u32_of(&header[8..])?;
+    let has = |flag: i32| flags & u32::try_from(flag).unwrap_or_default() != 0;
+    let port = |kind: u16| {
+        let value = info.nested(IFLA_INFO_SLAVE_DATA).and_then(|port| port.u8(kind));
+        value.map(|value| value != 0)
+    };
     Some(Link {
         index: u32_of(&header[4..])?,
         name: attributes.text(IFLA_IFNAME)?,
         mac: attributes.mac(IFLA_ADDRESS),
         mtu: attributes.u32(IFLA_MTU).unwrap_or_default(),
-        up: u32_of(&header[8..])? & up_flag != 0,
+        up: has(libc::IFF_UP),
+        promiscuous: has(libc::IFF_PROMISC),
+        all_multicast: has(libc::IFF_ALLMULTI),
+        transmit_queue_length: attributes.u32(IFLA_TXQLEN).unwrap_or_default(),
         master: attributes.u32(IFLA_MASTER),
         alias: attributes.text(IFLA_IFALIAS),
-        hairpin: info
-            .nested(IFLA_INFO_SLAVE_DATA)
-            .and_then(|port| port.u8(IFLA_BRPORT_MODE))
-            .map(|mode| mode != 0),
+        hairpin: port(IFLA_BRPORT_MODE),
+        isolated: port(IFLA_BRPORT_ISOLATED),
         vxlan: data.filter(|_| kind == "vxlan").and_then(parse_vxlan),
-        peer_index: attributes.u32(IFLA_LINK).filter(|_| kind == "veth"),
+        vlan_filtering: data
+            .filter(|_| kind == "bridge")
+            .and_then(|data| data.u8(IFLA_BR_VLAN_FILTERING))
+            .map(|value| value != 0),
+        macvlan: data
+            .filter(|_| kind == "macvlan")
+            .and_then(|data| data.u32(IFLA_MACVLAN_MODE))
+            .and_then(MacvlanMode::of_number),
+        peer_index: attributes
+            .u32(IFLA_LINK)
+            .filter(|_| matches!(kind.as_str(), "veth" | "macvlan")),
         kind,
     })
 }
