@@ -25,6 +25,7 @@ mod error;
 mod link;
 mod macvlan;
 pub mod message;
+mod monitor;
 mod neighbour;
 mod netns;
 pub mod offload;
@@ -38,6 +39,7 @@ pub use bridge::{PortOptions, PortVlan};
 pub use error::Error;
 pub use link::{BridgeSpec, Link, LinkChange, VethSpec, VxlanParameters, VxlanSpec};
 pub use macvlan::{MacvlanMode, MacvlanSpec};
+pub use monitor::{Monitor, Notice, Notices};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::Netns;
 pub use route::{Route, RouteScope};
@@ -57,6 +59,11 @@ impl Netlink {
     /// When the system refuses the socket.
     pub fn open() -> Result<Self, Error> {
         Ok(Self { socket: Socket::open(libc::NETLINK_ROUTE)? })
+    }
+
+    /// See [`Socket::port_id`].
+    pub fn port_id(&self) -> u32 {
+        self.socket.port_id()
     }
 
     /// Opens a socket in another network namespace; the caller stays where it is.

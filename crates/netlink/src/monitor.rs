@@ -1,16 +1,14 @@
 //! [`Monitor`]: what the kernel says of its own accord when somebody changes links, routes or
 //! rules (multicast groups of rtnetlink and nfnetlink).
-#![allow(unsafe_code)] // setsockopt(SOL_NETLINK), which nix does not wrap
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, bind, recv, setsockopt, sockopt,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, recv, setsockopt, sockopt};
 
 use crate::Error;
 use crate::message::{Attributes, HEADER_BYTES, aligned, u16_of, u32_of};
+use crate::socket::{open_raw, set_option};
 
 /// Receive buffer in bytes: larger than any single notification.
 const RECEIVE_BYTES: usize = 32 * 1024;
@@ -66,7 +64,8 @@ impl Monitor {
         // Without CAP_NET_ADMIN the system's limit holds: some may be lost, which is told.
         let _ = setsockopt(&fd, sockopt::RcvBufForce, &QUEUE_BYTES);
         for group in groups {
-            join(&fd, *group).map_err(|errno| {
+            let number = libc::c_int::try_from(*group).unwrap_or_default();
+            set_option(&fd, libc::NETLINK_ADD_MEMBERSHIP, number).map_err(|errno| {
                 Error::new(errno as i32, format!("join the netlink multicast group {group}"))
             })?;
         }
@@ -127,31 +126,6 @@ impl Notices {
             bytes = bytes.get(length..).unwrap_or_default();
         }
     }
-}
-
-fn open_raw(protocol: i32) -> Result<OwnedFd, Errno> {
-    use std::os::fd::FromRawFd;
-    let kind = SockType::Raw as i32 | (SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK).bits();
-    // SAFETY: socket() takes no pointers.
-    let fd =
-        Errno::result(unsafe { libc::socket(AddressFamily::Netlink as i32, kind, protocol) })?;
-    // SAFETY: the descriptor is fresh, valid, and owned by nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn join(fd: &OwnedFd, group: u32) -> Result<(), Errno> {
-    let length = size_of::<u32>() as libc::socklen_t;
-    // SAFETY: the pointer and length describe a live u32; the kernel only reads it.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_NETLINK,
-            libc::NETLINK_ADD_MEMBERSHIP,
-            std::ptr::from_ref(&group).cast(),
-            length,
-        )
-    };
-    Errno::result(result).map(drop)
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, bind, recv, send, setsockopt, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockType, bind, getsockname, recv, send,
+    setsockopt, sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -68,11 +69,17 @@ impl Socket {
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_S, 0))
             .map_err(failed)?;
         // The kernel's own words in errors, without a copy of our request.
-        set_option(&fd, libc::NETLINK_EXT_ACK).map_err(failed)?;
-        set_option(&fd, libc::NETLINK_CAP_ACK).map_err(failed)?;
+        set_option(&fd, libc::NETLINK_EXT_ACK, ON).map_err(failed)?;
+        set_option(&fd, libc::NETLINK_CAP_ACK, ON).map_err(failed)?;
         // Filters in dump requests are obeyed, or refused, but not ignored.
-        set_option(&fd, libc::NETLINK_GET_STRICT_CHK).map_err(failed)?;
+        set_option(&fd, libc::NETLINK_GET_STRICT_CHK, ON).map_err(failed)?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
+    }
+
+    /// The socket's own address, which notifications of what it changed carry
+    /// ([`crate::Notice::port_id`]). 0 when the system does not tell.
+    pub fn port_id(&self) -> u32 {
+        getsockname::<NetlinkAddr>(self.fd.as_raw_fd()).map_or(0, |address| address.pid())
     }
 
     /// Sends a request and waits for its acknowledgement; answers the messages before it.
@@ -224,7 +231,7 @@ fn outcome(header: Header, payload: &[u8], action: &impl Fn() -> String) -> Resu
     Err(Error { reason: words, ..Error::new(code.saturating_neg(), action()) })
 }
 
-fn open_raw(protocol: i32) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_raw(protocol: i32) -> Result<OwnedFd, Errno> {
     use std::os::fd::FromRawFd;
     let family = AddressFamily::Netlink as i32;
     let kind = SockType::Raw as i32 | SockFlag::SOCK_CLOEXEC.bits();
@@ -234,8 +241,10 @@ fn open_raw(protocol: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn set_option(fd: &OwnedFd, option: i32) -> Result<(), Errno> {
-    let on: libc::c_int = 1;
+const ON: libc::c_int = 1;
+
+/// Sets an option of `SOL_NETLINK`.
+pub(crate) fn set_option(fd: &OwnedFd, option: i32, value: libc::c_int) -> Result<(), Errno> {
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the pointer and length describe a live c_int; the kernel only reads it.
     let result = unsafe {
@@ -243,7 +252,7 @@ fn set_option(fd: &OwnedFd, option: i32) -> Result<(), Errno> {
             fd.as_raw_fd(),
             libc::SOL_NETLINK,
             option,
-            std::ptr::from_ref(&on).cast(),
+            std::ptr::from_ref(&value).cast(),
             length,
         )
     };

@@ -1,8 +1,8 @@
 //! Against the real kernel, in network namespaces that each test makes. Needs root.
 
 use netlink::{
-    BridgeSpec, FdbEntry, LinkChange, Neighbour, Netlink, Netns, Route, VethSpec, VxlanSpec,
-    offload, sysctl,
+    BridgeSpec, FdbEntry, LinkChange, Monitor, Neighbour, Netlink, Netns, Notices, Route, VethSpec,
+    VxlanSpec, offload, sysctl,
 };
 
 fn namespace() -> (Netns, Netlink) {
@@ -230,4 +230,49 @@ fn entering_a_namespace_leaves_the_caller_where_it_was() {
     assert_eq!(inside, namespace.identity().expect("an identity"));
     assert_eq!(forwarding, "1");
     assert_eq!(Netns::current().expect("own").identity().expect("an identity"), before);
+}
+
+/// damage is heard of at once, and one's own changes can be told from others'.
+#[test]
+fn a_monitor_hears_who_changed_what() {
+    let (namespace, mut node) = namespace();
+    let open = || {
+        let groups = [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_ROUTE];
+        Monitor::open(libc::NETLINK_ROUTE, &groups)
+    };
+    let mut monitor = namespace.run(open).expect("the namespace").expect("a monitor");
+    assert_eq!(monitor.read().expect("silence"), Notices::default());
+    node.create_bridge(&bridge("cni0")).expect("a link");
+    let cni0 = node.require_link("cni0").expect("the link").index;
+    node.change_link(cni0, &LinkChange::up()).expect("up");
+    let route = Route::on_link("10.9.0.0/16".parse().expect("a prefix"), cni0, 102);
+    node.add_route(&route).expect("a route");
+    let heard = monitor.read().expect("notices");
+    assert!(!heard.lost);
+    let link = heard.notices.iter().find(|notice| notice.kind == libc::RTM_NEWLINK);
+    assert_eq!(link.and_then(|link| link.attributes(16).text(3)).as_deref(), Some("cni0"));
+    let added = heard.notices.iter().find(|notice| notice.kind == libc::RTM_NEWROUTE);
+    assert_eq!(added.map(|added| added.port_id), Some(node.port_id()));
+    let mut other = Netlink::open_in(&namespace).expect("another socket");
+    other.delete_route(&route).expect("removed");
+    let heard = monitor.read().expect("notices").notices;
+    let gone = heard.iter().find(|notice| notice.kind == libc::RTM_DELROUTE).expect("told");
+    assert_eq!(gone.port_id, other.port_id());
+    assert_ne!(gone.port_id, node.port_id());
+}
+
+#[test]
+fn a_monitor_that_was_too_slow_says_so() {
+    let (namespace, mut node) = namespace();
+    let open = || Monitor::open(libc::NETLINK_ROUTE, &[libc::RTNLGRP_IPV4_ROUTE]);
+    let mut monitor = namespace.run(open).expect("the namespace").expect("a monitor");
+    node.create_bridge(&bridge("cni0")).expect("a link");
+    let cni0 = node.require_link("cni0").expect("the link").index;
+    node.change_link(cni0, &LinkChange::up()).expect("up");
+    for number in 0..20_000_u32 {
+        let address = std::net::Ipv4Addr::from(0x0af4_0000 + number);
+        let route = Route::on_link(ipnet::Ipv4Net::from(address).into(), cni0, 102);
+        node.add_route(&route).expect("a route");
+    }
+    assert!(monitor.read().expect("what is left").lost);
 }
