@@ -1,8 +1,10 @@
 //! The commands.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
-use ipam::Directory;
+use ipam::{Ask, Directory, Living, Withheld};
+use model::Timestamp;
 use netlink::Netlink;
 
 use crate::attachment;
@@ -46,12 +48,13 @@ fn add(request: &Request, config: &Config) -> Result<Success, Fault> {
     attachment::refuse_existing(&namespace, &request.interface)?;
     let requested: Vec<_> =
         request.requested_addresses.iter().chain(&config.requested_addresses).copied().collect();
-    let reserved = Directory::open(&config.data_directory, &config.network)?.reserve(
-        &config.ranges,
-        &request.container_id,
-        &request.interface,
-        &requested,
-    )?;
+    let reserved = Directory::open(&config.data_directory, &config.network)?.reserve(&Ask {
+        sets: &config.ranges,
+        withheld: &Withheld::default(),
+        container_id: &request.container_id,
+        interface: &request.interface,
+        requested: &requested,
+    })?;
     attachment::make(request, config, &namespace, &reserved).inspect_err(|_| {
         // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the
         // runtime's DEL tries again.
@@ -63,22 +66,26 @@ fn add(request: &Request, config: &Config) -> Result<Success, Fault> {
 /// Works without the namespace, without an earlier result, and as often as it is called.
 fn delete(request: &Request, config: &Config) -> Result<(), Fault> {
     attachment::remove(&request.container_id, &request.interface)?;
-    Directory::open(&config.data_directory, &config.network)?
-        .release(&request.container_id, &request.interface)?;
+    Directory::open(&config.data_directory, &config.network)?.release(
+        &request.container_id,
+        &request.interface,
+        now(),
+    )?;
     Ok(())
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_microseconds(since.as_micros().try_into().unwrap_or_default())
 }
 
 /// Whether an ADD would find an address and a place to write it down.
 fn status(config: &Config) -> Result<(), Fault> {
     let unavailable =
         |error: &dyn std::fmt::Display| Fault::new(UNAVAILABLE, "no pod can be added now", error);
-    let taken = Directory::open(&config.data_directory, &config.network)
-        .and_then(|directory| directory.reservations())
+    Directory::open(&config.data_directory, &config.network)
+        .and_then(|directory| directory.available(&config.ranges, &Withheld::default()))
         .map_err(|error| unavailable(&error))?;
-    let taken: BTreeSet<_> = taken.into_keys().collect();
-    for set in &config.ranges {
-        ipam::allocator::next(set, &taken, None).map_err(|error| unavailable(&error))?;
-    }
     Netlink::open().map_err(|error| unavailable(&error))?;
     Ok(())
 }
@@ -86,12 +93,10 @@ fn status(config: &Config) -> Result<(), Fault> {
 /// Removes the links and addresses of all that is not among the living attachments. Goes on
 /// after a fault and tells the first.
 fn collect(config: &Config) -> Result<(), Fault> {
-    let alive = |container_id: &str, interface: &str| {
-        config.valid_attachments.iter().any(|valid| {
-            valid.container_id == container_id
-                && (valid.interface == interface || interface.is_empty())
-        })
-    };
+    let mut living = Living::default();
+    for valid in &config.valid_attachments {
+        living.add(&valid.container_id, &valid.interface);
+    }
     let names: BTreeSet<String> = config
         .valid_attachments
         .iter()
@@ -113,9 +118,7 @@ fn collect(config: &Config) -> Result<(), Fault> {
         }
     }
     let directory = Directory::open(&config.data_directory, &config.network)?;
-    let released = directory.release_where(|held| {
-        !held.container_id.is_empty() && !alive(&held.container_id, &held.interface)
-    });
+    let released = directory.release_where(now(), |held| !living.holds(held));
     if let Err(error) = released {
         first_fault.get_or_insert(error.into());
     }

@@ -81,8 +81,19 @@ impl From<ipam::Error> for Fault {
                 error.to_string(),
                 "remove pods, or give the node a larger range",
             ),
-            ipam::Error::NotAllowed(_) | ipam::Error::Taken(_) => {
+            ipam::Error::NotAllowed(_)
+            | ipam::Error::Withheld(_)
+            | ipam::Error::Taken(_)
+            | ipam::Error::Unused(_) => {
                 Self::new(NO_ADDRESS, error.to_string(), "request another address, or none")
+            }
+            ipam::Error::Duplicate { .. } => Self::new(
+                NO_ADDRESS,
+                error.to_string(),
+                "the container runtime must call DEL before another ADD",
+            ),
+            ipam::Error::Name(_) => {
+                Self::new(INVALID_CONFIG, error.to_string(), "rename the network")
             }
             ipam::Error::File { .. } => Self::new(
                 ADDRESS_STORE,

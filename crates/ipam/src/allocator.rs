@@ -1,12 +1,15 @@
 //! Which address comes next. A pure choice: the same reservations give the same address.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use model::Timestamp;
 use model::cluster::{nth_address, overlap};
 use serde::{Deserialize, Serialize};
+
+use crate::withheld::Withheld;
 
 /// A range of addresses, as host-local's configuration writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,16 +172,54 @@ fn share(one: &Range, other: &Range) -> bool {
     overlap(&one.subnet, &other.subnet) && first <= other_last && other_first <= last
 }
 
-/// The next free address after `last`, round robin over the ranges of a set, with its range. An
-/// address that was just released is thereby the last to come again.
+/// What is known about the addresses of a network when one is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// What pods have.
+    pub taken: BTreeSet<IpAddr>,
+    /// When addresses that nobody has were given back, as far as it is remembered.
+    pub released: BTreeMap<IpAddr, Timestamp>,
+}
+
+/// The address of a set that has been free the longest, with its range: one that was never
+/// given back within memory, round robin after `last`; or the one given back first. So an
+/// address comes again within [`crate::REUSE_DELAY_S`] only when no other is left.
 ///
 /// # Errors
 /// When all are taken.
 pub fn next<'a>(
     set: &'a RangeSet,
-    taken: &BTreeSet<IpAddr>,
+    occupancy: &Occupancy,
+    withheld: &Withheld,
     last: Option<IpAddr>,
 ) -> Result<(IpAddr, &'a Range), Exhausted> {
+    let is_fresh = |address: &IpAddr| {
+        !occupancy.taken.contains(address) && !occupancy.released.contains_key(address)
+    };
+    if let Some(found) = next_in_round(set, &is_fresh, withheld, last) {
+        return Ok(found);
+    }
+    let allowing = |address: IpAddr| set.iter().find(|range| range.allows(address));
+    let rested = occupancy
+        .released
+        .iter()
+        .filter(|(address, _)| !occupancy.taken.contains(address))
+        .filter(|(address, _)| withheld.skip(**address).is_none())
+        .filter_map(|(address, at)| Some((at, *address, allowing(*address)?)))
+        .min_by_key(|(at, address, _)| (**at, *address));
+    match rested {
+        Some((_, address, range)) => Ok((address, range)),
+        None => Err(Exhausted { ranges: set.iter().map(Range::describe).collect() }),
+    }
+}
+
+/// The next address after `last` that is free, round robin over the ranges of a set.
+fn next_in_round<'a>(
+    set: &'a RangeSet,
+    is_free: &impl Fn(&IpAddr) -> bool,
+    withheld: &Withheld,
+    last: Option<IpAddr>,
+) -> Option<(IpAddr, &'a Range)> {
     let start = last.and_then(|last| {
         set.iter().position(|range| range.subnet.contains(&last)).map(|index| (index, last))
     });
@@ -194,34 +235,32 @@ pub fn next<'a>(
             (0, Some(last)) => successor(last).filter(|next| *next >= first).unwrap_or(first),
             _ => first,
         };
-        if let Some(address) = first_free(range, taken, from, end) {
-            return Ok((address, range));
+        if let Some(address) = first_free(range, is_free, withheld, from, end) {
+            return Some((address, range));
         }
     }
     // Once round: what lies before `last` in its own range.
-    if let (Some(last), Some(range)) = (after, set.get(first_range)) {
-        let (first, end) = range.bounds();
-        if let Some(address) = first_free(range, taken, first, last.min(end)) {
-            return Ok((address, range));
-        }
-    }
-    Err(Exhausted { ranges: set.iter().map(Range::describe).collect() })
+    let (last, range) = (after?, set.get(first_range)?);
+    let (first, end) = range.bounds();
+    first_free(range, is_free, withheld, first, last.min(end)).map(|address| (address, range))
 }
 
-/// The first address from `from` to `end` that the range allows and nobody has. Steps at most
-/// once more than there are taken and reserved addresses.
+/// The first address from `from` to `end` that the range allows and nobody has. Takes at most
+/// one step more than there are taken addresses and withheld spans, however large the range.
 fn first_free(
     range: &Range,
-    taken: &BTreeSet<IpAddr>,
+    is_free: &impl Fn(&IpAddr) -> bool,
+    withheld: &Withheld,
     from: IpAddr,
     end: IpAddr,
 ) -> Option<IpAddr> {
     let mut candidate = Some(from);
     while let Some(address) = candidate.filter(|address| *address <= end) {
-        if range.allows(address) && !taken.contains(&address) {
+        let skipped = withheld.skip(address);
+        if skipped.is_none() && range.allows(address) && is_free(&address) {
             return Some(address);
         }
-        candidate = successor(address);
+        candidate = successor(skipped.unwrap_or(address));
     }
     None
 }
@@ -246,15 +285,27 @@ mod tests {
     }
 
     /// All addresses that a set gives until it is exhausted.
-    fn drain(set: &RangeSet, mut last: Option<IpAddr>) -> Vec<IpAddr> {
-        let mut taken = BTreeSet::new();
+    fn drain(set: &RangeSet, last: Option<IpAddr>) -> Vec<IpAddr> {
+        drain_all(set, last, Occupancy::default(), &Withheld::default())
+    }
+
+    fn drain_all(
+        set: &RangeSet,
+        mut last: Option<IpAddr>,
+        mut occupancy: Occupancy,
+        withheld: &Withheld,
+    ) -> Vec<IpAddr> {
         let mut order = Vec::new();
-        while let Ok((address, _)) = next(set, &taken, last) {
-            assert!(taken.insert(address), "{address} was given twice");
+        while let Ok((address, _)) = next(set, &occupancy, withheld, last) {
+            assert!(occupancy.taken.insert(address), "{address} was given twice");
             order.push(address);
             last = Some(address);
         }
         order
+    }
+
+    fn first_of(set: &RangeSet, last: Option<IpAddr>) -> IpAddr {
+        next(set, &Occupancy::default(), &Withheld::default(), last).expect("free").0
     }
 
     #[test]
@@ -281,8 +332,7 @@ mod tests {
     fn a_last_reserved_outside_starts_at_the_beginning() {
         let set = vec![range("10.0.0.0/29")];
         for last in ["192.168.0.1", "10.0.0.7", "10.0.0.6"] {
-            let (next, _) = next(&set, &BTreeSet::new(), Some(address(last))).expect("free");
-            assert_eq!(next, address("10.0.0.2"), "after {last}");
+            assert_eq!(first_of(&set, Some(address(last))), address("10.0.0.2"), "after {last}");
         }
     }
 
@@ -300,15 +350,52 @@ mod tests {
     #[test]
     fn large_ipv6_ranges_start_at_once() {
         let set = vec![range("fd00:10:244:1::/64")];
-        let (next, _) = next(&set, &BTreeSet::new(), None).expect("free");
-        assert_eq!(next, address("fd00:10:244:1::2"));
+        assert_eq!(first_of(&set, None), address("fd00:10:244:1::2"));
+        // Also past a withheld span of 2^40 addresses.
+        let withheld = Withheld {
+            reserved: vec!["fd00:10:244:1::/88".parse().expect("a span")],
+            ..Withheld::default()
+        };
+        let (past, _) = next(&set, &Occupancy::default(), &withheld, None).expect("free");
+        assert_eq!(past, address("fd00:10:244:1:0:100::"));
+    }
+
+    #[test]
+    fn the_longest_free_comes_first_and_a_fresh_one_before_all() {
+        let set = vec![range("10.0.0.0/29")]; // .2 to .6
+        let at = |second| Timestamp::from_seconds(second);
+        let occupancy = Occupancy {
+            taken: BTreeSet::from([address("10.0.0.3")]),
+            released: BTreeMap::from([
+                (address("10.0.0.2"), at(50)),
+                (address("10.0.0.4"), at(20)),
+                (address("10.0.0.6"), at(20)),
+            ]),
+        };
+        let expected = ["10.0.0.5", "10.0.0.4", "10.0.0.6", "10.0.0.2"].map(address);
+        let order = drain_all(&set, Some(address("10.0.0.5")), occupancy, &Withheld::default());
+        assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn withheld_addresses_are_never_chosen_not_even_when_they_were_given_back() {
+        let set = vec![range("10.0.0.0/29")];
+        let withheld = Withheld {
+            reserved: vec!["10.0.0.2-10.0.0.3".parse().expect("a span")],
+            on_request: vec!["10.0.0.5".parse().expect("a span")],
+        };
+        let released = BTreeMap::from([(address("10.0.0.3"), Timestamp::default())]);
+        let occupancy = Occupancy { released, ..Occupancy::default() };
+        let order = drain_all(&set, None, occupancy, &withheld);
+        assert_eq!(order, ["10.0.0.4", "10.0.0.6"].map(address));
     }
 
     #[test]
     fn exhaustion_names_the_range() {
         let set = vec![range("10.0.0.0/30")];
         let taken = BTreeSet::from([address("10.0.0.2")]);
-        let error = next(&set, &taken, None).expect_err("all taken");
+        let occupancy = Occupancy { taken, ..Occupancy::default() };
+        let error = next(&set, &occupancy, &Withheld::default(), None).expect_err("all taken");
         assert!(error.to_string().contains("10.0.0.1-10.0.0.2"), "{error}");
     }
 

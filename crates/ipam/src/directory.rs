@@ -6,36 +6,71 @@
 //! /var/lib/cni/networks/flatnet/lock                held while the directory is read or changed
 //! ```
 //!
+//! These are host-local's own, so that either program can follow the other on a node. Beside
+//! them stand names that host-local passes over, since they are no addresses:
+//!
+//! ```text
+//! .owner-HASH-10.244.1.5            a second name of the same file: whose it is, by name alone
+//! .released-MICROSECONDS-10.244.1.9 a file that was a reservation until then
+//! .unfinished                       a file that is being written
+//! ```
+//!
 //! A reservation appears whole or not at all, whenever the power fails: its file is written and
-//! synced under another name and then linked, which also refuses a name that exists; then the
-//! directory is synced. Files of others may be torn, empty, or end in any white space; the name
-//! alone says that the address is taken.
+//! synced under another name and then linked, which also refuses a name that exists. It is given
+//! back by one rename, which also notes the time. Then the directory is synced. Files of others
+//! may be torn, empty, or end in any white space; the name alone says that an address is taken.
+//! All names that begin with a dot may be lost without harm.
+
+mod files;
+mod listing;
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use model::Timestamp;
+use nix::fcntl::Flock;
 
-use crate::allocator::{self, Exhausted, Range, RangeSet};
+use crate::allocator::{self, Exhausted, Occupancy, Range, RangeSet};
+use crate::withheld::Withheld;
+use files::Files;
+use listing::{Held, Listing};
+
+/// How long an address rests before another pod gets it, in seconds, unless no other is left
+/// (R-10): caches of clients and of connections forget it meanwhile.
+pub const REUSE_DELAY_S: i64 = 30;
+/// Releases that are remembered beyond [`REUSE_DELAY_S`], so that the longest-free comes first.
+const RELEASES_MAX: usize = 1024;
 
 const LOCK_FILE: &str = "lock";
 const LAST_RESERVED_PREFIX: &str = "last_reserved_ip.";
-/// A file that is being written; under the lock at most one, left over only by a crash.
+/// Under the lock there is at most one, left over only by a crash.
 const UNFINISHED_FILE: &str = ".unfinished";
 /// What host-local writes between the two lines.
 const LINE_BREAK: &str = "\r\n";
-/// Bytes read of a reservation at most; container ids and link names are far shorter.
-const FILE_BYTES_MAX: u64 = 4096;
 
 /// The reservations of one network, locked against every other process until dropped.
 #[derive(Debug)]
 pub struct Directory {
-    path: PathBuf,
+    files: Files,
     _lock: Flock<File>,
+}
+
+/// What an ADD asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Ranges to choose from, one address of each set.
+    pub sets: &'a [RangeSet],
+    /// What the configuration keeps back.
+    pub withheld: &'a Withheld,
+    /// Who asks.
+    pub container_id: &'a str,
+    /// For which of its interfaces.
+    pub interface: &'a str,
+    /// The very addresses that it asks for, at most one of a set; of other sets any.
+    pub requested: &'a [IpAddr],
 }
 
 /// Who holds an address.
@@ -43,10 +78,12 @@ pub struct Directory {
 pub struct Reservation {
     /// The address.
     pub address: IpAddr,
-    /// The container; empty when the file is torn.
+    /// The container; empty when the file is torn: its writer died, or was not us.
     pub container_id: String,
     /// The interface; empty in files of old versions, which stand for all of the container.
     pub interface: String,
+    /// When the file was written.
+    pub since: Timestamp,
 }
 
 /// An address that was just reserved.
@@ -56,9 +93,6 @@ pub struct Reserved {
     pub address: IpAddr,
     /// The range that it is of.
     pub range: Range,
-    /// Whether the same container and interface had it before: the earlier request was answered
-    /// but its answer lost.
-    pub existing: bool,
 }
 
 /// Why an address could not be reserved or released.
@@ -67,12 +101,32 @@ pub enum Error {
     /// All are taken.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
-    /// A requested address is in no range, or reserved for the gateway.
+    /// A requested address is in no range, or the gateway's, the network's or broadcast.
     #[error("the requested address {0} can be given in none of the configured ranges")]
     NotAllowed(IpAddr),
+    /// A requested address is kept back by the configuration.
+    #[error("the requested address {0} is reserved by the configuration")]
+    Withheld(IpAddr),
     /// A requested address is taken.
     #[error("the requested address {0} is taken by another container")]
     Taken(IpAddr),
+    /// A requested address could not be used beside another one of the same set.
+    #[error("the requested address {0} is left over: a pod gets one address of each range set")]
+    Unused(IpAddr),
+    /// The container and interface hold an address already.
+    #[error(
+        "the address {address} has been allocated to container {container_id} already, and an \
+         interface gets one only once: call DEL before another ADD"
+    )]
+    Duplicate {
+        /// The address.
+        address: IpAddr,
+        /// The container.
+        container_id: String,
+    },
+    /// The network's name would lead out of the directory.
+    #[error("{0:?} cannot name a network: use letters, digits, '_', '.' and '-'")]
+    Name(String),
     /// The file system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
@@ -90,25 +144,17 @@ impl Directory {
     /// mode 0700. Waits for whoever holds the lock; the kernel releases the lock of the dead.
     ///
     /// # Errors
-    /// The file system's.
+    /// [`Error::Name`] or the file system's.
     pub fn open(base: &Path, network: &str) -> Result<Self, Error> {
-        let path = base.join(network);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .map_err(file_error("create the directory", &path))?;
-        let lock_path = path.join(LOCK_FILE);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(file_error("open", &lock_path))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| file_error("lock", &lock_path)(errno.into()))?;
-        Ok(Self { path, _lock: lock })
+        Self::lock(Files::open_or_make(&place(base, network)?)?)
+    }
+
+    /// As [`Directory::open`], but makes nothing: `None` when the network never had a pod here.
+    ///
+    /// # Errors
+    /// As [`Directory::open`].
+    pub fn open_existing(base: &Path, network: &str) -> Result<Option<Self>, Error> {
+        Files::open(&place(base, network)?)?.map(Self::lock).transpose()
     }
 
     /// All reservations by address.
@@ -117,158 +163,254 @@ impl Directory {
     /// The file system's.
     pub fn reservations(&self) -> Result<BTreeMap<IpAddr, Reservation>, Error> {
         let mut found = BTreeMap::new();
-        let entries = fs::read_dir(&self.path).map_err(file_error("read", &self.path))?;
-        for entry in entries {
-            let entry = entry.map_err(file_error("read", &self.path))?;
-            let name = entry.file_name();
-            let Some(address) = name.to_str().and_then(|name| name.parse::<IpAddr>().ok()) else {
-                continue;
-            };
-            let text = read_bounded(&entry.path()).map_err(file_error("read", &entry.path()))?;
-            found.insert(address, parse(address, &text));
+        for held in &self.listing()?.held {
+            found.entry(held.address).or_insert(self.read(held)?.0);
         }
         Ok(found)
     }
 
-    /// Reserves one address of each set, durably; what the container and interface already have
-    /// in a set is answered again. On an error nothing new stays reserved.
+    /// Addresses that nobody has, and when they were given back, as far as it is remembered.
     ///
     /// # Errors
-    /// [`Error::Exhausted`], [`Error::NotAllowed`], [`Error::Taken`] or the file system's.
-    pub fn reserve(
-        &self,
-        sets: &[RangeSet],
-        container_id: &str,
-        interface: &str,
-        requested: &[IpAddr],
-    ) -> Result<Vec<Reserved>, Error> {
-        let mut taken = self.reservations()?;
-        let in_no_set =
-            |address: &&IpAddr| !sets.iter().flatten().any(|range| range.allows(**address));
-        if let Some(address) = requested.iter().find(in_no_set) {
-            return Err(Error::NotAllowed(*address));
-        }
-        let mut reserved: Vec<Reserved> = Vec::new();
-        for (index, set) in sets.iter().enumerate() {
-            match self.reserve_one(index, set, container_id, interface, requested, &taken) {
-                Ok(one) => {
-                    let (container_id, interface) = (container_id.to_owned(), interface.to_owned());
-                    let owner = Reservation { address: one.address, container_id, interface };
-                    taken.insert(one.address, owner);
-                    reserved.push(one);
-                }
-                Err(error) => {
-                    for one in reserved.iter().filter(|one| !one.existing) {
-                        self.remove(one.address)?;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        self.sync()?;
-        Ok(reserved)
+    /// The file system's.
+    pub fn released(&self) -> Result<BTreeMap<IpAddr, Timestamp>, Error> {
+        Ok(self.listing()?.released)
     }
 
-    /// Releases what a container and interface have, durably; answers the addresses. Nothing to
-    /// release is no error.
+    /// Whether an ADD would find an address in each set.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] or the file system's.
+    pub fn available(&self, sets: &[RangeSet], withheld: &Withheld) -> Result<(), Error> {
+        let occupancy = self.listing()?.occupancy();
+        for set in sets {
+            allocator::next(set, &occupancy, withheld, None)?;
+        }
+        Ok(())
+    }
+
+    /// Reserves one address of each set, durably. On an error nothing new stays reserved.
+    ///
+    /// # Errors
+    /// All kinds but [`Error::Name`]; [`Error::Duplicate`] when the interface has one already.
+    pub fn reserve(&self, ask: &Ask<'_>) -> Result<Vec<Reserved>, Error> {
+        let listing = self.listing()?;
+        self.refuse_second(&listing, ask)?;
+        let chosen = self.choose(&listing, ask)?;
+        for (done, reserved) in chosen.iter().enumerate() {
+            if let Err(error) = self.write(reserved.address, ask) {
+                for one in chosen.iter().take(done) {
+                    self.unwrite(one.address, ask)?;
+                }
+                return Err(error);
+            }
+        }
+        for (index, reserved) in chosen.iter().enumerate() {
+            // Only a hint where to go on: torn or lost, the round merely starts again.
+            let hint = format!("{LAST_RESERVED_PREFIX}{index}");
+            self.files.overwrite(&hint, &reserved.address.to_string())?;
+            if let Some(at) = listing.released.get(&reserved.address) {
+                self.files.remove(&listing::released_name(*at, reserved.address))?;
+            }
+        }
+        self.tidy(&listing)?;
+        self.files.sync()?;
+        Ok(chosen)
+    }
+
+    /// Gives back what a container and interface have, durably; answers the addresses. Nothing
+    /// to give back is no error.
     ///
     /// # Errors
     /// The file system's; what was not released stays reserved.
-    pub fn release(&self, container_id: &str, interface: &str) -> Result<Vec<IpAddr>, Error> {
-        self.release_where(|reservation| owns(reservation, container_id, interface))
+    pub fn release(
+        &self,
+        container_id: &str,
+        interface: &str,
+        now: Timestamp,
+    ) -> Result<Vec<IpAddr>, Error> {
+        let listing = self.listing()?;
+        let held = self.held_by(&listing, container_id, interface)?;
+        self.give_back(&listing, &held, now)
     }
 
-    /// Releases every reservation that a predicate names; answers the addresses.
+    /// Gives back every reservation that a predicate names; answers the addresses. For those of
+    /// the dead: see [`crate::life`].
     ///
     /// # Errors
     /// As [`Directory::release`].
     pub fn release_where(
         &self,
+        now: Timestamp,
         mut names: impl FnMut(&Reservation) -> bool,
     ) -> Result<Vec<IpAddr>, Error> {
-        let mut released = Vec::new();
-        for reservation in self.reservations()?.values().filter(|reservation| names(reservation)) {
-            self.remove(reservation.address)?;
-            released.push(reservation.address);
+        let listing = self.listing()?;
+        let mut chosen = Vec::new();
+        for held in &listing.held {
+            let (reservation, is_file) = self.read(held)?;
+            if is_file && names(&reservation) {
+                chosen.push(held);
+            }
         }
-        if !released.is_empty() {
-            self.sync()?;
-        }
-        Ok(released)
+        self.give_back(&listing, &chosen, now)
     }
 
-    fn reserve_one(
+    fn lock(files: Files) -> Result<Self, Error> {
+        let lock = files.lock(LOCK_FILE)?;
+        Ok(Self { files, _lock: lock })
+    }
+
+    fn listing(&self) -> Result<Listing, Error> {
+        Ok(Listing::of(self.files.names()?))
+    }
+
+    /// The reservation of a file, and whether it is a regular one.
+    fn read(&self, held: &Held) -> Result<(Reservation, bool), Error> {
+        let content = self.files.read(&held.name)?;
+        let is_file = content.is_some();
+        let content = content.unwrap_or_default();
+        let mut words = content.text.split_whitespace().map(str::to_owned);
+        let reservation = Reservation {
+            address: held.address,
+            container_id: words.next().unwrap_or_default(),
+            interface: words.next().unwrap_or_default(),
+            since: content.modified,
+        };
+        Ok((reservation, is_file))
+    }
+
+    /// What an owner holds. Reads only files whose names leave it open.
+    fn held_by<'a>(
         &self,
-        set_index: usize,
-        set: &RangeSet,
+        listing: &'a Listing,
         container_id: &str,
         interface: &str,
-        requested: &[IpAddr],
-        taken: &BTreeMap<IpAddr, Reservation>,
-    ) -> Result<Reserved, Error> {
-        let range_of = |address: IpAddr| set.iter().find(|range| range.allows(address)).cloned();
-        let held = taken.values().filter(|held| owns(held, container_id, interface));
-        for held in held {
-            if let Some(range) = range_of(held.address) {
-                return Ok(Reserved { address: held.address, range, existing: true });
+    ) -> Result<Vec<&'a Held>, Error> {
+        let hash = listing::owner_hash(container_id, interface);
+        let mut found = Vec::new();
+        for held in listing.held.iter().filter(|held| held.owner.is_none_or(|one| one == hash)) {
+            if owns(&self.read(held)?.0, container_id, interface) {
+                found.push(held);
             }
         }
-        let wanted = requested.iter().find_map(|address| Some((*address, range_of(*address)?)));
-        let (address, range) = match wanted {
-            Some((address, _)) if taken.contains_key(&address) => {
-                return Err(Error::Taken(address));
-            }
-            Some(wanted) => wanted,
-            None => {
-                let last = self.last_reserved(set_index);
-                let (address, range) =
-                    allocator::next(set, &taken.keys().copied().collect(), last)?;
-                (address, range.clone())
-            }
-        };
-        let text = format!("{container_id}{LINE_BREAK}{interface}");
-        self.write_new(&self.path.join(address.to_string()), &text)?;
-        // Only a hint where to go on: torn or lost, the round merely starts again.
-        let hint = self.path.join(format!("{LAST_RESERVED_PREFIX}{set_index}"));
-        write_private(&hint, &address.to_string(), false).map_err(file_error("write", &hint))?;
-        Ok(Reserved { address, range, existing: false })
+        Ok(found)
+    }
+
+    fn refuse_second(&self, listing: &Listing, ask: &Ask<'_>) -> Result<(), Error> {
+        let held = self.held_by(listing, ask.container_id, ask.interface)?;
+        let in_a_set =
+            |held: &&&Held| ask.sets.iter().flatten().any(|range| range.allows(held.address));
+        match held.iter().find(in_a_set) {
+            None => Ok(()),
+            Some(held) => Err(Error::Duplicate {
+                address: held.address,
+                container_id: ask.container_id.to_owned(),
+            }),
+        }
+    }
+
+    /// One address of each set. Changes nothing.
+    fn choose(&self, listing: &Listing, ask: &Ask<'_>) -> Result<Vec<Reserved>, Error> {
+        let mut occupancy = listing.occupancy();
+        let mut unused = ask.requested.to_vec();
+        let mut chosen = Vec::new();
+        for (index, set) in ask.sets.iter().enumerate() {
+            let (address, range) = match take_requested(&mut unused, set) {
+                Some((address, range)) => {
+                    check_requested(address, &occupancy, ask.withheld)?;
+                    (address, range)
+                }
+                None => allocator::next(set, &occupancy, ask.withheld, self.last_reserved(index))?,
+            };
+            occupancy.taken.insert(address);
+            chosen.push(Reserved { address, range: range.clone() });
+        }
+        let allowed =
+            |address: &IpAddr| ask.sets.iter().flatten().any(|range| range.allows(*address));
+        match unused.first() {
+            None => Ok(chosen),
+            Some(address) if allowed(address) => Err(Error::Unused(*address)),
+            Some(address) => Err(Error::NotAllowed(*address)),
+        }
     }
 
     fn last_reserved(&self, set_index: usize) -> Option<IpAddr> {
-        let path = self.path.join(format!("{LAST_RESERVED_PREFIX}{set_index}"));
-        read_bounded(&path).ok()?.trim().parse().ok()
+        let hint = self.files.read(&format!("{LAST_RESERVED_PREFIX}{set_index}"));
+        hint.ok()??.text.trim().parse().ok()
     }
 
-    /// Makes a file that is whole from the moment that its name exists.
-    fn write_new(&self, path: &Path, text: &str) -> Result<(), Error> {
-        let unfinished = self.path.join(UNFINISHED_FILE);
-        // What a crash left may already be linked: writing into it would change its owner.
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(file_error("remove", &unfinished)(error));
-            }
-            _ => {}
+    /// Makes a reservation that is whole from the moment that its name exists.
+    fn write(&self, address: IpAddr, ask: &Ask<'_>) -> Result<(), Error> {
+        let text = format!("{}{LINE_BREAK}{}", ask.container_id, ask.interface);
+        let owner = listing::owner_hash(ask.container_id, ask.interface);
+        self.files.create(UNFINISHED_FILE, &text)?;
+        self.files.link(UNFINISHED_FILE, &address.to_string())?;
+        let indexed = self.files.rename(UNFINISHED_FILE, &listing::owner_name(owner, address));
+        if indexed.is_err() {
+            self.unwrite(address, ask)?;
         }
-        write_private(&unfinished, text, true).map_err(file_error("write", &unfinished))?;
-        fs::hard_link(&unfinished, path).map_err(file_error("create", path))?;
-        fs::remove_file(&unfinished).map_err(file_error("remove", &unfinished))
+        indexed
     }
 
-    fn remove(&self, address: IpAddr) -> Result<(), Error> {
-        let path = self.path.join(address.to_string());
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(file_error("remove", &path)(error))
+    /// Takes a reservation back that nobody was told of.
+    fn unwrite(&self, address: IpAddr, ask: &Ask<'_>) -> Result<(), Error> {
+        let owner = listing::owner_hash(ask.container_id, ask.interface);
+        self.files.remove(&address.to_string())?;
+        self.files.remove(&listing::owner_name(owner, address))
+    }
+
+    fn give_back(
+        &self,
+        listing: &Listing,
+        given: &[&Held],
+        now: Timestamp,
+    ) -> Result<Vec<IpAddr>, Error> {
+        for held in given {
+            self.files.rename(&held.name, &listing::released_name(now, held.address))?;
+            if let Some(hash) = held.owner {
+                self.files.remove(&listing::owner_name(hash, held.address))?;
             }
-            _ => Ok(()),
         }
+        if !given.is_empty() {
+            self.forget_releases(listing, now)?;
+            self.tidy(listing)?;
+            self.files.sync()?;
+        }
+        Ok(given.iter().map(|held| held.address).collect())
     }
 
-    fn sync(&self) -> Result<(), Error> {
-        File::open(&self.path)
-            .and_then(|directory| directory.sync_all())
-            .map_err(file_error("sync", &self.path))
+    /// Forgets the oldest of too many releases; addresses that nothing is known of count as
+    /// free for longer than all others.
+    fn forget_releases(&self, listing: &Listing, now: Timestamp) -> Result<(), Error> {
+        let mut oldest: Vec<(Timestamp, IpAddr)> =
+            listing.released.iter().map(|(address, at)| (*at, *address)).collect();
+        oldest.sort_unstable();
+        let rested = |at: Timestamp| now.seconds().saturating_sub(at.seconds()) > REUSE_DELAY_S;
+        let surplus = oldest.len().saturating_sub(RELEASES_MAX);
+        for (at, address) in oldest.into_iter().take(surplus).filter(|(at, _)| rested(*at)) {
+            self.files.remove(&listing::released_name(at, address))?;
+        }
+        Ok(())
     }
+
+    fn tidy(&self, listing: &Listing) -> Result<(), Error> {
+        listing.stale.iter().try_for_each(|name| self.files.remove(name))
+    }
+}
+
+impl Error {
+    fn file(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::File { action, path: path.to_owned(), source }
+    }
+}
+
+/// The directory of a network. The name comes from configurations and must stay below `base`.
+fn place(base: &Path, network: &str) -> Result<PathBuf, Error> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if network.is_empty() || network.starts_with('.') || !network.bytes().all(is_plain) {
+        return Err(Error::Name(network.to_owned()));
+    }
+    Ok(base.join(network))
 }
 
 /// Old files without an interface stand for the whole container.
@@ -278,29 +420,27 @@ fn owns(reservation: &Reservation, container_id: &str, interface: &str) -> bool 
         && !container_id.is_empty()
 }
 
-fn parse(address: IpAddr, text: &str) -> Reservation {
-    let mut words = text.split_whitespace().map(str::to_owned);
-    Reservation {
-        address,
-        container_id: words.next().unwrap_or_default(),
-        interface: words.next().unwrap_or_default(),
+/// Takes the first requested address that a set allows.
+fn take_requested<'a>(
+    requested: &mut Vec<IpAddr>,
+    set: &'a RangeSet,
+) -> Option<(IpAddr, &'a Range)> {
+    let range_of = |address: IpAddr| set.iter().find(|range| range.allows(address));
+    let index = requested.iter().position(|address| range_of(*address).is_some())?;
+    let address = requested.remove(index);
+    Some((address, range_of(address)?))
+}
+
+fn check_requested(
+    address: IpAddr,
+    occupancy: &Occupancy,
+    withheld: &Withheld,
+) -> Result<(), Error> {
+    if withheld.is_reserved(address) {
+        return Err(Error::Withheld(address));
     }
-}
-
-fn read_bounded(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn write_private(path: &Path, text: &str, sync: bool) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    if sync { file.sync_all() } else { Ok(()) }
-}
-
-fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::File { action, path, source }
+    if occupancy.taken.contains(&address) {
+        return Err(Error::Taken(address));
+    }
+    Ok(())
 }

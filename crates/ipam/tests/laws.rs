@@ -5,7 +5,8 @@ use std::fs;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ipam::{Directory, Error, Range, RangeSet};
+use ipam::{Ask, Directory, Error, Range, RangeSet, Withheld};
+use model::Timestamp;
 use proptest::prelude::*;
 
 /// One step. Containers are numbers; a few, so that steps meet.
@@ -50,26 +51,35 @@ proptest! {
         let base = std::env::temp_dir().join(name);
         let network = base.join("net");
         let mut held: BTreeMap<u8, BTreeSet<IpAddr>> = BTreeMap::new();
-        for step in steps {
+        for (now, step) in (0..).zip(steps) {
             let directory = Directory::open(&base, "net").expect("the directory");
             match step {
                 Step::Reserve(container) => {
-                    let answer = directory.reserve(&sets(), &container.to_string(), "eth0", &[]);
+                    let answer = directory.reserve(&Ask {
+                        sets: &sets(),
+                        withheld: &Withheld::default(),
+                        container_id: &container.to_string(),
+                        interface: "eth0",
+                        requested: &[],
+                    });
                     match answer {
                         Ok(reserved) => {
                             let given: BTreeSet<_> =
                                 reserved.iter().map(|one| one.address).collect();
                             prop_assert_eq!(given.len(), 2, "one of each set");
-                            if let Some(before) = held.insert(container, given.clone()) {
-                                prop_assert_eq!(before, given, "the same again");
-                            }
+                            prop_assert!(held.insert(container, given).is_none(), "only once");
                         }
+                        Err(Error::Duplicate { .. }) => prop_assert!(held.contains_key(&container)),
                         Err(Error::Exhausted(_)) => prop_assert_eq!(held.len(), CAPACITY),
                         Err(error) => prop_assert!(false, "{}", error),
                     }
                 }
                 Step::Release(container) => {
-                    let released = directory.release(&container.to_string(), "eth0");
+                    let released = directory.release(
+                        &container.to_string(),
+                        "eth0",
+                        Timestamp::from_seconds(now),
+                    );
                     let released: BTreeSet<_> = released.expect("released").into_iter().collect();
                     prop_assert_eq!(released, held.remove(&container).unwrap_or_default());
                 }
