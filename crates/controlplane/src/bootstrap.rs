@@ -5,16 +5,21 @@ use std::net::{IpAddr, SocketAddr};
 use client::{Client, ClientError, ResourcePath};
 use model::{ClusterConfig, Family};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::roles;
 
 /// The namespaces that always exist.
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// One object that must exist, and the parts of it that must not differ.
-struct Wanted {
-    collection: ResourcePath,
-    object: Value,
+pub(crate) struct Wanted {
+    /// Where it stands.
+    pub collection: ResourcePath,
+    /// What it is.
+    pub object: Value,
     /// The top-level fields that are put right when they differ.
-    kept: &'static [&'static str],
+    pub kept: &'static [&'static str],
 }
 
 /// Makes what is missing and puts right what differs. Writes nothing when all is well.
@@ -26,8 +31,17 @@ pub(crate) async fn ensure(
     config: &ClusterConfig,
     advertised: SocketAddr,
 ) -> Result<(), ClientError> {
-    for wanted in wanted(config, advertised) {
-        ensure_one(client, &wanted).await?;
+    // What stands in a namespace comes after it; the rest goes together, to share its commits.
+    for wanted in [NAMESPACES.into_iter().map(namespace).collect(), wanted(config, advertised)] {
+        let mut tasks = JoinSet::new();
+        for one in wanted {
+            let client = client.clone();
+            tasks.spawn(async move { ensure_one(&client, &one).await });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            // A task of ours that panicked has said so; the next round tries again.
+            ended.unwrap_or(Ok(()))?;
+        }
     }
     Ok(())
 }
@@ -63,7 +77,7 @@ async fn ensure_one(client: &Client, wanted: &Wanted) -> Result<(), ClientError>
 }
 
 fn wanted(config: &ClusterConfig, advertised: SocketAddr) -> Vec<Wanted> {
-    let mut all: Vec<Wanted> = NAMESPACES.into_iter().map(namespace).collect();
+    let mut all = roles::wanted();
     let family = config.service_cidrs.first().map(|range| Family::of(&range.addr()));
     let Some(family) = family else { return all };
     if let Some(address) = config.kubernetes_address(family) {

@@ -13,8 +13,10 @@ pub mod drive;
 mod housekeeping;
 mod local;
 pub mod pki;
+mod roles;
 mod server;
 mod tls;
+mod tokens;
 mod writer;
 
 use std::future::Future;
@@ -37,6 +39,7 @@ use api::{Api, Proxy};
 use disk::Disk;
 use local::local_client;
 use pki::Pki;
+use tokens::Tokens;
 use writer::Shared;
 
 /// How long the writer may take for what is queued when the server stops, milliseconds.
@@ -126,6 +129,7 @@ impl ControlPlane {
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let pki = Pki::at(&options.state_directory.join(PKI_DIRECTORY), []);
         let tls = tls::server_config(&pki)?;
+        let tokens = Tokens::open(&pki.service_account_key, &options.config.cluster_domain)?;
         let proxy = proxy(&pki, &options)?;
         let mut listeners = Vec::new();
         for address in &options.listen {
@@ -140,7 +144,7 @@ impl ControlPlane {
         let (shared, writer_stopped) =
             Shared::start(store, disk, dropped).map_err(StartError::Thread)?;
         let (stop, stopping) = watch::channel(false);
-        let api = Api::new(Arc::clone(&shared), proxy, stopping.clone());
+        let api = Api::new(Arc::clone(&shared), tokens, proxy, stopping.clone());
         let client = local_client(Arc::clone(&api), own_user());
         bootstrap::ensure(&client, &options.config, options.advertised)
             .await

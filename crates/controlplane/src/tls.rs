@@ -79,6 +79,6 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         .map_err(|error| fault(path, error))
 }
 
-fn fault(path: &Path, problem: impl ToString) -> TlsError {
+pub(crate) fn fault(path: &Path, problem: impl ToString) -> TlsError {
     TlsError { file: path.display().to_string(), problem: problem.to_string() }
 }

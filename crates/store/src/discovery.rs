@@ -189,6 +189,7 @@ fn response(row: &Resource, subresource: Subresource) -> Response {
         Subresource::Eviction => ("policy", "v1", "Eviction", &["create"]),
         Subresource::Finalize => ("", "v1", "Namespace", &["update"]),
         Subresource::Log => ("", "v1", "Pod", &["get"]),
+        Subresource::Token => ("authentication.k8s.io", "v1", "TokenRequest", &["create"]),
         Subresource::Exec => ("", "v1", "PodExecOptions", &["create", "get"]),
     }
 }

@@ -15,6 +15,7 @@
 //! Time and randomness come in with each request's [`Context`].
 
 pub mod alloc;
+pub mod authorize;
 pub mod discovery;
 pub mod json;
 mod kinds;

@@ -1,7 +1,7 @@
 //! The registry: every row, found by URL, by kind or by storage.
 
 use crate::Resource;
-use crate::kinds::{apps, core, events, networking, node, pod, service};
+use crate::kinds::{apps, core, events, networking, node, pod, rbac, service};
 
 /// Every resource that is served, in the order of discovery.
 static RESOURCES: &[&Resource] = &[
@@ -25,6 +25,10 @@ static RESOURCES: &[&Resource] = &[
     &networking::INGRESS_CLASS,
     &networking::INGRESS,
     &networking::NETWORK_POLICY,
+    &rbac::CLUSTER_ROLE_BINDING,
+    &rbac::CLUSTER_ROLE,
+    &rbac::ROLE_BINDING,
+    &rbac::ROLE,
 ];
 
 /// Every resource that is served.

@@ -90,6 +90,8 @@ pub enum Subresource {
     Log,
     /// `exec` in a container; served by the shell.
     Exec,
+    /// `token` of a ServiceAccount (TokenRequest); signed by the shell.
+    Token,
 }
 
 impl Subresource {
@@ -103,6 +105,7 @@ impl Subresource {
             Self::Finalize => "finalize",
             Self::Log => "log",
             Self::Exec => "exec",
+            Self::Token => "token",
         }
     }
 }

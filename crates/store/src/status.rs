@@ -117,7 +117,8 @@ impl Status {
 
     /// 403 with the reason behind it.
     pub fn forbidden(resource: &Resource, name: &str, why: impl fmt::Display) -> Self {
-        let message = format!("{} {name:?} is forbidden: {why}", resource.group_resource());
+        let about = if name.is_empty() { String::new() } else { format!(" {name:?}") };
+        let message = format!("{}{about} is forbidden: {why}", resource.group_resource());
         Self::failure(403, "Forbidden", message).about(resource, name)
     }
 

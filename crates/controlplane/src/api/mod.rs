@@ -15,12 +15,15 @@ use std::time::Duration;
 
 use client::Body;
 use hyper::body::Bytes;
+use hyper::header::AUTHORIZATION;
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
 use store::Status;
+use store::authorize::{Request, Subject};
 
 use crate::tls::User;
-use crate::writer::Shared;
+use crate::tokens::Tokens;
+use crate::writer::{Shared, now};
 use fixed::Documents;
 use query::Query;
 use route::Route;
@@ -37,7 +40,7 @@ pub(crate) struct Call {
     pub uri: Uri,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// Who asks; `None` for a connection without a client certificate.
+    /// Who asks by his client certificate; a bearer token counts where there is none.
     pub user: Option<User>,
     /// The connection's bytes after a `101`, when the client asked for an upgrade.
     pub upgrade: Option<OnUpgrade>,
@@ -57,6 +60,7 @@ impl Call {
 pub(crate) struct Api {
     shared: Arc<Shared>,
     documents: Documents,
+    tokens: Tokens,
     proxy: Proxy,
     /// Becomes true when the server stops: watches end then.
     stop: tokio::sync::watch::Receiver<bool>,
@@ -65,10 +69,11 @@ pub(crate) struct Api {
 impl Api {
     pub fn new(
         shared: Arc<Shared>,
+        tokens: Tokens,
         proxy: Proxy,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { shared, documents: Documents::new(), proxy, stop })
+        Arc::new(Self { shared, documents: Documents::new(), tokens, proxy, stop })
     }
 
     /// The answer for a request that never got this far.
@@ -77,13 +82,16 @@ impl Api {
     }
 
     /// Answers one request. Every failure is a `Status`.
-    pub async fn handle(&self, call: Call) -> Response<Body> {
+    pub async fn handle(&self, mut call: Call) -> Response<Body> {
         let Some(segments) = query::segments(call.uri.path()) else {
             return answer::status(&Status::unknown_path());
         };
         let route = route::route(&segments);
         // Probes and version checks are open to all, everything else to known clients.
         let open = matches!(route, Route::Health | Route::Version);
+        if call.user.is_none() {
+            call.user = self.user_of_token(&call.headers);
+        }
         if call.user.is_none() && !open {
             return answer::status(&Status::unauthorized());
         }
@@ -100,9 +108,28 @@ impl Api {
             }
             Route::Unknown => Err(Status::unknown_path()),
             _ if call.method != Method::GET => Err(Status::method_not_allowed()),
-            route => self.documents.answer(&route, &call),
+            Route::Version => self.documents.answer(&route, &call),
+            route => self
+                .authorize(&call, &Request::Path { verb: "get", path: call.uri.path() })
+                .and_then(|()| self.documents.answer(&route, &call)),
         };
         answered.unwrap_or_else(|status| answer::status(&status))
+    }
+
+    /// Whether the caller may do this.
+    fn authorize(&self, call: &Call, request: &Request<'_>) -> Result<(), Status> {
+        let Some(user) = &call.user else { return Err(Status::unauthorized()) };
+        let subject = Subject { name: &user.name, groups: &user.groups };
+        self.shared.read().authorize(subject, request)
+    }
+
+    fn user_of_token(&self, headers: &HeaderMap) -> Option<User> {
+        let shown = headers.get(AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, token) = shown.split_once(' ')?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        self.tokens.user_of(&self.shared.read(), token.trim(), now())
     }
 }
 

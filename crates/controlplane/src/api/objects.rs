@@ -5,6 +5,7 @@ use std::sync::Arc;
 use client::Body;
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
+use store::authorize::Request as Asked;
 use store::selector::{FieldSelector, LabelSelector};
 use store::table::{Include, table};
 use store::{
@@ -25,8 +26,22 @@ impl Api {
         call: Call,
         target: Target,
     ) -> Result<Response<Body>, Status> {
-        let is_object = !target.name.is_empty();
+        let verb = verb_of(&call, &target);
+        self.authorize(
+            &call,
+            &Asked::Resource {
+                // A method that nothing has is answered below, to those who may do anything here.
+                verb: verb.unwrap_or("*"),
+                resource: target.resource,
+                subresource: target.subresource.map(Subresource::name).unwrap_or_default(),
+                namespace: namespace_of(&target),
+                name: &target.name,
+            },
+        )?;
         match target.subresource {
+            Some(Subresource::Token) if call.method == Method::POST => {
+                return self.token(&call, &target);
+            }
             Some(Subresource::Log) if call.method == Method::GET => {
                 return self.proxy.log(&self.shared, &target, &call.query()).await;
             }
@@ -36,18 +51,7 @@ impl Api {
             Some(Subresource::Log | Subresource::Exec) => return Err(Status::method_not_allowed()),
             _ => {}
         }
-        let verb = match (&call.method, is_object, target.subresource) {
-            (&Method::GET, false, _) if call.query().flag("watch") => "watch",
-            (&Method::GET, false, _) => "list",
-            (&Method::GET, true, _) => "get",
-            (&Method::POST, false, _) => "create",
-            (&Method::PUT, true, _) => "update",
-            (&Method::PATCH, true, _) => "patch",
-            (&Method::DELETE, true, None) => "delete",
-            (&Method::DELETE, false, _) => "deletecollection",
-            (&Method::POST, true, Some(subresource)) if is_posted(subresource) => "create",
-            _ => return Err(Status::method_not_allowed()),
-        };
+        let Some(verb) = verb else { return Err(Status::method_not_allowed()) };
         // Subresources bring verbs of their own; writes need to know where.
         let over_all_namespaces = target.resource.namespaced && target.namespace.is_empty();
         let is_served = target.subresource.is_some() || target.resource.allows(verb);
@@ -60,6 +64,15 @@ impl Api {
             "get" => self.get(&call, &target),
             _ => self.write(call, target).await,
         }
+    }
+
+    /// A token for a ServiceAccount; nothing is stored.
+    fn token(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
+        let accepted = negotiate::accepted(&call.headers, false)?;
+        let body = negotiate::new_body(&call.headers, &call.body, "TokenRequest")?;
+        let store = self.shared.read();
+        let answer = self.tokens.request(&store, &target.namespace, &target.name, &body, now())?;
+        Ok(answer::value(StatusCode::CREATED, &answer, accepted.yaml))
     }
 
     fn get(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
@@ -163,8 +176,35 @@ impl Api {
     }
 }
 
+/// The API's verb of a request; `None` for a method that its target does not have.
+fn verb_of(call: &Call, target: &Target) -> Option<&'static str> {
+    Some(match (&call.method, !target.name.is_empty(), target.subresource) {
+        (&Method::GET, false, _) if call.query().flag("watch") => "watch",
+        (&Method::GET, false, _) => "list",
+        (&Method::GET, true, _) => "get",
+        (&Method::POST, false, _) => "create",
+        (&Method::PUT, true, _) => "update",
+        (&Method::PATCH, true, _) => "patch",
+        (&Method::DELETE, true, None) => "delete",
+        (&Method::DELETE, false, _) => "deletecollection",
+        (&Method::POST, true, Some(subresource)) if is_posted(subresource) => "create",
+        _ => return None,
+    })
+}
+
+/// The namespace that rights are looked for in: a Namespace object lies in itself.
+fn namespace_of(target: &Target) -> &str {
+    match target.resource.plural {
+        "namespaces" => &target.name,
+        _ => &target.namespace,
+    }
+}
+
 const fn is_posted(subresource: Subresource) -> bool {
-    matches!(subresource, Subresource::Binding | Subresource::Eviction)
+    matches!(
+        subresource,
+        Subresource::Binding | Subresource::Eviction | Subresource::Exec | Subresource::Token
+    )
 }
 
 fn patch(call: &Call) -> Result<Action, Status> {

@@ -42,6 +42,13 @@ pub(super) struct Leaf {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A new ECDSA P-256 key, PKCS#8 in PEM.
+pub(super) fn new_key(name: &str) -> Result<String, PkiError> {
+    let problem =
+        |error: rcgen::Error| PkiError::Issue { name: name.to_owned(), problem: error.to_string() };
+    Ok(KeyPair::generate().map_err(problem)?.serialize_pem())
+}
+
 /// The authority, able to sign.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,

@@ -65,6 +65,8 @@ pub struct Pki {
     pub admin: KeyPairFiles,
     /// What the API server shows to node runtimes: CN [`RUNTIME_CLIENT_NAME`].
     pub runtime_client: KeyPairFiles,
+    /// What tokens of ServiceAccounts are signed with.
+    pub service_account_key: PathBuf,
     /// Per node name.
     pub nodes: BTreeMap<String, NodePki>,
 }
@@ -119,6 +121,7 @@ impl Pki {
             server: pair("apiserver"),
             admin: pair("admin"),
             runtime_client: pair("apiserver-runtime-client"),
+            service_account_key: directory.join("sa.key"),
             nodes: nodes.into_iter().map(|node| (node.clone(), of_node(node))).collect(),
         }
     }
@@ -136,6 +139,9 @@ pub fn ensure(directory: &Path, request: &PkiRequest, now: Timestamp) -> Result<
     leaf(&pki.server, server_leaf(request))?;
     leaf(&pki.admin, client_leaf(ADMIN_NAME, layout::GROUP_MASTERS))?;
     leaf(&pki.runtime_client, client_leaf(RUNTIME_CLIENT_NAME, layout::GROUP_MASTERS))?;
+    if files::read(&pki.service_account_key)?.is_none() {
+        write_private(&pki.service_account_key, &issue::new_key("sa")?)?;
+    }
     for (node, files) in &pki.nodes {
         let name = format!("system:node:{node}");
         leaf(&files.client, client_leaf(&name, layout::GROUP_NODES))?;

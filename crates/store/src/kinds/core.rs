@@ -150,6 +150,7 @@ pub(crate) static SERVICE_ACCOUNT: Resource = Resource {
         Column::AGE,
     ],
     list_rules: &[ListRule::merge_by("secrets", "name")],
+    subresources: &[Subresource::Token],
     returns_deleted: true,
     shape: &[Field::new("secrets", FieldKind::List, "ServiceAccount")],
     ..Resource::BASE

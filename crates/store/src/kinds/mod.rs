@@ -7,5 +7,6 @@ pub(crate) mod networking;
 pub(crate) mod node;
 pub(crate) mod pod;
 mod pod_spec;
+pub(crate) mod rbac;
 pub(crate) mod service;
 pub(crate) mod service_families;

@@ -236,6 +236,13 @@ pub fn sample(resource: &Resource) -> Value {
             json!({"spec": {"defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}})
         }
         "IngressClass" => json!({"spec": {"controller": "example.org/ours"}}),
+        "ClusterRole" | "Role" => {
+            json!({"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]})
+        }
+        "ClusterRoleBinding" | "RoleBinding" => json!({
+            "subjects": [{"kind": "User", "name": "jane"}],
+            "roleRef": {"kind": "ClusterRole", "name": "view"},
+        }),
         "NetworkPolicy" => json!({"spec": {"podSelector": {}}}),
         "Lease" => json!({"spec": {"holderIdentity": "me"}}),
         _ => json!({}),

@@ -1,0 +1,145 @@
+//! Roles and bindings: who may do what.
+
+mod common;
+
+use common::Api;
+use serde_json::{Value, json};
+use store::authorize::{Request, Subject};
+use store::registry;
+
+/// `rules` for one subject, in one namespace or (empty) in the cluster.
+fn grant(api: &mut Api, name: &str, namespace: &str, subject: Value, rules: Value) {
+    let (role, binding) = match namespace {
+        "" => ("ClusterRole", "clusterrolebindings"),
+        _ => ("Role", "rolebindings"),
+    };
+    let roles = format!("{}s", role.to_lowercase());
+    api.create(&roles, namespace, json!({"metadata": {"name": name}, "rules": rules}))
+        .expect("a role");
+    let body = json!({
+        "metadata": {"name": name},
+        "subjects": [subject],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name},
+    });
+    api.create(binding, namespace, body).expect("a binding");
+}
+
+fn world() -> Api {
+    let mut api = Api::new();
+    for name in ["shop", "kube-flatnet"] {
+        api.create("namespaces", "", json!({"metadata": {"name": name}})).expect("a namespace");
+    }
+    let jane = json!({"kind": "User", "name": "jane"});
+    let pods =
+        json!([{"apiGroups": [""], "resources": ["pods", "pods/log"], "verbs": ["get", "list"]}]);
+    grant(&mut api, "reader", "shop", jane, pods);
+    let agent = json!({"kind": "ServiceAccount", "namespace": "kube-flatnet", "name": "flatnet"});
+    let nodes = json!([
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]},
+        {"apiGroups": [""], "resources": ["nodes/status"], "resourceNames": ["node1"], "verbs": ["patch"]},
+        {"apiGroups": ["apps"], "resources": ["*/scale"], "verbs": ["*"]},
+    ]);
+    grant(&mut api, "flatnet", "", agent, nodes);
+    let everyone = json!({"kind": "Group", "name": "system:authenticated"});
+    let documents = json!([{"nonResourceURLs": ["/openapi/*", "/api"], "verbs": ["get"]}]);
+    grant(&mut api, "discovery", "", everyone, documents);
+    api
+}
+
+const AGENT: &str = "system:serviceaccount:kube-flatnet:flatnet";
+
+#[test]
+fn what_no_rule_allows_is_denied() {
+    let api = world();
+    // User, verb, group, resource, subresource, namespace, name; whether it is allowed.
+    type Row = (
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static str,
+        bool,
+    );
+    let rows: [Row; 17] = [
+        ("jane", "get", "", "pods", "", "shop", "web", true),
+        ("jane", "list", "", "pods", "", "shop", "", true),
+        ("jane", "get", "", "pods", "log", "shop", "web", true),
+        ("jane", "create", "", "pods", "exec", "shop", "web", false),
+        ("jane", "delete", "", "pods", "", "shop", "web", false),
+        ("jane", "get", "", "pods", "", "default", "web", false),
+        ("jane", "list", "", "pods", "", "", "", false),
+        ("jane", "get", "", "secrets", "", "shop", "key", false),
+        ("john", "get", "", "pods", "", "shop", "web", false),
+        (AGENT, "watch", "", "nodes", "", "", "", true),
+        (AGENT, "get", "", "nodes", "", "", "node1", false),
+        (AGENT, "patch", "", "nodes", "status", "", "node1", true),
+        (AGENT, "patch", "", "nodes", "status", "", "node2", false),
+        (AGENT, "patch", "", "nodes", "", "", "node1", false),
+        (AGENT, "update", "apps", "deployments", "scale", "shop", "web", true),
+        (AGENT, "update", "apps", "deployments", "", "shop", "web", false),
+        ("system:serviceaccount:shop:flatnet", "watch", "", "nodes", "", "", "", false),
+    ];
+    for (user, verb, group, plural, subresource, namespace, name, allowed) in rows {
+        let resource = registry::find(group, "v1", plural).expect("a resource");
+        let request = Request::Resource { verb, resource, subresource, namespace, name };
+        let subject = Subject { name: user, groups: &[] };
+        let decided = api.store.authorize(subject, &request);
+        assert_eq!(
+            decided.is_ok(),
+            allowed,
+            "{user} {verb} {plural}/{subresource} {namespace}/{name}"
+        );
+    }
+}
+
+#[test]
+fn documents_are_allowed_by_path_and_masters_may_everything() {
+    let api = world();
+    let ask = |name: &str, groups: &[String], path: &str| {
+        api.store.authorize(Subject { name, groups }, &Request::Path { verb: "get", path }).is_ok()
+    };
+    assert!(ask("jane", &[], "/openapi/v3/apis/apps/v1"));
+    assert!(ask("jane", &[], "/api"));
+    assert!(!ask("jane", &[], "/api/v1"));
+    assert!(ask("root", &["system:masters".to_owned()], "/metrics"));
+}
+
+#[test]
+fn denials_speak_as_the_real_server_does() {
+    let api = world();
+    let pods = registry::find("", "v1", "pods").expect("a resource");
+    let say = |namespace, name, subresource| {
+        let request =
+            Request::Resource { verb: "get", resource: pods, subresource, namespace, name };
+        let subject = Subject { name: "john", groups: &[] };
+        api.store.authorize(subject, &request).expect_err("denied").message
+    };
+    assert_eq!(
+        say("shop", "web", "log"),
+        "pods \"web\" is forbidden: User \"john\" cannot get resource \"pods/log\" in API group \"\" \
+         in the namespace \"shop\""
+    );
+    assert_eq!(
+        say("", "", ""),
+        "pods is forbidden: User \"john\" cannot get resource \"pods\" in API group \"\" at the \
+         cluster scope"
+    );
+}
+
+#[test]
+fn roles_are_checked_when_they_are_written() {
+    let mut api = Api::new();
+    let no_verbs =
+        json!({"metadata": {"name": "r"}, "rules": [{"apiGroups": [""], "resources": ["pods"]}]});
+    let error = api.create("roles", "default", no_verbs).expect_err("refused").message;
+    assert!(error.contains("verbs must contain at least one value"), "{error}");
+    let wrong_role = json!({
+        "metadata": {"name": "b"},
+        "roleRef": {"kind": "Role", "name": "r"},
+        "subjects": [{"kind": "Robot", "name": "x"}],
+    });
+    let error = api.create("clusterrolebindings", "", wrong_role).expect_err("refused").message;
+    assert!(error.contains("roleRef.kind") && error.contains("subjects[0].kind"), "{error}");
+}
