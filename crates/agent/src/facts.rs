@@ -1,10 +1,10 @@
 //! What the node's own links say.
 
 use anyhow::{Context, Result};
-use netlink::Netlink;
+use netlink::{Netlink, offload};
 use plan::NodeFacts;
 
-/// Reads the uplink's MTU and addresses.
+/// Reads the uplink's MTU, addresses and known faults.
 ///
 /// # Errors
 /// When the link is absent or netlink refuses.
@@ -18,6 +18,8 @@ pub(crate) fn read(node_name: &str, uplink: &str) -> Result<NodeFacts> {
         name: node_name.into(),
         uplink: uplink.into(),
         uplink_mtu: link.mtu,
-        addresses: addresses.into_iter().map(|address| address.address.addr()).collect(),
+        addresses: addresses.iter().map(|found| found.address.addr()).collect(),
+        uplink_prefixes: addresses.iter().map(|found| found.address.trunc()).collect(),
+        tunnel_checksum_broken: offload::tunnel_checksum_is_broken(uplink)?,
     })
 }

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use lab::{Lab, PATIENCE, Pod};
-use model::cluster::{VXLAN_PORT, VXLAN_VNI};
 use model::layout::{BRIDGE, UPLINK};
 use model::world::Kind;
 use model::{MacAddress, NamespacedName, Overlay};
@@ -15,6 +14,9 @@ use netlink::{LinkChange, Netns, VxlanSpec, sysctl};
 /// How long to wait for a packet that shall not come.
 const SILENCE: Duration = Duration::from_millis(500);
 const PORT: u16 = 7777;
+/// The defaults of `TunnelConfig`.
+const VXLAN_PORT: u16 = 8472;
+const VXLAN_VNI: u32 = 1;
 const OTHER_VNI: u32 = 7;
 
 /// A listener in the victim's namespace, and the tunnel end that leads to it.

@@ -1,12 +1,12 @@
 //! What is configured once for a whole cluster, and the check of its address ranges.
 
-use std::fmt;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::Family;
+use crate::{Family, Overlay, TunnelConfig};
 
 /// The configuration that all programs of a cluster share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,38 +26,22 @@ pub struct ClusterConfig {
     pub node_port_range: (u16, u16),
     /// How pod packets travel between nodes.
     pub overlay: Overlay,
+    /// Nodes of one L2 segment send each other pod packets directly, whatever tunnel `overlay`
+    /// is; what is encrypted stays so. Calico's `CrossSubnet`, flannel's `DirectRouting`.
+    #[serde(default)]
+    pub cross_subnet: bool,
+    /// Ways besides `overlay` whose packets are taken, while a cluster changes from one to
+    /// another. Without loss: first the new one here, on all nodes; then the new one as `overlay`
+    /// and the old one here; when all nodes have that, nothing here. While it is not empty,
+    /// WireGuard is not strict about what arrives.
+    #[serde(default)]
+    pub also_receive: BTreeSet<Overlay>,
+    /// What tunnels of all nodes must agree on.
+    #[serde(default)]
+    pub tunnels: TunnelConfig,
     /// The DNS suffix of the cluster, without a final dot.
     pub cluster_domain: String,
 }
-
-/// How pod packets travel between nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Overlay {
-    /// Encapsulated in UDP (RFC 7348): needs nothing of the network between nodes.
-    #[default]
-    Vxlan,
-    /// Routed directly: nodes must share one L2 segment.
-    HostGw,
-}
-
-impl fmt::Display for Overlay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vxlan => "vxlan",
-            Self::HostGw => "host-gw",
-        })
-    }
-}
-
-/// VXLAN network identifier, as flannel uses it.
-pub const VXLAN_VNI: u32 = 1;
-/// VXLAN's UDP port, as flannel and the Linux kernel use it.
-pub const VXLAN_PORT: u16 = 8472;
-/// Bytes that VXLAN adds over IPv4: outer Ethernet 14, IP 20, UDP 8, VXLAN 8.
-pub const VXLAN_OVERHEAD_V4: u32 = 50;
-/// The same over IPv6.
-pub const VXLAN_OVERHEAD_V6: u32 = 70;
 
 impl Default for ClusterConfig {
     fn default() -> Self {
@@ -70,6 +54,9 @@ impl Default for ClusterConfig {
             node_prefix_length: 24,
             node_port_range: (30000, 32767),
             overlay: Overlay::default(),
+            cross_subnet: false,
+            also_receive: BTreeSet::new(),
+            tunnels: TunnelConfig::default(),
             cluster_domain: "cluster.local".into(),
         }
     }
@@ -86,6 +73,12 @@ impl ClusterConfig {
         self.service_address(family, 1)
     }
 
+    /// The family of outer packets of VXLAN and WireGuard, where a node has addresses of both:
+    /// that of the first range of nodes.
+    pub fn outer_family(&self) -> Family {
+        self.node_cidrs.first().map_or(Family::V4, |range| Family::of(&range.addr()))
+    }
+
     /// Whether an address belongs to pods.
     pub fn is_pod_address(&self, address: IpAddr) -> bool {
         self.pod_cidrs.iter().any(|range| range.contains(&address))
@@ -96,7 +89,7 @@ impl ClusterConfig {
         nth_address(range, index)
     }
 
-    /// Checks the three ranges, for a cluster of `nodes` nodes.
+    /// Checks the three ranges, for a cluster of `nodes` nodes, and what tunnels need.
     ///
     /// # Errors
     /// Every fault found, each naming the flag to change: overlaps, a range too small for the
@@ -134,6 +127,7 @@ impl ClusterConfig {
             }
         }
         self.check_sizes(nodes, &mut errors);
+        errors.extend(self.tunnels.faults().map(|fault| RangeError::Tunnels { fault }));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
@@ -236,6 +230,12 @@ pub enum RangeError {
         range: IpNet,
         /// Addresses needed.
         needed: u128,
+    },
+    /// What tunnels need cannot be.
+    #[error("tunnels: {fault}")]
+    Tunnels {
+        /// What is wrong.
+        fault: &'static str,
     },
 }
 

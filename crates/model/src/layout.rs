@@ -5,10 +5,23 @@
 pub const BRIDGE: &str = "cni0";
 /// The VXLAN link of a node.
 pub const VXLAN_LINK: &str = "flatnet.1";
+/// The link of a node for IPv4 in IPv4.
+pub const IPIP_LINK: &str = "flatnet-ipip";
+/// The link of a node for IPv6 in IPv6.
+pub const IPIP6_LINK: &str = "flatnet-ipip6";
+/// The WireGuard link of a node.
+pub const WIREGUARD_LINK: &str = "flatnet-wg";
+/// A node's WireGuard keys, mode 0700; each file 0600.
+pub const WIREGUARD_KEY_DIRECTORY: &str = "/var/lib/flatnet/wireguard";
 /// What names of a node's ends of pod links begin with; eight hex digits follow.
 pub const POD_LINK_PREFIX: &str = "veth";
 /// What aliases of a node's ends of pod links begin with; the container id follows.
 pub const POD_LINK_ALIAS_PREFIX: &str = "flatnet:";
+/// What names of `ifb` links begin with that shape what pods send; eight hex digits follow.
+pub const POD_IFB_PREFIX: &str = "ifb";
+/// `rtm_protocol` of a node's routes to single pods (routed data path). The agent's own routes
+/// have another, since it removes what it does not plan.
+pub const POD_ROUTE_PROTOCOL: u8 = 103;
 /// A node's link to the node network, in clusters that `flatnet up` makes.
 pub const UPLINK: &str = "eth0";
 

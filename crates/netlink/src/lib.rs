@@ -33,6 +33,8 @@ mod route;
 pub mod socket;
 pub mod sysctl;
 mod traffic;
+mod tunnel;
+pub mod wireguard;
 
 pub use address::Address;
 pub use bridge::{PortOptions, PortVlan};
@@ -44,6 +46,7 @@ pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::Netns;
 pub use route::{Route, RouteScope};
 pub use traffic::TokenBucket;
+pub use tunnel::{IpipParameters, IpipSpec};
 
 use socket::Socket;
 

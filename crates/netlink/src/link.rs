@@ -9,6 +9,7 @@ use crate::bridge::IFLA_BR_VLAN_FILTERING;
 use crate::macvlan::{IFLA_MACVLAN_MODE, MacvlanMode};
 use crate::message::{Attributes, Request, u32_of};
 use crate::socket::Message;
+use crate::tunnel::{IpipParameters, parse_ipip};
 use crate::{Error, Netlink, Netns};
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
@@ -86,6 +87,8 @@ pub struct Link {
     pub macvlan: Option<MacvlanMode>,
     /// The parameters of a VXLAN link.
     pub vxlan: Option<VxlanParameters>,
+    /// The parameters of an IP-in-IP link of either family.
+    pub ipip: Option<IpipParameters>,
     /// For a veth, the index of its peer in the peer's namespace; for a macvlan, of the link
     /// below.
     pub peer_index: Option<u32>,
@@ -142,6 +145,7 @@ pub struct VethSpec<'a> {
     name: &'a str,
     peer_name: &'a str,
     peer_namespace: Option<&'a Netns>,
+    mac: Option<MacAddress>,
     peer_mac: Option<MacAddress>,
     mtu: Option<u32>,
     master: Option<u32>,
@@ -150,13 +154,28 @@ pub struct VethSpec<'a> {
 impl<'a> VethSpec<'a> {
     /// A pair with both ends in this namespace.
     pub fn new(name: &'a str, peer_name: &'a str) -> Self {
-        Self { name, peer_name, peer_namespace: None, peer_mac: None, mtu: None, master: None }
+        Self {
+            name,
+            peer_name,
+            peer_namespace: None,
+            mac: None,
+            peer_mac: None,
+            mtu: None,
+            master: None,
+        }
     }
 
     /// The peer is born in another namespace, never visible here.
     #[must_use]
     pub fn peer_in(mut self, namespace: &'a Netns) -> Self {
         self.peer_namespace = Some(namespace);
+        self
+    }
+
+    /// The near end's link-layer address.
+    #[must_use]
+    pub fn mac(mut self, mac: MacAddress) -> Self {
+        self.mac = Some(mac);
         self
     }
 
@@ -273,6 +292,20 @@ impl Netlink {
         }
     }
 
+    /// The link of a number, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn link_at(&mut self, index: u32) -> Result<Option<Link>, Error> {
+        let mut request = Request::new(RTM_GETLINK, 0, &header(index));
+        request.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        match self.socket.call(&request, || format!("look up the link number {index}")) {
+            Ok(messages) => Ok(messages.iter().find_map(parse)),
+            Err(error) if error.errno == libc::ENODEV => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The link of a name.
     ///
     /// # Errors
@@ -341,6 +374,9 @@ impl Netlink {
         check_name(spec.peer_name)?;
         if let Some(mtu) = spec.mtu {
             request.u32(IFLA_MTU, mtu);
+        }
+        if let Some(mac) = spec.mac {
+            request.attribute(IFLA_ADDRESS, &mac.0);
         }
         if let Some(master) = spec.master {
             request.u32(IFLA_MASTER, master);
@@ -479,6 +515,7 @@ fn parse(message: &Message) -> Option<Link> {
         hairpin: port(IFLA_BRPORT_MODE),
         isolated: port(IFLA_BRPORT_ISOLATED),
         vxlan: data.filter(|_| kind == "vxlan").and_then(parse_vxlan),
+        ipip: data.filter(|_| matches!(kind.as_str(), "ipip" | "ip6tnl")).map(parse_ipip),
         vlan_filtering: data
             .filter(|_| kind == "bridge")
             .and_then(|data| data.u8(IFLA_BR_VLAN_FILTERING))

@@ -10,10 +10,11 @@ pub mod zone;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use model::{ClusterConfig, NamespacedName, World};
 
 /// What a node knows of itself besides the API's objects.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
     /// The node's name.
     pub name: String,
@@ -23,6 +24,11 @@ pub struct NodeFacts {
     pub uplink_mtu: u32,
     /// All addresses of the node itself on that link, at most a few a family.
     pub addresses: Vec<IpAddr>,
+    /// The networks that are directly on that link: what [`model::ClusterConfig::cross_subnet`]
+    /// takes for one L2 segment.
+    pub uplink_prefixes: Vec<IpNet>,
+    /// Whether that link writes wrong checksums into packets within tunnels.
+    pub tunnel_checksum_broken: bool,
 }
 
 /// All that one node's kernel shall hold.

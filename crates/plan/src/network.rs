@@ -3,18 +3,32 @@
 //!
 //! A node's object may be wrong (a range that another node holds, no address): such a node is
 //! left out with a [`Finding`], and all others keep working (invariant 8).
+//!
+//! A peer leaves only with its Node object: whether it is ready does not count, since the pods of
+//! a node that reports nothing may well run.
 
-use std::collections::BTreeMap;
+mod paths;
+mod peers;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use model::cluster::{VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6, nth_address, overlap};
-use model::{ClusterConfig, Family, MacAddress, Node, Overlay, Timestamp, World};
+use model::cluster::nth_address;
+use model::overlay::of_family;
+use model::{ClusterConfig, Family, MacAddress, Node, Overlay, WireguardKey, World};
 
 use crate::{Finding, NodeFacts};
 
-/// Smallest pod MTU in bytes that every IPv4 host must be able to receive (RFC 791).
+pub use paths::{Path, overlay_between};
+use peers::{finding, usable_ranges};
+
+/// Smallest MTU in bytes that every host must be able to receive over IPv4 (RFC 791).
 pub const POD_MTU_MIN: u32 = 576;
+/// The same over IPv6 (RFC 8200): below it the kernel takes IPv6 away from a link.
+pub const POD_MTU_MIN_V6: u32 = 1280;
 
 /// What the node's pod network shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,11 +38,10 @@ pub struct NetworkPlan {
     /// The first address of each own range, with the range's prefix length: on the bridge, and
     /// the gateway of the pods.
     pub gateways: Vec<IpNet>,
-    /// MTU in bytes of pod links and of the bridge.
+    /// MTU in bytes of pod links and of the bridge: what the narrowest way between nodes leaves.
     pub mtu: u32,
-    /// This node's end of the tunnels; `None` when pod packets are routed directly, or while the
-    /// node has no address.
-    pub tunnel: Option<Tunnel>,
+    /// This node's ends of tunnels.
+    pub ends: TunnelEnds,
     /// How to reach the pods of the other nodes, by node name.
     pub peers: BTreeMap<String, Peer>,
     /// Addresses of cluster DNS, local to every node.
@@ -37,26 +50,75 @@ pub struct NetworkPlan {
     pub uplink: String,
 }
 
-/// One node's end of the VXLAN tunnels (RFC 7348).
+/// One node's ends of tunnels: those that it sends by, and those that it only receives from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelEnds {
+    /// The network address of each own pod range, as a host prefix: on each tunnel link, so that
+    /// masqueraded packets carry an address of this node's range.
+    pub addresses: Vec<IpNet>,
+    /// VXLAN (RFC 7348).
+    pub vxlan: Option<VxlanEnd>,
+    /// IP in IP, at most one end a family.
+    pub ipip: Vec<IpipEnd>,
+    /// WireGuard. `None` also while this node has not published its key.
+    pub wireguard: Option<WireguardEnd>,
+}
+
+/// A VXLAN end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tunnel {
+pub struct VxlanEnd {
     /// Outer source address: the node's `InternalIP`.
     pub local: IpAddr,
-    /// MAC address of the tunnel link, derived from `local`.
+    /// MAC address of the link, derived from `local`.
     pub mac: MacAddress,
-    /// The network address of each own pod range, as a host prefix: on the tunnel link.
-    pub addresses: Vec<IpNet>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// Whether the device below may write the inner checksum.
+    pub tx_checksum: bool,
+}
+
+/// An IP-in-IP end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpipEnd {
+    /// Outer source address; packets within are of its family.
+    pub local: IpAddr,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// A WireGuard end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireguardEnd {
+    /// The key that the Node object publishes: peers expect packets under it.
+    pub public_key: WireguardKey,
+    /// The UDP port.
+    pub port: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
 }
 
 /// Another node, as the data path sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The peer's `InternalIP`: outer destination, or next hop.
+    /// The peer's `InternalIP` of this node's outer family.
     pub address: IpAddr,
-    /// MAC address of the peer's tunnel link, derived from `address`.
-    pub vtep_mac: MacAddress,
+    /// Its `InternalIP`s, at most one a family: next hops, and sources of tunnel packets.
+    pub addresses: Vec<IpAddr>,
     /// The peer's pod ranges.
     pub pod_ranges: Vec<IpNet>,
+    /// How packets to them travel.
+    pub path: Path,
+}
+
+impl Peer {
+    /// The peer's address of the family of a pod range.
+    pub fn address_for(&self, range: &IpNet) -> Option<IpAddr> {
+        of_family(&self.addresses, Family::of(&range.addr()))
+    }
 }
 
 /// Plans the pod network of one node. `None` until the node has a pod range.
@@ -75,36 +137,28 @@ pub fn plan(
         findings.push(finding(&facts.name, "the node has no pod range: the node range controller assigns spec.podCIDRs; until then pods cannot be added here"));
         return (None, findings);
     }
-    let local = node.internal_ips().next();
-    if local.is_none() {
+    let own = Own { node, addresses: peers::addresses(node, config.outer_family()), pod_ranges };
+    let peers = if own.addresses.is_empty() {
         findings.push(finding(&facts.name, "the node has no InternalIP in its status: pods of this node reach no other node until its runtime or kubelet reports one"));
-    }
-    let peers = match local {
-        Some(local) => peers(world, config, node, &pod_ranges, local, &mut findings),
-        None => BTreeMap::new(),
+        BTreeMap::new()
+    } else {
+        peers::peers(world, config, facts, &own, &mut findings)
     };
-    let mtu = pod_mtu(config, facts, local);
-    if mtu < POD_MTU_MIN {
-        findings.push(finding(&facts.name, &format!(
-            "pods get an MTU of {mtu} bytes because {} has {}: raise the uplink's MTU to at least {} bytes",
-            facts.uplink, facts.uplink_mtu, POD_MTU_MIN + VXLAN_OVERHEAD_V6
-        )));
-    }
+    let ways = ways(config, &peers);
+    let (mtu, widest) = pod_mtu(facts, &own, &ways);
+    check_mtu(&own, facts, mtu, widest, &mut findings);
     let plan = NetworkPlan {
-        gateways: pod_ranges.iter().filter_map(gateway).collect(),
+        gateways: own.pod_ranges.iter().filter_map(gateway).collect(),
         mtu,
-        tunnel: local.filter(|_| config.overlay == Overlay::Vxlan).map(|local| Tunnel {
-            local,
-            mac: MacAddress::of_vtep(local),
-            addresses: pod_ranges.iter().map(|range| IpNet::from(range.network())).collect(),
-        }),
+        ends: ends(config, facts, &own, &ways, &mut findings),
         peers,
-        dns_addresses: pod_ranges
+        dns_addresses: own
+            .pod_ranges
             .iter()
             .filter_map(|range| config.dns_address(Family::of(&range.addr())))
             .collect(),
         uplink: facts.uplink.clone(),
-        pod_ranges,
+        pod_ranges: own.pod_ranges,
     };
     (Some(plan), findings)
 }
@@ -114,279 +168,100 @@ pub fn gateway(range: &IpNet) -> Option<IpNet> {
     IpNet::new(nth_address(range, 1)?, range.prefix_len()).ok()
 }
 
-fn pod_mtu(config: &ClusterConfig, facts: &NodeFacts, local: Option<IpAddr>) -> u32 {
-    let overhead = match (config.overlay, local) {
-        (Overlay::HostGw, _) => 0,
-        (Overlay::Vxlan, Some(IpAddr::V6(_))) => VXLAN_OVERHEAD_V6,
-        (Overlay::Vxlan, _) => VXLAN_OVERHEAD_V4,
-    };
-    facts.uplink_mtu.saturating_sub(overhead)
+/// This node.
+struct Own<'a> {
+    node: &'a Node,
+    /// At most one a family, that of outer packets first.
+    addresses: Vec<IpAddr>,
+    pod_ranges: Vec<IpNet>,
 }
 
-/// The other nodes in the order of their age. Where two claim the same addresses the older one
-/// keeps them, so that a later object cannot draw traffic of existing pods to itself. This node
-/// keeps its own in any case: its pods have them.
-fn peers(
-    world: &World,
-    config: &ClusterConfig,
-    own: &Node,
-    own_ranges: &[IpNet],
-    own_address: IpAddr,
-    findings: &mut Vec<Finding>,
-) -> BTreeMap<String, Peer> {
-    let mut nodes: Vec<&Node> =
-        world.nodes().map(AsRef::as_ref).filter(|node| node.name() != own.name()).collect();
-    nodes.sort_by_key(|node| age_order(node));
-    let mut ranges_held: Vec<(IpNet, &Node)> =
-        own_ranges.iter().map(|range| (*range, own)).collect();
-    let mut addresses_held = BTreeMap::from([(own_address, own)]);
-    let mut peers = BTreeMap::new();
-    for node in nodes {
-        let Some(address) = node.internal_ips().find(|ip| ip.is_ipv4() == own_address.is_ipv4())
-        else {
-            findings.push(finding(node.name(), "the node has no InternalIP of this node's family: its pods cannot be reached until its runtime or kubelet reports one"));
-            continue;
-        };
-        if let Some(holder) = addresses_held.get(&address) {
-            let claim = format!("InternalIP {address} is that");
-            findings.push(conflict(node, holder, &claim, "give each node an address of its own"));
-            continue;
-        }
-        addresses_held.insert(address, node);
-        let mut pod_ranges = usable_ranges(node, config, findings);
-        if pod_ranges.is_empty() {
-            findings.push(finding(node.name(), "the node has no usable pod range: its pods cannot be reached until spec.podCIDRs is assigned"));
-            continue;
-        }
-        pod_ranges.retain(|range| {
-            let holder = ranges_held.iter().find(|(held, _)| overlap(range, held));
-            if let Some((held, holder)) = holder {
-                let claim = format!("pod range overlaps ({range} and {held}) that");
-                let remedy = "delete and re-create it, so that it gets a range of its own";
-                findings.push(conflict(node, holder, &claim, remedy));
-            }
-            holder.is_none()
+impl Own<'_> {
+    fn outer_address(&self) -> Option<IpAddr> {
+        self.addresses.first().copied()
+    }
+
+    /// Bytes that a way adds to this node's packets, at most.
+    fn overhead(&self, overlay: Overlay) -> u32 {
+        let outer = self.outer_address().map_or(Family::V4, |address| Family::of(&address));
+        let families = self.pod_ranges.iter().map(|range| match overlay.keeps_family() {
+            true => Family::of(&range.addr()),
+            false => outer,
         });
-        if pod_ranges.is_empty() {
-            continue;
-        }
-        ranges_held.extend(pod_ranges.iter().map(|range| (*range, node)));
-        let peer = Peer { address, vtep_mac: MacAddress::of_vtep(address), pod_ranges };
-        peers.insert(node.name().to_owned(), peer);
+        families.map(|family| overlay.overhead(family)).max().unwrap_or_default()
     }
-    peers
 }
 
-/// Two nodes claim the same; the younger one is to be changed.
-fn conflict(one: &Node, other: &Node, claim: &str, remedy: &str) -> Finding {
-    let (older, younger) =
-        if age_order(one) < age_order(other) { (one, other) } else { (other, one) };
-    let message = format!(
-        "the node's {claim} of the older node {}: pods of one of them cannot be reached; {remedy}",
-        older.name()
-    );
-    finding(younger.name(), &message)
+/// All ways that packets of this node may take or come by.
+fn ways(config: &ClusterConfig, peers: &BTreeMap<String, Peer>) -> BTreeSet<Overlay> {
+    let mut ways = config.also_receive.clone();
+    ways.insert(config.overlay);
+    ways.extend(peers.values().map(|peer| peer.path.overlay()));
+    ways
 }
 
-/// Older first; objects without a time last; equal ages by name.
-fn age_order(node: &Node) -> (bool, Option<Timestamp>, String) {
-    let created = node.metadata.creation_timestamp;
-    (created.is_none(), created, node.name().to_owned())
+/// The MTU of pods, and the most that any way adds.
+fn pod_mtu(facts: &NodeFacts, own: &Own<'_>, ways: &BTreeSet<Overlay>) -> (u32, u32) {
+    let widest = ways.iter().map(|&way| own.overhead(way)).max().unwrap_or_default();
+    (facts.uplink_mtu.saturating_sub(widest), widest)
 }
 
-/// The ranges that may be used: inside the cluster's pod range, large enough for a gateway and a
-/// pod, the first of each family. A range outside could draw traffic of nodes, Services or the
-/// internet into the overlay.
-fn usable_ranges(node: &Node, config: &ClusterConfig, findings: &mut Vec<Finding>) -> Vec<IpNet> {
-    let mut ranges: Vec<IpNet> = Vec::new();
-    for range in node.spec.pod_cidrs.iter().map(IpNet::trunc) {
-        let inside = config.pod_cidrs.iter().any(|cluster| cluster.contains(&range));
-        let large_enough = range.max_prefix_len() - range.prefix_len() >= 2;
-        if !inside || !large_enough {
-            let fault = if inside {
-                "is too small for a pod"
-            } else {
-                "lies outside the cluster's pod range"
-            };
-            findings.push(finding(node.name(), &format!("the node's pod range {range} {fault} and is not used: correct --pod-cidr, or delete and re-create the node")));
-            continue;
-        }
-        if ranges.iter().all(|other| Family::of(&other.addr()) != Family::of(&range.addr())) {
-            ranges.push(range);
-        }
-    }
-    ranges
-}
-
-fn finding(node: &str, message: &str) -> Finding {
-    Finding { about: format!("Node {node}"), message: message.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use model::ObjectMeta;
-    use model::kinds::{NodeAddress, NodeSpec, NodeStatus};
-    use model::world::Object;
-
-    use super::*;
-
-    /// A node as `name, InternalIP, pod ranges, seconds since the epoch that it was made at`.
-    type Row<'a> = (&'a str, &'a str, &'a [&'a str], i64);
-
-    fn world(rows: &[Row<'_>]) -> World {
-        let mut world = World::default();
-        for (name, address, ranges, made_s) in rows {
-            let kind = "InternalIP".to_owned();
-            let addresses = address.split_whitespace();
-            world.set(Object::Node(Arc::new(Node {
-                metadata: ObjectMeta {
-                    name: (*name).into(),
-                    creation_timestamp: Some(Timestamp::from_microseconds(made_s * 1_000_000)),
-                    ..ObjectMeta::default()
-                },
-                spec: NodeSpec {
-                    pod_cidrs: ranges.iter().map(|range| range.parse().expect("a range")).collect(),
-                    ..NodeSpec::default()
-                },
-                status: NodeStatus {
-                    addresses: addresses
-                        .map(|address| NodeAddress { kind: kind.clone(), address: address.into() })
-                        .collect(),
-                    ..NodeStatus::default()
-                },
-            })));
-        }
-        world
-    }
-
-    fn facts(uplink_mtu: u32) -> NodeFacts {
-        NodeFacts {
-            name: "node1".into(),
-            uplink: "eth0".into(),
-            uplink_mtu,
-            addresses: vec!["172.30.0.2".parse().expect("an address")],
-        }
-    }
-
-    fn plan_for(rows: &[Row<'_>], overlay: Overlay) -> (Option<NetworkPlan>, Vec<Finding>) {
-        let config = ClusterConfig { overlay, ..ClusterConfig::default() };
-        plan(&world(rows), &config, &facts(1500))
-    }
-
-    const NODE1: Row<'_> = ("node1", "172.30.0.2", &["10.244.1.0/24"], 100);
-    const NODE2: Row<'_> = ("node2", "172.30.0.3", &["10.244.2.0/24"], 200);
-
-    #[test]
-    fn a_tunnel_end_is_what_its_peers_compute() {
-        let (own, findings) = plan_for(&[NODE1, NODE2], Overlay::Vxlan);
-        let own = own.expect("a plan");
-        assert_eq!(findings, []);
-        assert_eq!(own.gateways, ["10.244.1.1/24".parse().expect("a prefix")]);
-        assert_eq!(own.dns_addresses, ["10.96.0.10".parse::<IpAddr>().expect("an address")]);
-        let tunnel = own.tunnel.expect("a tunnel");
-        assert_eq!(tunnel.addresses, ["10.244.1.0/32".parse().expect("a prefix")]);
-        let config = ClusterConfig::default();
-        let other = NodeFacts { name: "node2".into(), ..facts(1500) };
-        let (other, _) = plan(&world(&[NODE1, NODE2]), &config, &other);
-        let seen = &other.expect("a plan").peers["node1"];
-        assert_eq!((seen.address, seen.vtep_mac), (tunnel.local, tunnel.mac));
-    }
-
-    #[test]
-    fn the_mtu_leaves_room_for_the_tunnel() {
-        let mtu = |overlay, uplink_mtu| {
-            let config = ClusterConfig { overlay, ..ClusterConfig::default() };
-            let (plan, findings) = plan(&world(&[NODE1]), &config, &facts(uplink_mtu));
-            (plan.expect("a plan").mtu, findings.len())
-        };
-        assert_eq!(mtu(Overlay::Vxlan, 1500), (1450, 0));
-        assert_eq!(mtu(Overlay::Vxlan, 9000), (8950, 0));
-        assert_eq!(mtu(Overlay::HostGw, 1500), (1500, 0));
-        assert_eq!(mtu(Overlay::Vxlan, 576), (526, 1), "too small is said");
-    }
-
-    #[test]
-    fn without_a_range_there_is_no_plan_and_the_reason_is_said() {
-        let rows: [(&[Row<'_>], &str); 3] = [
-            (&[], "not registered"),
-            (&[("node1", "172.30.0.2", &[], 100)], "has no pod range"),
-            (
-                &[("node1", "172.30.0.2", &["192.168.0.0/24"], 100)],
-                "outside the cluster's pod range",
+fn check_mtu(
+    own: &Own<'_>,
+    facts: &NodeFacts,
+    mtu: u32,
+    widest: u32,
+    findings: &mut Vec<Finding>,
+) {
+    let has_v6 = own.pod_ranges.iter().any(|range| range.addr().is_ipv6());
+    let least = if has_v6 { POD_MTU_MIN_V6 } else { POD_MTU_MIN };
+    if mtu < least {
+        findings.push(finding(
+            &facts.name,
+            &format!(
+                "pods get an MTU of {mtu} bytes because {} has {}: raise the uplink's MTU to at least {} bytes",
+                facts.uplink,
+                facts.uplink_mtu,
+                least + widest
             ),
-        ];
-        for (rows, expected) in rows {
-            let (plan, findings) = plan_for(rows, Overlay::Vxlan);
-            assert_eq!(plan, None);
-            let said: Vec<&str> = findings.iter().map(|found| found.message.as_str()).collect();
-            assert!(said.iter().any(|text| text.contains(expected)), "{said:?}: {expected}");
-        }
+        ));
     }
+}
 
-    #[test]
-    fn a_wrong_peer_is_left_out_and_named_and_all_others_stay() {
-        let rows: [(Row<'_>, &str); 7] = [
-            (("bad", "", &["10.244.9.0/24"], 300), "no InternalIP"),
-            (("bad", "not-an-address", &["10.244.9.0/24"], 300), "no InternalIP"),
-            (("bad", "172.30.0.9", &[], 300), "no usable pod range"),
-            (
-                ("bad", "172.30.0.9", &["10.244.1.0/24"], 300),
-                "overlaps (10.244.1.0/24 and 10.244.1.0/24) that of the older node node1",
-            ),
-            (
-                ("bad", "172.30.0.9", &["10.244.2.128/25"], 300),
-                "overlaps (10.244.2.128/25 and 10.244.2.0/24) that of the older node node2",
-            ),
-            (("bad", "172.30.0.9", &["10.96.0.0/24"], 300), "outside the cluster's pod range"),
-            (
-                ("bad", "172.30.0.3", &["10.244.9.0/24"], 300),
-                "InternalIP 172.30.0.3 is that of the older node node2",
-            ),
-        ];
-        for overlay in [Overlay::Vxlan, Overlay::HostGw] {
-            for (bad, expected) in rows {
-                let (plan, findings) = plan_for(&[NODE1, NODE2, bad], overlay);
-                let plan = plan.expect("a plan");
-                assert_eq!(plan.peers.keys().collect::<Vec<_>>(), ["node2"], "{expected}");
-                let said = findings.iter().find(|found| found.message.contains(expected));
-                let said = said.unwrap_or_else(|| panic!("{expected} in {findings:?}"));
-                assert_eq!(said.about, "Node bad");
-            }
-        }
-    }
-
-    #[test]
-    fn of_two_claims_the_older_holds_whatever_the_names() {
-        for (first, second) in [("a", "z"), ("z", "a")] {
-            let rows = [
-                NODE1,
-                (first, "172.30.0.8", &["10.244.7.0/24"][..], 300),
-                (second, "172.30.0.9", &["10.244.7.0/24"][..], 400),
-            ];
-            let (plan, findings) = plan_for(&rows, Overlay::Vxlan);
-            assert_eq!(plan.expect("a plan").peers.keys().collect::<Vec<_>>(), [first]);
-            assert_eq!(findings[0].about, format!("Node {second}"));
-        }
-    }
-
-    #[test]
-    fn a_node_keeps_its_own_pods_even_where_it_is_the_younger_and_says_so() {
-        let older = ("old", "172.30.0.9", &["10.244.1.0/24"][..], 50);
-        let (plan, findings) = plan_for(&[NODE1, older], Overlay::Vxlan);
-        let plan = plan.expect("a plan");
-        assert_eq!((plan.pod_ranges.len(), plan.peers.len()), (1, 0));
-        assert_eq!(findings[0].about, "Node node1", "the younger is to be changed");
-        assert!(findings[0].message.contains("the older node old"), "{findings:?}");
-    }
-
-    #[test]
-    fn a_node_without_an_address_still_serves_its_own_pods() {
-        let (plan, findings) =
-            plan_for(&[("node1", "", &["10.244.1.0/24"], 100), NODE2], Overlay::Vxlan);
-        let plan = plan.expect("a plan");
-        assert_eq!((plan.tunnel, plan.peers.len(), plan.gateways.len()), (None, 0, 1));
-        assert!(findings[0].message.contains("no InternalIP"));
+fn ends(
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+    own: &Own<'_>,
+    ways: &BTreeSet<Overlay>,
+    findings: &mut Vec<Finding>,
+) -> TunnelEnds {
+    let mtu = |overlay| facts.uplink_mtu.saturating_sub(own.overhead(overlay));
+    let outer = |overlay| own.outer_address().filter(|_| ways.contains(&overlay));
+    let ipip = |range: &IpNet| {
+        let family = Family::of(&range.addr());
+        let mtu = facts.uplink_mtu.saturating_sub(Overlay::Ipip.overhead(family));
+        of_family(&own.addresses, family).map(|local| IpipEnd { local, mtu })
+    };
+    TunnelEnds {
+        addresses: own.pod_ranges.iter().map(|range| IpNet::from(range.network())).collect(),
+        vxlan: outer(Overlay::Vxlan).map(|local| VxlanEnd {
+            local,
+            mac: MacAddress::of_vtep(local),
+            mtu: mtu(Overlay::Vxlan),
+            vni: config.tunnels.vxlan_vni,
+            port: config.tunnels.vxlan_port,
+            tx_checksum: !facts.tunnel_checksum_broken,
+        }),
+        ipip: match ways.contains(&Overlay::Ipip) {
+            true => own.pod_ranges.iter().filter_map(ipip).collect(),
+            false => vec![],
+        },
+        wireguard: outer(Overlay::Wireguard)
+            .and_then(|_| paths::published_key(own.node, findings))
+            .map(|public_key| WireguardEnd {
+                public_key,
+                port: config.tunnels.wireguard_port,
+                mtu: mtu(Overlay::Wireguard),
+            }),
     }
 }

@@ -69,6 +69,7 @@ fn plan(service: Service, slices: Vec<EndpointSlice>) -> (Option<ServicePlan>, V
         uplink: "eth0".into(),
         uplink_mtu: 1500,
         addresses: vec!["172.30.0.2".parse().expect("an address")],
+        ..NodeFacts::default()
     };
     services::plan(&world, &ClusterConfig::default(), &facts, &key())
 }

@@ -10,6 +10,7 @@ use plan::NodeFacts;
 use reconcile::{Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, Reconciler};
 use render::Kernel;
 use render::fake::FakeKernel;
+use render::inventory::RowKind;
 
 /// More turns than any settled loop needs.
 const TURNS_MAX: usize = 64;
@@ -20,12 +21,20 @@ struct Machine {
     now: Duration,
     conflists: Vec<String>,
     zones: usize,
+    damage: Vec<RowKind>,
 }
 
 impl Machine {
     fn new(kernel: FakeKernel) -> Self {
         let reconciler = Reconciler::new(ClusterConfig::default());
-        Self { reconciler, kernel, now: Duration::ZERO, conflists: vec![], zones: 0 }
+        Self {
+            reconciler,
+            kernel,
+            now: Duration::ZERO,
+            conflists: vec![],
+            zones: 0,
+            damage: vec![],
+        }
     }
 
     /// A machine whose lists are complete.
@@ -66,6 +75,10 @@ impl Machine {
                         self.zones += 1;
                         continue;
                     }
+                    Effect::TellDamage(rows) => {
+                        self.damage.extend(rows.into_iter().map(|row| row.kind));
+                        continue;
+                    }
                 };
                 self.handle(answer);
             }
@@ -80,6 +93,7 @@ fn facts() -> NodeFacts {
         uplink: "eth0".into(),
         uplink_mtu: 1500,
         addresses: vec!["172.30.0.2".parse().expect("an address")],
+        ..NodeFacts::default()
     }
 }
 
@@ -185,6 +199,47 @@ fn what_others_removed_comes_back() {
     machine.handle(Event::KernelChanged);
     machine.settle();
     assert_eq!(machine.kernel.state, whole);
+}
+
+/// what others broke is counted and named; what changes by our own work is not damage.
+#[test]
+fn damage_is_named_once_and_our_own_changes_are_none() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    machine.handle(Event::Present(node("node3", 4, 3)));
+    machine.settle();
+    machine.handle(Event::KernelChanged);
+    machine.settle();
+    assert_eq!(machine.damage, []);
+    let link = machine.kernel.state.net.state.links.remove("flatnet.1");
+    assert!(link.is_some(), "the default overlay has a tunnel link");
+    let routes = machine.kernel.state.net.state.routes.len();
+    machine.kernel.state.net.state.routes.clear();
+    machine.handle(Event::KernelChanged);
+    machine.settle();
+    let count = |kind| machine.damage.iter().filter(|damage| **damage == kind).count();
+    assert_eq!((count(RowKind::Link), count(RowKind::Route)), (1, routes));
+    let told = machine.damage.len();
+    machine.handle(Event::KernelChanged);
+    machine.settle();
+    assert_eq!(machine.damage.len(), told, "mended, and not told again");
+    let totals = machine.reconciler.status().damage_total;
+    assert_eq!(totals.values().sum::<u64>(), told as u64);
+    assert!(machine.reconciler.inventory().iter().all(|row| !row.different));
+}
+
+/// while the API server is away nothing changes, and the list on its return, which says
+/// the same, writes nothing.
+#[test]
+fn a_list_after_an_outage_that_says_the_same_writes_nothing() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let written = machine.kernel.applied.len();
+    machine.now += Duration::from_secs(600);
+    machine.settle();
+    machine.list(Kind::Node, vec![node("node1", 2, 1), node("node2", 3, 2)]);
+    machine.list(Kind::Service, vec![service("web")]);
+    machine.list(Kind::EndpointSlice, vec![slice("web")]);
+    machine.settle();
+    assert_eq!(machine.kernel.applied.len(), written);
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn facts() -> NodeFacts {
         uplink: "eth0".into(),
         uplink_mtu: 1500,
         addresses: vec!["172.30.0.2".parse().expect("an address")],
+        ..NodeFacts::default()
     }
 }
 

@@ -72,6 +72,7 @@ impl LabNode {
             uplink: model::layout::UPLINK.into(),
             uplink_mtu: WIRE_MTU,
             addresses: vec![self.address],
+            ..NodeFacts::default()
         }
     }
 

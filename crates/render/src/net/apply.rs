@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::sysctls::link_of;
+use super::sysctls::{OWN_LINKS, link_of};
 use super::{LOOPBACK, LinkKind, LinkState, NetObserved, NetOp, RouteState};
 use crate::OpError;
 
@@ -12,6 +12,7 @@ const ESRCH: i32 = 3;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
+const EOPNOTSUPP: i32 = 95;
 const EADDRNOTAVAIL: i32 = 99;
 const ENETDOWN: i32 = 100;
 const ENETUNREACH: i32 = 101;
@@ -56,6 +57,9 @@ impl NetObserved {
             | NetOp::DeleteNeighbour { .. }
             | NetOp::SetForwarding { .. }
             | NetOp::DeleteForwarding { .. } => self.change_neighbour(op),
+            NetOp::SetWireguard { .. }
+            | NetOp::SetWireguardPeer { .. }
+            | NetOp::DeleteWireguardPeer { .. } => self.change_wireguard(op),
         }
     }
 
@@ -79,6 +83,12 @@ impl NetObserved {
                 return Err(EEXIST);
             }
         }
+        if let LinkKind::Ipip { local, .. } = kind {
+            let same = |link: &LinkState| matches!(&link.kind, LinkKind::Ipip { local: other, .. } if other == local);
+            if self.state.links.values().any(same) {
+                return Err(EEXIST);
+            }
+        }
         let tx_checksum = matches!(kind, LinkKind::Vxlan { .. }).then_some(true);
         let link = LinkState { kind: kind.clone(), mac, mtu, up: false, tx_checksum };
         self.state.links.insert(name.to_owned(), link);
@@ -97,6 +107,8 @@ impl NetObserved {
         self.state.addresses.retain(|(link, _)| link != name);
         self.state.neighbours.retain(|(link, _), _| link != name);
         self.state.forwarding.retain(|(link, _), _| link != name);
+        self.state.wireguard.remove(name);
+        self.state.wireguard_peers.retain(|(link, _), _| link != name);
         self.state.sysctls.retain(|key, _| link_of(key) != Some(name));
         self.state.routes.retain(|_, route| route.link != name);
         self.forget_sources(&gone);
@@ -166,9 +178,8 @@ impl NetObserved {
     /// Whether Linux would take a route. Of links that are not ours, such as the uplink, nothing
     /// is known here: they are taken for present and up.
     fn check_route(&self, route: &RouteState) -> Result<(), i32> {
-        use model::layout::{BRIDGE, VXLAN_LINK};
         let link = self.state.links.get(&route.link);
-        let ours = [BRIDGE, VXLAN_LINK].contains(&route.link.as_str());
+        let ours = OWN_LINKS.contains(&route.link.as_str());
         match link {
             None if ours => return Err(ENODEV),
             Some(link) if !link.up => return Err(ENETDOWN),
@@ -216,6 +227,46 @@ impl NetObserved {
                 self.state.forwarding.remove(&key).map(drop).ok_or(ENOENT)
             }
             _ => Err(EINVAL),
+        }
+    }
+
+    fn change_wireguard(&mut self, op: &NetOp) -> Result<(), i32> {
+        match op {
+            NetOp::SetWireguard { link, device } => {
+                self.wireguard_link(link)?;
+                // The kernel drops a peer that would be the device itself.
+                self.state.wireguard_peers.remove(&(link.clone(), device.public_key));
+                self.state.wireguard.insert(link.clone(), *device);
+                Ok(())
+            }
+            NetOp::SetWireguardPeer { link, public_key, peer } => {
+                self.wireguard_link(link)?;
+                let own = self.state.wireguard.get(link);
+                if own.is_some_and(|own| own.public_key == *public_key) {
+                    return Ok(());
+                }
+                for ((other, _), found) in &mut self.state.wireguard_peers {
+                    if other == link {
+                        found.allowed.retain(|range| !peer.allowed.contains(range));
+                    }
+                }
+                self.state.wireguard_peers.insert((link.clone(), *public_key), peer.clone());
+                Ok(())
+            }
+            NetOp::DeleteWireguardPeer { link, public_key } => {
+                self.wireguard_link(link)?;
+                // The kernel does not mind when there is none.
+                self.state.wireguard_peers.remove(&(link.clone(), *public_key));
+                Ok(())
+            }
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn wireguard_link(&mut self, name: &str) -> Result<(), i32> {
+        match self.link(name)?.kind {
+            LinkKind::Wireguard => Ok(()),
+            _ => Err(EOPNOTSUPP),
         }
     }
 }

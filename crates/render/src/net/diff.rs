@@ -1,7 +1,7 @@
 //! From what is to what shall be: the one place that knows the order (invariant 5).
 //!
-//! Additions go up the dependencies: parameters, links, addresses, the links up, neighbours and
-//! forwarding entries, routes. A route comes last, so that no packet takes a way that is not
+//! Additions go up the dependencies: parameters, links, addresses, keys, the links up, neighbours,
+//! forwarding entries and peers, routes. A route comes last, so that no packet takes a way that is not
 //! whole. Removals go down again. A link that must be made anew is removed first, with all on it.
 
 use std::net::IpAddr;
@@ -27,6 +27,7 @@ pub fn diff(program: &NetProgram, observed: &NetObserved) -> Vec<NetOp> {
     ops.extend(add_links(wanted, present));
     ops.extend(set_sysctls(wanted, &observed, |key| link_of(key).is_some()));
     ops.extend(add_addresses(wanted, present));
+    ops.extend(set_keys(wanted, present));
     ops.extend(set_up(wanted, present));
     if wanted.links.contains_key(layout::BRIDGE) {
         ops.extend(observed.detached_ports.iter().map(|port| NetOp::AttachPort {
@@ -35,6 +36,7 @@ pub fn diff(program: &NetProgram, observed: &NetObserved) -> Vec<NetOp> {
         }));
     }
     ops.extend(set_neighbours(wanted, present));
+    ops.extend(set_peers(wanted, present));
     ops.extend(set_routes(wanted, present));
     ops.extend(removals(wanted, present));
     ops
@@ -84,7 +86,8 @@ fn add_links(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
                 }
             }
         }
-        let offload = found.and_then(|found| found.tx_checksum);
+        // A new link leaves checksums to the device.
+        let offload = found.map_or(Some(true), |found| found.tx_checksum);
         if let Some(on) = link.tx_checksum.filter(|on| offload != Some(*on)) {
             ops.push(NetOp::SetTxChecksum { link: name.clone(), on });
         }
@@ -130,6 +133,28 @@ fn set_neighbours(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
     forwarding.chain(neighbours).collect()
 }
 
+fn set_keys(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
+    wanted
+        .wireguard
+        .iter()
+        .filter(|(link, device)| present.wireguard.get(*link) != Some(device))
+        .map(|(link, device)| NetOp::SetWireguard { link: link.clone(), device: *device })
+        .collect()
+}
+
+fn set_peers(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
+    wanted
+        .wireguard_peers
+        .iter()
+        .filter(|(key, peer)| present.wireguard_peers.get(key) != Some(peer))
+        .map(|((link, public_key), peer)| NetOp::SetWireguardPeer {
+            link: link.clone(),
+            public_key: *public_key,
+            peer: peer.clone(),
+        })
+        .collect()
+}
+
 fn set_routes(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
     wanted
         .routes
@@ -150,6 +175,11 @@ fn removals(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
         if !wanted.routes.contains_key(destination) {
             let link = route.link.clone();
             ops.push(NetOp::DeleteRoute { destination: *destination, link });
+        }
+    }
+    for (link, public_key) in present.wireguard_peers.keys().filter(|(link, _)| stays(link)) {
+        if !wanted.wireguard_peers.contains_key(&(link.clone(), *public_key)) {
+            ops.push(NetOp::DeleteWireguardPeer { link: link.clone(), public_key: *public_key });
         }
     }
     for (link, address) in present.neighbours.keys().filter(|(link, _)| stays(link)) {

@@ -4,17 +4,16 @@
 mod apply;
 mod conflist;
 mod diff;
+mod program;
 mod sysctls;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::cluster::{VXLAN_PORT, VXLAN_VNI};
-use model::{ClusterConfig, MacAddress, layout};
-use plan::network::NetworkPlan;
+use model::{ClusterConfig, MacAddress, WireguardKey};
 use plan::{Desired, NodeFacts};
 
 pub use conflist::conflist;
@@ -54,6 +53,10 @@ pub struct NetState {
     pub neighbours: BTreeMap<(String, IpAddr), MacAddress>,
     /// Forwarding entries by link and MAC address: the outer destination.
     pub forwarding: BTreeMap<(String, MacAddress), IpAddr>,
+    /// What WireGuard links are, by link; a link without a key is not in it.
+    pub wireguard: BTreeMap<String, WireguardDevice>,
+    /// WireGuard peers by link and key.
+    pub wireguard_peers: BTreeMap<(String, WireguardKey), WireguardPeer>,
     /// Routes of our protocol by destination.
     pub routes: BTreeMap<IpNet, RouteState>,
     /// Kernel parameters by key, as `netlink::sysctl` spells it.
@@ -93,6 +96,34 @@ pub enum LinkKind {
         /// Whether peers are learned from what arrives. Ours are static.
         learning: bool,
     },
+    /// IP in IP, each family within its own; the route's next hop is the outer destination.
+    Ipip {
+        /// The outer source address.
+        local: Option<IpAddr>,
+        /// The link that outer packets leave by; `None` when it is not known any more.
+        uplink: Option<String>,
+    },
+    /// WireGuard. Its key and port can change in place, and stand in [`NetState::wireguard`].
+    Wireguard,
+}
+
+/// What can change on a WireGuard link. The private key is not here: the driver finds it by the
+/// public one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireguardDevice {
+    /// Who it is to its peers.
+    pub public_key: WireguardKey,
+    /// Its UDP port.
+    pub port: u16,
+}
+
+/// A peer of a WireGuard link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireguardPeer {
+    /// Where it is; `None` when the kernel was never told.
+    pub endpoint: Option<SocketAddr>,
+    /// What it may send, and what is sent to it. An address belongs to one peer at most.
+    pub allowed: BTreeSet<IpNet>,
 }
 
 /// A route of ours.
@@ -207,6 +238,29 @@ pub enum NetOp {
         /// The link-layer address.
         mac: MacAddress,
     },
+    /// Gives a WireGuard link its key and port. Sessions under another key end.
+    SetWireguard {
+        /// The link.
+        link: String,
+        /// What it is from now on.
+        device: WireguardDevice,
+    },
+    /// Adds or changes a WireGuard peer, and takes its addresses from whoever had them.
+    SetWireguardPeer {
+        /// The link.
+        link: String,
+        /// The peer's key.
+        public_key: WireguardKey,
+        /// What it is from now on.
+        peer: WireguardPeer,
+    },
+    /// Removes a WireGuard peer.
+    DeleteWireguardPeer {
+        /// The link.
+        link: String,
+        /// The peer's key.
+        public_key: WireguardKey,
+    },
     /// Adds a route. Refused when anyone's is there, so that a foreign one is never displaced.
     AddRoute {
         /// Where to.
@@ -239,75 +293,5 @@ pub enum NetOp {
 
 /// Says a plan.
 pub fn render(desired: &Desired, _config: &ClusterConfig, _facts: &NodeFacts) -> NetProgram {
-    NetProgram { state: desired.network.as_ref().map(state) }
-}
-
-fn state(plan: &NetworkPlan) -> NetState {
-    let mut state = NetState { sysctls: sysctls::of(plan), ..NetState::default() };
-    add_bridge(plan, &mut state);
-    add_tunnel(plan, &mut state);
-    for address in &plan.dns_addresses {
-        state.addresses.insert((LOOPBACK.to_owned(), IpNet::from(*address)));
-    }
-    for peer in plan.peers.values() {
-        for range in &peer.pod_ranges {
-            let source = source_for(plan, range);
-            let route = if plan.tunnel.is_some() {
-                let next_hop = range.network();
-                let link = layout::VXLAN_LINK.to_owned();
-                state.neighbours.insert((link.clone(), next_hop), peer.vtep_mac);
-                state.forwarding.insert((link.clone(), peer.vtep_mac), peer.address);
-                RouteState { gateway: Some(next_hop), link, source, onlink: true }
-            } else if peer.address.is_ipv4() == range.addr().is_ipv4() {
-                let link = plan.uplink.clone();
-                RouteState { gateway: Some(peer.address), link, source, onlink: false }
-            } else {
-                continue; // directly routed ranges need a next hop of their own family
-            };
-            state.routes.insert(*range, route);
-        }
-    }
-    state
-}
-
-fn add_bridge(plan: &NetworkPlan, state: &mut NetState) {
-    let Some(first) = plan.gateways.first() else { return };
-    let bridge = LinkState {
-        kind: LinkKind::Bridge,
-        mac: MacAddress::of_pod_address(first.addr()),
-        mtu: plan.mtu,
-        up: true,
-        tx_checksum: None,
-    };
-    state.links.insert(layout::BRIDGE.to_owned(), bridge);
-    for gateway in &plan.gateways {
-        state.addresses.insert((layout::BRIDGE.to_owned(), *gateway));
-    }
-}
-
-fn add_tunnel(plan: &NetworkPlan, state: &mut NetState) {
-    let Some(tunnel) = &plan.tunnel else { return };
-    let link = LinkState {
-        kind: LinkKind::Vxlan {
-            vni: VXLAN_VNI,
-            port: VXLAN_PORT,
-            local: Some(tunnel.local),
-            uplink: Some(plan.uplink.clone()),
-            learning: false,
-        },
-        mac: tunnel.mac,
-        mtu: plan.mtu,
-        up: true,
-        tx_checksum: Some(false),
-    };
-    state.links.insert(layout::VXLAN_LINK.to_owned(), link);
-    for address in &tunnel.addresses {
-        state.addresses.insert((layout::VXLAN_LINK.to_owned(), *address));
-    }
-}
-
-/// The own gateway address of a range's family.
-fn source_for(plan: &NetworkPlan, range: &IpNet) -> Option<IpAddr> {
-    let gateways = plan.gateways.iter().map(IpNet::addr);
-    gateways.into_iter().find(|address| address.is_ipv4() == range.addr().is_ipv4())
+    NetProgram { state: desired.network.as_ref().map(program::state) }
 }

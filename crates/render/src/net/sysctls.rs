@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use model::Family;
+use model::layout::{BRIDGE, IPIP_LINK, IPIP6_LINK, VXLAN_LINK, WIREGUARD_LINK};
 use plan::network::NetworkPlan;
+
+/// All links that we make for a node.
+pub(super) const OWN_LINKS: [&str; 5] =
+    [BRIDGE, VXLAN_LINK, IPIP_LINK, IPIP6_LINK, WIREGUARD_LINK];
 
 /// When a parameter is wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
     Always,
-    Tunnel,
     Ipv6,
 }
 
@@ -37,30 +42,65 @@ const SYSCTLS: &[(&str, &str, Need)] = &[
     ("net/ipv6/conf/cni0/autoconf", "0", Need::Always),
     // All that comes from the bridge has an address that is routed back there.
     ("net/ipv4/conf/cni0/rp_filter", "1", Need::Always),
-    ("net/ipv4/conf/flatnet.1/accept_redirects", "0", Need::Tunnel),
-    ("net/ipv4/conf/flatnet.1/send_redirects", "0", Need::Tunnel),
-    ("net/ipv6/conf/flatnet.1/accept_ra", "0", Need::Tunnel),
-    ("net/ipv6/conf/flatnet.1/accept_redirects", "0", Need::Tunnel),
-    ("net/ipv6/conf/flatnet.1/autoconf", "0", Need::Tunnel),
+];
+
+/// The tunnel links, and which families of packets they carry.
+const TUNNEL_LINKS: [(&str, &[Family]); 4] = [
+    (VXLAN_LINK, &[Family::V4, Family::V6]),
+    (IPIP_LINK, &[Family::V4]),
+    (IPIP6_LINK, &[Family::V6]),
+    (WIREGUARD_LINK, &[Family::V4, Family::V6]),
+];
+
+/// Parameters of each tunnel link.
+const OF_TUNNELS: &[(Family, &str, &str)] = &[
+    (Family::V4, "accept_redirects", "0"),
+    (Family::V4, "send_redirects", "0"),
     // Loose, whatever the distribution set for all links: while routes change, the way back may
-    // already differ. Who may send what is judged before it is unwrapped, in `nft::tunnel`.
-    ("net/ipv4/conf/flatnet.1/rp_filter", "2", Need::Tunnel),
+    // already differ. Who may send what is judged before it is unwrapped, in `nft::tunnel`, or by
+    // WireGuard itself.
+    (Family::V4, "rp_filter", "2"),
+    (Family::V6, "accept_ra", "0"),
+    (Family::V6, "accept_redirects", "0"),
+    (Family::V6, "autoconf", "0"),
 ];
 
 /// The parameters that a plan wants.
 pub(super) fn of(plan: &NetworkPlan) -> BTreeMap<String, String> {
     let ipv6 = plan.pod_ranges.iter().any(|range| range.addr().is_ipv6());
+    let ipip = |is_v4: bool| plan.ends.ipip.iter().any(|end| end.local.is_ipv4() == is_v4);
+    let exists = |link: &str| match link {
+        VXLAN_LINK => plan.ends.vxlan.is_some(),
+        IPIP_LINK => ipip(true),
+        IPIP6_LINK => ipip(false),
+        _ => plan.ends.wireguard.is_some(),
+    };
     let wanted = SYSCTLS.iter().filter(|(_, _, need)| match need {
         Need::Always => true,
-        Need::Tunnel => plan.tunnel.is_some(),
         Need::Ipv6 => ipv6,
     });
-    wanted.map(|(key, value, _)| ((*key).to_owned(), (*value).to_owned())).collect()
+    let general = wanted.map(|(key, value, _)| ((*key).to_owned(), (*value).to_owned()));
+    let tunnels = of_tunnels().filter(|(link, ..)| exists(link));
+    general.chain(tunnels.map(|(_, key, value)| (key, value.to_owned()))).collect()
 }
 
 /// All parameters that any plan may want: what is read back.
-pub fn owned_sysctls() -> impl Iterator<Item = &'static str> {
-    SYSCTLS.iter().map(|(key, _, _)| *key)
+pub fn owned_sysctls() -> impl Iterator<Item = String> {
+    SYSCTLS.iter().map(|(key, ..)| (*key).to_owned()).chain(of_tunnels().map(|(_, key, _)| key))
+}
+
+/// Link, key and value.
+fn of_tunnels() -> impl Iterator<Item = (&'static str, String, &'static str)> {
+    TUNNEL_LINKS.into_iter().flat_map(|(link, families)| {
+        let rows = OF_TUNNELS.iter().filter(|(family, ..)| families.contains(family));
+        rows.map(move |(family, name, value)| {
+            let version = match family {
+                Family::V4 => "ipv4",
+                Family::V6 => "ipv6",
+            };
+            (link, format!("net/{version}/conf/{link}/{name}"), *value)
+        })
+    })
 }
 
 /// The link that a parameter belongs to, if it is one of a single link.
@@ -75,9 +115,8 @@ mod tests {
 
     #[test]
     fn parameters_of_links_name_links_of_ours() {
-        use model::layout::{BRIDGE, VXLAN_LINK};
         for key in owned_sysctls() {
-            assert!(link_of(key).is_none_or(|link| [BRIDGE, VXLAN_LINK].contains(&link)), "{key}");
+            assert!(link_of(&key).is_none_or(|link| OWN_LINKS.contains(&link)), "{key}");
         }
         assert_eq!(link_of("net/ipv6/conf/flatnet.1/accept_ra"), Some(VXLAN_LINK));
         assert_eq!(link_of("net/ipv6/conf/all/forwarding"), None);

@@ -39,7 +39,7 @@ fn program(network: Option<NetworkPlan>) -> NetProgram {
         name: "node1".into(),
         uplink: UPLINK.into(),
         uplink_mtu: 1500,
-        addresses: vec![],
+        ..NodeFacts::default()
     };
     render(&desired, &ClusterConfig::default(), &facts)
 }
