@@ -14,6 +14,7 @@ mod check;
 mod command;
 pub mod config;
 pub mod fault;
+pub mod link;
 pub mod request;
 pub mod result;
 pub mod version;

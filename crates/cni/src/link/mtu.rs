@@ -1,0 +1,59 @@
+//! A running pod's MTU.
+
+use std::path::Path;
+
+use model::attachment::{Attachment, PodLink};
+use netlink::{Link, LinkChange, Netlink, Netns};
+
+use super::bandwidth;
+use crate::fault::Fault;
+
+/// Brings both ends of a running pod's interface to an MTU in bytes, where they have another one.
+/// Connections follow: the kernel looks at it with every packet. Answers whether anything was
+/// changed. A pod that is gone is none to change.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn set_mtu(attachment: &Attachment, mtu: u32) -> Result<bool, Fault> {
+    let mut node = Netlink::open()?;
+    let near = match attachment.link.node_end() {
+        Some(name) => node.link(name)?,
+        None => None,
+    };
+    let mut changed = false;
+    if let Some(near) = &near {
+        changed |= set(&mut node, near, mtu)?;
+        let ifb = bandwidth::ifb_name(&attachment.container_id, &attachment.interface);
+        if attachment.bandwidth.egress.is_some()
+            && let Some(ifb) = node.link(&ifb)?
+        {
+            changed |= set(&mut node, &ifb, mtu)?;
+        }
+    }
+    // The path of the record may name another pod's namespace by now: only the peer of our own
+    // end is ours, or a macvlan link that says so.
+    let Ok(namespace) = Netns::open(Path::new(&attachment.namespace)) else { return Ok(changed) };
+    let mut pod = Netlink::open_in(&namespace)?;
+    let Some(far) = pod.link(&attachment.interface)? else { return Ok(changed) };
+    let is_ours = match &attachment.link {
+        PodLink::Macvlan { .. } => {
+            far.alias.as_deref() == Some(&super::alias_of(&attachment.container_id))
+        }
+        _ => near.is_some_and(|near| near.peer_index == Some(far.index)),
+    };
+    if is_ours {
+        changed |= set(&mut pod, &far, mtu)?;
+    }
+    Ok(changed)
+}
+
+fn set(netlink: &mut Netlink, link: &Link, mtu: u32) -> Result<bool, Fault> {
+    if link.mtu == mtu {
+        return Ok(false);
+    }
+    let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
+    match netlink.change_link(link.index, &change) {
+        Err(error) if !error.is_absent() => Err(error.into()),
+        result => Ok(result.is_ok()),
+    }
+}

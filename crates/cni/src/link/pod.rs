@@ -1,0 +1,168 @@
+//! The pod's side of its interface.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::MacAddress;
+use model::attachment::{Attachment, InterfaceState};
+use netlink::{Link, LinkChange, Neighbour, Netlink, Netns, Route as KernelRoute};
+
+use super::options::LinkOptions;
+use super::tuning::{self, Tuning};
+use super::{bandwidth, next_hop, write_where_present};
+use crate::config::Route;
+use crate::fault::Fault;
+use crate::request::Request;
+use crate::result::Address;
+
+/// `RTPROT_STATIC`: the routes inside a pod are an administrator's, as far as routing daemons in
+/// the pod are concerned.
+const ROUTE_PROTOCOL: u8 = 4;
+/// `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_INDEX: u32 = 1;
+/// Written before the link is up: no router and no redirect may lead the pod's packets elsewhere
+/// (CVE-2020-10749), and addresses, unique by allocation, are usable at once.
+const PARAMETERS: [(&str, &str); 6] = [
+    ("ipv6/conf/IF/accept_ra", "0"),
+    ("ipv6/conf/IF/autoconf", "0"),
+    ("ipv6/conf/IF/accept_redirects", "0"),
+    ("ipv6/conf/IF/accept_dad", "0"),
+    ("ipv4/conf/IF/accept_redirects", "0"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+];
+
+/// What the pod's end becomes.
+pub(super) struct Setup<'a> {
+    /// Its name.
+    pub(super) interface: &'a str,
+    /// Its alias; `None` for a link that is recognised by its other end.
+    pub(super) alias: Option<&'a str>,
+    /// Its addresses and their gateways.
+    pub(super) addresses: &'a [Address],
+    /// Its routes.
+    pub(super) routes: &'a [Route],
+    /// The MAC address of the gateways, where the pod shall never ask for it. The gateways are
+    /// then on the link, whatever their addresses.
+    pub(super) gateway_mac: Option<MacAddress>,
+    /// Further properties.
+    pub(super) tuning: &'a Tuning,
+    /// Whether the link stays down.
+    pub(super) down: bool,
+}
+
+impl Setup<'_> {
+    /// Sets the pod's end up and answers what it is then. Inside the pod's namespace.
+    pub(super) fn run(&self) -> Result<Link, netlink::Error> {
+        let mut pod = Netlink::open()?;
+        let link = pod.require_link(self.interface)?;
+        for (key, value) in PARAMETERS {
+            write_where_present(&format!("net/{}", key.replace("IF", self.interface)), value)?;
+        }
+        self.tuning.write_parameters()?;
+        self.tuning.apply(&mut pod, link.index, None, None)?;
+        pod.change_link(LOOPBACK_INDEX, &LinkChange::up())?;
+        for address in self.addresses {
+            pod.add_address(link.index, address.address)?;
+        }
+        let change = LinkChange {
+            alias: self.alias,
+            up: (!self.down).then_some(true),
+            ..LinkChange::default()
+        };
+        if change.alias.is_some() || change.up.is_some() {
+            pod.change_link(link.index, &change)?;
+        }
+        self.lead_out(&mut pod, link.index)?;
+        pod.require_link(self.interface)
+    }
+
+    /// Neighbours and routes.
+    fn lead_out(&self, pod: &mut Netlink, link_index: u32) -> Result<(), netlink::Error> {
+        if let Some(mac) = self.gateway_mac {
+            let mut gateways: Vec<IpAddr> =
+                self.addresses.iter().filter_map(|a| a.gateway).collect();
+            gateways.dedup();
+            for address in gateways {
+                pod.set_neighbour(&Neighbour { link_index, address, mac })?;
+            }
+        }
+        for route in self.routes {
+            let made = match next_hop(route, self.addresses) {
+                Some(gateway) => KernelRoute {
+                    onlink: self.gateway_mac.is_some(),
+                    ..KernelRoute::via(route.dst, gateway, link_index, ROUTE_PROTOCOL)
+                },
+                None => KernelRoute::on_link(route.dst, link_index, ROUTE_PROTOCOL),
+            };
+            pod.add_route(&KernelRoute {
+                mtu: route.mtu,
+                advmss: route.advmss,
+                metric: route.priority,
+                ..made
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads what an interface that another plugin made is like, for the record: DEL puts it back.
+///
+/// # Errors
+/// When the interface is not there.
+pub fn adopt(namespace: &Netns, interface: &str) -> Result<InterfaceState, Fault> {
+    Ok(tuning::state_of(&Netlink::open_in(namespace)?.require_link(interface)?))
+}
+
+/// Changes an interface that another plugin made as the options say: tuning, MAC, MTU and
+/// bandwidth. Answers what it is then.
+///
+/// # Errors
+/// What the kernel refused; the caller then calls [`super::remove`].
+pub fn tune(
+    request: &Request,
+    options: &LinkOptions,
+    namespace: &Netns,
+    attachment: &Attachment,
+) -> Result<Link, Fault> {
+    let interface = &request.interface;
+    let link = namespace.run(|| {
+        let mut pod = Netlink::open()?;
+        let link = pod.require_link(interface)?;
+        options.tuning.write_parameters()?;
+        options.tuning.apply(&mut pod, link.index, options.mac, options.mtu)?;
+        pod.require_link(interface)
+    })??;
+    bandwidth::apply(&mut Netlink::open()?, attachment)?;
+    Ok(link)
+}
+
+/// What of the pod's side is not as it was made; `None` when nothing.
+pub(super) fn difference(
+    link: &Link,
+    mac: &str,
+    addresses: &[Address],
+    routes: &[Route],
+    pod: &mut Netlink,
+) -> Result<Option<String>, netlink::Error> {
+    let name = &link.name;
+    let found_mac = link.mac.unwrap_or_default().to_string();
+    if mac.to_lowercase() != found_mac {
+        return Ok(Some(format!("the interface {name} has another MAC address: {found_mac}")));
+    }
+    let present = pod.addresses(Some(link.index))?;
+    let lost = |wanted: &IpNet| !present.iter().any(|found| found.address == *wanted);
+    if let Some(address) = addresses.iter().map(|one| one.address).find(lost) {
+        return Ok(Some(format!("the address {address} is missing on {name}")));
+    }
+    let there = pod.routes(None)?;
+    for wanted in routes {
+        let gateway = next_hop(wanted, addresses);
+        let is_wanted = |found: &KernelRoute| {
+            found.destination == wanted.dst && (gateway.is_none() || found.gateway == gateway)
+        };
+        if !there.iter().any(is_wanted) {
+            return Ok(Some(format!("the route to {} is missing or changed", wanted.dst)));
+        }
+    }
+    Ok(None)
+}

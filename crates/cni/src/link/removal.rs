@@ -1,0 +1,89 @@
+//! Removal of a pod's interface.
+
+use std::path::Path;
+
+use model::attachment::{Attachment, PodLink};
+use netlink::{Netlink, Netns};
+
+use super::{alias_of, bandwidth, is_ours, node_end, refused, tuning};
+use crate::fault::Fault;
+
+/// What is known of an attachment without a record: names that are derived.
+pub fn unrecorded(container_id: &str, interface: &str) -> Attachment {
+    let name = node_end(container_id, interface);
+    Attachment {
+        container_id: container_id.to_owned(),
+        interface: interface.to_owned(),
+        link: PodLink::Bridge { name, bridge: String::new() },
+        ..Attachment::default()
+    }
+}
+
+/// Removes an interface that we made, both ends, or puts back what we changed of another
+/// plugin's. When this returns, it is gone. Nothing there is no error.
+///
+/// # Errors
+/// When the node's end belongs to another program, or the kernel refuses.
+pub fn remove(attachment: &Attachment) -> Result<(), Fault> {
+    let mut node = Netlink::open()?;
+    match &attachment.link {
+        PodLink::Bridge { name, .. } | PodLink::Routed { name } => {
+            bandwidth::remove_ifb(&mut node, attachment)?;
+            remove_stale(&mut node, name)
+        }
+        PodLink::Macvlan { .. } => remove_macvlan(attachment),
+        PodLink::Chained { .. } => {
+            bandwidth::lift(&mut node, attachment)?;
+            put_back(attachment)
+        }
+    }
+}
+
+/// Removes a node end of ours. One without an alias is what an ADD left that was killed between
+/// two messages; one with another program's alias stays.
+pub(super) fn remove_stale(node: &mut Netlink, name: &str) -> Result<(), Fault> {
+    let Some(link) = node.link(name)? else { return Ok(()) };
+    if !is_ours(&link) && (link.kind != "veth" || link.alias.is_some()) {
+        return Err(refused(
+            format!("the link {name} belongs to another program"),
+            "rename or delete it",
+        ));
+    }
+    match node.delete_link(link.index) {
+        Err(error) if !error.is_absent() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A macvlan link is only in the pod: it goes with the namespace, or here. The path of the record
+/// may name another pod's namespace by now, so the alias decides.
+fn remove_macvlan(attachment: &Attachment) -> Result<(), Fault> {
+    let Some(mut pod) = open(attachment)? else { return Ok(()) };
+    let Some(link) = pod.link(&attachment.interface)? else { return Ok(()) };
+    let ours = alias_of(&attachment.container_id);
+    if link.kind != "macvlan" || link.alias.is_some_and(|alias| alias != ours) {
+        return Ok(());
+    }
+    match pod.delete_link(link.index) {
+        Err(error) if !error.is_absent() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the interface of another plugin back into its earlier state, where it is still there.
+fn put_back(attachment: &Attachment) -> Result<(), Fault> {
+    let Some(state) = &attachment.original else { return Ok(()) };
+    let Some(mut pod) = open(attachment)? else { return Ok(()) };
+    let Some(link) = pod.link(&attachment.interface)? else { return Ok(()) };
+    match tuning::restore(&mut pod, link.index, state) {
+        Err(error) if !error.is_absent() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn open(attachment: &Attachment) -> Result<Option<Netlink>, Fault> {
+    match Netns::open(Path::new(&attachment.namespace)) {
+        Ok(namespace) => Ok(Some(Netlink::open_in(&namespace)?)),
+        Err(_) => Ok(None),
+    }
+}
