@@ -2,11 +2,14 @@
 //!
 //! [`allocator`] chooses; [`directory`] makes the choice durable in the layout of the reference
 //! plugin host-local, so that either can follow the other on a node. [`life`] says which
-//! reservations are of the dead.
+//! reservations are of the dead, [`fixed`] which addresses a pod insists on, and [`pools`] which
+//! ranges a node has.
 
 pub mod allocator;
 pub mod directory;
+pub mod fixed;
 pub mod life;
+pub mod pools;
 pub mod withheld;
 
 pub use allocator::{Exhausted, Range, RangeError, RangeSet};

@@ -35,6 +35,11 @@ impl Span {
         address.is_ipv4() == self.first.is_ipv4() && (self.first..=self.last).contains(&address)
     }
 
+    /// The first of them.
+    pub fn first(&self) -> IpAddr {
+        self.first
+    }
+
     /// The last of them.
     pub fn last(&self) -> IpAddr {
         self.last
