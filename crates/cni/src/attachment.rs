@@ -99,6 +99,7 @@ pub(crate) fn make(
         mac: link.mac.unwrap_or_default().to_string(),
         mtu: link.mtu,
         sandbox,
+        ..Interface::default()
     };
     let sandbox = request.namespace.as_ref().map(|path| path.display().to_string());
     Ok(Success {
@@ -204,7 +205,7 @@ fn addresses_of(reserved: &[Reserved]) -> Vec<Address> {
         Some(Address {
             address: IpNet::new(one.address, one.range.subnet.prefix_len()).ok()?,
             gateway: one.range.gateway(),
-            interface_index: 1,
+            interface_index: Some(1),
         })
     };
     reserved.iter().filter_map(address).collect()

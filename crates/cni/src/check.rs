@@ -98,7 +98,7 @@ fn check_pod_end(request: &Request, previous: &Previous) -> Result<(), Fault> {
         .ips
         .iter()
         .filter(|ip| ip.interface == own)
-        .map(|ip| Address { address: ip.address, gateway: ip.gateway, interface_index: own })
+        .map(|ip| Address { address: ip.address, gateway: ip.gateway, interface_index: Some(own) })
         .collect();
     for wanted in &addresses {
         if !present.iter().any(|found| found.address == wanted.address) {

@@ -72,6 +72,19 @@ pub struct Route {
     /// Preference, lower first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u32>,
+    /// The routing table; the main one when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// The kernel's number of the scope (0 universe, 253 link).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+}
+
+impl Route {
+    /// A route by the pod's gateway, with nothing else said.
+    pub fn to(dst: IpNet) -> Self {
+        Self { dst, gw: None, mtu: None, advmss: None, priority: None, table: None, scope: None }
+    }
 }
 
 /// Resolver settings, passed through.

@@ -1,8 +1,11 @@
-//! [`Success`]: what ADD answers, in every version of the specification.
+//! [`Success`]: what ADD answers, written and read in every version of the specification.
+
+mod read;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::{Dns, Route};
@@ -22,27 +25,34 @@ pub struct Success {
 }
 
 /// An interface that ADD made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its link-layer address.
+    /// Its link-layer address; empty when it has none.
     pub mac: String,
-    /// Its MTU in bytes.
+    /// Its MTU in bytes; 0 when nobody said.
     pub mtu: u32,
     /// Its network namespace; empty for the node's.
     pub sandbox: String,
+    /// The socket of an interface that is one, not a link (since 1.1.0).
+    pub socket_path: String,
+    /// The PCI device behind it (since 1.1.0).
+    #[serde(rename = "pciID")]
+    pub pci_id: String,
 }
 
 /// An address that the pod got.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Address {
     /// The address with its prefix length.
     pub address: IpNet,
     /// The gateway of its subnet.
     pub gateway: Option<IpAddr>,
-    /// Which of the interfaces has it.
-    pub interface_index: usize,
+    /// Which of the interfaces has it; IPAM plugins do not say.
+    #[serde(rename = "interface")]
+    pub interface_index: Option<usize>,
 }
 
 impl Success {
@@ -60,12 +70,19 @@ impl Success {
         let interfaces = self.interfaces.iter().map(|interface| {
             let mut entry = Map::new();
             entry.insert("name".into(), json!(interface.name));
-            entry.insert("mac".into(), json!(interface.mac));
+            let mut insert = |key: &str, text: &str| {
+                if !text.is_empty() {
+                    entry.insert(key.into(), json!(text));
+                }
+            };
+            insert("mac", &interface.mac);
+            insert("sandbox", &interface.sandbox);
             if at_least(version, "1.1.0") {
-                entry.insert("mtu".into(), json!(interface.mtu));
-            }
-            if !interface.sandbox.is_empty() {
-                entry.insert("sandbox".into(), json!(interface.sandbox));
+                insert("socketPath", &interface.socket_path);
+                insert("pciID", &interface.pci_id);
+                if interface.mtu != 0 {
+                    entry.insert("mtu".into(), json!(interface.mtu));
+                }
             }
             Value::Object(entry)
         });
@@ -75,20 +92,26 @@ impl Success {
                 let family = if address.address.addr().is_ipv4() { "4" } else { "6" };
                 entry.insert("version".into(), json!(family));
             }
-            entry.insert("interface".into(), json!(address.interface_index));
+            if let Some(index) = address.interface_index {
+                entry.insert("interface".into(), json!(index));
+            }
             entry.insert("address".into(), json!(address.address));
             if let Some(gateway) = address.gateway {
                 entry.insert("gateway".into(), json!(gateway));
             }
             Value::Object(entry)
         });
-        json!({
-            "cniVersion": version,
-            "interfaces": interfaces.collect::<Vec<_>>(),
-            "ips": addresses.collect::<Vec<_>>(),
-            "routes": self.routes.iter().map(|route| route_json(route, version)).collect::<Vec<_>>(),
-            "dns": self.dns,
-        })
+        let routes = self.routes.iter().map(|route| route_json(route, version));
+        let mut document = Map::new();
+        document.insert("cniVersion".into(), json!(version));
+        // An IPAM plugin's result has none.
+        if !self.interfaces.is_empty() {
+            document.insert("interfaces".into(), interfaces.collect());
+        }
+        document.insert("ips".into(), addresses.collect());
+        document.insert("routes".into(), routes.collect());
+        document.insert("dns".into(), json!(self.dns));
+        Value::Object(document)
     }
 
     /// Before 0.3.0: at most one address a family, with its routes inside.
@@ -113,12 +136,12 @@ impl Success {
     }
 }
 
-/// A route; its metrics are known from 1.1.0 on.
+/// A route; all but destination and gateway is known from 1.1.0 on.
 fn route_json(route: &Route, version: &str) -> Value {
     if at_least(version, "1.1.0") {
         return json!(route);
     }
-    json!(Route { mtu: None, advmss: None, priority: None, ..route.clone() })
+    json!(Route { gw: route.gw, ..Route::to(route.dst) })
 }
 
 #[cfg(test)]
@@ -131,18 +154,18 @@ mod tests {
             mac: "0a:58:0a:f4:01:05".into(),
             mtu: 1450,
             sandbox: sandbox.into(),
+            ..Interface::default()
         };
         let address = |text: &str, gateway: &str| Address {
             address: text.parse().expect("a prefix"),
             gateway: gateway.parse().ok(),
-            interface_index: 1,
+            interface_index: Some(1),
         };
         let route = |destination: &str| Route {
-            dst: destination.parse().expect("a prefix"),
-            gw: None,
             mtu: Some(1400),
-            advmss: None,
-            priority: None,
+            table: Some(100),
+            scope: Some(0),
+            ..Route::to(destination.parse().expect("a prefix"))
         };
         Success {
             interfaces: vec![interface("veth1", ""), interface("eth0", "/run/netns/c1")],
@@ -195,6 +218,52 @@ mod tests {
         assert_eq!(old["interfaces"][1].get("mtu"), None);
         let new = success().to_json("1.1.0");
         assert_eq!(new["interfaces"][1]["mtu"], 1450);
-        assert_eq!(new["routes"][0], json!({ "dst": "0.0.0.0/0", "mtu": 1400 }));
+        let route = json!({ "dst": "0.0.0.0/0", "mtu": 1400, "table": 100, "scope": 0 });
+        assert_eq!(new["routes"][0], route);
+    }
+
+    /// CNI-08: what is written in a version reads back as far as that version can say it.
+    #[test]
+    fn every_version_reads_back_as_itself() {
+        for version in crate::version::SUPPORTED {
+            let written = success().to_json(version);
+            let read = Success::from_json(&written).expect(version);
+            assert_eq!(read.to_json(version), written, "{version}");
+            assert_eq!(read.addresses.len(), 2, "{version}");
+        }
+        let newest = success().to_json("1.1.0");
+        assert_eq!(Success::from_json(&newest), Ok(success()));
+    }
+
+    /// CNI-08 both ways: an old result in a new version has all that the old one said.
+    #[test]
+    fn pair_form_becomes_list_form() {
+        let old = json!({
+            "ip4": { "ip": "10.1.0.5/24", "gateway": "10.1.0.1", "routes": [{ "dst": "0.0.0.0/0" }] },
+            "dns": { "nameservers": ["10.96.0.10"] },
+        });
+        let expected = json!({
+            "cniVersion": "1.1.0",
+            "ips": [{ "address": "10.1.0.5/24", "gateway": "10.1.0.1" }],
+            "routes": [{ "dst": "0.0.0.0/0" }],
+            "dns": { "nameservers": ["10.96.0.10"] },
+        });
+        assert_eq!(Success::from_json(&old).expect("a result").to_json("1.1.0"), expected);
+    }
+
+    #[test]
+    fn results_that_cannot_be_understood_are_refused() {
+        let interfaces = json!([{ "name": "eth0" }]);
+        for wrong in [
+            json!([]),
+            json!("text"),
+            json!({ "ips": [{ "address": "10.1.0.5" }] }),
+            json!({ "ips": "10.1.0.5/24" }),
+            json!({ "interfaces": interfaces, "ips": [{ "address": "10.1.0.5/24", "interface": 1 }] }),
+            json!({ "interfaces": interfaces, "ips": [{ "address": "10.1.0.5/24", "interface": -1 }] }),
+            json!({ "ip4": { "ip": "10.1.0.5/33" } }),
+        ] {
+            assert!(Success::from_json(&wrong).is_err(), "{wrong}");
+        }
     }
 }
