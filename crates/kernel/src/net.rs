@@ -1,13 +1,16 @@
 //! [`NetDriver`]: links, addresses, neighbours, routes and kernel parameters of the namespace
 //! that the process runs in.
 
+mod hint;
+mod tunnels;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use model::layout;
+use netlink::wireguard::Wireguard;
 use netlink::{
-    BridgeSpec, Error, FdbEntry, Link, LinkChange, Neighbour, Netlink, Route, VxlanSpec, offload,
-    sysctl,
+    BridgeSpec, Error, FdbEntry, Link, LinkChange, Neighbour, Netlink, Route, offload, sysctl,
 };
 use render::OpError;
 use render::net::{
@@ -15,9 +18,14 @@ use render::net::{
 };
 use render::owned::ROUTE_PROTOCOL;
 
-/// The writer of the pod network, over one kept socket.
+use crate::wireguard::KeyStore;
+use hint::hint;
+
+/// The writer of the pod network, over kept sockets.
 pub struct NetDriver {
     netlink: Netlink,
+    wireguard: Wireguard,
+    keys: KeyStore,
 }
 
 impl NetDriver {
@@ -26,7 +34,16 @@ impl NetDriver {
     /// # Errors
     /// When the system refuses the socket.
     pub fn open() -> Result<Self, OpError> {
-        Ok(Self { netlink: Netlink::open().map_err(refused)? })
+        Self::with_keys(KeyStore::at(layout::WIREGUARD_KEY_DIRECTORY))
+    }
+
+    /// Opens the driver with WireGuard keys of another place.
+    ///
+    /// # Errors
+    /// When the system refuses the sockets.
+    pub fn with_keys(keys: KeyStore) -> Result<Self, OpError> {
+        let netlink = Netlink::open().map_err(refused)?;
+        Ok(Self { netlink, wireguard: Wireguard::open().map_err(refused)?, keys })
     }
 
     /// Reads back what is ours: links by name and kind, what is on them, routes by protocol.
@@ -69,7 +86,10 @@ impl NetDriver {
             for found in self.netlink.neighbours(link.index)? {
                 state.neighbours.insert((link.name.clone(), found.address), found.mac);
             }
-            if own.kind != LinkKind::Bridge {
+            if own.kind == LinkKind::Wireguard {
+                self.read_wireguard(link, &mut state)?;
+            }
+            if matches!(own.kind, LinkKind::Vxlan { .. }) {
                 for found in self.netlink.fdb(link.index)? {
                     state.forwarding.insert((link.name.clone(), found.mac), found.destination);
                 }
@@ -88,8 +108,8 @@ impl NetDriver {
         }
         for key in owned_sysctls() {
             // One that is absent is not there yet (its link, its module): writing it will say so.
-            if let Ok(value) = sysctl::read(key) {
-                state.sysctls.insert(key.to_owned(), value);
+            if let Ok(value) = sysctl::read(&key) {
+                state.sysctls.insert(key, value);
             }
         }
         Ok(NetObserved {
@@ -106,7 +126,9 @@ impl NetDriver {
                     let spec = BridgeSpec { name: name.clone(), mac: Some(*mac), mtu: Some(*mtu) };
                     self.netlink.create_bridge(&spec)
                 }
-                LinkKind::Vxlan { .. } => self.add_vxlan(name, kind, *mac, *mtu),
+                LinkKind::Vxlan { .. } | LinkKind::Ipip { .. } | LinkKind::Wireguard => {
+                    self.add_tunnel(name, kind, *mac, *mtu)
+                }
             },
             NetOp::SetMac { link, mac } => {
                 self.change(link, LinkChange { mac: Some(*mac), ..LinkChange::default() })
@@ -151,6 +173,9 @@ impl NetDriver {
             | NetOp::DeleteNeighbour { .. }
             | NetOp::SetForwarding { .. }
             | NetOp::DeleteForwarding { .. } => self.write_neighbour(op),
+            NetOp::SetWireguard { .. }
+            | NetOp::SetWireguardPeer { .. }
+            | NetOp::DeleteWireguardPeer { .. } => self.write_wireguard(op),
         }
     }
 
@@ -177,30 +202,6 @@ impl NetDriver {
         }
     }
 
-    fn add_vxlan(
-        &mut self,
-        name: &str,
-        kind: &LinkKind,
-        mac: model::MacAddress,
-        mtu: u32,
-    ) -> Result<(), Error> {
-        let LinkKind::Vxlan { vni, port, local: Some(local), uplink: Some(uplink), .. } = kind
-        else {
-            let action = format!("create the link {name} without its outer address and uplink");
-            return Err(Error::new(libc::EINVAL, action));
-        };
-        let uplink_index = self.index(uplink)?;
-        self.netlink.create_vxlan(&VxlanSpec {
-            name: name.to_owned(),
-            vni: *vni,
-            port: *port,
-            local: *local,
-            uplink_index,
-            mac,
-            mtu,
-        })
-    }
-
     fn change(&mut self, link: &str, change: LinkChange<'_>) -> Result<(), Error> {
         let index = self.index(link)?;
         self.netlink
@@ -224,23 +225,16 @@ impl NetDriver {
 
 /// A link of ours, by name and kind; `None` for all others, also those of the same name.
 fn link_state(link: &Link, names: &BTreeMap<u32, &str>) -> Result<Option<LinkState>, Error> {
-    let kind = match (link.name.as_str(), link.kind.as_str(), &link.vxlan) {
-        (layout::BRIDGE, "bridge", _) => LinkKind::Bridge,
-        (layout::VXLAN_LINK, "vxlan", Some(vxlan)) => LinkKind::Vxlan {
-            vni: vxlan.vni,
-            port: vxlan.port,
-            local: vxlan.local,
-            uplink: vxlan
-                .uplink_index
-                .and_then(|index| names.get(&index))
-                .map(|name| (*name).to_owned()),
-            learning: vxlan.learning,
+    let kind = match (link.name.as_str(), link.kind.as_str()) {
+        (layout::BRIDGE, "bridge") => LinkKind::Bridge,
+        _ => match tunnels::kind(link, names) {
+            Some(kind) => kind,
+            None => return Ok(None),
         },
-        _ => return Ok(None),
     };
     let tx_checksum = match kind {
-        LinkKind::Bridge => None,
         LinkKind::Vxlan { .. } => Some(offload::tx_checksum(&link.name)?),
+        LinkKind::Bridge | LinkKind::Ipip { .. } | LinkKind::Wireguard => None,
     };
     let mac = link.mac.unwrap_or_default();
     Ok(Some(LinkState { kind, mac, mtu: link.mtu, up: link.up, tx_checksum }))
@@ -267,39 +261,4 @@ fn is_automatic(address: std::net::IpAddr) -> bool {
 
 fn refused(error: Error) -> OpError {
     OpError { errno: error.errno, message: error.to_string() }
-}
-
-/// What to do, where the errno of an op has one usual cause.
-fn hint(op: &NetOp, errno: i32) -> &'static str {
-    match (op, errno) {
-        (NetOp::SetSysctl { key, .. }, libc::ENOENT) if key.starts_with("net/bridge/") => {
-            "; the kernel module br_netfilter is not loaded: modprobe br_netfilter"
-        }
-        (NetOp::SetSysctl { key, .. }, libc::ENOENT) if key.starts_with("net/netfilter/") => {
-            "; the kernel module nf_conntrack is not loaded: modprobe nf_conntrack"
-        }
-        (NetOp::SetSysctl { .. }, libc::EROFS) => {
-            "; /proc/sys is read-only here: run privileged, or mount it writable"
-        }
-        (NetOp::AddLink { kind: LinkKind::Bridge, .. }, libc::EEXIST) => {
-            "; a link of this name is there and is no bridge: rename or delete it"
-        }
-        (NetOp::AddLink { kind: LinkKind::Vxlan { .. }, .. }, libc::EEXIST) => {
-            "; another program has a link of this name, or a VXLAN of the same VNI and port \
-             (flannel uses the same): remove it"
-        }
-        (NetOp::AddLink { .. }, libc::EOPNOTSUPP) => {
-            "; the kernel lacks this kind of link: load its module, or use the host-gw overlay \
-             where VXLAN is missing"
-        }
-        (NetOp::AddRoute { .. }, libc::EEXIST) => {
-            "; another program has a route to this range: find it with `ip route` and remove it, \
-             or choose another pod range"
-        }
-        (NetOp::AddRoute { .. } | NetOp::ReplaceRoute { .. }, libc::ENETUNREACH) => {
-            "; the node is not on this node's L2 segment: use the vxlan overlay"
-        }
-        (_, libc::EPERM) => "; this needs CAP_NET_ADMIN in the node's network namespace",
-        _ => "",
-    }
 }

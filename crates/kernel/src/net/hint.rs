@@ -1,0 +1,53 @@
+//! What to do about a refused op.
+
+use render::net::{LinkKind, NetOp};
+
+/// What to do, where the errno of an op has one usual cause.
+pub(super) fn hint(op: &NetOp, errno: i32) -> &'static str {
+    match (op, errno) {
+        (NetOp::SetSysctl { key, .. }, libc::ENOENT) if key.starts_with("net/bridge/") => {
+            "; the kernel module br_netfilter is not loaded: modprobe br_netfilter"
+        }
+        (NetOp::SetSysctl { key, .. }, libc::ENOENT) if key.starts_with("net/netfilter/") => {
+            "; the kernel module nf_conntrack is not loaded: modprobe nf_conntrack"
+        }
+        (NetOp::SetSysctl { .. }, libc::EROFS) => {
+            "; /proc/sys is read-only here: run privileged, or mount it writable"
+        }
+        (NetOp::AddLink { kind: LinkKind::Bridge, .. }, libc::EEXIST) => {
+            "; a link of this name is there and is no bridge: rename or delete it"
+        }
+        (NetOp::AddLink { kind: LinkKind::Vxlan { .. }, .. }, libc::EEXIST) => {
+            "; another program has a link of this name, or a VXLAN of the same VNI and port \
+             (flannel uses the same): remove it"
+        }
+        (NetOp::AddLink { kind: LinkKind::Ipip { .. }, .. }, libc::EEXIST) => {
+            "; another program has a link of this name, or an IP-in-IP link of this address \
+             without a far end: remove it"
+        }
+        (NetOp::AddLink { kind: LinkKind::Wireguard, .. }, libc::EOPNOTSUPP) => {
+            "; the kernel lacks WireGuard: modprobe wireguard (Linux 5.6, or a package of the \
+             distribution). Until then nothing passes between pods of different nodes, since it \
+             could not be encrypted"
+        }
+        (NetOp::AddLink { kind: LinkKind::Ipip { .. }, .. }, libc::EOPNOTSUPP) => {
+            "; the kernel lacks IP in IP: modprobe ipip (for IPv6: ip6_tunnel), or use vxlan"
+        }
+        (NetOp::AddLink { kind: LinkKind::Vxlan { .. }, .. }, libc::EOPNOTSUPP) => {
+            "; the kernel lacks VXLAN: modprobe vxlan, or use host-gw where nodes share one L2 \
+             segment"
+        }
+        (NetOp::SetWireguard { .. }, libc::EADDRINUSE) => {
+            "; another program has this UDP port: stop it, or choose another wireguardPort"
+        }
+        (NetOp::AddRoute { .. }, libc::EEXIST) => {
+            "; another program has a route to this range: find it with `ip route` and remove it, \
+             or choose another pod range"
+        }
+        (NetOp::AddRoute { .. } | NetOp::ReplaceRoute { .. }, libc::ENETUNREACH) => {
+            "; the node is not on this node's L2 segment: use the vxlan overlay"
+        }
+        (_, libc::EPERM) => "; this needs CAP_NET_ADMIN in the node's network namespace",
+        _ => "",
+    }
+}
