@@ -40,9 +40,10 @@ const LAYERS: &[Layer] = &[
     Layer { name: "controllers", kind: Pure, may_use: &["model"] },
     Layer { name: "ipam", kind: Pure, may_use: &["model"] },
     Layer { name: "dns", kind: Pure, may_use: &["model", "plan"] },
+    Layer { name: "ebpf-abi", kind: Pure, may_use: &[] },
     Layer { name: "client", kind: Shell, may_use: &["model"] },
     Layer { name: "netlink", kind: Shell, may_use: &["model"] },
-    Layer { name: "kernel", kind: Shell, may_use: &["model", "render", "netlink"] },
+    Layer { name: "kernel", kind: Shell, may_use: &["model", "render", "netlink", "ebpf-abi"] },
     Layer {
         name: "controlplane",
         kind: Shell,
@@ -132,6 +133,7 @@ const PURE_BANS: &[(&str, &str)] = &[
 /// Libraries that only these crates may name (invariant 10).
 const RESERVED_LIBRARIES: &[(&str, &[&str])] = &[
     ("redb", &["controlplane"]),
+    ("aya", &["kernel"]),
     ("rcgen", &["controlplane", "flatnet"]),
     ("hyper", &["client", "controlplane", "runtime", "toolbox", "agent", "flatnet"]),
     ("clap", &["flatnet", "toolbox"]),

@@ -1,7 +1,9 @@
 //! The only writer of Linux network state beyond a pod's own link (invariant 10).
 
+pub mod bpf;
 pub mod net;
 pub mod nft;
+pub mod wireguard;
 
 use render::{Kernel, Observed, Op, OpError};
 

@@ -8,6 +8,7 @@
 //!
 //! The same [`Observed::apply`] moves the believed state of the loop and the [`fake`] kernel.
 
+pub mod bpf;
 pub mod fake;
 pub mod net;
 pub mod nft;

@@ -1,0 +1,150 @@
+//! Programs at the ingress of links.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use netlink::Link;
+use render::OpError;
+
+use super::clsact::Clsact;
+use super::objects::Program;
+use super::{Hook, from_netlink, refused};
+
+/// Attached programs by link index, and whether it is the program of this build.
+pub(super) type Attached = BTreeMap<(u32, Program), bool>;
+
+/// The way to attach that this kernel has.
+pub(super) enum Hooks {
+    /// One pin an attachment, in this directory.
+    Tcx(PathBuf),
+    /// Filters.
+    Clsact(Clsact),
+}
+
+impl Hooks {
+    pub(super) fn open(hook: Hook, directory: &Path) -> Result<Self, OpError> {
+        Ok(match hook {
+            Hook::Tcx => Self::Tcx(directory.join("links")),
+            Hook::Clsact => Self::Clsact(Clsact::open().map_err(from_netlink)?),
+        })
+    }
+
+    pub(super) fn attached(
+        &mut self,
+        programs: &BTreeMap<Program, SchedClassifier>,
+        links: &[Link],
+    ) -> Result<Attached, OpError> {
+        let mut ids = BTreeMap::new();
+        for (program, loaded) in programs {
+            ids.insert(*program, id(loaded)?);
+        }
+        match self {
+            Self::Tcx(pins) => attached_by_tcx(pins, &ids, links),
+            Self::Clsact(filters) => filters.attached(&ids).map_err(from_netlink),
+        }
+    }
+
+    /// Attaches a program in place of what we had attached there before.
+    pub(super) fn attach(
+        &mut self,
+        program: Program,
+        loaded: &mut SchedClassifier,
+        link: &Link,
+    ) -> Result<(), OpError> {
+        match self {
+            Self::Tcx(pins) => attach_by_tcx(&pin(pins, link.index, program), loaded, link),
+            Self::Clsact(filters) => {
+                let fd = loaded.fd().map_err(|error| refused("attach a program", &error))?;
+                filters.attach(program, fd, link).map_err(from_netlink)
+            }
+        }
+    }
+
+    pub(super) fn detach(&mut self, program: Program, link_index: u32) -> Result<(), OpError> {
+        match self {
+            Self::Tcx(pins) => {
+                let path = pin(pins, link_index, program);
+                fs::remove_file(&path)
+                    .map_err(|error| refused(&format!("remove {}", path.display()), &error))
+            }
+            Self::Clsact(filters) => filters.detach(program, link_index).map_err(from_netlink),
+        }
+    }
+}
+
+fn id(program: &SchedClassifier) -> Result<u32, OpError> {
+    let info = program.info().map_err(|error| refused("identify a program", &error))?;
+    Ok(info.id())
+}
+
+fn pin(directory: &Path, link_index: u32, program: Program) -> PathBuf {
+    directory.join(format!("{link_index}-{}", program.name()))
+}
+
+/// Every pin is an attachment of ours, current or not: one that somebody detached, or whose link is
+/// gone, is attached to nothing.
+fn attached_by_tcx(
+    pins: &Path,
+    ids: &BTreeMap<Program, u32>,
+    links: &[Link],
+) -> Result<Attached, OpError> {
+    let failed = |error: std::io::Error| refused(&format!("read {}", pins.display()), &error);
+    let mut attached = Attached::new();
+    for entry in fs::read_dir(pins).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some((index, program)) = parse_pin(&name.to_string_lossy()) else { continue };
+        let link = links.iter().find(|link| link.index == index);
+        let present = link
+            .and_then(|link| SchedClassifier::query_tcx(&link.name, TcAttachType::Ingress).ok());
+        let is_current = present.is_some_and(|(_, infos)| {
+            infos.iter().any(|info| Some(&info.id()) == ids.get(&program))
+        });
+        attached.insert((index, program), is_current);
+    }
+    Ok(attached)
+}
+
+fn parse_pin(name: &str) -> Option<(u32, Program)> {
+    let (index, name) = name.split_once('-')?;
+    let program = Program::ALL.into_iter().find(|program| program.name() == name)?;
+    Some((index.parse().ok()?, program))
+}
+
+fn attach_by_tcx(pin: &Path, loaded: &mut SchedClassifier, link: &Link) -> Result<(), OpError> {
+    let action = || format!("attach the program of {} to {}", pin.display(), link.name);
+    if pin.exists() {
+        if replace(pin, loaded).is_ok() {
+            return Ok(());
+        }
+        // Detached by somebody, or of a link that had this number before.
+        fs::remove_file(pin).map_err(|error| refused(&action(), &error))?;
+    }
+    // First, so that nobody's "accept" goes before our checks.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let attached = loaded
+        .attach_with_options(&link.name, TcAttachType::Ingress, options)
+        .and_then(|id| loaded.take_link(id))
+        .map_err(|error| refused(&action(), &error))?;
+    let attached: FdLink = attached
+        .try_into()
+        .map_err(|error: aya::programs::links::LinkError| refused(&action(), &error))?;
+    attached.pin(pin).map_err(|error| refused(&action(), &error))?;
+    Ok(())
+}
+
+/// Replaces the program of an attachment in one step: no packet goes by unchecked.
+fn replace(pin: &Path, loaded: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let old = FdLink::from(PinnedLink::from_pin(pin).map_err(invalid)?);
+    let link = SchedClassifierLink::try_from(old).map_err(invalid)?;
+    let id = loaded.attach_to_link(link)?;
+    // The pin holds the attachment, not this process.
+    loaded.take_link(id).map(drop)
+}
+
+fn invalid(error: aya::programs::links::LinkError) -> ProgramError {
+    ProgramError::IOError(std::io::Error::other(error))
+}

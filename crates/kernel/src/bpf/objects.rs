@@ -1,0 +1,184 @@
+//! Programs and maps: loaded once, pinned, and taken over by the next process.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use aya::programs::SchedClassifier;
+use aya::{EbpfLoader, include_bytes_aligned};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use render::OpError;
+
+use super::maps::{MAPS, Maps};
+use super::refused;
+
+/// `bpf/forward.c`, compiled.
+static FORWARD: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forward.o"));
+
+const PROGRAMS_PREFIX: &str = "programs-";
+
+/// A program, by where it is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// To the node's end of a pod's link.
+    FromPod,
+    /// To the tunnel link.
+    FromTunnel,
+    /// To the uplink.
+    FromUplink,
+}
+
+impl Program {
+    pub(super) const ALL: [Self; 3] = [Self::FromPod, Self::FromTunnel, Self::FromUplink];
+
+    /// Its name in the object file and wherever the kernel shows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => "from_pod",
+            Self::FromTunnel => "from_tunnel",
+            Self::FromUplink => "from_uplink",
+        }
+    }
+}
+
+/// What is loaded.
+pub(super) struct Objects {
+    directory: PathBuf,
+    pub(super) maps: Maps,
+    pub(super) programs: BTreeMap<Program, SchedClassifier>,
+}
+
+impl Objects {
+    pub(super) fn load(file_system: &Path) -> Result<Self, OpError> {
+        require_file_system(file_system)?;
+        let directory = file_system.join("flatnet").join(format!("v{}", ebpf_abi::VERSION));
+        let programs_directory = directory.join(programs_name());
+        let maps_directory = directory.join("maps");
+        for path in [&maps_directory, &programs_directory, &directory.join("links")] {
+            make_directory(path)?;
+        }
+        let has_all = |directory: &Path, mut names: std::slice::Iter<'_, &str>| {
+            names.all(|name| directory.join(name).exists())
+        };
+        let names = Program::ALL.map(Program::name);
+        if !has_all(&maps_directory, MAPS.iter()) {
+            // Programs of other maps: what they do cannot be seen or changed any more.
+            remove_programs(&directory, None)?;
+            make_directory(&programs_directory)?;
+        }
+        let programs = if has_all(&programs_directory, names.iter()) {
+            adopt(&programs_directory)?
+        } else {
+            let programs = load_anew(&maps_directory, &programs_directory)?;
+            remove_programs(&directory, Some(&programs_directory))?;
+            programs
+        };
+        Ok(Self { maps: Maps::open(&maps_directory)?, directory, programs })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether the next process would find what this one uses.
+    pub(super) fn are_pinned(&self) -> bool {
+        let programs = self.directory.join(programs_name());
+        let maps = self.directory.join("maps");
+        Program::ALL.iter().all(|program| programs.join(program.name()).exists())
+            && MAPS.iter().all(|map| maps.join(map).exists())
+    }
+
+    pub(super) fn remove(self) -> Result<(), OpError> {
+        let top = self.directory.parent().unwrap_or(&self.directory);
+        fs::remove_dir_all(top)
+            .map_err(|error| refused(&format!("remove {}", top.display()), &error))
+    }
+}
+
+/// Mounts the eBPF file system where it is not yet; on most machines systemd has done it.
+fn require_file_system(path: &Path) -> Result<(), OpError> {
+    let found = statfs(path).map(|system| system.filesystem_type() == BPF_FS_MAGIC);
+    match found {
+        Ok(true) => Ok(()),
+        Ok(false) => mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .map_err(|errno| {
+                let action = format!("mount the eBPF file system at {}", path.display());
+                refused(&action, &std::io::Error::from(errno))
+            }),
+        Err(errno) => {
+            let action = format!("find the eBPF file system at {}", path.display());
+            Err(refused(&action, &std::io::Error::from(errno)))
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), OpError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| refused(&format!("make {}", path.display()), &error))
+}
+
+/// Takes over the programs that an earlier process of this build pinned.
+fn adopt(directory: &Path) -> Result<BTreeMap<Program, SchedClassifier>, OpError> {
+    let mut programs = BTreeMap::new();
+    for program in Program::ALL {
+        let path = directory.join(program.name());
+        let pinned = SchedClassifier::from_pin(&path)
+            .map_err(|error| refused(&format!("open the program {}", path.display()), &error))?;
+        programs.insert(program, pinned);
+    }
+    Ok(programs)
+}
+
+fn load_anew(maps: &Path, directory: &Path) -> Result<BTreeMap<Program, SchedClassifier>, OpError> {
+    let loading =
+        |error: &(dyn std::error::Error + 'static)| refused("load the eBPF programs", error);
+    let mut object = EbpfLoader::new()
+        .default_map_pin_directory(maps)
+        .load(FORWARD)
+        .map_err(|error| loading(&error))?;
+    let mut programs = BTreeMap::new();
+    for program in Program::ALL {
+        let found = object.program_mut(program.name()).ok_or_else(super::absent)?;
+        let classifier: &mut SchedClassifier =
+            found.try_into().map_err(|error: aya::programs::ProgramError| loading(&error))?;
+        classifier.load().map_err(|error| loading(&error))?;
+        let path = directory.join(program.name());
+        // What an interrupted process left of this build.
+        let _ = fs::remove_file(&path);
+        classifier
+            .pin(&path)
+            .map_err(|error| refused(&format!("pin the program {}", path.display()), &error))?;
+        let pinned = SchedClassifier::from_pin(&path).map_err(|error| loading(&error))?;
+        programs.insert(program, pinned);
+    }
+    Ok(programs)
+}
+
+/// Unpins programs of other builds. Attached ones work on until they are replaced.
+fn remove_programs(directory: &Path, except: Option<&Path>) -> Result<(), OpError> {
+    let failed =
+        |error: std::io::Error| refused(&format!("clean up {}", directory.display()), &error);
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(PROGRAMS_PREFIX) && Some(path.as_path()) != except {
+            fs::remove_dir_all(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// The directory of this build's programs: equal programs, equal name.
+fn programs_name() -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in FORWARD {
+        // FNV-1a: the same on every run, of whatever library.
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{PROGRAMS_PREFIX}{hash:016x}")
+}
