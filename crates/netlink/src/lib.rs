@@ -29,6 +29,7 @@ mod monitor;
 mod neighbour;
 mod netns;
 pub mod offload;
+mod prompt;
 mod route;
 pub mod socket;
 pub mod sysctl;

@@ -22,7 +22,8 @@ const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 
-const RT_TABLE_MAIN: u8 = 254;
+/// `RT_TABLE_MAIN`.
+const MAIN_TABLE: u32 = 254;
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
 const RTNH_F_ONLINK: u32 = 4;
@@ -110,16 +111,26 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn routes(&mut self, protocol: Option<u8>) -> Result<Vec<Route>, Error> {
+        self.routes_in(MAIN_TABLE, protocol)
+    }
+
+    /// The same of another table.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn routes_in(&mut self, table: u32, protocol: Option<u8>) -> Result<Vec<Route>, Error> {
         let mut routes = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut header = [0; HEADER_BYTES];
             header[0] = u8::try_from(family).unwrap_or_default();
-            header[4] = RT_TABLE_MAIN;
             header[5] = protocol.unwrap_or_default();
-            let request = Request::new(RTM_GETROUTE, 0, &header);
+            let mut request = Request::new(RTM_GETROUTE, 0, &header);
+            request.u32(RTA_TABLE, table);
             match self.socket.dump(&request, || "list routes".into()) {
-                Ok(messages) => routes.extend(messages.iter().filter_map(parse)),
-                // No main table yet (no route was ever made), or a kernel without IPv6.
+                Ok(messages) => {
+                    routes.extend(messages.iter().filter_map(|message| parse(message, table)));
+                }
+                // No such table yet (no route was ever made), or a kernel without IPv6.
                 Err(error) if matches!(error.errno, libc::ENOENT | libc::EAFNOSUPPORT) => {}
                 Err(error) => return Err(error),
             }
@@ -136,6 +147,16 @@ impl Netlink {
     /// `EINVAL` when `source` is no address of this host.
     pub fn add_route(&mut self, route: &Route) -> Result<(), Error> {
         let request = message(RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, route)?;
+        self.socket.call(&request, || describe("add", route)).map(drop)
+    }
+
+    /// Adds a route to another table than the main one.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_route`].
+    pub fn add_route_in(&mut self, table: u32, route: &Route) -> Result<(), Error> {
+        let mut request = message(RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, route)?;
+        request.u32(RTA_TABLE, table);
         self.socket.call(&request, || describe("add", route)).map(drop)
     }
 
@@ -180,7 +201,7 @@ fn message(kind: u16, flags: i32, route: &Route) -> Result<Request, Error> {
     let mut header = [0; HEADER_BYTES];
     header[0] = family;
     header[1] = route.destination.prefix_len();
-    header[4] = RT_TABLE_MAIN;
+    header[4] = MAIN_TABLE as u8;
     header[5] = route.protocol;
     header[SCOPE_OFFSET] = route.scope.number();
     header[7] = RTN_UNICAST;
@@ -215,14 +236,14 @@ fn message(kind: u16, flags: i32, route: &Route) -> Result<Request, Error> {
     Ok(request)
 }
 
-fn parse(message: &Message) -> Option<Route> {
+fn parse(message: &Message, wanted_table: u32) -> Option<Route> {
     let header: [u8; HEADER_BYTES] = message.header()?;
     let flags = u32_of(&header[8..])?;
     let attributes = message.attributes(HEADER_BYTES);
     let table = attributes.u32(RTA_TABLE).unwrap_or(u32::from(header[4]));
     let wanted = message.kind == RTM_NEWROUTE
         && matches!(header[7], RTN_UNICAST | RTN_LOCAL)
-        && table == u32::from(RT_TABLE_MAIN)
+        && table == wanted_table
         && flags & RTM_F_CLONED == 0;
     if !wanted {
         return None;

@@ -176,8 +176,12 @@ pub fn find_node_end(namespace: &Netns, interface: &str) -> Result<Option<String
     Ok(found.filter(is_peer).map(|found| found.name))
 }
 
-/// The next hop of a route inside the pod: its own, or the gateway of its family.
+/// The next hop of a route inside the pod: its own, or the gateway of its family. One whose scope
+/// is a link has none.
 pub fn next_hop(route: &Route, addresses: &[Address]) -> Option<IpAddr> {
+    if route.gw.is_none() && route.scope.is_some_and(|scope| scope >= libc::RT_SCOPE_LINK) {
+        return None;
+    }
     let of_family =
         |address: &&Address| address.address.addr().is_ipv4() == route.dst.addr().is_ipv4();
     route.gw.or_else(|| addresses.iter().find(of_family).and_then(|address| address.gateway))
@@ -205,6 +209,7 @@ impl Job<'_> {
             mac: link.mac.unwrap_or_default().to_string(),
             mtu: link.mtu,
             sandbox: path.map(|path| path.display().to_string()).unwrap_or_default(),
+            ..Interface::default()
         }
     }
 
@@ -214,7 +219,7 @@ impl Job<'_> {
         let address = |(number, address): (usize, &IpNet)| Address {
             address: *address,
             gateway: gateway_of(address, self.gateways.get(number).copied().flatten()),
-            interface_index,
+            interface_index: Some(interface_index),
         };
         all.map(address).collect()
     }
@@ -225,11 +230,10 @@ type GatewayOf<'a> = &'a dyn Fn(&IpNet, Option<IpAddr>) -> Option<IpAddr>;
 
 /// The default route of a family.
 fn default_route(of: &IpNet) -> Route {
-    let dst = match of {
-        IpNet::V4(_) => IpNet::from(ipnet::Ipv4Net::default()),
-        IpNet::V6(_) => IpNet::from(ipnet::Ipv6Net::default()),
-    };
-    Route { dst, gw: None, mtu: None, advmss: None, priority: None }
+    Route::to(match of {
+        IpNet::V4(_) => ipnet::Ipv4Net::default().into(),
+        IpNet::V6(_) => ipnet::Ipv6Net::default().into(),
+    })
 }
 
 fn alias_of(container_id: &str) -> String {

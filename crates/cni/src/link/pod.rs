@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use model::MacAddress;
 use model::attachment::{Attachment, InterfaceState};
-use netlink::{Link, LinkChange, Neighbour, Netlink, Netns, Route as KernelRoute};
+use netlink::{Link, LinkChange, Neighbour, Netlink, Netns, Route as KernelRoute, RouteScope};
+use nix::libc;
 
 use super::options::LinkOptions;
 use super::tuning::{self, Tuning};
@@ -94,12 +95,17 @@ impl Setup<'_> {
                 },
                 None => KernelRoute::on_link(route.dst, link_index, ROUTE_PROTOCOL),
             };
-            pod.add_route(&KernelRoute {
+            let made = KernelRoute {
                 mtu: route.mtu,
                 advmss: route.advmss,
                 metric: route.priority,
+                scope: scope(route).unwrap_or(made.scope),
                 ..made
-            })?;
+            };
+            match route.table {
+                Some(table) => pod.add_route_in(table, &made)?,
+                None => pod.add_route(&made)?,
+            }
         }
         Ok(())
     }
@@ -136,6 +142,15 @@ pub fn tune(
     Ok(link)
 }
 
+/// The scope that a route asks for; those between the kernel's three have no use here.
+fn scope(route: &Route) -> Option<RouteScope> {
+    Some(match route.scope? {
+        libc::RT_SCOPE_HOST => RouteScope::Host,
+        libc::RT_SCOPE_LINK => RouteScope::Link,
+        _ => RouteScope::Universe,
+    })
+}
+
 /// What of the pod's side is not as it was made; `None` when nothing.
 pub(super) fn difference(
     link: &Link,
@@ -154,8 +169,12 @@ pub(super) fn difference(
     if let Some(address) = addresses.iter().map(|one| one.address).find(lost) {
         return Ok(Some(format!("the address {address} is missing on {name}")));
     }
-    let there = pod.routes(None)?;
+    let main = pod.routes(None)?;
     for wanted in routes {
+        let there = match wanted.table {
+            Some(table) => &pod.routes_in(table, None)?,
+            None => &main,
+        };
         let gateway = next_hop(wanted, addresses);
         let is_wanted = |found: &KernelRoute| {
             found.destination == wanted.dst && (gateway.is_none() || found.gateway == gateway)

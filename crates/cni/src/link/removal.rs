@@ -49,7 +49,7 @@ pub(super) fn remove_stale(node: &mut Netlink, name: &str) -> Result<(), Fault> 
             "rename or delete it",
         ));
     }
-    match node.delete_link(link.index) {
+    match node.delete_link_promptly(link.index) {
         Err(error) if !error.is_absent() => Err(error.into()),
         _ => Ok(()),
     }
@@ -64,7 +64,7 @@ fn remove_macvlan(attachment: &Attachment) -> Result<(), Fault> {
     if link.kind != "macvlan" || link.alias.is_some_and(|alias| alias != ours) {
         return Ok(());
     }
-    match pod.delete_link(link.index) {
+    match pod.delete_link_promptly(link.index) {
         Err(error) if !error.is_absent() => Err(error.into()),
         _ => Ok(()),
     }
