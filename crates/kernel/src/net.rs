@@ -46,6 +46,11 @@ impl NetDriver {
         Ok(Self { netlink, wireguard: Wireguard::open().map_err(refused)?, keys })
     }
 
+    /// The address of the kept socket ([`netlink::socket::Socket::port_id`]).
+    pub fn port_id(&self) -> u32 {
+        self.netlink.port_id()
+    }
+
     /// Reads back what is ours: links by name and kind, what is on them, routes by protocol.
     ///
     /// # Errors

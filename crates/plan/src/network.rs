@@ -206,13 +206,7 @@ fn pod_mtu(facts: &NodeFacts, own: &Own<'_>, ways: &BTreeSet<Overlay>) -> (u32, 
     (facts.uplink_mtu.saturating_sub(widest), widest)
 }
 
-fn check_mtu(
-    own: &Own<'_>,
-    facts: &NodeFacts,
-    mtu: u32,
-    widest: u32,
-    findings: &mut Vec<Finding>,
-) {
+fn check_mtu(own: &Own<'_>, facts: &NodeFacts, mtu: u32, widest: u32, findings: &mut Vec<Finding>) {
     let has_v6 = own.pod_ranges.iter().any(|range| range.addr().is_ipv6());
     let least = if has_v6 { POD_MTU_MIN_V6 } else { POD_MTU_MIN };
     if mtu < least {

@@ -1,9 +1,10 @@
 //! Which way packets take between two nodes. Both decide it alone, and must decide the same.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION, of_family};
 use model::{ClusterConfig, Family, MacAddress, Node, Overlay, WireguardKey};
-use std::net::IpAddr;
 
 use super::peers::finding;
 use crate::{Finding, NodeFacts};
@@ -114,6 +115,11 @@ pub(super) fn published_key(node: &Node, findings: &mut Vec<Finding>) -> Option<
         &format!("{fault}: nothing passes between its pods and those of other nodes, since it could not be encrypted; its agent writes the annotation {WIREGUARD_KEY_ANNOTATION} when it runs"),
     ));
     None
+}
+
+/// The key that a node publishes, if it is one.
+pub(super) fn key_of(node: &Node) -> Option<WireguardKey> {
+    node.metadata.annotations.get(WIREGUARD_KEY_ANNOTATION)?.parse().ok()
 }
 
 /// Whether each range has a next hop on the uplink's own network.

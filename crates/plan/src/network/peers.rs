@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::cluster::overlap;
-use model::{ClusterConfig, Family, Node, Timestamp, World};
+use model::{ClusterConfig, Family, Node, Timestamp, WireguardKey, World};
 
 use super::{Own, Path, Peer, paths};
 use crate::{Finding, NodeFacts};
@@ -34,6 +34,7 @@ pub(super) fn peers(
         paths::check_wish(config, node, findings);
         let pair = [own.node, node];
         let path = paths::path(config, facts, pair, &addresses, &pod_ranges, findings);
+        let path = held.claim_key(node, path, findings);
         let peer = Peer { address, addresses, pod_ranges, path };
         check_reachable(node, own, &peer, findings);
         peers.insert(node.name().to_owned(), peer);
@@ -89,6 +90,7 @@ pub(super) fn finding(node: &str, message: &str) -> Finding {
 struct Held<'a> {
     ranges: Vec<(IpNet, &'a Node)>,
     addresses: BTreeMap<IpAddr, &'a Node>,
+    keys: BTreeMap<WireguardKey, &'a Node>,
 }
 
 impl<'a> Held<'a> {
@@ -96,7 +98,21 @@ impl<'a> Held<'a> {
         Self {
             ranges: own.pod_ranges.iter().map(|range| (*range, own.node)).collect(),
             addresses: own.addresses.iter().map(|address| (*address, own.node)).collect(),
+            keys: paths::key_of(own.node).into_iter().map(|key| (key, own.node)).collect(),
         }
+    }
+
+    /// A key that two nodes publish is the older one's: with two peers under one key the kernel
+    /// would give the pods of one to the other.
+    fn claim_key(&mut self, node: &'a Node, path: Path, findings: &mut Vec<Finding>) -> Path {
+        let Path::Wireguard { public_key: Some(key) } = path else { return path };
+        if let Some(holder) = self.keys.get(&key) {
+            let remedy = "remove the younger node's key directory and restart its agent";
+            findings.push(conflict(node, holder, &format!("WireGuard key {key} is that"), remedy));
+            return Path::Wireguard { public_key: None };
+        }
+        self.keys.insert(key, node);
+        path
     }
 
     /// A node's addresses, that of this node's outer family first, and its ranges, so far as

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use model::ObjectMeta;
 use model::kinds::{NodeAddress, NodeSpec, NodeStatus};
+use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::world::Object;
+use model::{ObjectMeta, Timestamp};
 
 use super::*;
 
@@ -13,28 +14,34 @@ type Row<'a> = (&'a str, &'a str, &'a [&'a str], i64);
 
 fn world(rows: &[Row<'_>]) -> World {
     let mut world = World::default();
-    for (name, address, ranges, made_s) in rows {
-        let kind = "InternalIP".to_owned();
-        let addresses = address.split_whitespace();
-        world.set(Object::Node(Arc::new(Node {
-            metadata: ObjectMeta {
-                name: (*name).into(),
-                creation_timestamp: Some(Timestamp::from_microseconds(made_s * 1_000_000)),
-                ..ObjectMeta::default()
-            },
-            spec: NodeSpec {
-                pod_cidrs: ranges.iter().map(|range| range.parse().expect("a range")).collect(),
-                ..NodeSpec::default()
-            },
-            status: NodeStatus {
-                addresses: addresses
-                    .map(|address| NodeAddress { kind: kind.clone(), address: address.into() })
-                    .collect(),
-                ..NodeStatus::default()
-            },
-        })));
+    for row in rows {
+        world.set(Object::Node(Arc::new(node(row, &[]))));
     }
     world
+}
+
+fn node((name, address, ranges, made_s): &Row<'_>, annotations: &[(&str, &str)]) -> Node {
+    let kind = "InternalIP".to_owned();
+    let addresses = address.split_whitespace();
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    Node {
+        metadata: ObjectMeta {
+            name: (*name).into(),
+            creation_timestamp: Some(Timestamp::from_microseconds(made_s * 1_000_000)),
+            annotations: annotations.iter().map(owned).collect(),
+            ..ObjectMeta::default()
+        },
+        spec: NodeSpec {
+            pod_cidrs: ranges.iter().map(|range| range.parse().expect("a range")).collect(),
+            ..NodeSpec::default()
+        },
+        status: NodeStatus {
+            addresses: addresses
+                .map(|address| NodeAddress { kind: kind.clone(), address: address.into() })
+                .collect(),
+            ..NodeStatus::default()
+        },
+    }
 }
 
 fn facts(uplink_mtu: u32) -> NodeFacts {
@@ -43,6 +50,10 @@ fn facts(uplink_mtu: u32) -> NodeFacts {
         uplink: "eth0".into(),
         uplink_mtu,
         addresses: vec!["172.30.0.2".parse().expect("an address")],
+        uplink_prefixes: ["172.30.0.0/24", "fd00:172:30::/64"]
+            .map(|prefix| prefix.parse().expect("a prefix"))
+            .to_vec(),
+        tunnel_checksum_broken: false,
     }
 }
 
@@ -61,26 +72,13 @@ fn a_tunnel_end_is_what_its_peers_compute() {
     assert_eq!(findings, []);
     assert_eq!(own.gateways, ["10.244.1.1/24".parse().expect("a prefix")]);
     assert_eq!(own.dns_addresses, ["10.96.0.10".parse::<IpAddr>().expect("an address")]);
-    let tunnel = own.tunnel.expect("a tunnel");
-    assert_eq!(tunnel.addresses, ["10.244.1.0/32".parse().expect("a prefix")]);
+    let tunnel = own.ends.vxlan.expect("a tunnel");
+    assert_eq!(own.ends.addresses, ["10.244.1.0/32".parse().expect("a prefix")]);
     let config = ClusterConfig::default();
     let other = NodeFacts { name: "node2".into(), ..facts(1500) };
     let (other, _) = plan(&world(&[NODE1, NODE2]), &config, &other);
     let seen = &other.expect("a plan").peers["node1"];
-    assert_eq!((seen.address, seen.vtep_mac), (tunnel.local, tunnel.mac));
-}
-
-#[test]
-fn the_mtu_leaves_room_for_the_tunnel() {
-    let mtu = |overlay, uplink_mtu| {
-        let config = ClusterConfig { overlay, ..ClusterConfig::default() };
-        let (plan, findings) = plan(&world(&[NODE1]), &config, &facts(uplink_mtu));
-        (plan.expect("a plan").mtu, findings.len())
-    };
-    assert_eq!(mtu(Overlay::Vxlan, 1500), (1450, 0));
-    assert_eq!(mtu(Overlay::Vxlan, 9000), (8950, 0));
-    assert_eq!(mtu(Overlay::HostGw, 1500), (1500, 0));
-    assert_eq!(mtu(Overlay::Vxlan, 576), (526, 1), "too small is said");
+    assert_eq!((seen.address, &seen.path), (tunnel.local, &Path::Vxlan { mac: tunnel.mac }));
 }
 
 #[test]
@@ -88,10 +86,7 @@ fn without_a_range_there_is_no_plan_and_the_reason_is_said() {
     let rows: [(&[Row<'_>], &str); 3] = [
         (&[], "not registered"),
         (&[("node1", "172.30.0.2", &[], 100)], "has no pod range"),
-        (
-            &[("node1", "172.30.0.2", &["192.168.0.0/24"], 100)],
-            "outside the cluster's pod range",
-        ),
+        (&[("node1", "172.30.0.2", &["192.168.0.0/24"], 100)], "outside the cluster's pod range"),
     ];
     for (rows, expected) in rows {
         let (plan, findings) = plan_for(rows, Overlay::Vxlan);
@@ -162,6 +157,21 @@ fn a_node_without_an_address_still_serves_its_own_pods() {
     let (plan, findings) =
         plan_for(&[("node1", "", &["10.244.1.0/24"], 100), NODE2], Overlay::Vxlan);
     let plan = plan.expect("a plan");
-    assert_eq!((plan.tunnel, plan.peers.len(), plan.gateways.len()), (None, 0, 1));
+    assert_eq!((plan.ends.vxlan, plan.peers.len(), plan.gateways.len()), (None, 0, 1));
     assert!(findings[0].message.contains("no InternalIP"));
 }
+
+#[test]
+fn a_node_that_is_not_ready_keeps_its_routes() {
+    // only the Node object's end takes them away.
+    let mut silent = node(&NODE2, &[]);
+    silent.status.conditions =
+        vec![model::kinds::NodeCondition { kind: "Ready".into(), status: "Unknown".into() }];
+    let mut world = world(&[NODE1]);
+    world.set(Object::Node(Arc::new(silent)));
+    let (plan, findings) = plan(&world, &ClusterConfig::default(), &facts(1500));
+    assert_eq!(plan.expect("a plan").peers.keys().collect::<Vec<_>>(), ["node2"]);
+    assert_eq!(findings, []);
+}
+
+mod ways;

@@ -45,10 +45,7 @@ fn add_ends(plan: &NetworkPlan, state: &mut NetState) {
             uplink: uplink.clone(),
             learning: false,
         };
-        let link = LinkState {
-            tx_checksum: Some(end.tx_checksum),
-            ..link(kind, end.mac, end.mtu)
-        };
+        let link = LinkState { tx_checksum: Some(end.tx_checksum), ..link(kind, end.mac, end.mtu) };
         add_end(layout::VXLAN_LINK, link, addresses, state);
     }
     for end in ipip {
@@ -92,8 +89,7 @@ fn add_peer(plan: &NetworkPlan, peer: &Peer, state: &mut NetState) {
             if let Some(end) = &plan.ends.wireguard {
                 // Its pods, and itself: it answers pods that asked it at its own addresses.
                 let own = peer.addresses.iter().copied().map(IpNet::from);
-                let allowed: BTreeSet<IpNet> =
-                    peer.pod_ranges.iter().copied().chain(own).collect();
+                let allowed: BTreeSet<IpNet> = peer.pod_ranges.iter().copied().chain(own).collect();
                 let endpoint = Some(SocketAddr::new(peer.address, end.port));
                 let key = (layout::WIREGUARD_LINK.to_owned(), *key);
                 state.wireguard_peers.insert(key, WireguardPeer { endpoint, allowed });
@@ -119,8 +115,7 @@ fn route(plan: &NetworkPlan, peer: &Peer, range: &IpNet) -> Option<RouteState> {
         }
         Path::Ipip => {
             let gateway = peer.address_for(range)?;
-            let has_end =
-                plan.ends.ipip.iter().any(|end| end.local.is_ipv4() == gateway.is_ipv4());
+            let has_end = plan.ends.ipip.iter().any(|end| end.local.is_ipv4() == gateway.is_ipv4());
             let link = ipip_link(gateway).to_owned();
             has_end.then_some(RouteState { gateway: Some(gateway), link, source, onlink: true })
         }

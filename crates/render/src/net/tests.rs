@@ -1,61 +1,121 @@
 //! Laws of the pod network's ops, over plans that differ in everything that can change.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use model::layout::{BRIDGE, UPLINK, VXLAN_LINK};
-use model::{ClusterConfig, MacAddress, Overlay};
-use plan::network::{NetworkPlan, Peer, Tunnel, gateway};
+use model::kinds::{NodeAddress, NodeSpec, NodeStatus};
+use model::layout::{BRIDGE, IPIP_LINK, IPIP6_LINK, UPLINK, VXLAN_LINK, WIREGUARD_LINK};
+use model::overlay::WIREGUARD_KEY_ANNOTATION;
+use model::world::Object;
+use model::{ClusterConfig, MacAddress, Node, ObjectMeta, Overlay, World};
+use plan::network::NetworkPlan;
 use plan::{Desired, NodeFacts};
 
 use super::*;
 
-/// The plan of a node with pod range `10.244.OWN.0/24` at `172.30.0.OWN`, and of its peers.
-fn network(own: u8, overlay: Overlay, mtu: u32, peers: &[(u8, u8)]) -> NetworkPlan {
-    let range = |number: u8| -> IpNet { format!("10.244.{number}.0/24").parse().expect("a range") };
-    let address = |number: u8| -> IpAddr { [172, 30, 0, number].into() };
-    let peer = |(ranges, node): &(u8, u8)| {
-        let address = address(*node);
-        let vtep_mac = MacAddress::of_vtep(address);
-        (format!("node{ranges}"), Peer { address, vtep_mac, pod_ranges: vec![range(*ranges)] })
+/// Which families pods and nodes have.
+#[derive(Clone, Copy)]
+enum Families {
+    V4,
+    V6,
+    Both,
+}
+
+/// Node number `address`, whose pod range has the number `range`, with a key of its own.
+fn node(families: Families, range: u8, address: u8) -> Node {
+    let (ranges, addresses) = match families {
+        Families::V4 => (vec![format!("10.244.{range}.0/24")], vec![format!("172.30.0.{address}")]),
+        Families::V6 => {
+            (vec![format!("fd00:10:244:{range}::/64")], vec![format!("fd00:172:30::{address}")])
+        }
+        Families::Both => (
+            vec![format!("10.244.{range}.0/24"), format!("fd00:10:244:{range}::/64")],
+            vec![format!("172.30.0.{address}"), format!("fd00:172:30::{address}")],
+        ),
     };
-    NetworkPlan {
-        pod_ranges: vec![range(own)],
-        gateways: gateway(&range(own)).into_iter().collect(),
-        mtu,
-        tunnel: (overlay == Overlay::Vxlan).then(|| Tunnel {
-            local: address(own),
-            mac: MacAddress::of_vtep(address(own)),
-            addresses: vec![IpNet::from(range(own).network())],
-        }),
-        peers: peers.iter().map(peer).collect(),
-        dns_addresses: vec![[10, 96, 0, 10].into()],
-        uplink: UPLINK.into(),
+    let kind = "InternalIP".to_owned();
+    let key = WireguardKey([address; 32]).to_string();
+    Node {
+        metadata: ObjectMeta {
+            name: format!("node{range}"),
+            annotations: BTreeMap::from([(WIREGUARD_KEY_ANNOTATION.to_owned(), key)]),
+            ..ObjectMeta::default()
+        },
+        spec: NodeSpec {
+            pod_cidrs: ranges.iter().map(|range| range.parse().expect("a range")).collect(),
+            ..NodeSpec::default()
+        },
+        status: NodeStatus {
+            addresses: addresses
+                .into_iter()
+                .map(|address| NodeAddress { kind: kind.clone(), address })
+                .collect(),
+            ..NodeStatus::default()
+        },
     }
+}
+
+fn config(overlay: Overlay) -> ClusterConfig {
+    let mut config = ClusterConfig { overlay, ..ClusterConfig::default() };
+    config.pod_cidrs.push("fd00:10:244::/48".parse().expect("a range"));
+    config
+}
+
+/// The plan of the node with pod range number `own`, and of peers as range and node number.
+fn network(
+    config: &ClusterConfig,
+    families: Families,
+    own: u8,
+    uplink_mtu: u32,
+    peers: &[(u8, u8)],
+) -> NetworkPlan {
+    let mut world = World::default();
+    for &(range, address) in [(own, own)].iter().chain(peers) {
+        world.set(Object::Node(Arc::new(node(families, range, address))));
+    }
+    let facts = NodeFacts {
+        name: format!("node{own}"),
+        uplink: UPLINK.into(),
+        uplink_mtu,
+        tunnel_checksum_broken: own == 9,
+        ..NodeFacts::default()
+    };
+    let (plan, findings) = plan::network::plan(&world, config, &facts);
+    assert_eq!(findings, []);
+    plan.expect("a plan")
+}
+
+/// The same, of IPv4 nodes with an uplink of 1500 bytes.
+fn network_v4(overlay: Overlay, peers: &[(u8, u8)]) -> NetworkPlan {
+    network(&config(overlay), Families::V4, 1, 1500, peers)
 }
 
 fn program(network: Option<NetworkPlan>) -> NetProgram {
     let desired = Desired { network, services: BTreeMap::new() };
-    let facts = NodeFacts {
-        name: "node1".into(),
-        uplink: UPLINK.into(),
-        uplink_mtu: 1500,
-        ..NodeFacts::default()
-    };
-    render(&desired, &ClusterConfig::default(), &facts)
+    render(&desired, &ClusterConfig::default(), &NodeFacts::default())
 }
 
-/// Plans that differ in overlay, MTU, own range, and in number, ranges and addresses of peers.
+/// Plans that differ in overlay, families, MTU, own range, and in number, ranges and addresses of
+/// peers.
 fn programs() -> Vec<NetProgram> {
-    let peers: [&[(u8, u8)]; 5] =
-        [&[], &[(2, 12)], &[(2, 12), (3, 13)], &[(2, 13), (3, 12)], &[(3, 13), (4, 14)]];
+    let peers: [&[(u8, u8)]; 4] = [&[], &[(2, 12), (3, 13)], &[(2, 13), (3, 12)], &[(4, 14)]];
     let mut programs = Vec::new();
-    for overlay in [Overlay::Vxlan, Overlay::HostGw] {
+    for overlay in Overlay::ALL {
         for peers in peers {
-            for (own, mtu) in [(1, 1450), (1, 1400), (9, 1450)] {
-                programs.push(program(Some(network(own, overlay, mtu, peers))));
+            for (own, mtu) in [(1, 1500), (1, 1400), (9, 1500)] {
+                let plan = network(&config(overlay), Families::V4, own, mtu, peers);
+                programs.push(program(Some(plan)));
             }
         }
+        for families in [Families::V6, Families::Both] {
+            let plan = network(&config(overlay), families, 1, 1500, &[(2, 12), (3, 13)]);
+            programs.push(program(Some(plan)));
+        }
     }
+    let mut changing = config(Overlay::HostGw);
+    changing.also_receive.extend([Overlay::Vxlan, Overlay::Ipip, Overlay::Wireguard]);
+    let plan = network(&changing, Families::Both, 1, 1500, &[(2, 12)]);
+    programs.push(program(Some(plan)));
     programs
 }
 
@@ -79,9 +139,15 @@ fn from_any_state_to_any_other_no_op_is_refused_and_nothing_is_left_to_do() {
         for after in programs() {
             let end = carried_out(&diff(&after, &start), &start);
             assert_eq!(diff(&after, &end), []);
-            let wanted = after.state.expect("a state");
-            let NetState { links, addresses, neighbours, forwarding, routes, .. } = end.state;
+            let mut wanted = after.state.expect("a state");
+            let NetState { links, mut addresses, neighbours, forwarding, routes, .. } = end.state;
+            // On loopback what is not wanted is someone else's.
+            for addresses in [&mut addresses, &mut wanted.addresses] {
+                addresses.retain(|(link, _)| link != LOOPBACK);
+            }
             assert_eq!(links, wanted.links);
+            assert_eq!(end.state.wireguard, wanted.wireguard);
+            assert_eq!(end.state.wireguard_peers, wanted.wireguard_peers);
             assert_eq!(
                 (addresses, neighbours, forwarding, routes),
                 (wanted.addresses, wanted.neighbours, wanted.forwarding, wanted.routes)
@@ -91,22 +157,129 @@ fn from_any_state_to_any_other_no_op_is_refused_and_nothing_is_left_to_do() {
 }
 
 #[test]
-fn no_prefix_of_the_ops_has_a_route_without_its_neighbour_and_forwarding_entry() {
+fn no_prefix_of_the_ops_has_a_route_that_leads_nowhere() {
     for before in programs() {
         let start = from_nothing(&before);
         for after in programs() {
             let mut state = start.clone();
             for op in diff(&after, &start) {
                 state.apply(&op).expect("not refused");
-                for route in state.state.routes.values().filter(|route| route.link == VXLAN_LINK) {
-                    let next_hop = route.gateway.expect("a next hop");
-                    let mac = state.state.neighbours.get(&(VXLAN_LINK.to_owned(), next_hop));
-                    let mac = *mac.unwrap_or_else(|| panic!("{next_hop} has no MAC after {op:?}"));
-                    let known = state.state.forwarding.contains_key(&(VXLAN_LINK.to_owned(), mac));
-                    assert!(known, "{mac} is behind no node after {op:?}");
+                for (range, route) in &state.state.routes {
+                    // Ranges that two peers exchange change hands one after the other: of what was
+                    // there before, only new routes are asked.
+                    let is_new = matches!(&op, NetOp::AddRoute { destination, .. }
+                        | NetOp::ReplaceRoute { destination, .. } if destination == range);
+                    let whole = (route.link == WIREGUARD_LINK && !is_new)
+                        || leads_somewhere(&state.state, range, route);
+                    assert!(whole, "{range} by {route:?} after {op:?}");
                 }
             }
         }
+    }
+}
+
+/// Whether what a route's packets need beyond the link is there.
+fn leads_somewhere(state: &NetState, range: &IpNet, route: &RouteState) -> bool {
+    match route.link.as_str() {
+        VXLAN_LINK => {
+            let next_hop = route.gateway.expect("a next hop");
+            let mac = state.neighbours.get(&(VXLAN_LINK.to_owned(), next_hop));
+            mac.is_some_and(|mac| state.forwarding.contains_key(&(VXLAN_LINK.to_owned(), *mac)))
+        }
+        WIREGUARD_LINK => {
+            let mut peers = state.wireguard_peers.values();
+            state.wireguard.contains_key(WIREGUARD_LINK)
+                && peers.any(|peer| peer.allowed.contains(range))
+        }
+        _ => true,
+    }
+}
+
+#[test]
+fn while_the_way_changes_no_range_is_without_a_route() {
+    // Invariant 5: the new way is whole before the old one goes, and the route is replaced.
+    let peers = [(2, 12), (3, 13)];
+    for before in Overlay::ALL {
+        for after in Overlay::ALL {
+            if [before, after].contains(&Overlay::Native) {
+                continue;
+            }
+            let of = |overlay| network(&config(overlay), Families::Both, 1, 1500, &peers);
+            let mut state = from_nothing(&program(Some(of(before))));
+            let routes = state.state.routes.len();
+            assert_eq!(routes, 4, "two peers of two families");
+            for op in diff(&program(Some(of(after))), &state.clone()) {
+                state.apply(&op).expect("not refused");
+                assert_eq!(state.state.routes.len(), routes, "{before} to {after}: {op:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_way_has_its_link_next_hops_and_entries() {
+    use Overlay::{HostGw, Ipip, Native, Vxlan, Wireguard};
+    let (v4_hop, v6_hop) = ("172.30.0.12", "fd00:172:30::12");
+    let (v4_net, v6_net) = ("10.244.2.0", "fd00:10:244:2::");
+    // Overlay; link and next hop of the IPv4 and the IPv6 range; how many tunnel links.
+    let rows: [(Overlay, [Option<(&str, Option<&str>)>; 2], usize); 5] = [
+        (Vxlan, [Some((VXLAN_LINK, Some(v4_net))), Some((VXLAN_LINK, Some(v6_net)))], 1),
+        (HostGw, [Some((UPLINK, Some(v4_hop))), Some((UPLINK, Some(v6_hop)))], 0),
+        (Ipip, [Some((IPIP_LINK, Some(v4_hop))), Some((IPIP6_LINK, Some(v6_hop)))], 2),
+        (Wireguard, [Some((WIREGUARD_LINK, None)), Some((WIREGUARD_LINK, None))], 1),
+        (Native, [None, None], 0),
+    ];
+    for (overlay, expected, tunnels) in rows {
+        let plan = network(&config(overlay), Families::Both, 1, 1500, &[(2, 12)]);
+        let state = program(Some(plan)).state.expect("a state");
+        for (range, expected) in ["10.244.2.0/24", "fd00:10:244:2::/64"].iter().zip(expected) {
+            let route = state.routes.get(&range.parse::<IpNet>().expect("a range"));
+            let found = route.map(|route| (route.link.as_str(), route.gateway));
+            let hop = |hop: &str| hop.parse::<IpAddr>().expect("an address");
+            assert_eq!(
+                found,
+                expected.map(|(link, gateway)| (link, gateway.map(hop))),
+                "{overlay}"
+            );
+        }
+        assert!(state.links.contains_key(BRIDGE), "own pods have their bridge under {overlay}");
+        assert_eq!(state.links.len(), 1 + tunnels, "{overlay}");
+        assert_eq!(state.neighbours.len(), if overlay == Vxlan { 2 } else { 0 });
+        let peers: Vec<&WireguardPeer> = state.wireguard_peers.values().collect();
+        assert_eq!(peers.len(), usize::from(overlay == Wireguard));
+        for peer in peers {
+            // exactly its pods and itself.
+            let allowed = [format!("{v4_net}/24"), format!("{v4_hop}/32")];
+            let allowed_v6 = [format!("{v6_net}/64"), format!("{v6_hop}/128")];
+            let expected = allowed.iter().chain(&allowed_v6);
+            let expected: BTreeSet<IpNet> =
+                expected.map(|range| range.parse().expect("it")).collect();
+            assert_eq!(
+                (&peer.allowed, peer.endpoint),
+                (&expected, "172.30.0.12:51820".parse().ok())
+            );
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_changes_its_key_is_never_without_one() {
+    // Rotation: the new key takes the addresses over, then the old one goes.
+    let of = |key| {
+        let mut plan = network_v4(Overlay::Wireguard, &[(2, 12)]);
+        let peer = plan.peers.get_mut("node2").expect("the peer");
+        peer.path = plan::network::Path::Wireguard { public_key: Some(WireguardKey([key; 32])) };
+        program(Some(plan))
+    };
+    let mut state = from_nothing(&of(12));
+    let ops = diff(&of(99), &state);
+    assert_eq!(ops.len(), 2, "{ops:?}");
+    let range: IpNet = "10.244.2.0/24".parse().expect("a range");
+    for op in &ops {
+        state.apply(op).expect("not refused");
+        let holders =
+            state.state.wireguard_peers.values().filter(|peer| peer.allowed.contains(&range));
+        assert_eq!(holders.count(), 1, "after {op:?}");
     }
 }
 
@@ -143,7 +316,7 @@ fn foreign_addresses_on_loopback_stay() {
 
 #[test]
 fn drift_is_repaired_by_the_ops_that_it_needs_and_no_others() {
-    let wanted = program(Some(network(1, Overlay::Vxlan, 1450, &[(2, 12)])));
+    let wanted = program(Some(network_v4(Overlay::Vxlan, &[(2, 12)])));
     let key = (VXLAN_LINK.to_owned(), MacAddress::of_vtep([172, 30, 0, 12].into()));
     type Drift = fn(&mut NetObserved, &(String, MacAddress));
     let rows: [(Drift, &str); 7] = [
@@ -155,7 +328,7 @@ fn drift_is_repaired_by_the_ops_that_it_needs_and_no_others() {
         (|observed, _| observed.state.routes.clear(), "AddRoute"),
         (|observed, _| link(observed, BRIDGE).up = false, "SetUp"),
         (|observed, _| link(observed, VXLAN_LINK).mtu = 1500, "SetMtu"),
-        (|observed, _| link(observed, VXLAN_LINK).tx_checksum = Some(true), "SetTxChecksum"),
+        (|observed, _| link(observed, VXLAN_LINK).tx_checksum = Some(false), "SetTxChecksum"),
         (|observed, _| observed.detached_ports.extend(["veth1".to_owned()]), "AttachPort"),
     ];
     for (drift, expected) in rows {
@@ -173,7 +346,7 @@ fn link<'a>(observed: &'a mut NetObserved, name: &str) -> &'a mut LinkState {
 
 #[test]
 fn the_configuration_list_says_the_plan() {
-    let network = network(1, Overlay::Vxlan, 1450, &[]);
+    let network = network_v4(Overlay::Vxlan, &[]);
     let list: serde_json::Value = serde_json::from_str(&conflist(&network)).expect("JSON");
     let expected = serde_json::json!({
         "cniVersion": "1.0.0",
