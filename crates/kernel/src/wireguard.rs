@@ -249,7 +249,7 @@ mod tests {
             let byte = |index: usize| u8::from_str_radix(&text[2 * index..2 * index + 2], 16);
             std::array::from_fn(|index| byte(index).expect("hex"))
         };
-        let private = hex("77076d0a7318a57d3c16c17251b26645df4c2f92ebc099fef05e4d4b0e9d8a2a");
+        let private = hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a");
         let expected = hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
         assert_eq!(public(&PrivateKey::new(private)), WireguardKey(expected));
     }
