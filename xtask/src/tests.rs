@@ -9,9 +9,11 @@ use crate::tools;
 /// Tests that make network namespaces or whole clusters: they need root, and fail without it. All
 /// others need nothing of the machine but a temporary directory and loopback.
 const ROOT_TESTS: &[(&str, &str)] = &[
+    ("cni", "kill_sweep"),
     ("cni", "nodes"),
     ("cni", "tunnel"),
     ("cni", "pods"),
+    ("cni", "power_loss"),
     // This one needs no root, but Debian's kubectl.
     ("controlplane", "kubectl"),
     ("dnsworker", "worker"),

@@ -201,10 +201,16 @@ fn what_a_killed_add_left_is_no_obstacle() {
 
     let mut netlink = node.netlink();
     netlink.create_veth(&VethSpec::new(&name, "orphan")).expect("a pair without an alias");
-    std::fs::write(node.scratch.0.join("flatnet/10.244.1.9"), "c1\r\neth0").expect("reserved");
-    let result = pod.call("ADD", &node.namespace, &config).expect("ADD");
-    assert_eq!(result["ips"][0]["address"], "10.244.1.9/24", "the address that it had");
+    pod.call("ADD", &node.namespace, &config).expect("ADD");
     assert_eq!(netlink.link("orphan").expect("an answer"), None);
+    pod.call("DEL", &node.namespace, &config).expect("DEL");
+
+    // An address that was reserved before the kill is given back by the DEL that must follow.
+    std::fs::write(node.scratch.0.join("flatnet/10.244.1.9"), "c1\r\neth0").expect("reserved");
+    let error = pod.call("ADD", &node.namespace, &config).expect_err("a second address");
+    assert!(error["msg"].as_str().is_some_and(|text| text.contains("10.244.1.9")), "{error}");
+    pod.call("DEL", &node.namespace, &config).expect("DEL");
+    pod.call("ADD", &node.namespace, &config).expect("ADD");
 
     pod.call("DEL", &node.namespace, &config).expect("DEL");
     netlink.create_veth(&VethSpec::new(&name, "peer")).expect("a pair");
