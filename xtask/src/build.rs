@@ -10,6 +10,8 @@ use crate::process::{self, Package};
 const STATIC_PACKAGES: &[&str] = &["cni", "pause", "toolbox"];
 /// Crates whose programs run on the machine that built them.
 const DYNAMIC_PACKAGES: &[&str] = &["flatnet", "dnsworker"];
+/// The environment variable that makes cargo build static programs.
+pub const STATIC_FLAGS: (&str, &str) = ("RUSTFLAGS", "-C target-feature=+crt-static");
 /// Where the programs end up, below the workspace.
 pub const DIRECTORY: &str = "target/flatnet";
 /// Static programs have flags of their own, and so a target directory of their own: otherwise
@@ -39,7 +41,7 @@ pub fn build(arguments: &[String]) -> Result<()> {
     let programs = of(&packages, STATIC_PACKAGES);
     call = cargo_build(&programs, release);
     call.extend(["--target", &triple, "--target-dir", STATIC_TARGET].map(String::from));
-    let flags = [("RUSTFLAGS", "-C target-feature=+crt-static".to_string())];
+    let flags = [(STATIC_FLAGS.0, STATIC_FLAGS.1.to_string())];
     process::run_with("cargo", &borrow(&call), &flags)?;
     gather(&programs, &Path::new(STATIC_TARGET).join(&triple).join(profile))
 }
@@ -80,7 +82,11 @@ fn gather(packages: &[&Package], from: &Path) -> Result<()> {
     Ok(())
 }
 
-fn host_triple() -> Result<String> {
+/// The platform that this machine builds for.
+///
+/// # Errors
+/// When the compiler does not say.
+pub fn host_triple() -> Result<String> {
     let text = process::output("rustc", &["-vV"])?;
     let line = text.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(line.context("rustc -vV names no host")?.to_string())

@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod emulated;
 mod layers;
 mod process;
 mod source;
@@ -45,6 +46,12 @@ const COMMANDS: &[Command] = &[
         arguments: "[--pure]",
         about: "all tests, those that need root last; --pure: only those that need nothing",
         run: tests::test,
+    },
+    Command {
+        name: "emulated",
+        arguments: "[PACKAGE/TEST [NAME …]]",
+        about: "tests in an emulated kernel 6.1, with what this kernel lacks",
+        run: emulated::run,
     },
     Command {
         name: "case",

@@ -1,7 +1,8 @@
 //! Running other programs, and asking cargo about the workspace.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -40,16 +41,67 @@ pub fn run_with(program: &str, arguments: &[&str], environment: &[(&str, String)
     Ok(())
 }
 
+/// Runs `cargo test` with these arguments, shows its output, and answers how many tests passed.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_tests(arguments: &[&str], environment: &[(&str, String)]) -> Result<usize> {
+    let line = format!("cargo test {}", arguments.join(" "));
+    eprintln!("── {line}");
+    let mut child = Command::new("cargo")
+        .arg("test")
+        .args(arguments)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .current_dir(root())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start `cargo`: is it installed and on the PATH?")?;
+    let mut passed = 0;
+    if let Some(output) = child.stdout.take() {
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            println!("{line}");
+            passed += passed_tests(&line);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{line}` failed ({status})");
+    }
+    Ok(passed)
+}
+
+/// The number in the closing line of one test program, `test result: ok. 12 passed; 0 failed; …`.
+fn passed_tests(line: &str) -> usize {
+    let rest = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "));
+    let number = rest.and_then(|(_, rest)| rest.split_once(" passed"));
+    number.and_then(|(number, _)| number.parse().ok()).unwrap_or(0)
+}
+
 /// Runs a program and returns what it prints.
 ///
 /// # Errors
 /// When it cannot be started or fails.
 pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    output_with(program, arguments, &[])
+}
+
+/// The same, with environment variables set.
+///
+/// # Errors
+/// As [`output`].
+pub fn output_with(
+    program: &str,
+    arguments: &[&str],
+    environment: &[(&str, String)],
+) -> Result<String> {
     let line = format!("{program} {}", arguments.join(" "));
-    let output =
-        Command::new(program).args(arguments).current_dir(root()).output().with_context(|| {
-            format!("cannot start `{program}`: is it installed and on the PATH?")
-        })?;
+    let output = Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .current_dir(root())
+        .output()
+        .with_context(|| format!("cannot start `{program}`: is it installed and on the PATH?"))?;
     if !output.status.success() {
         bail!("`{line}` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -115,5 +167,19 @@ fn package(value: &Value) -> Package {
         roots: roots.map(|target| PathBuf::from(text(&target["src_path"]))).collect(),
         programs: of_kind("bin").into_iter().map(|target| text(&target["name"])).collect(),
         tests: of_kind("test").into_iter().map(|target| text(&target["name"])).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passed_tests_are_counted_from_the_closing_line_alone() {
+        let closing = "test result: ok. 12 passed; 0 failed; 0 ignored; finished in 0.3s";
+        assert_eq!(passed_tests(closing), 12);
+        assert_eq!(passed_tests("test result: FAILED. 3 passed; 1 failed"), 3);
+        assert_eq!(passed_tests("test a::b ... ok"), 0);
+        assert_eq!(passed_tests("12 passed"), 0);
     }
 }

@@ -1,9 +1,13 @@
 //! Running tests: the pure ones need nothing, the others need root and say so.
 
-use anyhow::{Result, bail};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
 
 use crate::build;
-use crate::process::{self, Package, run, run_with, step};
+use crate::emulated::{self, TestName};
+use crate::process::{self, Package, run, run_tests, run_with, step};
 use crate::tools;
 
 /// Tests that make network namespaces or whole clusters: they need root, and fail without it. All
@@ -47,7 +51,8 @@ pub fn test(arguments: &[String]) -> Result<()> {
         );
     }
     let packages = process::packages()?;
-    step("pure tests", || pure(&packages))?;
+    let mut passed = 0;
+    step("pure tests", || pure(&packages).map(|count| passed += count))?;
     if pure_only {
         return Ok(());
     }
@@ -57,52 +62,99 @@ pub fn test(arguments: &[String]) -> Result<()> {
         tools::kubectl(&[])?;
         tools::python()
     })?;
-    step("tests that need root", || privileged(&packages))
-}
-
-fn pure(packages: &[Package]) -> Result<()> {
-    let (package, modules) = ROOT_MODULES;
-    run("cargo", &["test", "--workspace", "--lib", "--bins", "--exclude", package])?;
-    let mut call = vec!["test", "-p", package, "--lib", "--"];
-    call.extend(modules.iter().flat_map(|module| ["--skip", *module]));
-    run("cargo", &call)?;
-    for package in packages {
-        test_some(package, |test| !needs_root(package, test))?;
+    let deferred = Deferred::collect()?;
+    step("tests that need root", || privileged(&packages, &deferred).map(|count| passed += count))?;
+    let deferred = deferred.list()?;
+    let mut emulated = None;
+    step("tests in an emulated kernel", || {
+        emulated = Some(emulated::suite(&deferred)?);
+        Ok(())
+    })?;
+    let here = process::output("uname", &["-r"])?;
+    let here = format!("{} tests passed on this kernel ({})", passed - deferred.len(), here.trim());
+    if let Some(there) = emulated {
+        let (count, release) = (there.passed, there.release);
+        eprintln!(
+            "{here}, {count} in the emulated kernel {release}; {} of these only there, for what \
+             this kernel lacks",
+            deferred.len()
+        );
     }
     Ok(())
 }
 
-fn privileged(packages: &[Package]) -> Result<()> {
+/// Answers how many tests passed.
+fn pure(packages: &[Package]) -> Result<usize> {
+    let (package, modules) = ROOT_MODULES;
+    let mut passed = run_tests(&["--workspace", "--lib", "--bins", "--exclude", package], &[])?;
+    let mut call = vec!["-p", package, "--lib", "--"];
+    call.extend(modules.iter().flat_map(|module| ["--skip", *module]));
+    passed += run_tests(&call, &[])?;
+    for package in packages {
+        passed += test_some(package, |test| !needs_root(package, test), &[])?;
+    }
+    Ok(passed)
+}
+
+/// The file into which tests write their names when this kernel lacks what they need: the
+/// agreement stands in `testkit::emulated`.
+struct Deferred(PathBuf);
+
+impl Deferred {
+    fn collect() -> Result<Self> {
+        let path = process::root().join("target/deferred");
+        std::fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// What tests are told.
+    fn environment(&self) -> [(&'static str, String); 1] {
+        [("FLATNET_DEFERRED", self.0.display().to_string())]
+    }
+
+    fn list(&self) -> Result<BTreeSet<TestName>> {
+        let text = std::fs::read_to_string(&self.0)?;
+        text.lines().map(emulated::deferred_name).collect()
+    }
+}
+
+/// Answers how many tests passed or deferred themselves.
+fn privileged(packages: &[Package], deferred: &Deferred) -> Result<usize> {
     for (package, test) in ROOT_TESTS {
         let found = packages.iter().find(|one| one.name == *package);
         if !found.is_some_and(|found| found.tests.iter().any(|one| one == test)) {
             bail!("ROOT_TESTS names the test {test} of {package}, which is not there");
         }
     }
+    let environment = deferred.environment();
     let (package, modules) = ROOT_MODULES;
-    let mut call = vec!["test", "-p", package, "--lib", "--"];
+    let mut call = vec!["-p", package, "--lib", "--"];
     call.extend(modules);
-    run("cargo", &call)?;
+    let mut passed = run_tests(&call, &environment)?;
     for package in packages {
-        test_some(package, |test| needs_root(package, test))?;
+        passed += test_some(package, |test| needs_root(package, test), &environment)?;
     }
-    Ok(())
+    Ok(passed)
 }
 
 fn needs_root(package: &Package, test: &str) -> bool {
     ROOT_TESTS.contains(&(package.name.as_str(), test))
 }
 
-fn test_some(package: &Package, choose: impl Fn(&str) -> bool) -> Result<()> {
+fn test_some(
+    package: &Package,
+    choose: impl Fn(&str) -> bool,
+    environment: &[(&str, String)],
+) -> Result<usize> {
     let chosen: Vec<&String> = package.tests.iter().filter(|test| choose(test)).collect();
     if chosen.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
-    let mut call = vec!["test", "-p", &package.name];
+    let mut call = vec!["-p", &package.name];
     for test in chosen {
         call.extend(["--test", test.as_str()]);
     }
-    run("cargo", &call)
+    run_tests(&call, environment)
 }
 
 /// The command `case`: one behaviour, in memory and with real packets.

@@ -52,7 +52,7 @@ pub fn kubectl(arguments: &[String]) -> Result<()> {
     let target = directory().join("kubectl-1.20");
     let program = target.join("usr/bin/kubectl");
     if !program.exists() {
-        fetch_kubectl(&target)?;
+        unpack_to(KUBECTL_PACKAGE, &target)?;
     }
     let path = program.display().to_string();
     let version = process::output(&path, &["version", "--client", "--short"])?;
@@ -86,24 +86,46 @@ pub fn python() -> Result<()> {
         .context("installing the Python client: check the network and retry")
 }
 
-fn fetch_kubectl(target: &Path) -> Result<()> {
-    let work = directory().join("kubectl-download");
+/// Unpacks a Debian package into a directory below `target/tools/`, unless it is there; answers
+/// the directory. Nothing is installed.
+///
+/// # Errors
+/// When apt cannot fetch the package.
+pub fn unpack(package: &str) -> Result<PathBuf> {
+    let target = directory().join(package);
+    if !target.exists() {
+        unpack_to(package, &target)?;
+    }
+    Ok(target)
+}
+
+/// Installs Debian packages of programs that only work in their place, when `program` is missing.
+///
+/// # Errors
+/// When apt cannot install them.
+pub fn install(program: &str, packages: &[&str]) -> Result<()> {
+    let places = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    if places.iter().any(|place| Path::new(place).join(program).exists()) {
+        return Ok(());
+    }
+    let mut call = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    call.extend(packages);
+    with_fresh_lists(&call, Path::new("/"))
+        .with_context(|| format!("{program} is missing; it comes with {}", packages.join(", ")))
+}
+
+fn unpack_to(package: &str, target: &Path) -> Result<()> {
+    let work = directory().join(format!("{package}-download"));
     // A half fetched package of an earlier, interrupted run.
     if work.exists() {
         std::fs::remove_dir_all(&work)?;
     }
     std::fs::create_dir_all(&work)?;
-    // A list of packages that is missing or old names files that are not there.
-    if !apt_get(&["download", KUBECTL_PACKAGE], &work)? {
-        apt_get(&["update"], &work)?;
-        if !apt_get(&["download", KUBECTL_PACKAGE], &work)? {
-            bail!("`apt-get download {KUBECTL_PACKAGE}` failed: check the network and retry");
-        }
-    }
+    with_fresh_lists(&["download", package], &work)?;
     let packages = crate::source::files(&work, ".deb")?;
-    let package = packages.first().context("apt-get downloaded no package")?;
+    let archive = packages.first().context("apt-get downloaded no package")?;
     let unpacked = work.join("unpacked");
-    let from = package.display().to_string();
+    let from = archive.display().to_string();
     process::run("dpkg-deb", &["-x", &from, &unpacked.display().to_string()])?;
     std::fs::rename(&unpacked, target)
         .with_context(|| format!("cannot move the package to {}", target.display()))?;
@@ -111,11 +133,29 @@ fn fetch_kubectl(target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Runs apt-get; once more after an update, since a list of packages that is missing or old names
+/// files that are not there.
+fn with_fresh_lists(arguments: &[&str], directory: &Path) -> Result<()> {
+    if apt_get(arguments, directory)? {
+        return Ok(());
+    }
+    apt_get(&["update", "-qq"], directory)?;
+    if apt_get(arguments, directory)? {
+        return Ok(());
+    }
+    bail!(
+        "`apt-get {}` failed: check the network, and that this release of the distribution has \
+         the package (these are of Debian 12)",
+        arguments.join(" ")
+    )
+}
+
 fn apt_get(arguments: &[&str], directory: &Path) -> Result<bool> {
     let status = std::process::Command::new("apt-get")
         .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
         .current_dir(directory)
         .status()
-        .context("cannot start apt-get: kubectl 1.20 comes from Debian's packages")?;
+        .context("cannot start apt-get: the tools of these tests are Debian's packages")?;
     Ok(status.success())
 }

@@ -1,0 +1,246 @@
+//! Tests in an emulated kernel 6.1 (spec/test-kernels.md): for what this machine's kernel lacks,
+//! and to see that what we load into a kernel is accepted by one of 2022 too. One boot runs all.
+
+mod archive;
+mod guest;
+mod machine;
+mod programs;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+use guest::Kernel;
+use machine::Machine;
+use programs::Built;
+use report::Section;
+
+/// One test program that the emulated machine runs.
+struct Program {
+    package: &'static str,
+    test: &'static str,
+    /// Tests that say nothing more there, each with why.
+    left_out: &'static [(&'static str, &'static str)],
+}
+
+/// What `./x test` runs there. A test that defers itself must be in one of these.
+const SUITE: &[Program] = &[
+    Program { package: "netlink", test: "kernel", left_out: &[] },
+    Program {
+        package: "kernel",
+        test: "nft",
+        left_out: &[(
+            "ten_thousand_services_load_and_one_changes_alone",
+            "minutes of interpreted code for what smaller loads show",
+        )],
+    },
+    Program { package: "cni", test: "nodes", left_out: &[] },
+    Program { package: "cni", test: "pods", left_out: &[] },
+    Program { package: "cni", test: "tunnel", left_out: &[] },
+];
+
+/// Where the machine's files are, below the workspace.
+const DIRECTORY: &str = "target/emulated";
+/// One test program is killed after so many seconds; the others still run.
+const PROGRAM_DEADLINE_S: u32 = 300;
+
+/// One test, as its harness names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TestName {
+    program: String,
+    name: String,
+}
+
+/// What ran in the emulated kernel.
+pub struct Emulated {
+    /// How many tests passed there; all did.
+    pub passed: usize,
+    /// The kernel's release.
+    pub release: String,
+}
+
+/// Reads what a test wrote when it deferred itself: package, test program, name, missing features
+/// (`testkit::emulated`).
+///
+/// # Errors
+/// When it is not that.
+pub fn deferred_name(line: &str) -> Result<TestName> {
+    let mut words = line.split(' ');
+    let (Some(package), Some(test), Some(name)) = (words.next(), words.next(), words.next()) else {
+        bail!("no test's name in {line:?}");
+    };
+    Ok(TestName { program: format!("{package}/{test}"), name: name.to_owned() })
+}
+
+/// The command `emulated`: all of the suite, or one test program with the harness's arguments.
+///
+/// # Errors
+/// When a test fails there, or the machine cannot be had.
+pub fn run(arguments: &[String]) -> Result<()> {
+    let here = match arguments.split_first() {
+        None => suite(&BTreeSet::new())?,
+        Some((program, names)) => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let (package, test) =
+                program.split_once('/').context("the first argument is PACKAGE/TEST")?;
+            boot(&[(package, test, &names)])?
+        }
+    };
+    eprintln!("{} tests passed in the emulated kernel {}", here.passed, here.release);
+    Ok(())
+}
+
+/// Runs the suite. Each of the deferred tests must be among what passed.
+///
+/// # Errors
+/// When a test fails, or a deferred one did not run.
+pub fn suite(deferred: &BTreeSet<TestName>) -> Result<Emulated> {
+    let arguments: Vec<Vec<&str>> = SUITE.iter().map(Program::arguments).collect();
+    let programs: Vec<(&str, &str, &[&str])> = SUITE
+        .iter()
+        .zip(&arguments)
+        .map(|(program, arguments)| (program.package, program.test, arguments.as_slice()))
+        .collect();
+    if let Some(homeless) = deferred.iter().find(|test| {
+        !SUITE.iter().any(|one| format!("{}/{}", one.package, one.test) == test.program)
+    }) {
+        bail!(
+            "{} deferred {} to the emulated kernel, which does not run that program: add it to \
+             SUITE in xtask",
+            homeless.program,
+            homeless.name
+        );
+    }
+    let (kernel, sections) = boot_and_read(&programs)?;
+    let emulated = judge(&kernel, &sections)?;
+    let missing = not_passed(deferred, &sections);
+    if !missing.is_empty() {
+        bail!("deferred to the emulated kernel, but not run there: {missing:?}");
+    }
+    Ok(emulated)
+}
+
+impl Program {
+    fn arguments(&self) -> Vec<&'static str> {
+        let skips = self.left_out.iter().flat_map(|(name, _)| ["--skip", name]);
+        // Names are whole, so that a new test is not left out by accident.
+        std::iter::once("--exact").chain(skips).collect()
+    }
+}
+
+fn not_passed<'a>(
+    deferred: &'a BTreeSet<TestName>,
+    sections: &BTreeMap<String, Section>,
+) -> Vec<&'a TestName> {
+    let has_passed = |test: &TestName| {
+        let section = sections.get(&test.program);
+        section.and_then(|section| section.tests.get(&test.name)) == Some(&true)
+    };
+    deferred.iter().filter(|test| !has_passed(test)).collect()
+}
+
+fn boot(programs: &[(&str, &str, &[&str])]) -> Result<Emulated> {
+    let (kernel, sections) = boot_and_read(programs)?;
+    judge(&kernel, &sections)
+}
+
+fn boot_and_read(
+    programs: &[(&str, &str, &[&str])],
+) -> Result<(Kernel, BTreeMap<String, Section>)> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("the emulated kernel is for x86_64, and tests are built for this machine alone");
+    }
+    let wanted: Vec<(&str, &str)> =
+        programs.iter().map(|(package, test, _)| (*package, *test)).collect();
+    let directory = process::root().join(DIRECTORY);
+    std::fs::create_dir_all(&directory)?;
+    let built = programs::build(&wanted)?;
+    let kernel = Kernel::fetch()?;
+    let initramfs = directory.join("initramfs.cpio");
+    guest::assemble(&initramfs, &kernel, &built, &script(programs, &built)?)?;
+    let start = Instant::now();
+    let machine = Machine { kernel: kernel.image.clone(), initramfs, directory };
+    let mut sections = report::read(&machine.run()?);
+    eprintln!("   the emulated machine was up for {:.1} s", start.elapsed().as_secs_f32());
+    for name in built.tests.keys() {
+        // A program that never began has failed too.
+        sections.entry(name.clone()).or_default();
+    }
+    Ok((kernel, sections))
+}
+
+/// What the machine's first process runs.
+fn script(programs: &[(&str, &str, &[&str])], built: &Built) -> Result<String> {
+    let mut script = String::new();
+    for (package, test, arguments) in programs {
+        let name = format!("{package}/{test}");
+        let (program, directory) = built.tests.get(&name).context("a program that was built")?;
+        let quote =
+            |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+        script.push_str(&format!(
+            "run {name} {} {PROGRAM_DEADLINE_S} {}",
+            quote(directory),
+            quote(program)
+        ));
+        for argument in *arguments {
+            script.push_str(&format!(" {}", quote(Path::new(argument))));
+        }
+        script.push('\n');
+    }
+    Ok(script)
+}
+
+/// Prints a line for each program, and the output of those that failed.
+fn judge(kernel: &Kernel, sections: &BTreeMap<String, Section>) -> Result<Emulated> {
+    let mut passed = 0;
+    let mut failed = Vec::new();
+    for (name, section) in sections {
+        let good = section.tests.values().filter(|passed| **passed).count();
+        passed += good;
+        eprintln!("   {name}: {good} of {} passed in the emulated kernel", section.tests.len());
+        if !section.has_passed() {
+            eprintln!("{}", section.output);
+            let end = match section.exit_code {
+                Some(code) => format!("exit code {code}"),
+                None => "did not end".to_owned(),
+            };
+            failed.push(format!("{name} ({end})"));
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed in the emulated kernel {}: {}", kernel.release, failed.join(", "));
+    }
+    Ok(Emulated { passed, release: kernel.release.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deferred_test_must_have_passed_there() {
+        let text = "@@begin k/t\ntest a ... ok\ntest b ... FAILED\n@@end k/t 101\n";
+        let sections = report::read(text);
+        let deferred: BTreeSet<TestName> =
+            ["k t a [Netem]", "k t b [Netem]", "k t c [Netem]", "k other a [Ipip, Dummy]"]
+                .iter()
+                .map(|line| deferred_name(line).expect("a line"))
+                .collect();
+        let missing: Vec<String> = not_passed(&deferred, &sections)
+            .iter()
+            .map(|test| format!("{} {}", test.program, test.name))
+            .collect();
+        assert_eq!(missing, ["k/other a", "k/t b", "k/t c"]);
+        assert!(deferred_name("k t").is_err());
+    }
+
+    #[test]
+    fn every_test_that_is_left_out_says_why() {
+        let mut left_out = SUITE.iter().flat_map(|program| program.left_out);
+        assert!(left_out.all(|(_, why)| why.len() > 15));
+    }
+}

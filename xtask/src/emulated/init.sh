@@ -1,0 +1,34 @@
+#!/bin/busybox sh
+# The first process of the emulated machine: makes what tests find on any machine, runs each test
+# program, and switches the machine off. What it says goes to the second serial line, where no
+# message of the kernel comes between.
+/bin/busybox --install -s /bin
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp FLATNET_EMULATED=1
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /tmp /run /root
+mount -t devpts devpts /dev/pts
+mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+exec >/dev/ttyS1 2>&1 </dev/null
+stty -opost -echo </dev/ttyS1
+# The kernel asks for modules itself; busybox answers.
+mkdir -p /sbin
+ln -sf /bin/busybox /sbin/modprobe
+# A node is prepared so (kubeadm asks for it): without it bridged pods escape the rules of Services.
+modprobe br_netfilter
+ip link set lo up
+
+# NAME DIRECTORY DEADLINE_S PROGRAM [ARGUMENT ...]
+run() {
+  echo "@@begin $1"
+  cd "$2"
+  name=$1 deadline_s=$3
+  shift 3
+  timeout -s KILL "$deadline_s" "$@"
+  echo "@@end $name $?"
+}
+. /tests.sh
+echo "@@off"
+poweroff -f

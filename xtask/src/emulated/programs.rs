@@ -1,0 +1,113 @@
+//! The test programs of the emulated machine, built static: it has no libraries of ours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::{build, process};
+
+/// A target directory of its own: flags and profile differ from all other builds.
+const TARGET: &str = "target/emulated/build";
+/// Interpreted code is slow, and backtraces are not worth unpacking their line tables.
+const PROFILE: [(&str, &str); 2] =
+    [("CARGO_PROFILE_DEV_OPT_LEVEL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
+
+/// What was built.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Built {
+    /// Each test program and the directory of its package, by `package/test`.
+    pub tests: BTreeMap<String, (PathBuf, PathBuf)>,
+    /// Programs of these packages: tests know their paths since they were compiled.
+    binaries: BTreeSet<PathBuf>,
+}
+
+impl Built {
+    /// All programs.
+    pub fn programs(&self) -> impl Iterator<Item = &Path> {
+        let tests = self.tests.values().map(|(program, _)| program.as_path());
+        tests.chain(self.binaries.iter().map(PathBuf::as_path))
+    }
+
+    /// Directories that tests start in.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.tests.values().map(|(_, directory)| directory.as_path())
+    }
+}
+
+/// Builds test programs, each named by package and test.
+///
+/// # Errors
+/// When one does not compile or is not there.
+pub fn build(wanted: &[(&str, &str)]) -> Result<Built> {
+    let triple = build::host_triple()?;
+    let mut call = vec!["test", "--no-run", "--message-format=json-render-diagnostics"];
+    for (package, test) in wanted {
+        call.extend(["-p", package, "--test", test]);
+    }
+    call.extend(["--target", &triple, "--target-dir", TARGET]);
+    let environment: Vec<(&str, String)> = PROFILE
+        .iter()
+        .chain([&build::STATIC_FLAGS])
+        .map(|(name, value)| (*name, (*value).to_owned()))
+        .collect();
+    let built = read(&process::output_with("cargo", &call, &environment)?, wanted)?;
+    for (package, test) in wanted {
+        let name = format!("{package}/{test}");
+        built.tests.get(&name).with_context(|| format!("cargo built no test {name}"))?;
+    }
+    Ok(built)
+}
+
+/// Reads cargo's messages; programs that are not asked for have the name of one that is.
+fn read(messages: &str, wanted: &[(&str, &str)]) -> Result<Built> {
+    let mut built = Built::default();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Value = serde_json::from_str(line).context("a message of cargo")?;
+        let Some(program) = message["executable"].as_str().map(PathBuf::from) else { continue };
+        let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
+        let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
+        let directory = manifest.parent().unwrap_or(manifest).to_path_buf();
+        let package = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let target = message["target"]["name"].as_str().unwrap_or_default();
+        match kind {
+            "bin" => _ = built.binaries.insert(program),
+            "test" if wanted.contains(&(package, target)) => {
+                built.tests.insert(format!("{package}/{target}"), (program, directory));
+            }
+            _ => {}
+        }
+    }
+    Ok(built)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_the_messages_of_cargo() {
+        let artifact = |package: &str, kind: &str, name: &str, program: Value| {
+            serde_json::json!({
+                "reason": "compiler-artifact",
+                "manifest_path": format!("/w/crates/{package}/Cargo.toml"),
+                "target": { "kind": [kind], "name": name },
+                "executable": program,
+            })
+            .to_string()
+        };
+        let messages = [
+            artifact("cni", "lib", "cni", Value::Null),
+            artifact("cni", "bin", "flatnet-cni", "/t/flatnet-cni".into()),
+            artifact("cni", "test", "pods", "/t/pods-1".into()),
+            artifact("other", "test", "pods", "/t/pods-2".into()),
+            "a warning".to_owned(),
+        ]
+        .join("\n");
+        let built = read(&messages, &[("cni", "pods")]).expect("messages");
+        let programs: Vec<&Path> = built.programs().collect();
+        assert_eq!(programs, [Path::new("/t/pods-1"), Path::new("/t/flatnet-cni")]);
+        assert_eq!(built.directories().collect::<Vec<_>>(), [Path::new("/w/crates/cni")]);
+    }
+}
