@@ -100,6 +100,7 @@ pub fn facts(number: u8) -> NodeFacts {
         uplink: model::layout::UPLINK.into(),
         uplink_mtu: UPLINK_MTU,
         addresses: vec![node_address(number)],
+        uplink_prefixes: config().node_cidrs,
         ..NodeFacts::default()
     }
 }

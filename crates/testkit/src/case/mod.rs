@@ -6,7 +6,8 @@
 //!
 //! nodes: 3                     node1 (172.30.0.2, 10.244.1.0/24), node2, …
 //! at: node1                    where the packets are looked at
-//! overlay: host-gw             vxlan when left out
+//! overlay: host-gw             or vxlan, when left out, ipip, native
+//! cross-subnet: yes            directly within 172.30.0.0/24, else by the overlay
 //!
 //! objects:                     the first complete lists
 //!   {YAML documents}
@@ -166,10 +167,16 @@ impl Case {
                 return Ok(());
             }
             "overlay" => {
-                self.config.overlay = match text.argument.as_str() {
-                    "vxlan" => Overlay::Vxlan,
-                    "host-gw" => Overlay::HostGw,
-                    other => bail!("{other:?} is no overlay: vxlan or host-gw"),
+                self.config.overlay = text.argument.parse()?;
+                if self.config.overlay == Overlay::Wireguard {
+                    bail!("the lab has no WireGuard, and rules that are strict about it");
+                }
+                return Ok(());
+            }
+            "cross-subnet" => {
+                self.config.cross_subnet = match text.argument.as_str() {
+                    "yes" => true,
+                    other => bail!("{other:?}: yes, or leave the line out"),
                 };
                 return Ok(());
             }

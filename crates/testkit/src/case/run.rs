@@ -253,7 +253,7 @@ fn cells(row: &Row) -> String {
 
 /// The file's text with the bodies of its checks replaced.
 fn bless(text: &str, replaced: Vec<Option<Vec<String>>>) -> Result<String> {
-    const SETTINGS: [&str; 3] = ["nodes", "at", "overlay"];
+    const SETTINGS: [&str; 4] = ["nodes", "at", "overlay", "cross-subnet"];
     let (_, texts) = split(text)?;
     let mut replaced = replaced.into_iter();
     let preamble = text.lines().take_while(|line| line.starts_with('#') || line.trim().is_empty());

@@ -1,8 +1,10 @@
 //! The expected state of a node in short: what it does with each frontend and each peer, by name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use model::Overlay;
+use plan::network::NetworkPlan;
 use plan::services::{Backends, Frontend, FrontendPlan};
 use plan::{Desired, Finding};
 
@@ -16,15 +18,33 @@ pub fn print(desired: &Desired, findings: &[Finding], names: &Names) -> Vec<Stri
             lines.push(frontend_line(&key.to_string(), frontend, plan, names));
         }
     }
-    if let Some(network) = &desired.network {
-        let peers: Vec<&str> = network.peers.keys().map(String::as_str).collect();
-        let way = if network.tunnel.is_some() { "tunnels" } else { "routes" };
-        let peers = if peers.is_empty() { "none".into() } else { peers.join(", ") };
-        lines.push(format!("{way} to {peers}, MTU {}", network.mtu));
-    }
+    lines.extend(desired.network.as_ref().map(network_line));
     let found = findings.iter().map(|one| format!("finding: {}: {}", one.about, one.message));
     lines.extend(found);
     lines
+}
+
+/// The peers by the way to them, such as `tunnels to node2; routes to node3, MTU 1450`.
+fn network_line(network: &NetworkPlan) -> String {
+    let mut ways: BTreeMap<Overlay, Vec<&str>> = BTreeMap::new();
+    for (name, peer) in &network.peers {
+        ways.entry(peer.path.overlay()).or_default().push(name);
+    }
+    let way = |(overlay, peers): (&Overlay, &Vec<&str>)| {
+        let word = match overlay {
+            Overlay::Vxlan => "tunnels",
+            Overlay::HostGw => "routes",
+            Overlay::Ipip => "IP-in-IP tunnels",
+            Overlay::Wireguard => "encrypted tunnels",
+            Overlay::Native => "nothing of ours",
+        };
+        format!("{word} to {}", peers.join(", "))
+    };
+    let mut words: Vec<String> = ways.iter().map(way).collect();
+    if words.is_empty() {
+        words.push("no ways to other nodes".into());
+    }
+    format!("{}, MTU {}", words.join("; "), network.mtu)
 }
 
 fn frontend_line(service: &str, frontend: &Frontend, plan: &FrontendPlan, names: &Names) -> String {
