@@ -1,6 +1,7 @@
 //! The only writer of Linux network state beyond a pod's own link (invariant 10).
 
 pub mod bpf;
+pub mod edge;
 pub mod net;
 pub mod nft;
 pub mod wireguard;
@@ -25,6 +26,11 @@ impl Linux {
     /// When the system refuses a socket.
     pub fn open() -> Result<Self, OpError> {
         Ok(Self { net: NetDriver::open()?, nft: NftDriver::open()? })
+    }
+
+    /// The addresses of our sockets: what notifications of our own changes carry.
+    pub fn port_ids(&self) -> [u32; 2] {
+        [self.net.port_id(), self.nft.port_id()]
     }
 }
 

@@ -148,6 +148,12 @@ pub struct Edge {
     /// Whether packets to and from the pod are accepted in the node's forwarding although its
     /// policy is to drop (as Docker sets it), and who may come in.
     pub firewall: Option<Firewall>,
+    /// The node's own ports that the pod may begin connections to, besides the cluster's DNS;
+    /// `None` is all. ICMP is always allowed.
+    pub node_ports: Option<Vec<NodePort>>,
+    /// Whether the machine's metadata service (169.254.169.254 and its like), where clouds hand
+    /// out credentials, is closed to the pod.
+    pub metadata_blocked: bool,
 }
 
 impl Default for Edge {
@@ -158,8 +164,20 @@ impl Default for Edge {
             masquerade: None,
             host_ports: vec![],
             firewall: None,
+            node_ports: None,
+            metadata_blocked: false,
         }
     }
+}
+
+/// A port of the node itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePort {
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
 }
 
 /// Masquerade of what a pod sends away.

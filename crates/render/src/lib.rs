@@ -9,7 +9,9 @@
 //! The same [`Observed::apply`] moves the believed state of the loop and the [`fake`] kernel.
 
 pub mod bpf;
+pub mod edge;
 pub mod fake;
+pub mod inventory;
 pub mod net;
 pub mod nft;
 pub mod owned;

@@ -2,7 +2,8 @@
 //!
 //! | what | name or value | recognised by |
 //! |---|---|---|
-//! | nftables tables | `flatnet` (ip, ip6), `flatnet` (bridge, netdev: later) | the table's name |
+//! | nftables tables of Services and guards | `flatnet` (ip, ip6) | the table's name |
+//! | nftables tables at pods' edges | `flatnet-pods` (bridge, arp, ip, ip6), `flatnet-host-ports`, `flatnet-masquerade`, `flatnet-firewall` (ip, ip6) | the table's name |
 //! | nftables guard of the tunnel | `tunnel-guard`, `tunnel-nodes`, `tunnel-sources-…` | in our tables |
 //! | bridge | `cni0` | its name; adopted when it exists and is a bridge |
 //! | VXLAN link | `flatnet.1` | its name and kind |
@@ -15,6 +16,14 @@
 
 /// The nftables table of each family.
 pub const NFT_TABLE: &str = "flatnet";
+/// The nftables tables that tell who a pod may say it is.
+pub const NFT_SPOOFING_TABLE: &str = "flatnet-pods";
+/// The nftables tables of ports of the node that lead to pods.
+pub const NFT_HOST_PORTS_TABLE: &str = "flatnet-host-ports";
+/// The nftables tables of what pods send away under the node's address.
+pub const NFT_MASQUERADE_TABLE: &str = "flatnet-masquerade";
+/// The nftables tables of who may come in to pods, and what of the node they may reach.
+pub const NFT_FIREWALL_TABLE: &str = "flatnet-firewall";
 /// `rtm_protocol` of our routes (`/etc/iproute2/rt_protos` leaves 100 and above free).
 pub const ROUTE_PROTOCOL: u8 = 102;
 /// All mark bits that flatnet uses: kube-proxy's own masquerade bit, so that tools know it.
@@ -25,6 +34,13 @@ pub const MARK_MASQUERADE: u32 = 0x0000_4000;
 pub const PRIORITY_DNAT: i32 = -100;
 /// nftables priority of the source translation (NF_IP_PRI_NAT_SRC).
 pub const PRIORITY_SNAT: i32 = 100;
+/// nftables priority of ports of the node that lead to pods: a Service's node port goes first.
+pub const PRIORITY_HOST_PORTS: i32 = PRIORITY_DNAT + 10;
+/// nftables priority of the source translation at pods' edges, after that of Services.
+pub const PRIORITY_POD_SNAT: i32 = PRIORITY_SNAT + 10;
+/// nftables priority of the bridge's filter chains (NF_BR_PRI_FILTER_BRIDGED): before bridged
+/// packets are handed to the chains of IP.
+pub const PRIORITY_BRIDGE: i32 = -200;
 /// nftables priority of our filter chains, before others' (NF_IP_PRI_FILTER is 0).
 pub const PRIORITY_FILTER: i32 = -10;
 /// nftables priority of the raw chains (NF_IP_PRI_RAW).

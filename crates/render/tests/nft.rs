@@ -9,7 +9,7 @@ use model::{ClusterConfig, Family, NamespacedName, Protocol};
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
 use proptest::prelude::*;
-use render::nft::language::TableText;
+use render::nft::text::TableText;
 use render::nft::{NftObserved, NftOp, NftProgram, diff, render, trace};
 
 const SERVICES: u8 = 4;
@@ -96,7 +96,7 @@ fn traced(observed: &NftObserved, packet: &Packet) -> Verdict {
 }
 
 fn text(observed: &NftObserved) -> String {
-    observed.tables.iter().map(|(&family, table)| TableText(family, table).to_string()).collect()
+    observed.tables.iter().map(|(id, table)| TableText(id, table).to_string()).collect()
 }
 
 fn apply(observed: &mut NftObserved, ops: &[NftOp]) {

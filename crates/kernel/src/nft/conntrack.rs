@@ -1,7 +1,7 @@
-//! Forgets tracked UDP flows that lead where they should not any more. Level-triggered: each flow
-//! is judged by where it leads now, whatever happened before.
+//! Forgets tracked flows that lead where they should not any more. Level-triggered: each flow is
+//! judged by where it leads now, whatever happened before.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use model::{Family, Protocol};
 use netlink::Error;
@@ -13,28 +13,110 @@ use super::FAMILY_HEADER_BYTES;
 use super::decode::address;
 use super::uapi::*;
 
-/// Deletes the flows; one that ended by itself meanwhile is no error.
+/// Deletes the UDP flows.
 pub fn forget(socket: &mut Socket, stale: &StaleFlows) -> Result<(), Error> {
     let get = request(stale.family, IPCTNL_MSG_CT_GET);
     let flows = socket.dump(&get, || "read the tracked connections".into())?;
     for message in &flows {
         let attributes = message.attributes(FAMILY_HEADER_BYTES);
-        if !is_stale(stale, attributes) {
-            continue;
-        }
-        let Some(original) = attributes.find(CTA_TUPLE_ORIG) else { continue };
-        let mut delete = request(stale.family, IPCTNL_MSG_CT_DELETE);
-        delete.nested(CTA_TUPLE_ORIG, original, |_| {});
-        if let Some(id) = attributes.find(CTA_ID) {
-            delete.attribute(CTA_ID, id);
-        }
-        match socket.call(&delete, || "delete a tracked UDP connection".into()) {
-            Ok(_) => {}
-            Err(error) if error.is_absent() => {}
-            Err(error) => return Err(error),
+        if is_stale(stale, attributes) {
+            delete_flow(socket, stale.family, attributes)?;
         }
     }
     Ok(())
+}
+
+/// Deletes all flows that the address began, and all that lead to it, translated or not.
+pub fn forget_address(socket: &mut Socket, address: IpAddr) -> Result<(), Error> {
+    let (source, family) = match address {
+        IpAddr::V4(_) => (CTA_IP_V4_SRC, Family::V4),
+        IpAddr::V6(_) => (CTA_IP_V6_SRC, Family::V6),
+    };
+    // Who answers is the source of the reply.
+    for (tuple, flags) in
+        [(CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS), (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS)]
+    {
+        let filter = |request: &mut Request| {
+            request.nested(tuple, &[], |tuple| {
+                tuple.nested(CTA_TUPLE_IP, &[], |ip| {
+                    ip.address(source, address);
+                });
+            });
+            write_filter(request, flags, CTA_FILTER_F_CTA_IP_SRC);
+        };
+        forget_filtered(socket, family, filter)?;
+    }
+    Ok(())
+}
+
+/// Deletes all flows of a protocol to a port.
+pub fn forget_port(
+    socket: &mut Socket,
+    family: Family,
+    protocol: Protocol,
+    port: u16,
+) -> Result<(), Error> {
+    let filter = |request: &mut Request| {
+        request.nested(CTA_TUPLE_ORIG, &[], |tuple| {
+            tuple.nested(CTA_TUPLE_PROTO, &[], |transport| {
+                transport.u8(CTA_PROTO_NUM, protocol.number());
+                transport.attribute(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+            });
+        });
+        let flags = CTA_FILTER_F_CTA_PROTO_NUM | CTA_FILTER_F_CTA_PROTO_DST_PORT;
+        write_filter(request, CTA_FILTER_ORIG_FLAGS, flags);
+    };
+    forget_filtered(socket, family, filter)
+}
+
+/// The kernel wants the flags of both directions.
+fn write_filter(request: &mut Request, side: u16, flags: u32) {
+    request.nested(CTA_FILTER, &[], |filter| {
+        for one in [CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS] {
+            filter.u32(one, if one == side { flags } else { 0 });
+        }
+    });
+}
+
+/// Newer kernels delete by a filter in one walk over the table. Older ones (before 6.10) take the
+/// filter for dumps only and refuse the incomplete tuple: then each flow is named.
+fn forget_filtered(
+    socket: &mut Socket,
+    family: Family,
+    filter: impl Fn(&mut Request),
+) -> Result<(), Error> {
+    let mut delete = request(family, IPCTNL_MSG_CT_DELETE);
+    filter(&mut delete);
+    match socket.call(&delete, || "delete tracked connections".into()) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.is_absent() => return Ok(()),
+        Err(error) if !matches!(error.errno, libc::EINVAL | libc::EOPNOTSUPP) => return Err(error),
+        Err(_) => {}
+    }
+    let mut get = request(family, IPCTNL_MSG_CT_GET);
+    filter(&mut get);
+    for message in &socket.dump(&get, || "read the tracked connections".into())? {
+        delete_flow(socket, family, message.attributes(FAMILY_HEADER_BYTES))?;
+    }
+    Ok(())
+}
+
+/// Deletes one flow of a dump; one that ended by itself meanwhile is no error.
+fn delete_flow(
+    socket: &mut Socket,
+    family: Family,
+    attributes: Attributes<'_>,
+) -> Result<(), Error> {
+    let Some(original) = attributes.find(CTA_TUPLE_ORIG) else { return Ok(()) };
+    let mut delete = request(family, IPCTNL_MSG_CT_DELETE);
+    delete.nested(CTA_TUPLE_ORIG, original, |_| {});
+    if let Some(id) = attributes.find(CTA_ID) {
+        delete.attribute(CTA_ID, id);
+    }
+    match socket.call(&delete, || "delete a tracked connection".into()) {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn request(family: Family, message: u16) -> Request {

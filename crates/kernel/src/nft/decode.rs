@@ -4,41 +4,67 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::Family;
+use model::{Family, MacAddress};
 use netlink::message::Attributes;
+use netlink::socket::Message;
 use render::nft::language::{
-    BaseChain, Chain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Tuple, Type, Value, Verdict,
+    BaseChain, Chain, ChainType, DataType, Datum, Hook, LinkName, Rule, SetSpec, TableFamily,
+    Tuple, Type, Value, Verdict,
 };
 
-use super::encode::{COMMENT_PREFIX, set_flags, stored_types, types_of};
+use super::encode::{COMMENT_PREFIX, hook_number, set_flags, stored_types, types_of};
 use super::expression::register_length;
 use super::uapi::*;
+use super::{FAMILY_HEADER_BYTES, ForeignDrop};
 
 /// A chain without its rules, and its name.
-pub fn chain(attributes: Attributes<'_>) -> Option<(String, Chain)> {
+pub fn chain(family: TableFamily, attributes: Attributes<'_>) -> Option<(String, Chain)> {
     let name = attributes.text(NFTA_CHAIN_NAME)?;
-    let base = attributes.nested(NFTA_CHAIN_HOOK).and_then(|hook| base(attributes, hook));
+    let base = attributes.nested(NFTA_CHAIN_HOOK).and_then(|hook| base(family, attributes, hook));
     Some((name, Chain { base, rules: vec![] }))
 }
 
-fn base(attributes: Attributes<'_>, hook: Attributes<'_>) -> Option<BaseChain> {
+fn base(
+    family: TableFamily,
+    attributes: Attributes<'_>,
+    hook: Attributes<'_>,
+) -> Option<BaseChain> {
     let chain_type = match attributes.text(NFTA_CHAIN_TYPE)?.as_str() {
         "filter" => ChainType::Filter,
         "nat" => ChainType::Nat,
         _ => return None,
     };
     let priority = i32::from_be_bytes(hook.find(NFTA_HOOK_PRIORITY)?.try_into().ok()?);
-    let hook = match number(hook, NFTA_HOOK_HOOKNUM)? {
-        0 => Hook::Prerouting,
-        1 => Hook::Input,
-        2 => Hook::Forward,
-        3 => Hook::Output,
-        4 => Hook::Postrouting,
-        _ => return None,
-    };
+    let number_of_hook = number(hook, NFTA_HOOK_HOOKNUM)?;
+    // In the order that ARP's own, which stand for two others' numbers, are found first.
+    let hook = [Hook::Input, Hook::Output, Hook::Prerouting, Hook::Forward, Hook::Postrouting]
+        .into_iter()
+        .find(|&one| hook_number(family, one) == number_of_hook)?;
     // Another policy than ours shows as a hook that we never use.
     let accepts = number(attributes, NFTA_CHAIN_POLICY) == Some(NF_ACCEPT.unsigned_abs());
     accepts.then_some(BaseChain { chain_type, hook, priority })
+}
+
+/// A chain that drops by policy what is forwarded, if it is another program's.
+pub fn foreign_drop(message: &Message) -> Option<ForeignDrop> {
+    let [family] = message.header()?;
+    let family = match family {
+        NFPROTO_INET => "inet",
+        NFPROTO_IPV4 => "ip",
+        NFPROTO_IPV6 => "ip6",
+        _ => return None,
+    };
+    let attributes = message.attributes(FAMILY_HEADER_BYTES);
+    let hook = attributes.nested(NFTA_CHAIN_HOOK)?;
+    let forward = hook_number(TableFamily::Ip(Family::V4), Hook::Forward);
+    let drops = number(hook, NFTA_HOOK_HOOKNUM) == Some(forward)
+        && number(attributes, NFTA_CHAIN_POLICY) == Some(NF_DROP.unsigned_abs());
+    // No chain of ours drops by policy.
+    drops.then_some(ForeignDrop {
+        family,
+        table: attributes.text(NFTA_CHAIN_TABLE)?,
+        chain: attributes.text(NFTA_CHAIN_NAME)?,
+    })
 }
 
 /// A rule by its fingerprint, and its chain.
@@ -67,19 +93,19 @@ fn comment(mut userdata: &[u8]) -> Option<String> {
 }
 
 /// A set's name and shape. A shape that is not ours has an empty key.
-pub fn set(family: Family, attributes: Attributes<'_>) -> Option<(String, SetSpec)> {
+pub fn set(attributes: Attributes<'_>) -> Option<(String, SetSpec)> {
     let name = attributes.text(NFTA_SET_NAME)?;
     let foreign = SetSpec { key: vec![], data: DataType::None, filled_by_packets_max: None };
-    Some((name, spec(family, attributes).unwrap_or(foreign)))
+    Some((name, spec(attributes).unwrap_or(foreign)))
 }
 
-fn spec(family: Family, attributes: Attributes<'_>) -> Option<SetSpec> {
+fn spec(attributes: Attributes<'_>) -> Option<SetSpec> {
     let flags = number(attributes, NFTA_SET_FLAGS).unwrap_or_default();
-    let key = types_of(family, number(attributes, NFTA_SET_KEY_TYPE)?)?;
+    let key = types_of(number(attributes, NFTA_SET_KEY_TYPE)?)?;
     let data = match number(attributes, NFTA_SET_DATA_TYPE) {
         None => DataType::None,
         Some(NFT_DATA_VERDICT) => DataType::Verdict,
-        Some(types) => DataType::Values(types_in_model(types_of(family, types)?)),
+        Some(types) => DataType::Values(types_in_model(types_of(types)?)),
     };
     let size = attributes
         .nested(NFTA_SET_DESC)
@@ -95,19 +121,15 @@ fn types_in_model(stored: Vec<Type>) -> Vec<Type> {
 }
 
 /// One element of a set of that shape.
-pub fn element(
-    family: Family,
-    spec: &SetSpec,
-    attributes: Attributes<'_>,
-) -> Option<(Tuple, Datum)> {
+pub fn element(spec: &SetSpec, attributes: Attributes<'_>) -> Option<(Tuple, Datum)> {
     let bytes = attributes.nested(NFTA_SET_ELEM_KEY)?.find(NFTA_DATA_VALUE)?;
-    let key = tuple(family, &spec.key, bytes)?;
+    let key = tuple(&spec.key, bytes)?;
     let data = attributes.nested(NFTA_SET_ELEM_DATA);
     let datum = match &spec.data {
         DataType::None => Datum::Member,
         DataType::Values(types) => {
             let bytes = data?.find(NFTA_DATA_VALUE)?;
-            let values = tuple(family, &stored_types(types), bytes)?;
+            let values = tuple(&stored_types(types), bytes)?;
             // A single number lies behind an unused one.
             let unused = values.len() - types.len();
             Datum::Values(values.get(unused..)?.to_vec())
@@ -117,14 +139,15 @@ pub fn element(
     Some((key, datum))
 }
 
-fn tuple(family: Family, types: &[Type], mut bytes: &[u8]) -> Option<Tuple> {
+fn tuple(types: &[Type], mut bytes: &[u8]) -> Option<Tuple> {
     let mut values = Vec::with_capacity(types.len());
     for &one in types {
-        let (own, rest) = bytes.split_at_checked(register_length(family, one))?;
+        let (own, rest) = bytes.split_at_checked(register_length(one))?;
         bytes = rest;
         values.push(match one {
-            Type::Address => Value::Address(address(own)?),
-            Type::OtherAddress => Value::OtherAddress(address(own)?),
+            Type::Address(_) => Value::Address(address(own)?),
+            Type::Link => Value::Link(LinkName(own.try_into().ok()?)),
+            Type::Mac => Value::Mac(MacAddress(own.get(..6)?.try_into().ok()?)),
             Type::Protocol => Value::Protocol(*own.first()?),
             Type::Port => Value::Port(u16::from_be_bytes(own.get(..2)?.try_into().ok()?)),
             Type::Number => Value::Number(u32::from_ne_bytes(own.try_into().ok()?)),

@@ -3,11 +3,11 @@
 use model::Family;
 use netlink::message::Request;
 use render::nft::language::{
-    BaseChain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Statement, Tuple, Type, Value,
-    text_of,
+    BaseChain, ChainType, DataType, Datum, Hook, Rule, SetSpec, Statement, TableFamily, TableId,
+    Tuple, Type, Value,
 };
+use render::nft::text::text_of;
 use render::nft::{Command, Transaction};
-use render::owned::NFT_TABLE;
 
 use super::expression::{
     number, register_bytes, register_length, value, write_rule, write_verdict,
@@ -27,43 +27,56 @@ pub fn requests(transaction: &Transaction) -> Vec<(usize, Request)> {
     let mut requests = Vec::new();
     for (index, command) in transaction.commands.iter().enumerate() {
         let set_id = u32::try_from(index).unwrap_or_default() + 1;
-        let of_command = command_requests(transaction.family, command, set_id);
+        let of_command = command_requests(&transaction.table, command, set_id);
         requests.extend(of_command.into_iter().map(|request| (index, request)));
     }
     requests
 }
 
 /// A request about one kind of object, with `struct nfgenmsg`.
-pub fn request(family: Family, message: u16, flags: i32) -> Request {
+pub fn request(family: TableFamily, message: u16, flags: i32) -> Request {
     let family = match family {
-        Family::V4 => NFPROTO_IPV4,
-        Family::V6 => NFPROTO_IPV6,
+        TableFamily::Ip(Family::V4) => NFPROTO_IPV4,
+        TableFamily::Ip(Family::V6) => NFPROTO_IPV6,
+        TableFamily::Bridge => NFPROTO_BRIDGE,
+        TableFamily::Arp => NFPROTO_ARP,
     };
+    request_of(family, message, flags)
+}
+
+/// Asks for one element.
+pub fn get_element(id: &TableId, set: &str, key: &Tuple) -> Request {
+    elements_request(id, NFT_MSG_GETSETELEM, 0, set, std::iter::once((key, None)))
+}
+
+/// As [`request`], for a family by its `NFPROTO` number.
+pub fn request_of(family: u8, message: u16, flags: i32) -> Request {
     Request::new(NFNL_SUBSYS_NFTABLES << 8 | message, flags, &[family, 0, 0, 0])
 }
 
-fn command_requests(family: Family, command: &Command, set_id: u32) -> Vec<Request> {
+fn command_requests(id: &TableId, command: &Command, set_id: u32) -> Vec<Request> {
+    let family = id.family;
     let named = |message, flags, table, name, value: &str| {
         let mut request = request(family, message, flags);
-        request.text(table, NFT_TABLE).text(name, value);
+        request.text(table, &id.name).text(name, value);
         vec![request]
     };
     let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     match command {
         Command::AddTable => {
             let mut add = request(family, NFT_MSG_NEWTABLE, libc::NLM_F_CREATE);
-            add.text(NFTA_TABLE_NAME, NFT_TABLE);
+            add.text(NFTA_TABLE_NAME, &id.name);
             vec![add]
         }
         Command::DeleteTable => {
             let mut delete = request(family, NFT_MSG_DELTABLE, 0);
-            delete.text(NFTA_TABLE_NAME, NFT_TABLE);
+            delete.text(NFTA_TABLE_NAME, &id.name);
             vec![delete]
         }
         Command::AddChain(name, base) => {
             let mut add = named(NFT_MSG_NEWCHAIN, create, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, name);
             if let Some(base) = base {
-                add.iter_mut().for_each(|request| write_base(request, base));
+                add.iter_mut().for_each(|request| write_base(request, family, base));
             }
             add
         }
@@ -73,10 +86,10 @@ fn command_requests(family: Family, command: &Command, set_id: u32) -> Vec<Reque
         Command::DeleteChain(name) => {
             named(NFT_MSG_DELCHAIN, 0, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, name)
         }
-        Command::AddRule(name, rule) => vec![add_rule(family, name, rule)],
+        Command::AddRule(name, rule) => vec![add_rule(id, name, rule)],
         Command::AddSet(name, spec) => {
             let mut add = named(NFT_MSG_NEWSET, create, NFTA_SET_TABLE, NFTA_SET_NAME, name);
-            add.iter_mut().for_each(|request| write_spec(request, family, spec, set_id));
+            add.iter_mut().for_each(|request| write_spec(request, spec, set_id));
             add
         }
         Command::DeleteSet(name) => named(NFT_MSG_DELSET, 0, NFTA_SET_TABLE, NFTA_SET_NAME, name),
@@ -84,27 +97,21 @@ fn command_requests(family: Family, command: &Command, set_id: u32) -> Vec<Reque
             .chunks(MESSAGE_ELEMENTS_MAX)
             .map(|chunk| {
                 let chunk = chunk.iter().map(|(key, datum)| (key, Some(datum)));
-                elements_request(family, NFT_MSG_NEWSETELEM, create, name, chunk)
+                elements_request(id, NFT_MSG_NEWSETELEM, create, name, chunk)
             })
             .collect(),
         Command::DeleteElements(name, keys) => keys
             .chunks(MESSAGE_ELEMENTS_MAX)
             .map(|chunk| {
                 let chunk = chunk.iter().map(|key| (key, None));
-                elements_request(family, NFT_MSG_DELSETELEM, 0, name, chunk)
+                elements_request(id, NFT_MSG_DELSETELEM, 0, name, chunk)
             })
             .collect(),
     }
 }
 
-fn write_base(request: &mut Request, base: &BaseChain) {
-    let hook = match base.hook {
-        Hook::Prerouting => 0,
-        Hook::Input => 1,
-        Hook::Forward => 2,
-        Hook::Output => 3,
-        Hook::Postrouting => 4,
-    };
+fn write_base(request: &mut Request, family: TableFamily, base: &BaseChain) {
+    let hook = hook_number(family, base.hook);
     request.nested(NFTA_CHAIN_HOOK, &[], |data| {
         number(data, NFTA_HOOK_HOOKNUM, hook);
         data.attribute(NFTA_HOOK_PRIORITY, &base.priority.to_be_bytes());
@@ -117,14 +124,25 @@ fn write_base(request: &mut Request, base: &BaseChain) {
     request.text(NFTA_CHAIN_TYPE, chain_type);
 }
 
-fn add_rule(family: Family, chain: &str, rule: &Rule) -> Request {
-    let mut add = request(family, NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND);
-    add.text(NFTA_RULE_TABLE, NFT_TABLE).text(NFTA_RULE_CHAIN, chain);
+/// Where a hook stands in its family's list. ARP has a list of its own (`NF_ARP_IN`).
+pub fn hook_number(family: TableFamily, hook: Hook) -> u32 {
+    match (family, hook) {
+        (TableFamily::Arp, Hook::Input) | (_, Hook::Prerouting) => 0,
+        (TableFamily::Arp, Hook::Output) | (_, Hook::Input) => 1,
+        (_, Hook::Forward) => 2,
+        (_, Hook::Output) => 3,
+        (_, Hook::Postrouting) => 4,
+    }
+}
+
+fn add_rule(id: &TableId, chain: &str, rule: &Rule) -> Request {
+    let mut add = request(id.family, NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND);
+    add.text(NFTA_RULE_TABLE, &id.name).text(NFTA_RULE_CHAIN, chain);
     add.nested(NFTA_RULE_EXPRESSIONS, &[], |expressions| {
-        write_rule(expressions, family, rule.statements().unwrap_or_default());
+        write_rule(expressions, id.family, rule.statements().unwrap_or_default());
     });
     // The comment that `nft` shows is also how a fresh process recognises the rule.
-    let comment = comment(family, rule);
+    let comment = comment(id.family, rule);
     let length = u8::try_from(comment.len()).unwrap_or_default();
     let mut userdata = vec![UDATA_RULE_COMMENT, length];
     userdata.extend(comment.as_bytes());
@@ -134,7 +152,7 @@ fn add_rule(family: Family, chain: &str, rule: &Rule) -> Request {
 
 /// The fingerprint, and for people what `nft` cannot show. Both fit the 255 bytes that a comment
 /// may have; a text that does not is cut, it decides nothing.
-fn comment(family: Family, rule: &Rule) -> String {
+fn comment(family: TableFamily, rule: &Rule) -> String {
     let mut comment = format!("{COMMENT_PREFIX}{:016x}", rule.fingerprint());
     let statements = rule.statements().unwrap_or_default();
     if statements.iter().any(is_hidden) {
@@ -154,22 +172,23 @@ fn is_hidden(statement: &Statement) -> bool {
             | Statement::HasEntry { .. }
             | Statement::TunnelPacket { .. }
             | Statement::TunnelledIs(_)
+            | Statement::NeighbourOptionIs(_)
     )
 }
 
-fn write_spec(request: &mut Request, family: Family, spec: &SetSpec, set_id: u32) {
+fn write_spec(request: &mut Request, spec: &SetSpec, set_id: u32) {
     let length = |types: &[Type]| {
-        let bytes: usize = types.iter().map(|&one| register_length(family, one)).sum();
+        let bytes: usize = types.iter().map(|&one| register_length(one)).sum();
         u32::try_from(bytes).unwrap_or_default()
     };
     number(request, NFTA_SET_FLAGS, set_flags(spec));
-    number(request, NFTA_SET_KEY_TYPE, type_number(family, &spec.key));
+    number(request, NFTA_SET_KEY_TYPE, type_number(&spec.key));
     number(request, NFTA_SET_KEY_LEN, length(&spec.key));
     match &spec.data {
         DataType::None => {}
         DataType::Values(types) => {
             let types = stored_types(types);
-            number(request, NFTA_SET_DATA_TYPE, type_number(family, &types));
+            number(request, NFTA_SET_DATA_TYPE, type_number(&types));
             number(request, NFTA_SET_DATA_LEN, length(&types));
         }
         DataType::Verdict => number(request, NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT),
@@ -211,30 +230,34 @@ pub fn set_flags(spec: &SetSpec) -> u32 {
 }
 
 /// `nft`'s number of a concatenation of types, six bits each; the kernel keeps it for `nft`.
-pub fn type_number(family: Family, types: &[Type]) -> u32 {
+pub fn type_number(types: &[Type]) -> u32 {
     types.iter().fold(0, |number, one| {
-        let id = match (one, family) {
-            (Type::Address, Family::V4) | (Type::OtherAddress, Family::V6) => 7,
-            (Type::Address, Family::V6) | (Type::OtherAddress, Family::V4) => 8,
-            (Type::Protocol, _) => 12,
-            (Type::Port, _) => 13,
-            (Type::Number, _) => 19, // a mark: four bytes in the order of the machine
+        let id = match one {
+            Type::Address(Family::V4) => 7,
+            Type::Address(Family::V6) => 8,
+            Type::Mac => 9,
+            Type::Protocol => 12,
+            Type::Port => 13,
+            Type::Number => 19, // a mark: four bytes in the order of the machine
+            Type::Link => 41,
         };
         number << 6 | id
     })
 }
 
 /// The types of [`type_number`], unless they are none of ours.
-pub fn types_of(family: Family, number: u32) -> Option<Vec<Type>> {
+pub fn types_of(number: u32) -> Option<Vec<Type>> {
     let mut types = Vec::new();
     let mut rest = number;
     while rest != 0 {
-        types.push(match (rest & 0x3f, family) {
-            (7, Family::V4) | (8, Family::V6) => Type::Address,
-            (8, Family::V4) | (7, Family::V6) => Type::OtherAddress,
-            (12, _) => Type::Protocol,
-            (13, _) => Type::Port,
-            (19, _) => Type::Number,
+        types.push(match rest & 0x3f {
+            7 => Type::Address(Family::V4),
+            8 => Type::Address(Family::V6),
+            9 => Type::Mac,
+            12 => Type::Protocol,
+            13 => Type::Port,
+            19 => Type::Number,
+            41 => Type::Link,
             _ => return None,
         });
         rest >>= 6;
@@ -244,14 +267,14 @@ pub fn types_of(family: Family, number: u32) -> Option<Vec<Type>> {
 }
 
 fn elements_request<'a>(
-    family: Family,
+    id: &TableId,
     message: u16,
     flags: i32,
     set: &str,
     elements: impl Iterator<Item = (&'a Tuple, Option<&'a Datum>)>,
 ) -> Request {
-    let mut request = request(family, message, flags);
-    request.text(NFTA_SET_ELEM_LIST_TABLE, NFT_TABLE).text(NFTA_SET_ELEM_LIST_SET, set);
+    let mut request = request(id.family, message, flags);
+    request.text(NFTA_SET_ELEM_LIST_TABLE, &id.name).text(NFTA_SET_ELEM_LIST_SET, set);
     request.nested(NFTA_SET_ELEM_LIST_ELEMENTS, &[], |list| {
         for (key, datum) in elements {
             list.nested(NFTA_LIST_ELEM, &[], |element| {

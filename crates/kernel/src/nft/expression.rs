@@ -8,11 +8,15 @@
 //! can list any rules. So the class lies behind an unused register, and its own register holds a
 //! constant before: `nft` prints the constant as the key, and the rule's comment says what it is.
 
+mod header;
+
 use std::net::IpAddr;
 
 use model::{Family, Protocol};
 use netlink::message::Request;
-use render::nft::language::{ConnectionState, Field, Statement, Type, Value, Verdict};
+use render::nft::language::{
+    ConnectionState, Field, LinkName, Statement, TableFamily, Type, Value, Verdict,
+};
 
 use super::uapi::*;
 
@@ -33,8 +37,8 @@ const ETHER_TYPE_BYTES: u32 = 2;
 const ETHERNET_BYTES: u32 = 14;
 
 /// Writes the expressions of one rule.
-pub fn write_rule(request: &mut Request, family: Family, statements: &[Statement]) {
-    let mut writer = Writer { request, family };
+pub fn write_rule(request: &mut Request, family: TableFamily, statements: &[Statement]) {
+    let mut writer = Writer { request, family: family.address_family() };
     for statement in statements {
         writer.statement(statement);
     }
@@ -61,7 +65,7 @@ pub fn register_bytes(values: &[Value]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for value in values {
         match value {
-            Value::Address(address) | Value::OtherAddress(address) => match address {
+            Value::Address(address) => match address {
                 IpAddr::V4(address) => bytes.extend(address.octets()),
                 IpAddr::V6(address) => bytes.extend(address.octets()),
             },
@@ -69,6 +73,8 @@ pub fn register_bytes(values: &[Value]) -> Vec<u8> {
             Value::Port(port) => bytes.extend(port.to_be_bytes()),
             // Numbers that we make ourselves are in the order of this machine, as marks are.
             Value::Number(number) => bytes.extend(number.to_ne_bytes()),
+            Value::Link(LinkName(name)) => bytes.extend(name),
+            Value::Mac(mac) => bytes.extend(mac.0),
         }
         bytes.resize(bytes.len().div_ceil(REGISTER_BYTES) * REGISTER_BYTES, 0);
     }
@@ -76,16 +82,18 @@ pub fn register_bytes(values: &[Value]) -> Vec<u8> {
 }
 
 /// How many bytes a value of a type takes in registers.
-pub fn register_length(family: Family, value_type: Type) -> usize {
+pub fn register_length(value_type: Type) -> usize {
     match value_type {
-        Type::Address => address_length(family),
-        Type::OtherAddress => address_length(other(family)),
+        Type::Address(family) => address_length(family),
+        Type::Link => libc::IFNAMSIZ,
+        Type::Mac => 2 * REGISTER_BYTES,
         Type::Protocol | Type::Port | Type::Number => REGISTER_BYTES,
     }
 }
 
 struct Writer<'a> {
     request: &'a mut Request,
+    /// What the table's addresses are of.
     family: Family,
 }
 
@@ -93,7 +101,7 @@ impl Writer<'_> {
     fn statement(&mut self, statement: &Statement) {
         match statement {
             Statement::InRange { field, range, outside } => {
-                let length = address_length(self.family);
+                let length = address_length(Family::of(&range.addr()));
                 self.load(*field, KEY);
                 if range.prefix_len() < range.max_prefix_len() {
                     let mask = register_bytes(&[Value::Address(range.netmask())]);
@@ -106,17 +114,18 @@ impl Writer<'_> {
                 self.meta(NFT_META_IIF, KEY);
                 self.compare(NFT_CMP_NEQ, &LOOPBACK_IFINDEX.to_ne_bytes());
             }
-            Statement::FromLink(name) => {
-                self.meta(NFT_META_IIFNAME, KEY);
-                let mut bytes = name.as_bytes().to_vec();
-                bytes.resize(libc::IFNAMSIZ, 0);
-                self.compare(NFT_CMP_EQ, &bytes);
-            }
+            Statement::FromLink(name) => self.link(NFT_META_IIFNAME, NFT_CMP_EQ, name),
+            Statement::NotFromLink(name) => self.link(NFT_META_IIFNAME, NFT_CMP_NEQ, name),
+            Statement::NotToLink(name) => self.link(NFT_META_OIFNAME, NFT_CMP_NEQ, name),
             Statement::TunnelPacket { port, vni } => self.tunnel_packet(*port, *vni),
             Statement::TunnelledIs(family) => self.tunnelled_is(*family),
             Statement::ProtocolIs(number) => {
                 self.meta(NFT_META_L4PROTO, KEY);
                 self.compare(NFT_CMP_EQ, &[*number]);
+            }
+            Statement::PortIs(port) => {
+                self.load(Field::DestinationPort, KEY);
+                self.compare(NFT_CMP_EQ, &port.to_be_bytes());
             }
             Statement::StateIs(state) => {
                 let bit = match state {
@@ -143,6 +152,13 @@ impl Writer<'_> {
             }),
             _ => self.lookup_or_action(statement),
         }
+    }
+
+    fn link(&mut self, side: u32, operator: u32, name: &str) {
+        self.meta(side, KEY);
+        let mut bytes = name.as_bytes().to_vec();
+        bytes.resize(libc::IFNAMSIZ, 0);
+        self.compare(operator, &bytes);
     }
 
     fn tunnel_packet(&mut self, port: u16, vni: u32) {
@@ -214,12 +230,25 @@ impl Writer<'_> {
                 };
                 self.reject(NFT_REJECT_ICMP_UNREACH, code);
             }
+            Statement::Carries(_)
+            | Statement::ToGroup
+            | Statement::ArpOfIpv4
+            | Statement::ProtocolIsNot(_)
+            | Statement::SourcePortIsNot(_)
+            | Statement::LaterFragment(_)
+            | Statement::Icmpv6Type { .. }
+            | Statement::PayloadIs(_)
+            | Statement::NeighbourOptionIs(_)
+            | Statement::ToThisNode => self.header(statement),
             Statement::InRange { .. }
             | Statement::NotFromLoopback
             | Statement::FromLink(_)
+            | Statement::NotFromLink(_)
+            | Statement::NotToLink(_)
             | Statement::TunnelPacket { .. }
             | Statement::TunnelledIs(_)
             | Statement::ProtocolIs(_)
+            | Statement::PortIs(_)
             | Statement::StateIs(_)
             | Statement::HasMark(_)
             | Statement::SetMark(_)
@@ -232,22 +261,25 @@ impl Writer<'_> {
     fn load_all(&mut self, key: &[Field]) {
         let mut register = KEY;
         for &field in key {
-            self.load(field, register);
-            register += match field {
-                Field::SourceAddress | Field::DestinationAddress => address_registers(self.family),
-                Field::TunnelledSource { family, .. } => address_registers(family),
-                _ => 1,
-            };
+            register += self.load(field, register);
         }
     }
 
-    fn load(&mut self, field: Field, register: u32) {
+    /// Loads a field; answers how many registers it takes.
+    fn load(&mut self, field: Field, register: u32) -> u32 {
         let (source, destination, length) = address_places(self.family);
         let network = NFT_PAYLOAD_NETWORK_HEADER;
         let transport = NFT_PAYLOAD_TRANSPORT_HEADER;
+        let address = address_registers(self.family);
         match field {
-            Field::SourceAddress => self.payload(network, source, length, register),
-            Field::DestinationAddress => self.payload(network, destination, length, register),
+            Field::SourceAddress => {
+                self.payload(network, source, length, register);
+                return address;
+            }
+            Field::DestinationAddress => {
+                self.payload(network, destination, length, register);
+                return address;
+            }
             Field::SourcePort => self.payload(transport, 0, 2, register),
             Field::DestinationPort => self.payload(transport, 2, 2, register),
             Field::Protocol => self.meta(NFT_META_L4PROTO, register),
@@ -255,16 +287,29 @@ impl Writer<'_> {
                 let (source, _, length) = address_places(family);
                 let offset = TUNNELLED_FRAME_OFFSET + ETHERNET_BYTES + source;
                 self.payload(transport, offset, length, register);
-                let mask = prefix_mask(family, prefix_len);
-                if mask.iter().any(|&byte| byte != 0xff) {
-                    self.bitwise(register, &mask, &vec![0; mask.len()]);
-                }
+                self.mask(register, family, prefix_len);
+                return address_registers(family);
+            }
+            // What follows the outer header is the inner one.
+            Field::IpipSource { prefix_len } => {
+                self.payload(transport, source, length, register);
+                self.mask(register, self.family, prefix_len);
+                return address;
             }
             Field::Random { modulus } => self.expression("numgen", |data| {
                 number(data, NFTA_NG_DREG, register);
                 number(data, NFTA_NG_MODULUS, modulus);
                 number(data, NFTA_NG_TYPE, NFT_NG_RANDOM);
             }),
+            _ => return self.load_of_frame(field, register),
+        }
+        1
+    }
+
+    fn mask(&mut self, register: u32, family: Family, prefix_len: u8) {
+        let mask = prefix_mask(family, prefix_len);
+        if mask.iter().any(|&byte| byte != 0xff) {
+            self.bitwise(register, &mask, &vec![0; mask.len()]);
         }
     }
 
@@ -379,13 +424,6 @@ fn address_registers(family: Family) -> u32 {
     match family {
         Family::V4 => 1,
         Family::V6 => 4,
-    }
-}
-
-fn other(family: Family) -> Family {
-    match family {
-        Family::V4 => Family::V6,
-        Family::V6 => Family::V4,
     }
 }
 

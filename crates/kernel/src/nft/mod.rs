@@ -8,22 +8,34 @@ mod expression;
 mod uapi;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use model::Family;
+use model::{Family, Protocol};
 use netlink::Error;
+use netlink::message::Attributes;
 use netlink::socket::Socket;
 use render::OpError;
-use render::nft::language::{Set, Table};
+use render::nft::language::{Datum, Set, SetSpec, Table, TableId, Tuple};
 use render::nft::{NftObserved, NftOp, Transaction};
-use render::owned::NFT_TABLE;
 
-use encode::request;
+use encode::{request, request_of};
 use uapi::*;
 
 /// Bytes of `struct nfgenmsg`.
 const FAMILY_HEADER_BYTES: usize = 4;
 /// How often a reading starts again because somebody changed rules meanwhile.
 const OBSERVE_ATTEMPTS: usize = 8;
+
+/// A chain of another program that drops by policy whatever is forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignDrop {
+    /// The family's word in `nft`.
+    pub family: &'static str,
+    /// The table's name.
+    pub table: String,
+    /// The chain's name.
+    pub chain: String,
+}
 
 /// The writer of our nftables tables.
 pub struct NftDriver {
@@ -39,12 +51,25 @@ impl NftDriver {
         Ok(Self { socket: Socket::open(libc::NETLINK_NETFILTER).map_err(refused)? })
     }
 
-    /// Reads back our tables. Rules are known by their fingerprints only.
+    /// The address of the kept socket ([`netlink::socket::Socket::port_id`]).
+    pub fn port_id(&self) -> u32 {
+        self.socket.port_id()
+    }
+
+    /// Reads back the tables of Services. Rules are known by their fingerprints only.
     ///
     /// # Errors
     /// When the kernel cannot be asked, or others change rules faster than they can be read.
     pub fn observe(&mut self) -> Result<NftObserved, OpError> {
-        self.read().map_err(refused)
+        self.observe_tables(&[Family::V4, Family::V6].map(TableId::services))
+    }
+
+    /// Reads back these tables, as [`NftDriver::observe`] does.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or others change rules faster than they can be read.
+    pub fn observe_tables(&mut self, tables: &[TableId]) -> Result<NftObserved, OpError> {
+        self.read(tables).map_err(refused)
     }
 
     /// Carries out one op, wholly or not at all.
@@ -53,38 +78,105 @@ impl NftDriver {
     /// The kernel's errno and words for the first command that it refused.
     pub fn apply(&mut self, op: &NftOp) -> Result<(), OpError> {
         match op {
-            NftOp::Transaction(transaction) => self.commit(transaction),
+            NftOp::Transaction(transaction) => self.commit(std::slice::from_ref(transaction)),
             NftOp::ForgetFlows(stale) => {
                 conntrack::forget(&mut self.socket, stale).map_err(refused)
             }
         }
     }
 
-    fn commit(&mut self, transaction: &Transaction) -> Result<(), OpError> {
-        let (indexes, requests): (Vec<usize>, Vec<_>) =
-            encode::requests(transaction).into_iter().unzip();
-        let family = transaction.family;
+    /// Carries out transactions on several tables, all of them or none.
+    ///
+    /// # Errors
+    /// The kernel's errno and words for the first command that it refused.
+    pub fn commit(&mut self, transactions: &[Transaction]) -> Result<(), OpError> {
+        let mut requests = Vec::new();
+        let mut origins = Vec::new();
+        for transaction in transactions {
+            for (index, request) in encode::requests(transaction) {
+                requests.push(request);
+                origins.push((transaction, index));
+            }
+        }
         let action = |request: Option<usize>| {
-            let command = request
-                .and_then(|request| indexes.get(request))
-                .and_then(|&index| transaction.commands.get(index));
-            match command {
-                Some(command) => format!("{command} in nftables table {NFT_TABLE} ({family})"),
-                None => format!("commit to nftables table {NFT_TABLE} ({family})"),
+            let origin = request.and_then(|request| origins.get(request));
+            let command = origin.and_then(|&(of, index)| Some((of, of.commands.get(index)?)));
+            match (command, transactions) {
+                (Some((of, command)), _) => format!("{command} in nftables table {}", of.table),
+                (None, [one]) => format!("commit to nftables table {}", one.table),
+                (None, _) => "commit to nftables".into(),
             }
         };
         self.socket.batch(NFNL_SUBSYS_NFTABLES, &requests, action).map_err(refused)
     }
 
+    /// Forgets all tracked flows from or to an address: who has it next must not get the answers
+    /// of its former holder, nor be taken for it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_flows_of(&mut self, address: IpAddr) -> Result<(), OpError> {
+        conntrack::forget_address(&mut self.socket, address).map_err(refused)
+    }
+
+    /// Forgets the tracked flows of a protocol to a port, wherever they lead.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_flows_to_port(
+        &mut self,
+        family: Family,
+        protocol: Protocol,
+        port: u16,
+    ) -> Result<(), OpError> {
+        conntrack::forget_port(&mut self.socket, family, protocol, port).map_err(refused)
+    }
+
+    /// What a map holds for one key.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked. A table, map or key that is not there is no error.
+    pub fn element(
+        &mut self,
+        id: &TableId,
+        map: &str,
+        spec: &SetSpec,
+        key: &Tuple,
+    ) -> Result<Option<Datum>, OpError> {
+        let get = encode::get_element(id, map, key);
+        let action = || format!("read map {map} of nftables table {id}");
+        let answer = match self.socket.call(&get, action) {
+            Err(error) if error.is_absent() => return Ok(None),
+            answer => answer.map_err(refused)?,
+        };
+        let found = answer.iter().find_map(|message| {
+            let list = message.attributes(FAMILY_HEADER_BYTES).nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+            let (_, element) = list?.next()?;
+            decode::element(spec, Attributes::new(element))
+        });
+        Ok(found.map(|(_, datum)| datum))
+    }
+
+    /// Base chains of others in the forward hook whose policy is to drop.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn foreign_drops(&mut self) -> Result<Vec<ForeignDrop>, OpError> {
+        let get = request_of(libc::AF_UNSPEC.unsigned_abs() as u8, NFT_MSG_GETCHAIN, 0);
+        let action = || "read the chains of nftables".into();
+        let chains = self.socket.dump(&get, action).map_err(refused)?;
+        Ok(chains.iter().filter_map(decode::foreign_drop).collect())
+    }
+
     /// Several dumps make one picture only when no generation began between them.
-    fn read(&mut self) -> Result<NftObserved, Error> {
+    fn read(&mut self, ids: &[TableId]) -> Result<NftObserved, Error> {
         for _ in 0..OBSERVE_ATTEMPTS {
             let before = self.generation()?;
             let mut observed = NftObserved::default();
-            for family in [Family::V4, Family::V6] {
-                match self.read_table(family) {
+            for id in ids {
+                match self.read_table(id) {
                     Ok(Some(table)) => {
-                        observed.tables.insert(family, table);
+                        observed.tables.insert(id.clone(), table);
                     }
                     Ok(None) => {}
                     // A set or table went between two dumps.
@@ -97,72 +189,74 @@ impl NftDriver {
             }
         }
         let reason = "others kept changing nftables rules meanwhile; try again".to_owned();
-        let action = format!("read nftables table {NFT_TABLE}");
-        Err(Error { reason: Some(reason), ..Error::new(libc::EINTR, action) })
+        Err(Error { reason: Some(reason), ..Error::new(libc::EINTR, "read nftables tables") })
     }
 
     fn generation(&mut self) -> Result<Option<u32>, Error> {
-        let request = request(Family::V4, NFT_MSG_GETGEN, 0);
+        let request = request(Family::V4.into(), NFT_MSG_GETGEN, 0);
         let answer = self.socket.call(&request, || "ask for nftables' generation".into())?;
         Ok(answer.first().and_then(|message| {
             decode::number(message.attributes(FAMILY_HEADER_BYTES), NFTA_GEN_ID)
         }))
     }
 
-    fn read_table(&mut self, family: Family) -> Result<Option<Table>, Error> {
-        let ask = |object: &str| format!("read {object} of nftables table {NFT_TABLE} ({family})");
-        let tables = self.socket.dump(&request(family, NFT_MSG_GETTABLE, 0), || ask("the name"))?;
+    fn read_table(&mut self, id: &TableId) -> Result<Option<Table>, Error> {
+        let family = id.family;
+        let ask = |object: &str| format!("read {object} of nftables table {id}");
+        // By name: whatever else others have costs nothing.
+        let mut get_table = request(family, NFT_MSG_GETTABLE, 0);
+        get_table.text(NFTA_TABLE_NAME, &id.name);
+        match self.socket.call(&get_table, || ask("the name")) {
+            Ok(_) => {}
+            Err(error) if error.is_absent() => return Ok(None),
+            Err(error) => return Err(error),
+        }
         let ours = |attribute: u16| {
-            move |message: &netlink::socket::Message| {
+            move |message: &&netlink::socket::Message| {
                 let name = message.attributes(FAMILY_HEADER_BYTES).text(attribute);
-                name.as_deref() == Some(NFT_TABLE)
+                name.as_deref() == Some(id.name.as_str())
             }
         };
-        if !tables.iter().any(ours(NFTA_TABLE_NAME)) {
-            return Ok(None);
-        }
         let mut table = Table::default();
         let chains =
             self.socket.dump(&request(family, NFT_MSG_GETCHAIN, 0), || ask("the chains"))?;
-        for message in chains.iter().filter(|message| ours(NFTA_CHAIN_TABLE)(message)) {
-            table.chains.extend(decode::chain(message.attributes(FAMILY_HEADER_BYTES)));
+        for message in chains.iter().filter(ours(NFTA_CHAIN_TABLE)) {
+            table.chains.extend(decode::chain(family, message.attributes(FAMILY_HEADER_BYTES)));
         }
         let mut get_rules = request(family, NFT_MSG_GETRULE, 0);
-        get_rules.text(NFTA_RULE_TABLE, NFT_TABLE);
+        get_rules.text(NFTA_RULE_TABLE, &id.name);
         let rules = self.socket.dump(&get_rules, || ask("the rules"))?;
-        for message in rules.iter().filter(|message| ours(NFTA_RULE_TABLE)(message)) {
+        for message in rules.iter().filter(ours(NFTA_RULE_TABLE)) {
             if let Some((chain, rule)) = decode::rule(message.attributes(FAMILY_HEADER_BYTES)) {
                 table.chains.entry(chain).or_default().rules.push(rule);
             }
         }
         let mut get_sets = request(family, NFT_MSG_GETSET, 0);
-        get_sets.text(NFTA_SET_TABLE, NFT_TABLE);
+        get_sets.text(NFTA_SET_TABLE, &id.name);
         let sets = self.socket.dump(&get_sets, || ask("the sets"))?;
-        for message in sets.iter().filter(|message| ours(NFTA_SET_TABLE)(message)) {
-            let attributes = message.attributes(FAMILY_HEADER_BYTES);
-            if let Some((name, spec)) = decode::set(family, attributes) {
+        for message in sets.iter().filter(ours(NFTA_SET_TABLE)) {
+            if let Some((name, spec)) = decode::set(message.attributes(FAMILY_HEADER_BYTES)) {
                 table.sets.insert(name, Set { spec, elements: BTreeMap::new() });
             }
         }
         for (name, set) in &mut table.sets {
             // What packets fill in is not ours to compare.
             if set.spec.filled_by_packets_max.is_none() && !set.spec.key.is_empty() {
-                self.read_elements(family, name, set)?;
+                self.read_elements(id, name, set)?;
             }
         }
         Ok(Some(table))
     }
 
-    fn read_elements(&mut self, family: Family, name: &str, set: &mut Set) -> Result<(), Error> {
-        let mut get = request(family, NFT_MSG_GETSETELEM, 0);
-        get.text(NFTA_SET_ELEM_LIST_TABLE, NFT_TABLE).text(NFTA_SET_ELEM_LIST_SET, name);
-        let action = || format!("read set {name} of nftables table {NFT_TABLE} ({family})");
+    fn read_elements(&mut self, id: &TableId, name: &str, set: &mut Set) -> Result<(), Error> {
+        let mut get = request(id.family, NFT_MSG_GETSETELEM, 0);
+        get.text(NFTA_SET_ELEM_LIST_TABLE, &id.name).text(NFTA_SET_ELEM_LIST_SET, name);
+        let action = || format!("read set {name} of nftables table {id}");
         for message in self.socket.dump(&get, action)? {
             let attributes = message.attributes(FAMILY_HEADER_BYTES);
             let list = attributes.nested(NFTA_SET_ELEM_LIST_ELEMENTS);
             for (_, element) in list.into_iter().flatten() {
-                let element = netlink::message::Attributes::new(element);
-                match decode::element(family, &set.spec, element) {
+                match decode::element(&set.spec, Attributes::new(element)) {
                     Some((key, datum)) => {
                         set.elements.insert(key, datum);
                     }
@@ -185,7 +279,9 @@ fn refused(error: Error) -> OpError {
         libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT => {
             "; the kernel lacks nftables: load nf_tables, or use one with CONFIG_NF_TABLES"
         }
-        libc::EOPNOTSUPP => "; the kernel lacks a part of nftables (nft_nat, nft_reject, nft_ct)",
+        libc::EOPNOTSUPP => {
+            "; the kernel lacks a part of nftables (nft_nat, nft_reject, nft_ct, nft_fib, or a family: bridge, arp)"
+        }
         libc::ENOMEM | libc::ENOBUFS => "; memory is short; it is tried again",
         _ => "",
     };

@@ -11,7 +11,7 @@ use lab::{
 };
 use model::Protocol;
 use model::kinds::{SessionAffinity, TrafficPolicy};
-use render::nft::language::{Datum, Value};
+use render::nft::language::{Datum, TableId, Value};
 use render::nft::{Command, NftObserved, NftOp, Transaction};
 
 const VIP: &str = "10.96.0.20";
@@ -66,7 +66,7 @@ fn the_kernel_takes_the_table_of_ipv6_too() {
     for op in lab.converge(&mut driver) {
         believed.apply(&op).expect("the model of the kernel agrees");
     }
-    assert!(believed.tables.contains_key(&model::Family::V6));
+    assert!(believed.tables.contains_key(&TableId::services(model::Family::V6)));
     assert_eq!(driver.observe().expect("observe"), believed);
     assert_eq!(lab.converge(&mut lab.driver()), []);
 }
@@ -393,7 +393,10 @@ fn a_refused_transaction_changes_nothing_and_names_its_command() {
     for (what, command, errno) in refused {
         let text = command.to_string();
         let commands = vec![good.clone(), command];
-        let op = NftOp::Transaction(Transaction { family: model::Family::V4, commands });
+        let op = NftOp::Transaction(Transaction {
+            table: TableId::services(model::Family::V4),
+            commands,
+        });
         let error = driver.apply(&op).expect_err(what);
         assert_eq!(error.errno, errno, "{what}: {error}");
         assert!(error.message.contains(&text), "{error}");

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 
 use model::{Family, Protocol};
 
-use super::language::{Chain, Datum, Name, Set, Table, Tuple, Value};
+use super::language::{Chain, Datum, Name, Set, Table, TableId, Tuple, Value};
 use super::layout::{NODE_ADDRESSES, View};
 use super::slots;
 use super::state::{Command, NftObserved, Transaction};
@@ -29,8 +29,8 @@ const TRANSACTION_ELEMENTS_MAX: usize = 4_096;
 /// The ops from what is to what shall be. Empty when nothing differs.
 pub fn diff(program: &NftProgram, observed: &NftObserved) -> Vec<NftOp> {
     let mut ops = Vec::new();
-    for (&family, wanted) in &program.tables {
-        let present = observed.tables.get(&family);
+    for (id, wanted) in &program.tables {
+        let present = observed.tables.get(id);
         let target = slots::assign(wanted, present);
         match present {
             Some(present) if must_rebuild(&target, present) => {
@@ -40,7 +40,7 @@ pub fn diff(program: &NftProgram, observed: &NftObserved) -> Vec<NftOp> {
                 let empty = Table::default();
                 commands.extend(make(&target, &empty));
                 commands.extend(switch(&target, &empty));
-                ops.push(NftOp::Transaction(Transaction { family, commands }));
+                ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands }));
             }
             _ => {
                 let empty = Table::default();
@@ -48,16 +48,16 @@ pub fn diff(program: &NftProgram, observed: &NftObserved) -> Vec<NftOp> {
                 let mut first: Vec<Command> =
                     present.is_none().then_some(Command::AddTable).into_iter().collect();
                 first.extend(make(&target, table));
-                ops.extend(transactions(family, first));
-                ops.extend(transactions(family, switch(&target, table)));
-                ops.extend(stale_flows(family, wanted, &target, table));
-                ops.extend(transactions(family, sweep(&target, table)));
+                ops.extend(transactions(id, first));
+                ops.extend(transactions(id, switch(&target, table)));
+                ops.extend(stale_flows(id.family.address_family(), wanted, &target, table));
+                ops.extend(transactions(id, sweep(&target, table)));
             }
         }
     }
-    for &family in observed.tables.keys().filter(|family| !program.tables.contains_key(family)) {
+    for id in observed.tables.keys().filter(|id| !program.tables.contains_key(id)) {
         let commands = vec![Command::DeleteTable];
-        ops.push(NftOp::Transaction(Transaction { family, commands }));
+        ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands }));
     }
     ops
 }
@@ -172,7 +172,7 @@ fn delete_chunks<'a>(name: &Name, keys: impl Iterator<Item = &'a Tuple>) -> Vec<
 
 /// Commands in order, in as few transactions as the limit allows. What deletes elements stays
 /// together with what adds them again.
-fn transactions(family: Family, commands: Vec<Command>) -> Vec<NftOp> {
+fn transactions(id: &TableId, commands: Vec<Command>) -> Vec<NftOp> {
     let mut ops = Vec::new();
     let mut current: Vec<Command> = Vec::new();
     let mut elements = 0;
@@ -185,7 +185,7 @@ fn transactions(family: Family, commands: Vec<Command>) -> Vec<NftOp> {
         };
         if !replacing && !current.is_empty() && elements + weight > TRANSACTION_ELEMENTS_MAX {
             let commands = std::mem::take(&mut current);
-            ops.push(NftOp::Transaction(Transaction { family, commands }));
+            ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands }));
             elements = 0;
         }
         elements += weight;
@@ -193,7 +193,7 @@ fn transactions(family: Family, commands: Vec<Command>) -> Vec<NftOp> {
         current.push(command);
     }
     if !current.is_empty() {
-        ops.push(NftOp::Transaction(Transaction { family, commands: current }));
+        ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands: current }));
     }
     ops
 }

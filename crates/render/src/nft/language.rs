@@ -2,17 +2,82 @@
 //!
 //! A rule is a list of statements that run from left to right until one does not match. Keys of
 //! sets and maps are typed concatenations. The kernel driver turns each statement into netlink
-//! expressions; [`super::trace`] interprets it.
+//! expressions; [`super::trace`] and [`crate::edge::judge`] interpret it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::Family;
+use model::{Family, MacAddress};
 
-/// The name of a chain, set or map within our table.
+use super::text::text_of;
+
+/// The name of a table, or of a chain, set or map within one.
 pub type Name = String;
+
+/// What a table's chains are called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TableFamily {
+    /// Packets of one family of IP.
+    Ip(Family),
+    /// Frames that pass through a bridge.
+    Bridge,
+    /// ARP packets to and from this node.
+    Arp,
+}
+
+impl TableFamily {
+    /// The family that [`Field::SourceAddress`] and what belongs to it is of. Tables of frames name
+    /// the family at each field instead.
+    pub fn address_family(self) -> Family {
+        match self {
+            Self::Ip(family) => family,
+            Self::Bridge | Self::Arp => Family::V4,
+        }
+    }
+}
+
+impl From<Family> for TableFamily {
+    fn from(family: Family) -> Self {
+        Self::Ip(family)
+    }
+}
+
+/// What tells one of our tables from the others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableId {
+    /// Its family.
+    pub family: TableFamily,
+    /// Its name.
+    pub name: Name,
+}
+
+impl TableId {
+    /// A table.
+    pub fn new(family: impl Into<TableFamily>, name: &str) -> Self {
+        Self { family: family.into(), name: name.into() }
+    }
+
+    /// The table of Services, masquerade and guards.
+    pub fn services(family: Family) -> Self {
+        Self::new(family, crate::owned::NFT_TABLE)
+    }
+}
+
+/// The name of a link as the kernel compares it: filled up with zeros (`IFNAMSIZ`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkName(pub [u8; 16]);
+
+impl LinkName {
+    /// A name; what is longer than any link's is cut, and names none.
+    pub fn new(name: &str) -> Self {
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        Self(bytes)
+    }
+}
 
 /// The values of one key, or of one map entry.
 pub type Tuple = Vec<Value>;
@@ -20,40 +85,60 @@ pub type Tuple = Vec<Value>;
 /// What one part of a concatenation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Type {
-    /// An address of the table's family.
-    Address,
-    /// An address of the family that the table is not of.
-    OtherAddress,
+    /// An address of that family.
+    Address(Family),
     /// A transport protocol number.
     Protocol,
     /// A port.
     Port,
     /// A slot or a class.
     Number,
+    /// The name of a link.
+    Link,
+    /// A link-layer address.
+    Mac,
 }
 
 /// One part of a key or of a map's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
-    /// An address of the table's family.
+    /// An address.
     Address(IpAddr),
-    /// An address of the other family.
-    OtherAddress(IpAddr),
     /// A transport protocol number.
     Protocol(u8),
     /// A port.
     Port(u16),
     /// A slot or a class.
     Number(u32),
+    /// The name of a link.
+    Link(LinkName),
+    /// A link-layer address.
+    Mac(MacAddress),
 }
 
 /// What a packet, or chance, gives to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
-    /// The packet's present source address.
+    /// The packet's present source address, in a table of its family.
     SourceAddress,
-    /// The packet's present destination address.
+    /// The packet's present destination address, in a table of its family.
     DestinationAddress,
+    /// The source address of a packet of that family, in a table that sees frames of any.
+    FramedSource(Family),
+    /// The link that the packet came in over; what a bridge hands up came in over the bridge.
+    Link,
+    /// The frame's source.
+    EtherSource,
+    /// The link-layer address that an ARP packet speaks for (RFC 826).
+    ArpSenderMac,
+    /// The IPv4 address that an ARP packet speaks for.
+    ArpSenderAddress,
+    /// The IPv4 address that an ARP packet is about.
+    ArpTargetAddress,
+    /// The target of a neighbour solicitation or advertisement (RFC 4861, sections 4.3 and 4.4).
+    NeighbourTarget,
+    /// The link-layer address in the first option of such a message.
+    NeighbourOptionMac,
     /// The transport protocol.
     Protocol,
     /// The transport source port.
@@ -64,6 +149,12 @@ pub enum Field {
     TunnelledSource {
         /// The inner packet's family.
         family: Family,
+        /// How many bits of the address tell the network.
+        prefix_len: u8,
+    },
+    /// The network that the source of the packet within an IP-in-IP packet belongs to; both are
+    /// of the table's family.
+    IpipSource {
         /// How many bits of the address tell the network.
         prefix_len: u8,
     },
@@ -96,6 +187,15 @@ pub enum ConnectionState {
     Invalid,
 }
 
+/// What a frame carries, as far as rules ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EtherType {
+    /// Internet Protocol.
+    Ip(Family),
+    /// Address Resolution Protocol.
+    Arp,
+}
+
 /// One step of a rule: a condition, or an effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statement {
@@ -112,6 +212,10 @@ pub enum Statement {
     NotFromLoopback,
     /// The packet came in over this link; what a bridge hands up came in over the bridge.
     FromLink(Name),
+    /// The packet came in over another link than this one, or over none.
+    NotFromLink(Name),
+    /// The packet goes out over another link than this one.
+    NotToLink(Name),
     /// A VXLAN packet (RFC 7348) to this port, of this network.
     TunnelPacket {
         /// The UDP port.
@@ -121,8 +225,36 @@ pub enum Statement {
     },
     /// The packet within a tunnel packet is of this family.
     TunnelledIs(Family),
+    /// The frame carries this, without any VLAN tag around it.
+    Carries(EtherType),
+    /// The frame is for more than one station: broadcast or multicast.
+    ToGroup,
+    /// An ARP packet about IPv4 over Ethernet, whose fields lie where they are looked for.
+    ArpOfIpv4,
     /// The transport protocol is this one.
     ProtocolIs(u8),
+    /// The transport protocol is another, extension headers (RFC 8200) read through.
+    ProtocolIsNot(u8),
+    /// The transport header is in this packet, and its source port is another.
+    SourcePortIsNot(u16),
+    /// A fragment of a packet, but not its first.
+    LaterFragment(Family),
+    /// An ICMPv6 message of one of these types.
+    Icmpv6Type {
+        /// The first of them.
+        first: u8,
+        /// The last of them.
+        last: u8,
+    },
+    /// What follows the IPv6 header is so long, in bytes.
+    PayloadIs(u16),
+    /// The first option of a neighbour message has this type, and the length of an Ethernet
+    /// address's (RFC 4861, section 4.6.1).
+    NeighbourOptionIs(u8),
+    /// The destination is an address of this node, as its routes tell.
+    ToThisNode,
+    /// The transport destination port is this one.
+    PortIs(u16),
     /// The flow is in this state.
     StateIs(ConnectionState),
     /// All these mark bits are set.
@@ -208,8 +340,8 @@ const ENCODING_VERSION: u32 = 1;
 
 impl Rule {
     /// A rule of a table of the family.
-    pub fn new(family: Family, statements: Vec<Statement>) -> Self {
-        let text = format!("{ENCODING_VERSION} {}", text_of(family, &statements));
+    pub fn new(family: impl Into<TableFamily>, statements: Vec<Statement>) -> Self {
+        let text = format!("{ENCODING_VERSION} {}", text_of(family.into(), &statements));
         Self { fingerprint: fnv1a(text.as_bytes()), statements: Some(statements) }
     }
 
@@ -396,195 +528,12 @@ impl Value {
     /// Which type the value has.
     pub fn value_type(&self) -> Type {
         match self {
-            Self::Address(_) => Type::Address,
-            Self::OtherAddress(_) => Type::OtherAddress,
+            Self::Address(address) => Type::Address(Family::of(address)),
             Self::Protocol(_) => Type::Protocol,
             Self::Port(_) => Type::Port,
             Self::Number(_) => Type::Number,
+            Self::Link(_) => Type::Link,
+            Self::Mac(_) => Type::Mac,
         }
     }
-}
-
-/// Rules as a person reads them: close to what `nft list table` prints, loads written out.
-pub fn text_of(family: Family, statements: &[Statement]) -> String {
-    let words: Vec<String> =
-        statements.iter().map(|statement| statement_text(family, statement)).collect();
-    words.join(" ")
-}
-
-fn statement_text(family: Family, statement: &Statement) -> String {
-    let of = |key: &[Field]| key_text(family, key);
-    match statement {
-        Statement::InRange { field, range, outside } => {
-            let not = if *outside { "!= " } else { "" };
-            format!("{} {not}{range}", of(&[*field]))
-        }
-        Statement::NotFromLoopback => "iif != lo".into(),
-        Statement::FromLink(link) => format!("iifname {link}"),
-        Statement::TunnelPacket { port, vni } => format!("udp dport {port} vxlan vni {vni}"),
-        Statement::TunnelledIs(Family::V4) => "vxlan ether type ip".into(),
-        Statement::TunnelledIs(Family::V6) => "vxlan ether type ip6".into(),
-        Statement::ProtocolIs(protocol) => {
-            format!("meta l4proto {}", Value::Protocol(*protocol))
-        }
-        Statement::StateIs(ConnectionState::New) => "ct state new".into(),
-        Statement::StateIs(ConnectionState::Invalid) => "ct state invalid".into(),
-        Statement::HasMark(bits) => format!("meta mark & {bits:#x} == {bits:#x}"),
-        Statement::In { key, set } => format!("{} @{set}", of(key)),
-        Statement::HasEntry { key, map } => format!("{} in map @{map}", of(key)),
-        Statement::Dispatch { key, classes, verdicts } => {
-            format!("{} map @{classes} vmap @{verdicts}", of(key))
-        }
-        Statement::VerdictOf { key, map } => format!("{} vmap @{map}", of(key)),
-        Statement::Load { key, map } => format!("endpoint = {} map @{map}", of(key)),
-        Statement::LoadEndpoint(endpoint) => format!("endpoint = {endpoint}"),
-        Statement::Remember { set, timeout_s } => {
-            let source = of(&[Field::SourceAddress]);
-            format!("update @{set} {{ {source} timeout {timeout_s}s }}")
-        }
-        Statement::SetMark(bits) => format!("meta mark set meta mark | {bits:#x}"),
-        Statement::ClearMark(bits) => format!("meta mark set meta mark & ~{bits:#x}"),
-        Statement::NoTrack => "notrack".into(),
-        Statement::TranslateDestination => "dnat to endpoint".into(),
-        Statement::Masquerade => "masquerade fully-random".into(),
-        Statement::RejectWithReset => "reject with tcp reset".into(),
-        Statement::RejectWithUnreachable => "reject with port-unreachable".into(),
-        Statement::Verdict(verdict) => verdict.to_string(),
-    }
-}
-
-fn key_text(family: Family, key: &[Field]) -> String {
-    let ip = if family == Family::V4 { "ip" } else { "ip6" };
-    let words: Vec<String> = key
-        .iter()
-        .map(|field| match field {
-            Field::SourceAddress => format!("{ip} saddr"),
-            Field::DestinationAddress => format!("{ip} daddr"),
-            Field::Protocol => "meta l4proto".into(),
-            Field::SourcePort => "th sport".into(),
-            Field::DestinationPort => "th dport".into(),
-            Field::TunnelledSource { family: Family::V4, prefix_len } => {
-                format!("vxlan ip saddr/{prefix_len}")
-            }
-            Field::TunnelledSource { family: Family::V6, prefix_len } => {
-                format!("vxlan ip6 saddr/{prefix_len}")
-            }
-            Field::Random { modulus } => format!("numgen random mod {modulus}"),
-        })
-        .collect();
-    words.join(" . ")
-}
-
-fn tuple_text(tuple: &[Value]) -> String {
-    let words: Vec<String> = tuple.iter().map(Value::to_string).collect();
-    words.join(" . ")
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Accept => f.write_str("accept"),
-            Self::Drop => f.write_str("drop"),
-            Self::Jump(chain) => write!(f, "jump {chain}"),
-            Self::Goto(chain) => write!(f, "goto {chain}"),
-        }
-    }
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) | Self::OtherAddress(address) => address.fmt(f),
-            Self::Protocol(6) => f.write_str("tcp"),
-            Self::Protocol(17) => f.write_str("udp"),
-            Self::Protocol(132) => f.write_str("sctp"),
-            Self::Protocol(number) => number.fmt(f),
-            Self::Port(port) => port.fmt(f),
-            Self::Number(number) => write!(f, "{number:#x}"),
-        }
-    }
-}
-
-impl fmt::Display for Type {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Address => "address",
-            Self::OtherAddress => "other address",
-            Self::Protocol => "protocol",
-            Self::Port => "port",
-            Self::Number => "number",
-        })
-    }
-}
-
-impl fmt::Display for BaseChain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.chain_type {
-            ChainType::Filter => "filter",
-            ChainType::Nat => "nat",
-        };
-        let hook = match self.hook {
-            Hook::Prerouting => "prerouting",
-            Hook::Input => "input",
-            Hook::Forward => "forward",
-            Hook::Output => "output",
-            Hook::Postrouting => "postrouting",
-        };
-        write!(f, "type {kind} hook {hook} priority {}; policy accept;", self.priority)
-    }
-}
-
-/// A table with its family, printed as `nft list table` would.
-pub struct TableText<'a>(pub Family, pub &'a Table);
-
-impl fmt::Display for TableText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(family, table) = *self;
-        let word = if family == Family::V4 { "ip" } else { "ip6" };
-        writeln!(f, "table {word} {} {{", crate::owned::NFT_TABLE)?;
-        for (name, set) in &table.sets {
-            write_set(f, name, set)?;
-        }
-        for (name, chain) in &table.chains {
-            writeln!(f, "\tchain {name} {{")?;
-            if let Some(base) = &chain.base {
-                writeln!(f, "\t\t{base}")?;
-            }
-            for rule in &chain.rules {
-                match rule.statements() {
-                    Some(statements) => writeln!(f, "\t\t{}", text_of(family, statements))?,
-                    None => writeln!(f, "\t\t# rule {:016x}", rule.fingerprint())?,
-                }
-            }
-            writeln!(f, "\t}}")?;
-        }
-        writeln!(f, "}}")
-    }
-}
-
-fn write_set(f: &mut fmt::Formatter<'_>, name: &str, set: &Set) -> fmt::Result {
-    let words = |types: &[Type]| {
-        let words: Vec<String> = types.iter().map(Type::to_string).collect();
-        words.join(" . ")
-    };
-    let key = words(&set.spec.key);
-    match &set.spec.data {
-        DataType::None => writeln!(f, "\tset {name} {{\n\t\ttype {key}")?,
-        DataType::Values(types) => {
-            writeln!(f, "\tmap {name} {{\n\t\ttype {key} : {}", words(types))?;
-        }
-        DataType::Verdict => writeln!(f, "\tmap {name} {{\n\t\ttype {key} : verdict")?,
-    }
-    if let Some(size) = set.spec.filled_by_packets_max {
-        writeln!(f, "\t\tsize {size}\n\t\tflags dynamic,timeout")?;
-    }
-    for (key, datum) in &set.elements {
-        write!(f, "\t\t{}", tuple_text(key))?;
-        match datum {
-            Datum::Member => writeln!(f)?,
-            Datum::Values(values) => writeln!(f, " : {}", tuple_text(values))?,
-            Datum::Verdict(verdict) => writeln!(f, " : {verdict}")?,
-        }
-    }
-    writeln!(f, "\t}}")
 }

@@ -31,7 +31,7 @@ use super::language::{
     BaseChain, Chain, ChainType, ConnectionState, DataType, Datum, Field, Hook, Name, Rule, Set,
     SetSpec, Statement, Tuple, Type, Value, Verdict,
 };
-use super::tunnel::{TUNNEL_GUARD, TunnelGuard};
+use super::tunnel::TunnelGuard;
 use crate::owned::{
     MARK_MASK, MARK_MASQUERADE, PRIORITY_DNAT, PRIORITY_FILTER, PRIORITY_RAW, PRIORITY_SNAT,
 };
@@ -102,9 +102,9 @@ impl View {
         }
     }
 
-    fn key_types(self) -> Vec<Type> {
+    fn key_types(self, family: Family) -> Vec<Type> {
         match self {
-            Self::ClusterIp => vec![Type::Address, Type::Protocol, Type::Port],
+            Self::ClusterIp => vec![Type::Address(family), Type::Protocol, Type::Port],
             Self::NodePort | Self::NodePortOutside => vec![Type::Protocol, Type::Port],
         }
     }
@@ -205,17 +205,25 @@ impl<'a> Builder<'a> {
     }
 
     fn add_static_sets(&mut self) {
-        self.add_set(NODE_ADDRESSES, vec![Type::Address], DataType::None);
-        self.add_set(CLUSTER_ADDRESSES, vec![Type::Address], DataType::None);
-        self.add_set(HAIRPIN, vec![Type::Address; 2], DataType::None);
+        self.add_set(NODE_ADDRESSES, vec![Type::Address(self.family)], DataType::None);
+        self.add_set(CLUSTER_ADDRESSES, vec![Type::Address(self.family)], DataType::None);
+        self.add_set(HAIRPIN, vec![Type::Address(self.family); 2], DataType::None);
         self.add_set(REFUSALS, vec![Type::Number], DataType::Verdict);
         for view in View::ALL {
-            let mut slot_key = view.key_types();
+            let mut slot_key = view.key_types(self.family);
             slot_key.push(Type::Number);
-            self.add_set(&view.classes(), view.key_types(), DataType::Values(vec![Type::Number]));
+            self.add_set(
+                &view.classes(),
+                view.key_types(self.family),
+                DataType::Values(vec![Type::Number]),
+            );
             self.add_set(&view.verdicts(), vec![Type::Number], DataType::Verdict);
-            self.add_set(&view.endpoints(), slot_key, DataType::Values(endpoint_types()));
-            self.add_set(&view.sticky(), view.key_types(), DataType::Verdict);
+            self.add_set(
+                &view.endpoints(),
+                slot_key,
+                DataType::Values(endpoint_types(self.family)),
+            );
+            self.add_set(&view.sticky(), view.key_types(self.family), DataType::Verdict);
             self.program.endpoints.insert(view.endpoints(), BTreeMap::new());
             // What is refused leaves the nat hooks untranslated; the filter hooks answer.
             for class in [Class::Reject, Class::Drop] {
@@ -232,7 +240,7 @@ impl<'a> Builder<'a> {
             }
         }
         if let Some(address) = self.config.dns_address(self.family) {
-            let key = vec![Type::Address, Type::Protocol, Type::Port];
+            let key = vec![Type::Address(self.family), Type::Protocol, Type::Port];
             self.add_set(DNS_SERVICE, key, DataType::None);
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let protocol = Value::Protocol(protocol.number());
@@ -324,22 +332,23 @@ impl<'a> Builder<'a> {
             jump(REFUSE_NODE_PORTS),
         ];
         let guard = TunnelGuard::new(self.family, desired, self.config);
-        let mut input: Vec<_> = guard.iter().map(TunnelGuard::on_input).collect();
+        let mut input = guard.on_input();
         input.extend(self.dns_guard());
         input.extend(self.invalid_from_pods());
         input.extend([cluster_ips.clone(), node_ports]);
         self.add_base("filter-input", ChainType::Filter, Hook::Input, input);
-        let mut forward: Vec<_> = guard.iter().map(TunnelGuard::on_forward).collect();
+        let mut forward = guard.on_forward();
         forward.extend(self.invalid_from_pods());
         forward.push(cluster_ips.clone());
         self.add_base("filter-forward", ChainType::Filter, Hook::Forward, forward);
-        let mut output = self.dns_guard();
+        let mut output = guard.on_output();
+        output.extend(self.dns_guard());
         output.push(cluster_ips);
         self.add_base("filter-output", ChainType::Filter, Hook::Output, output);
 
-        if let Some(guard) = guard {
-            self.program.table.sets.extend(guard.sets());
-            self.add_chain(TUNNEL_GUARD.into(), None, guard.rules());
+        self.program.table.sets.extend(guard.sets());
+        for (chain, rules) in guard.chains() {
+            self.add_chain(chain.into(), None, rules);
         }
         self.add_refuse_cluster_ips();
         let refuse = |view: View| Statement::Dispatch {
@@ -540,7 +549,7 @@ impl<'a> Builder<'a> {
         endpoint: SocketAddr,
     ) {
         let spec = SetSpec {
-            key: vec![Type::Address],
+            key: vec![Type::Address(self.family)],
             data: DataType::None,
             filled_by_packets_max: Some(STICKY_CLIENTS_MAX),
         };
@@ -626,8 +635,9 @@ fn in_family(family: Family, ranges: &[IpNet]) -> impl Iterator<Item = IpNet> {
     ranges.iter().copied().filter(move |range| Family::of(&range.addr()) == family)
 }
 
-fn endpoint_types() -> Vec<Type> {
-    vec![Type::Address, Type::Port]
+/// The types of an endpoint entry's value.
+pub fn endpoint_types(family: Family) -> Vec<Type> {
+    vec![Type::Address(family), Type::Port]
 }
 
 fn inside(field: Field, range: IpNet) -> Statement {

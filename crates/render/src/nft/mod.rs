@@ -4,12 +4,14 @@
 //! - [`layout`]: what our table looks like, and why.
 //! - [`diff()`]: from what is there to what shall be; slots are chosen here (invariant 1).
 //! - [`state`]: what the kernel holds, and what it refuses.
+//! - [`text`]: rules as people read them.
 //! - [`tunnel`]: who may send through the tunnel.
 //! - [`mod@trace`]: what becomes of a packet under the rules.
 
 pub mod language;
 pub mod layout;
 pub mod state;
+pub mod text;
 pub mod trace;
 pub mod tunnel;
 
@@ -26,13 +28,13 @@ pub use diff::diff;
 pub use state::{Command, NftObserved, Transaction};
 pub use trace::{TraceError, trace};
 
-use language::{Name, Table, Tuple};
+use language::{Name, Table, TableId, Tuple};
 
-/// What shall be: our table in each family that the cluster uses.
+/// What shall be: of the Services, a table in each family that the cluster uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NftProgram {
-    /// By family.
-    pub tables: BTreeMap<Family, TableProgram>,
+    /// By family and name.
+    pub tables: BTreeMap<TableId, TableProgram>,
 }
 
 /// One table but for the choice of slots, which depends on what is there (invariant 1).
@@ -47,7 +49,7 @@ pub struct TableProgram {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NftOp {
-    /// Commands on our table that take effect together or not at all.
+    /// Commands on one of our tables that take effect together or not at all.
     Transaction(Transaction),
     /// Forgets tracked UDP flows that lead to endpoints which are no longer there. A UDP client
     /// with a fixed source port would otherwise stay on a dead endpoint, since each datagram
@@ -72,7 +74,7 @@ pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> N
         ranges.into_iter().flatten().map(|range| Family::of(&range.addr())).collect();
     let tables = families
         .into_iter()
-        .map(|family| (family, layout::table(family, desired, config, facts)))
+        .map(|family| (TableId::services(family), layout::table(family, desired, config, facts)))
         .collect();
     NftProgram { tables }
 }

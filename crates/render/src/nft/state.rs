@@ -3,29 +3,27 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use model::Family;
-
 use super::NftOp;
-use super::language::{BaseChain, Chain, Datum, Name, Rule, Set, SetSpec, Table, Tuple};
+use super::language::{BaseChain, Chain, Datum, Name, Rule, Set, SetSpec, Table, TableId, Tuple};
 use crate::OpError;
 
-/// What is: our table of each family. Absent: no table.
+/// What is: our tables. Absent: no table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NftObserved {
-    /// By family.
-    pub tables: BTreeMap<Family, Table>,
+    /// By family and name.
+    pub tables: BTreeMap<TableId, Table>,
 }
 
-/// Commands on our table of one family that take effect together or not at all.
+/// Commands on one of our tables that take effect together or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
     /// Which of our tables.
-    pub family: Family,
+    pub table: TableId,
     /// The commands, in order.
     pub commands: Vec<Command>,
 }
 
-/// One command of a transaction. Names are of our table.
+/// One command of a transaction. Names are of that table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Creates the table.
@@ -103,8 +101,7 @@ impl NftObserved {
     /// that is there, `EBUSY` for one still in use, `EINVAL` for values of a wrong type.
     pub fn apply(&mut self, op: &NftOp) -> Result<(), OpError> {
         let NftOp::Transaction(transaction) = op else { return Ok(()) };
-        let family = transaction.family;
-        let mut work = Work { table: self.tables.remove(&family), undo: Vec::new() };
+        let mut work = Work { table: self.tables.remove(&transaction.table), undo: Vec::new() };
         let mut result = Ok(());
         for command in &transaction.commands {
             if let Err((errno, reason)) = work.carry_out(command) {
@@ -117,7 +114,7 @@ impl NftObserved {
             work.roll_back();
         }
         if let Some(table) = work.table {
-            self.tables.insert(family, table);
+            self.tables.insert(transaction.table.clone(), table);
         }
         result
     }
@@ -125,8 +122,8 @@ impl NftObserved {
     /// Gives rules that were read back from a kernel the statements of the program's rules with
     /// the same fingerprint, so that they can be traced and printed.
     pub fn recognise(&mut self, program: &super::NftProgram) {
-        for (family, table) in &mut self.tables {
-            let Some(wanted) = program.tables.get(family) else { continue };
+        for (id, table) in &mut self.tables {
+            let Some(wanted) = program.tables.get(id) else { continue };
             let known: BTreeMap<u64, &Rule> = wanted
                 .table
                 .chains

@@ -7,12 +7,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Entry, Packet, SourceTranslation, Verdict as PacketVerdict};
-use model::{ClusterConfig, Family, Protocol, layout};
+use model::{ClusterConfig, Family, Overlay, Protocol, layout};
 use plan::NodeFacts;
 
 use super::language::{
-    Chain, ChainType, ConnectionState, Datum, Field, Hook, Rule, Statement, Table, Tuple, Value,
-    Verdict,
+    Chain, ChainType, ConnectionState, Datum, Field, Hook, Rule, Statement, Table, TableId, Tuple,
+    Value, Verdict,
 };
 use super::layout::endpoint_of;
 use super::state::NftObserved;
@@ -64,13 +64,20 @@ pub fn trace(
 ) -> Result<PacketVerdict, TraceError> {
     let family = Family::of(&packet.destination.ip());
     let empty = Table::default();
-    let table = observed.tables.get(&family).unwrap_or(&empty);
+    let table = observed.tables.get(&TableId::services(family)).unwrap_or(&empty);
     let mut local_addresses: BTreeSet<IpAddr> = facts.addresses.iter().copied().collect();
     local_addresses.extend(config.dns_address(family));
+    let overlay_link = match (config.overlay, family) {
+        (Overlay::Vxlan, _) => layout::VXLAN_LINK,
+        (Overlay::Wireguard, _) => layout::WIREGUARD_LINK,
+        (Overlay::Ipip, Family::V4) => layout::IPIP_LINK,
+        (Overlay::Ipip, Family::V6) => layout::IPIP6_LINK,
+        (Overlay::HostGw | Overlay::Native, _) => &facts.uplink,
+    };
     let mut chance = Chance::default();
     let mut outcomes = Vec::new();
     loop {
-        let mut walk = Walk::new(table, packet, &local_addresses, &mut chance);
+        let mut walk = Walk::new(table, packet, &local_addresses, overlay_link, &mut chance);
         let outcome = walk.run()?;
         outcomes.push(outcome);
         if !chance.advance() {
@@ -191,6 +198,8 @@ struct Walk<'a> {
     table: &'a Table,
     packet: &'a Packet,
     local_addresses: &'a BTreeSet<IpAddr>,
+    /// The link to the pods of other nodes.
+    overlay_link: &'a str,
     chance: &'a mut Chance,
     destination: SocketAddr,
     from_loopback: bool,
@@ -206,12 +215,14 @@ impl<'a> Walk<'a> {
         table: &'a Table,
         packet: &'a Packet,
         local_addresses: &'a BTreeSet<IpAddr>,
+        overlay_link: &'a str,
         chance: &'a mut Chance,
     ) -> Self {
         Self {
             table,
             packet,
             local_addresses,
+            overlay_link,
             chance,
             destination: packet.destination,
             from_loopback: false,
@@ -345,7 +356,16 @@ impl<'a> Walk<'a> {
     }
 
     fn came_from(&self, link: &str) -> bool {
-        link == layout::BRIDGE && self.packet.entry == Entry::Pod
+        match self.packet.entry {
+            Entry::Pod => link == layout::BRIDGE,
+            Entry::Overlay => link == self.overlay_link,
+            _ => false,
+        }
+    }
+
+    /// Asked only of packets to pods of other nodes.
+    fn goes_to(&self, link: &str) -> bool {
+        link == self.overlay_link
     }
 
     fn translate(&mut self) -> Step {
@@ -378,8 +398,24 @@ impl<'a> Walk<'a> {
             }
             Statement::NotFromLoopback => condition(!self.from_loopback),
             Statement::FromLink(link) => condition(self.came_from(link)),
+            Statement::NotFromLink(link) => condition(!self.came_from(link)),
+            Statement::NotToLink(link) => condition(!self.goes_to(link)),
+            // Of frames, which only `edge::judge` has.
+            Statement::Carries(_)
+            | Statement::ToGroup
+            | Statement::ArpOfIpv4
+            | Statement::ProtocolIsNot(_)
+            | Statement::SourcePortIsNot(_)
+            | Statement::LaterFragment(_)
+            | Statement::Icmpv6Type { .. }
+            | Statement::PayloadIs(_)
+            | Statement::NeighbourOptionIs(_) => {
+                return Err(TraceError::Broken(format!("{statement:?} is of a frame")));
+            }
+            Statement::ToThisNode => condition(self.is_local()),
             // A traced packet is a client's own: there is none within.
             Statement::TunnelPacket { .. } | Statement::TunnelledIs(_) => Step::NoMatch,
+            Statement::PortIs(port) => condition(self.destination.port() == *port),
             Statement::ProtocolIs(number) => condition(self.protocol() == *number),
             Statement::StateIs(ConnectionState::New) => condition(self.tracked),
             // The first packet of a flow is never out of its window.
@@ -474,7 +510,16 @@ impl<'a> Walk<'a> {
                 Field::SourcePort => Some(Value::Port(self.packet.source.port())),
                 Field::DestinationPort => Some(Value::Port(self.destination.port())),
                 Field::Random { modulus } => Some(Value::Number(self.chance.draw(*modulus))),
-                Field::TunnelledSource { .. } => None,
+                Field::TunnelledSource { .. }
+                | Field::IpipSource { .. }
+                | Field::FramedSource(_)
+                | Field::Link
+                | Field::EtherSource
+                | Field::ArpSenderMac
+                | Field::ArpSenderAddress
+                | Field::ArpTargetAddress
+                | Field::NeighbourTarget
+                | Field::NeighbourOptionMac => None,
             })
             .collect()
     }
