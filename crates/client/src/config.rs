@@ -184,7 +184,9 @@ fn data_or_file(
     let Some(file) = file else {
         return Err(config_fault(
             kubeconfig,
-            format!("neither {field} nor {field}-data is set; flatnet uses client certificates or tokens"),
+            format!(
+                "neither {field} nor {field}-data is set; flatnet uses client certificates or tokens"
+            ),
         ));
     };
     read_bounded(&beside(kubeconfig, file))

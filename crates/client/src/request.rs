@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::path::with_query;
 use crate::{
-    Body, ClientError, Endpoint, HttpsTransport, Kubeconfig, List, ListOptions, ResourcePath, Status,
-    Transport, WatchSpec, Watcher,
+    Body, ClientError, Endpoint, HttpsTransport, Kubeconfig, List, ListOptions, ResourcePath,
+    Status, Transport, WatchSpec, Watcher,
 };
 
 /// Longest wait for an answer and its whole body, milliseconds. The server's own limit is 60 s.

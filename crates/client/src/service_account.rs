@@ -26,7 +26,14 @@ pub(crate) struct Current {
 /// The files, and what they said last.
 pub(crate) struct ServiceAccount {
     directory: PathBuf,
-    read: Mutex<(Instant, Files, Current)>,
+    read: Mutex<Read>,
+}
+
+struct Read {
+    /// When the files were read; `None` when they shall be read again.
+    at: Option<Instant>,
+    files: Files,
+    current: Current,
 }
 
 /// The files' bytes. Never printed.
@@ -40,7 +47,7 @@ impl ServiceAccount {
     pub(crate) fn open(directory: &Path) -> Result<Self, ClientError> {
         let files = Files::read(directory)?;
         let current = files.parse(directory)?;
-        let read = Mutex::new((Instant::now(), files, current));
+        let read = Mutex::new(Read { at: Some(Instant::now()), files, current });
         Ok(Self { directory: directory.to_owned(), read })
     }
 
@@ -48,20 +55,25 @@ impl ServiceAccount {
     /// whether that still counts.
     pub(crate) fn current(&self) -> Current {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if read.0.elapsed() >= FRESH {
-            read.0 = Instant::now();
+        if read.at.is_none_or(|at| at.elapsed() >= FRESH) {
+            read.at = Some(Instant::now());
             if let Err(error) = self.refresh(&mut read) {
                 tracing::warn!("the ServiceAccount is not read again: {error}");
             }
         }
-        read.2.clone()
+        read.current.clone()
     }
 
-    fn refresh(&self, read: &mut (Instant, Files, Current)) -> Result<(), ClientError> {
+    /// The files are read again for the next request.
+    pub(crate) fn distrust(&self) {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).at = None;
+    }
+
+    fn refresh(&self, read: &mut Read) -> Result<(), ClientError> {
         let files = Files::read(&self.directory)?;
-        if files != read.1 {
-            read.2 = files.parse(&self.directory)?;
-            read.1 = files;
+        if files != read.files {
+            read.current = files.parse(&self.directory)?;
+            read.files = files;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, Response, Uri, header};
+use hyper::{Request, Response, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
@@ -212,6 +212,13 @@ impl Endpoint {
         }
     }
 
+    /// The server does not know us any more: the next request reads the credentials anew.
+    fn distrust(&self) {
+        if let Credentials::ServiceAccount(account) = &self.credentials {
+            account.distrust();
+        }
+    }
+
     fn fault(&self, problem: String, hint: &'static str) -> ClientError {
         ClientError::Transport { target: format!("{}:{}", self.host, self.port), problem, hint }
     }
@@ -264,6 +271,9 @@ impl HttpsTransport {
         response: Response<Incoming>,
         sender: SendRequest<Full<Bytes>>,
     ) -> Response<Body> {
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.endpoint.distrust();
+        }
         let idle = Arc::clone(&self.idle);
         response.map(|body| {
             let mut body = PooledBody { body, returning: Some((idle, sender)) };
