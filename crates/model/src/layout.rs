@@ -35,6 +35,8 @@ pub const CNI_PLUGIN_DIRECTORY: &str = "/opt/cni/bin";
 pub const CNI_PLUGIN: &str = "flatnet";
 /// The `name` of our network in the conflist, and of its IPAM directory.
 pub const CNI_NETWORK: &str = "flatnet";
+/// Where the plugin keeps records of attachments, a directory a network.
+pub const CNI_RECORD_DIRECTORY: &str = "/var/lib/cni/flatnet";
 /// host-local's default state directory; a network's addresses are files in a directory below.
 pub const IPAM_DIRECTORY: &str = "/var/lib/cni/networks";
 
