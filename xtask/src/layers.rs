@@ -53,7 +53,17 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "agent",
         kind: Shell,
-        may_use: &["model", "plan", "render", "reconcile", "kernel", "netlink", "client", "dns"],
+        may_use: &[
+            "model",
+            "plan",
+            "render",
+            "reconcile",
+            "kernel",
+            "netlink",
+            "client",
+            "dns",
+            "ipam",
+        ],
     },
     Layer { name: "pause", kind: Binary, may_use: &[] },
     Layer { name: "cni", kind: Binary, may_use: &["model", "ipam", "netlink"] },

@@ -20,6 +20,7 @@ const RATCHET: &str = "xtask/tidy-ratchet.txt";
 const UNSAFE_MODULES: &[(&str, &str)] = &[
     ("crates/netlink/src/", "system calls and sockets that nix does not wrap"),
     ("crates/kernel/src/", "system calls and sockets that nix does not wrap"),
+    ("crates/agent/src/monitor.rs", "a netlink socket in tokio's reactor"),
     ("crates/pause/src/", "fork, clone3 and waitid before any allocation"),
     ("crates/runtime/src/", "clone3 into a cgroup, pivot_root, descriptors over exec"),
     ("crates/flatnet/src/", "namespaces of nodes, inherited sockets"),

@@ -1,9 +1,12 @@
 //! What the agent says of itself: everything on a unix socket that is root's alone, health and
-//! metrics also on loopback.
+//! metrics also on loopback.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use http_body_util::Full;
@@ -11,41 +14,88 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use model::layout;
+use render::inventory::Row;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::feed::bind;
+use crate::metrics::{self, Measures};
 
 /// The socket's name in the run directory.
 pub const STATUS_SOCKET: &str = "agent.sock";
+/// Connections that are served at once; the others wait.
+const CONNECTIONS_MAX: usize = 32;
+/// A client that has not sent its request after this long is left.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Questions to the loop that wait.
+pub(crate) const QUESTIONS_MAX: usize = 8;
 
 /// What an agent says of itself (`flatnet status`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct AgentStatus {
     /// The node's name.
     pub node: String,
+    /// The link to the other nodes; empty while it is not known.
+    pub uplink: String,
     /// Whether the API's objects were listed completely once.
     pub synced: bool,
     /// Whether the kernel holds what was planned.
     pub converged: bool,
+    /// Whether pods can be added: the network is there, plugin and configuration are written.
+    pub ready: bool,
     /// Services in the kernel.
     pub services: usize,
+    /// Other nodes whose pods this node has a way to.
+    pub peers: usize,
     /// Kernel operations since the start.
     pub operations_total: u64,
+    /// What others broke since the start and was put back, by kind.
+    pub repairs: BTreeMap<String, u64>,
+    /// Addresses of the node's pod ranges.
+    pub pools: Vec<Pool>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
+}
+
+/// The addresses of one pod range.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pool {
+    /// The range.
+    pub range: String,
+    /// Addresses that pods have.
+    pub held: u64,
+    /// Addresses that pods can get.
+    pub free: u64,
+}
+
+/// What is asked of the loop: what shall be in the kernel beside what is.
+pub(crate) type Question = oneshot::Sender<Vec<Row>>;
+
+/// What the loop tells the listeners.
+pub(crate) struct Told {
+    pub(crate) status: watch::Sender<AgentStatus>,
+    pub(crate) measures: Arc<Mutex<Measures>>,
+}
+
+#[derive(Clone)]
+struct Source {
+    status: watch::Receiver<AgentStatus>,
+    measures: Arc<Mutex<Measures>>,
+    questions: mpsc::Sender<Question>,
+    is_private: bool,
 }
 
 /// Serves until the process ends.
 ///
 /// # Errors
 /// When a socket cannot be made.
-pub(crate) fn serve(run_directory: &Path) -> Result<watch::Sender<AgentStatus>> {
+pub(crate) fn serve(run_directory: &Path, questions: mpsc::Sender<Question>) -> Result<Told> {
     let (sender, status) = watch::channel(AgentStatus::default());
     let private = bind(run_directory, STATUS_SOCKET)?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, layout::AGENT_HEALTH_PORT));
@@ -53,43 +103,88 @@ pub(crate) fn serve(run_directory: &Path) -> Result<watch::Sender<AgentStatus>> 
         .with_context(|| format!("listening on {address} (does kube-proxy run on this node?)"))?;
     listener.set_nonblocking(true)?;
     let public = TcpListener::from_std(listener)?;
-
-    let all = status.clone();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = private.accept().await {
-            tokio::spawn(answer(stream, all.clone(), true));
-        }
-    });
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = public.accept().await {
-            tokio::spawn(answer(stream, status.clone(), false));
-        }
-    });
-    Ok(sender)
+    let measures = Arc::<Mutex<Measures>>::default();
+    let source = Source { status, measures: Arc::clone(&measures), questions, is_private: false };
+    tokio::spawn(serve_private(private, Source { is_private: true, ..source.clone() }));
+    tokio::spawn(serve_public(public, source));
+    Ok(Told { status: sender, measures })
 }
 
-async fn answer<S>(stream: S, status: watch::Receiver<AgentStatus>, private: bool)
+/// Only root: the mode of the socket says so, and who connects is asked all the same.
+async fn serve_private(listener: UnixListener, source: Source) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) if is_root(&stream) => {
+                let source = source.clone();
+                tokio::spawn(async move {
+                    answer(stream, source).await;
+                    drop(permit);
+                });
+            }
+            Ok(_) => tracing::warn!("a process of another user than root asked for the status"),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn serve_public(listener: TcpListener, source: Source) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let source = source.clone();
+                tokio::spawn(async move {
+                    answer(stream, source).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+/// Descriptors may have run out: they come back.
+async fn pause(error: &std::io::Error) {
+    tracing::warn!("a client of the health port could not connect: {error}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+fn is_root(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)
+}
+
+async fn answer<S>(stream: S, source: Source)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(request.uri().path(), &status.borrow(), private);
-        async move { Ok::<_, Infallible>(response) }
+        let source = source.clone();
+        async move { Ok::<_, Infallible>(respond(request.uri().path(), &source).await) }
     });
     // A client that goes away in the middle is nobody's problem.
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
-fn respond(path: &str, status: &AgentStatus, private: bool) -> Response<Full<Bytes>> {
+async fn respond(path: &str, source: &Source) -> Response<Full<Bytes>> {
+    let status = source.status.borrow().clone();
+    let measures = || source.measures.lock().unwrap_or_else(PoisonError::into_inner);
     let (code, body) = match path {
-        "/healthz" | "/livez" => (StatusCode::OK, "ok".to_owned()),
-        "/readyz" if status.synced => (StatusCode::OK, "ok".to_owned()),
-        "/readyz" => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the API's objects were not listed yet: is the API server reachable?".to_owned(),
-        ),
-        "/metrics" => (StatusCode::OK, metrics(status)),
-        "/status" if private => (StatusCode::OK, serde_json::to_string(status).unwrap_or_default()),
+        "/healthz" | "/livez" => {
+            measures().healthz_total += 1;
+            (StatusCode::OK, "ok".to_owned())
+        }
+        "/readyz" if status.ready => (StatusCode::OK, "ok".to_owned()),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, unready(&status)),
+        "/metrics" => (StatusCode::OK, metrics::text(&status, &measures())),
+        "/status" if source.is_private => json(&status),
+        "/network" if source.is_private => network(source).await,
         _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
     };
     let mut response = Response::new(Full::from(body));
@@ -97,49 +192,61 @@ fn respond(path: &str, status: &AgentStatus, private: bool) -> Response<Full<Byt
     response
 }
 
-/// The Prometheus text format, version 0.0.4.
-fn metrics(status: &AgentStatus) -> String {
-    let rows = [
-        ("flatnet_synced", "gauge", "Whether the objects were listed.", u64::from(status.synced)),
-        (
-            "flatnet_converged",
-            "gauge",
-            "Whether the kernel holds what was planned.",
-            u64::from(status.converged),
-        ),
-        ("flatnet_services", "gauge", "Services in the kernel.", status.services as u64),
-        (
-            "flatnet_kernel_operations_total",
-            "counter",
-            "Kernel operations carried out.",
-            status.operations_total,
-        ),
-        ("flatnet_problems", "gauge", "Problems known now.", status.problems.len() as u64),
-    ];
-    rows.map(|(name, kind, help, value)| {
-        format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n")
-    })
-    .concat()
+fn unready(status: &AgentStatus) -> String {
+    if !status.synced {
+        return "the API's objects were not listed yet: is the API server reachable?".to_owned();
+    }
+    let problems = status.problems.join("\n");
+    format!("pods cannot be added yet: {problems}")
+}
+
+fn json<T: Serialize>(value: &T) -> (StatusCode, String) {
+    match serde_json::to_string(value) {
+        Ok(text) => (StatusCode::OK, text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+async fn network(source: &Source) -> (StatusCode, String) {
+    let (question, answer) = oneshot::channel();
+    let busy = (StatusCode::SERVICE_UNAVAILABLE, "the agent is busy: ask again".to_owned());
+    if source.questions.try_send(question).is_err() {
+        return busy;
+    }
+    match answer.await {
+        Ok(rows) => json(&rows),
+        Err(_) => busy,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn readiness_follows_the_first_list_and_status_is_private() {
-        let mut status = AgentStatus::default();
-        assert_eq!(respond("/readyz", &status, false).status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(respond("/healthz", &status, false).status(), StatusCode::OK);
-        status.synced = true;
-        assert_eq!(respond("/readyz", &status, false).status(), StatusCode::OK);
-        assert_eq!(respond("/status", &status, false).status(), StatusCode::NOT_FOUND);
-        assert_eq!(respond("/status", &status, true).status(), StatusCode::OK);
+    async fn code(path: &str, status: &AgentStatus, is_private: bool) -> StatusCode {
+        let (_sender, status) = watch::channel(status.clone());
+        let (questions, _) = mpsc::channel(1);
+        let measures = Arc::default();
+        respond(path, &Source { status, measures, questions, is_private }).await.status()
     }
 
-    #[test]
-    fn metrics_are_in_prometheus_text_form() {
-        let text = metrics(&AgentStatus { services: 3, ..AgentStatus::default() });
-        assert!(text.contains("# TYPE flatnet_services gauge\nflatnet_services 3\n"), "{text}");
+    #[tokio::test]
+    async fn readiness_follows_the_network_and_status_is_private() {
+        let mut status = AgentStatus::default();
+        assert_eq!(code("/readyz", &status, false).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(code("/healthz", &status, false).await, StatusCode::OK);
+        status.synced = true;
+        assert_eq!(code("/readyz", &status, false).await, StatusCode::SERVICE_UNAVAILABLE);
+        status.ready = true;
+        assert_eq!(code("/readyz", &status, false).await, StatusCode::OK);
+        for path in ["/status", "/network"] {
+            assert_eq!(code(path, &status, false).await, StatusCode::NOT_FOUND, "{path}");
+        }
+        assert_eq!(code("/status", &status, true).await, StatusCode::OK);
+        assert_eq!(
+            code("/network", &status, true).await,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "nobody answers"
+        );
     }
 }

@@ -16,6 +16,9 @@ pub(crate) fn spawn(client: &Client, events: &mpsc::Sender<Event>) {
     follow::<EndpointSlice>(client, events, "discovery.k8s.io/v1", "endpointslices");
 }
 
+/// What our annotations begin with; others' are large, and change often.
+const OWN_ANNOTATIONS: &str = "flatnet.io/";
+
 /// A kind that the loop reads.
 trait Watched: DeserializeOwned + Send + 'static {
     const KIND: Kind;
@@ -68,6 +71,7 @@ impl Watched for Node {
     fn object(mut self) -> Object {
         self.metadata.resource_version.clear();
         self.status.conditions.clear();
+        self.metadata.annotations.retain(|key, _| key.starts_with(OWN_ANNOTATIONS));
         Object::Node(Arc::new(self))
     }
 }

@@ -19,8 +19,10 @@ use std::time::Duration;
 
 use model::world::{DirtyKey, Kind, Object};
 use model::{ClusterConfig, NamespacedName, World};
+use plan::network::NetworkPlan;
 use plan::zone::Zone;
 use plan::{Desired, Finding, NodeFacts};
+use render::inventory::{self, Row, RowKind};
 use render::{Observed, Op, OpError, Program};
 
 use backoff::Backoff;
@@ -77,6 +79,8 @@ pub enum Effect {
     WriteConflist(String),
     /// Give the DNS worker this zone.
     PublishZone(Arc<Zone>),
+    /// Tell the operator what somebody else broke; it is being put back.
+    TellDamage(Vec<Row>),
 }
 
 /// What the operator may ask; printed from the values that the loop uses (invariant 12).
@@ -96,6 +100,10 @@ pub struct Status {
     pub services: usize,
     /// Operations carried out since the start.
     pub operations_total: u64,
+    /// What others broke since the start, by kind; each is put back.
+    pub damage_total: BTreeMap<RowKind, u64>,
+    /// Other nodes whose pods this node has a way to.
+    pub peers: usize,
 }
 
 /// The loop's state.
@@ -119,6 +127,8 @@ pub struct Reconciler {
     zone: Zone,
     zone_changed: bool,
     operations_total: u64,
+    damage: Vec<Row>,
+    damage_total: BTreeMap<RowKind, u64>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -152,6 +162,8 @@ impl Reconciler {
             // Also an empty zone is an answer: names do not exist, where silence is a failure.
             zone_changed: true,
             operations_total: 0,
+            damage: Vec::new(),
+            damage_total: BTreeMap::new(),
         }
     }
 
@@ -211,6 +223,9 @@ impl Reconciler {
             }
         }
         effects.extend(self.zone_effect());
+        if !self.damage.is_empty() {
+            effects.push(Effect::TellDamage(std::mem::take(&mut self.damage)));
+        }
         effects
     }
 
@@ -237,7 +252,26 @@ impl Reconciler {
             held: self.held.values().map(|held| held.alarm.clone()).collect(),
             services: self.desired.services.len(),
             operations_total: self.operations_total,
+            damage_total: self.damage_total.clone(),
+            peers: self.desired.network.as_ref().map_or(0, |network| network.peers.len()),
         }
+    }
+
+    /// What shall be in the kernel beside what is, as read back last; nothing before the first
+    /// reading.
+    pub fn inventory(&self) -> Vec<Row> {
+        let observed = self.believed.as_ref().filter(|_| self.is_synced());
+        observed.map_or_else(Vec::new, |observed| inventory::inventory(&self.program, observed))
+    }
+
+    /// What the node's network shall be, as planned last.
+    pub fn network(&self) -> Option<&NetworkPlan> {
+        self.desired.network.as_ref()
+    }
+
+    /// Whether a kind was listed completely once.
+    pub fn is_listed(&self, kind: Kind) -> bool {
+        self.listed.contains(&kind)
     }
 
     /// The current objects.
@@ -336,7 +370,15 @@ impl Reconciler {
     fn observed(&mut self, result: Result<Observed, OpError>, now: Now) {
         self.underway = Underway::Nothing;
         match result {
-            Ok(observed) => self.believed = Some(observed),
+            Ok(observed) => {
+                if let Some(believed) = &self.believed {
+                    self.damage = inventory::damage(&self.program, believed, &observed);
+                    for row in &self.damage {
+                        *self.damage_total.entry(row.kind).or_default() += 1;
+                    }
+                }
+                self.believed = Some(observed);
+            }
             Err(error) => {
                 // Nothing may be concluded: ask again, and write nothing meanwhile.
                 self.believed = None;

@@ -94,7 +94,7 @@ impl<K: Kernel> NodeLoop<K> {
                     self.handle(Event::Applied(results));
                 }
                 Effect::WriteConflist(text) => self.conflist = Some(text),
-                Effect::PublishZone(_) => {}
+                Effect::PublishZone(_) | Effect::TellDamage(_) => {}
             }
         }
         Some(settled)

@@ -221,7 +221,6 @@ fn arrange_mounts(paths: &Paths, node: &str) -> Result<()> {
         .context("binding /var/lib/cni")?;
     fs::create_dir_all(layout::CNI_CONFIGURATION_DIRECTORY)?;
     remove_foreign_configurations()?;
-    install_plugin()?;
 
     for hierarchy in hierarchies {
         // The kernel refuses a file system on top of itself, so the host's view goes first.
@@ -245,18 +244,6 @@ fn remove_foreign_configurations() -> Result<()> {
             fs::remove_file(entry.path())?;
         }
     }
-    Ok(())
-}
-
-/// The plugin is copied, not linked: the node keeps the version that it was made with, and a plugin
-/// directory holds files that any runtime can execute.
-fn install_plugin() -> Result<()> {
-    let own = std::env::current_exe()?.with_file_name("flatnet-cni");
-    let plugin = Path::new(layout::CNI_PLUGIN_DIRECTORY).join(layout::CNI_PLUGIN);
-    fs::create_dir_all(layout::CNI_PLUGIN_DIRECTORY)?;
-    fs::copy(&own, &plugin)
-        .with_context(|| format!("copying {} to {}", own.display(), plugin.display()))?;
-    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 

@@ -1,21 +1,43 @@
 //! `flatnet agent`: a node's network.
 
-use anyhow::Result;
-use model::layout;
+use std::path::{Path, PathBuf};
 
-use super::{ClusterName, run_daemon};
+use agent::{Api, Options};
+use anyhow::{Context, Result, bail};
+use client::Endpoint;
+use model::{ClusterConfig, layout};
+
+use super::{ClusterName, cluster_config, run_daemon};
 
 /// Arguments of `flatnet agent`.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flatnet agent --node-name node1 --kubeconfig /etc/kubernetes/flatnet.conf --config /etc/flatnet/config.yaml\n  flatnet agent --node-name node1 --api-server https://192.0.2.10:6443   # in a pod, with its ServiceAccount"
+)]
 pub struct Arguments {
-    #[command(flatten)]
-    cluster: ClusterName,
     /// The node's name in the API.
     #[arg(long)]
     node_name: String,
-    /// The link to the other nodes.
-    #[arg(long, default_value = layout::UPLINK)]
-    uplink: String,
+    /// Who we are, and where the API server is. Without it: the pod's ServiceAccount.
+    #[arg(long, value_name = "FILE", conflicts_with = "name")]
+    kubeconfig: Option<PathBuf>,
+    /// The API server's URL, by a host address: its Service works only once this agent does.
+    /// Without it: where the kubelet says.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["name", "kubeconfig"])]
+    api_server: Option<String>,
+    /// The cluster's ranges and overlay, as `flatnet manifests` prints them.
+    #[arg(long, value_name = "FILE", conflicts_with = "name")]
+    config: Option<PathBuf>,
+    /// The link to the other nodes. Without it: the one that has the Node's InternalIP, or that
+    /// of the default route.
+    #[arg(long, value_name = "LINK")]
+    uplink: Option<String>,
+    /// The CNI plugin to install. Without it: `flatnet-cni` from beside this program.
+    #[arg(long, value_name = "FILE")]
+    cni_binary: Option<PathBuf>,
+    /// A cluster of this machine that the node is of (set by its supervisor).
+    #[arg(long, hide = true)]
+    name: Option<String>,
 }
 
 /// Runs until SIGTERM. What is in the kernel stays.
@@ -23,15 +45,51 @@ pub struct Arguments {
 /// # Errors
 /// See [`agent::run`].
 pub fn run(arguments: Arguments) -> Result<()> {
-    let (paths, spec) = arguments.cluster.load()?;
-    let kubeconfig = paths.component_kubeconfig(&arguments.node_name);
-    let options = agent::Options {
-        node_name: arguments.node_name,
-        kubeconfig,
-        config: spec.config,
-        uplink: arguments.uplink,
-        run_directory: layout::RUN_DIRECTORY.into(),
-        cni_configuration_directory: layout::CNI_CONFIGURATION_DIRECTORY.into(),
+    let mut options = match &arguments.name {
+        Some(name) => of_cluster(name, &arguments.node_name)?,
+        None => of_node(&arguments)?,
     };
+    if let Some(uplink) = arguments.uplink {
+        options.uplink = Some(uplink);
+    }
+    if let Some(binary) = arguments.cni_binary {
+        options.cni_binary = binary;
+    }
     run_daemon(|shutdown| agent::run(options, shutdown))
+}
+
+/// A node of a cluster that `flatnet up` made.
+fn of_cluster(name: &str, node: &str) -> Result<Options> {
+    let (paths, spec) = ClusterName { name: name.into() }.load()?;
+    let api = Api::Kubeconfig(paths.component_kubeconfig(node));
+    let mut options = Options::new(node.into(), api, spec.config)?;
+    options.uplink = Some(layout::UPLINK.into());
+    Ok(options)
+}
+
+/// Any node of a real cluster.
+fn of_node(arguments: &Arguments) -> Result<Options> {
+    let config = match &arguments.config {
+        Some(file) => cluster_config::read(file)?,
+        None => ClusterConfig::default(),
+    };
+    let api = match (&arguments.kubeconfig, &arguments.api_server) {
+        (Some(file), _) => Api::Kubeconfig(file.clone()),
+        (None, Some(server)) => Api::ServiceAccount { server: server.clone(), directory: None },
+        (None, None) => Api::ServiceAccount { server: service_url()?, directory: None },
+    };
+    Options::new(arguments.node_name.clone(), api, config)
+}
+
+/// Where the kubelet tells pods that the API server is.
+fn service_url() -> Result<String> {
+    if !Path::new(client::SERVICE_ACCOUNT_DIRECTORY).exists() {
+        bail!("no --kubeconfig is given, and this is no pod with a ServiceAccount");
+    }
+    let variable = |name: &str| {
+        std::env::var(name)
+            .with_context(|| format!("{name} is not set: name the API server with --api-server"))
+    };
+    let host = variable("KUBERNETES_SERVICE_HOST")?;
+    Ok(Endpoint::service_url(&host, &variable("KUBERNETES_SERVICE_PORT")?))
 }

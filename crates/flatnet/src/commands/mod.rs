@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod agent;
+pub mod cluster_config;
 pub mod completion;
 pub mod controlplane;
 pub mod dns;

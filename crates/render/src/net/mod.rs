@@ -18,7 +18,7 @@ use plan::{Desired, NodeFacts};
 
 pub use conflist::conflist;
 pub use diff::diff;
-pub use sysctls::owned_sysctls;
+pub use sysctls::{OWN_LINKS, owned_sysctls};
 
 /// The loopback link. Of its addresses only those that we want are ours.
 pub const LOOPBACK: &str = "lo";

@@ -7,7 +7,7 @@ use model::layout::{BRIDGE, IPIP_LINK, IPIP6_LINK, VXLAN_LINK, WIREGUARD_LINK};
 use plan::network::NetworkPlan;
 
 /// All links that we make for a node.
-pub(super) const OWN_LINKS: [&str; 5] = [BRIDGE, VXLAN_LINK, IPIP_LINK, IPIP6_LINK, WIREGUARD_LINK];
+pub const OWN_LINKS: [&str; 5] = [BRIDGE, VXLAN_LINK, IPIP_LINK, IPIP6_LINK, WIREGUARD_LINK];
 
 /// When a parameter is wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]

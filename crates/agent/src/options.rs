@@ -1,0 +1,79 @@
+//! How an agent is called.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use client::{Client, SERVICE_ACCOUNT_DIRECTORY};
+use model::{ClusterConfig, layout};
+
+/// How an agent is called.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's name in the API.
+    pub node_name: String,
+    /// Where the API server is and who we are.
+    pub api: Api,
+    /// Ranges, overlay, names.
+    pub config: ClusterConfig,
+    /// The link to the other nodes; `None` finds the one that has the Node's address, or that of
+    /// the default route.
+    pub uplink: Option<String>,
+    /// The directory of our sockets and lock.
+    pub run_directory: PathBuf,
+    /// Where the CNI configuration goes.
+    pub cni_configuration_directory: PathBuf,
+    /// Where the CNI plugin goes.
+    pub cni_plugin_directory: PathBuf,
+    /// The plugin's program, from where it is installed.
+    pub cni_binary: PathBuf,
+    /// The plugin's addresses, to tell how many are free.
+    pub ipam_directory: PathBuf,
+}
+
+impl Options {
+    /// Options with the usual places, and the plugin from beside our own program.
+    ///
+    /// # Errors
+    /// When the own program's place is not known.
+    pub fn new(node_name: String, api: Api, config: ClusterConfig) -> Result<Self> {
+        let own = std::env::current_exe().context("finding the own program")?;
+        Ok(Self {
+            node_name,
+            api,
+            config,
+            uplink: None,
+            run_directory: layout::RUN_DIRECTORY.into(),
+            cni_configuration_directory: layout::CNI_CONFIGURATION_DIRECTORY.into(),
+            cni_plugin_directory: layout::CNI_PLUGIN_DIRECTORY.into(),
+            cni_binary: own.with_file_name("flatnet-cni"),
+            ipam_directory: layout::IPAM_DIRECTORY.into(),
+        })
+    }
+}
+
+/// Where the API server is and who we are.
+#[derive(Clone, Debug)]
+pub enum Api {
+    /// By a kubeconfig file.
+    Kubeconfig(PathBuf),
+    /// As a pod with a ServiceAccount.
+    ServiceAccount {
+        /// The server's URL. In a cluster whose Services are our own work it is a host address.
+        server: String,
+        /// Token and authorities; the usual place in a pod when `None`.
+        directory: Option<PathBuf>,
+    },
+}
+
+impl Api {
+    pub(crate) async fn client(&self) -> Result<Client> {
+        Ok(match self {
+            Self::Kubeconfig(path) => Client::from_kubeconfig(path).await?,
+            Self::ServiceAccount { server, directory } => {
+                let usual = || SERVICE_ACCOUNT_DIRECTORY.into();
+                let directory = directory.clone().unwrap_or_else(usual);
+                Client::from_service_account(server, &directory)?
+            }
+        })
+    }
+}

@@ -1,0 +1,360 @@
+//! One turn of the loop: events in, effects out, and what the loop says of itself.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use model::world::Kind;
+use plan::zone::Zone;
+use reconcile::{Effect, Event, Reconciler};
+use render::inventory::Row;
+use render::{Kernel, OpError};
+use tokio::sync::mpsc;
+
+use crate::health::{AgentStatus, Pool, Question};
+use crate::metrics::{Measures, unix_seconds};
+use crate::monitor::{Heard, KernelMonitor};
+use crate::options::Options;
+use crate::report::{Network, Note, Report};
+use crate::{facts, install, pools};
+
+/// Events taken in before the loop plans: bursts collapse into one plan.
+const BURST_EVENTS: usize = 4096;
+/// Plans in a row before other tasks get their turn.
+const TURNS_MAX: usize = 8;
+/// The kernel is not read back more often than this for what others do to it: bursts of theirs
+/// collapse into one reading.
+const KERNEL_INTERVAL: Duration = Duration::from_millis(100);
+/// Damaged objects that are logged one by one; of more only the number is.
+const DAMAGE_LINES_MAX: usize = 20;
+
+/// The loop with its hands.
+pub(crate) struct Agent {
+    pub(crate) monitor: KernelMonitor,
+    options: Options,
+    reconciler: Reconciler,
+    kernel: kernel::Linux,
+    measures: Arc<Mutex<Measures>>,
+    started: Instant,
+    heard: Heard,
+    heard_at: Option<Duration>,
+    /// The configuration that shall be there, once the network is.
+    conflist: Option<String>,
+    installed: Result<(), String>,
+    facts: Result<String, String>,
+    /// The Node's addresses that the facts were read with.
+    facts_for: Vec<IpAddr>,
+    pools: Vec<Pool>,
+    node_problems: Vec<String>,
+    /// Kinds of what was damaged since the start, for Events.
+    damaged: BTreeSet<&'static str>,
+}
+
+impl Agent {
+    pub(crate) fn open(options: Options, measures: Arc<Mutex<Measures>>) -> Result<Self> {
+        let kernel = kernel::Linux::open()?;
+        let monitor = KernelMonitor::open(kernel.port_ids().to_vec())?;
+        Ok(Self {
+            monitor,
+            reconciler: Reconciler::new(options.config.clone()),
+            kernel,
+            measures,
+            started: Instant::now(),
+            heard: Heard::default(),
+            heard_at: None,
+            conflist: None,
+            installed: Ok(()),
+            facts: Ok(String::new()),
+            facts_for: vec![],
+            pools: vec![],
+            node_problems: vec![],
+            damaged: BTreeSet::new(),
+            options,
+        })
+    }
+
+    /// How long nothing needs to be done unless something happens.
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        let heard = self.heard_at.filter(|_| self.heard != Heard::default());
+        let next = [self.reconciler.deadline(), heard].into_iter().flatten().min()?;
+        Some(next.saturating_sub(self.now()))
+    }
+
+    pub(crate) fn take_in(&mut self, first: Event, queue: &mut mpsc::Receiver<Event>) {
+        let now = self.now();
+        self.reconciler.handle(first, now);
+        for _ in 0..BURST_EVENTS {
+            match queue.try_recv() {
+                Ok(event) => self.reconciler.handle(event, now),
+                Err(_) => break,
+            }
+        }
+        // Which link is the uplink may depend on the Node's addresses.
+        if self.reconciler.is_listed(Kind::Node) && self.node_addresses() != self.facts_for {
+            self.read_facts();
+        }
+    }
+
+    /// Keeps what the kernel told for the next turn that is due. Answers whether it matters.
+    pub(crate) fn hear(&mut self, heard: Heard) -> bool {
+        if heard == Heard::default() {
+            return false;
+        }
+        if self.heard == Heard::default() {
+            let last = self.heard_at.unwrap_or_default();
+            self.heard_at = Some(self.now().max(last + KERNEL_INTERVAL));
+        }
+        self.heard.add(heard);
+        true
+    }
+
+    /// The canary: looks at what tells nobody of its changes. Answers whether it found any.
+    pub(crate) fn look(&mut self) -> bool {
+        let wanted = self.reconciler.program().net.state.as_ref();
+        let wrong = wanted
+            .into_iter()
+            .flat_map(|state| &state.sysctls)
+            .any(|(key, value)| netlink::sysctl::read(key).is_ok_and(|present| present != *value));
+        if wrong {
+            self.reconciler.handle(Event::KernelChanged, self.now());
+        }
+        let absent = self
+            .conflist
+            .as_ref()
+            .is_some_and(|conflist| !install::is_present(&self.options, conflist));
+        if absent {
+            self.install();
+        }
+        wrong || absent
+    }
+
+    /// Reads what the node says of itself: its links, its addresses, its files.
+    pub(crate) fn read_node(&mut self) {
+        self.read_facts();
+        let ranges = self.reconciler.network().map(|network| network.pod_ranges.clone());
+        let read = pools::read(&self.options.ipam_directory, &ranges.unwrap_or_default());
+        self.node_problems.clear();
+        match read {
+            Ok(pools) => self.pools = pools,
+            Err(error) => self.node_problems.push(format!("{error:#}")),
+        }
+        self.node_problems.extend(install::rival(&self.options.cni_configuration_directory));
+    }
+
+    /// Answers what shall be in the kernel beside what is at this moment.
+    pub(crate) fn answer(&mut self, question: Question) {
+        let observed = self.kernel.observe();
+        self.reconciler.handle(Event::Observed(observed), self.now());
+        // Who asked may have gone.
+        let _ = question.send(self.reconciler.inventory());
+    }
+
+    /// Carries out effects until there are none. Answers the zone to publish, the newest only.
+    pub(crate) fn work(&mut self) -> Option<Arc<Zone>> {
+        self.act_on_heard();
+        let began = Instant::now();
+        let mut zone = None;
+        let mut touched = false;
+        for _ in 0..TURNS_MAX {
+            let effects = self.reconciler.poll(self.now());
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                touched |= matches!(effect, Effect::Observe | Effect::Apply(_));
+                zone = self.carry_out(effect).or(zone);
+            }
+        }
+        if touched {
+            let converged = self.reconciler.status().converged;
+            let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
+            measures.sync.record(began.elapsed());
+            if converged {
+                measures.last_sync_seconds = unix_seconds();
+            }
+        }
+        zone
+    }
+
+    pub(crate) fn status(&self) -> AgentStatus {
+        let status = self.reconciler.status();
+        let mut problems: Vec<String> = status.failures;
+        problems.extend(self.facts.clone().err());
+        problems.extend(self.installed.clone().err());
+        problems.extend(self.node_problems.clone());
+        problems.extend(status.held);
+        let findings =
+            status.findings.iter().map(|found| format!("{}: {}", found.about, found.message));
+        problems.extend(findings);
+        let repairs =
+            status.damage_total.iter().map(|(kind, count)| (kind.name().to_owned(), *count));
+        AgentStatus {
+            node: self.options.node_name.clone(),
+            uplink: self.facts.clone().unwrap_or_default(),
+            synced: status.synced,
+            converged: status.converged,
+            ready: self.is_ready(),
+            services: status.services,
+            peers: status.peers,
+            operations_total: status.operations_total,
+            repairs: repairs.collect(),
+            pools: self.pools.clone(),
+            problems,
+        }
+    }
+
+    /// What the API shall be told.
+    pub(crate) fn report(&self) -> Report {
+        let status = self.reconciler.status();
+        let about_node = format!("Node {}", self.options.node_name);
+        let network = if self.is_ready() {
+            Some(Network::Up)
+        } else if status.synced && self.reconciler.network().is_none() {
+            let own = status.findings.iter().find(|finding| finding.about == about_node);
+            own.map(|finding| Network::Down(finding.message.clone()))
+        } else {
+            // While it comes up, or after a failure, the Node says what it said last.
+            None
+        };
+        let finding = |found: &plan::Finding| Note {
+            about: found.about.clone(),
+            uid: self.uid(&found.about),
+            reason: "FlatnetFinding",
+            message: found.message.clone(),
+        };
+        let damage = |kind: &&'static str| Note {
+            about: about_node.clone(),
+            uid: String::new(),
+            reason: "FlatnetRepaired",
+            message: format!(
+                "another program changed objects of kind {kind} that flatnet keeps on this node; \
+                 they were put back: the agent's log names them"
+            ),
+        };
+        let notes =
+            status.findings.iter().map(finding).chain(self.damaged.iter().map(damage)).collect();
+        Report { network, annotations: Default::default(), notes }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.conflist.is_some() && self.installed.is_ok()
+    }
+
+    fn node_addresses(&self) -> Vec<IpAddr> {
+        let node = self.reconciler.world().node(&self.options.node_name);
+        node.map_or_else(Vec::new, |node| node.internal_ips().collect())
+    }
+
+    fn uid(&self, about: &str) -> String {
+        let Some((namespace, name)) =
+            about.strip_prefix("Service ").and_then(|name| name.split_once('/'))
+        else {
+            return String::new();
+        };
+        let key = model::NamespacedName::new(namespace, name);
+        let service = self.reconciler.world().service(&key);
+        service.map_or_else(String::new, |service| service.metadata.uid.clone())
+    }
+
+    fn act_on_heard(&mut self) {
+        let due = self.heard_at.is_some_and(|at| at <= self.now());
+        if !due || self.heard == Heard::default() {
+            return;
+        }
+        let heard = std::mem::take(&mut self.heard);
+        if heard.kernel {
+            self.reconciler.handle(Event::KernelChanged, self.now());
+        }
+        if heard.facts {
+            self.read_facts();
+        }
+    }
+
+    fn read_facts(&mut self) {
+        let uplink = self.options.uplink.as_deref();
+        // Without a name the uplink is known when the Node is: a wrong one would be built on.
+        if uplink.is_none() && !self.reconciler.is_listed(Kind::Node) {
+            return;
+        }
+        let addresses = self.node_addresses();
+        let read = facts::read(&self.options.node_name, uplink, &addresses);
+        self.facts_for = addresses;
+        self.facts = match read {
+            Ok(facts) => {
+                let uplink = facts.uplink.clone();
+                self.reconciler.handle(Event::Facts(facts), self.now());
+                let listening = self.monitor.set_uplink(&uplink);
+                listening.map(|()| uplink).map_err(|error| format!("{error:#}"))
+            }
+            Err(error) => Err(format!("{error:#}")),
+        };
+        if let Err(error) = &self.facts {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Option<Arc<Zone>> {
+        match effect {
+            Effect::Observe => {
+                let observed = self.kernel.observe();
+                self.reconciler.handle(Event::Observed(observed), self.now());
+            }
+            Effect::Apply(ops) => {
+                let results = self.kernel.apply(&ops);
+                self.note_failures(&results);
+                self.reconciler.handle(Event::Applied(results), self.now());
+            }
+            Effect::WriteConflist(text) => {
+                self.conflist = Some(text);
+                self.install();
+            }
+            Effect::TellDamage(rows) => {
+                self.damaged.extend(rows.iter().map(|row| row.kind.name()));
+                log_damage(&rows);
+            }
+            Effect::PublishZone(zone) => return Some(zone),
+        }
+        None
+    }
+
+    fn install(&mut self) {
+        let Some(conflist) = &self.conflist else { return };
+        let installed = install::all(&self.options, conflist);
+        if let Err(error) = &installed {
+            tracing::warn!("pods cannot be added: {error:#}");
+        }
+        self.installed = installed.map_err(|error| format!("{error:#}"));
+    }
+
+    fn note_failures(&self, results: &[Result<(), OpError>]) {
+        let mut failures = 0;
+        for error in results.iter().filter_map(|result| result.as_ref().err()) {
+            tracing::warn!(errno = error.errno, "{}", error.message);
+            failures += 1;
+        }
+        let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
+        measures.failures_total += failures;
+    }
+}
+
+/// Names what was damaged and how: the operator looks for who did it.
+fn log_damage(rows: &[Row]) {
+    for row in rows.iter().take(DAMAGE_LINES_MAX) {
+        tracing::warn!(
+            kind = row.kind.name(),
+            name = row.name,
+            wanted = row.wanted.as_deref().unwrap_or("absent"),
+            present = row.present.as_deref().unwrap_or("absent"),
+            "another program changed what flatnet keeps; it is put back"
+        );
+    }
+    if let Some(more) = rows.len().checked_sub(DAMAGE_LINES_MAX).filter(|more| *more > 0) {
+        tracing::warn!("and {more} further objects");
+    }
+}
