@@ -41,6 +41,7 @@ const SUITE: &[Program] = &[
     Program { package: "cni", test: "nodes", left_out: &[] },
     Program { package: "cni", test: "pods", left_out: &[] },
     Program { package: "cni", test: "tunnel", left_out: &[] },
+    Program { package: "testkit", test: "emulated", left_out: &[] },
 ];
 
 /// Where the machine's files are, below the workspace.

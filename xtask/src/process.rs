@@ -112,11 +112,11 @@ pub fn output_with(
 ///
 /// # Errors
 /// Those of the step, with its name.
-pub fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
-    work().with_context(|| name.to_string())?;
+    let done = work().with_context(|| name.to_string())?;
     eprintln!("   {name}: ok, {:.1} s", start.elapsed().as_secs_f32());
-    Ok(())
+    Ok(done)
 }
 
 /// One crate of the workspace, as cargo sees it.

@@ -49,6 +49,18 @@ pub enum Feature {
 }
 
 impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::WireGuard,
+        Self::Ipip,
+        Self::Ip6Tunnel,
+        Self::Dummy,
+        Self::Ifb,
+        Self::Macvlan,
+        Self::Vlan,
+        Self::Netem,
+    ];
+
     /// The command that works only where the feature is there, for `ip` or `tc`.
     fn probe(self) -> &'static str {
         match self {
@@ -65,7 +77,11 @@ impl Feature {
         }
     }
 
-    fn is_here(self) -> bool {
+    /// Whether this kernel has it.
+    ///
+    /// # Panics
+    /// Without the rights to make a network namespace, or the programs `ip` and `tc`.
+    pub fn is_here(self) -> bool {
         let namespace = Netns::create().expect("a network namespace (these tests need root)");
         let run = |line: &str| {
             let mut words = line.split(' ');
@@ -91,11 +107,8 @@ impl Feature {
 macro_rules! deferred {
     ($($feature:expr),+ $(,)?) => {{
         fn here() {}
-        $crate::emulated::defer(
-            env!("CARGO_PKG_NAME"),
-            ::std::any::type_name_of_val(&here),
-            &[$($feature),+],
-        )
+        let inside = ::std::any::type_name_of_val(&here);
+        $crate::emulated::defer(env!("CARGO_PKG_NAME"), inside, &[$($feature),+])
     }};
 }
 
