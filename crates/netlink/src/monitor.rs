@@ -43,6 +43,8 @@ pub struct Notices {
     pub notices: Vec<Notice>,
     /// Whether some were lost: then nothing is known of what changed.
     pub lost: bool,
+    /// Whether more wait to be read.
+    pub more: bool,
 }
 
 /// A socket that hears multicast groups. It never blocks.
@@ -78,7 +80,11 @@ impl Monitor {
     /// When the socket cannot be read any more.
     pub fn read(&mut self) -> Result<Notices, Error> {
         let mut read = Notices::default();
-        while read.notices.len() < READ_MAX {
+        loop {
+            if read.notices.len() >= READ_MAX {
+                read.more = true;
+                break;
+            }
             let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
             match recv(self.fd.as_raw_fd(), &mut self.buffer, flags) {
                 Ok(length) => match self.buffer.get(..length) {
