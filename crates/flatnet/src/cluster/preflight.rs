@@ -7,13 +7,16 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use model::cluster::overlap;
-use netlink::{BridgeSpec, Netlink, Netns, VethSpec};
+use model::{MacAddress, Overlay, TunnelConfig};
+use netlink::{BridgeSpec, IpipSpec, Netlink, Netns, VethSpec, VxlanSpec};
 
 use super::paths::Paths;
 use super::spec::ClusterSpec;
 
 /// Programs that must lie beside this one.
 pub const COMPANIONS: [&str; 3] = ["flatnet-cni", "flatnet-pause", "flatnet-toolbox"];
+/// The MTU of links that are made to see whether the kernel can, in bytes.
+const PROBE_MTU: u32 = 1400;
 /// Ports that are tried when nobody asked for one.
 const API_PORTS_TRIED: u16 = 100;
 
@@ -54,6 +57,39 @@ fn probe_links() -> Result<()> {
     netlink
         .create_veth(&VethSpec::new("probe0", "probe1"))
         .context("this kernel makes no veth pairs: load module `veth`")
+}
+
+/// Whether this kernel can make the tunnels that the cluster shall have.
+///
+/// # Errors
+/// Naming the overlay, the module, and what works here.
+pub fn check_overlay(spec: &ClusterSpec) -> Result<()> {
+    let namespace = Netns::create()?;
+    let mut netlink = Netlink::open_in(&namespace)?;
+    let loopback = netlink.require_link("lo")?.index;
+    let local = spec.host_addresses.first().copied().context("the cluster has no node range")?;
+    let (name, mtu) = ("probe".to_owned(), PROBE_MTU);
+    let TunnelConfig { vxlan_vni: vni, vxlan_port: port, .. } = spec.config.tunnels;
+    let (made, module) = match spec.config.overlay {
+        Overlay::Vxlan => {
+            let mac = MacAddress::of_vtep(local);
+            let spec = VxlanSpec { name, vni, port, local, uplink_index: loopback, mac, mtu };
+            (netlink.create_vxlan(&spec), "vxlan")
+        }
+        Overlay::Ipip => {
+            let spec = IpipSpec { name, local, uplink_index: loopback, mtu };
+            (netlink.create_ipip(&spec), "ipip")
+        }
+        Overlay::Wireguard => (netlink.create_wireguard(&name, mtu), "wireguard"),
+        Overlay::HostGw | Overlay::Native => return Ok(()),
+    };
+    made.with_context(|| {
+        format!(
+            "--overlay {}: this kernel makes no such links: load module `{module}`, use a kernel \
+             that has it, or choose --overlay host-gw",
+            spec.config.overlay
+        )
+    })
 }
 
 fn load_module(name: &str) -> Result<()> {

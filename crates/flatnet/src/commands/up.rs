@@ -47,9 +47,14 @@ pub struct Arguments {
     /// How many nodes (default 3).
     #[arg(long)]
     nodes: Option<usize>,
-    /// How pod packets travel between nodes (default vxlan).
+    /// How pod packets travel between nodes: vxlan, host-gw, ipip, wireguard, or native where
+    /// someone else makes the routes (default vxlan).
     #[arg(long)]
-    overlay: Option<OverlayArgument>,
+    overlay: Option<Overlay>,
+    /// Nodes of one L2 segment send each other pod packets directly, whatever tunnel the overlay
+    /// is.
+    #[arg(long)]
+    cross_subnet: bool,
     /// Which families pods, Services and nodes have; the first is the default of Services
     /// (default ipv4).
     #[arg(long)]
@@ -65,6 +70,9 @@ pub struct Arguments {
     /// fd00:172:30::/64).
     #[arg(long, value_name = "RANGE[,RANGE]", value_delimiter = ',')]
     node_cidr: Vec<IpNet>,
+    /// The prefix length of one node's IPv4 pod range (default 24).
+    #[arg(long, value_name = "BITS")]
+    node_cidr_mask_size: Option<u8>,
     /// The API server's port (default: 6443, or the next free one).
     #[arg(long)]
     api_port: Option<u16>,
@@ -74,15 +82,6 @@ pub struct Arguments {
     /// How to print the result.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
-}
-
-/// `--overlay`.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum OverlayArgument {
-    /// Encapsulated in UDP: needs nothing of the network between nodes.
-    Vxlan,
-    /// Routed directly: nodes share one L2 segment.
-    HostGw,
 }
 
 /// `--ip-family`.
@@ -155,6 +154,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         None => new_spec(&arguments)?,
     };
     preflight::check_machine()?;
+    preflight::check_overlay(&spec)?;
     preflight::check_routes(&paths, &spec)?;
     progress.done("machine and ranges checked");
     // An interruption waits until it can be answered by taking everything away again.
@@ -256,10 +256,9 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
             range.clone_from(given);
         }
     }
-    config.overlay = match arguments.overlay {
-        Some(OverlayArgument::HostGw) => Overlay::HostGw,
-        Some(OverlayArgument::Vxlan) | None => Overlay::Vxlan,
-    };
+    config.overlay = arguments.overlay.unwrap_or_default();
+    config.cross_subnet = arguments.cross_subnet;
+    config.node_prefix_length = arguments.node_cidr_mask_size.unwrap_or(config.node_prefix_length);
     let port = preflight::api_port(arguments.api_port, layout::API_PORT)?;
     let mut spec = ClusterSpec::new(config, arguments.nodes.unwrap_or(3), port)?;
     spec.upstream_resolvers = preflight::host_resolvers();
@@ -294,16 +293,13 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
         let has = |family| config.pod_cidrs.iter().any(|range| Family::of(&range.addr()) == family);
         [Family::V4, Family::V6].iter().all(|family| asked.has(*family) == has(*family))
     });
-    let overlay = match arguments.overlay {
-        None => config.overlay,
-        Some(OverlayArgument::Vxlan) => Overlay::Vxlan,
-        Some(OverlayArgument::HostGw) => Overlay::HostGw,
-    };
     let unchanged = same(&arguments.pod_cidr, &config.pod_cidrs)
         && same(&arguments.service_cidr, &config.service_cidrs)
         && same(&arguments.node_cidr, &config.node_cidrs)
         && same_families
-        && overlay == config.overlay
+        && arguments.overlay.is_none_or(|overlay| overlay == config.overlay)
+        && (!arguments.cross_subnet || config.cross_subnet)
+        && arguments.node_cidr_mask_size.is_none_or(|bits| bits == config.node_prefix_length)
         && arguments.nodes.is_none_or(|nodes| nodes == stored.nodes.len());
     if !unchanged {
         bail!(
