@@ -73,7 +73,7 @@ pub struct Exhausted {
 
 impl fmt::Display for Exhausted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no IP addresses available in range set: {}", self.ranges.join(", "))
+        write!(f, "no IP addresses available in range set: {}", self.ranges.join(","))
     }
 }
 

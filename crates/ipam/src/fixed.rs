@@ -165,7 +165,8 @@ mod tests {
     fn addresses_follow_the_annotation_or_the_ordinal() {
         let pool = "10.0.0.100-10.0.0.101, 10.0.0.120/31, fd00::100-fd00::1ff";
         let named = "10.0.0.9, fd00::9";
-        let rows: [(&str, &[(&str, &str)], &[&str]); 6] = [
+        type Annotations<'a> = &'a [(&'a str, &'a str)];
+        let rows: [(&str, Annotations<'_>, &[&str]); 6] = [
             ("web", &[], &[]),
             ("web", &[("other", "x")], &[]),
             ("web", &[(ADDRESSES_ANNOTATION, named)], &["10.0.0.9", "fd00::9"]),

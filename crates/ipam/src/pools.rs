@@ -389,14 +389,18 @@ mod tests {
         }
         let nobody = Claim::of_lease(&lease("pod-block-10-0-0-0-26", label)).expect("a claim");
         assert_eq!(nobody.node, "");
-        assert_eq!(orphans(&[nobody.clone()], &BTreeSet::from(["node1".into()])), [&nobody]);
+        assert_eq!(
+            orphans(std::slice::from_ref(&nobody), &BTreeSet::from(["node1".into()])),
+            [&nobody]
+        );
     }
 
     #[test]
     fn steps_follow_what_is_free() {
         let pool = pool("all", "10.0.0.0/26", 28); // four blocks of thirteen
-        let uses = |rows: &[(&str, u128, Option<i64>, bool)]| -> Vec<Use> {
-            let of = |&(text, held, released, closed): &(&str, u128, Option<i64>, bool)| Use {
+        type Row<'a> = (&'a str, u128, Option<i64>, bool);
+        let uses = |rows: &[Row<'_>]| -> Vec<Use> {
+            let of = |&(text, held, released, closed): &Row<'_>| Use {
                 block: block(text),
                 held,
                 last_release: released.map(Timestamp::from_seconds),
@@ -405,7 +409,7 @@ mod tests {
             rows.iter().map(of).collect()
         };
         let (a, b, c) = ("10.0.0.0/28", "10.0.0.16/28", "10.0.0.32/28");
-        let rows: [(&[(&str, u128, Option<i64>, bool)], Step); 9] = [
+        let rows: [(&[Row<'_>], Step); 9] = [
             (&[(a, 10, None, false)], Step::Nothing),
             (&[(a, 0, None, false)], Step::Nothing),
             (&[(a, 3, None, false), (b, 0, None, false)], Step::Nothing),

@@ -1,25 +1,26 @@
 //! The directory of reservations, on a real file system.
 
+mod scratch;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipam::{Ask, Directory, Error, Range, RangeSet, Reserved, Withheld};
-use model::Timestamp;
+use ipam::{Ask, Directory, Error, Range, RangeSet, Reserved, Withheld, life};
+use model::{Attachment, Timestamp};
+use scratch::Scratch;
 
-/// A directory of one test, removed with it.
-struct Scratch(PathBuf);
+/// A network's directory.
+struct Network(Scratch);
 
-impl Scratch {
-    fn new(test: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("flatnet-ipam-{test}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        Self(path)
+impl Network {
+    fn new() -> Self {
+        Self(Scratch::new())
     }
 
     fn open(&self) -> Directory {
-        Directory::open(&self.0, "flatnet").expect("the directory")
+        Directory::open(&self.0.0, "flatnet").expect("the directory")
     }
 
     /// One ADD of the interface eth0.
@@ -39,13 +40,7 @@ impl Scratch {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.0.join("flatnet").join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        self.0.0.join("flatnet").join(name)
     }
 }
 
@@ -73,59 +68,59 @@ fn address(text: &str) -> IpAddr {
 
 #[test]
 fn a_reservation_is_a_file_that_host_local_understands() {
-    let scratch = Scratch::new("layout");
-    let reserved = scratch.add(&sets("10.244.1.0/24"), "c1", &[]).expect("one");
+    let network = Network::new();
+    let reserved = network.add(&sets("10.244.1.0/24"), "c1", &[]).expect("one");
     assert_eq!(reserved[0].address, address("10.244.1.2"));
-    assert_eq!(fs::read(scratch.file("10.244.1.2")).expect("the file"), b"c1\r\neth0");
-    let last = fs::read_to_string(scratch.file("last_reserved_ip.0")).expect("the hint");
+    assert_eq!(fs::read(network.file("10.244.1.2")).expect("the file"), b"c1\r\neth0");
+    let last = fs::read_to_string(network.file("last_reserved_ip.0")).expect("the hint");
     assert_eq!(last, "10.244.1.2");
     use std::os::unix::fs::PermissionsExt;
     let mode = |path: PathBuf| fs::metadata(path).expect("there").permissions().mode() & 0o777;
-    assert_eq!(mode(scratch.file("10.244.1.2")), 0o600);
-    assert_eq!(mode(scratch.file("")), 0o700);
-    assert!(!scratch.file(".unfinished").exists());
+    assert_eq!(mode(network.file("10.244.1.2")), 0o600);
+    assert_eq!(mode(network.file("")), 0o700);
+    assert!(!network.file(".unfinished").exists());
 }
 
 #[test]
 fn a_released_address_is_the_last_to_come_again() {
-    let scratch = Scratch::new("round");
+    let network = Network::new();
     let ranges = sets("10.244.1.0/29");
     for (container, expected) in [("a", 2), ("b", 3)] {
-        let one = scratch.add(&ranges, container, &[]).expect("one");
+        let one = network.add(&ranges, container, &[]).expect("one");
         assert_eq!(one[0].address, address(&format!("10.244.1.{expected}")));
     }
-    assert_eq!(scratch.del("a"), [address("10.244.1.2")]);
-    assert_eq!(scratch.del("a"), Vec::<IpAddr>::new());
+    assert_eq!(network.del("a"), [address("10.244.1.2")]);
+    assert_eq!(network.del("a"), Vec::<IpAddr>::new());
     for (container, expected) in [("c", 4), ("d", 5), ("e", 6), ("f", 2)] {
-        let one = scratch.add(&ranges, container, &[]).expect("one");
+        let one = network.add(&ranges, container, &[]).expect("one");
         assert_eq!(one[0].address, address(&format!("10.244.1.{expected}")));
     }
-    let error = scratch.add(&ranges, "g", &[]).expect_err("all taken");
+    let error = network.add(&ranges, "g", &[]).expect_err("all taken");
     assert!(error.to_string().contains("10.244.1.1-10.244.1.6"), "{error}");
 }
 
 /// HL: the same id and interface twice is an error.
 #[test]
 fn asking_twice_is_refused_and_release_is_by_interface() {
-    let scratch = Scratch::new("twice");
+    let network = Network::new();
     let ranges = sets("10.244.1.0/24");
-    let first = scratch.add(&ranges, "c1", &[]).expect("one");
-    let again = scratch.add(&ranges, "c1", &[]).expect_err("a second");
+    let first = network.add(&ranges, "c1", &[]).expect("one");
+    let again = network.add(&ranges, "c1", &[]).expect_err("a second");
     assert!(matches!(again, Error::Duplicate { .. }), "{again}");
     assert!(again.to_string().contains("10.244.1.2 has been allocated to container c1"), "{again}");
     let withheld = Withheld::default();
     let other = ask(&ranges, &withheld, "c1", "net1", &[]);
-    let second = scratch.open().reserve(&other).expect("another");
+    let second = network.open().reserve(&other).expect("another");
     assert_ne!(second[0].address, first[0].address);
-    scratch.open().release("c1", "net1", at(0)).expect("released");
-    let left = scratch.open().reservations().expect("listed");
+    network.open().release("c1", "net1", at(0)).expect("released");
+    let left = network.open().reservations().expect("listed");
     assert_eq!(left.keys().copied().collect::<Vec<_>>(), [first[0].address]);
 }
 
 #[test]
 fn files_of_others_count_whatever_they_hold() {
-    let scratch = Scratch::new("torn");
-    drop(scratch.open());
+    let network = Network::new();
+    drop(network.open());
     let rows: [(&str, &[u8]); 4] = [
         ("10.244.1.2", b""),
         ("10.244.1.3", b"  old-style-id \n"),
@@ -133,12 +128,12 @@ fn files_of_others_count_whatever_they_hold() {
         ("10.244.1.5", b"\xff\xfe\0"),
     ];
     for (name, content) in rows {
-        fs::write(scratch.file(name), content).expect("written");
+        fs::write(network.file(name), content).expect("written");
     }
-    fs::write(scratch.file(".unfinished"), "half a reserv").expect("left by a crash");
-    fs::write(scratch.file("last_reserved_ip.0"), "10.244.").expect("torn");
-    fs::write(scratch.file("notes.txt"), "no address").expect("foreign");
-    let directory = scratch.open();
+    fs::write(network.file(".unfinished"), "half a reserv").expect("left by a crash");
+    fs::write(network.file("last_reserved_ip.0"), "10.244.").expect("torn");
+    fs::write(network.file("notes.txt"), "no address").expect("foreign");
+    let directory = network.open();
     let one = directory
         .reserve(&ask(&sets("10.244.1.0/24"), &Withheld::default(), "c2", "eth0", &[]))
         .expect("one");
@@ -151,25 +146,25 @@ fn files_of_others_count_whatever_they_hold() {
 
 #[test]
 fn a_crash_after_the_link_leaves_the_owner_alone() {
-    let scratch = Scratch::new("linked");
+    let network = Network::new();
     let ranges = sets("10.244.1.0/24");
-    scratch.add(&ranges, "c1", &[]).expect("one");
-    fs::hard_link(scratch.file("10.244.1.2"), scratch.file(".unfinished")).expect("as a crash");
-    scratch.add(&ranges, "c2", &[]).expect("the next");
-    let owners = scratch.open().reservations().expect("listed");
+    network.add(&ranges, "c1", &[]).expect("one");
+    fs::hard_link(network.file("10.244.1.2"), network.file(".unfinished")).expect("as a crash");
+    network.add(&ranges, "c2", &[]).expect("the next");
+    let owners = network.open().reservations().expect("listed");
     assert_eq!(owners[&address("10.244.1.2")].container_id, "c1");
     assert_eq!(owners[&address("10.244.1.3")].container_id, "c2");
 }
 
 #[test]
 fn a_failure_in_the_second_set_gives_the_first_back() {
-    let scratch = Scratch::new("partial");
+    let network = Network::new();
     let mut ranges = sets("10.244.1.0/24");
     ranges.extend(sets("10.245.0.0/30"));
-    scratch.add(&ranges, "c1", &[]).expect("the only one of the second set");
-    let error = scratch.add(&ranges, "c2", &[]).expect_err("none left");
+    network.add(&ranges, "c1", &[]).expect("the only one of the second set");
+    let error = network.add(&ranges, "c2", &[]).expect_err("none left");
     assert!(error.to_string().contains("10.245.0.1-10.245.0.2"), "{error}");
-    let owners: BTreeSet<String> = scratch
+    let owners: BTreeSet<String> = network
         .open()
         .reservations()
         .expect("listed")
@@ -181,29 +176,29 @@ fn a_failure_in_the_second_set_gives_the_first_back() {
 
 #[test]
 fn requested_addresses_are_given_or_refused_with_the_reason() {
-    let scratch = Scratch::new("requested");
+    let network = Network::new();
     let ranges = sets("10.244.1.0/24");
     let wanted = [address("10.244.1.77")];
-    let one = scratch.add(&ranges, "c1", &wanted).expect("free");
+    let one = network.add(&ranges, "c1", &wanted).expect("free");
     assert_eq!(one[0].address, wanted[0]);
-    let taken = scratch.add(&ranges, "c2", &wanted).expect_err("taken");
+    let taken = network.add(&ranges, "c2", &wanted).expect_err("taken");
     assert!(matches!(taken, Error::Taken(_)), "{taken}");
     for outside in ["10.244.2.5", "10.244.1.1", "10.244.1.0", "10.244.1.255"] {
-        let refused = scratch.add(&ranges, "c2", &[address(outside)]).expect_err(outside);
+        let refused = network.add(&ranges, "c2", &[address(outside)]).expect_err(outside);
         assert!(matches!(refused, Error::NotAllowed(_)), "{refused}");
     }
 }
 
 #[test]
 fn many_at_once_never_share_an_address() {
-    let scratch = Scratch::new("parallel");
+    let network = Network::new();
     let addresses: Vec<IpAddr> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..32)
             .map(|number| {
-                let scratch = &scratch;
+                let network = &network;
                 scope.spawn(move || {
                     let name = format!("c{number}");
-                    let one = scratch.add(&sets("10.244.1.0/24"), &name, &[]);
+                    let one = network.add(&sets("10.244.1.0/24"), &name, &[]);
                     one.expect("one")[0].address
                 })
             })
@@ -211,4 +206,124 @@ fn many_at_once_never_share_an_address() {
         workers.into_iter().map(|worker| worker.join().expect("a worker")).collect()
     });
     assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), 32);
+}
+
+/// R-09: addresses are not used up by pods that come and go.
+#[test]
+fn a_thousand_pods_pass_through_a_small_range() {
+    let network = Network::new();
+    let ranges = sets("10.244.1.0/28");
+    let stays = network.add(&ranges, "stays", &[]).expect("one")[0].address;
+    for number in 0..1000 {
+        let id = format!("c{number}");
+        let one = network.add(&ranges, &id, &[]).unwrap_or_else(|error| panic!("{id}: {error}"));
+        assert_ne!(one[0].address, stays);
+        let freed = network.open().release(&id, "eth0", at(number)).expect("released");
+        assert_eq!(freed, [one[0].address]);
+    }
+    let files = fs::read_dir(network.file("")).expect("the directory").count();
+    assert!(files < 20, "{files} files: releases are remembered once an address");
+}
+
+/// R-09: what an earlier boot left goes, unless its namespace lives.
+#[test]
+fn leases_of_an_earlier_boot_go_with_their_namespaces() {
+    let network = Network::new();
+    let ranges = sets("10.244.1.0/28");
+    // Container, boot of its record, whether its namespace exists, whether it stays.
+    let rows = [
+        ("old-gone", "before", false, false),
+        ("old-alive", "before", true, true),
+        ("new-gone", "now", false, true),
+        ("new-alive", "now", true, true),
+    ];
+    for (id, _, _, _) in rows {
+        network.add(&ranges, id, &[]).expect(id);
+    }
+    let record = |boot: &str| Attachment { boot_id: boot.into(), ..Attachment::default() };
+    let freed = network.open().release_where(at(0), |held| {
+        rows.iter().any(|(id, boot, exists, _)| {
+            *id == held.container_id && life::died_with_boot(&record(boot), "now", *exists)
+        })
+    });
+    assert_eq!(freed.expect("released").len(), 1);
+    let left: BTreeSet<String> = network
+        .open()
+        .reservations()
+        .expect("listed")
+        .into_values()
+        .map(|held| held.container_id)
+        .collect();
+    for (id, _, _, stays) in rows {
+        assert_eq!(left.contains(id), stays, "{id}");
+    }
+}
+
+/// R-10: the longest-free comes first, and none within the delay while another is left.
+#[test]
+fn an_address_rests_before_it_comes_again() {
+    let network = Network::new();
+    let ranges = sets("10.244.1.0/29"); // .2 to .6
+    for id in ["a", "b", "c", "d", "e"] {
+        network.add(&ranges, id, &[]).expect(id);
+    }
+    for (id, second) in [("c", 10), ("a", 20), ("e", 20), ("b", 45)] {
+        network.open().release(id, "eth0", at(second)).expect("released");
+    }
+    // Also when host-local's hint, by which the round goes on, is gone or points at the freshest.
+    fs::write(network.file("last_reserved_ip.0"), "10.244.1.2").expect("written");
+    let order = ["f", "g", "h", "i"].map(|id| network.add(&ranges, id, &[]).expect(id)[0].address);
+    let expected = [4, 2, 6, 3].map(|host| address(&format!("10.244.1.{host}")));
+    assert_eq!(order, expected, "the last of them only because no other is left");
+    assert!(network.add(&ranges, "j", &[]).is_err());
+}
+
+/// Releases are remembered for a while, not for ever.
+#[test]
+fn old_releases_are_forgotten() {
+    let network = Network::new();
+    drop(network.open());
+    for number in 0..1100_u32 {
+        let name = format!(".released-{}-fd00::{:x}", i64::from(number), 0x1000 + number);
+        fs::write(network.file(&name), "").expect("written");
+    }
+    network.add(&sets("10.244.1.0/29"), "a", &[]).expect("one");
+    network.open().release("a", "eth0", at(0)).expect("released");
+    let released = network.open().released().expect("listed");
+    assert!(released.contains_key(&address("10.244.1.2")), "the newest stays");
+    assert!((1024..=1025).contains(&released.len()), "{}", released.len());
+    assert!(!released.contains_key(&address("fd00::1000")), "the oldest went");
+}
+
+#[test]
+fn what_the_configuration_keeps_back_goes_to_nobody_or_on_request_alone() {
+    let network = Network::new();
+    let ranges = sets("10.244.1.0/29");
+    let withheld: Withheld = serde_json::from_str(
+        r#"{"reserved":["10.244.1.2-10.244.1.3"],"onRequest":["10.244.1.4"]}"#,
+    )
+    .expect("withheld");
+    let add = |id: &str, requested: &[IpAddr]| {
+        network.open().reserve(&ask(&ranges, &withheld, id, "eth0", requested))
+    };
+    assert_eq!(add("a", &[]).expect("one")[0].address, address("10.244.1.5"));
+    assert_eq!(add("b", &[]).expect("one")[0].address, address("10.244.1.6"));
+    assert!(matches!(add("c", &[]), Err(Error::Exhausted(_))));
+    assert!(matches!(add("c", &[address("10.244.1.3")]), Err(Error::Withheld(_))));
+    assert_eq!(
+        add("c", &[address("10.244.1.4")]).expect("on request")[0].address,
+        address("10.244.1.4")
+    );
+    network.del("c");
+    assert!(matches!(add("d", &[]), Err(Error::Exhausted(_))), "also after it was given back");
+}
+
+#[test]
+fn more_addresses_than_sets_are_refused_and_nothing_is_kept() {
+    let network = Network::new();
+    let ranges = sets("10.244.1.0/24");
+    let two = [address("10.244.1.7"), address("10.244.1.8")];
+    let refused = network.add(&ranges, "c1", &two).expect_err("one too many");
+    assert!(matches!(refused, Error::Unused(left) if left == two[1]), "{refused}");
+    assert!(network.open().reservations().expect("listed").is_empty());
 }

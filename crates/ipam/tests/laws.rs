@@ -1,13 +1,15 @@
 //! Laws over random sequences of requests, crashes and foreign files.
 
+mod scratch;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipam::{Ask, Directory, Error, Range, RangeSet, Withheld};
 use model::Timestamp;
 use proptest::prelude::*;
+use scratch::Scratch;
 
 /// One step. Containers are numbers; a few, so that steps meet.
 #[derive(Clone, Debug)]
@@ -45,10 +47,8 @@ proptest! {
     fn no_address_is_given_twice_none_is_lost_and_capacity_is_whole(
         steps in prop::collection::vec(step(), 1..40)
     ) {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("flatnet-ipam-laws-{}-{number}", std::process::id());
-        let base = std::env::temp_dir().join(name);
+        let scratch = Scratch::new();
+        let base = scratch.0.clone();
         let network = base.join("net");
         let mut held: BTreeMap<u8, BTreeSet<IpAddr>> = BTreeMap::new();
         for (now, step) in (0..).zip(steps) {
@@ -101,6 +101,5 @@ proptest! {
                 on_disk.into_iter().map(|(address, held)| (address, held.container_id)).collect();
             prop_assert_eq!(found, wanted);
         }
-        let _ = fs::remove_dir_all(&base);
     }
 }

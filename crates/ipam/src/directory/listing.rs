@@ -133,7 +133,8 @@ mod tests {
     fn an_owner_is_believed_only_while_its_name_leads_to_the_same_file() {
         let hash = owner_hash("c1", "eth0");
         let owner = owner_name(hash, address("10.0.0.2"));
-        let rows: [(&[(&str, u64)], Option<u32>, usize); 4] = [
+        type Names<'a> = &'a [(&'a str, u64)];
+        let rows: [(Names<'_>, Option<u32>, usize); 4] = [
             (&[("10.0.0.2", 7), (&owner, 7)], Some(hash), 0),
             (&[("10.0.0.2", 8), (&owner, 7)], None, 1),
             (&[("10.0.0.2", 7)], None, 0),
