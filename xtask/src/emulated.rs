@@ -38,6 +38,7 @@ const SUITE: &[Program] = &[
             "minutes of interpreted code for what smaller loads show",
         )],
     },
+    Program { package: "cni", test: "links", left_out: &[] },
     Program { package: "cni", test: "nodes", left_out: &[] },
     Program { package: "cni", test: "pods", left_out: &[] },
     Program { package: "cni", test: "tunnel", left_out: &[] },

@@ -14,6 +14,8 @@ use crate::tools;
 /// others need nothing of the machine but a temporary directory and loopback.
 const ROOT_TESTS: &[(&str, &str)] = &[
     ("cni", "kill_sweep"),
+    ("cni", "bandwidth"),
+    ("cni", "links"),
     ("cni", "nodes"),
     ("cni", "tunnel"),
     ("cni", "pods"),
@@ -25,8 +27,10 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("e2e", "refusals"),
     // This one needs no root, but Debian's host-local.
     ("ipam", "host_local"),
+    ("kernel", "bpf"),
     ("kernel", "nft"),
     ("netlink", "kernel"),
+    ("netlink", "pods"),
     ("testkit", "emulated"),
     ("testkit", "lab"),
 ];

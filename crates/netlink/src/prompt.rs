@@ -15,16 +15,13 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use crate::link::{RTM_DELLINK, header};
-use crate::message::{HEADER_BYTES, Request};
-use crate::socket::open_raw;
+use crate::message::Request;
 use crate::{Error, Netlink};
 
 /// Milliseconds after which a link that is still there is an error.
 const GONE_TIMEOUT_MS: u64 = 10_000;
 /// Microseconds between two looks. The first that finds the kernel at work waits for its lock.
 const LOOK_PAUSE_US: u64 = 50;
-/// Bytes of an acknowledgement that are read: header, error, and the request's header.
-const ANSWER_BYTES: usize = 4 * HEADER_BYTES;
 
 impl Netlink {
     /// Removes a link as [`Netlink::delete_link`] does, and returns as soon as neither it nor a
@@ -32,71 +29,61 @@ impl Netlink {
     /// programs that end soon: they leave the child to init.
     ///
     /// # Errors
-    /// `ENODEV` when it is gone already.
+    /// When the kernel refuses. A link that is gone already is no error.
     pub fn delete_link_promptly(&mut self, index: u32) -> Result<(), Error> {
-        let action = || format!("delete the link number {index}");
-        let failed = |errno: nix::errno::Errno| Error::new(errno as i32, action());
-        // All that the child needs is made before: it may not allocate.
-        let socket = open_raw(libc::NETLINK_ROUTE).map_err(failed)?;
-        let bytes = Request::new(RTM_DELLINK, 0, &header(index)).finish(1, libc::NLM_F_ACK);
+        // The same socket, since another would be one of the caller's namespace. All else that
+        // the child needs is made before, too: it may not allocate.
+        let (socket, sequence) = self.socket.lend();
+        let socket = socket.as_raw_fd();
+        let bytes = Request::new(RTM_DELLINK, 0, &header(index)).finish(sequence, 0);
         // SAFETY: the child makes system calls on memory that exists, and ends by `_exit`.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => {
-                let status = send_alone(socket.as_raw_fd(), &bytes);
+                send_alone(socket, &bytes);
                 // SAFETY: _exit takes no pointers and does not return.
-                unsafe { libc::_exit(status) }
+                unsafe { libc::_exit(0) }
             }
             Ok(ForkResult::Parent { child }) => self.wait_until_gone(index, child),
             // No room for another process: then we wait ourselves.
-            Err(_) => self.delete_link(index),
+            Err(_) => self.delete_link_if_there(index),
         }
     }
 
     fn wait_until_gone(&mut self, index: u32, child: Pid) -> Result<(), Error> {
-        let action = || format!("delete the link number {index}");
         let deadline = Instant::now() + Duration::from_millis(GONE_TIMEOUT_MS);
-        loop {
-            match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => {
-                    if self.link_at(index)?.is_none() {
-                        return Ok(());
-                    }
-                }
-                Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
-                Ok(WaitStatus::Exited(_, errno)) => return Err(Error::new(errno, action())),
-                // Killed, or reaped by a program that ignores its children.
-                _ => return self.delete_link(index),
+        while Instant::now() < deadline {
+            let status = waitpid(child, Some(WaitPidFlag::WNOHANG));
+            if self.link_at(index)?.is_none() {
+                return Ok(());
             }
-            if Instant::now() > deadline {
-                let reason = format!("it is still there after {GONE_TIMEOUT_MS} ms");
-                return Err(Error {
-                    reason: Some(reason),
-                    ..Error::new(libc::ETIMEDOUT, action())
-                });
+            if status != Ok(WaitStatus::StillAlive) {
+                // It was refused, or the child was killed before.
+                return self.delete_link_if_there(index);
             }
             std::thread::sleep(Duration::from_micros(LOOK_PAUSE_US));
+        }
+        Err(Error {
+            reason: Some(format!("it is still there after {GONE_TIMEOUT_MS} ms")),
+            ..Error::new(libc::ETIMEDOUT, format!("delete the link number {index}"))
+        })
+    }
+
+    fn delete_link_if_there(&mut self, index: u32) -> Result<(), Error> {
+        match self.delete_link(index) {
+            Err(error) if !error.is_absent() => Err(error),
+            _ => Ok(()),
         }
     }
 }
 
-/// The child's work: sends one request and answers its errno. Holds nothing else open, neither
-/// locks nor the output that somebody reads to its end.
-fn send_alone(socket: i32, bytes: &[u8]) -> i32 {
+/// The child's work: sends one request, which returns when the kernel is through. Holds nothing
+/// else open meanwhile, neither locks nor the output that somebody reads to its end.
+fn send_alone(socket: i32, bytes: &[u8]) {
     let number = libc::c_long::from(socket);
-    let mut answer = [0_u8; ANSWER_BYTES];
-    // SAFETY: close_range takes numbers; send and recv get live buffers with their lengths.
+    // SAFETY: close_range takes numbers; send gets a live buffer with its length.
     unsafe {
         libc::syscall(libc::SYS_close_range, 0, number - 1, 0);
         libc::syscall(libc::SYS_close_range, number + 1, libc::c_long::from(i32::MAX), 0);
-        if libc::send(socket, bytes.as_ptr().cast(), bytes.len(), 0) < 0 {
-            return nix::errno::Errno::last_raw();
-        }
-        let received = libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0);
-        if received < 0 {
-            return nix::errno::Errno::last_raw();
-        }
+        libc::send(socket, bytes.as_ptr().cast(), bytes.len(), 0);
     }
-    // struct nlmsgerr: a negative errno behind the header.
-    let [.., a, b, c, d] = *answer.first_chunk::<{ HEADER_BYTES + 4 }>().unwrap_or(&[0; 20]);
-    i32::from_ne_bytes([a, b, c, d]).saturating_neg()
 }

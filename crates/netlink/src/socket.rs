@@ -7,7 +7,7 @@
 
 mod batch;
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -118,6 +118,12 @@ impl Socket {
             reason: Some("others kept changing what is read; try again".into()),
             ..Error::new(libc::EINTR, action())
         })
+    }
+
+    /// The descriptor, and a sequence number whose answers nobody here waits for.
+    pub(crate) fn lend(&mut self) -> (BorrowedFd<'_>, u32) {
+        self.sequence = self.sequence.wrapping_add(1);
+        (self.fd.as_fd(), self.sequence)
     }
 
     fn send(

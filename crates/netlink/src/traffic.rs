@@ -108,7 +108,8 @@ impl Netlink {
         self.socket.call(&request, action).map(drop)
     }
 
-    /// Leads all that enters a link to another link, and back from there.
+    /// Leads all that enters a link to another link, and back from there, in place of an earlier
+    /// redirection.
     ///
     /// # Errors
     /// `ENOENT` when the kernel lacks `clsact`, `u32` or `mirred`.
@@ -121,6 +122,11 @@ impl Netlink {
         match self.socket.call(&discipline, action) {
             // Somebody else's, of either kind, holds our filter as well.
             Err(error) if !error.is_present() => return Err(error),
+            _ => {}
+        }
+        // A second filter of the same place would stand beside the first.
+        match self.delete_ingress_redirect(link) {
+            Err(error) if !matches!(error.errno, libc::ENOENT | libc::EINVAL) => return Err(error),
             _ => {}
         }
         let mut filter = filter_message(RTM_NEWTFILTER, create | libc::NLM_F_EXCL, link);

@@ -73,10 +73,7 @@ pub(super) fn remove_ifb(node: &mut Netlink, attachment: &Attachment) -> Result<
             "rename or delete it",
         ));
     }
-    match node.delete_link_promptly(link.index) {
-        Err(error) if !error.is_absent() => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(node.delete_link_promptly(link.index)?)
 }
 
 /// What of the limits is not as it was made; `None` when nothing.

@@ -8,6 +8,7 @@ use netlink::{
     Address as KernelAddress, BridgeSpec, Link, LinkChange, Netlink, PortOptions, PortVlan,
     VethSpec,
 };
+use nix::libc;
 
 use super::options::BridgeOptions;
 use super::pod::Setup;
@@ -193,15 +194,18 @@ fn set_gateways(
     Ok(node.change_link(link.index, &stable)?)
 }
 
+/// A kernel without VLAN filtering refuses the switch, or takes it and does nothing.
 fn enable_vlans(node: &mut Netlink, bridge: &Link) -> Result<(), Fault> {
-    node.set_vlan_filtering(bridge.index, true)?;
-    if node.require_link(&bridge.name)?.vlan_filtering == Some(true) {
-        return Ok(());
+    let switched = node.set_vlan_filtering(bridge.index, true);
+    let on = node.require_link(&bridge.name)?.vlan_filtering == Some(true);
+    match switched {
+        Ok(()) if on => Ok(()),
+        Err(error) if error.errno != libc::EOPNOTSUPP => Err(error.into()),
+        _ => Err(refused(
+            "this kernel cannot tell VLANs apart on a bridge".into(),
+            "remove vlan and vlanTrunk, or use a kernel with CONFIG_BRIDGE_VLAN_FILTERING",
+        )),
     }
-    Err(refused(
-        "this kernel cannot tell VLANs apart on a bridge".into(),
-        "remove vlan and vlanTrunk, or use a kernel with CONFIG_BRIDGE_VLAN_FILTERING",
-    ))
 }
 
 fn set_vlans(node: &mut Netlink, port: u32, options: &BridgeOptions) -> Result<(), Fault> {

@@ -49,10 +49,7 @@ pub(super) fn remove_stale(node: &mut Netlink, name: &str) -> Result<(), Fault> 
             "rename or delete it",
         ));
     }
-    match node.delete_link_promptly(link.index) {
-        Err(error) if !error.is_absent() => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(node.delete_link_promptly(link.index)?)
 }
 
 /// A macvlan link is only in the pod: it goes with the namespace, or here. The path of the record
@@ -64,10 +61,7 @@ fn remove_macvlan(attachment: &Attachment) -> Result<(), Fault> {
     if link.kind != "macvlan" || link.alias.is_some_and(|alias| alias != ours) {
         return Ok(());
     }
-    match pod.delete_link_promptly(link.index) {
-        Err(error) if !error.is_absent() => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(pod.delete_link_promptly(link.index)?)
 }
 
 /// Puts the interface of another plugin back into its earlier state, where it is still there.
