@@ -8,7 +8,8 @@ typedef unsigned char __u8;
 typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
-typedef __u8 bool;
+/* Not a number: a mask that fits no byte is true all the same. */
+typedef _Bool bool;
 
 #define true 1
 #define false 0

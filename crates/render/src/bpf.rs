@@ -47,7 +47,7 @@ pub enum Way {
         /// MAC address of its tunnel link.
         mac: MacAddress,
     },
-    /// Through the uplink to a neighbour.
+    /// Through the uplink to a neighbour. IPv6 to a neighbour of IPv4 takes the kernel's path.
     Direct {
         /// The other node.
         next_hop: IpAddr,

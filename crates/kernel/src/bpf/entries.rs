@@ -62,7 +62,7 @@ impl Entries {
             _ => {}
         }
         for (range, way) in &wanted.remotes {
-            if let Some(remote) = remote(way, uplink, tunnel) {
+            if let Some(remote) = remote(range, way, uplink, tunnel) {
                 entries.remotes.insert(remote_key(range), remote);
             }
         }
@@ -127,8 +127,11 @@ fn gateway_mac(link: &Link, links: &[Link]) -> MacAddress {
     master.unwrap_or(link).mac.unwrap_or_default()
 }
 
-fn remote(way: &Way, uplink: &Link, tunnel: Option<&Link>) -> Option<Remote> {
+/// `None`: only the kernel's path can go this way. `redirect_neigh` sends no IPv6 to a next hop of
+/// IPv4.
+fn remote(range: &IpNet, way: &Way, uplink: &Link, tunnel: Option<&Link>) -> Option<Remote> {
     Some(match way {
+        Way::Direct { next_hop } if next_hop.is_ipv4() && range.addr().is_ipv6() => return None,
         Way::Direct { next_hop } => Remote {
             kind: REMOTE_DIRECT,
             link_index: uplink.index,

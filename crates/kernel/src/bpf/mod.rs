@@ -185,8 +185,16 @@ impl Forwarding {
         observed.pods =
             self.objects.maps.pods()?.into_iter().map(|key| canonical(key.into())).collect();
         observed.remotes = self.objects.maps.remotes()?;
-        observed.counters = self.objects.maps.counters()?;
+        observed.counters = self.counters()?;
         Ok(observed)
+    }
+
+    /// Packets by what became of them, names as in `ebpf_abi::REASONS`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, OpError> {
+        self.objects.maps.counters()
     }
 
     /// Detaches and unpins everything: all packets take the kernel's own path.
