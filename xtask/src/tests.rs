@@ -13,6 +13,7 @@ use crate::tools;
 /// Tests that make network namespaces or whole clusters: they need root, and fail without it. All
 /// others need nothing of the machine but a temporary directory and loopback.
 const ROOT_TESTS: &[(&str, &str)] = &[
+    ("agent", "real"),
     ("cni", "kill_sweep"),
     ("cni", "bandwidth"),
     ("cni", "links"),
@@ -28,6 +29,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     // This one needs no root, but Debian's host-local.
     ("ipam", "host_local"),
     ("kernel", "bpf"),
+    ("kernel", "edge"),
     ("kernel", "nft"),
     ("netlink", "kernel"),
     ("netlink", "pods"),

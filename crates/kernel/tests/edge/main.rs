@@ -1,0 +1,7 @@
+//! Rules at pods' edges on this machine's kernel: frames that a hostile pod writes byte by byte,
+//! ports of the node, who may come in, repair. In network namespaces that each test makes. Needs
+//! root.
+
+mod frames;
+mod lab;
+mod spoofing;
