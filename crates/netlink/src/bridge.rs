@@ -62,11 +62,10 @@ impl Netlink {
         self.socket.call(&request, || format!("set up the bridge port number {index}")).map(drop)
     }
 
-    /// Lets a bridge tell VLANs apart, or not. A kernel without VLAN filtering takes the message
-    /// and does nothing: read [`crate::Link::vlan_filtering`] afterwards.
+    /// Lets a bridge tell VLANs apart, or not.
     ///
     /// # Errors
-    /// `ENODEV` when the bridge is gone.
+    /// `EOPNOTSUPP` when the kernel has no VLAN filtering, `ENODEV` when the bridge is gone.
     pub fn set_vlan_filtering(&mut self, bridge: u32, on: bool) -> Result<(), Error> {
         let mut request = Request::new(RTM_NEWLINK, 0, &header(bridge));
         request.nested(IFLA_LINKINFO, &[], |info| {

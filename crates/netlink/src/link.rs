@@ -81,7 +81,7 @@ pub struct Link {
     pub hairpin: Option<bool>,
     /// Whether the port is cut off from other isolated ports; only known of bridge ports.
     pub isolated: Option<bool>,
-    /// Whether a bridge tells VLANs apart; `None` where the kernel cannot.
+    /// Whether a bridge tells VLANs apart.
     pub vlan_filtering: Option<bool>,
     /// Who of a macvlan's neighbours may talk to it.
     pub macvlan: Option<MacvlanMode>,

@@ -194,17 +194,13 @@ fn set_gateways(
     Ok(node.change_link(link.index, &stable)?)
 }
 
-/// A kernel without VLAN filtering refuses the switch, or takes it and does nothing.
 fn enable_vlans(node: &mut Netlink, bridge: &Link) -> Result<(), Fault> {
-    let switched = node.set_vlan_filtering(bridge.index, true);
-    let on = node.require_link(&bridge.name)?.vlan_filtering == Some(true);
-    match switched {
-        Ok(()) if on => Ok(()),
-        Err(error) if error.errno != libc::EOPNOTSUPP => Err(error.into()),
-        _ => Err(refused(
+    match node.set_vlan_filtering(bridge.index, true) {
+        Err(error) if error.errno == libc::EOPNOTSUPP => Err(refused(
             "this kernel cannot tell VLANs apart on a bridge".into(),
             "remove vlan and vlanTrunk, or use a kernel with CONFIG_BRIDGE_VLAN_FILTERING",
         )),
+        result => Ok(result?),
     }
 }
 

@@ -323,3 +323,121 @@ fn rate(direction: &str, fixed: [u64; 2], annotated: [u64; 2]) -> Result<Option<
 pub(crate) fn invalid(message: &str, details: impl std::fmt::Display) -> Fault {
     Fault::new(INVALID_CONFIG, message, details)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Command;
+    use serde_json::json;
+
+    fn parse(config: Value) -> Result<LinkOptions, Fault> {
+        parse_with(config, None)
+    }
+
+    fn parse_with(config: Value, requested_mac: Option<MacAddress>) -> Result<LinkOptions, Fault> {
+        let request = Request::parse(&|name: &str| match name {
+            "CNI_COMMAND" => Some("DEL".to_owned()),
+            "CNI_CONTAINERID" => Some("c1".to_owned()),
+            "CNI_IFNAME" => Some("eth0".to_owned()),
+            _ => None,
+        })?;
+        assert_eq!(request.command, Command::Del);
+        LinkOptions::parse(&config, &Request { requested_mac, ..request })
+    }
+
+    fn bridge(config: Value) -> BridgeOptions {
+        match parse(config).expect("options").datapath {
+            Datapath::Bridge(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_says_nothing_is_a_pod_on_the_bridge() {
+        let options = parse(json!({ "mtu": 0 })).expect("options");
+        assert_eq!(
+            (options.mtu, options.mac, options.bandwidth),
+            (None, None, Bandwidth::default())
+        );
+        let options = bridge(json!({}));
+        assert_eq!(options.name, layout::BRIDGE);
+        assert!(options.hairpin && options.preserve_default_vlan && !options.uses_vlans());
+        assert!(!bridge(json!({ "promiscMode": true })).hairpin);
+    }
+
+    /// BR: mac by args, CNI_ARGS and runtimeConfig.
+    #[test]
+    fn a_mac_is_the_runtimes_or_else_the_arguments_or_else_the_configurations() {
+        let [a, b, c, d] = [1, 2, 3, 4].map(|last| MacAddress([0x0a, 0, 0, 0, 0, last]));
+        let runtime = json!({ "mac": a.to_string() });
+        let cni = json!({ "cni": { "mac": b.to_string() } });
+        let rows = [
+            (json!({ "runtimeConfig": runtime, "args": cni, "mac": d.to_string() }), Some(c), a),
+            (json!({ "args": cni, "mac": d.to_string() }), Some(c), b),
+            (json!({ "mac": d.to_string(), "runtimeConfig": { "mac": "" } }), Some(c), c),
+            (json!({ "mac": d.to_string() }), None, d),
+        ];
+        for (config, requested, expected) in rows {
+            let options = parse_with(config.clone(), requested).expect("options");
+            assert_eq!(options.mac, Some(expected), "{config}");
+        }
+    }
+
+    /// BW: static and runtimeConfig merged; zero = off; "no opinion" on a burst is a small one.
+    #[test]
+    fn an_administrators_limit_goes_before_a_pods_and_zero_is_none() {
+        let options = parse(json!({
+            "ingressRate": 8_000, "ingressBurst": 16_000, "egressRate": 0, "egressBurst": 0,
+            "runtimeConfig": { "bandwidth": {
+                "ingressRate": 99_000, "ingressBurst": 99_000,
+                "egressRate": 100_000_000, "egressBurst": 2_147_483_647,
+            } },
+        }))
+        .expect("options");
+        let ingress = Rate { bits_per_s: 8_000, burst_bits: 16_000 };
+        assert_eq!(options.bandwidth.ingress, Some(ingress));
+        let egress = options.bandwidth.egress.expect("the pod's own");
+        assert_eq!((egress.bits_per_s, egress.burst_bits), (100_000_000, 2_000_000));
+        let slow = rate("egress", [0, 0], [1_000_000, 4_294_967_295]).expect("a rate");
+        assert_eq!(slow.map(|slow| slow.burst_bits), Some(BURST_DEFAULT_BYTES_MIN * 8));
+        let largest = rate("egress", [1_000_000, BURST_BYTES_MAX * 8 + 7], [0, 0]);
+        assert!(largest.is_ok(), "the burst limit counts whole bytes");
+    }
+
+    #[test]
+    fn faults_are_of_the_configuration_and_name_key_and_value() {
+        let trunk =
+            |first: u16, last: u16| json!({ "vlanTrunk": [{ "minID": first, "maxID": last }] });
+        let rows = [
+            (json!({ "datapath": "wires" }), "datapath: \"wires\""),
+            (json!({ "datapath": "macvlan", "mode": "loud" }), "mode: \"loud\""),
+            (json!({ "vlan": 4095 }), "vlan: 4095"),
+            (trunk(0, 5), "vlanTrunk: 0 to 5"),
+            (trunk(9, 5), "vlanTrunk: 9 to 5"),
+            (trunk(9, 4095), "vlanTrunk: 9 to 4095"),
+            (json!({ "vlanTrunk": [{ "minID": 9 }] }), "vlanTrunk"),
+            (json!({ "promiscMode": true, "hairpinMode": true }), "hairpinMode exclude"),
+            (
+                json!({ "disableContainerInterface": true, "ipam": { "type": "host-local" } }),
+                "disableContainerInterface",
+            ),
+            (json!({ "mac": "0a:58" }), "mac: \"0a:58\""),
+            (json!({ "mac": "01:00:5e:00:00:01" }), "mac: 01:00:5e:00:00:01"),
+            (json!({ "ingressRate": 100 }), "ingress limit: rate 100, burst 0"),
+            (json!({ "egressBurst": 100 }), "egress limit: rate 0, burst 100"),
+            (
+                json!({ "egressRate": 100, "egressBurst": (BURST_BYTES_MAX + 1) * 8 }),
+                "egress limit: rate 100, burst 34359738368",
+            ),
+            (
+                json!({ "datapath": "macvlan", "ingressRate": 100, "ingressBurst": 100 }),
+                "macvlan cannot limit bandwidth",
+            ),
+        ];
+        for (config, said) in rows {
+            let fault = parse(config.clone()).expect_err(said);
+            assert_eq!(fault.code, INVALID_CONFIG, "{config}");
+            assert!(fault.message.contains(said), "{fault} should say {said}");
+        }
+    }
+}
