@@ -39,6 +39,7 @@ const SUITE: &[Program] = &[
         )],
     },
     Program { package: "cni", test: "links", left_out: &[] },
+    Program { package: "kernel", test: "paths", left_out: &[] },
     Program { package: "cni", test: "nodes", left_out: &[] },
     Program { package: "cni", test: "pods", left_out: &[] },
     Program { package: "cni", test: "tunnel", left_out: &[] },

@@ -31,6 +31,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("kernel", "bpf"),
     ("kernel", "edge"),
     ("kernel", "nft"),
+    ("kernel", "paths"),
     ("netlink", "kernel"),
     ("netlink", "pods"),
     ("testkit", "emulated"),

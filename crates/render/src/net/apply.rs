@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use super::diff::is_link_local;
 use super::sysctls::{OWN_LINKS, link_of};
 use super::{LOOPBACK, LinkKind, LinkState, NetObserved, NetOp, RouteState};
 use crate::OpError;
@@ -191,6 +192,7 @@ impl NetObserved {
         }
         let reachable = |gateway: IpAddr| {
             route.onlink
+                || is_link_local(gateway)
                 || !ours
                 || self.state.addresses.iter().any(|(name, net)| {
                     *name == route.link && net.contains(&gateway) && net.addr() != gateway

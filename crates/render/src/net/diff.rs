@@ -205,7 +205,7 @@ fn removals(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
     ops
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub(super) fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(address) => address.is_unicast_link_local(),

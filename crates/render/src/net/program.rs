@@ -1,7 +1,7 @@
 //! A plan in the kernel's words.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use model::{MacAddress, layout};
@@ -81,7 +81,7 @@ fn add_peer(plan: &NetworkPlan, peer: &Peer, state: &mut NetState) {
         Path::Vxlan { mac } if plan.ends.vxlan.is_some() => {
             let link = layout::VXLAN_LINK.to_owned();
             for range in &peer.pod_ranges {
-                state.neighbours.insert((link.clone(), range.network()), *mac);
+                state.neighbours.insert((link.clone(), tunnel_next_hop(range, *mac)), *mac);
             }
             state.forwarding.insert((link, *mac), peer.address);
         }
@@ -103,10 +103,11 @@ fn add_peer(plan: &NetworkPlan, peer: &Peer, state: &mut NetState) {
 fn route(plan: &NetworkPlan, peer: &Peer, range: &IpNet) -> Option<RouteState> {
     let source = source_for(plan, range);
     match &peer.path {
-        Path::Vxlan { .. } => {
+        Path::Vxlan { mac } => {
             plan.ends.vxlan.as_ref()?;
             let link = layout::VXLAN_LINK.to_owned();
-            Some(RouteState { gateway: Some(range.network()), link, source, onlink: true })
+            let gateway = tunnel_next_hop(range, *mac);
+            Some(RouteState { gateway: Some(gateway), link, source, onlink: gateway.is_ipv4() })
         }
         Path::Direct => {
             let gateway = peer.address_for(range)?;
@@ -126,6 +127,22 @@ fn route(plan: &NetworkPlan, peer: &Peer, range: &IpNet) -> Option<RouteState> {
             Some(RouteState { gateway: None, link, source, onlink: false })
         }
         Path::Native => None,
+    }
+}
+
+/// What stands for a peer on the VXLAN link: over IPv4 the network address of its range, over IPv6
+/// the link-local address of its tunnel end. Linux looks an IPv6 next hop up among the routes and
+/// refuses one that another link leads to, as the range's own route does while it changes links.
+fn tunnel_next_hop(range: &IpNet, MacAddress([a, b, c, d, e, f]): MacAddress) -> IpAddr {
+    match range {
+        IpNet::V4(range) => range.network().into(),
+        // RFC 4291, appendix A.
+        IpNet::V6(_) => {
+            let word = |high, low| u16::from_be_bytes([high, low]);
+            let identifier = [word(a ^ 2, b), word(c, 0xff), word(0xfe, d), word(e, f)];
+            let [p, q, r, s] = identifier;
+            Ipv6Addr::new(0xfe80, 0, 0, 0, p, q, r, s).into()
+        }
     }
 }
 

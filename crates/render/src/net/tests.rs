@@ -221,9 +221,19 @@ fn each_way_has_its_link_next_hops_and_entries() {
     use Overlay::{HostGw, Ipip, Native, Vxlan, Wireguard};
     let (v4_hop, v6_hop) = ("172.30.0.12", "fd00:172:30::12");
     let (v4_net, v6_net) = ("10.244.2.0", "fd00:10:244:2::");
+    let MacAddress(mac) = MacAddress::of_vtep([172, 30, 0, 12].into());
+    let v6_end = format!(
+        "fe80::{:02x}{:02x}:{:02x}ff:fe{:02x}:{:02x}{:02x}",
+        mac[0] ^ 2,
+        mac[1],
+        mac[2],
+        mac[3],
+        mac[4],
+        mac[5]
+    );
     // Overlay; link and next hop of the IPv4 and the IPv6 range; how many tunnel links.
     let rows: [(Overlay, [Option<(&str, Option<&str>)>; 2], usize); 5] = [
-        (Vxlan, [Some((VXLAN_LINK, Some(v4_net))), Some((VXLAN_LINK, Some(v6_net)))], 1),
+        (Vxlan, [Some((VXLAN_LINK, Some(v4_net))), Some((VXLAN_LINK, Some(&v6_end)))], 1),
         (HostGw, [Some((UPLINK, Some(v4_hop))), Some((UPLINK, Some(v6_hop)))], 0),
         (Ipip, [Some((IPIP_LINK, Some(v4_hop))), Some((IPIP6_LINK, Some(v6_hop)))], 2),
         (Wireguard, [Some((WIREGUARD_LINK, None)), Some((WIREGUARD_LINK, None))], 1),
