@@ -190,19 +190,21 @@ impl Capture {
     /// Counts marked frames until the last one.
     pub fn count(&self) -> usize {
         let mut marked = 0;
-        self.until_last(|frame| marked += usize::from(frame.ends_with(MARK)));
+        self.until(|frame| {
+            marked += usize::from(frame.ends_with(MARK));
+            frame.ends_with(LAST)
+        });
         marked
     }
 
-    /// Shows every frame until the last one.
-    pub fn until_last(&self, mut see: impl FnMut(&[u8])) {
+    /// Shows frames until one is the last that is waited for.
+    pub fn until(&self, mut is_last: impl FnMut(&[u8]) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         let mut buffer = [0; 2048];
         while Instant::now() < deadline {
             match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(length) if buffer[..length].ends_with(LAST) => return,
-                Ok(length) => see(&buffer[..length]),
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Ok(length) if is_last(&buffer[..length]) => return,
+                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
                 Err(errno) => panic!("cannot receive: {errno}"),
             }
         }

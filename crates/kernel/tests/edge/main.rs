@@ -2,6 +2,11 @@
 //! ports of the node, who may come in, repair. In network namespaces that each test makes. Needs
 //! root.
 
+mod clients;
+mod firewall;
 mod frames;
+mod host_ports;
 mod lab;
+mod repair;
+mod routed;
 mod spoofing;

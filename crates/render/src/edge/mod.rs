@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use model::{Attachment, Family};
 
-use crate::nft::language::{Table, TableId};
+use crate::nft::language::{Name, Table, TableId};
 use crate::nft::state::Command;
 use crate::nft::{self, NftObserved, NftOp, NftProgram, TableProgram, Transaction};
 
@@ -120,7 +120,12 @@ pub fn damages(ops: &[NftOp]) -> Vec<String> {
             damages.insert(format!("table {table} was missing"));
             continue;
         }
-        damages.extend(commands.iter().map(|command| match command {
+        let goes = |chain: &Name| commands.contains(&Command::DeleteChain(chain.clone()));
+        let commands = commands.iter().filter(|command| match command {
+            Command::FlushChain(chain) => !goes(chain),
+            _ => true,
+        });
+        damages.extend(commands.map(|command| match command {
             Command::AddElements(set, elements) => {
                 format!("set {set} of table {table} lacked {} elements", elements.len())
             }
