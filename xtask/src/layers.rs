@@ -66,7 +66,7 @@ const LAYERS: &[Layer] = &[
         ],
     },
     Layer { name: "pause", kind: Binary, may_use: &[] },
-    Layer { name: "cni", kind: Binary, may_use: &["model", "ipam", "netlink"] },
+    Layer { name: "cni", kind: Binary, may_use: &["model", "ipam", "render", "kernel", "netlink"] },
     Layer { name: "dnsworker", kind: Binary, may_use: &["dns"] },
     Layer { name: "toolbox", kind: Binary, may_use: &["dns"] },
     Layer {
@@ -85,6 +85,7 @@ const LAYERS: &[Layer] = &[
             "kernel",
             "netlink",
             "ipam",
+            "cni",
             "pause",
         ],
     },

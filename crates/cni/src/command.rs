@@ -1,131 +1,125 @@
-//! The commands.
+//! The commands, and ADD and DEL of a pod's own interface.
+//!
+//! ```text
+//! ADD: addresses ─▶ record ─▶ rules at the edge ─▶ link        (each before what relies on it)
+//! DEL: link ─▶ rules at the edge, tracked flows ─▶ addresses ─▶ record
+//! ```
+//!
+//! Whoever is killed in between leaves what DEL or GC finds by the record, or by derived names.
 
-use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::path::Path;
 
-use ipam::{Ask, Directory, Living, Withheld};
-use model::Timestamp;
-use netlink::Netlink;
+use kernel::edge::Edge;
+use model::Attachment;
+use serde_json::Value;
 
-use crate::attachment;
-use crate::check;
-use crate::config::Config;
-use crate::fault::{Fault, INCOMPATIBLE_VERSION, INVALID_CONFIG, INVALID_ENVIRONMENT, UNAVAILABLE};
-use crate::request::{Command, Request};
+use crate::addresses::{self, Given, Invocation};
+use crate::config::{Addressing, Config};
+use crate::fault::{Fault, INCOMPATIBLE_VERSION, INVALID_CONFIG};
+use crate::link::options::LinkOptions;
+use crate::link::{self, Made};
+use crate::records::{self, Records};
+use crate::request::Command;
 use crate::result::Success;
 use crate::version::at_least;
+use crate::{chained, check, gc, status};
 
 /// Carries out a command and answers its document; empty where it has none.
-pub(crate) fn run(request: &Request, config: &Config) -> Result<String, Fault> {
-    let silent = |()| String::new();
-    match request.command {
-        Command::Add => {
-            add(request, config).map(|success| success.to_json(&config.version).to_string())
-        }
-        Command::Del => delete(request, config).map(silent),
+pub(crate) fn run(call: &Invocation<'_>) -> Result<String, Fault> {
+    let config = call.config;
+    match call.request.command {
+        Command::Add => return Ok(add(call)?.to_string()),
+        Command::Del => delete(call)?,
         Command::Check => {
             require_version(config, "0.4.0", "CHECK")?;
-            check::run(request, config).map(silent)
+            check::run(call)?;
         }
         Command::Status => {
             require_version(config, "1.1.0", "STATUS")?;
-            status(config).map(silent)
+            status::run(call)?;
         }
         Command::Gc => {
             require_version(config, "1.1.0", "GC")?;
-            collect(config).map(silent)
+            gc::run(call)?;
         }
-        Command::Version => Err(Fault::new(
-            INVALID_ENVIRONMENT,
-            "VERSION takes no network configuration",
-            "it is answered before one is read",
-        )),
+        // Answered before a configuration is read.
+        Command::Version => {}
     }
+    Ok(String::new())
 }
 
-fn add(request: &Request, config: &Config) -> Result<Success, Fault> {
-    let namespace = attachment::open_namespace(request)?;
-    attachment::refuse_existing(&namespace, &request.interface)?;
-    let requested: Vec<_> =
-        request.requested_addresses.iter().chain(&config.requested_addresses).copied().collect();
-    let reserved = Directory::open(&config.data_directory, &config.network)?.reserve(&Ask {
-        sets: &config.ranges,
-        withheld: &Withheld::default(),
-        container_id: &request.container_id,
-        interface: &request.interface,
-        requested: &requested,
-    })?;
-    attachment::make(request, config, &namespace, &reserved).inspect_err(|_| {
-        // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the
-        // runtime's DEL tries again.
-        let _ = delete(request, config);
+/// Takes back all that there is of an attachment. Works without the namespace, without an earlier
+/// result, without a record, and as often as it is called (CNI-15).
+pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Fault> {
+    let (request, config) = (call.request, call.config);
+    let records = open_records(call)?;
+    let attachment = match records.find(&request.container_id, &request.interface)? {
+        Some(attachment) => attachment,
+        None => Attachment {
+            network: config.network.clone(),
+            addresses: addresses::held(call)?,
+            ..link::unrecorded(&request.container_id, &request.interface)
+        },
+    };
+    disconnect(&attachment)?;
+    // A delegate may take its time.
+    let kept = Some(records).filter(|_| !is_delegated(config));
+    // Only now: the address must not be another pod's while this one still has it.
+    addresses::take_back(call)?;
+    let records = kept.map_or_else(|| open_records(call), Ok)?;
+    records.remove(&records::name(&request.container_id, &request.interface))
+}
+
+/// Removes an attachment's link and its rules. Nothing there is no error.
+pub(crate) fn disconnect(attachment: &Attachment) -> Result<(), Fault> {
+    // A record of an earlier boot may name what is another pod's by now. One without a boot is
+    // made of derived names.
+    if !attachment.boot_id.is_empty() && attachment.boot_id != records::boot_id()? {
+        return Ok(());
+    }
+    link::remove(attachment)?;
+    Ok(Edge::open()?.detach(attachment)?)
+}
+
+/// Writes the record and makes the rules. On a fault the caller calls [`delete`].
+pub(crate) fn protect(
+    call: &Invocation<'_>,
+    records: &Records,
+    attachment: &Attachment,
+) -> Result<(), Fault> {
+    records.write(attachment)?;
+    let all = || {
+        let all = records::of_all_networks(&call.config.data_directory).unwrap_or_default();
+        all.into_iter().filter(|other| other.boot_id == attachment.boot_id).collect()
+    };
+    Ok(Edge::open()?.attach(attachment, all)?)
+}
+
+/// The part of a record that request and configuration decide.
+pub(crate) fn begun(call: &Invocation<'_>, options: &LinkOptions) -> Result<Attachment, Fault> {
+    let request = call.request;
+    Ok(Attachment {
+        network: call.config.network.clone(),
+        container_id: request.container_id.clone(),
+        interface: request.interface.clone(),
+        namespace: request
+            .namespace
+            .as_ref()
+            .map(|it| it.display().to_string())
+            .unwrap_or_default(),
+        boot_id: records::boot_id()?,
+        pod: request.pod.clone(),
+        pod_uid: request.pod_uid.clone(),
+        bandwidth: options.bandwidth,
+        ..Attachment::default()
     })
 }
 
-/// First the links, then the address: it must not be another pod's while this one still has it.
-/// Works without the namespace, without an earlier result, and as often as it is called.
-fn delete(request: &Request, config: &Config) -> Result<(), Fault> {
-    attachment::remove(&request.container_id, &request.interface)?;
-    Directory::open(&config.data_directory, &config.network)?.release(
-        &request.container_id,
-        &request.interface,
-        now(),
-    )?;
-    Ok(())
+pub(crate) fn open_records(call: &Invocation<'_>) -> Result<Records, Fault> {
+    Records::open(&call.config.data_directory, &call.config.network)
 }
 
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_microseconds(since.as_micros().try_into().unwrap_or_default())
-}
-
-/// Whether an ADD would find an address and a place to write it down.
-fn status(config: &Config) -> Result<(), Fault> {
-    let unavailable =
-        |error: &dyn std::fmt::Display| Fault::new(UNAVAILABLE, "no pod can be added now", error);
-    Directory::open(&config.data_directory, &config.network)
-        .and_then(|directory| directory.available(&config.ranges, &Withheld::default()))
-        .map_err(|error| unavailable(&error))?;
-    Netlink::open().map_err(|error| unavailable(&error))?;
-    Ok(())
-}
-
-/// Removes the links and addresses of all that is not among the living attachments. Goes on
-/// after a fault and tells the first.
-fn collect(config: &Config) -> Result<(), Fault> {
-    let mut living = Living::default();
-    for valid in &config.valid_attachments {
-        living.add(&valid.container_id, &valid.interface);
-    }
-    let names: BTreeSet<String> = config
-        .valid_attachments
-        .iter()
-        .map(|valid| attachment::node_end(&valid.container_id, &valid.interface))
-        .collect();
-    let mut first_fault = None;
-    let mut node = Netlink::open()?;
-    let bridge = node.link(&config.bridge)?.map(|link| link.index);
-    for link in attachment::all_node_ends(&mut node)? {
-        // Links on another bridge are another network's.
-        if names.contains(&link.name) || link.master != bridge {
-            continue;
-        }
-        match node.delete_link(link.index) {
-            Err(error) if !error.is_absent() => {
-                first_fault.get_or_insert(Fault::from(error));
-            }
-            _ => {}
-        }
-    }
-    let directory = Directory::open(&config.data_directory, &config.network)?;
-    let released = directory.release_where(now(), |held| !living.holds(held));
-    if let Err(error) = released {
-        first_fault.get_or_insert(error.into());
-    }
-    first_fault.map_or(Ok(()), Err)
-}
-
-fn require_version(config: &Config, least: &str, command: &str) -> Result<(), Fault> {
+pub(crate) fn require_version(config: &Config, least: &str, command: &str) -> Result<(), Fault> {
     if at_least(&config.version, least) {
         return Ok(());
     }
@@ -143,4 +137,85 @@ pub(crate) fn lacking(key: &str, command: &str) -> Fault {
         format!("the configuration lacks {key}, which {command} needs"),
         "the container runtime must pass it",
     )
+}
+
+fn add(call: &Invocation<'_>) -> Result<Value, Fault> {
+    let (request, config) = (call.request, call.config);
+    if config.is_chained() {
+        return chained::add(call);
+    }
+    if config.previous.is_some() {
+        return Err(Fault::new(
+            INVALID_CONFIG,
+            "ipam is set behind a plugin that made the interface already",
+            "remove ipam, or the plugins before this one",
+        ));
+    }
+    let options = LinkOptions::parse(call.value, request)?;
+    let namespace = link::open_namespace(request)?;
+    link::refuse_existing(&namespace, &request.interface)?;
+    let records = open_records(call)?;
+    bury_the_dead(call, &records)?;
+    let has_leftovers = records.find(&request.container_id, &request.interface)?.is_some();
+    // A delegate may take its time; and DEL locks by itself.
+    let mut kept = Some(records).filter(|_| !is_delegated(config) && !has_leftovers);
+    if has_leftovers {
+        // The interface is not there: what is recorded is of an ADD that was killed.
+        delete(call)?;
+        kept = Some(open_records(call)?).filter(|_| !is_delegated(config));
+    }
+    let given = addresses::give(call)?;
+    let connect = || {
+        let records = kept.map_or_else(|| open_records(call), Ok)?;
+        connect(call, &records, &options, &namespace, &given)
+    };
+    let made = connect().inspect_err(|_| {
+        // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the
+        // runtime's DEL tries again.
+        let _ = delete(call);
+    })?;
+    let dns = if config.dns.is_empty() { given.dns } else { config.dns.clone() };
+    let Made { interfaces, addresses, routes } = made;
+    Ok(Success { interfaces, addresses, routes, dns }.to_json(&config.version))
+}
+
+fn connect(
+    call: &Invocation<'_>,
+    records: &Records,
+    options: &LinkOptions,
+    namespace: &netlink::Netns,
+    given: &Given,
+) -> Result<Made, Fault> {
+    let link::Plan { link, mac, addresses } = link::plan(call.request, options, &given.addresses)?;
+    let mut edge = call.config.edge.of(&given.addresses);
+    // A pod without known addresses brings its own: then only it knows what it may say.
+    edge.anti_spoofing &= !addresses.is_empty();
+    let attachment = Attachment { link, mac, addresses, edge, ..begun(call, options)? };
+    protect(call, records, &attachment)?;
+    let (gateways, routes) = (&given.gateways, &given.routes);
+    let made = link::make(call.request, options, namespace, &attachment, gateways, routes)?;
+    records.finish(&attachment)?;
+    Ok(made)
+}
+
+/// Gives back what pods of an earlier boot had (R-09). Once a boot.
+fn bury_the_dead(call: &Invocation<'_>, records: &Records) -> Result<(), Fault> {
+    let boot_id = records::boot_id()?;
+    if !records.boot_changed(&boot_id)? {
+        return Ok(());
+    }
+    for record in records.list()? {
+        let Some(attachment) = record.attachment else { continue };
+        let exists = Path::new(&attachment.namespace).exists();
+        if ipam::life::died_with_boot(&attachment, &boot_id, exists) {
+            let Attachment { container_id, interface, .. } = &attachment;
+            addresses::take_back_of_the_dead(call, container_id, interface)?;
+            records.remove(&record.name)?;
+        }
+    }
+    records.note_boot(&boot_id)
+}
+
+fn is_delegated(config: &Config) -> bool {
+    matches!(config.addressing, Addressing::Delegated(_))
 }

@@ -1,10 +1,14 @@
 //! [`Config`]: the network configuration from standard input, checked.
+//!
+//! One object has the keys of the reference plugins bridge, portmap, bandwidth, firewall and
+//! tuning. What concerns the interface is read by [`crate::link::options`]; the rest here.
+
+mod addressing;
+mod edge;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipam::allocator;
-use ipam::{Range, RangeSet};
 use ipnet::IpNet;
 use model::layout;
 use serde::{Deserialize, Serialize};
@@ -12,20 +16,15 @@ use serde_json::Value;
 
 use crate::fault::{Fault, INVALID_CONFIG, UNSUPPORTED_FIELD};
 use crate::request::{is_identifier, parse_address};
+use crate::result::Success;
+
+pub use addressing::{Addressing, BuiltIn, ResolvConf};
+pub use edge::EdgeOptions;
 
 /// Smallest and largest MTU in bytes of an IPv4 link.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=65535;
-/// Keys of the reference bridge plugin that change what a pod can reach: to pass them over would
-/// promise what is not done.
-const UNSUPPORTED: [&str; 7] = [
-    "vlan",
-    "vlanTrunk",
-    "macspoofchk",
-    "portIsolation",
-    "promiscMode",
-    "ipMasq",
-    "disableContainerInterface",
-];
+/// Attachments of a GC that are read at most: far more than a node has.
+const VALID_ATTACHMENTS_MAX: usize = 1 << 16;
 
 /// The network configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,24 +33,31 @@ pub struct Config {
     pub version: String,
     /// The network's name.
     pub network: String,
-    /// The bridge.
-    pub bridge: String,
-    /// MTU in bytes of pod links; the kernel's default when `None`.
-    pub mtu: Option<u32>,
-    /// Where pods get addresses from, one of each set.
-    pub ranges: Vec<RangeSet>,
-    /// Routes inside the pod.
-    pub routes: Vec<Route>,
-    /// Where reservations are kept, a directory a network.
-    pub data_directory: PathBuf,
-    /// Passed on into the result.
-    pub dns: Dns,
+    /// Who gives the pod its addresses.
+    pub addressing: Addressing,
     /// Addresses that the configuration asks for.
     pub requested_addresses: Vec<IpAddr>,
-    /// What an earlier ADD answered; only for CHECK.
-    pub previous_result: Option<Value>,
+    /// What happens where the pod meets the node.
+    pub edge: EdgeOptions,
+    /// Passed on into the result.
+    pub dns: Dns,
+    /// The result of the plugins before; for DEL and CHECK, of the whole list.
+    pub previous: Option<Previous>,
     /// For GC: all that lives.
-    pub valid_attachments: Vec<Attachment>,
+    pub valid_attachments: Vec<ValidAttachment>,
+    /// Where records of attachments are kept, a directory a network.
+    pub data_directory: PathBuf,
+    /// The agent's socket, on nodes where STATUS shall know whether it answers.
+    pub agent_socket: Option<PathBuf>,
+}
+
+/// An earlier result, as it came and as it was understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Previous {
+    /// To be passed on with nothing lost (CNI-11).
+    pub value: Value,
+    /// What it says.
+    pub success: Success,
 }
 
 /// A route inside the pod.
@@ -105,10 +111,16 @@ pub struct Dns {
     pub options: Vec<String>,
 }
 
+impl Dns {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One living attachment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Attachment {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ValidAttachment {
     /// The container.
     #[serde(rename = "containerID")]
     pub container_id: String,
@@ -122,47 +134,35 @@ pub struct Attachment {
 #[serde(rename_all = "camelCase")]
 struct Document {
     name: Option<String>,
-    bridge: Option<String>,
     mtu: Option<u32>,
     #[serde(default)]
-    ipam: Ipam,
+    ipam: Value,
     #[serde(default)]
     dns: Option<Dns>,
     #[serde(default)]
-    runtime_config: RequestedAddresses,
+    runtime_config: Requested,
     #[serde(default)]
     args: Arguments,
-    prev_result: Option<Value>,
+    #[serde(default)]
+    prev_result: Value,
     #[serde(rename = "cni.dev/valid-attachments", default)]
-    valid_attachments: Vec<Attachment>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Ipam {
-    #[serde(rename = "type")]
-    kind: Option<String>,
+    valid_attachments: Vec<ValidAttachment>,
     data_dir: Option<PathBuf>,
-    ranges: Vec<RangeSet>,
-    routes: Vec<Route>,
-    // One range beside `ranges`, as old configurations write it.
-    subnet: Option<IpNet>,
-    range_start: Option<IpAddr>,
-    range_end: Option<IpAddr>,
-    gateway: Option<IpAddr>,
-    resolv_conf: Option<String>,
+    agent_socket: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Arguments {
-    cni: RequestedAddresses,
+    cni: Requested,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct RequestedAddresses {
+struct Requested {
     ips: Vec<String>,
+    #[serde(rename = "infinibandGUID")]
+    infiniband_guid: Value,
 }
 
 impl Config {
@@ -171,7 +171,6 @@ impl Config {
     /// # Errors
     /// Code 7 for one that cannot work, code 2 for a key that asks for what we do not do.
     pub fn parse(value: &Value, version: String) -> Result<Self, Fault> {
-        refuse_unsupported(value)?;
         let document: Document = serde_json::from_value(value.clone())
             .map_err(|error| invalid("the configuration cannot be understood", error))?;
         let network = document.name.unwrap_or_default();
@@ -182,88 +181,81 @@ impl Config {
             ));
         }
         if let Some(mtu) = document.mtu.filter(|mtu| !MTU_RANGE.contains(mtu) && *mtu != 0) {
+            let range = "it is between 68 and 65535 bytes";
+            return Err(invalid(&format!("invalid mtu: {mtu}"), range));
+        }
+        refuse_infiniband(&document.runtime_config, &document.args.cni)?;
+        if document.valid_attachments.len() > VALID_ATTACHMENTS_MAX {
             return Err(invalid(
-                &format!("invalid mtu: {mtu}"),
-                "it is between 68 and 65535 bytes",
+                "too many entries of cni.dev/valid-attachments",
+                format!("{VALID_ATTACHMENTS_MAX} are read at most"),
             ));
         }
-        let ipam = document.ipam;
-        check_ipam_kind(&ipam)?;
         let requested = document.runtime_config.ips.iter().chain(&document.args.cni.ips);
-        let requested_addresses = requested
-            .map(|text| {
-                parse_address(text).ok_or_else(|| {
-                    invalid(&format!("invalid address in ips: {text:?}"), "write an IP address")
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        let ranges = range_sets(&ipam);
-        allocator::check(&ranges)
-            .map_err(|error| invalid("the ranges of ipam cannot work", error))?;
         Ok(Self {
             version,
             network,
-            bridge: document.bridge.unwrap_or_else(|| layout::BRIDGE.to_owned()),
-            mtu: document.mtu.filter(|mtu| *mtu != 0),
-            ranges,
-            routes: ipam.routes,
-            data_directory: ipam.data_dir.unwrap_or_else(|| layout::IPAM_DIRECTORY.into()),
+            addressing: Addressing::parse(&document.ipam)?,
+            requested_addresses: requested.map(requested_address).collect::<Result<_, _>>()?,
+            edge: EdgeOptions::parse(value)?,
             dns: document.dns.unwrap_or_default(),
-            requested_addresses,
-            previous_result: document.prev_result,
+            previous: previous(document.prev_result)?,
             valid_attachments: document.valid_attachments,
+            data_directory: absolute("dataDir", document.data_dir)?
+                .unwrap_or_else(|| layout::CNI_RECORD_DIRECTORY.into()),
+            agent_socket: absolute("agentSocket", document.agent_socket)?,
         })
     }
-}
 
-fn range_sets(ipam: &Ipam) -> Vec<RangeSet> {
-    let beside = ipam.subnet.map(|subnet| {
-        vec![Range {
-            subnet,
-            range_start: ipam.range_start,
-            range_end: ipam.range_end,
-            gateway: ipam.gateway,
-        }]
-    });
-    beside.into_iter().chain(ipam.ranges.iter().cloned()).collect()
-}
-
-fn check_ipam_kind(ipam: &Ipam) -> Result<(), Fault> {
-    let kind = ipam.kind.as_deref().unwrap_or("host-local");
-    if kind != "host-local" {
-        return Err(unsupported(
-            "ipam.type",
-            &format!("{kind:?}"),
-            "use host-local, which is built in",
-        ));
+    /// Whether another plugin of the list made the interface, and only what happens at its edge
+    /// is ours.
+    pub fn is_chained(&self) -> bool {
+        self.previous.is_some() && self.addressing == Addressing::None
     }
-    if let Some(file) = &ipam.resolv_conf {
-        return Err(unsupported("ipam.resolvConf", &format!("{file:?}"), "use the key dns"));
-    }
-    Ok(())
 }
 
-fn refuse_unsupported(value: &Value) -> Result<(), Fault> {
-    for key in UNSUPPORTED {
-        let asked = match value.get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::Number(number)) => number.as_f64() != Some(0.0),
-            Some(Value::Array(items)) => !items.is_empty(),
-            Some(_) => true,
-        };
-        if asked {
-            let text = value.get(key).map(Value::to_string).unwrap_or_default();
-            return Err(unsupported(
-                key,
-                &text,
-                "remove it: the node's agent does this, or nothing does",
-            ));
+/// A path of the configuration: relative ones would depend on where the runtime was started.
+pub(crate) fn absolute(key: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, Fault> {
+    let is_plain = |path: &PathBuf| {
+        path.is_absolute()
+            && path.components().all(|part| !matches!(part, std::path::Component::ParentDir))
+    };
+    match path {
+        Some(path) if path.as_os_str().is_empty() => Ok(None),
+        Some(path) if !is_plain(&path) => {
+            let message = format!("invalid {key}: {}", path.display());
+            Err(invalid(&message, "it is an absolute path without \"..\""))
+        }
+        path => Ok(path),
+    }
+}
+
+fn previous(value: Value) -> Result<Option<Previous>, Fault> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let success = Success::from_json(&value)
+        .map_err(|problem| invalid("prevResult cannot be understood", problem))?;
+    Ok(Some(Previous { value, success }))
+}
+
+fn requested_address(text: &String) -> Result<IpAddr, Fault> {
+    parse_address(text)
+        .ok_or_else(|| invalid(&format!("invalid address in ips: {text:?}"), "write an IP address"))
+}
+
+fn refuse_infiniband(runtime: &Requested, arguments: &Requested) -> Result<(), Fault> {
+    let places = [("runtimeConfig", runtime), ("args.cni", arguments)];
+    for (place, Requested { infiniband_guid: guid, .. }) in places {
+        if !guid.is_null() && *guid != "" {
+            let key = format!("{place}.infinibandGUID");
+            return Err(unsupported(&key, guid, "pods' interfaces are Ethernet: remove it"));
         }
     }
     Ok(())
 }
 
-fn unsupported(key: &str, value: &str, remedy: &str) -> Fault {
+fn unsupported(key: &str, value: &Value, remedy: &str) -> Fault {
     Fault::new(UNSUPPORTED_FIELD, format!("unsupported field {key}: {value}"), remedy)
 }
 
@@ -272,70 +264,4 @@ fn invalid(message: &str, details: impl std::fmt::Display) -> Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn parse(value: Value) -> Result<Config, Fault> {
-        Config::parse(&value, "1.0.0".into())
-    }
-
-    #[test]
-    fn old_and_new_spellings_of_ranges_add_up() {
-        let config = parse(json!({
-            "name": "net", "type": "flatnet",
-            "ipam": {
-                "subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9",
-                "ranges": [[{ "subnet": "fd00::/64", "gateway": "fd00::9" }]],
-            },
-        }))
-        .expect("a configuration");
-        assert_eq!(config.ranges.len(), 2);
-        assert_eq!(config.ranges[0][0].range_start, "10.1.0.9".parse().ok());
-        assert_eq!(config.ranges[1][0].gateway(), "fd00::9".parse().ok());
-        assert_eq!(config.bridge, layout::BRIDGE);
-        assert_eq!(config.data_directory, PathBuf::from(layout::IPAM_DIRECTORY));
-    }
-
-    #[test]
-    fn faults_have_the_codes_of_the_specification_and_name_key_and_value() {
-        let rows = [
-            (json!({ "type": "flatnet" }), INVALID_CONFIG, "network name"),
-            (json!({ "name": "-net" }), INVALID_CONFIG, "\"-net\""),
-            (json!({ "name": "../etc" }), INVALID_CONFIG, "network name"),
-            (json!({ "name": "net", "mtu": 5 }), INVALID_CONFIG, "mtu: 5"),
-            (json!({ "name": "net", "mtu": "big" }), INVALID_CONFIG, "cannot be understood"),
-            (
-                json!({ "name": "net", "ipam": { "type": "dhcp" } }),
-                UNSUPPORTED_FIELD,
-                "ipam.type: \"dhcp\"",
-            ),
-            (json!({ "name": "net", "vlan": 7 }), UNSUPPORTED_FIELD, "vlan: 7"),
-            (json!({ "name": "net", "ipMasq": true }), UNSUPPORTED_FIELD, "ipMasq: true"),
-            (
-                json!({ "name": "net", "ipam": { "ranges": [[{ "subnet": "10.0.0.1/24" }]] } }),
-                INVALID_CONFIG,
-                "ranges of ipam",
-            ),
-            (
-                json!({ "name": "net", "runtimeConfig": { "ips": ["ten"] } }),
-                INVALID_CONFIG,
-                "\"ten\"",
-            ),
-        ];
-        for (value, code, expected) in rows {
-            let fault = parse(value).expect_err(expected);
-            assert_eq!(fault.code, code, "{fault}");
-            assert!(fault.message.contains(expected), "{fault} should name {expected}");
-        }
-    }
-
-    #[test]
-    fn keys_that_ask_for_nothing_are_no_fault() {
-        let config = json!({
-            "name": "net", "vlan": 0, "ipMasq": false, "vlanTrunk": [], "promiscMode": null,
-            "isGateway": true, "mtu": 0, "x-vendor": { "a": 1 },
-        });
-        assert_eq!(parse(config).expect("a configuration").mtu, None);
-    }
-}
+mod tests;

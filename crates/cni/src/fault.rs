@@ -18,8 +18,12 @@ pub const IO_FAILURE: u32 = 5;
 pub const DECODING_FAILURE: u32 = 6;
 /// The configuration contradicts itself or the specification.
 pub const INVALID_CONFIG: u32 = 7;
+/// Something is missing that will be there in a moment.
+pub const TRY_AGAIN: u32 = 11;
 /// The plugin cannot serve an ADD at the moment.
 pub const UNAVAILABLE: u32 = 50;
+/// The same, and pods that run are hurt too.
+pub const LIMITED_CONNECTIVITY: u32 = 51;
 /// Ours: the kernel refused an operation on a link, address or route.
 pub const KERNEL_REFUSED: u32 = 100;
 /// Ours: the interface is in the namespace already.
@@ -30,6 +34,12 @@ pub const NO_ADDRESS: u32 = 102;
 pub const ADDRESS_STORE: u32 = 103;
 /// Ours: CHECK found something else than ADD left.
 pub const CHECK_FAILED: u32 = 104;
+/// Ours: the directory of records cannot be read or written, or others could write it.
+pub const STATE_STORE: u32 = 105;
+/// Ours: the kernel refused rules at the pod's edge.
+pub const EDGE_REFUSED: u32 = 106;
+/// Ours: a delegate could not be run, or gave no answer that can be understood.
+pub const DELEGATE_FAILED: u32 = 107;
 
 /// A refusal: code, message, and the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +56,19 @@ impl Fault {
     /// A refusal.
     pub fn new(code: u32, message: impl Into<String>, details: impl fmt::Display) -> Self {
         Self { code, message: message.into(), details: details.to_string() }
+    }
+
+    /// One refusal for all: the first, which also tells the others. Nothing when there is none.
+    ///
+    /// # Errors
+    /// When there is any.
+    pub fn all(faults: Vec<Self>) -> Result<(), Self> {
+        let mut faults = faults.into_iter();
+        let Some(mut first) = faults.next() else { return Ok(()) };
+        for fault in faults {
+            first.details = format!("{}; also {fault}", first.details);
+        }
+        Err(first)
     }
 
     /// The document for standard output, in the caller's version.
@@ -66,6 +89,12 @@ impl fmt::Display for Fault {
 }
 
 impl std::error::Error for Fault {}
+
+impl From<render::OpError> for Fault {
+    fn from(error: render::OpError) -> Self {
+        Self::new(EDGE_REFUSED, "the rules at the pod's edge were not changed", error)
+    }
+}
 
 impl From<netlink::Error> for Fault {
     fn from(error: netlink::Error) -> Self {

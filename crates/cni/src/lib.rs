@@ -1,26 +1,36 @@
-//! The CNI plugin `flatnet` (CNI specification 1.1.0): puts a pod on the node's bridge.
+//! The CNI plugin `flatnet` (CNI specification 1.1.0): puts a pod on the node's network.
 //!
 //! ```text
-//! environment ─▶ request ┐
-//!                        ├─▶ command ─▶ ipam (addresses) + attachment (links) ─▶ result ─▶ JSON
-//! standard input ▶ config┘
+//! environment ──▶ request ┐
+//!                         ├─▶ command ─▶ addresses ─▶ records ─▶ kernel::edge ─▶ link ─▶ result
+//! standard input ▶ config ┘     │        (or delegate)
+//!                               ├─▶ chained    another plugin made the interface
+//!                               └─▶ check, status, gc
 //! ```
 //!
-//! It works alone from its configuration and host-local's directory: pods can be added and
-//! removed while no agent runs.
+//! It works alone from its configuration and its files: pods can be added and removed while no
+//! agent runs. [`runtime_side`] is the other end: it runs lists of plugins as container runtimes do.
 
-mod attachment;
+mod addresses;
+mod chained;
 mod check;
 mod command;
 pub mod config;
+mod delegate;
+mod exec;
 pub mod fault;
+mod gc;
+mod ipam_plugin;
 pub mod link;
+pub mod records;
 pub mod request;
 pub mod result;
+mod status;
 pub mod version;
 
 use std::io::Read;
 
+use addresses::Invocation;
 use config::Config;
 use fault::Fault;
 use request::{Command, Request};
@@ -63,7 +73,8 @@ fn carry_out(
     let asked = version::of_config(&value)?;
     version.clone_from(&asked);
     let config = Config::parse(&value, asked)?;
-    command::run(&request, &config)
+    let call = Invocation { request: &request, config: &config, value: &value };
+    if ipam_plugin::is_meant(&value) { ipam_plugin::run(&call) } else { command::run(&call) }
 }
 
 fn read_config(input: impl Read, request: &Request) -> Result<String, Fault> {
@@ -121,12 +132,12 @@ mod tests {
 
     #[test]
     fn a_fault_is_told_in_the_callers_version_with_all_its_parts() {
-        let input = br#"{"cniVersion":"1.0.0","name":"net","vlan":7}"#;
+        let input = br#"{"cniVersion":"1.0.0","name":"net","conditionsV4":["-s"]}"#;
         let expected = json!({
             "cniVersion": "1.0.0",
             "code": 2,
-            "msg": "unsupported field vlan: 7",
-            "details": "remove it: the node's agent does this, or nothing does",
+            "msg": "unsupported field conditionsV4: [\"-s\"]",
+            "details": "iptables' conditions have no meaning here: remove it",
         });
         assert_eq!(answer(input), expected);
     }

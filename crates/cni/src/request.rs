@@ -3,15 +3,16 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use model::MacAddress;
+use model::{MacAddress, NamespacedName};
 
 use crate::fault::{Fault, INVALID_ENVIRONMENT};
 
 /// Bytes that a link name may have (`IFNAMSIZ` less the final zero).
 const INTERFACE_BYTES_MAX: usize = 15;
 /// Keys of `CNI_ARGS` that runtimes send and that change nothing here.
-const IGNORED_ARGUMENTS: [&str; 4] =
-    ["K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"];
+const IGNORED_ARGUMENTS: [&str; 2] = ["K8S_POD_INFRA_CONTAINER_ID", "GATEWAY"];
+/// Bytes that a container id may have: its record's file name holds it and the interface.
+const CONTAINER_ID_BYTES_MAX: usize = 200;
 
 /// The commands of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,12 @@ pub struct Request {
     pub requested_addresses: Vec<IpAddr>,
     /// The MAC address that `CNI_ARGS` asks for.
     pub requested_mac: Option<MacAddress>,
+    /// The pod, where `CNI_ARGS` names it.
+    pub pod: Option<NamespacedName>,
+    /// The pod's UID; empty where nobody said.
+    pub pod_uid: String,
+    /// Where other plugins are.
+    pub plugin_path: Vec<PathBuf>,
 }
 
 impl Request {
@@ -77,6 +84,9 @@ impl Request {
             namespace: None,
             requested_addresses: vec![],
             requested_mac: None,
+            pod: None,
+            pod_uid: String::new(),
+            plugin_path: value("CNI_PATH").map(directories).unwrap_or_default(),
         };
         if matches!(command, Command::Add | Command::Check | Command::Del) {
             request.container_id = value("CNI_CONTAINERID").unwrap_or_default();
@@ -118,7 +128,19 @@ fn parse_command(value: Option<String>) -> Result<Command, Fault> {
     })
 }
 
+/// The directories of a `CNI_PATH`. Relative ones would depend on where the runtime was started.
+fn directories(path: String) -> Vec<PathBuf> {
+    std::env::split_paths(&path).filter(|one| one.is_absolute()).collect()
+}
+
 fn check_container_id(container_id: &str) -> Result<(), Fault> {
+    if container_id.len() > CONTAINER_ID_BYTES_MAX {
+        return Err(Fault::new(
+            INVALID_ENVIRONMENT,
+            "CNI_CONTAINERID is too long",
+            format!("it has more than {CONTAINER_ID_BYTES_MAX} bytes"),
+        ));
+    }
     if is_identifier(container_id) {
         return Ok(());
     }
@@ -147,6 +169,7 @@ fn check_interface(interface: &str) -> Result<(), Fault> {
 fn parse_arguments(text: &str, request: &mut Request) -> Result<(), Fault> {
     let mut unknown = Vec::new();
     let mut ignore_unknown = false;
+    let mut pod = NamespacedName::default();
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
         let invalid = |details: String| {
             Fault::new(INVALID_ENVIRONMENT, format!("invalid CNI_ARGS pair: {pair:?}"), details)
@@ -159,11 +182,16 @@ fn parse_arguments(text: &str, request: &mut Request) -> Result<(), Fault> {
                     .ok_or_else(|| invalid("IgnoreUnknown is true or false".into()))?;
             }
             "IP" => {
-                let address = parse_address(value)
-                    .ok_or_else(|| invalid(format!("{value:?} is no IP address")))?;
-                request.requested_addresses.push(address);
+                for text in value.split(',') {
+                    let address = parse_address(text)
+                        .ok_or_else(|| invalid(format!("{text:?} is no IP address")))?;
+                    request.requested_addresses.push(address);
+                }
             }
             "MAC" => request.requested_mac = Some(value.parse().map_err(invalid)?),
+            "K8S_POD_NAMESPACE" => pod.namespace = value.to_owned(),
+            "K8S_POD_NAME" => pod.name = value.to_owned(),
+            "K8S_POD_UID" => request.pod_uid = value.to_owned(),
             _ if IGNORED_ARGUMENTS.contains(&key) => {}
             _ => unknown.push(pair),
         }
@@ -175,6 +203,7 @@ fn parse_arguments(text: &str, request: &mut Request) -> Result<(), Fault> {
             "remove them, or add IgnoreUnknown=1",
         ));
     }
+    request.pod = Some(pod).filter(|pod| !pod.name.is_empty());
     Ok(())
 }
 

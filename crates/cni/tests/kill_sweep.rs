@@ -34,6 +34,7 @@ impl Sweep {
             "cniVersion": "1.1.0",
             "name": "flatnet",
             "type": "flatnet",
+            "dataDir": node.scratch.0.join("records"),
             "bridge": "cni0",
             "ipam": {
                 "type": "host-local",

@@ -21,6 +21,7 @@ fn config(node: &LabNode) -> Value {
         "cniVersion": "1.1.0",
         "name": "flatnet",
         "type": "flatnet",
+        "dataDir": node.scratch.0.join("records"),
         "bridge": "cni0",
         "mtu": 1450,
         "ipam": {

@@ -145,7 +145,8 @@ fn a_pod_sends_nothing_through_the_tunnel_of_its_node() {
 fn a_pod_that_poses_as_a_node_sends_nothing_through_the_tunnel() {
     let lab = Lab::new(2, Overlay::Vxlan);
     lab.reconcile();
-    let (attacker, pod) = (lab.add_pod(0, "attacker"), lab.add_pod(0, "pod"));
+    // The rules at the pod's edge would stop it before the tunnel's.
+    let (attacker, pod) = (lab.add_liar(0, "attacker"), lab.add_pod(0, "pod"));
     let victim = Victim::pod(&pod, lab.nodes[0].address);
     lab.nodes[0]
         .namespace

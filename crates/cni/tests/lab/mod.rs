@@ -132,6 +132,7 @@ impl LabNode {
         plugin["name"] = list["name"].clone();
         plugin["cniVersion"] = list["cniVersion"].clone();
         plugin["ipam"]["dataDir"] = json!(self.scratch.0);
+        plugin["dataDir"] = json!(self.scratch.0.join("records"));
         plugin
     }
 
@@ -219,10 +220,20 @@ impl Lab {
 
     /// Adds a pod to a node through the plugin.
     pub fn add_pod(&self, node: usize, name: &str) -> Pod {
+        self.add_pod_with(node, name, |_| ())
+    }
+
+    /// Adds a pod that may say that it is anybody.
+    pub fn add_liar(&self, node: usize, name: &str) -> Pod {
+        self.add_pod_with(node, name, |config| config["antiSpoofing"] = json!(false))
+    }
+
+    fn add_pod_with(&self, node: usize, name: &str, change: impl FnOnce(&mut Value)) -> Pod {
         let node = &self.nodes[node];
         let pod = Pod::new(name);
-        let answer =
-            pod.call("ADD", &node.namespace, &node.plugin_config(&self.world, &self.config));
+        let mut config = node.plugin_config(&self.world, &self.config);
+        change(&mut config);
+        let answer = pod.call("ADD", &node.namespace, &config);
         pod.with_addresses(&answer.expect("ADD"))
     }
 }
