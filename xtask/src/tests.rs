@@ -191,7 +191,8 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 2] = [("spine", "testkit"), ("startup", "e2e")];
+const BENCHES: [(&str, &str); 3] =
+    [("spine", "testkit"), ("startup", "e2e"), ("forwarding", "kernel")];
 
 /// The command `bench`: all benchmarks, or the named ones.
 ///

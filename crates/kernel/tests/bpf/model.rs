@@ -212,7 +212,8 @@ fn read_ipv6(packet: &[u8]) -> Option<Packet> {
 fn judge(scene: &Scene, packet: &mut Packet, bytes: &[u8]) -> Option<Reason> {
     let own = is_own(scene, packet.source);
     let is_ipv6 = packet.source.is_ipv6();
-    if !own && !(is_ipv6 && packet.source.is_unspecified()) {
+    let has_none_yet = is_ipv6 && packet.source.is_unspecified();
+    if !own && !has_none_yet {
         return Some(Reason::DropSourceAddress);
     }
     if is_ipv6 && !skip_headers(packet, bytes) {
