@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -159,6 +160,16 @@ fn find(plugin: &str, path: &[PathBuf]) -> Result<PathBuf, Fault> {
         return Err(Fault::new(INVALID_CONFIG, message, details));
     }
     let found = path.iter().map(|directory| directory.join(plugin)).find(|file| file.is_file());
+    if let Some(file) = &found
+        && file.metadata().is_ok_and(|metadata| metadata.mode() & 0o002 != 0)
+    {
+        let file = file.display();
+        return Err(Fault::new(
+            INVALID_CONFIG,
+            format!("the program {file} can be written by everybody"),
+            format!("look for who changed it, then: chmod o-w {file}"),
+        ));
+    }
     found.ok_or_else(|| {
         let path: Vec<String> = path.iter().map(|one| one.display().to_string()).collect();
         Fault::new(
@@ -184,12 +195,16 @@ mod tests {
 
     /// Runs a script as the plugin `p`.
     fn run(name: &str, script: &str) -> Result<Value, Fault> {
+        run_with_mode(name, script, 0o755)
+    }
+
+    fn run_with_mode(name: &str, script: &str, mode: u32) -> Result<Value, Fault> {
         let directory =
             std::env::temp_dir().join(format!("flatnet-exec-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory");
         let file = directory.join("p");
         std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        let mode = std::fs::Permissions::from_mode(0o755);
+        let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(&file, mode).expect("executable");
         let answer = Call {
             plugin: "p",
@@ -225,6 +240,14 @@ mod tests {
             assert_eq!(fault.code, DELEGATE_FAILED);
             assert!(fault.details.contains(expected), "{fault} should say {expected}");
         }
+    }
+
+    /// what everybody can write is not run as root.
+    #[test]
+    fn programs_that_everybody_can_write_are_not_run() {
+        assert_eq!(run_with_mode("private", "echo 1", 0o755), Ok(serde_json::json!(1)));
+        let fault = run_with_mode("shared", "echo 1", 0o757).expect_err("refused");
+        assert_eq!(fault.code, INVALID_CONFIG);
     }
 
     /// CNI-13, X-29: programs come from the directories of `CNI_PATH` and from nowhere else.

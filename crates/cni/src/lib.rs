@@ -25,6 +25,7 @@ pub mod link;
 pub mod records;
 pub mod request;
 pub mod result;
+pub mod runtime_side;
 mod status;
 pub mod version;
 

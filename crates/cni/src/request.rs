@@ -133,7 +133,7 @@ fn directories(path: String) -> Vec<PathBuf> {
     std::env::split_paths(&path).filter(|one| one.is_absolute()).collect()
 }
 
-fn check_container_id(container_id: &str) -> Result<(), Fault> {
+pub(crate) fn check_container_id(container_id: &str) -> Result<(), Fault> {
     if container_id.len() > CONTAINER_ID_BYTES_MAX {
         return Err(Fault::new(
             INVALID_ENVIRONMENT,
@@ -151,7 +151,7 @@ fn check_container_id(container_id: &str) -> Result<(), Fault> {
     ))
 }
 
-fn check_interface(interface: &str) -> Result<(), Fault> {
+pub(crate) fn check_interface(interface: &str) -> Result<(), Fault> {
     let fault = if interface.len() > INTERFACE_BYTES_MAX {
         format!("it has more than {INTERFACE_BYTES_MAX} bytes")
     } else if matches!(interface, "." | "..") {
