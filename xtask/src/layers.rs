@@ -63,6 +63,7 @@ const LAYERS: &[Layer] = &[
             "client",
             "dns",
             "ipam",
+            "cni",
         ],
     },
     Layer { name: "pause", kind: Binary, may_use: &[] },

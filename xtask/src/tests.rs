@@ -26,11 +26,13 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("dnsworker", "worker"),
     ("e2e", "cluster"),
     ("e2e", "refusals"),
+    ("e2e", "runtimes"),
     // This one needs no root, but Debian's host-local.
     ("ipam", "host_local"),
     ("kernel", "bpf"),
     ("kernel", "edge"),
     ("kernel", "nft"),
+    ("kernel", "sockets"),
     ("kernel", "paths"),
     ("netlink", "kernel"),
     ("netlink", "pods"),
@@ -69,6 +71,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
     step("programs for the cluster tests", || build::build(&["--release".into()]))?;
     step("clients for the cluster tests", || {
         tools::kubectl(&[])?;
+        tools::runtimes(&[])?;
         tools::python()
     })?;
     let deferred = Deferred::collect()?;

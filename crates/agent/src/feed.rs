@@ -11,6 +11,7 @@ use plan::zone::Zone;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// The newest zone; `None` before the first complete list.
 pub(crate) type Newest = Option<Arc<Zone>>;
@@ -20,10 +21,13 @@ pub(crate) type Newest = Option<Arc<Zone>>;
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub(crate) fn serve(run_directory: &Path) -> Result<watch::Sender<Newest>> {
+pub(crate) fn serve(
+    run_directory: &Path,
+    tasks: &mut JoinSet<()>,
+) -> Result<watch::Sender<Newest>> {
     let listener = bind(run_directory, layout::DNS_FEED_SOCKET)?;
     let (zones, newest) = watch::channel(None);
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => drop(tokio::spawn(feed(stream, newest.clone()))),

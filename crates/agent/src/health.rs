@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::feed::bind;
 use crate::metrics::{self, Measures};
@@ -91,11 +92,15 @@ struct Source {
     is_private: bool,
 }
 
-/// Serves until the process ends.
+/// Serves as long as `tasks` live.
 ///
 /// # Errors
 /// When a socket cannot be made.
-pub(crate) fn serve(run_directory: &Path, questions: mpsc::Sender<Question>) -> Result<Told> {
+pub(crate) fn serve(
+    run_directory: &Path,
+    questions: mpsc::Sender<Question>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Told> {
     let (sender, status) = watch::channel(AgentStatus::default());
     let private = bind(run_directory, STATUS_SOCKET)?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, layout::AGENT_HEALTH_PORT));
@@ -105,8 +110,8 @@ pub(crate) fn serve(run_directory: &Path, questions: mpsc::Sender<Question>) -> 
     let public = TcpListener::from_std(listener)?;
     let measures = Arc::<Mutex<Measures>>::default();
     let source = Source { status, measures: Arc::clone(&measures), questions, is_private: false };
-    tokio::spawn(serve_private(private, Source { is_private: true, ..source.clone() }));
-    tokio::spawn(serve_public(public, source));
+    tasks.spawn(serve_private(private, Source { is_private: true, ..source.clone() }));
+    tasks.spawn(serve_public(public, source));
     Ok(Told { status: sender, measures })
 }
 

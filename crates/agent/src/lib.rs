@@ -11,6 +11,7 @@
 //!
 //! One thread. What happens is decided in `reconcile`; nothing here decides.
 
+mod edges;
 mod facts;
 mod feed;
 mod health;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use reconcile::Event;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use options::{Api, Options};
@@ -51,11 +53,13 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
     let _lock = lock::take(&options.run_directory)?;
     let client = options.api.client().await?;
     let (questions, mut asked) = mpsc::channel(health::QUESTIONS_MAX);
-    let feed = feed::serve(&options.run_directory)?;
-    let told = health::serve(&options.run_directory, questions)?;
-    let reports = report::spawn(client.clone(), options.node_name.clone());
+    // They end with us.
+    let mut tasks = JoinSet::new();
+    let feed = feed::serve(&options.run_directory, &mut tasks)?;
+    let told = health::serve(&options.run_directory, questions, &mut tasks)?;
+    let reports = report::spawn(client.clone(), options.node_name.clone(), &mut tasks);
     let (events, mut queue) = mpsc::channel::<Event>(QUEUE_EVENTS);
-    watches::spawn(&client, &events);
+    watches::spawn(&client, &events, &mut tasks);
     tracing::info!(node = options.node_name, "the agent runs");
     let mut agent = Agent::open(options, told.measures).context("opening the kernel")?;
     let mut facts_timer = tokio::time::interval(FACTS_PERIOD);

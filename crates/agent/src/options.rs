@@ -28,6 +28,10 @@ pub struct Options {
     pub cni_binary: PathBuf,
     /// The plugin's addresses, to tell how many are free.
     pub ipam_directory: PathBuf,
+    /// The plugin's records of pods, whose edges are kept.
+    pub record_directory: PathBuf,
+    /// The node's WireGuard keys.
+    pub wireguard_key_directory: PathBuf,
 }
 
 impl Options {
@@ -47,6 +51,8 @@ impl Options {
             cni_plugin_directory: layout::CNI_PLUGIN_DIRECTORY.into(),
             cni_binary: own.with_file_name("flatnet-cni"),
             ipam_directory: layout::IPAM_DIRECTORY.into(),
+            record_directory: layout::CNI_RECORD_DIRECTORY.into(),
+            wireguard_key_directory: layout::WIREGUARD_KEY_DIRECTORY.into(),
         })
     }
 }

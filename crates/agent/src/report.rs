@@ -9,6 +9,7 @@ use model::{ObjectMeta, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::metrics::unix_seconds;
 
@@ -61,9 +62,13 @@ pub(crate) struct Note {
 }
 
 /// Starts the task.
-pub(crate) fn spawn(client: Client, node: String) -> watch::Sender<Report> {
+pub(crate) fn spawn(
+    client: Client,
+    node: String,
+    tasks: &mut JoinSet<()>,
+) -> watch::Sender<Report> {
     let (sender, reports) = watch::channel(Report::default());
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let mut reporter =
             Reporter { client, node, told: BTreeMap::new(), recent: VecDeque::new() };
         reporter.run(reports).await;

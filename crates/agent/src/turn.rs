@@ -1,18 +1,22 @@
 //! One turn of the loop: events in, effects out, and what the loop says of itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use kernel::wireguard::KeyStore;
+use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::world::Kind;
+use model::{Node, Overlay, WireguardKey};
 use plan::zone::Zone;
-use reconcile::{Effect, Event, Reconciler};
+use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
 use render::{Kernel, OpError};
 use tokio::sync::mpsc;
 
+use crate::edges::Edges;
 use crate::health::{AgentStatus, Pool, Question};
 use crate::metrics::{Measures, unix_seconds};
 use crate::monitor::{Heard, KernelMonitor};
@@ -29,6 +33,8 @@ const TURNS_MAX: usize = 8;
 const KERNEL_INTERVAL: Duration = Duration::from_millis(100);
 /// Damaged objects that are logged one by one; of more only the number is.
 const DAMAGE_LINES_MAX: usize = 20;
+/// How rules at the edges of pods are called where repairs are counted.
+const POD_EDGE: &str = "pod-edge";
 
 /// The loop with its hands.
 pub(crate) struct Agent {
@@ -46,6 +52,12 @@ pub(crate) struct Agent {
     facts: Result<String, String>,
     /// The Node's addresses that the facts were read with.
     facts_for: Vec<IpAddr>,
+    edges: Edges,
+    edge_repairs: u64,
+    edge_error: Option<String>,
+    /// The next look at the edges of pods that nothing asks for.
+    edges_at: Duration,
+    wireguard_key: Option<Result<WireguardKey, String>>,
     pools: Vec<Pool>,
     node_problems: Vec<String>,
     /// Kinds of what was damaged since the start, for Events.
@@ -54,7 +66,9 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn open(options: Options, measures: Arc<Mutex<Measures>>) -> Result<Self> {
-        let kernel = kernel::Linux::open()?;
+        let keys = KeyStore::at(&options.wireguard_key_directory);
+        let kernel = kernel::Linux::with_keys(keys)?;
+        let edges = Edges::open(&options.record_directory)?;
         let monitor = KernelMonitor::open(kernel.port_ids().to_vec())?;
         Ok(Self {
             monitor,
@@ -68,6 +82,11 @@ impl Agent {
             installed: Ok(()),
             facts: Ok(String::new()),
             facts_for: vec![],
+            edges,
+            edge_repairs: 0,
+            edge_error: None,
+            edges_at: Duration::ZERO,
+            wireguard_key: None,
             pools: vec![],
             node_problems: vec![],
             damaged: BTreeSet::new(),
@@ -133,6 +152,10 @@ impl Agent {
     /// Reads what the node says of itself: its links, its addresses, its files.
     pub(crate) fn read_node(&mut self) {
         self.read_facts();
+        if self.wireguard_key.is_none() && self.uses_wireguard() {
+            let keys = KeyStore::at(&self.options.wireguard_key_directory);
+            self.wireguard_key = Some(keys.load_or_make().map_err(|error| error.to_string()));
+        }
         let ranges = self.reconciler.network().map(|network| network.pod_ranges.clone());
         let read = pools::read(&self.options.ipam_directory, &ranges.unwrap_or_default());
         self.node_problems.clear();
@@ -141,6 +164,9 @@ impl Agent {
             Err(error) => self.node_problems.push(format!("{error:#}")),
         }
         self.node_problems.extend(install::rival(&self.options.cni_configuration_directory));
+        if self.edges_at <= self.now() {
+            self.mend_edges();
+        }
     }
 
     /// Answers what shall be in the kernel beside what is at this moment.
@@ -183,13 +209,21 @@ impl Agent {
         let mut problems: Vec<String> = status.failures;
         problems.extend(self.facts.clone().err());
         problems.extend(self.installed.clone().err());
+        problems.extend(self.edge_error.clone());
+        problems.extend(self.wireguard_key.clone().and_then(Result::err));
         problems.extend(self.node_problems.clone());
         problems.extend(status.held);
         let findings =
             status.findings.iter().map(|found| format!("{}: {}", found.about, found.message));
         problems.extend(findings);
-        let repairs =
-            status.damage_total.iter().map(|(kind, count)| (kind.name().to_owned(), *count));
+        let mut repairs: BTreeMap<String, u64> = status
+            .damage_total
+            .iter()
+            .map(|(kind, count)| (kind.name().to_owned(), *count))
+            .collect();
+        if self.edge_repairs > 0 {
+            repairs.insert(POD_EDGE.to_owned(), self.edge_repairs);
+        }
         AgentStatus {
             node: self.options.node_name.clone(),
             uplink: self.facts.clone().unwrap_or_default(),
@@ -199,7 +233,7 @@ impl Agent {
             services: status.services,
             peers: status.peers,
             operations_total: status.operations_total,
-            repairs: repairs.collect(),
+            repairs,
             pools: self.pools.clone(),
             problems,
         }
@@ -235,7 +269,9 @@ impl Agent {
         };
         let notes =
             status.findings.iter().map(finding).chain(self.damaged.iter().map(damage)).collect();
-        Report { network, annotations: Default::default(), notes }
+        let key = self.wireguard_key.as_ref().and_then(|key| key.as_ref().ok());
+        let annotation = |key: &WireguardKey| (WIREGUARD_KEY_ANNOTATION.into(), key.to_string());
+        Report { network, annotations: key.map(annotation).into_iter().collect(), notes }
     }
 
     fn now(&self) -> Duration {
@@ -244,6 +280,18 @@ impl Agent {
 
     fn is_ready(&self) -> bool {
         self.conflist.is_some() && self.installed.is_ok()
+    }
+
+    /// Whether this node needs a key: it may come to send encrypted packets, or to receive some.
+    fn uses_wireguard(&self) -> bool {
+        let config = &self.options.config;
+        let asks = |node: &Arc<Node>| {
+            let asked = node.metadata.annotations.get(OVERLAY_ANNOTATION);
+            asked.is_some_and(|asked| *asked == Overlay::Wireguard.to_string())
+        };
+        config.overlay == Overlay::Wireguard
+            || config.also_receive.contains(&Overlay::Wireguard)
+            || self.reconciler.world().nodes().any(asks)
     }
 
     fn node_addresses(&self) -> Vec<IpAddr> {
@@ -273,6 +321,42 @@ impl Agent {
         }
         if heard.facts {
             self.read_facts();
+        }
+        if heard.edge {
+            self.mend_edges();
+        }
+    }
+
+    fn mend_edges(&mut self) {
+        self.edges_at = self.now() + OBSERVE_PERIOD;
+        self.edge_error = match self.edges.mend() {
+            Ok(damages) => {
+                for damage in damages.iter().take(DAMAGE_LINES_MAX) {
+                    tracing::warn!(
+                        kind = POD_EDGE,
+                        "another program changed what flatnet keeps; it is put back: {damage}"
+                    );
+                }
+                if !damages.is_empty() {
+                    self.damaged.insert(POD_EDGE);
+                }
+                self.edge_repairs += damages.len() as u64;
+                None
+            }
+            Err(error) => {
+                let error = format!("the rules at the edges of pods are not kept: {error:#}");
+                tracing::warn!("{error}");
+                Some(error)
+            }
+        };
+    }
+
+    /// Running pods follow the MTU that new ones get.
+    fn set_mtu(&mut self) {
+        let Some(mtu) = self.reconciler.network().map(|network| network.mtu) else { return };
+        match self.edges.set_mtu(mtu) {
+            Ok(faults) => faults.iter().for_each(|fault| tracing::warn!("{fault}")),
+            Err(error) => tracing::warn!("the MTU of running pods is not looked at: {error:#}"),
         }
     }
 
@@ -313,6 +397,7 @@ impl Agent {
             Effect::WriteConflist(text) => {
                 self.conflist = Some(text);
                 self.install();
+                self.set_mtu();
             }
             Effect::TellDamage(rows) => {
                 self.damaged.extend(rows.iter().map(|row| row.kind.name()));

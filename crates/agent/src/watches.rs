@@ -8,12 +8,13 @@ use model::{EndpointSlice, NamespacedName, Node, Service};
 use reconcile::Event;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// Starts the watches. They never end by themselves, and pause while the queue is full.
-pub(crate) fn spawn(client: &Client, events: &mpsc::Sender<Event>) {
-    follow::<Node>(client, events, "v1", "nodes");
-    follow::<Service>(client, events, "v1", "services");
-    follow::<EndpointSlice>(client, events, "discovery.k8s.io/v1", "endpointslices");
+pub(crate) fn spawn(client: &Client, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
+    follow::<Node>(client, events, tasks, "v1", "nodes");
+    follow::<Service>(client, events, tasks, "v1", "services");
+    follow::<EndpointSlice>(client, events, tasks, "discovery.k8s.io/v1", "endpointslices");
 }
 
 /// What our annotations begin with; others' are large, and change often.
@@ -29,12 +30,13 @@ trait Watched: DeserializeOwned + Send + 'static {
 fn follow<T: Watched>(
     client: &Client,
     events: &mpsc::Sender<Event>,
+    tasks: &mut JoinSet<()>,
     group_version: &'static str,
     plural: &'static str,
 ) {
     let mut watcher = client.watch::<T>(WatchSpec::new(ResourcePath::new(group_version, plural)));
     let events = events.clone();
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         loop {
             let event = match watcher.next().await {
                 WatchEvent::Listed(objects) => Event::Listed {

@@ -10,6 +10,7 @@ use render::{Kernel, Observed, Op, OpError};
 
 use net::NetDriver;
 use nft::NftDriver;
+use wireguard::KeyStore;
 
 /// The kernel of this machine, in the network namespace in which it was opened.
 pub struct Linux {
@@ -26,6 +27,14 @@ impl Linux {
     /// When the system refuses a socket.
     pub fn open() -> Result<Self, OpError> {
         Ok(Self { net: NetDriver::open()?, nft: NftDriver::open()? })
+    }
+
+    /// The same with WireGuard keys of another place than the usual.
+    ///
+    /// # Errors
+    /// When the system refuses a socket.
+    pub fn with_keys(keys: KeyStore) -> Result<Self, OpError> {
+        Ok(Self { net: NetDriver::with_keys(keys)?, nft: NftDriver::open()? })
     }
 
     /// The addresses of our sockets: what notifications of our own changes carry.

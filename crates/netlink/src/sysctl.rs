@@ -4,9 +4,12 @@
 //! hold the dots that `sysctl -w` writes between the parts.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
+
+/// Where a container may see the host's `/proc/sys`, whose own is read-only.
+pub const HOST_ROOT: &str = "/host/proc/sys";
 
 /// Reads a parameter, without surrounding white space.
 ///
@@ -27,7 +30,14 @@ pub fn read(key: &str) -> Result<String, Error> {
 pub fn write(key: &str, value: &str) -> Result<(), Error> {
     let action = || format!("set the kernel parameter {key} to {value}");
     let path = path_of(key).ok_or_else(|| Error::new(libc::EINVAL, action()))?;
-    fs::write(path, value).map_err(|error| Error::from_io(&error, action()))
+    let written = fs::write(path, value).or_else(|error| {
+        let host = Path::new(HOST_ROOT).join(key);
+        match error.raw_os_error() {
+            Some(libc::EROFS) if host.exists() => fs::write(host, value),
+            _ => Err(error),
+        }
+    });
+    written.map_err(|error| Error::from_io(&error, action()))
 }
 
 /// The file of a key; `None` for one that could leave `/proc/sys/net`.

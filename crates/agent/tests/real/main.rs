@@ -1,0 +1,288 @@
+//! The agent on a node of a real cluster, with the embedded API server behind a guard that allows
+//! what the shipped role allows. Needs root.
+
+mod node;
+mod server;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use agent::rbac::RULES;
+use client::{ListOptions, ResourcePath};
+use model::{MacAddress, layout};
+use netlink::Monitor;
+use render::Kernel;
+use serde_json::Value;
+
+use node::{NAME, Node, PATIENCE, UPLINK, eventually, modified, on_a_node, run};
+use server::Right;
+
+/// damage is mended within this time.
+const REPAIR_LIMIT: Duration = Duration::from_secs(1);
+
+async fn condition(node: &Node) -> Value {
+    let path = ResourcePath::new("v1", "nodes").name(NAME);
+    let object: Value = node.server.admin.get(&path).await.expect("the Node");
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.into_iter().find(|one| one["type"] == "NetworkUnavailable");
+    found.unwrap_or(Value::Null)
+}
+
+async fn events(node: &Node) -> Vec<Value> {
+    let path = ResourcePath::new("v1", "events");
+    node.server.admin.list(&path, &ListOptions::default()).await.expect("events").items
+}
+
+/// X-30 and issue 3, item 7: with the shipped role and no more, and every right of it is used.
+#[test]
+fn a_node_gets_its_network_with_the_shipped_role_alone() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let status = node.status().await.expect("a status");
+        assert_eq!(status.uplink, UPLINK, "found by the Node's address");
+        assert_eq!((status.peers, status.problems.as_slice()), (1, &[][..]));
+
+        // The configuration comes last: its presence says that pods can be added.
+        let plugin = node.directory.join("bin").join(layout::CNI_PLUGIN);
+        let list = node.directory.join("net.d").join(layout::CNI_CONFIGURATION_FILE);
+        assert!(modified(&plugin) <= modified(&list));
+        let (one, other) = (node.add_pod("one"), node.add_pod("other"));
+        assert!(one.reaches(&other) && other.reaches(&one));
+
+        eventually("the Node says that it has a network", PATIENCE, async || {
+            let condition = condition(node).await;
+            condition["status"] == "False" && condition["reason"] == "FlatnetIsUp"
+        })
+        .await;
+
+        // What an operator must know becomes an Event, once.
+        node.register("node3", "172.30.0.4", "10.244.2.0/24").await;
+        eventually("the conflict of ranges is an Event", PATIENCE, async || {
+            events(node).await.iter().any(|event| event["involvedObject"]["name"] == "node3")
+        })
+        .await;
+        let told = events(node).await.len();
+
+        let log = node.server.log.lock().expect("the log");
+        assert_eq!((&log.denied, &log.foreign_writes), (&vec![], &vec![]));
+        assert_eq!(log.used, rights(), "every right is used, and no other");
+        drop(log);
+        agent.stop().await;
+        let again = node.start_agent().await;
+        eventually("the Node is looked at again", PATIENCE, async || {
+            condition(node).await["reason"] == "FlatnetIsUp"
+        })
+        .await;
+        assert_eq!(events(node).await.len(), told, "a restart tells nothing twice");
+        again.stop().await;
+    });
+}
+
+fn rights() -> BTreeSet<Right> {
+    let mut rights = BTreeSet::new();
+    for rule in RULES {
+        for resource in rule.resources {
+            let all = rule
+                .verbs
+                .iter()
+                .map(|verb| (rule.group.to_owned(), (*resource).to_owned(), (*verb).to_owned()));
+            rights.extend(all);
+        }
+    }
+    rights
+}
+
+/// The guard itself: without it the tests above would prove nothing.
+#[test]
+fn the_guard_refuses_what_the_role_does_not_allow() {
+    on_a_node(async |node| {
+        let client = client::Client::from_service_account(&node.server.url, &node.server.account)
+            .expect("a client");
+        let secrets = ResourcePath::new("v1", "secrets");
+        let refused = client.list::<Value>(&secrets, &ListOptions::default()).await;
+        assert_eq!(refused.expect_err("refused").status().map(|status| status.code), Some(403));
+        let nodes = ResourcePath::new("v1", "nodes").name("node2");
+        let refused = client.delete(&nodes, &Default::default()).await;
+        assert_eq!(refused.expect_err("refused").status().map(|status| status.code), Some(403));
+        assert_eq!(node.server.log.lock().expect("the log").denied.len(), 2);
+    });
+}
+
+/// Tokens of ServiceAccounts live an hour: the next one is read from the file.
+#[test]
+fn a_token_that_was_replaced_is_read_again() {
+    on_a_node(async |node| {
+        let client = client::Client::from_service_account(&node.server.url, &node.server.account)
+            .expect("a client");
+        let path = ResourcePath::new("v1", "nodes").name(NAME);
+        let _: Value = client.get(&path).await.expect("the first token");
+        node.server.rotate("second");
+        let refused = client.get::<Value>(&path).await.expect_err("the old token");
+        assert_eq!(refused.status().map(|status| status.code), Some(401));
+        let _: Value = client.get(&path).await.expect("the new token");
+        assert_eq!(node.server.log.lock().expect("the log").unauthorized, 1);
+    });
+}
+
+///
+#[test]
+fn a_second_agent_of_the_node_refuses_and_the_first_goes_on() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let (_stop, stopping) = tokio::sync::watch::channel(false);
+        let error = agent::run(node.options(), stopping).await.expect_err("refused").to_string();
+        assert!(error.contains("another agent works on this node"), "{error}");
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        assert!(node.status().await.is_some_and(|status| status.converged));
+        agent.stop().await;
+    });
+}
+
+/// R-05, and SIGTERM leaves everything where it is.
+#[test]
+fn a_restart_with_nothing_changed_writes_nothing() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let (one, other) = (node.add_pod("one"), node.add_pod("other"));
+        // The plugin's writes have been looked at.
+        eventually("the loop is at rest", PATIENCE, async || {
+            node.status().await.is_some_and(|status| status.converged)
+        })
+        .await;
+        agent.stop().await;
+        assert!(one.reaches(&other), "without an agent");
+        let groups = [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_IPV4_IFADDR,
+            libc::RTNLGRP_IPV6_IFADDR,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_ROUTE,
+            libc::RTNLGRP_IPV4_RULE,
+            libc::RTNLGRP_IPV6_RULE,
+            libc::RTNLGRP_IPV4_NETCONF,
+        ];
+        let mut route = Monitor::open(libc::NETLINK_ROUTE, &groups).expect("a monitor");
+        let mut rules = Monitor::open(libc::NETLINK_NETFILTER, &[7]).expect("a monitor");
+        // Duplicate address detection of the links may still be under way.
+        eventually("the kernel is at rest", PATIENCE, async || {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            route.read().expect("notices").notices.is_empty()
+        })
+        .await;
+        let plugin = modified(&node.directory.join("bin").join(layout::CNI_PLUGIN));
+        let agent = node.start_agent().await;
+        let status = node.status().await.expect("a status");
+        assert_eq!(status.operations_total, 0);
+        assert_eq!(route.read().expect("notices").notices, []);
+        assert_eq!(rules.read().expect("notices").notices, []);
+        assert_eq!(plugin, modified(&node.directory.join("bin").join(layout::CNI_PLUGIN)));
+        // The monitors do hear: one change is told.
+        run("ip route del 10.244.2.0/24");
+        assert!(!route.read().expect("notices").notices.is_empty());
+        agent.stop().await;
+    });
+}
+
+/// Not every machine has the program that sets offloads.
+const OFFLOAD: &str = "ethtool --offload tx-checksum-ip-generic off";
+
+fn damage(command: &str) {
+    match command.strip_prefix(OFFLOAD) {
+        Some(link) => netlink::offload::set_tx_checksum(link.trim(), false).expect("set"),
+        None => drop(run(command)),
+    }
+}
+
+/// What somebody does, and the kind of repair that follows.
+fn damages(pod_link: &str) -> Vec<(&'static str, String)> {
+    let vtep = MacAddress::of_vtep("172.30.0.3".parse().expect("an address"));
+    let bridge = layout::BRIDGE;
+    let tunnel = layout::VXLAN_LINK;
+    let rows = [
+        ("route", "ip route del 10.244.2.0/24".to_owned()),
+        ("link", format!("ip link del {tunnel}")),
+        ("link", format!("ip link set {bridge} down")),
+        ("link", format!("ip link set {bridge} mtu 1300")),
+        ("link", format!("ip link set {pod_link} nomaster")),
+        ("link", format!("{OFFLOAD} {tunnel}")),
+        ("address", format!("ip addr flush dev {bridge}")),
+        ("neighbour", format!("ip neigh del 10.244.2.0 dev {tunnel}")),
+        ("forwarding", format!("bridge fdb del {vtep} dev {tunnel} dst 172.30.0.3")),
+        ("nftables", "nft flush ruleset".to_owned()),
+        ("nftables", "nft delete table ip flatnet".to_owned()),
+        ("nftables", "nft flush chain ip flatnet nat-postrouting".to_owned()),
+        ("sysctl", "sysctl -qw net.ipv4.ip_forward=0".to_owned()),
+        ("sysctl", format!("sysctl -qw net.ipv4.conf.{bridge}.send_redirects=1")),
+        ("sysctl", "sysctl -qw net.ipv4.icmp_ratemask=6168".to_owned()),
+    ];
+    rows.into_iter().collect()
+}
+
+/// each kind of damage is mended within a second, by notification where the kernel has one
+/// and by the canary where it has none, and counted by its kind.
+#[test]
+fn damage_is_mended_within_a_second_and_counted() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let pod = node.add_pod("pod");
+        let links = run("ip -o link show master cni0");
+        let pod_link = links.split(": ").nth(1).and_then(|name| name.split('@').next());
+        let pod_link = pod_link.expect("the pod's link").to_owned();
+        let mut kernel = kernel::Linux::open().expect("the kernel");
+        for (kind, command) in damages(&pod_link) {
+            let whole = kernel.observe().expect("what is there");
+            let before = node.status().await.expect("a status").repairs;
+            damage(&command);
+            let damaged = Instant::now();
+            let changed = kernel.observe().expect("read") != whole;
+            assert!(changed, "{command} changes something");
+            eventually(&command, REPAIR_LIMIT, async || {
+                kernel.observe().is_ok_and(|present| present == whole)
+            })
+            .await;
+            println!("{command}: {} ms", damaged.elapsed().as_millis());
+            eventually("the repair is counted", PATIENCE, async || {
+                let after = node.status().await.expect("a status").repairs;
+                after.get(kind).copied().unwrap_or(0) > before.get(kind).copied().unwrap_or(0)
+            })
+            .await;
+        }
+        assert!(node.rows().await.iter().all(|row| !row.different));
+        let other = node.add_pod("other");
+        assert!(pod.reaches(&other));
+        eventually("repairs are Events of the Node", PATIENCE, async || {
+            events(node).await.iter().any(|event| event["reason"] == "FlatnetRepaired")
+        })
+        .await;
+
+        // Files come back too.
+        let list = node.directory.join("net.d").join(layout::CNI_CONFIGURATION_FILE);
+        std::fs::remove_file(&list).expect("removed");
+        eventually("the configuration is back", REPAIR_LIMIT, async || list.exists()).await;
+        agent.stop().await;
+    });
+}
+
+/// R-22, the other half: what belongs to others is theirs, whatever they do with it.
+#[test]
+fn foreign_objects_are_neither_read_back_nor_touched() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        run("ip link add foreign0 type bridge");
+        run("ip route add 192.0.2.0/24 dev lo");
+        run("nft add table ip foreign");
+        run("nft add chain ip foreign input");
+        let rules = run("nft list table ip foreign");
+        eventually("the loop had time", PATIENCE, async || {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            true
+        })
+        .await;
+        let status = node.status().await.expect("a status");
+        assert_eq!(status.repairs, Default::default());
+        run("ip link show foreign0");
+        assert_eq!(run("ip route show 192.0.2.0/24").lines().count(), 1);
+        assert_eq!(run("nft list table ip foreign"), rules);
+        agent.stop().await;
+    });
+}
