@@ -1,14 +1,13 @@
 //! Ports and VLANs of bridges (`include/uapi/linux/if_bridge.h`).
 
 use crate::link::{
-    HEADER_BYTES, IFLA_BRPORT_ISOLATED, IFLA_BRPORT_MODE, IFLA_EXT_MASK, IFLA_INFO_DATA,
-    IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA, IFLA_LINKINFO, RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK,
-    RTM_SETLINK, header,
+    HEADER_BYTES, IFLA_AF_SPEC, IFLA_BRPORT_ISOLATED, IFLA_BRPORT_MODE, IFLA_EXT_MASK,
+    IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_DATA, IFLA_LINKINFO, RTM_DELLINK, RTM_GETLINK,
+    RTM_NEWLINK, RTM_SETLINK, header,
 };
 use crate::message::{Attributes, Request, u16_of, u32_of};
 use crate::{Error, LinkChange, Netlink};
 
-const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BRIDGE_VLAN_INFO: u16 = 2;

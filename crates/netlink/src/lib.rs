@@ -40,7 +40,7 @@ pub mod wireguard;
 pub use address::Address;
 pub use bridge::{PortOptions, PortVlan};
 pub use error::Error;
-pub use link::{BridgeSpec, Link, LinkChange, VethSpec, VxlanParameters, VxlanSpec};
+pub use link::{BridgeSpec, Ipv4Parameter, Link, LinkChange, VethSpec, VxlanParameters, VxlanSpec};
 pub use macvlan::{MacvlanMode, MacvlanSpec};
 pub use monitor::{Monitor, Notice, Notices};
 pub use neighbour::{FdbEntry, Neighbour};

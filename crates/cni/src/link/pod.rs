@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use model::MacAddress;
 use model::attachment::{Attachment, InterfaceState};
-use netlink::{Link, LinkChange, Neighbour, Netlink, Netns, Route as KernelRoute, RouteScope};
+use netlink::{
+    Ipv4Parameter, Link, LinkChange, Neighbour, Netlink, Netns, Route as KernelRoute, RouteScope,
+    sysctl,
+};
 use nix::libc;
 
 use super::options::LinkOptions;
@@ -23,14 +26,10 @@ const ROUTE_PROTOCOL: u8 = 4;
 const LOOPBACK_INDEX: u32 = 1;
 /// Written before the link is up: no router and no redirect may lead the pod's packets elsewhere
 /// (CVE-2020-10749), and addresses, unique by allocation, are usable at once.
-const PARAMETERS: [(&str, &str); 6] = [
-    ("ipv6/conf/IF/accept_ra", "0"),
-    ("ipv6/conf/IF/autoconf", "0"),
-    ("ipv6/conf/IF/accept_redirects", "0"),
-    ("ipv6/conf/IF/accept_dad", "0"),
-    ("ipv4/conf/IF/accept_redirects", "0"),
-    ("ipv4/conf/all/accept_redirects", "0"),
-];
+const IPV6_PARAMETERS: [(&str, &str); 4] =
+    [("accept_ra", "0"), ("autoconf", "0"), ("accept_redirects", "0"), ("accept_dad", "0")];
+/// While a host does not forward, one yes is enough: the link's or this one.
+const IPV4_REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
 
 /// What the pod's end becomes.
 pub(super) struct Setup<'a> {
@@ -56,9 +55,12 @@ impl Setup<'_> {
     pub(super) fn run(&self) -> Result<Link, netlink::Error> {
         let mut pod = Netlink::open()?;
         let link = pod.require_link(self.interface)?;
-        for (key, value) in PARAMETERS {
-            write_where_present(&format!("net/{}", key.replace("IF", self.interface)), value)?;
+        for (key, value) in IPV6_PARAMETERS {
+            write_where_present(&format!("net/ipv6/conf/{}/{key}", self.interface), value)?;
         }
+        sysctl::write(IPV4_REDIRECTS, "0")?;
+        let ipv4 = [(Ipv4Parameter::AcceptRedirects, 0)];
+        pod.change_link(link.index, &LinkChange { ipv4: &ipv4, ..LinkChange::default() })?;
         self.tuning.write_parameters()?;
         self.tuning.apply(&mut pod, link.index, None, None)?;
         pod.change_link(LOOPBACK_INDEX, &LinkChange::up())?;

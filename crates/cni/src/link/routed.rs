@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use model::{MacAddress, layout};
-use netlink::{LinkChange, Neighbour, Netlink, Route as KernelRoute, VethSpec, sysctl};
+use netlink::{
+    Ipv4Parameter, Link, LinkChange, Neighbour, Netlink, Route as KernelRoute, VethSpec, sysctl,
+};
 use nix::libc;
 
 use super::pod::Setup;
@@ -67,8 +69,8 @@ pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
         down: false,
     };
     let far = job.namespace.run(|| setup.run())??;
-    write_parameters(name, job)?;
     let near = node.require_link(name)?;
+    write_parameters(&mut node, &near, job)?;
     let alias = job.alias();
     node.change_link(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() })?;
     lead_in(&mut node, near.index, job)?;
@@ -79,13 +81,17 @@ pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
 }
 
 /// Parameters of the node's end, before it is up.
-fn write_parameters(name: &str, job: &Job<'_>) -> Result<(), netlink::Error> {
+fn write_parameters(node: &mut Netlink, near: &Link, job: &Job<'_>) -> Result<(), netlink::Error> {
     let edge = &job.attachment.edge;
     // A second line behind the edge's rules: packets from elsewhere than the pod's addresses do
     // not pass. Addresses that an administrator allows besides have no route back to this link.
     let strict = edge.anti_spoofing && edge.extra_sources.is_empty();
-    sysctl::write(&format!("net/ipv4/conf/{name}/rp_filter"), if strict { "1" } else { "0" })?;
-    sysctl::write(&format!("net/ipv4/conf/{name}/accept_redirects"), "0")?;
+    let ipv4 = [
+        (Ipv4Parameter::ReversePathFilter, u32::from(strict)),
+        (Ipv4Parameter::AcceptRedirects, 0),
+    ];
+    node.change_link(near.index, &LinkChange { ipv4: &ipv4, ..LinkChange::default() })?;
+    let name = &near.name;
     if !job.attachment.addresses.iter().any(|net| net.addr().is_ipv6()) {
         return write_where_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
     }
