@@ -49,7 +49,7 @@ const LAYERS: &[Layer] = &[
         kind: Shell,
         may_use: &["model", "store", "controllers", "client"],
     },
-    Layer { name: "runtime", kind: Shell, may_use: &["model", "client", "netlink", "pause"] },
+    Layer { name: "runtime", kind: Shell, may_use: &["model", "client", "cni", "netlink", "pause"] },
     Layer {
         name: "agent",
         kind: Shell,

@@ -1,34 +1,33 @@
-//! Runs CNI plugins exactly as any runtime does: CNI specification 1.1.0, section 2 (execution) and
-//! section 3 (lists). What was asked for is on disk before it is asked for, so that a DEL follows
-//! every ADD, however this process ends.
+//! The network of pods, by CNI plugins as any runtime runs them ([`cni::runtime_side`]). What was
+//! asked for is on disk before it is asked for, so that a DEL follows every ADD, however this
+//! process ends.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::sync::Arc;
 
+use ::cni::runtime_side::{Driver, List, Target};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
-/// Longest run of one plugin, seconds.
-const PLUGIN_TIMEOUT_S: u64 = 30;
-/// Largest network configuration, bytes.
-const MAX_CONFIGURATION_BYTES: u64 = 1 << 20;
+use crate::pod::Pod;
+use crate::quantity;
+
 /// The interface in the pod.
 const INTERFACE: &str = "eth0";
+/// What runtimes send for a burst that nobody chose.
+const BURST_UNSET_BITS: u32 = u32::MAX;
+/// Least and largest rate that a pod's annotations may ask for, bits a second: the kubelet's.
+const RATE_BITS_PER_S: std::ops::RangeInclusive<i64> = 1_000..=1_000_000_000_000_000;
 
-/// Where configurations and plugins are.
+/// Where configurations are, and who runs their plugins.
 #[derive(Clone, Debug)]
 pub struct Cni {
     /// Directory of network configurations.
     pub configuration_directory: PathBuf,
-    /// Directory of plugins.
-    pub plugin_directory: PathBuf,
+    /// Runs plugins.
+    pub driver: Arc<Driver>,
 }
 
 /// A pod's attachment to the network, as it is kept on disk.
@@ -42,8 +41,9 @@ pub struct Attachment {
     pub pod: [String; 3],
     /// The configuration list in use at ADD: DEL must have the same.
     pub configuration: Value,
-    /// The result of ADD; null until it has come.
-    pub result: Value,
+    /// What plugins are told by their capabilities.
+    #[serde(default)]
+    pub capabilities: Map<String, Value>,
 }
 
 impl Cni {
@@ -52,62 +52,18 @@ impl Cni {
     ///
     /// # Errors
     /// A file that cannot be read as one, named.
-    pub fn configuration(&self) -> Result<Option<Value>, String> {
-        let directory = &self.configuration_directory;
-        let entries = match fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(format!("cannot read {}: {error}", directory.display())),
-        };
-        let mut paths: Vec<PathBuf> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| {
-                let extension = path.extension().and_then(|extension| extension.to_str());
-                matches!(extension, Some("conflist" | "conf" | "json"))
-            })
-            .collect();
-        paths.sort();
-        let Some(path) = paths.first() else { return Ok(None) };
-        let failed = |problem: String| format!("{}: {problem}", path.display());
-        let size = fs::metadata(path).map_err(|error| failed(error.to_string()))?.len();
-        if size > MAX_CONFIGURATION_BYTES {
-            return Err(failed(format!("larger than {MAX_CONFIGURATION_BYTES} bytes")));
-        }
-        let text = fs::read(path).map_err(|error| failed(error.to_string()))?;
-        let mut configuration: Value =
-            serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
-        if configuration.get("plugins").is_none() {
-            configuration = json!({
-                "cniVersion": configuration["cniVersion"],
-                "name": configuration["name"],
-                "plugins": [configuration],
-            });
-        }
-        match configuration["plugins"].as_array() {
-            Some(plugins) if !plugins.is_empty() => Ok(Some(configuration)),
-            _ => Err(failed("names no plugin".into())),
-        }
+    pub fn configuration(&self) -> Result<Option<List>, String> {
+        List::first(&self.configuration_directory).map_err(|fault| fault.to_string())
     }
 
-    /// Adds the network: plugins in order, each with the result of the one before. Returns the
-    /// pod's addresses.
+    /// Adds the network and answers the pod's addresses.
     ///
     /// # Errors
     /// The plugin's own words. The attachment stays on disk for [`Cni::delete`].
-    pub async fn add(
-        &self,
-        attachment: &mut Attachment,
-        file: &Path,
-    ) -> Result<Vec<IpAddr>, String> {
-        keep(attachment, file)?;
-        let mut result = Value::Null;
-        for plugin in plugins(&attachment.configuration) {
-            result = self.run("ADD", attachment, &plugin, &result).await?;
-        }
-        attachment.result = result;
-        keep(attachment, file)?;
-        let addresses = addresses(&attachment.result);
+    pub async fn add(&self, attachment: &Attachment, file: &Path) -> Result<Vec<IpAddr>, String> {
+        crate::disk::write_json(file, attachment)?;
+        let result = self.run(attachment, |driver, list, target| driver.add(list, target)).await?;
+        let addresses = addresses(&result);
         if addresses.is_empty() {
             Err("the network plugin gave no address".into())
         } else {
@@ -115,104 +71,93 @@ impl Cni {
         }
     }
 
-    /// Removes the network: plugins in reverse order, each with the final result of ADD.
+    /// Removes the network.
     ///
     /// # Errors
     /// The plugin's own words; to be tried again.
     pub async fn delete(&self, attachment: &Attachment) -> Result<(), String> {
-        for plugin in plugins(&attachment.configuration).into_iter().rev() {
-            self.run("DEL", attachment, &plugin, &attachment.result).await?;
-        }
-        Ok(())
+        self.run(attachment, |driver, list, target| driver.del(list, target)).await
     }
 
-    async fn run(
+    /// Plugins are waited for on a thread of their own.
+    async fn run<T: Send + 'static>(
         &self,
-        command: &str,
         attachment: &Attachment,
-        plugin: &Value,
-        previous: &Value,
-    ) -> Result<Value, String> {
-        let kind = plugin["type"].as_str().unwrap_or_default();
-        let failed = |problem: String| {
-            format!("plugin type={kind:?} failed ({}): {problem}", command.to_lowercase())
-        };
-        if kind.is_empty() || kind.contains('/') {
-            return Err(failed("its configuration names no program".into()));
-        }
-        let program = self.plugin_directory.join(kind);
-        let input = input(&attachment.configuration, plugin, previous);
-        let [namespace, name, uid] = &attachment.pod;
-        let id = &attachment.id;
-        let mut child = Command::new(&program)
-            .env_clear()
-            .env("PATH", crate::environment::DEFAULT_PATH)
-            .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", id)
-            .env("CNI_NETNS", &attachment.namespace)
-            .env("CNI_IFNAME", INTERFACE)
-            .env("CNI_PATH", &self.plugin_directory)
-            .env(
-                "CNI_ARGS",
-                format!(
-                    "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};\
-                     K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={uid}"
-                ),
-            )
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed(format!("cannot run {}: {error}", program.display())))?;
-        let stdin = child.stdin.take();
-        let exchange = async {
-            if let Some(mut stdin) = stdin {
-                // A plugin that fails early closes its input: its answer says why.
-                let _ = stdin.write_all(input.to_string().as_bytes()).await;
-            }
-            child.wait_with_output().await
-        };
-        let output = tokio::time::timeout(Duration::from_secs(PLUGIN_TIMEOUT_S), exchange)
+        work: impl FnOnce(&Driver, &List, &Target) -> Result<T, ::cni::fault::Fault> + Send + 'static,
+    ) -> Result<T, String> {
+        let list = List::from_value(attachment.configuration.clone());
+        let list = list.map_err(|fault| fault.to_string())?;
+        let (driver, target) = (Arc::clone(&self.driver), target(attachment));
+        tokio::task::spawn_blocking(move || work(&driver, &list, &target))
             .await
-            .map_err(|_| failed(format!("no answer within {PLUGIN_TIMEOUT_S} s")))?
-            .map_err(|error| failed(error.to_string()))?;
-        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        if output.status.success() {
-            return Ok(answer);
-        }
-        let message = answer["msg"].as_str().filter(|message| !message.is_empty());
-        Err(failed(match (message, answer["details"].as_str()) {
-            (Some(message), Some(details)) if !details.is_empty() => {
-                format!("{message}; {details}")
-            }
-            (Some(message), _) => message.to_owned(),
-            (None, _) => {
-                let text = String::from_utf8_lossy(&output.stderr);
-                format!("{}: {}", output.status, text.trim())
-            }
-        }))
+            .map_err(|error| error.to_string())?
+            .map_err(|fault| match fault.details.as_str() {
+                "" => fault.message,
+                details => format!("{}; {details}", fault.message),
+            })
     }
 }
 
-fn plugins(configuration: &Value) -> Vec<Value> {
-    configuration["plugins"].as_array().cloned().unwrap_or_default()
+/// What plugins are told of a pod by their capabilities: its ports of the node, and the limits
+/// that its annotations ask for, as kubelet and container runtimes pass them.
+///
+/// # Errors
+/// An annotation that is no rate.
+pub fn capabilities(pod: &Pod) -> Result<Map<String, Value>, String> {
+    let mut capabilities = Map::new();
+    let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+    let mappings: Vec<Value> = ports
+        .filter(|port| port.host_port != 0)
+        .map(|port| {
+            let protocol = match port.protocol.as_str() {
+                "" => "tcp".to_owned(),
+                protocol => protocol.to_lowercase(),
+            };
+            json!({
+                "hostPort": port.host_port,
+                "containerPort": port.container_port,
+                "protocol": protocol,
+                "hostIP": port.host_ip,
+            })
+        })
+        .collect();
+    if !mappings.is_empty() {
+        capabilities.insert("portMappings".into(), mappings.into());
+    }
+    let mut bandwidth = Map::new();
+    for direction in ["ingress", "egress"] {
+        let key = format!("kubernetes.io/{direction}-bandwidth");
+        let Some(text) = pod.metadata.annotations.get(&key) else { continue };
+        let rate = quantity::milli(&Value::from(text.as_str())).map(|milli| milli / 1000);
+        let rate = rate.filter(|rate| RATE_BITS_PER_S.contains(rate)).ok_or_else(|| {
+            format!("annotation {key}: {text:?} is no rate between 1k and 1P bits a second")
+        })?;
+        bandwidth.insert(format!("{direction}Rate"), rate.into());
+        bandwidth.insert(format!("{direction}Burst"), BURST_UNSET_BITS.into());
+    }
+    if !bandwidth.is_empty() {
+        capabilities.insert("bandwidth".into(), bandwidth.into());
+    }
+    Ok(capabilities)
 }
 
-/// The plugin's own object, with the list's name and version and the result so far. Capabilities
-/// are the runtime's business and are taken out.
-fn input(configuration: &Value, plugin: &Value, previous: &Value) -> Value {
-    let mut input: Map<String, Value> = plugin.as_object().cloned().unwrap_or_default();
-    input.remove("capabilities");
-    for key in ["name", "cniVersion"] {
-        if let Some(value) = configuration.get(key).filter(|value| !value.is_null()) {
-            input.insert(key.into(), value.clone());
-        }
+fn target(attachment: &Attachment) -> Target {
+    let [namespace, name, uid] = &attachment.pod;
+    let argument = |(key, value): (&str, &String)| (key.to_owned(), value.clone());
+    let arguments = [
+        ("IgnoreUnknown", &"1".to_owned()),
+        ("K8S_POD_NAMESPACE", namespace),
+        ("K8S_POD_NAME", name),
+        ("K8S_POD_INFRA_CONTAINER_ID", &attachment.id),
+        ("K8S_POD_UID", uid),
+    ];
+    Target {
+        container_id: attachment.id.clone(),
+        namespace: attachment.namespace.clone(),
+        interface: INTERFACE.into(),
+        arguments: arguments.map(argument).into(),
+        capabilities: attachment.capabilities.clone(),
     }
-    if !previous.is_null() {
-        input.insert("prevResult".into(), previous.clone());
-    }
-    input.into()
 }
 
 /// Addresses of the pod's own interface, or those that name none.
@@ -234,12 +179,10 @@ fn addresses(result: &Value) -> Vec<IpAddr> {
         .collect()
 }
 
-fn keep(attachment: &Attachment, file: &Path) -> Result<(), String> {
-    crate::disk::write_json(file, attachment)
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -259,13 +202,37 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_gets_its_own_object_and_the_result_so_far() {
-        let list = json!({"name": "n", "cniVersion": "1.0.0", "plugins": [
-            {"type": "a", "x": 1, "capabilities": {"portMappings": true}}]});
-        let previous = json!({"ips": []});
-        let given = input(&list, &list["plugins"][0], &previous);
-        let expected = json!({"type": "a", "x": 1, "name": "n", "cniVersion": "1.0.0",
-            "prevResult": {"ips": []}});
-        assert_eq!(given, expected);
+    fn host_ports_and_limits_of_a_pod_are_told_to_plugins_that_can_do_them() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": { "annotations": {
+                "kubernetes.io/ingress-bandwidth": "10M",
+                "kubernetes.io/egress-bandwidth": "1G",
+            }},
+            "spec": { "containers": [
+                { "ports": [{ "containerPort": 80 }, { "containerPort": 53, "hostPort": 5353,
+                    "protocol": "UDP", "hostIP": "127.0.0.1" }] },
+                { "ports": [{ "containerPort": 443, "hostPort": 8443 }] },
+            ]},
+        }))
+        .expect("a pod");
+        let expected = json!({
+            "portMappings": [
+                { "hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1" },
+                { "hostPort": 8443, "containerPort": 443, "protocol": "tcp", "hostIP": "" },
+            ],
+            "bandwidth": {
+                "ingressRate": 10_000_000_u64, "ingressBurst": BURST_UNSET_BITS,
+                "egressRate": 1_000_000_000_u64, "egressBurst": BURST_UNSET_BITS,
+            },
+        });
+        assert_eq!(capabilities(&pod).map(Value::Object), Ok(expected));
+        assert_eq!(capabilities(&Pod::default()), Ok(Map::new()));
+        for wrong in ["fast", "0", "-1M", "999", "2P"] {
+            let mut pod = Pod::default();
+            let key = "kubernetes.io/egress-bandwidth".to_owned();
+            pod.metadata.annotations.insert(key, wrong.into());
+            let message = capabilities(&pod).expect_err(wrong);
+            assert!(message.contains(wrong) && message.contains("egress"), "{message}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ::cni::runtime_side::Driver;
 use client::Client;
 use model::{NamespacedName, Timestamp};
 use tokio::sync::Semaphore;
@@ -63,7 +64,10 @@ impl Context {
     pub fn new(options: Options, client: Client, images: Images) -> Arc<Self> {
         let cni = Cni {
             configuration_directory: options.cni_configuration_directory.clone(),
-            plugin_directory: options.cni_plugin_directory.clone(),
+            driver: Arc::new(Driver {
+                plugin_path: vec![options.cni_plugin_directory.clone()],
+                cache_directory: options.cni_cache_directory.clone(),
+            }),
         };
         Arc::new(Self {
             events: Events::start(client.clone(), options.node_name.clone()),

@@ -40,6 +40,8 @@ pub struct Options {
     pub cni_configuration_directory: PathBuf,
     /// Where network plugins are; see [`layout::CNI_PLUGIN_DIRECTORY`].
     pub cni_plugin_directory: PathBuf,
+    /// Where results of network plugins are kept; see [`cni::runtime_side::CACHE_DIRECTORY`].
+    pub cni_cache_directory: PathBuf,
     /// TCP port of the log and exec server; see [`layout::RUNTIME_PORT`].
     pub port: u16,
 }
@@ -63,6 +65,7 @@ impl Options {
             toolbox_binary: PathBuf::new(),
             cni_configuration_directory: layout::CNI_CONFIGURATION_DIRECTORY.into(),
             cni_plugin_directory: layout::CNI_PLUGIN_DIRECTORY.into(),
+            cni_cache_directory: ::cni::runtime_side::CACHE_DIRECTORY.into(),
             port: layout::RUNTIME_PORT,
         }
     }

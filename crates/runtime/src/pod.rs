@@ -168,6 +168,13 @@ api! {
         name: String,
         /// Port.
         container_port: u16,
+        /// The node's port that leads to it; 0 for none.
+        host_port: u16,
+        /// The node's address that it is open on; empty for all.
+        #[serde(rename = "hostIP")]
+        host_ip: String,
+        /// `TCP`, `UDP` or `SCTP`.
+        protocol: String,
     }
 
     /// One variable.

@@ -10,7 +10,7 @@ use pause::SandboxSpec;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::cni::Attachment;
+use crate::cni::{self, Attachment};
 use crate::context::Context;
 use crate::disk::{self, PodDirectory};
 use crate::pause_client;
@@ -94,14 +94,14 @@ async fn add_network(
     })?;
     Netns::create_at(&directory.namespace()).map_err(|error| error.to_string())?;
     let metadata = &pod.metadata;
-    let mut attachment = Attachment {
+    let attachment = Attachment {
         id: random_id()?,
         namespace: directory.namespace(),
         pod: [metadata.namespace.clone(), metadata.name.clone(), metadata.uid.clone()],
-        configuration,
-        result: serde_json::Value::Null,
+        configuration: configuration.document().clone(),
+        capabilities: cni::capabilities(pod)?,
     };
-    context.cni.add(&mut attachment, &directory.attachment()).await
+    context.cni.add(&attachment, &directory.attachment()).await
 }
 
 /// An identity never used before: the plugin keys its state by it.

@@ -156,6 +156,7 @@ pub fn options(root: &Path) -> Options {
     options.toolbox_binary = binaries().join("flatnet-toolbox");
     options.cni_configuration_directory = root.join("networks");
     options.cni_plugin_directory = root.join("plugins");
+    options.cni_cache_directory = root.join("cni");
     options.serving_certificate = root.join("pki/node1.crt");
     options.serving_key = root.join("pki/node1.key");
     options.client_authority = root.join("pki/ca.crt");
