@@ -685,3 +685,51 @@ fn check_names_each_damage_of_a_routed_pod() {
         assert!(fault.message.contains(said), "{fault} should say {said:?}");
     }
 }
+
+/// what is missing on the node's side comes back; nothing is written where nothing is.
+#[test]
+fn damage_to_a_routed_pods_node_side_is_repaired_and_told() {
+    let rows: [(&[&str], Damage); 4] = [
+        (&["was down", "neighbour 10.244.1.2", "route to 10.244.1.2/32"], |node, _, attached| {
+            let down = LinkChange { up: Some(false), ..LinkChange::default() };
+            change(&mut node.netlink(), attached.near(), &down);
+        }),
+        (&["route to 10.244.1.2/32"], |node, _, _| {
+            let mut netlink = node.netlink();
+            let route = netlink.routes(Some(POD_ROUTE_PROTOCOL)).expect("routes").remove(0);
+            netlink.delete_route(&route).expect("removed");
+        }),
+        (&["neighbour 10.244.1.2"], |node, _, attached| {
+            let mut netlink = node.netlink();
+            let index = netlink.require_link(attached.near()).expect("it").index;
+            netlink.delete_neighbour(index, ip("10.244.1.2")).expect("removed");
+        }),
+        (&["egress limit"], |node, _, attached| {
+            let mut netlink = node.netlink();
+            let index = netlink.require_link(attached.near()).expect("it").index;
+            netlink.delete_ingress_redirect(index).expect("removed");
+        }),
+    ];
+    for (said, damage) in rows {
+        let node = node();
+        let pod = Pod::new("c1");
+        let keys = json!({ "egressRate": 80_000_000, "egressBurst": 800_000 });
+        let attached = attach(&node.namespace, &pod, &config("routed", keys), ONE).expect("made");
+        give_gateway(&node);
+        let records = [attached.attachment.clone()];
+        let repair = || node.namespace.run(|| link::repair(&records)).expect("inside");
+        assert_eq!(repair(), Ok(vec![]), "nothing to do");
+        damage(&node, &pod, &attached);
+        let damages = repair().expect("repaired");
+        assert_eq!(damages.len(), said.len(), "{damages:?}");
+        for (found, said) in damages.iter().zip(said) {
+            assert!(found.contains(said), "{found} should say {said}");
+        }
+        assert_eq!(repair(), Ok(vec![]), "once is enough");
+        attached.check(&node.namespace).expect("as made");
+        udp_echo(&node.namespace, &pod.namespace, ip("10.244.1.2"), 100);
+        attached.remove(&node.namespace).expect("removed");
+        let damages = repair().expect("told");
+        assert!(damages[0].contains("is gone"), "{damages:?}");
+    }
+}

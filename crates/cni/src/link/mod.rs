@@ -17,6 +17,7 @@ mod mtu;
 pub mod options;
 mod pod;
 mod removal;
+mod repair;
 mod routed;
 pub mod tuning;
 
@@ -42,6 +43,7 @@ pub use check::{Expected, check};
 pub use mtu::set_mtu;
 pub use pod::{adopt, tune};
 pub use removal::{remove, unrecorded};
+pub use repair::repair;
 
 /// What an attachment's interface will be: the part of the record that is decided here.
 #[derive(Clone, Debug, PartialEq, Eq)]
