@@ -104,7 +104,7 @@ impl NetDriver {
         for route in self.netlink.routes(Some(ROUTE_PROTOCOL))? {
             let link = route.link_index.and_then(|index| names.get(&index));
             let route_state = RouteState {
-                gateway: route.gateway,
+                gateway: route.gateway.or(route.outer.map(|outer| outer.destination.into())),
                 link: link.map_or_else(String::new, |name| (*name).to_owned()),
                 source: route.source,
                 onlink: route.onlink,
@@ -219,10 +219,12 @@ impl NetDriver {
     }
 
     fn route(&mut self, destination: ipnet::IpNet, route: &RouteState) -> Result<Route, Error> {
-        let index = self.index(&route.link)?;
-        let made = match route.gateway {
-            Some(gateway) => Route::via(destination, gateway, index, ROUTE_PROTOCOL),
-            None => Route::on_link(destination, index, ROUTE_PROTOCOL),
+        let link = self.netlink.require_link(&route.link)?;
+        let on_link = Route::on_link(destination, link.index, ROUTE_PROTOCOL);
+        let made = match (tunnels::outer_header(&link, route), route.gateway) {
+            (Some(outer), _) => Route { outer: Some(outer), ..on_link },
+            (None, Some(gateway)) => Route::via(destination, gateway, link.index, ROUTE_PROTOCOL),
+            (None, None) => on_link,
         };
         Ok(Route { source: route.source, onlink: route.onlink, ..made })
     }

@@ -45,7 +45,7 @@ pub use macvlan::{MacvlanMode, MacvlanSpec};
 pub use monitor::{Monitor, Notice, Notices};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use netns::Netns;
-pub use route::{Route, RouteScope};
+pub use route::{OuterHeader, Route, RouteScope};
 pub use traffic::TokenBucket;
 pub use tunnel::{IpipParameters, IpipSpec};
 

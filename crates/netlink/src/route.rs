@@ -1,10 +1,10 @@
 //! Routes of the main table (`include/uapi/linux/rtnetlink.h`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::message::{Attributes, Request, family_of, u32_of};
+use crate::message::{Attributes, Request, family_of, u16_of, u32_of};
 use crate::socket::Message;
 use crate::{Error, Netlink};
 
@@ -19,6 +19,15 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
+const RTA_ENCAP_TYPE: u16 = 21;
+const RTA_ENCAP: u16 = 22;
+/// The kernel's number of an outer IPv6 header (`include/uapi/linux/lwtunnel.h`).
+const LWTUNNEL_ENCAP_IP6: u16 = 4;
+const LWTUNNEL_IP6_DST: u16 = 2;
+const LWTUNNEL_IP6_SRC: u16 = 3;
+const LWTUNNEL_IP6_HOPLIMIT: u16 = 4;
+/// Hop limit of outer packets, the kernel's default for its own.
+const HOP_LIMIT: u8 = 64;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 
@@ -75,10 +84,21 @@ pub struct Route {
     pub onlink: bool,
     /// Preference, lower first; the kernel's default when `None`.
     pub metric: Option<u32>,
+    /// What the outer header of each packet says, on a tunnel link that leaves it to routes.
+    pub outer: Option<OuterHeader>,
     /// MTU of the path in bytes.
     pub mtu: Option<u32>,
     /// Segment size to announce, in bytes.
     pub advmss: Option<u32>,
+}
+
+/// An outer IPv6 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OuterHeader {
+    /// Its source.
+    pub source: Ipv6Addr,
+    /// Its destination: the far end.
+    pub destination: Ipv6Addr,
 }
 
 impl Route {
@@ -93,6 +113,7 @@ impl Route {
             scope: RouteScope::Link,
             onlink: false,
             metric: None,
+            outer: None,
             mtu: None,
             advmss: None,
         }
@@ -224,6 +245,15 @@ fn message(kind: u16, flags: i32, route: &Route) -> Result<Request, Error> {
             request.u32(kind, number);
         }
     }
+    if let Some(outer) = route.outer {
+        request.attribute(RTA_ENCAP_TYPE, &LWTUNNEL_ENCAP_IP6.to_ne_bytes());
+        request.nested(RTA_ENCAP, &[], |header| {
+            header
+                .address(LWTUNNEL_IP6_SRC, outer.source.into())
+                .address(LWTUNNEL_IP6_DST, outer.destination.into())
+                .u8(LWTUNNEL_IP6_HOPLIMIT, HOP_LIMIT);
+        });
+    }
     if route.mtu.is_some() || route.advmss.is_some() {
         request.nested(RTA_METRICS, &[], |metrics| {
             for (kind, number) in [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)] {
@@ -268,7 +298,17 @@ fn parse(message: &Message, wanted_table: u32) -> Option<Route> {
         },
         onlink: flags & RTNH_F_ONLINK != 0,
         metric: attributes.u32(RTA_PRIORITY),
+        outer: outer_header(attributes),
         mtu: metrics.u32(RTAX_MTU),
         advmss: metrics.u32(RTAX_ADVMSS),
     })
+}
+
+fn outer_header(attributes: Attributes<'_>) -> Option<OuterHeader> {
+    let kind = attributes.find(RTA_ENCAP_TYPE).and_then(u16_of)?;
+    let header = attributes.nested(RTA_ENCAP).filter(|_| kind == LWTUNNEL_ENCAP_IP6)?;
+    match (header.address(LWTUNNEL_IP6_SRC)?, header.address(LWTUNNEL_IP6_DST)?) {
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Some(OuterHeader { source, destination }),
+        _ => None,
+    }
 }

@@ -9,16 +9,16 @@ use crate::{Error, Netlink};
 const IFLA_IPTUN_LINK: u16 = 1;
 const IFLA_IPTUN_LOCAL: u16 = 2;
 const IFLA_IPTUN_REMOTE: u16 = 3;
-const IFLA_IPTUN_TTL: u16 = 4;
 const IFLA_IPTUN_FLAGS: u16 = 8;
 const IFLA_IPTUN_PROTO: u16 = 9;
+const IFLA_IPTUN_COLLECT_METADATA: u16 = 19;
 /// Without an option of eight bytes in each packet that limits nesting.
 const IP6_TNL_F_IGN_ENCAP_LIMIT: u32 = 1;
-/// Hop limit of outer IPv6 packets, the kernel's default for its own.
-const HOP_LIMIT: u8 = 64;
 
 /// An IP-in-IP link to make, for packets of one family in packets of the same. It has no far end
-/// of its own: the next hop of each route is the outer destination.
+/// of its own. Over IPv4 the next hop of each route is the outer destination. Over IPv6 that would
+/// have to be a next hop that no other link leads to, as the uplink does to each node: routes say
+/// the outer header themselves ([`crate::OuterHeader`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpipSpec {
     /// Its name.
@@ -80,7 +80,8 @@ fn ipip(spec: &IpipSpec) -> Result<Request, Error> {
                 .address(IFLA_IPTUN_LOCAL, spec.local)
                 .u8(IFLA_IPTUN_PROTO, u8::try_from(protocol).unwrap_or_default());
             if !is_v4 {
-                data.u8(IFLA_IPTUN_TTL, HOP_LIMIT).u32(IFLA_IPTUN_FLAGS, IP6_TNL_F_IGN_ENCAP_LIMIT);
+                data.u32(IFLA_IPTUN_FLAGS, IP6_TNL_F_IGN_ENCAP_LIMIT)
+                    .attribute(IFLA_IPTUN_COLLECT_METADATA, &[]);
             }
         });
     });
@@ -114,6 +115,7 @@ mod tests {
             assert_eq!(info.text(IFLA_INFO_KIND).as_deref(), Some(kind));
             let data = info.nested(IFLA_INFO_DATA).expect("its parameters");
             assert_eq!(data.u8(IFLA_IPTUN_PROTO), Some(protocol));
+            assert_eq!(data.find(IFLA_IPTUN_COLLECT_METADATA).is_some(), local.is_ipv6());
             let expected =
                 IpipParameters { local: Some(local), remote: None, uplink_index: Some(7) };
             assert_eq!(parse_ipip(data), expected);

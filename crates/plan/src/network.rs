@@ -112,6 +112,9 @@ pub struct Peer {
     pub pod_ranges: Vec<IpNet>,
     /// How packets to them travel.
     pub path: Path,
+    /// What its WireGuard packets are known by, where it may send such: also before this node
+    /// sends them itself.
+    pub wireguard_key: Option<WireguardKey>,
 }
 
 impl Peer {

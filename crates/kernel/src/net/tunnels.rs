@@ -1,11 +1,12 @@
 //! Links of tunnels: how each kind is made, recognised and filled.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use model::{MacAddress, layout};
 use netlink::wireguard::WireguardLinkPeer;
-use netlink::{Error, IpipSpec, Link, VxlanSpec};
-use render::net::{LinkKind, NetOp, NetState, WireguardDevice, WireguardPeer};
+use netlink::{Error, IpipSpec, Link, OuterHeader, VxlanSpec};
+use render::net::{LinkKind, NetOp, NetState, RouteState, WireguardDevice, WireguardPeer};
 
 use super::NetDriver;
 
@@ -30,6 +31,15 @@ pub(super) fn kind(link: &Link, names: &BTreeMap<u32, &str>) -> Option<LinkKind>
             })
         }
         (layout::WIREGUARD_LINK, "wireguard") => Some(LinkKind::Wireguard),
+        _ => None,
+    }
+}
+
+/// What outer headers of a route's packets say, on a link of IPv6 in IPv6.
+pub(super) fn outer_header(link: &Link, route: &RouteState) -> Option<OuterHeader> {
+    let ipip = link.ipip.as_ref().filter(|_| link.name == layout::IPIP6_LINK)?;
+    match (ipip.local?, route.gateway?) {
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Some(OuterHeader { source, destination }),
         _ => None,
     }
 }

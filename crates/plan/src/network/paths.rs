@@ -23,11 +23,9 @@ pub enum Path {
     /// In IP packets to the peer's address of the range's family. A range without one is not
     /// routed.
     Ipip,
-    /// In WireGuard packets to the peer's address.
-    Wireguard {
-        /// What the peer publishes. Without a key nothing passes between the two nodes' pods.
-        public_key: Option<WireguardKey>,
-    },
+    /// In WireGuard packets to the peer's address. While the peer has no key nothing passes
+    /// between the two nodes' pods.
+    Wireguard,
     /// Not ours.
     Native,
 }
@@ -39,7 +37,7 @@ impl Path {
             Self::Vxlan { .. } => Overlay::Vxlan,
             Self::Direct => Overlay::HostGw,
             Self::Ipip => Overlay::Ipip,
-            Self::Wireguard { .. } => Overlay::Wireguard,
+            Self::Wireguard => Overlay::Wireguard,
             Self::Native => Overlay::Native,
         }
     }
@@ -81,7 +79,6 @@ pub(super) fn path(
     nodes: [&Node; 2],
     addresses: &[IpAddr],
     pod_ranges: &[IpNet],
-    findings: &mut Vec<Finding>,
 ) -> Path {
     let [own, peer] = nodes;
     let overlay = overlay_between(config, own, peer);
@@ -96,7 +93,7 @@ pub(super) fn path(
         }
         Overlay::HostGw => Path::Direct,
         Overlay::Ipip => Path::Ipip,
-        Overlay::Wireguard => Path::Wireguard { public_key: published_key(peer, findings) },
+        Overlay::Wireguard => Path::Wireguard,
         Overlay::Native => Path::Native,
     }
 }

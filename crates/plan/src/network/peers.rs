@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::cluster::overlap;
-use model::{ClusterConfig, Family, Node, Timestamp, WireguardKey, World};
+use model::{ClusterConfig, Family, Node, Overlay, Timestamp, WireguardKey, World};
 
 use super::{Own, Path, Peer, paths};
 use crate::{Finding, NodeFacts};
@@ -33,9 +33,10 @@ pub(super) fn peers(
         let Some(&address) = addresses.first() else { continue };
         paths::check_wish(config, node, findings);
         let pair = [own.node, node];
-        let path = paths::path(config, facts, pair, &addresses, &pod_ranges, findings);
-        let path = held.claim_key(node, path, findings);
-        let peer = Peer { address, addresses, pod_ranges, path };
+        let path = paths::path(config, facts, pair, &addresses, &pod_ranges);
+        let encrypts = path == Path::Wireguard || config.also_receive.contains(&Overlay::Wireguard);
+        let wireguard_key = if encrypts { held.claim_key(node, findings) } else { None };
+        let peer = Peer { address, addresses, pod_ranges, path, wireguard_key };
         check_reachable(node, own, &peer, findings);
         peers.insert(node.name().to_owned(), peer);
     }
@@ -104,15 +105,15 @@ impl<'a> Held<'a> {
 
     /// A key that two nodes publish is the older one's: with two peers under one key the kernel
     /// would give the pods of one to the other.
-    fn claim_key(&mut self, node: &'a Node, path: Path, findings: &mut Vec<Finding>) -> Path {
-        let Path::Wireguard { public_key: Some(key) } = path else { return path };
+    fn claim_key(&mut self, node: &'a Node, findings: &mut Vec<Finding>) -> Option<WireguardKey> {
+        let key = paths::published_key(node, findings)?;
         if let Some(holder) = self.keys.get(&key) {
             let remedy = "remove the younger node's key directory and restart its agent";
             findings.push(conflict(node, holder, &format!("WireGuard key {key} is that"), remedy));
-            return Path::Wireguard { public_key: None };
+            return None;
         }
         self.keys.insert(key, node);
-        path
+        Some(key)
     }
 
     /// A node's addresses, that of this node's outer family first, and its ranges, so far as

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use model::layout::IPIP6_LINK;
+
 use super::diff::is_link_local;
 use super::sysctls::{OWN_LINKS, link_of};
 use super::{LOOPBACK, LinkKind, LinkState, NetObserved, NetOp, RouteState};
@@ -193,6 +195,7 @@ impl NetObserved {
         let reachable = |gateway: IpAddr| {
             route.onlink
                 || is_link_local(gateway)
+                || route.link == IPIP6_LINK
                 || !ours
                 || self.state.addresses.iter().any(|(name, net)| {
                     *name == route.link && net.contains(&gateway) && net.addr() != gateway

@@ -129,7 +129,7 @@ pub struct WireguardPeer {
 /// A route of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteState {
-    /// The next hop.
+    /// The next hop; on a link of IPv6 in IPv6 the outer destination.
     pub gateway: Option<IpAddr>,
     /// The link that packets leave by.
     pub link: String,

@@ -77,25 +77,20 @@ fn add_peer(plan: &NetworkPlan, peer: &Peer, state: &mut NetState) {
             state.routes.insert(*range, route);
         }
     }
-    match &peer.path {
-        Path::Vxlan { mac } if plan.ends.vxlan.is_some() => {
-            let link = layout::VXLAN_LINK.to_owned();
-            for range in &peer.pod_ranges {
-                state.neighbours.insert((link.clone(), tunnel_next_hop(range, *mac)), *mac);
-            }
-            state.forwarding.insert((link, *mac), peer.address);
+    if let (Path::Vxlan { mac }, Some(_)) = (&peer.path, &plan.ends.vxlan) {
+        let link = layout::VXLAN_LINK.to_owned();
+        for range in &peer.pod_ranges {
+            state.neighbours.insert((link.clone(), tunnel_next_hop(range, *mac)), *mac);
         }
-        Path::Wireguard { public_key: Some(key) } => {
-            if let Some(end) = &plan.ends.wireguard {
-                // Its pods, and itself: it answers pods that asked it at its own addresses.
-                let own = peer.addresses.iter().copied().map(IpNet::from);
-                let allowed: BTreeSet<IpNet> = peer.pod_ranges.iter().copied().chain(own).collect();
-                let endpoint = Some(SocketAddr::new(peer.address, end.port));
-                let key = (layout::WIREGUARD_LINK.to_owned(), *key);
-                state.wireguard_peers.insert(key, WireguardPeer { endpoint, allowed });
-            }
-        }
-        _ => {}
+        state.forwarding.insert((link, *mac), peer.address);
+    }
+    if let (Some(key), Some(end)) = (peer.wireguard_key, &plan.ends.wireguard) {
+        // Its pods, and itself: it answers pods that asked it at its own addresses.
+        let own = peer.addresses.iter().copied().map(IpNet::from);
+        let allowed: BTreeSet<IpNet> = peer.pod_ranges.iter().copied().chain(own).collect();
+        let endpoint = Some(SocketAddr::new(peer.address, end.port));
+        let key = (layout::WIREGUARD_LINK.to_owned(), key);
+        state.wireguard_peers.insert(key, WireguardPeer { endpoint, allowed });
     }
 }
 
@@ -118,11 +113,12 @@ fn route(plan: &NetworkPlan, peer: &Peer, range: &IpNet) -> Option<RouteState> {
             let gateway = peer.address_for(range)?;
             let has_end = plan.ends.ipip.iter().any(|end| end.local.is_ipv4() == gateway.is_ipv4());
             let link = ipip_link(gateway).to_owned();
-            has_end.then_some(RouteState { gateway: Some(gateway), link, source, onlink: true })
+            let onlink = gateway.is_ipv4();
+            has_end.then_some(RouteState { gateway: Some(gateway), link, source, onlink })
         }
         // Before a key is there, the route would have no peer to lead to.
-        Path::Wireguard { public_key } => {
-            public_key.as_ref().and(plan.ends.wireguard.as_ref())?;
+        Path::Wireguard => {
+            peer.wireguard_key.and(plan.ends.wireguard.as_ref())?;
             let link = layout::WIREGUARD_LINK.to_owned();
             Some(RouteState { gateway: None, link, source, onlink: false })
         }

@@ -278,7 +278,7 @@ fn a_peer_that_changes_its_key_is_never_without_one() {
     let of = |key| {
         let mut plan = network_v4(Overlay::Wireguard, &[(2, 12)]);
         let peer = plan.peers.get_mut("node2").expect("the peer");
-        peer.path = plan::network::Path::Wireguard { public_key: Some(WireguardKey([key; 32])) };
+        peer.wireguard_key = Some(WireguardKey([key; 32]));
         program(Some(plan))
     };
     let mut state = from_nothing(&of(12));

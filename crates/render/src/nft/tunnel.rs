@@ -80,7 +80,7 @@ impl<'a> TunnelGuard<'a> {
         for &address in peer.addresses.iter().filter(in_family) {
             self.nodes.insert(address);
             // What is to be encrypted is not taken from other tunnels, but during a change.
-            let encrypted = matches!(peer.path, Path::Wireguard { .. });
+            let encrypted = peer.path == Path::Wireguard;
             if encrypted && self.config.also_receive.is_empty() {
                 continue;
             }
@@ -233,7 +233,7 @@ impl<'a> TunnelGuard<'a> {
     /// encrypted cluster, known nodes or not; else those of peers with which it was agreed.
     fn encrypted(&self) -> Vec<IpNet> {
         let peers = self.desired.network.iter().flat_map(|network| network.peers.values());
-        let agreed = peers.filter(|peer| matches!(peer.path, Path::Wireguard { .. }));
+        let agreed = peers.filter(|peer| peer.path == Path::Wireguard);
         let ranges: BTreeSet<IpNet> = match self.config.overlay {
             Overlay::Wireguard => self.config.pod_cidrs.iter().copied().collect(),
             _ => agreed.flat_map(|peer| peer.pod_ranges.iter().copied()).collect(),
