@@ -8,35 +8,55 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use model::layout;
+use model::{ClusterConfig, layout};
 
 use crate::options::Options;
 
 /// Bytes that are compared at once.
 const PIECE_BYTES: usize = 64 * 1024;
+/// The noted configuration, in the run directory.
+pub(crate) const REMEMBERED: &str = "cluster.json";
+/// Bytes of it that are read.
+const REMEMBERED_BYTES_MAX: u64 = 1 << 20;
 
 /// Plugin, then configuration, where they differ from what they shall be.
 ///
 /// # Errors
 /// The file system's, or when there is no plugin to install; then no configuration is written.
 pub(crate) fn all(options: &Options, conflist: &str) -> Result<()> {
-    if plugin(&options.cni_binary, &options.cni_plugin_directory)? {
-        let target = options.cni_plugin_directory.display();
+    if plugin(&options.cni_binary, &options.places.cni_plugin)? {
+        let target = options.places.cni_plugin.display();
         tracing::info!("the CNI plugin is installed in {target}");
     }
-    if configuration(&options.cni_configuration_directory, conflist)? {
-        let target = options.cni_configuration_directory.display();
+    if configuration(&options.places.cni_configuration, conflist)? {
+        let target = options.places.cni_configuration.display();
         tracing::info!("the CNI configuration is written to {target}: pods can be added");
     }
     Ok(())
 }
 
+/// Notes the configuration in the run directory: a later `uninstall` on this node needs it to know
+/// which address on loopback is ours. Both go with a reboot.
+///
+/// # Errors
+/// The file system's.
+pub(crate) fn remember(run_directory: &Path, config: &ClusterConfig) -> Result<()> {
+    let text = serde_json::to_vec(config)?;
+    replace(run_directory, &run_directory.join(REMEMBERED), 0o600, |file| file.write_all(&text))
+}
+
+/// What [`remember`] noted, if it did.
+pub(crate) fn remembered(run_directory: &Path) -> Option<ClusterConfig> {
+    let file = fs::File::open(run_directory.join(REMEMBERED)).ok()?;
+    serde_json::from_reader(file.take(REMEMBERED_BYTES_MAX)).ok()
+}
+
 /// Whether both seem to be there still. The plugin's bytes are not compared, for this is asked
 /// often.
 pub(crate) fn is_present(options: &Options, conflist: &str) -> bool {
-    let target = options.cni_configuration_directory.join(layout::CNI_CONFIGURATION_FILE);
+    let target = options.places.cni_configuration.join(layout::CNI_CONFIGURATION_FILE);
     let length = |path: &Path| fs::metadata(path).map(|metadata| metadata.len()).ok();
-    let plugin = options.cni_plugin_directory.join(layout::CNI_PLUGIN);
+    let plugin = options.places.cni_plugin.join(layout::CNI_PLUGIN);
     fs::read_to_string(&target).is_ok_and(|present| present == conflist)
         && length(&plugin).is_some()
         && length(&plugin) == length(&options.cni_binary)

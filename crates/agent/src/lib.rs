@@ -24,6 +24,7 @@ mod pools;
 pub mod rbac;
 mod report;
 mod turn;
+mod uninstall;
 mod watches;
 
 use std::time::Duration;
@@ -34,7 +35,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
-pub use options::{Api, Options};
+pub use options::{Api, Options, Places};
+pub use uninstall::uninstall;
 
 use turn::Agent;
 
@@ -50,13 +52,14 @@ const CANARY_PERIOD: Duration = Duration::from_millis(500);
 /// # Errors
 /// When another agent has the node, or the kernel, the sockets or the credentials cannot be opened.
 pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Result<()> {
-    let _lock = lock::take(&options.run_directory)?;
+    let _lock = lock::take(&options.places.run)?;
+    install::remember(&options.places.run, &options.config)?;
     let client = options.api.client().await?;
     let (questions, mut asked) = mpsc::channel(health::QUESTIONS_MAX);
     // They end with us.
     let mut tasks = JoinSet::new();
-    let feed = feed::serve(&options.run_directory, &mut tasks)?;
-    let told = health::serve(&options.run_directory, questions, &mut tasks)?;
+    let feed = feed::serve(&options.places.run, &mut tasks)?;
+    let told = health::serve(&options.places.run, questions, &mut tasks)?;
     let reports = report::spawn(client.clone(), options.node_name.clone(), &mut tasks);
     let (events, mut queue) = mpsc::channel::<Event>(QUEUE_EVENTS);
     watches::spawn(&client, &events, &mut tasks);

@@ -19,6 +19,19 @@ pub(crate) struct Lock {
     _file: Flock<File>,
 }
 
+impl Lock {
+    /// Removes the lock's file, and its directory when nothing else is in it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn remove(self, run_directory: &Path) -> Result<()> {
+        std::fs::remove_file(run_directory.join(LOCK_FILE)).context("removing the agent's lock")?;
+        // Clusters of this machine may be in it.
+        let _ = std::fs::remove_dir(run_directory);
+        Ok(())
+    }
+}
+
 /// Takes the lock of this node.
 ///
 /// # Errors

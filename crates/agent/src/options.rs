@@ -18,20 +18,10 @@ pub struct Options {
     /// The link to the other nodes; `None` finds the one that has the Node's address, or that of
     /// the default route.
     pub uplink: Option<String>,
-    /// The directory of our sockets and lock.
-    pub run_directory: PathBuf,
-    /// Where the CNI configuration goes.
-    pub cni_configuration_directory: PathBuf,
-    /// Where the CNI plugin goes.
-    pub cni_plugin_directory: PathBuf,
     /// The plugin's program, from where it is installed.
     pub cni_binary: PathBuf,
-    /// The plugin's addresses, to tell how many are free.
-    pub ipam_directory: PathBuf,
-    /// The plugin's records of pods, whose edges are kept.
-    pub record_directory: PathBuf,
-    /// The node's WireGuard keys.
-    pub wireguard_key_directory: PathBuf,
+    /// The node's directories.
+    pub places: Places,
 }
 
 impl Options {
@@ -41,19 +31,39 @@ impl Options {
     /// When the own program's place is not known.
     pub fn new(node_name: String, api: Api, config: ClusterConfig) -> Result<Self> {
         let own = std::env::current_exe().context("finding the own program")?;
-        Ok(Self {
-            node_name,
-            api,
-            config,
-            uplink: None,
-            run_directory: layout::RUN_DIRECTORY.into(),
-            cni_configuration_directory: layout::CNI_CONFIGURATION_DIRECTORY.into(),
-            cni_plugin_directory: layout::CNI_PLUGIN_DIRECTORY.into(),
-            cni_binary: own.with_file_name("flatnet-cni"),
-            ipam_directory: layout::IPAM_DIRECTORY.into(),
-            record_directory: layout::CNI_RECORD_DIRECTORY.into(),
-            wireguard_key_directory: layout::WIREGUARD_KEY_DIRECTORY.into(),
-        })
+        let cni_binary = own.with_file_name("flatnet-cni");
+        let places = Places::default();
+        Ok(Self { node_name, api, config, uplink: None, cni_binary, places })
+    }
+}
+
+/// The directories of a node that we write to, or read what the plugin wrote.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Our sockets and lock.
+    pub run: PathBuf,
+    /// Where the CNI configuration goes.
+    pub cni_configuration: PathBuf,
+    /// Where the CNI plugin goes.
+    pub cni_plugin: PathBuf,
+    /// The plugin's addresses, to tell how many are free.
+    pub ipam: PathBuf,
+    /// The plugin's records of pods, whose edges are kept.
+    pub records: PathBuf,
+    /// The node's WireGuard keys.
+    pub wireguard_keys: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            run: layout::RUN_DIRECTORY.into(),
+            cni_configuration: layout::CNI_CONFIGURATION_DIRECTORY.into(),
+            cni_plugin: layout::CNI_PLUGIN_DIRECTORY.into(),
+            ipam: layout::IPAM_DIRECTORY.into(),
+            records: layout::CNI_RECORD_DIRECTORY.into(),
+            wireguard_keys: layout::WIREGUARD_KEY_DIRECTORY.into(),
+        }
     }
 }
 

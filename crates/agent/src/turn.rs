@@ -66,9 +66,9 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn open(options: Options, measures: Arc<Mutex<Measures>>) -> Result<Self> {
-        let keys = KeyStore::at(&options.wireguard_key_directory);
+        let keys = KeyStore::at(&options.places.wireguard_keys);
         let kernel = kernel::Linux::with_keys(keys)?;
-        let edges = Edges::open(&options.record_directory)?;
+        let edges = Edges::open(&options.places.records)?;
         let monitor = KernelMonitor::open(kernel.port_ids().to_vec())?;
         Ok(Self {
             monitor,
@@ -153,17 +153,17 @@ impl Agent {
     pub(crate) fn read_node(&mut self) {
         self.read_facts();
         if self.wireguard_key.is_none() && self.uses_wireguard() {
-            let keys = KeyStore::at(&self.options.wireguard_key_directory);
+            let keys = KeyStore::at(&self.options.places.wireguard_keys);
             self.wireguard_key = Some(keys.load_or_make().map_err(|error| error.to_string()));
         }
         let ranges = self.reconciler.network().map(|network| network.pod_ranges.clone());
-        let read = pools::read(&self.options.ipam_directory, &ranges.unwrap_or_default());
+        let read = pools::read(&self.options.places.ipam, &ranges.unwrap_or_default());
         self.node_problems.clear();
         match read {
             Ok(pools) => self.pools = pools,
             Err(error) => self.node_problems.push(format!("{error:#}")),
         }
-        self.node_problems.extend(install::rival(&self.options.cni_configuration_directory));
+        self.node_problems.extend(install::rival(&self.options.places.cni_configuration));
         if self.edges_at <= self.now() {
             self.mend_edges();
         }

@@ -286,3 +286,106 @@ fn foreign_objects_are_neither_read_back_nor_touched() {
         agent.stop().await;
     });
 }
+
+/// hostPorts and anti-spoofing come back when somebody flushes all rules.
+#[test]
+fn rules_at_the_edges_of_pods_come_back() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let pod = node.add_pod_with("pod", |config| {
+            let port =
+                serde_json::json!({ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" });
+            config["runtimeConfig"] = serde_json::json!({ "portMappings": [port] });
+        });
+        let rules = || {
+            let text = run("nft -s list ruleset");
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        let whole = rules();
+        assert!(whole.iter().any(|line| line.contains("8080")), "the port of the node is there");
+        for command in ["nft flush ruleset", "nft delete table bridge flatnet-pods"] {
+            run(command);
+            assert_ne!(rules().len(), whole.len());
+            eventually(command, REPAIR_LIMIT, async || rules() == whole).await;
+        }
+        let repairs = node.status().await.expect("a status").repairs;
+        assert!(repairs.contains_key("pod-edge"), "{repairs:?}");
+        assert!(pod.reaches(&node.add_pod("other")));
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn running_pods_follow_the_mtu_of_the_network() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let pod = node.add_pod("pod");
+        let mtu = || {
+            let mut netlink = netlink::Netlink::open_in(&pod.namespace).expect("the pod");
+            netlink.require_link("eth0").expect("its link").mtu
+        };
+        let before = mtu();
+        run(&format!("ip link set {UPLINK} mtu 1400"));
+        eventually("the pod's MTU", PATIENCE, async || mtu() == before - 100).await;
+        agent.stop().await;
+    });
+}
+
+/// What is on a machine, as its administrator sees it.
+fn dump() -> String {
+    let commands = [
+        "ip -o link",
+        "ip -o addr",
+        "ip route show table all",
+        "ip -6 route show table all",
+        "ip rule",
+        "nft list ruleset",
+    ];
+    commands.map(|command| format!("{command}\n{}", run(command))).concat()
+}
+
+/// nothing of ours is left, everything of others is as it was, and twice is fine.
+#[test]
+fn uninstall_leaves_the_node_as_it_was() {
+    on_a_node(async |node| {
+        for command in [
+            "ip link add foreign0 type bridge",
+            "ip link set foreign0 up",
+            "ip addr add 192.0.2.1/24 dev foreign0",
+            "ip addr add 192.0.2.77/32 dev lo",
+            "ip route add 198.51.100.0/24 dev foreign0",
+            "nft add table ip foreign",
+            "nft add chain ip foreign input { type filter hook input priority 0 ; }",
+        ] {
+            run(command);
+        }
+        let foreign = node.directory.join("net.d").join("99-foreign.conf");
+        std::fs::create_dir_all(foreign.parent().expect("a directory")).expect("made");
+        std::fs::write(&foreign, "{}").expect("written");
+        // Addresses that the kernel makes by itself come late.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = dump();
+
+        let agent = node.start_agent().await;
+        let _pods = [node.add_pod("one"), node.add_pod("other")];
+        assert_ne!(dump(), before);
+        let error = agent::uninstall(&node.places(), false).expect_err("the agent runs");
+        assert!(error.to_string().contains("another agent works on this node"), "{error}");
+        agent.stop().await;
+        let removed = agent::uninstall(&node.places(), false).expect("removed");
+        assert!(removed.iter().any(|line| line == "link cni0"), "{removed:?}");
+        assert_eq!(dump(), before);
+        assert!(foreign.exists() && node.places().ipam.exists());
+        assert_eq!(std::fs::read_dir(foreign.parent().expect("one")).expect("read").count(), 1);
+        assert!(!node.places().cni_plugin.join(layout::CNI_PLUGIN).exists());
+        assert!(!node.places().run.exists());
+
+        let purged = agent::uninstall(&node.places(), true).expect("removed");
+        assert!(purged.iter().all(|line| line.starts_with('/')), "files only: {purged:?}");
+        assert!(!node.places().records.exists());
+        assert_eq!(agent::uninstall(&node.places(), true).expect("twice"), Vec::<String>::new());
+        assert_eq!(dump(), before);
+    });
+}

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use agent::{AgentStatus, Api, Options};
+use agent::{AgentStatus, Api, Options, Places};
 use client::ResourcePath;
 use model::{ClusterConfig, layout};
 use netlink::{LinkChange, Netlink, Netns, VethSpec};
@@ -115,13 +115,20 @@ impl Node {
             },
             config: self.config.clone(),
             uplink: None,
-            run_directory: self.directory.join("run"),
-            cni_configuration_directory: self.directory.join("net.d"),
-            cni_plugin_directory: self.directory.join("bin"),
             cni_binary: binary,
-            ipam_directory: self.directory.join("networks"),
-            record_directory: self.directory.join("records"),
-            wireguard_key_directory: self.directory.join("wireguard"),
+            places: self.places(),
+        }
+    }
+
+    /// This machine's directories.
+    pub fn places(&self) -> Places {
+        Places {
+            run: self.directory.join("run"),
+            cni_configuration: self.directory.join("net.d"),
+            cni_plugin: self.directory.join("bin"),
+            ipam: self.directory.join("networks"),
+            records: self.directory.join("records"),
+            wireguard_keys: self.directory.join("wireguard"),
         }
     }
 
@@ -174,6 +181,13 @@ impl Node {
 
     /// Adds a pod, as a container runtime does.
     pub fn add_pod(&self, name: &str) -> Pod {
+        self.add_pod_with(name, |_| {})
+    }
+
+    /// The same with a changed configuration of the plugin.
+    pub fn add_pod_with(&self, name: &str, change: impl FnOnce(&mut Value)) -> Pod {
+        let mut config = self.plugin_config();
+        change(&mut config);
         let namespace = Netns::create().expect("a network namespace");
         let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_fd().as_raw_fd());
         let variable = |key: &str| {
@@ -187,7 +201,7 @@ impl Node {
             };
             Some(value.to_owned())
         };
-        let answer = cni::run(variable, self.plugin_config().to_string().as_bytes());
+        let answer = cni::run(variable, config.to_string().as_bytes());
         assert!(answer.success, "{}", answer.text);
         let result: Value = serde_json::from_str(&answer.text).expect("a result");
         let address = result["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());

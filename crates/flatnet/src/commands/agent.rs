@@ -65,7 +65,7 @@ fn of_cluster(name: &str, node: &str) -> Result<Options> {
     let mut options = Options::new(node.into(), api, spec.config)?;
     options.uplink = Some(layout::UPLINK.into());
     // The usual place is the same for all nodes of this machine.
-    options.wireguard_key_directory = paths.node(node).join("wireguard");
+    options.places.wireguard_keys = paths.node(node).join("wireguard");
     Ok(options)
 }
 
