@@ -108,7 +108,7 @@ INLINE int to_remote(struct __sk_buff *skb, struct packet *packet, struct remote
 	}
 	if (!rewrite(skb, packet, NULL, NULL))
 		return drop(DROP_HEADERS);
-	const struct address *address = (struct address *)remote->address;
+	const struct address *address = (struct address *)remote->next_hop;
 	if (address->words[0] == 0 && address->words[1] == 0 && address->words[2] == BE32(0xffff)) {
 		next_hop.nh_family = AF_INET;
 		next_hop.ipv4_nh = address->words[3];
@@ -173,7 +173,7 @@ int from_pod(struct __sk_buff *skb)
 		return to_pod(skb, &packet, pod, !routed);
 	}
 	struct remote *remote = find_remote(&packet.destination);
-	if (!remote)
+	if (!remote || remote->kind == REMOTE_STACK)
 		return to_stack(STACK_UNKNOWN);
 	if (!routed)
 		return to_stack(STACK_OTHER);
@@ -221,7 +221,8 @@ int from_tunnel(struct __sk_buff *skb)
 }
 
 /* Whether a packet of our tunnel comes from a node and carries a packet of that node's pods; also
- * when it is no packet of our tunnel, or carries no IP: then others decide (X-09).
+ * when it is no packet of our tunnel, or carries no IP: then others decide (X-09). Which way we
+ * take to that node does not count: it may have changed on one side and not yet on the other.
  */
 static __attribute__((noinline)) int is_tunnel_honest(struct __sk_buff *skb, struct packet *outer)
 {
@@ -252,8 +253,7 @@ static __attribute__((noinline)) int is_tunnel_honest(struct __sk_buff *skb, str
 		return true;
 	}
 	struct remote *remote = find_remote(&inner.source);
-	return remote && remote->kind == REMOTE_TUNNEL &&
-	       is_same_address(&outer->source, (struct address *)remote->address);
+	return remote && is_same_address(&outer->source, (struct address *)remote->node);
 }
 
 /* What comes in from other machines; at the ingress of the uplink. */

@@ -194,8 +194,8 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 3] =
-    [("spine", "testkit"), ("startup", "e2e"), ("forwarding", "kernel")];
+const BENCHES: [(&str, &str); 4] =
+    [("spine", "testkit"), ("startup", "e2e"), ("forwarding", "kernel"), ("peers", "kernel")];
 
 /// The command `bench`: all benchmarks, or the named ones.
 ///

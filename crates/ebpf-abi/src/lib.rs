@@ -41,6 +41,9 @@ pub const VIA_STACK: u32 = 2;
 pub const EXTRA_SOURCES: u32 = 4;
 /// [`Settings::flags`]: tunnel packets that arrive are judged.
 pub const TUNNEL: u32 = 1;
+/// [`Remote::kind`]: by the kernel's own path; known only so that the node's tunnel packets can be
+/// judged.
+pub const REMOTE_STACK: u32 = 0;
 /// [`Remote::kind`]: by the VXLAN link, to the MAC address of the other node's tunnel link.
 pub const REMOTE_TUNNEL: u32 = 1;
 /// [`Remote::kind`]: by the uplink, to the next hop.
@@ -103,14 +106,16 @@ abi_struct! {
 abi_struct! {
     /// The way to the pods of another node.
     Remote {
-        /// [`REMOTE_TUNNEL`] or [`REMOTE_DIRECT`].
+        /// [`REMOTE_STACK`], [`REMOTE_TUNNEL`] or [`REMOTE_DIRECT`].
         kind: u32,
         /// Index of the link that packets leave by.
         link_index: u32,
         /// MTU in bytes of the way.
         mtu: u32,
-        /// The other node: outer address of its tunnel packets, or next hop.
-        address: [u8; 16],
+        /// Where the other node's tunnel packets come from.
+        node: [u8; 16],
+        /// The next hop of [`REMOTE_DIRECT`].
+        next_hop: [u8; 16],
         /// MAC address of its tunnel link.
         mac: [u8; 6],
         /// MAC address of this node's tunnel link.
@@ -156,7 +161,7 @@ const LAYOUTS: [&Layout; 7] = [
 ];
 
 /// Numbers that both sides use, by their names in C.
-const NUMBERS: [(&str, u32); 14] = [
+const NUMBERS: [(&str, u32); 15] = [
     ("PODS_MAX", PODS_MAX),
     ("LINKS_MAX", LINKS_MAX),
     ("SOURCES_MAX", SOURCES_MAX),
@@ -168,6 +173,7 @@ const NUMBERS: [(&str, u32); 14] = [
     ("VIA_STACK", VIA_STACK),
     ("EXTRA_SOURCES", EXTRA_SOURCES),
     ("TUNNEL", TUNNEL),
+    ("REMOTE_STACK", REMOTE_STACK),
     ("REMOTE_TUNNEL", REMOTE_TUNNEL),
     ("REMOTE_DIRECT", REMOTE_DIRECT),
     ("REASONS", REASONS.len() as u32),
@@ -182,7 +188,7 @@ pub enum Reason {
     ToTunnel,
     /// Given to the uplink for a next hop.
     ToNextHop,
-    /// To the kernel's path: the destination is no pod that we know.
+    /// To the kernel's path: the destination is no pod that we know a way to.
     StackUnknown,
     /// To the kernel's path: [`VIA_STACK`].
     StackFlagged,
@@ -294,7 +300,8 @@ mod tests {
             kind: REMOTE_DIRECT,
             link_index: 7,
             mtu: 1500,
-            address: address_bytes("192.0.2.1".parse().expect("an address")),
+            node: address_bytes("192.0.2.1".parse().expect("an address")),
+            next_hop: [7; 16],
             mac: [1, 2, 3, 4, 5, 6],
             own_mac: [6, 5, 4, 3, 2, 1],
         };

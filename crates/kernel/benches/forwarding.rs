@@ -9,6 +9,8 @@
 //! of the whole way there and back. All ways are set up first; then they take turns, and each is
 //! compared with the veth pair of the same round.
 
+#[path = "../tests/bpf/cgroup.rs"]
+mod cgroup;
 #[path = "../tests/bpf/lab.rs"]
 mod lab;
 
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use ::model::attachment::{Attachment, PodLink};
 use ipnet::IpNet;
-use kernel::bpf::{Forwarding, Hook, probe};
+use kernel::bpf::{Forwarding, Hook, Sockets, probe};
 use kernel::edge::Edge;
 use netlink::{LinkChange, Netlink, Netns, VethSpec};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -51,6 +53,7 @@ fn main() {
         kernel_of_one_node(Mode::Routed),
         ebpf_of_one_node(Mode::Bridge, hook),
         ebpf_of_one_node(Mode::Routed, hook),
+        sockets_of_one_node(hook),
         between_nodes(true, None),
         between_nodes(true, Some(hook)),
         between_nodes(false, None),
@@ -188,6 +191,23 @@ fn ebpf_of_one_node(mode: Mode, hook: Hook) -> Way {
         Mode::Routed => "one node, routed, eBPF",
     };
     Way { name, goal: "G8 ≤ 1.08", client, _world: vec![Box::new((node, one, two, forwarding))] }
+}
+
+fn sockets_of_one_node(hook: Hook) -> Way {
+    let mut node = Node::new(Mode::Routed);
+    let (one, two) = (node.add_pod(1, 11), node.add_pod(1, 12));
+    let forwarding = load(&node, hook);
+    // Only what is connected in here goes by the fast path, and does so afterwards.
+    let group = cgroup::Cgroup::join();
+    let sockets = Sockets::load(&node.file_system, &group.own).expect("the fast path");
+    let client = between(&one, &two);
+    drop(group);
+    Way {
+        name: "one node, routed, eBPF, socket fast path",
+        goal: "G8 ≤ 0.70",
+        client,
+        _world: vec![Box::new((node, one, two, forwarding, sockets))],
+    }
 }
 
 fn between_nodes(is_direct: bool, hook: Option<Hook>) -> Way {

@@ -6,19 +6,19 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::attachment::{Attachment, IngressPolicy, PodLink};
-use model::{Family, MacAddress};
+use model::{Family, MacAddress, layout};
+use plan::network::{NetworkPlan, Path};
 
 /// All that the programs of one node shall know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding {
     /// The pods of this node, by the node's end of their links.
     pub pods: BTreeMap<String, Pod>,
-    /// The pods of other nodes that are reached past the kernel's path, by range. What is not
-    /// here (other encapsulations, encryption) goes by the kernel's path.
-    pub remotes: BTreeMap<IpNet, Way>,
-    /// This node's end of the VXLAN tunnels, where a way leads through it.
+    /// The pods of other nodes, by range.
+    pub remotes: BTreeMap<IpNet, Remote>,
+    /// This node's end of the VXLAN tunnels, also where it only receives.
     pub tunnel: Option<TunnelEnd>,
-    /// The link to the other nodes, where there are ways.
+    /// The link to the other nodes.
     pub uplink: Option<String>,
 }
 
@@ -37,14 +37,23 @@ pub struct Pod {
     pub via_stack: bool,
 }
 
+/// Pods of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Remote {
+    /// Where the node's tunnel packets come from.
+    pub node: IpAddr,
+    /// The way to them.
+    pub way: Way,
+}
+
 /// The way to pods of another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
+    /// By the kernel's path: another encapsulation, encryption, or no way at all.
+    Stack,
     /// Through the VXLAN link.
     Tunnel {
-        /// The other node's outer address.
-        node: IpAddr,
-        /// MAC address of its tunnel link.
+        /// MAC address of the other node's tunnel link.
         mac: MacAddress,
     },
     /// Through the uplink to a neighbour. IPv6 to a neighbour of IPv4 takes the kernel's path.
@@ -65,9 +74,30 @@ pub struct TunnelEnd {
     pub port: u16,
 }
 
+/// All that the programs of this node shall know, from its plan and the records of its pods.
+pub fn render(plan: &NetworkPlan, attachments: &[Attachment]) -> Forwarding {
+    let mut remotes = BTreeMap::new();
+    for peer in plan.peers.values() {
+        for range in &peer.pod_ranges {
+            let way = match (&peer.path, peer.address_for(range)) {
+                (Path::Vxlan { mac }, _) => Way::Tunnel { mac: *mac },
+                (Path::Direct, Some(next_hop)) => Way::Direct { next_hop },
+                (Path::Direct | Path::Ipip | Path::Wireguard | Path::Native, _) => Way::Stack,
+            };
+            remotes.insert(*range, Remote { node: peer.address, way });
+        }
+    }
+    let tunnel = plan.ends.vxlan.as_ref().map(|end| TunnelEnd {
+        link: layout::VXLAN_LINK.to_owned(),
+        vni: end.vni,
+        port: end.port,
+    });
+    Forwarding { pods: pods(attachments), remotes, tunnel, uplink: Some(plan.uplink.clone()) }
+}
+
 /// The pods of the records of this node. Links without an end on the node (macvlan) and links of
 /// other plugins are left to the kernel.
-pub fn pods(attachments: &[Attachment]) -> BTreeMap<String, Pod> {
+fn pods(attachments: &[Attachment]) -> BTreeMap<String, Pod> {
     let mut pods = BTreeMap::new();
     for attachment in attachments {
         let (PodLink::Bridge { name, .. } | PodLink::Routed { name }) = &attachment.link else {
@@ -106,6 +136,8 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use model::Protocol;
+    use plan::network::{Peer, TunnelEnds};
+
     use model::attachment::{Bandwidth, Edge, Firewall, Masquerade, PortMapping, Rate};
 
     use super::*;
@@ -166,6 +198,43 @@ mod tests {
         for (name, edge, bandwidth, expected) in rows {
             let pods = pods(&[attachment(routed(), edge, bandwidth)]);
             assert_eq!(pods["veth1"].via_stack, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_peer_has_its_way_and_what_the_programs_cannot_do_is_the_kernels() {
+        let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        let mac = MacAddress([2, 0, 0, 0, 0, 9]);
+        let rows = [
+            (Path::Vxlan { mac }, [Way::Tunnel { mac }; 2]),
+            (Path::Direct, [Way::Direct { next_hop: address("192.0.2.2") }, Way::Stack]),
+            (Path::Ipip, [Way::Stack; 2]),
+            (Path::Wireguard, [Way::Stack; 2]),
+            (Path::Native, [Way::Stack; 2]),
+        ];
+        for (path, expected) in rows {
+            let ranges =
+                ["10.244.2.0/24", "fd00:2::/64"].map(|text| text.parse().expect("a range"));
+            let peer = Peer {
+                address: address("192.0.2.2"),
+                addresses: vec![address("192.0.2.2")],
+                pod_ranges: ranges.to_vec(),
+                path: path.clone(),
+                wireguard_key: None,
+            };
+            let plan = NetworkPlan {
+                pod_ranges: vec![],
+                gateways: vec![],
+                mtu: 1450,
+                ends: TunnelEnds::default(),
+                peers: [("node2".to_owned(), peer)].into(),
+                dns_addresses: vec![],
+                uplink: "eth0".into(),
+            };
+            let remotes = render(&plan, &[]).remotes;
+            let node = address("192.0.2.2");
+            let expected = expected.map(|way| Remote { node, way });
+            assert_eq!(remotes, ranges.into_iter().zip(expected).collect(), "{path:?}");
         }
     }
 

@@ -66,14 +66,20 @@ impl Hooks {
 
     pub(super) fn detach(&mut self, program: Program, link_index: u32) -> Result<(), OpError> {
         match self {
-            Self::Tcx(pins) => {
-                let path = pin(pins, link_index, program);
-                fs::remove_file(&path)
-                    .map_err(|error| refused(&format!("remove {}", path.display()), &error))
-            }
+            Self::Tcx(pins) => unpin(&pin(pins, link_index, program)),
             Self::Clsact(filters) => filters.detach(program, link_index).map_err(from_netlink),
         }
     }
+}
+
+/// Removes the pin of an attachment, and so the attachment. The kernel ends one whose last holder
+/// is a descriptor at once, but one whose last holder is a pin some time later.
+pub(super) fn unpin(path: &Path) -> Result<(), OpError> {
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        refused(&format!("detach the program of {}", path.display()), error)
+    };
+    let link = PinnedLink::from_pin(path).map_err(|error| failed(&error))?;
+    link.unpin().map(drop).map_err(|error| failed(&error))
 }
 
 fn id(program: &SchedClassifier) -> Result<u32, OpError> {
@@ -121,7 +127,7 @@ fn attach_by_tcx(pin: &Path, loaded: &mut SchedClassifier, link: &Link) -> Resul
             return Ok(());
         }
         // Detached by somebody, or of a link that had this number before.
-        fs::remove_file(pin).map_err(|error| refused(&action(), &error))?;
+        unpin(pin)?;
     }
     // First, so that nobody's "accept" goes before our checks.
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());

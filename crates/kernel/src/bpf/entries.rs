@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ebpf_abi::{
-    ADDRESS_BITS, ANTI_SPOOFING, EXTRA_SOURCES, REMOTE_DIRECT, REMOTE_TUNNEL, Remote, RemoteKey,
-    SOURCE_LINK_BITS, Settings, SourceKey, TUNNEL, VIA_STACK, address_bytes,
+    ADDRESS_BITS, ANTI_SPOOFING, EXTRA_SOURCES, REMOTE_DIRECT, REMOTE_STACK, REMOTE_TUNNEL, Remote,
+    RemoteKey, SOURCE_LINK_BITS, Settings, SourceKey, TUNNEL, VIA_STACK, address_bytes,
 };
 use ipnet::IpNet;
 use model::{Family, MacAddress};
@@ -61,10 +61,8 @@ impl Entries {
             (None, Some(end)) => failures.push(gone(&end.link)),
             _ => {}
         }
-        for (range, way) in &wanted.remotes {
-            if let Some(remote) = remote(range, way, uplink, tunnel) {
-                entries.remotes.insert(remote_key(range), remote);
-            }
+        for (range, wanted) in &wanted.remotes {
+            entries.remotes.insert(remote_key(range), remote(range, wanted, uplink, tunnel));
         }
         (entries, failures)
     }
@@ -79,7 +77,11 @@ impl Entries {
                 self.sources.retain(|source| source.link_index != index);
                 self.pods.retain(|_, pod| pod.link_index != index);
             }
-            Program::FromTunnel => self.remotes.retain(|_, remote| remote.kind != REMOTE_TUNNEL),
+            Program::FromTunnel => {
+                for remote in self.remotes.values_mut().filter(|one| one.kind == REMOTE_TUNNEL) {
+                    remote.kind = REMOTE_STACK;
+                }
+            }
             Program::FromUplink => self.remotes.clear(),
         }
     }
@@ -127,30 +129,34 @@ fn gateway_mac(link: &Link, links: &[Link]) -> MacAddress {
     master.unwrap_or(link).mac.unwrap_or_default()
 }
 
-/// `None`: only the kernel's path can go this way. `redirect_neigh` sends no IPv6 to a next hop of
-/// IPv4.
-fn remote(range: &IpNet, way: &Way, uplink: &Link, tunnel: Option<&Link>) -> Option<Remote> {
-    Some(match way {
-        Way::Direct { next_hop } if next_hop.is_ipv4() && range.addr().is_ipv6() => return None,
-        Way::Direct { next_hop } => Remote {
+fn remote(
+    range: &IpNet,
+    wanted: &render::bpf::Remote,
+    uplink: &Link,
+    tunnel: Option<&Link>,
+) -> Remote {
+    let node = address_bytes(wanted.node);
+    match (wanted.way, tunnel) {
+        (Way::Tunnel { mac }, Some(tunnel)) => Remote {
+            kind: REMOTE_TUNNEL,
+            link_index: tunnel.index,
+            mtu: tunnel.mtu,
+            node,
+            mac: mac.0,
+            own_mac: tunnel.mac.unwrap_or_default().0,
+            ..Remote::default()
+        },
+        // `redirect_neigh` sends no IPv6 to a next hop of IPv4.
+        (Way::Direct { next_hop }, _) if next_hop.is_ipv6() || range.addr().is_ipv4() => Remote {
             kind: REMOTE_DIRECT,
             link_index: uplink.index,
             mtu: uplink.mtu,
-            address: address_bytes(*next_hop),
+            node,
+            next_hop: address_bytes(next_hop),
             ..Remote::default()
         },
-        Way::Tunnel { node, mac } => {
-            let tunnel = tunnel?;
-            Remote {
-                kind: REMOTE_TUNNEL,
-                link_index: tunnel.index,
-                mtu: tunnel.mtu,
-                address: address_bytes(*node),
-                mac: mac.0,
-                own_mac: tunnel.mac.unwrap_or_default().0,
-            }
-        }
-    })
+        _ => Remote { kind: REMOTE_STACK, node, ..Remote::default() },
+    }
 }
 
 fn remote_key(range: &IpNet) -> RemoteKey {

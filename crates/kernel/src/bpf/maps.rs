@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use ebpf_abi::{Link, REASONS, Remote, RemoteKey, Settings, SourceKey};
+use ebpf_abi::{Link, REASONS, Remote, RemoteKey, Settings, SourceKey, TUNNEL};
 use ipnet::IpNet;
 use render::OpError;
 
@@ -65,24 +65,20 @@ impl Maps {
         write(&mut self.links, &links, done, |index| format!("link number {index}"))
     }
 
-    /// Writes where packets may go.
+    /// Writes where packets may go. Tunnel packets are judged by the nodes that are known, so only
+    /// when these are.
     pub(super) fn write_destinations(
         &mut self,
         wanted: &Entries,
         done: &mut Applied,
     ) -> Result<(), OpError> {
-        let settings = wanted.settings.to_bytes();
-        let failed = |error: MapError| refused("write the settings of eBPF forwarding", &error);
-        if self.settings.get(&0, 0).map_err(failed)? != settings {
-            self.settings.set(0, settings, 0).map_err(failed)?;
-            done.changes.push("settings of the tunnel".into());
-        }
         let remotes = wanted
             .remotes
             .iter()
             .map(|(key, remote)| (prefix_of_remote(key), remote.to_bytes()))
             .collect();
         write(&mut self.remotes, &remotes, done, name_remote)?;
+        self.write_settings(&wanted.settings, done)?;
         let pods = wanted.pods.iter().map(|(key, pod)| (*key, pod.to_bytes())).collect();
         write(&mut self.pods, &pods, done, name_pod)
     }
@@ -92,6 +88,9 @@ impl Maps {
         wanted: &Entries,
         done: &mut Applied,
     ) -> Result<(), OpError> {
+        if wanted.settings.flags & TUNNEL == 0 {
+            self.write_settings(&wanted.settings, done)?;
+        }
         let pods = wanted.pods.keys().copied().collect();
         remove(&mut self.pods, &pods, done, name_pod)?;
         let remotes = wanted.remotes.keys().map(prefix_of_remote).collect();
@@ -107,6 +106,16 @@ impl Maps {
         remove(&mut self.links, &links, done, |index| format!("link number {index}"))?;
         let sources = wanted.sources.iter().map(prefix_of_source).collect();
         remove(&mut self.sources, &sources, done, name_source)
+    }
+
+    fn write_settings(&mut self, wanted: &Settings, done: &mut Applied) -> Result<(), OpError> {
+        let failed = |error: MapError| refused("write the settings of eBPF forwarding", &error);
+        let wanted = wanted.to_bytes();
+        if self.settings.get(&0, 0).map_err(failed)? != wanted {
+            self.settings.set(0, wanted, 0).map_err(failed)?;
+            done.changes.push("wrote the settings of the tunnel".into());
+        }
+        Ok(())
     }
 
     pub(super) fn pods(&self) -> Result<BTreeSet<[u8; 16]>, OpError> {

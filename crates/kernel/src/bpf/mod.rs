@@ -7,6 +7,7 @@
 //! /sys/fs/bpf/flatnet/v1/maps/NAME                  one layout of the maps, of whatever build
 //!                       /programs-FINGERPRINT/NAME  the programs of one build
 //!                       /links/INDEX-NAME           tcx: what is attached to which link
+//!                       /sockets-FINGERPRINT-CGROUP the socket fast path, where it is wanted
 //! ```
 //!
 //! Off unless asked for: replies to Services that the kernel's path translates would miss their
@@ -17,6 +18,7 @@ mod clsact;
 mod entries;
 mod maps;
 mod objects;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -33,6 +35,7 @@ use attach::Hooks;
 use entries::Entries;
 use objects::Objects;
 pub use objects::Program;
+pub use sockets::Sockets;
 
 /// Where the eBPF file system is on every machine.
 pub const FILE_SYSTEM: &str = "/sys/fs/bpf";

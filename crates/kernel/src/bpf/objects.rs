@@ -53,7 +53,7 @@ pub(super) struct Objects {
 impl Objects {
     pub(super) fn load(file_system: &Path) -> Result<Self, OpError> {
         require_file_system(file_system)?;
-        let directory = file_system.join("flatnet").join(format!("v{}", ebpf_abi::VERSION));
+        let directory = versioned(file_system);
         let programs_directory = directory.join(programs_name());
         let maps_directory = directory.join("maps");
         for path in [&maps_directory, &programs_directory, &directory.join("links")] {
@@ -97,6 +97,11 @@ impl Objects {
     }
 }
 
+/// The directory of all pins of this layout of the maps.
+pub(super) fn versioned(file_system: &Path) -> PathBuf {
+    file_system.join("flatnet").join(format!("v{}", ebpf_abi::VERSION))
+}
+
 /// Mounts the eBPF file system where it is not yet; on most machines systemd has done it.
 fn require_file_system(path: &Path) -> Result<(), OpError> {
     let found = statfs(path).map(|system| system.filesystem_type() == BPF_FS_MAGIC);
@@ -114,7 +119,7 @@ fn require_file_system(path: &Path) -> Result<(), OpError> {
     }
 }
 
-fn make_directory(path: &Path) -> Result<(), OpError> {
+pub(super) fn make_directory(path: &Path) -> Result<(), OpError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -173,12 +178,15 @@ fn remove_programs(directory: &Path, except: Option<&Path>) -> Result<(), OpErro
     Ok(())
 }
 
-/// The directory of this build's programs: equal programs, equal name.
+/// The directory of this build's programs.
 fn programs_name() -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in FORWARD {
-        // FNV-1a: the same on every run, of whatever library.
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{PROGRAMS_PREFIX}{hash:016x}")
+    format!("{PROGRAMS_PREFIX}{}", fingerprint(FORWARD))
+}
+
+/// Equal programs, equal name: FNV-1a, which is the same on every run, of whatever library.
+pub(super) fn fingerprint(object: &[u8]) -> String {
+    let hash = object.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
 }

@@ -15,7 +15,7 @@ use model::MacAddress;
 use netlink::{
     BridgeSpec, FdbEntry, LinkChange, Neighbour, Netlink, Netns, Route, VethSpec, VxlanSpec, sysctl,
 };
-use render::bpf::{Pod, TunnelEnd, Way};
+use render::bpf::{Pod, Remote, TunnelEnd, Way};
 
 /// How long an answer that shall come may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -294,8 +294,9 @@ pub fn wire(one: &mut Node, two: &mut Node) {
         node.wanted.uplink = Some("eth0".into());
         let link = "flatnet.1".to_owned();
         node.wanted.tunnel = Some(TunnelEnd { link, vni: VNI, port: VXLAN_PORT });
-        let way = Way::Tunnel { node: node_address(other), mac: tunnel_mac(other) };
-        node.wanted.remotes = pod_ranges(other).map(|range| (range, way)).into();
+        let way = Way::Tunnel { mac: tunnel_mac(other) };
+        let remote = Remote { node: node_address(other), way };
+        node.wanted.remotes = pod_ranges(other).map(|range| (range, remote)).into();
     }
 }
 
@@ -304,7 +305,8 @@ pub fn make_direct(one: &mut Node, two: &mut Node) {
     for (node, other) in [(one, 2), (two, 1)] {
         node.wanted.tunnel = None;
         let next_hops = [node_address(other), node_address_v6(other)];
-        let ways = next_hops.map(|next_hop| Way::Direct { next_hop });
+        let ways = next_hops
+            .map(|next_hop| Remote { node: node_address(other), way: Way::Direct { next_hop } });
         node.wanted.remotes = pod_ranges(other).into_iter().zip(ways).collect();
     }
 }

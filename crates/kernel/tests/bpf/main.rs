@@ -13,9 +13,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr};
 
+use aya::programs::links::PinnedLink;
 use ebpf_abi::Reason;
 use kernel::bpf::{Forwarding, Hook, Program, probe};
-use render::bpf::Way;
+use render::bpf::{Remote, Way};
 
 use lab::{
     Mode, Node, address, echo, introduce, make_direct, node_address, pod_addresses, pod_ranges,
@@ -152,10 +153,10 @@ fn damage_is_repaired_and_named_and_a_restart_writes_nothing() {
 
 fn detach(node: &Node, hook: Hook, link_index: u32) {
     match hook {
-        // Somebody's `rm`; the kernel detaches what nobody holds.
         Hook::Tcx => {
             let pin = format!("flatnet/v1/links/{link_index}-from_pod");
-            fs::remove_file(node.file_system.join(pin)).expect("the pin");
+            let link = PinnedLink::from_pin(node.file_system.join(pin)).expect("the pin");
+            drop(link.unpin().expect("detached"));
         }
         Hook::Clsact => node.run(|| raw::delete_clsact(link_index)),
     }
@@ -219,7 +220,8 @@ fn what_cannot_be_found_is_named_and_stops_nothing_else() {
     let (one, two) = (node.add_pod(1, 11), node.add_pod(1, 12));
     node.wanted.pods.insert("veth-gone".into(), render::bpf::Pod::default());
     node.wanted.uplink = Some("eth9".into());
-    node.wanted.remotes = [(pod_ranges(2)[0], Way::Direct { next_hop: node_address(2) })].into();
+    node.wanted.remotes =
+        [(pod_ranges(2)[0], remote(Way::Direct { next_hop: node_address(2) }))].into();
     let mut forwarding = node.load(hooks()[0]);
     let done = node.run(|| forwarding.apply(&node.wanted)).expect("a turn");
     let said: Vec<&str> = done.failures.iter().map(|one| one.message.as_str()).collect();
@@ -317,10 +319,11 @@ fn compare(random: &mut Random, checked: bool, via_stack: bool, frames: usize) {
     (sender.anti_spoofing, sender.via_stack) = (checked, via_stack);
     sender.extra_sources = ["10.9.0.0/16", "fd09::/32"].map(range).into();
     node.wanted.pods.get_mut("veth13").expect("the pod").via_stack = true;
-    let direct = Way::Direct { next_hop: node_address(2) };
+    let direct = remote(Way::Direct { next_hop: node_address(2) });
     node.wanted.remotes.insert(range("10.244.3.0/24"), direct);
     node.wanted.remotes.insert(range("10.244.2.128/25"), direct);
-    let tunnel = Way::Tunnel { node: node_address(2), mac: model_mac(FAR_TUNNEL) };
+    let tunnel = remote(Way::Tunnel { mac: model_mac(FAR_TUNNEL) });
+    node.wanted.remotes.insert(range("10.244.2.64/26"), remote(Way::Stack));
     node.wanted.remotes.insert(pod_ranges(2)[0], tunnel);
     node.wanted.remotes.insert(pod_ranges(2)[1], tunnel);
     let tunnel_link = node.netlink.require_link("flatnet.1").expect("the tunnel link");
@@ -367,6 +370,11 @@ fn run_one(forwarding: &Forwarding, link_index: u32, frame: &[u8]) -> Fate {
     Fate { reason, frame: left }
 }
 
+/// Pods of node 2.
+fn remote(way: Way) -> Remote {
+    Remote { node: node_address(2), way }
+}
+
 fn model_mac(mac: Mac) -> ::model::MacAddress {
     ::model::MacAddress(mac)
 }
@@ -403,6 +411,7 @@ fn scene(
         remotes: vec![
             (pod_ranges(2)[0], tunnel()),
             (pod_ranges(2)[1], tunnel()),
+            (range("10.244.2.64/26"), RemoteWay::Stack),
             (range("10.244.3.0/24"), direct()),
             (range("10.244.2.128/25"), direct()),
         ],
@@ -418,7 +427,7 @@ fn pool(scene: &Scene) -> Pool {
     own.push(link_local);
     let mut addresses = own.clone();
     addresses.extend([12, 12, 13, 77].map(|pod| pod_addresses(1, pod)).concat());
-    addresses.extend([5, 5, 200].map(|pod| pod_addresses(2, pod)).concat());
+    addresses.extend([5, 5, 70, 200].map(|pod| pod_addresses(2, pod)).concat());
     let odd = ["10.244.3.3", "192.0.2.9", "224.0.0.1", "255.255.255.255", "0.0.0.0"];
     addresses.extend(odd.map(address));
     addresses.extend(["::", "ff02::1", "fe80::1", "2001:db8::1"].map(address));

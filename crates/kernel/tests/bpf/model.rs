@@ -32,6 +32,7 @@ pub struct Neighbour {
 }
 
 pub enum RemoteWay {
+    Stack,
     Tunnel { mac: Mac, own: Mac, mtu: usize },
     Direct { mtu: usize },
 }
@@ -108,6 +109,7 @@ fn forward(scene: &Scene, packet: &Packet, frame: &[u8]) -> Fate {
         return same(Reason::StackUnknown);
     };
     let (mtu, macs, reason) = match way {
+        RemoteWay::Stack => return same(Reason::StackUnknown),
         RemoteWay::Tunnel { mac, own, mtu } => (*mtu, Some((*mac, *own)), Reason::ToTunnel),
         RemoteWay::Direct { mtu } => (*mtu, None, Reason::ToNextHop),
     };

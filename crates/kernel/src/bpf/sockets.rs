@@ -1,0 +1,125 @@
+//! [`Sockets`]: the opt-in socket fast path between pods of one node, by `bpf/sockets.c`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::maps::SockHash;
+use aya::programs::links::{FdLink, LinkError};
+use aya::programs::{CgroupAttachMode, ProgramError, SkMsg, SockOps};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use render::OpError;
+
+use super::attach::unpin;
+use super::objects::{fingerprint, make_directory, versioned};
+use super::{absent, refused};
+
+/// `bpf/sockets.c`, compiled.
+static SOCKETS: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockets.o"));
+
+const PREFIX: &str = "sockets-";
+/// The pin of the attachment to the cgroup; with it everything else lives.
+const LINK: &str = "on_event";
+const MAP: &str = "sockets";
+
+/// The socket fast path of one node. It is pinned and outlives this value; connections that were
+/// made before it is there, or go elsewhere, stay with TCP.
+pub struct Sockets {
+    directory: PathBuf,
+}
+
+impl Sockets {
+    /// Attaches the programs to the processes of a cgroup of version 2: those of the node's pods
+    /// and no other node's. [`super::Forwarding`] fills the map of pods that they read, and has to
+    /// be loaded before. Where this build is attached to this cgroup already, nothing is written.
+    ///
+    /// Less is seen of such connections: packet captures and counters miss their data, and many
+    /// kernels answer `ioctl(FIONREAD)` without it. So it is asked for, never a default.
+    ///
+    /// # Errors
+    /// When the kernel has no socket maps (`CONFIG_BPF_STREAM_PARSER`) or refuses the programs.
+    pub fn load(file_system: &Path, cgroup: &Path) -> Result<Self, OpError> {
+        let top = versioned(file_system);
+        let opening = |error| refused(&format!("open the cgroup {}", cgroup.display()), &error);
+        let group = File::open(cgroup).map_err(opening)?;
+        let number = group.metadata().map_err(opening)?.ino();
+        let name = format!("{PREFIX}{}-{number}", fingerprint(SOCKETS));
+        let own = Self { directory: top.join(&name) };
+        if own.directory.join(LINK).exists() {
+            return Ok(own);
+        }
+        make_directory(&own.directory)?;
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            let action = format!("load the socket fast path for {}", cgroup.display());
+            refused(&action, error)
+        };
+        let mut object = EbpfLoader::new()
+            .default_map_pin_directory(top.join("maps"))
+            .load(SOCKETS)
+            .map_err(|error| failed(&error))?;
+        attach_sender(&mut object)?.map_err(|error| failed(&error))?;
+        let link = attach_events(&mut object, &group)?.map_err(|error| failed(&error))?;
+        link.pin(own.directory.join(LINK)).map_err(|error| failed(&error))?;
+        // What another build attached, or this one to a cgroup that is gone.
+        remove_all(&top, Some(&own.directory))?;
+        Ok(own)
+    }
+
+    /// Detaches it: new connections are TCP's alone, and so is what established ones send from
+    /// now on. What was sent before is read first.
+    ///
+    /// # Errors
+    /// When something of ours stays.
+    pub fn remove(self) -> Result<(), OpError> {
+        let top = self.directory.parent().unwrap_or(&self.directory);
+        remove_all(top, None)?;
+        let map = top.join("maps").join(MAP);
+        fs::remove_file(&map).map_err(|error| refused(&format!("remove {}", map.display()), &error))
+    }
+}
+
+/// Sockets get the program when they come into the map, so it goes first.
+fn attach_sender(object: &mut Ebpf) -> Result<Result<(), ProgramError>, OpError> {
+    let map = object.map(MAP).ok_or_else(absent)?;
+    let map: Result<SockHash<_, [u8; ebpf_abi::SocketKey::BYTES]>, _> = map.try_into();
+    let map = map.map(|sockets| sockets.fd().try_clone());
+    let program = object.program_mut("on_send").ok_or_else(absent)?;
+    Ok((|| {
+        let program: &mut SkMsg = program.try_into()?;
+        program.load()?;
+        let id = program.attach(&map??)?;
+        // The map holds the program, not this process.
+        std::mem::forget(program.take_link(id)?);
+        Ok(())
+    })())
+}
+
+fn attach_events(
+    object: &mut Ebpf,
+    cgroup: &File,
+) -> Result<Result<FdLink, ProgramError>, OpError> {
+    let program = object.program_mut("on_event").ok_or_else(absent)?;
+    let other = |error: LinkError| ProgramError::IOError(std::io::Error::other(error));
+    Ok((|| {
+        let program: &mut SockOps = program.try_into()?;
+        program.load()?;
+        let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+        FdLink::try_from(program.take_link(id)?).map_err(other)
+    })())
+}
+
+fn remove_all(top: &Path, except: Option<&Path>) -> Result<(), OpError> {
+    let failed = |error: std::io::Error| refused(&format!("clean up {}", top.display()), &error);
+    for entry in fs::read_dir(top).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(PREFIX) && Some(path.as_path()) != except {
+            let link = path.join(LINK);
+            if link.exists() {
+                unpin(&link)?;
+            }
+            fs::remove_dir_all(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
