@@ -1,4 +1,5 @@
-//! Pods that run: the rules at their edges are kept, and their MTU follows the network's.
+//! Pods that run: the rules at their edges and their links are kept, and their MTU follows the
+//! network's.
 //!
 //! The plugin writes rules without us. Whatever it is in the middle of is no damage: records are
 //! written before rules, and damage is only believed, and mended, under the locks of all networks'
@@ -8,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use cni::link;
 use cni::records::{self, Records};
 use kernel::edge::Edge;
 use model::{Attachment, layout};
@@ -39,11 +41,16 @@ impl Edges {
     /// When records or kernel cannot be read, or the kernel refuses.
     pub(crate) fn mend(&mut self) -> Result<Vec<String>> {
         // Without a lock first: pods are not kept waiting for nothing.
-        if self.edge.damages(&self.attachments()?)?.is_empty() {
+        let attachments = self.attachments()?;
+        if link::damages(&attachments)?.is_empty() && self.edge.damages(&attachments)?.is_empty() {
             return Ok(vec![]);
         }
         let _locks = self.lock()?;
-        Ok(self.edge.repair(&self.attachments()?)?)
+        let attachments = self.attachments()?;
+        // Rules first: what a link lets through again is judged by them (invariant 7).
+        let mut mended = self.edge.repair(&attachments)?;
+        mended.extend(link::repair(&attachments)?);
+        Ok(mended)
     }
 
     /// Brings the pods of our network to its MTU, once for each value. Answers what could not be:
@@ -61,7 +68,7 @@ impl Edges {
             if attachment.network != layout::CNI_NETWORK {
                 continue;
             }
-            if let Err(fault) = cni::link::set_mtu(&attachment, mtu) {
+            if let Err(fault) = link::set_mtu(&attachment, mtu) {
                 let container = &attachment.container_id;
                 faults.push(format!("container {container} keeps its MTU: {fault}"));
             }

@@ -43,7 +43,7 @@ pub use check::{Expected, check};
 pub use mtu::set_mtu;
 pub use pod::{adopt, tune};
 pub use removal::{remove, unrecorded};
-pub use repair::repair;
+pub use repair::{damages, repair};
 
 /// What an attachment's interface will be: the part of the record that is decided here.
 #[derive(Clone, Debug, PartialEq, Eq)]
