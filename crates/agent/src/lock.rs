@@ -1,8 +1,8 @@
 //! One agent a node: two would undo each other's work.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -41,6 +41,10 @@ pub(crate) fn take(run_directory: &Path) -> Result<Lock> {
         .recursive(true)
         .mode(0o700)
         .create(run_directory)
+        .and_then(|()| {
+            // A kubelet that mounts it makes it for all to read.
+            std::fs::set_permissions(run_directory, Permissions::from_mode(0o700))
+        })
         .with_context(|| format!("making {}", run_directory.display()))?;
     let path = run_directory.join(LOCK_FILE);
     let file = OpenOptions::new()
@@ -79,7 +83,12 @@ mod tests {
     #[test]
     fn a_second_agent_of_a_node_is_refused_with_the_process_of_the_first() {
         let directory = std::env::temp_dir().join(format!("flatnet-lock-{}", std::process::id()));
+        // also where somebody else made the directory.
+        std::fs::create_dir(&directory).expect("made");
+        std::fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("set");
         let first = take(&directory).expect("free");
+        let mode = std::fs::metadata(&directory).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
         let error = take(&directory).err().expect("refused").to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(first);

@@ -28,8 +28,22 @@ enum Command {
     Status(commands::status::Arguments),
     /// Print the cluster's kubeconfig, or merge it into another.
     Kubeconfig(commands::kubeconfig::Arguments),
-    /// Run a command in a node's namespaces.
+    /// Say what a node's agent has programmed, or run a command in a node's namespaces.
     Node(commands::node::Arguments),
+    /// Say who has which address of a node, and what is wrong with addresses.
+    Ipam(commands::ipam::Arguments),
+    /// Show links, addresses and tunnels of nodes: wanted, present, different.
+    Links(commands::network::Arguments),
+    /// Show routes of nodes: wanted, present, different.
+    Routes(commands::network::Arguments),
+    /// Print what makes flatnet the network of a real cluster, for `kubectl apply`.
+    Manifests(commands::manifests::Arguments),
+    /// Run a node's network agent.
+    Agent(commands::agent::Arguments),
+    /// Remove everything of flatnet from this node.
+    Uninstall(commands::uninstall::Arguments),
+    /// Run network plugins by hand, as a container runtime does.
+    Cni(commands::cni::Arguments),
     /// Print a completion script for a shell.
     Completion(commands::completion::Arguments),
     /// Start and restart the processes of a cluster (started by `up`).
@@ -41,9 +55,6 @@ enum Command {
     /// Run the API server and the controllers (started by the supervisor).
     #[command(hide = true)]
     Controlplane(commands::controlplane::Arguments),
-    /// Run a node's network agent (started by the supervisor).
-    #[command(hide = true)]
-    Agent(commands::agent::Arguments),
     /// Run a node's pods (started by the supervisor).
     #[command(hide = true)]
     Runtime(commands::runtime::Arguments),
@@ -59,7 +70,13 @@ fn main() -> ExitCode {
         Command::Down(arguments) => commands::down::run(arguments),
         Command::Status(arguments) => return commands::status::run(arguments),
         Command::Kubeconfig(arguments) => commands::kubeconfig::run(arguments),
-        Command::Node(arguments) => commands::node::run(arguments),
+        Command::Node(arguments) => return commands::node::run(arguments),
+        Command::Links(arguments) => return commands::network::links(arguments),
+        Command::Routes(arguments) => return commands::network::routes(arguments),
+        Command::Manifests(arguments) => commands::manifests::run(&arguments),
+        Command::Uninstall(arguments) => commands::uninstall::run(&arguments),
+        Command::Ipam(arguments) => return commands::ipam::run(arguments),
+        Command::Cni(arguments) => return commands::cni::run(arguments),
         Command::Completion(arguments) => {
             commands::completion::run::<Arguments>(arguments);
             Ok(())

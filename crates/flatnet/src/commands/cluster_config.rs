@@ -23,7 +23,7 @@ pub fn read(file: &Path) -> Result<ClusterConfig> {
     parse(&std::fs::read_to_string(file).with_context(reading)?).with_context(reading)
 }
 
-fn parse(text: &str) -> Result<ClusterConfig> {
+pub(super) fn parse(text: &str) -> Result<ClusterConfig> {
     let given: Option<Map<String, Value>> =
         serde_yaml_ng::from_str(text).context("this is not a YAML mapping")?;
     let Value::Object(mut whole) = serde_json::to_value(ClusterConfig::default())? else {

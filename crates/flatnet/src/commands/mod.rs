@@ -1,17 +1,23 @@
 //! The commands, one file each.
 
 pub mod agent;
+pub mod ask;
 pub mod cluster_config;
+pub mod cni;
 pub mod completion;
 pub mod controlplane;
 pub mod dns;
 pub mod down;
+pub mod ipam;
 pub mod kubeconfig;
+pub mod manifests;
+pub mod network;
 pub mod node;
 pub mod node_init;
 pub mod runtime;
 pub mod status;
 pub mod supervise;
+pub mod uninstall;
 pub mod up;
 
 use anyhow::{Context, Result, bail};

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use agent::AgentStatus;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use client::{Client, ListOptions, ResourcePath};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use model::Node;
 use serde::Serialize;
-use tokio::net::UnixStream;
 
+use super::ask::{self, ANSWER_TIMEOUT};
 use super::{ClusterName, require_root};
 use crate::cluster::memory;
 use crate::cluster::paths::Paths;
@@ -20,10 +17,6 @@ use crate::cluster::spec::ClusterSpec;
 use crate::cluster::supervisor::{self, ProcessReport};
 use crate::output::{Format, print, table};
 
-/// The largest answer of an agent that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// How long API server and agents may take to answer.
-const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// Something is wrong.
 const EXIT_PROBLEMS: u8 = 1;
 /// There is no such cluster, or it does not run; as for services of the init system.
@@ -131,17 +124,26 @@ async fn nodes(
         let pid = processes.iter().find(|process| process.name == unit).and_then(|p| p.pid);
         let agent = match pid {
             None => None,
-            Some(pid) => match tokio::time::timeout(ANSWER_TIMEOUT, agent_status(pid)).await {
-                Ok(Ok(status)) => Some(status),
-                Ok(Err(error)) => {
-                    problems.push(format!("the agent of {} does not answer: {error:#}", node.name));
-                    None
+            Some(pid) => {
+                match tokio::time::timeout(
+                    ANSWER_TIMEOUT,
+                    ask::ask::<AgentStatus>(&ask::socket_of(pid), "/status"),
+                )
+                .await
+                {
+                    Ok(Ok(status)) => Some(status),
+                    Ok(Err(error)) => {
+                        problems
+                            .push(format!("the agent of {} does not answer: {error:#}", node.name));
+                        None
+                    }
+                    Err(_) => {
+                        problems
+                            .push(format!("the agent of {} does not answer in time", node.name));
+                        None
+                    }
                 }
-                Err(_) => {
-                    problems.push(format!("the agent of {} does not answer in time", node.name));
-                    None
-                }
-            },
+            }
         };
         if let Some(status) = &agent {
             problems.extend(status.problems.iter().map(|text| format!("{}: {text}", node.name)));
@@ -156,22 +158,6 @@ async fn api_nodes(paths: &Paths) -> Result<BTreeMap<String, bool>> {
     let path = ResourcePath::new("v1", "nodes");
     let list = client.list::<Node>(&path, &ListOptions::default()).await?;
     Ok(list.items.iter().map(|node| (node.name().to_owned(), node.is_ready())).collect())
-}
-
-/// Asks an agent through its own view of the file system: its socket lies in the node's `/run`.
-async fn agent_status(pid: i32) -> Result<AgentStatus> {
-    let socket = format!("/proc/{pid}/root{}/agent.sock", model::layout::RUN_DIRECTORY);
-    let stream = UnixStream::connect(&socket).await.with_context(|| socket.clone())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request =
-        hyper::Request::get("/status").header("host", "agent").body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
-    let body = body.collect().await.map_err(anyhow::Error::msg)?.to_bytes();
-    connection.abort();
-    Ok(serde_json::from_slice(&body)?)
 }
 
 fn text(outcome: &Outcome) -> String {
