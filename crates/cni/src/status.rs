@@ -65,6 +65,9 @@ fn damage(call: &Invocation<'_>) -> Result<Option<String>, Fault> {
     let boot_id = records::boot_id()?;
     let mut attachments = records::of_all_networks(&call.config.data_directory)?;
     attachments.retain(|one| one.boot_id == boot_id);
+    if attachments.is_empty() {
+        return Ok(None);
+    }
     let mut node = Netlink::open()?;
     for name in attachments.iter().filter_map(|one| one.link.node_end()) {
         match node.link(name)? {

@@ -89,6 +89,12 @@ impl Driver {
         Ok(result)
     }
 
+    /// Whether the interface was added and not deleted.
+    pub fn is_added(&self, list: &List, target: &Target) -> bool {
+        let cache = self.open(list, FlockArg::LockShared);
+        cache.and_then(|cache| cache.read(target)).is_ok_and(|entry| entry.is_some())
+    }
+
     /// Runs DEL of each plugin in reverse order, each with the last result of ADD, and forgets
     /// the result. What was never added is no error.
     ///
