@@ -20,6 +20,9 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("cni", "nodes"),
     ("cni", "tunnel"),
     ("cni", "pods"),
+    ("cni", "protocol"),
+    ("cni", "chain"),
+    ("cni", "parallel"),
     ("cni", "power_loss"),
     // This one needs no root, but Debian's kubectl.
     ("controlplane", "kubectl"),
@@ -194,8 +197,8 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 4] =
-    [("spine", "testkit"), ("startup", "e2e"), ("forwarding", "kernel"), ("peers", "kernel")];
+const BENCHES: [(&str, &str); 5] =
+    [("edge", "kernel"), ("spine", "testkit"), ("startup", "e2e"), ("forwarding", "kernel"), ("peers", "kernel")];
 
 /// The command `bench`: all benchmarks, or the named ones.
 ///

@@ -224,11 +224,7 @@ impl Writer<'_> {
             }),
             Statement::RejectWithReset => self.reject(NFT_REJECT_TCP_RST, 0),
             Statement::RejectWithUnreachable => {
-                let code = match self.family {
-                    Family::V4 => ICMP_PORT_UNREACH,
-                    Family::V6 => ICMPV6_PORT_UNREACH,
-                };
-                self.reject(NFT_REJECT_ICMP_UNREACH, code);
+                self.reject(NFT_REJECT_ICMP_UNREACH, port_unreachable(self.family));
             }
             Statement::Carries(_)
             | Statement::ToGroup
@@ -417,6 +413,13 @@ fn address_places(family: Family) -> (u32, u32, u32) {
     match family {
         Family::V4 => (12, 16, 4),
         Family::V6 => (8, 24, 16),
+    }
+}
+
+fn port_unreachable(family: Family) -> u8 {
+    match family {
+        Family::V4 => ICMP_PORT_UNREACH,
+        Family::V6 => ICMPV6_PORT_UNREACH,
     }
 }
 

@@ -71,7 +71,7 @@ fn a_pod_reaches_of_the_node_what_is_listed_and_no_metadata() {
     attachment.edge.node_ports = Some(vec![NodePort { protocol: Protocol::Tcp, port: 53 }]);
     attach(&mut edge, &attachment);
     assert!(is_silent(&lab.a.namespace, &kubelet));
-    assert!(is_silent(&lab.a.namespace, &format!("[fd50::1]:10250")));
+    assert!(is_silent(&lab.a.namespace, "[fd50::1]:10250"));
     assert!(is_silent(&lab.a.namespace, &kubelet6), "by the link-local address");
     assert!(is_silent(&lab.a.namespace, &metadata));
     assert_eq!(ask_tcp(&lab.a.namespace, &format!("{NODE}:53")), answer("node", lab.a.address()));

@@ -2,7 +2,7 @@
 //!
 //! A rule is a list of statements that run from left to right until one does not match. Keys of
 //! sets and maps are typed concatenations. The kernel driver turns each statement into netlink
-//! expressions; [`super::trace`] and [`crate::edge::judge`] interpret it.
+//! expressions; [`super::trace`] interprets those on packets.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -400,18 +400,6 @@ impl<'a> Walk<'a> {
             Statement::FromLink(link) => condition(self.came_from(link)),
             Statement::NotFromLink(link) => condition(!self.came_from(link)),
             Statement::NotToLink(link) => condition(!self.goes_to(link)),
-            // Of frames, which only `edge::judge` has.
-            Statement::Carries(_)
-            | Statement::ToGroup
-            | Statement::ArpOfIpv4
-            | Statement::ProtocolIsNot(_)
-            | Statement::SourcePortIsNot(_)
-            | Statement::LaterFragment(_)
-            | Statement::Icmpv6Type { .. }
-            | Statement::PayloadIs(_)
-            | Statement::NeighbourOptionIs(_) => {
-                return Err(TraceError::Broken(format!("{statement:?} is of a frame")));
-            }
             Statement::ToThisNode => condition(self.is_local()),
             // A traced packet is a client's own: there is none within.
             Statement::TunnelPacket { .. } | Statement::TunnelledIs(_) => Step::NoMatch,
@@ -438,6 +426,13 @@ impl<'a> Walk<'a> {
                 self.loaded = self.find(key, map)?.and_then(endpoint_of);
                 condition(self.loaded.is_some())
             }
+            _ => self.act(statement, by_destination)?,
+        })
+    }
+
+    /// What a statement does once all before it held.
+    fn act(&mut self, statement: &'a Statement, by_destination: bool) -> Result<Step, TraceError> {
+        Ok(match statement {
             Statement::LoadEndpoint(endpoint) => {
                 self.loaded = Some(*endpoint);
                 Step::Next
@@ -466,6 +461,8 @@ impl<'a> Walk<'a> {
             Statement::Verdict(verdict) => Step::Verdict(verdict.clone()),
             Statement::TranslateDestination => self.translate(),
             Statement::Masquerade => self.masquerade(by_destination),
+            // Conditions on frames: only rules at pods' edges have them, which real frames test.
+            other => return Err(TraceError::Broken(format!("{other:?} is of a frame"))),
         })
     }
 

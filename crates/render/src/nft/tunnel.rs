@@ -205,14 +205,11 @@ impl<'a> TunnelGuard<'a> {
         self.encrypted().into_iter().map(rule).collect()
     }
 
-    /// From pods of other nodes to pods, past the WireGuard link. While a cluster changes to
-    /// encryption or from it, nodes that have not changed yet are heard.
+    /// From pods of other nodes to pods, past the WireGuard link.
     fn plain_arrivals(&self) -> Vec<Statements> {
         let pods = self.config.pod_cidrs.iter().copied();
         let pods = pods.filter(|range| Family::of(&range.addr()) == self.family);
-        let Some(pods) = pods.min().filter(|_| self.config.also_receive.is_empty()) else {
-            return vec![];
-        };
+        let Some(pods) = pods.min() else { return vec![] };
         let elsewhere = match self.own_pods() {
             Some(own) => in_range(Field::SourceAddress, own, true),
             None => Statement::NotFromLink(layout::BRIDGE.into()),
@@ -230,8 +227,13 @@ impl<'a> TunnelGuard<'a> {
     }
 
     /// The ranges whose packets to and from other nodes are to be encrypted: all pods of an
-    /// encrypted cluster, known nodes or not; else those of peers with which it was agreed.
+    /// encrypted cluster, known nodes or not; else those of peers with which it was agreed. While a
+    /// cluster changes to encryption or from it, nodes that have not changed yet are still heard,
+    /// and what is on its way past a route that is being replaced still goes.
     fn encrypted(&self) -> Vec<IpNet> {
+        if !self.config.also_receive.is_empty() {
+            return vec![];
+        }
         let peers = self.desired.network.iter().flat_map(|network| network.peers.values());
         let agreed = peers.filter(|peer| peer.path == Path::Wireguard);
         let ranges: BTreeSet<IpNet> = match self.config.overlay {
