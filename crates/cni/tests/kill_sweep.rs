@@ -39,7 +39,10 @@ impl Sweep {
             "ipam": {
                 "type": "host-local",
                 "dataDir": node.scratch.0,
-                "ranges": [[{ "subnet": "10.244.1.0/29" }], [{ "subnet": "fd00:1::/125" }]],
+                "ranges": [
+                    [{ "subnet": "10.244.1.0/24", "rangeEnd": "10.244.1.4" }],
+                    [{ "subnet": "fd00:1::/64", "rangeEnd": "fd00:1::4" }],
+                ],
                 "routes": [{ "dst": "0.0.0.0/0" }],
             },
         });
@@ -95,6 +98,16 @@ impl Sweep {
         let used: BTreeSet<IpAddr> =
             pods.iter().flat_map(|pod| addresses(&pod.namespace)).collect();
         assert_eq!(reserved, used, "{when}: the reservations are those of the living");
+        let records = std::fs::read_dir(self.node.scratch.0.join("records/flatnet"));
+        let records: BTreeSet<String> = records
+            .expect("records")
+            .flatten()
+            .filter_map(|entry| {
+                entry.file_name().to_str()?.strip_suffix("-eth0.json").map(str::to_owned)
+            })
+            .collect();
+        let names: BTreeSet<String> = pods.iter().map(|pod| pod.id.clone()).collect();
+        assert_eq!(records, names, "{when}: the records");
         let links = self.node.netlink().links().expect("links");
         let ends = links.iter().filter(|link| link.kind == "veth").count();
         assert_eq!(ends, pods.len(), "{when}: the node's ends of pod links");
@@ -110,6 +123,12 @@ fn addresses(pod: &Netns) -> BTreeSet<IpAddr> {
         IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
     };
     found.into_iter().map(|found| found.address.addr()).filter(global).collect()
+}
+
+fn assert_apart(one: &Pod, other: &Pod, when: &str) {
+    let (left, right) = (addresses(&one.namespace), addresses(&other.namespace));
+    let double: Vec<&IpAddr> = left.intersection(&right).collect();
+    assert!(double.is_empty(), "{when}: {double:?} is on {} and {}", one.id, other.id);
 }
 
 fn first_address(result: &Value) -> IpAddr {
@@ -135,12 +154,17 @@ fn sweep(command: &str) -> usize {
         let neighbour = Pod::new(&format!("neighbour{stop_at}"));
         let result = sweep.call(&neighbour, "ADD");
         result.unwrap_or_else(|error| panic!("{when}: the next ADD: {error}"));
-        let fresh = addresses(&neighbour.namespace);
-        assert_eq!(fresh.len(), 2, "{when}: one of each family");
-        for other in [&sweep.survivor, &victim] {
-            let double: Vec<_> =
-                fresh.intersection(&addresses(&other.namespace)).copied().collect();
-            assert_eq!(double, [] as [IpAddr; 0], "{when}: on {} too", other.id);
+        // There are three addresses. Where the victim's was given back, this one gets it.
+        let intruder = Pod::new(&format!("intruder{stop_at}"));
+        let was_free = sweep.call(&intruder, "ADD").is_ok();
+        let others = [&sweep.survivor, &victim, &neighbour];
+        for (index, pod) in others.iter().enumerate() {
+            for other in others[index + 1..].iter().chain([&&intruder]) {
+                assert_apart(pod, other, &when);
+            }
+        }
+        if was_free {
+            sweep.call(&intruder, "DEL").unwrap_or_else(|error| panic!("{when}: DEL: {error}"));
         }
 
         // A runtime sends either.

@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdout, Command, Stdio};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -38,8 +39,8 @@ pub struct Run {
     pub output: String,
 }
 
-/// Runs a program to its end, or kills it in front of system call `stop_at` (counted from 1), so
-/// that this call has no effect any more. `observe` sees every call that succeeded, with what it
+/// Runs a program and its children to their end, or kills them in front of system call `stop_at`
+/// (counted from 1), so that this call has no effect any more. `observe` sees every call that succeeded, with what it
 /// returned, while the thread stands still behind it.
 ///
 /// The calling thread must stay the same throughout: it alone may trace the program.
@@ -74,44 +75,53 @@ pub fn run(
     let mut under_way: BTreeMap<Pid, Call> = BTreeMap::new();
     let mut run = Run { calls: 0, killed_at: None, success: false, output: String::new() };
     for _ in 0..STOPS_MAX {
-        let status = waitpid(None, Some(flags)).expect("a stop or an end");
-        let (thread, signal) = match status {
-            WaitStatus::Exited(thread, code) if thread == pid => {
-                run.success = code == 0;
+        let status = match waitpid(None, Some(flags)) {
+            Err(Errno::ECHILD) => {
                 run.output = read_all(child.stdout.take().expect("its output"));
                 return run;
             }
-            WaitStatus::Signaled(thread, _, _) if thread == pid => return run,
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
-            WaitStatus::PtraceSyscall(thread) => {
-                match under_way.remove(&thread) {
-                    Some(call) => {
-                        if let Some(value) = returned(thread) {
-                            observe(&call, value);
-                        }
-                    }
-                    None => {
-                        let call = begun(thread);
-                        run.calls += 1;
-                        if stop_at == Some(run.calls) {
-                            run.killed_at = Some(call.number);
-                            kill(pid, Signal::SIGKILL).expect("killed");
-                            continue;
-                        }
-                        under_way.insert(thread, call);
-                    }
+            status => status.expect("a stop or an end"),
+        };
+        if let WaitStatus::Exited(thread, code) = status {
+            run.success |= thread == pid && code == 0;
+        }
+        let Some(thread) = status.pid().filter(|_| is_stop(&status)) else { continue };
+        if let WaitStatus::PtraceSyscall(_) = status {
+            match under_way.remove(&thread) {
+                Some(call) => returned(thread).into_iter().for_each(|value| observe(&call, value)),
+                None if run.killed_at.is_none() => {
+                    let call = begun(thread);
+                    run.calls += 1;
+                    under_way.insert(thread, call);
+                    run.killed_at = Some(call.number).filter(|_| stop_at == Some(run.calls));
                 }
-                (thread, None)
+                None => {}
             }
-            // A new thread begins with a SIGSTOP that nobody sent.
-            WaitStatus::Stopped(thread, Signal::SIGSTOP | Signal::SIGTRAP) => (thread, None),
-            WaitStatus::Stopped(thread, signal) => (thread, Some(signal)),
-            other => (other.pid().expect("a thread"), None),
+        }
+        if run.killed_at.is_some() {
+            // Its children too, as when a service manager ends all of a service.
+            for process in [pid, thread] {
+                let _ = kill(process, Signal::SIGKILL);
+            }
+            continue;
+        }
+        // A new thread or process begins with a SIGSTOP that nobody sent.
+        let signal = match status {
+            WaitStatus::Stopped(_, Signal::SIGSTOP | Signal::SIGTRAP) => None,
+            WaitStatus::Stopped(_, signal) => Some(signal),
+            _ => None,
         };
         // Gone meanwhile: its end comes by waitpid.
         let _ = ptrace::syscall(thread, signal);
     }
     panic!("the program has not ended after {STOPS_MAX} stops");
+}
+
+fn is_stop(status: &WaitStatus) -> bool {
+    matches!(
+        status,
+        WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..) | WaitStatus::PtraceSyscall(_)
+    )
 }
 
 /// The bytes at an address of a thread that stands still.
