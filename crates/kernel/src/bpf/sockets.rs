@@ -33,8 +33,10 @@ impl Sockets {
     /// and no other node's. [`super::Forwarding`] fills the map of pods that they read, and has to
     /// be loaded before. Where this build is attached to this cgroup already, nothing is written.
     ///
-    /// Less is seen of such connections: packet captures and counters miss their data, and many
-    /// kernels answer `ioctl(FIONREAD)` without it. So it is asked for, never a default.
+    /// Asked for, never a default: packet captures and counters miss the data of such connections,
+    /// many kernels answer `ioctl(FIONREAD)` without it, and a blocking read may return `EAGAIN`
+    /// while another thread writes to the same socket (the kernel waits once, for any event of
+    /// the socket). Programs that poll, as most servers do, notice nothing.
     ///
     /// # Errors
     /// When the kernel has no socket maps (`CONFIG_BPF_STREAM_PARSER`) or refuses the programs.
