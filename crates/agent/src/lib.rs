@@ -73,7 +73,10 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
         tokio::select! {
             _ = shutdown.changed() => return Ok(()),
             Some(event) = queue.recv() => agent.take_in(event, &mut queue),
-            heard = agent.monitor.heard() => if !agent.hear(heard?) { continue },
+            heard = agent.monitor.heard() => {
+                agent.hear(heard?);
+                continue;
+            }
             Some(question) = asked.recv() => agent.answer(question),
             _ = facts_timer.tick() => agent.read_node(),
             _ = canary.tick() => if !agent.look() { continue },

@@ -5,9 +5,10 @@
 //! one more reading of the kernel, which writes nothing and so ends there.
 #![allow(unsafe_code)] // tokio asks for a promise about the descriptor, see `register`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+use model::layout::{self, BRIDGE};
 use netlink::message::u32_of;
 use netlink::{Monitor, Netlink, Notice};
 use render::net::{LOOPBACK, OWN_LINKS};
@@ -22,7 +23,7 @@ const NFTA_TABLE: u16 = 1;
 /// Bytes of `struct nfgenmsg`.
 const NFT_HEADER_BYTES: usize = 4;
 const NFT_MSG_NEWGEN: u8 = 15;
-const ROUTE_GROUPS: [u32; 10] = [
+const ROUTE_GROUPS: [u32; 11] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
@@ -33,7 +34,14 @@ const ROUTE_GROUPS: [u32; 10] = [
     libc::RTNLGRP_IPV6_RULE,
     libc::RTNLGRP_IPV4_NETCONF,
     libc::RTNLGRP_IPV6_NETCONF,
+    libc::RTNLGRP_TC,
 ];
+/// `IFLA_IFNAME` and `IFLA_IFALIAS` behind a `struct ifinfomsg`.
+const LINK_HEADER_BYTES: usize = 16;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_IFALIAS: u16 = 20;
+/// Messages about queueing disciplines, their classes and filters.
+const TRAFFIC_CONTROL: std::ops::RangeInclusive<u16> = libc::RTM_NEWQDISC..=libc::RTM_GETTFILTER;
 
 /// What may have changed by another's hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,12 +50,16 @@ pub(crate) struct Heard {
     pub(crate) kernel: bool,
     /// The node's own links.
     pub(crate) facts: bool,
-    /// Rules at the edges of pods.
+    /// Rules at the edges of pods, or the node's ends of their links.
     pub(crate) edge: bool,
 }
 
 impl Heard {
+    const NOTHING: Self = Self { kernel: false, facts: false, edge: false };
     const ALL: Self = Self { kernel: true, facts: true, edge: true };
+    const KERNEL: Self = Self { kernel: true, ..Self::NOTHING };
+    const FACTS: Self = Self { facts: true, ..Self::NOTHING };
+    const EDGE: Self = Self { edge: true, ..Self::NOTHING };
 
     pub(crate) fn add(&mut self, other: Self) {
         self.kernel |= other.kernel;
@@ -70,6 +82,8 @@ struct Names {
     own_ports: Vec<u32>,
     /// Links that matter, by index.
     links: BTreeMap<u32, String>,
+    /// The node's ends of pods' links.
+    pods: BTreeSet<u32>,
     uplink: Option<String>,
 }
 
@@ -84,7 +98,7 @@ impl KernelMonitor {
         let mut names = Names { own_ports, ..Names::default() };
         // After the sockets: what appears between the two is heard of.
         for link in Netlink::open()?.links()? {
-            names.learn(link.index, &link.name);
+            names.learn(link.index, &link.name, link.alias.as_deref());
         }
         Ok(Self { route: register(route)?, netfilter: register(netfilter)?, names })
     }
@@ -96,7 +110,7 @@ impl KernelMonitor {
         }
         self.names.uplink = Some(uplink.to_owned());
         if let Some(link) = Netlink::open()?.link(uplink)? {
-            self.names.learn(link.index, &link.name);
+            self.names.learn(link.index, &link.name, link.alias.as_deref());
         }
         Ok(())
     }
@@ -132,70 +146,180 @@ fn register(monitor: Monitor) -> Result<AsyncFd<Monitor>> {
 }
 
 impl Names {
-    fn learn(&mut self, index: u32, name: &str) {
+    fn learn(&mut self, index: u32, name: &str, alias: Option<&str>) {
         let matters = OWN_LINKS.contains(&name) || self.uplink.as_deref() == Some(name);
         if matters || name == LOOPBACK {
             self.links.insert(index, name.to_owned());
         } else {
             self.links.remove(&index);
         }
+        if alias.is_some_and(|alias| alias.starts_with(layout::POD_LINK_ALIAS_PREFIX)) {
+            self.pods.insert(index);
+        }
     }
 
     fn of_route(&mut self, notice: &Notice) -> Heard {
         let byte = |offset: usize| notice.payload.get(offset).copied().unwrap_or_default();
+        // The link stands at the same place in ifinfomsg, ifaddrmsg, ndmsg and tcmsg.
         let index = notice.payload.get(4..).and_then(u32_of).unwrap_or_default();
         let own = self.own_ports.contains(&notice.port_id);
-        let kernel = Heard { kernel: !own, ..Heard::default() };
+        let kernel = if own { Heard::NOTHING } else { Heard::KERNEL };
         match notice.kind {
-            libc::RTM_NEWLINK | libc::RTM_DELLINK => {
-                // struct ifinfomsg; IFLA_IFNAME is 3. A port that leaves a bridge is told of in
-                // the bridge's family.
-                let left =
-                    notice.kind == libc::RTM_DELLINK && i32::from(byte(0)) == libc::AF_BRIDGE;
-                if let Some(name) = notice.attributes(16).text(3).filter(|_| !left) {
-                    self.learn(index, &name);
-                }
-                self.of_link(index, own, left)
-            }
-            // struct ifaddrmsg has the index at the same place.
-            libc::RTM_NEWADDR | libc::RTM_DELADDR => self.of_link(index, own, false),
-            // struct ndmsg likewise. Those of the bridge are pods, whom the kernel learns.
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => self.of_link(notice, index, own),
+            libc::RTM_NEWADDR | libc::RTM_DELADDR => self.of_known_link(index, own),
+            // Those of the bridge are pods, whom the kernel learns.
+            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH if self.pods.contains(&index) => Heard::EDGE,
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => match self.links.get(&index) {
-                Some(name) if OWN_LINKS.contains(&name.as_str()) && !is_bridge(name) => kernel,
-                _ => Heard::default(),
+                Some(name) if OWN_LINKS.contains(&name.as_str()) && name != BRIDGE => kernel,
+                _ => Heard::NOTHING,
             },
             // struct rtmsg: destination length, protocol.
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => match (byte(5), byte(1)) {
                 (ROUTE_PROTOCOL, _) => kernel,
-                (_, 0) => Heard { facts: true, ..Heard::default() },
-                _ => Heard::default(),
+                (layout::POD_ROUTE_PROTOCOL, _) => Heard::EDGE,
+                (_, 0) => Heard::FACTS,
+                _ => Heard::NOTHING,
+            },
+            kind if TRAFFIC_CONTROL.contains(&kind) => match self.pods.contains(&index) {
+                true => Heard::EDGE,
+                false => Heard::NOTHING,
             },
             // Policy rules and parameters of links: rare, and read back cheaply.
             _ => kernel,
         }
     }
 
-    fn of_link(&self, index: u32, own: bool, left: bool) -> Heard {
+    fn of_link(&mut self, notice: &Notice, index: u32, own: bool) -> Heard {
+        let attributes = notice.attributes(LINK_HEADER_BYTES);
+        let name = attributes.text(IFLA_IFNAME).unwrap_or_default();
+        let alias = attributes.text(IFLA_IFALIAS);
+        let gone = notice.kind == libc::RTM_DELLINK;
+        // A port that leaves a bridge is told of in the bridge's family.
+        let family = notice.payload.first().copied().map(i32::from);
+        let left = gone && family == Some(libc::AF_BRIDGE);
+        if family != Some(libc::AF_BRIDGE) {
+            self.learn(index, &name, alias.as_deref());
+        }
+        let mut heard = self.of_known_link(index, own);
+        heard.kernel |= left && !own;
+        heard.edge |= self.pods.contains(&index);
+        if gone && !left {
+            self.links.remove(&index);
+            self.pods.remove(&index);
+        }
+        heard
+    }
+
+    /// Routes over a link that goes down go without a word, so that every word counts.
+    fn of_known_link(&self, index: u32, own: bool) -> Heard {
         let name = self.links.get(&index).map(String::as_str);
         let is_uplink = name.is_some() && name == self.uplink.as_deref();
-        // Routes over a link that goes down go without a word.
-        let kernel = !own && (left || name.is_some());
-        Heard { kernel, facts: is_uplink, edge: false }
+        Heard { kernel: !own && name.is_some(), facts: is_uplink, edge: false }
     }
 
     fn of_netfilter(&self, notice: &Notice) -> Heard {
         let [message, _] = notice.kind.to_ne_bytes();
         if message == NFT_MSG_NEWGEN || self.own_ports.contains(&notice.port_id) {
-            return Heard::default();
+            return Heard::NOTHING;
         }
         match notice.attributes(NFT_HEADER_BYTES).text(NFTA_TABLE).as_deref() {
-            Some(NFT_TABLE) => Heard { kernel: true, ..Heard::default() },
-            Some(table) if table.starts_with(NFT_TABLE) => Heard { edge: true, ..Heard::default() },
-            _ => Heard::default(),
+            Some(NFT_TABLE) => Heard::KERNEL,
+            Some(table) if table.starts_with(NFT_TABLE) => Heard::EDGE,
+            _ => Heard::NOTHING,
         }
     }
 }
 
-fn is_bridge(name: &str) -> bool {
-    name == model::layout::BRIDGE
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN_PORT: u32 = 7;
+    const TUNNEL: u32 = 3;
+    const UPLINK: u32 = 2;
+    const POD: u32 = 9;
+
+    fn names() -> Names {
+        let mut names =
+            Names { own_ports: vec![OWN_PORT], uplink: Some("eth0".into()), ..Names::default() };
+        names.learn(UPLINK, "eth0", None);
+        names.learn(TUNNEL, layout::VXLAN_LINK, None);
+        names.learn(4, BRIDGE, None);
+        names.learn(POD, "veth1", Some("flatnet:c1"));
+        names.learn(10, "docker0", None);
+        names
+    }
+
+    /// A header of 16 bytes with an index, then one attribute.
+    fn notice(kind: u16, index: u32, attribute: (u16, &str)) -> Notice {
+        let mut payload = vec![0; 16];
+        payload[4..8].copy_from_slice(&index.to_ne_bytes());
+        let value = [attribute.1.as_bytes(), &[0]].concat();
+        payload.extend((4 + value.len() as u16).to_ne_bytes());
+        payload.extend(attribute.0.to_ne_bytes());
+        payload.extend(value);
+        Notice { kind, port_id: 0, payload }
+    }
+
+    #[test]
+    fn what_is_ours_matters_and_what_is_not_does_not() {
+        let link = |index, name| notice(libc::RTM_NEWLINK, index, (IFLA_IFNAME, name));
+        let of = |kind, index| notice(kind, index, (0, ""));
+        let route = |protocol: u8, length: u8| {
+            let mut notice = of(libc::RTM_DELROUTE, 0);
+            (notice.payload[1], notice.payload[5]) = (length, protocol);
+            notice
+        };
+        let rows = [
+            (link(TUNNEL, layout::VXLAN_LINK), Heard::KERNEL),
+            (link(UPLINK, "eth0"), Heard { kernel: true, facts: true, edge: false }),
+            (link(POD, "veth1"), Heard::EDGE),
+            (link(10, "docker0"), Heard::NOTHING),
+            (of(libc::RTM_DELADDR, TUNNEL), Heard::KERNEL),
+            (of(libc::RTM_NEWADDR, 10), Heard::NOTHING),
+            (of(libc::RTM_DELNEIGH, TUNNEL), Heard::KERNEL),
+            (of(libc::RTM_NEWNEIGH, 4), Heard::NOTHING),
+            (of(libc::RTM_NEWNEIGH, UPLINK), Heard::NOTHING),
+            (of(libc::RTM_DELNEIGH, POD), Heard::EDGE),
+            (of(libc::RTM_DELQDISC, POD), Heard::EDGE),
+            (of(libc::RTM_DELQDISC, 10), Heard::NOTHING),
+            (route(ROUTE_PROTOCOL, 24), Heard::KERNEL),
+            (route(layout::POD_ROUTE_PROTOCOL, 32), Heard::EDGE),
+            (route(libc::RTPROT_STATIC, 0), Heard::FACTS),
+            (route(libc::RTPROT_STATIC, 24), Heard::NOTHING),
+        ];
+        for (notice, expected) in rows {
+            assert_eq!(names().of_route(&notice), expected, "{notice:?}");
+        }
+    }
+
+    #[test]
+    fn our_own_changes_and_other_tables_do_not_matter() {
+        let table = |name: &str, port_id: u32| {
+            let mut payload = vec![0; 4];
+            payload.extend((5 + name.len() as u16).to_ne_bytes());
+            payload.extend(NFTA_TABLE.to_ne_bytes());
+            payload.extend(name.bytes().chain([0]));
+            Notice { kind: 0x0a02, port_id, payload }
+        };
+        assert_eq!(names().of_netfilter(&table(NFT_TABLE, 1)), Heard::KERNEL);
+        assert_eq!(names().of_netfilter(&table(NFT_TABLE, OWN_PORT)), Heard::NOTHING);
+        assert_eq!(names().of_netfilter(&table("flatnet-pods", 1)), Heard::EDGE);
+        assert_eq!(names().of_netfilter(&table("docker", 1)), Heard::NOTHING);
+        let mut own = notice(libc::RTM_DELADDR, TUNNEL, (0, ""));
+        own.port_id = OWN_PORT;
+        assert_eq!(names().of_route(&own), Heard::NOTHING);
+    }
+
+    #[test]
+    fn a_link_that_comes_back_under_another_index_is_known_again() {
+        let mut names = names();
+        let gone = notice(libc::RTM_DELLINK, TUNNEL, (IFLA_IFNAME, layout::VXLAN_LINK));
+        assert_eq!(names.of_route(&gone), Heard::KERNEL);
+        let address = |index| notice(libc::RTM_NEWADDR, index, (0, ""));
+        assert_eq!(names.of_route(&address(TUNNEL)), Heard::NOTHING);
+        let back = notice(libc::RTM_NEWLINK, 30, (IFLA_IFNAME, layout::VXLAN_LINK));
+        assert_eq!(names.of_route(&back), Heard::KERNEL);
+        assert_eq!(names.of_route(&address(30)), Heard::KERNEL);
+    }
 }

@@ -116,17 +116,16 @@ impl Agent {
         }
     }
 
-    /// Keeps what the kernel told for the next turn that is due. Answers whether it matters.
-    pub(crate) fn hear(&mut self, heard: Heard) -> bool {
+    /// Keeps what the kernel told for the next turn that is due.
+    pub(crate) fn hear(&mut self, heard: Heard) {
         if heard == Heard::default() {
-            return false;
+            return;
         }
         if self.heard == Heard::default() {
             let last = self.heard_at.unwrap_or_default();
             self.heard_at = Some(self.now().max(last + KERNEL_INTERVAL));
         }
         self.heard.add(heard);
-        true
     }
 
     /// The canary: looks at what tells nobody of its changes. Answers whether it found any.
