@@ -5,16 +5,18 @@ mod node;
 mod server;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use agent::rbac::RULES;
 use client::{ListOptions, ResourcePath};
+use model::overlay::WIREGUARD_KEY_ANNOTATION;
 use model::{MacAddress, layout};
 use netlink::Monitor;
 use render::Kernel;
 use serde_json::Value;
 
-use node::{NAME, Node, PATIENCE, UPLINK, eventually, modified, on_a_node, run};
+use node::{NAME, Node, PATIENCE, Running, UPLINK, eventually, modified, on_a_node, run};
 use server::Right;
 
 /// R-22: damage is mended within this time.
@@ -105,6 +107,57 @@ fn the_guard_refuses_what_the_role_does_not_allow() {
         let refused = client.delete(&nodes, &Default::default()).await;
         assert_eq!(refused.expect_err("refused").status().map(|status| status.code), Some(403));
         assert_eq!(node.server.log.lock().expect("the log").denied.len(), 2);
+    });
+}
+
+/// The node's key is made once, and stands on its Node for all others to read.
+#[test]
+fn the_wireguard_key_of_a_node_is_published_and_stays() {
+    on_a_node(async |node| {
+        let mut options = node.options();
+        options.config.overlay = model::Overlay::Wireguard;
+        let path = ResourcePath::new("v1", "nodes").name(NAME);
+        let annotation = async || {
+            let object: Value = node.server.admin.get(&path).await.expect("the Node");
+            let found = object["metadata"]["annotations"][WIREGUARD_KEY_ANNOTATION].as_str();
+            found.and_then(|text| text.parse::<model::WireguardKey>().ok())
+        };
+        assert_eq!(annotation().await, None);
+        for _ in 0..2 {
+            let agent = Running::start(options.clone());
+            eventually("the key is published", PATIENCE, async || annotation().await.is_some())
+                .await;
+            agent.stop().await;
+        }
+        let key = annotation().await.expect("a key");
+        let stored = kernel::wireguard::KeyStore::at(node.places().wireguard_keys);
+        assert_eq!(
+            stored.load_or_make().expect("the node's key"),
+            key,
+            "one key, also after a restart"
+        );
+        let mode = std::fs::metadata(node.places().wireguard_keys).expect("there").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o700);
+    });
+}
+
+/// A kubeconfig may hold a token, in itself or in a file beside it.
+#[test]
+fn a_kubeconfig_with_a_token_works() {
+    on_a_node(async |node| {
+        let file = node.server.account.join("kubeconfig");
+        for user in ["token: first", "tokenFile: token"] {
+            let text = format!(
+                "current-context: a\ncontexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n\
+                 clusters: [{{name: a, cluster: {{server: '{}', certificate-authority: ca.crt}}}}]\n\
+                 users: [{{name: a, user: {{{user}}}}}]\n",
+                node.server.url
+            );
+            std::fs::write(&file, text).expect("written");
+            let client = client::Client::from_kubeconfig(&file).await.expect("a client");
+            let path = ResourcePath::new("v1", "nodes").name(NAME);
+            let _: Value = client.get(&path).await.expect("an answer");
+        }
     });
 }
 
@@ -218,6 +271,13 @@ fn damages(pod_link: &str) -> Vec<(&'static str, String)> {
     rows.into_iter().collect()
 }
 
+/// The node's end of the only pod's link.
+fn pod_link() -> String {
+    let links = run("ip -o link show master cni0");
+    let link = links.split(": ").nth(1).and_then(|name| name.split('@').next());
+    link.expect("the pod's link").to_owned()
+}
+
 /// R-22: each kind of damage is mended within a second, by notification where the kernel has one
 /// and by the canary where it has none, and counted by its kind.
 #[test]
@@ -225,9 +285,7 @@ fn damage_is_mended_within_a_second_and_counted() {
     on_a_node(async |node| {
         let agent = node.start_agent().await;
         let pod = node.add_pod("pod");
-        let links = run("ip -o link show master cni0");
-        let pod_link = links.split(": ").nth(1).and_then(|name| name.split('@').next());
-        let pod_link = pod_link.expect("the pod's link").to_owned();
+        let pod_link = pod_link();
         let mut kernel = kernel::Linux::open().expect("the kernel");
         for (kind, command) in damages(&pod_link) {
             let whole = kernel.observe().expect("what is there");
@@ -310,6 +368,11 @@ fn rules_at_the_edges_of_pods_come_back() {
             assert_ne!(rules().len(), whole.len());
             eventually(command, REPAIR_LIMIT, async || rules() == whole).await;
         }
+        let link = pod_link();
+        run(&format!("ip link set {link} down"));
+        let is_up = || run(&format!("ip -o link show {link} up")).contains(&link);
+        assert!(!is_up());
+        eventually("the pod's link is up", REPAIR_LIMIT, async || is_up()).await;
         let repairs = node.status().await.expect("a status").repairs;
         assert!(repairs.contains_key("pod-edge"), "{repairs:?}");
         assert!(pod.reaches(&node.add_pod("other")));

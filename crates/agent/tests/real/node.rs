@@ -134,9 +134,7 @@ impl Node {
 
     /// Starts an agent and waits until pods can be added.
     pub async fn start_agent(&self) -> Running {
-        let (stop, stopping) = watch::channel(false);
-        let task = tokio::task::spawn_local(agent::run(self.options(), stopping));
-        let running = Running { stop, task };
+        let running = Running::start(self.options());
         eventually("the agent is ready", PATIENCE, async || {
             assert!(!running.task.is_finished(), "the agent ended");
             self.status().await.is_some_and(|status| status.ready && status.converged)
@@ -244,6 +242,12 @@ pub struct Running {
 }
 
 impl Running {
+    pub fn start(options: Options) -> Self {
+        let (stop, stopping) = watch::channel(false);
+        let task = tokio::task::spawn_local(agent::run(options, stopping));
+        Self { stop, task }
+    }
+
     /// As SIGTERM does.
     pub async fn stop(self) {
         self.stop.send_replace(true);
