@@ -4,6 +4,7 @@
 //! tuning. What concerns the interface is read by [`crate::link::options`]; the rest here.
 
 mod addressing;
+mod capabilities;
 mod edge;
 
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use crate::request::{is_identifier, parse_address};
 use crate::result::Success;
 
 pub use addressing::{Addressing, BuiltIn, ResolvConf};
+pub use capabilities::spell_as_conventions;
 pub use edge::EdgeOptions;
 
 /// Smallest and largest MTU in bytes of an IPv4 link.

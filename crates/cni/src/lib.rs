@@ -68,9 +68,10 @@ fn carry_out(
     if request.command == Command::Version {
         return Ok(version::answer(&text)?.to_string());
     }
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| {
+    let mut value: serde_json::Value = serde_json::from_str(&text).map_err(|error| {
         Fault::new(fault::DECODING_FAILURE, "the configuration is not JSON", error)
     })?;
+    config::spell_as_conventions(&mut value);
     let asked = version::of_config(&value)?;
     version.clone_from(&asked);
     let config = Config::parse(&value, asked)?;
