@@ -83,6 +83,12 @@ const COMMANDS: &[Command] = &[
         about: "Debian's kubectl 1.20, unpacked into target/tools/",
         run: tools::kubectl,
     },
+    Command {
+        name: "runtimes",
+        arguments: "",
+        about: "Debian's podman and containerd, unpacked into target/tools/",
+        run: tools::runtimes,
+    },
 ];
 
 fn main() -> ExitCode {

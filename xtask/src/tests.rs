@@ -30,6 +30,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("e2e", "cluster"),
     ("e2e", "refusals"),
     ("e2e", "runtimes"),
+    ("flatnet", "ipam"),
     // This one needs no root, but Debian's host-local.
     ("ipam", "host_local"),
     ("kernel", "bpf"),

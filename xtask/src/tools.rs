@@ -16,6 +16,24 @@ const KUBECTL_VERSION: &str = "v1.20.";
 /// The Python client that the cluster tests run.
 const PYTHON_CLIENT: &str = "kubernetes==36.0.0";
 
+/// Debian's container runtimes, and those of their libraries that a machine may lack. Unpacked, not
+/// installed: an installation would start daemons.
+const RUNTIMES: &[&str] = &[
+    "containerd",
+    "containernetworking-plugins",
+    "runc",
+    "podman",
+    "conmon",
+    "crun",
+    "libassuan0",
+    "libdevmapper1.02.1",
+    "libglib2.0-0",
+    "libgpgme11",
+    "libseccomp2",
+    "libsubid4",
+    "libyajl2",
+];
+
 /// Where the tools live.
 fn directory() -> PathBuf {
     process::root().join("target/tools")
@@ -52,7 +70,7 @@ pub fn kubectl(arguments: &[String]) -> Result<()> {
     let target = directory().join("kubectl-1.20");
     let program = target.join("usr/bin/kubectl");
     if !program.exists() {
-        unpack_to(KUBECTL_PACKAGE, &target)?;
+        unpack_to(&[KUBECTL_PACKAGE], &target)?;
     }
     let path = program.display().to_string();
     let version = process::output(&path, &["version", "--client", "--short"])?;
@@ -94,7 +112,7 @@ pub fn python() -> Result<()> {
 pub fn unpack(package: &str) -> Result<PathBuf> {
     let target = directory().join(package);
     if !target.exists() {
-        unpack_to(package, &target)?;
+        unpack_to(&[package], &target)?;
     }
     Ok(target)
 }
@@ -114,21 +132,45 @@ pub fn install(program: &str, packages: &[&str]) -> Result<()> {
         .with_context(|| format!("{program} is missing; it comes with {}", packages.join(", ")))
 }
 
-fn unpack_to(package: &str, target: &Path) -> Result<()> {
-    let work = directory().join(format!("{package}-download"));
-    // A half fetched package of an earlier, interrupted run.
+/// The command: container runtimes of others in `target/tools/runtimes`, for the tests under them.
+///
+/// # Errors
+/// When apt cannot fetch a package.
+pub fn runtimes(arguments: &[String]) -> Result<()> {
+    if !arguments.is_empty() {
+        bail!("runtimes takes no arguments");
+    }
+    let target = directory().join("runtimes");
+    if !target.exists() {
+        unpack_to(RUNTIMES, &target)?;
+    }
+    println!("{}", target.display());
+    Ok(())
+}
+
+fn unpack_to(packages: &[&str], target: &Path) -> Result<()> {
+    let mut work = target.as_os_str().to_owned();
+    work.push("-download");
+    let work = PathBuf::from(work);
+    // Half fetched packages of an earlier, interrupted run.
     if work.exists() {
         std::fs::remove_dir_all(&work)?;
     }
     std::fs::create_dir_all(&work)?;
-    with_fresh_lists(&["download", package], &work)?;
-    let packages = crate::source::files(&work, ".deb")?;
-    let archive = packages.first().context("apt-get downloaded no package")?;
+    let mut call = vec!["download"];
+    call.extend(packages);
+    with_fresh_lists(&call, &work)?;
+    let archives = crate::source::files(&work, ".deb")?;
+    if archives.len() != packages.len() {
+        bail!("apt-get downloaded {} packages of {}", archives.len(), packages.join(", "));
+    }
     let unpacked = work.join("unpacked");
-    let from = archive.display().to_string();
-    process::run("dpkg-deb", &["-x", &from, &unpacked.display().to_string()])?;
+    for archive in archives {
+        let from = archive.display().to_string();
+        process::run("dpkg-deb", &["-x", &from, &unpacked.display().to_string()])?;
+    }
     std::fs::rename(&unpacked, target)
-        .with_context(|| format!("cannot move the package to {}", target.display()))?;
+        .with_context(|| format!("cannot move the packages to {}", target.display()))?;
     std::fs::remove_dir_all(&work)?;
     Ok(())
 }
