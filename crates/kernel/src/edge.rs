@@ -5,11 +5,14 @@
 //! never carries a packet without its rules (invariant 7), and whoever is killed between leaves a
 //! record from which [`Edge::repair`] finishes.
 
+use std::collections::BTreeMap;
+
 use model::attachment::PortMapping;
 use model::{Attachment, Family, Protocol};
 use render::OpError;
 use render::edge::host_ports::Endpoint;
 use render::edge::{self, host_ports};
+use render::nft::language::Rule;
 use render::nft::state::Command;
 use render::nft::{NftObserved, Transaction};
 
@@ -57,6 +60,7 @@ impl Edge {
                 result => result?,
             }
         }
+        self.change_forwarding(std::slice::from_ref(attachment), Change::Add)?;
         self.forget_udp_flows(attachment)
     }
 
@@ -75,6 +79,7 @@ impl Edge {
                 result => result?,
             }
         }
+        self.change_forwarding(std::slice::from_ref(attachment), Change::Remove)?;
         for address in &attachment.addresses {
             self.driver.forget_flows_of(address.addr())?;
         }
@@ -99,7 +104,9 @@ impl Edge {
         for op in &ops {
             self.driver.apply(op)?;
         }
-        Ok(edge::damages(&ops))
+        let mut damages = edge::damages(&ops);
+        damages.extend(self.change_forwarding(attachments, Change::Set)?);
+        Ok(damages)
     }
 
     /// What [`Edge::repair`] would find, without writing.
@@ -107,7 +114,9 @@ impl Edge {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn damages(&mut self, attachments: &[Attachment]) -> Result<Vec<String>, OpError> {
-        Ok(edge::damages(&edge::diff(attachments, &self.observe()?)))
+        let mut damages = edge::damages(&edge::diff(attachments, &self.observe()?));
+        damages.extend(self.change_forwarding(attachments, Change::Look)?);
+        Ok(damages)
     }
 
     /// What is wrong with the rules of one pod (CHECK), whatever the others' are.
@@ -135,13 +144,56 @@ impl Edge {
         Ok(missing)
     }
 
-    /// Chains of others that drop by policy whatever is forwarded: what is accepted here is lost
-    /// there all the same. Only chains of nf_tables, also those that `iptables` makes there.
+    /// Chains of others that drop by policy whatever is forwarded. Only chains of nf_tables, also
+    /// those that `iptables` makes there; of the older iptables nothing is known.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn foreign_drops(&mut self) -> Result<Vec<ForeignDrop>, OpError> {
         self.driver.foreign_drops()
+    }
+
+    /// The rules for these pods in chains of others that drop by policy (see
+    /// [`render::edge::firewall`]). Answers what differed, in words.
+    fn change_forwarding(
+        &mut self,
+        attachments: &[Attachment],
+        change: Change,
+    ) -> Result<Vec<String>, OpError> {
+        let of_one = matches!(change, Change::Add | Change::Remove);
+        if of_one && attachments.iter().all(|pod| pod.edge.firewall.is_none()) {
+            return Ok(vec![]);
+        }
+        let mut differed = Vec::new();
+        for chain in self.driver.foreign_drops()? {
+            let Some(family) = chain.ip_family() else { continue };
+            let rules = edge::firewall::forwarding(family, attachments);
+            let present = self.driver.own_rules_in(&chain)?;
+            let is_wanted = |rule: &Rule| rules.iter().any(|(_, wanted)| wanted == rule);
+            let missing: Vec<Rule> = match change {
+                Change::Remove => vec![],
+                _ => rules
+                    .iter()
+                    .map(|(_, rule)| rule)
+                    .filter(|rule| !present.values().any(|present| present == *rule))
+                    .cloned()
+                    .collect(),
+            };
+            let surplus: Vec<u64> = match change {
+                Change::Add => vec![],
+                Change::Remove => handles(&present, is_wanted),
+                Change::Set | Change::Look => handles(&present, |rule| !is_wanted(rule)),
+            };
+            if missing.is_empty() && surplus.is_empty() {
+                continue;
+            }
+            if change != Change::Look {
+                self.driver.change_rules_in(&chain, &missing, &surplus)?;
+            }
+            let (lacked, many) = (missing.len(), surplus.len());
+            differed.push(format!("{chain} lacked {lacked} rules of ours, had {many} too many"));
+        }
+        Ok(differed)
     }
 
     fn attach_slowly(
@@ -205,6 +257,23 @@ impl Edge {
         }
         Ok(())
     }
+}
+
+/// What becomes of our rules in others' chains.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// Those of the given pods are added.
+    Add,
+    /// Those of the given pods are removed.
+    Remove,
+    /// Those of the given pods shall be there, and no others.
+    Set,
+    /// As [`Change::Set`], without writing.
+    Look,
+}
+
+fn handles(rules: &BTreeMap<u64, Rule>, chosen: impl Fn(&Rule) -> bool) -> Vec<u64> {
+    rules.iter().filter(|(_, rule)| chosen(rule)).map(|(&handle, _)| handle).collect()
 }
 
 /// The errors that tell of other tables than this version's, or of what was left in them.

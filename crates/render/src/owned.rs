@@ -4,13 +4,14 @@
 //! |---|---|---|
 //! | nftables tables of Services and guards | `flatnet` (ip, ip6) | the table's name |
 //! | nftables tables at pods' edges | `flatnet-pods` (bridge, arp, ip, ip6), `flatnet-host-ports`, `flatnet-masquerade`, `flatnet-firewall` (ip, ip6) | the table's name |
-//! | nftables guard of the tunnel | `tunnel-guard`, `tunnel-nodes`, `tunnel-sources-…` | in our tables |
+//! | nftables guards between nodes | `tunnel-guard`, `ipip-guard`, `wireguard-guard`, `tunnel-nodes`, `tunnel-sources-…` | in our tables |
 //! | bridge | `cni0` | its name; adopted when it exists and is a bridge |
-//! | VXLAN link | `flatnet.1` | its name and kind |
+//! | tunnel links | `flatnet.1` (VXLAN), `flatnet-ipip`, `flatnet-ipip6`, `flatnet-wg` | name and kind |
 //! | pod links | `veth` + 8 hex digits | alias `flatnet:` + container id |
 //! | routes | protocol 0x66 | the route protocol |
 //! | neighbours, FDB | permanent entries on `flatnet.1` | the link that they are on |
-//! | addresses | on `cni0`, `flatnet.1`; the DNS address on `lo` | the link; on `lo` the value |
+//! | WireGuard key, port and peers | on `flatnet-wg` | the link that they are on |
+//! | addresses | on `cni0` and the tunnel links; the DNS address on `lo` | the link; on `lo` the value |
 //! | kernel parameters | the table in `render::net` | the key; never set back |
 //! | packet marks | bits of [`MARK_MASK`] | the mask |
 

@@ -79,6 +79,13 @@ pub fn rule(attributes: Attributes<'_>) -> Option<(String, Rule)> {
     Some((chain, Rule::observed(fingerprint.unwrap_or_default())))
 }
 
+/// The kernel's number for a rule that is ours wherever it stands, and the rule.
+pub fn own_rule(attributes: Attributes<'_>) -> Option<(u64, Rule)> {
+    let (_, rule) = rule(attributes)?;
+    let handle = u64::from_be_bytes(attributes.find(NFTA_RULE_HANDLE)?.try_into().ok()?);
+    (rule.fingerprint() != 0).then_some((handle, rule))
+}
+
 /// The comment in libnftnl's list of type, length, value.
 fn comment(mut userdata: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = userdata {

@@ -135,7 +135,16 @@ pub fn hook_number(family: TableFamily, hook: Hook) -> u32 {
     }
 }
 
-fn add_rule(id: &TableId, chain: &str, rule: &Rule) -> Request {
+/// Deletes one rule by the kernel's number for it.
+pub fn delete_rule(id: &TableId, chain: &str, handle: u64) -> Request {
+    let mut delete = request(id.family, NFT_MSG_DELRULE, 0);
+    delete.text(NFTA_RULE_TABLE, &id.name).text(NFTA_RULE_CHAIN, chain);
+    delete.attribute(NFTA_RULE_HANDLE, &handle.to_be_bytes());
+    delete
+}
+
+/// Appends a rule to a chain.
+pub fn add_rule(id: &TableId, chain: &str, rule: &Rule) -> Request {
     let mut add = request(id.family, NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND);
     add.text(NFTA_RULE_TABLE, &id.name).text(NFTA_RULE_CHAIN, chain);
     add.nested(NFTA_RULE_EXPRESSIONS, &[], |expressions| {

@@ -13,9 +13,9 @@ use std::net::IpAddr;
 use model::{Family, Protocol};
 use netlink::Error;
 use netlink::message::Attributes;
-use netlink::socket::Socket;
+use netlink::socket::{Message, Socket};
 use render::OpError;
-use render::nft::language::{Datum, Set, SetSpec, Table, TableId, Tuple};
+use render::nft::language::{Datum, Rule, Set, SetSpec, Table, TableId, Tuple};
 use render::nft::{NftObserved, NftOp, Transaction};
 
 use encode::{request, request_of};
@@ -35,6 +35,27 @@ pub struct ForeignDrop {
     pub table: String,
     /// The chain's name.
     pub chain: String,
+}
+
+impl ForeignDrop {
+    /// The family, if it is one that our rules are written for.
+    pub fn ip_family(&self) -> Option<Family> {
+        match self.family {
+            "ip" => Some(Family::V4),
+            "ip6" => Some(Family::V6),
+            _ => None,
+        }
+    }
+
+    fn id(&self) -> Option<TableId> {
+        Some(TableId::new(self.ip_family()?, &self.table))
+    }
+}
+
+impl std::fmt::Display for ForeignDrop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "chain {} of table {} {}", self.chain, self.family, self.table)
+    }
 }
 
 /// The writer of our nftables tables.
@@ -168,6 +189,39 @@ impl NftDriver {
         Ok(chains.iter().filter_map(decode::foreign_drop).collect())
     }
 
+    /// Our own rules in another program's chain, each by the kernel's number for it. None in a
+    /// family that our rules are not written for.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn own_rules_in(&mut self, chain: &ForeignDrop) -> Result<BTreeMap<u64, Rule>, OpError> {
+        let Some(id) = chain.id() else { return Ok(BTreeMap::new()) };
+        let mut get = request(id.family, NFT_MSG_GETRULE, 0);
+        get.text(NFTA_RULE_TABLE, &id.name).text(NFTA_RULE_CHAIN, &chain.chain);
+        let rules = self.socket.dump(&get, || format!("read {chain}")).map_err(refused)?;
+        let own = |message: &Message| decode::own_rule(message.attributes(FAMILY_HEADER_BYTES));
+        Ok(rules.iter().filter_map(own).collect())
+    }
+
+    /// Appends rules of ours to another program's chain, behind all of its own, and deletes some by
+    /// number.
+    ///
+    /// # Errors
+    /// The kernel's errno and words for the first that it refused.
+    pub fn change_rules_in(
+        &mut self,
+        chain: &ForeignDrop,
+        added: &[Rule],
+        deleted: &[u64],
+    ) -> Result<(), OpError> {
+        let Some(id) = chain.id() else { return Ok(()) };
+        let deleted = deleted.iter().map(|&handle| encode::delete_rule(&id, &chain.chain, handle));
+        let added = added.iter().map(|rule| encode::add_rule(&id, &chain.chain, rule));
+        let requests: Vec<_> = deleted.chain(added).collect();
+        let action = |_| format!("change our rules in {chain}");
+        self.socket.batch(NFNL_SUBSYS_NFTABLES, &requests, action).map_err(refused)
+    }
+
     /// Several dumps make one picture only when no generation began between them.
     fn read(&mut self, ids: &[TableId]) -> Result<NftObserved, Error> {
         for _ in 0..OBSERVE_ATTEMPTS {
@@ -212,7 +266,7 @@ impl NftDriver {
             Err(error) => return Err(error),
         }
         let ours = |attribute: u16| {
-            move |message: &&netlink::socket::Message| {
+            move |message: &&Message| {
                 let name = message.attributes(FAMILY_HEADER_BYTES).text(attribute);
                 name.as_deref() == Some(id.name.as_str())
             }

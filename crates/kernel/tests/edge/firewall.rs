@@ -111,6 +111,49 @@ fn what_a_pod_sends_away_has_the_nodes_address_but_for_the_exceptions() {
 }
 
 #[test]
+fn pods_pass_a_chain_of_iptables_that_drops_by_policy_and_its_own_rules_stay_first() {
+    let lab = Lab::new();
+    let mut edge = lab.edge();
+    let _far = Server::start(&lab.outside, "far", 80);
+    let far = format!("{FAR}:80");
+    iptables(&lab.node, "-P FORWARD DROP");
+    iptables(&lab.node, "-A FORWARD -p tcp --dport 81 -j DROP");
+    let foreign = iptables(&lab.node, "-S");
+    let mut a = lab.a.attachment.clone();
+    attach(&mut edge, &a);
+    assert!(is_silent(&lab.a.namespace, &far), "the policy does not work");
+    edge.detach(&a).expect("detach");
+    a.edge.firewall = Some(Firewall::default());
+    attach(&mut edge, &a);
+    assert_eq!(ask_tcp(&lab.a.namespace, &far), answer("far", lab.a.address()));
+    assert!(is_silent(&lab.a.namespace, &format!("{FAR}:81")), "an administrator's rule is passed");
+    assert!(is_silent(&lab.b.namespace, &far), "for another pod");
+    // What iptables shows begins with what was there, and shows ours.
+    let with_ours = iptables(&lab.node, "-S");
+    assert!(
+        with_ours.starts_with(foreign.trim_end()) && with_ours.contains("10.50.0.2"),
+        "{with_ours}"
+    );
+    assert_eq!(edge.repair(std::slice::from_ref(&a)).expect("repair"), [""; 0]);
+    // somebody flushes it.
+    iptables(&lab.node, "-F FORWARD");
+    assert_eq!(edge.damages(std::slice::from_ref(&a)).expect("damages").len(), 1);
+    assert_eq!(edge.repair(std::slice::from_ref(&a)).expect("repair").len(), 1);
+    assert_eq!(ask_tcp(&lab.a.namespace, &far), answer("far", lab.a.address()));
+    // nothing of ours is left.
+    iptables(&lab.node, "-A FORWARD -p tcp --dport 81 -j DROP");
+    edge.detach(&a).expect("detach");
+    assert_eq!(iptables(&lab.node, "-S"), foreign);
+}
+
+fn iptables(namespace: &Netns, arguments: &str) -> String {
+    let run = || Command::new("iptables").args(arguments.split(' ')).output().expect("iptables");
+    let output = namespace.run(run).expect("the namespace");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
 fn a_foreign_policy_to_drop_is_found_and_left_alone() {
     let lab = Lab::new();
     let mut edge = lab.edge();

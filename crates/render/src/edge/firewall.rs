@@ -5,8 +5,10 @@
 //! netfilter (`bridge-nf-call-iptables`, which the agent sets) that is also true between pods of
 //! one bridge; without it, isolation of a bridge's ports is the link's part.
 //!
-//! An accept here ends this table's chain only: where another table drops what is forwarded (the
-//! policy that Docker sets), `kernel::edge` finds it and says so.
+//! An accept here ends this table's chain only. Where another program's chain drops by policy
+//! whatever is forwarded (as Docker sets it in the chain of iptables), rules of [`forwarding`] stand
+//! at the end of that chain, behind all of its own: they undo its policy for our pods, and nothing
+//! else of it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,7 +19,7 @@ use model::{Attachment, Family};
 use super::part::{Layout, Parts};
 use super::spoofing::link_local;
 use crate::nft::language::{
-    BaseChain, ChainType, ConnectionState, DataType, Datum, Field, Hook, LinkName, Statement,
+    BaseChain, ChainType, ConnectionState, DataType, Datum, Field, Hook, LinkName, Rule, Statement,
     Table, TableId, Type, Value, Verdict,
 };
 use crate::owned::{NFT_FIREWALL_TABLE, PRIORITY_FILTER};
@@ -83,6 +85,23 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
         .base("forward", base(Hook::Forward), vec![metadata(), vec![ingress]])
         .base("input", base(Hook::Input), vec![metadata(), restricted]);
     Some(layout.table())
+}
+
+/// The rules that let a pod's packets through a chain whose policy is to drop, with the address that
+/// each is for.
+pub fn forwarding(family: Family, attachments: &[Attachment]) -> Vec<(IpAddr, Rule)> {
+    let pods = attachments.iter().filter(|pod| pod.edge.firewall.is_some());
+    let addresses = pods.flat_map(|pod| super::addresses(pod, family));
+    let mut rules = Vec::new();
+    for address in addresses.map(|address| address.addr()) {
+        for field in [Field::SourceAddress, Field::DestinationAddress] {
+            let range = IpNet::from(address);
+            let condition = Statement::InRange { field, range, outside: false };
+            let rule = Rule::new(family, vec![condition, Statement::Verdict(Verdict::Accept)]);
+            rules.push((address, rule));
+        }
+    }
+    rules
 }
 
 pub(super) fn add(parts: &mut Parts, attachment: &Attachment) {
