@@ -198,8 +198,13 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 5] =
-    [("edge", "kernel"), ("spine", "testkit"), ("startup", "e2e"), ("forwarding", "kernel"), ("peers", "kernel")];
+const BENCHES: [(&str, &str); 5] = [
+    ("edge", "kernel"),
+    ("spine", "testkit"),
+    ("startup", "e2e"),
+    ("forwarding", "kernel"),
+    ("peers", "kernel"),
+];
 
 /// The command `bench`: all benchmarks, or the named ones.
 ///
