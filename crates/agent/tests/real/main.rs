@@ -246,6 +246,62 @@ fn damage(command: &str) {
     }
 }
 
+/// without the API server everything runs on, damage is mended, and pods can be added.
+#[test]
+fn without_the_api_server_everything_goes_on() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let one = node.add_pod("one");
+        node.server.cut().await;
+        let other = node.add_pod("other");
+        assert!(one.reaches(&other));
+        run("ip route del 10.244.2.0/24");
+        let route = || run("ip route show 10.244.2.0/24");
+        eventually("the route", REPAIR_LIMIT, async || !route().is_empty()).await;
+        let before = node.status().await.expect("a status");
+        assert!(before.ready && before.converged);
+        node.register("node4", "172.30.0.5", "10.244.4.0/24").await;
+        node.server.restore().await;
+        eventually("the new node", PATIENCE, async || {
+            node.status().await.is_some_and(|status| status.peers == 2)
+        })
+        .await;
+        let after = node.status().await.expect("a status");
+        assert_eq!(after.repairs, before.repairs, "nothing was taken down meanwhile");
+        assert!(one.reaches(&other));
+        agent.stop().await;
+    });
+}
+
+/// besides the mode of the socket, the agent asks who connects.
+#[test]
+fn only_root_is_told_what_is_private() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let run = node.places().run;
+        let socket = run.join(agent::STATUS_SOCKET);
+        let mode = |path: &std::path::Path| {
+            std::fs::metadata(path).expect("there").permissions().mode() & 0o777
+        };
+        assert_eq!((mode(&run), mode(&socket)), (0o700, 0o600));
+        // Without that defence everybody can connect.
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(&run, open.clone()).expect("set");
+        std::fs::set_permissions(&socket, open).expect("set");
+        let ask = async |user: &str| {
+            let socket = socket.display().to_string();
+            let output = tokio::process::Command::new("setpriv")
+                .args(["--reuid", user, "--clear-groups", "curl", "-s", "--unix-socket"])
+                .args([socket.as_str(), "http://agent/status"])
+                .output();
+            String::from_utf8(output.await.expect("curl runs").stdout).expect("text")
+        };
+        assert!(ask("0").await.contains("\"node\":\"node1\""));
+        assert_eq!(ask("65534").await, "");
+        agent.stop().await;
+    });
+}
+
 /// What somebody does, and the kind of repair that follows.
 fn damages(pod_link: &str) -> Vec<(&'static str, String)> {
     let vtep = MacAddress::of_vtep("172.30.0.3".parse().expect("an address"));

@@ -22,7 +22,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 /// A group, a resource with its subresource, and a verb.
@@ -52,7 +52,8 @@ pub struct Server {
     pub admin: Client,
     pub log: Arc<Mutex<Log>>,
     token: Arc<Mutex<String>>,
-    guard: JoinSet<()>,
+    acceptor: Option<(TlsAcceptor, Guard)>,
+    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Server {
@@ -75,7 +76,8 @@ impl Server {
             account,
             log: Arc::default(),
             token: Arc::default(),
-            guard: JoinSet::new(),
+            acceptor: None,
+            task: Mutex::default(),
         };
         server.rotate("first");
         let guard = Guard {
@@ -84,8 +86,27 @@ impl Server {
             log: Arc::clone(&server.log),
             token: Arc::clone(&server.token),
         };
-        server.guard.spawn(serve(listener, acceptor(&pki), guard));
+        server.acceptor = Some((acceptor(&pki), guard));
+        server.listen(listener);
         server
+    }
+
+    fn listen(&self, listener: TcpListener) {
+        let (acceptor, guard) = self.acceptor.clone().expect("started");
+        *self.task.lock().expect("the task") = Some(tokio::spawn(serve(listener, acceptor, guard)));
+    }
+
+    /// The server is away: connections break, and new ones are refused.
+    pub async fn cut(&self) {
+        let task = self.task.lock().expect("the task").take().expect("it listens");
+        task.abort();
+        assert!(task.await.is_err_and(|error| error.is_cancelled()));
+    }
+
+    /// It is back at the same place.
+    pub async fn restore(&self) {
+        let address = self.url.strip_prefix("https://").expect("a URL");
+        self.listen(TcpListener::bind(address).await.expect("the same port"));
     }
 
     /// From now on another token is good, and in the agent's file.
@@ -95,7 +116,8 @@ impl Server {
     }
 
     pub async fn stop(mut self) {
-        self.guard.shutdown().await;
+        self.cut().await;
+        self.acceptor = None;
         drop(self.admin);
         self.running.stop().await;
     }
