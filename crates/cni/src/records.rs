@@ -26,7 +26,7 @@ use nix::libc;
 use crate::fault::{Fault, STATE_STORE, TRY_AGAIN};
 
 /// Longest wait for the lock, seconds: hundreds of ADDs at once take less.
-const LOCK_WAIT_S: u64 = 20;
+const LOCK_WAIT_S: u64 = 40;
 /// Bytes of a record that are read at most; the largest have all ports of a node.
 const RECORD_BYTES_MAX: u64 = 64 << 20;
 /// Records of a network that are read at most: more than any node has pods.

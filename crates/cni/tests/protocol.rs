@@ -443,6 +443,12 @@ fn status_tells_of_the_agent_the_pool_and_the_bridge() {
     let listener = std::os::unix::net::UnixListener::bind(&socket).expect("an agent");
     assert_eq!(status(&node, &with_agent), Ok(Value::Null));
     drop(listener);
+    // A child of another test may have it for a moment, until it runs its own program.
+    let deadline = Instant::now() + PATIENCE;
+    while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        assert!(Instant::now() < deadline, "somebody still listens");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     assert_eq!(status(&node, &with_agent).expect_err("it died")["code"], 50);
     pod.call("DEL", &node.namespace, &with_agent).expect("DEL without the agent");
 

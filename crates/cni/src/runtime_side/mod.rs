@@ -27,7 +27,7 @@ use crate::request::{check_container_id, check_interface};
 use crate::version::at_least;
 
 /// Longest run of one plugin, seconds: more than its own delegate may take.
-const PLUGIN_TIMEOUT_S: u64 = 60;
+const PLUGIN_TIMEOUT_S: u64 = 90;
 /// What plugins find programs by. Nothing else is inherited: a plugin does the same whoever
 /// started us.
 const PROGRAM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
