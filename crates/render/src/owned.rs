@@ -14,6 +14,8 @@
 //! | WireGuard key, port and peers | on `flatnet-wg` | the link that they are on |
 //! | addresses | on `cni0` and the tunnel links; the DNS address on `lo` | the link; on `lo` the value |
 //! | kernel parameters | the table in `render::net` | the key; never set back |
+//! | eBPF programs, maps, attachments | pins below `/sys/fs/bpf/flatnet` | the directory |
+//! | eBPF programs without tcx | filters `flatnet:…` of `clsact` | the filter's name |
 //! | packet marks | bits of [`MARK_MASK`] | the mask |
 
 /// The nftables table of each family.

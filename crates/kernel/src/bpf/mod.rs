@@ -128,6 +128,22 @@ pub fn probe(file_system: &Path) -> Support {
 }
 
 impl Forwarding {
+    /// Loads the programs in the way that this kernel has. As [`Forwarding::load`].
+    ///
+    /// # Errors
+    /// Where something is missing, with its name: packets go on by the kernel's own path.
+    pub fn open(file_system: &Path) -> Result<Self, OpError> {
+        let Support { hook, missing } = probe(file_system);
+        if missing.is_empty() {
+            return Self::load(&Options { file_system: file_system.to_owned(), hook });
+        }
+        let reasons = missing.join("; ");
+        let message = format!(
+            "eBPF forwarding is not possible here, and packets of pods take the kernel's own path: {reasons}"
+        );
+        Err(OpError { errno: libc::EOPNOTSUPP, message })
+    }
+
     /// Loads the programs, or takes over those that this build loaded before. Nothing is attached
     /// that was not. To be called in the node's network namespace, like all that follows.
     ///

@@ -3,6 +3,7 @@
 //! themselves. Needs root. On a kernel with tcx both ways to attach are tried, on an older one
 //! (the lane of spec/test-kernels.md) the one that it has.
 
+mod arrival;
 mod lab;
 mod model;
 mod random;
@@ -51,6 +52,8 @@ fn this_kernel_has_all_that_forwarding_needs() {
     assert_eq!(probe("/sys/fs/bpf".as_ref()).missing, Vec::<String>::new());
     let absent = probe("/sys/fs/nothing".as_ref());
     assert!(absent.missing[0].contains("/sys/fs/nothing does not exist"), "{absent:?}");
+    let refused = Forwarding::open("/sys/fs/nothing".as_ref()).err().expect("not possible there");
+    assert!(refused.message.contains("take the kernel's own path: /sys/fs/nothing"), "{refused}");
 }
 
 #[test]
@@ -341,7 +344,7 @@ fn compare(random: &mut Random, checked: bool, via_stack: bool, frames: usize) {
         for number in 0..frames {
             let frame = pool.frame(random);
             let expected = model::from_pod(&scene, &frame);
-            let found = run_one(&forwarding, one.link_index, &frame);
+            let found = run_one(&forwarding, Program::FromPod, one.link_index, &frame);
             assert_eq!(found, expected, "frame {number}: {frame:02x?}");
             *seen.entry(expected.reason).or_default() += 1;
         }
@@ -353,10 +356,10 @@ fn compare(random: &mut Random, checked: bool, via_stack: bool, frames: usize) {
 }
 
 /// Runs a frame through the loaded program; its verdict is that of its reason.
-fn run_one(forwarding: &Forwarding, link_index: u32, frame: &[u8]) -> Fate {
+fn run_one(forwarding: &Forwarding, program: Program, link_index: u32, frame: &[u8]) -> Fate {
     let before = forwarding.counters().expect("the counters");
     let (verdict, left) = forwarding
-        .run(Program::FromPod, link_index, frame)
+        .run(program, link_index, frame)
         .unwrap_or_else(|error| panic!("{error}: {frame:02x?}"));
     let after = forwarding.counters().expect("the counters");
     let counted = ebpf_abi::REASONS.iter().find(|(_, name)| after[name] > before[name]);

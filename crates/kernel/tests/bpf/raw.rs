@@ -20,7 +20,7 @@ const ETH_P_ALL: u16 = 3;
 fn packet_socket(pod: &TestPod) -> OwnedFd {
     let open = || {
         let protocol = i32::from(ETH_P_ALL.to_be());
-        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: plain numbers.
         let fd = unsafe { libc::socket(libc::AF_PACKET, kind, protocol) };
         assert!(fd >= 0, "a packet socket: {}", std::io::Error::last_os_error());
@@ -79,7 +79,7 @@ pub fn count_passed(
 
 fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
     let mut buffer = [0; 2048];
-    let bytes = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).ok()?;
+    let bytes = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).ok()?;
     Some(buffer[..bytes].to_vec())
 }
 
@@ -136,7 +136,15 @@ pub fn udp_frame(
     addresses: (IpAddr, IpAddr),
     ports: (u16, u16),
 ) -> Vec<u8> {
-    let payload = b"from the test";
+    udp_frame_with(macs, addresses, ports, b"from the test")
+}
+
+pub fn udp_frame_with(
+    macs: (MacAddress, MacAddress),
+    addresses: (IpAddr, IpAddr),
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
     let bytes = u16::try_from(8 + payload.len()).expect("short");
     let mut udp: Vec<u8> =
         [ports.0.to_be_bytes(), ports.1.to_be_bytes(), bytes.to_be_bytes(), [0, 0]].concat();
