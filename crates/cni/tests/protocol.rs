@@ -94,6 +94,10 @@ fn raw(environment: &[(&str, &str)], input: &[u8]) -> (i32, String) {
     (code, String::from_utf8(output.stdout).expect("text"))
 }
 
+type Environment<'a> = Vec<(&'a str, &'a str)>;
+/// Line of the checklist, environment, input, and what is expected: code and a part of the message.
+type Refusal<'a> = (&'a str, Environment<'a>, &'a [u8], u64, &'a str);
+
 /// CNI-01 to CNI-07: wrong environments and inputs are refused with the specification's codes,
 /// in one error document that names what is wrong.
 #[test]
@@ -104,14 +108,14 @@ fn wrong_environments_and_inputs_have_their_codes() {
         ("CNI_IFNAME", "eth0"),
         ("CNI_NETNS", "/run/netns/none"),
     ];
-    fn changed<'a>(key: &'a str, value: &'a str) -> Vec<(&'a str, &'a str)> {
+    fn changed<'a>(key: &'a str, value: &'a str) -> Environment<'a> {
         let kept = ADD.iter().copied().filter(|(name, _)| *name != key);
         let new = Some((key, value)).filter(|(_, value)| !value.is_empty());
         kept.chain(new).collect()
     }
     let good = br#"{"cniVersion":"1.1.0","name":"net","type":"flatnet"}"#;
     let args = "COLOR=red";
-    let rows: [(&str, Vec<(&str, &str)>, &[u8], u64, &str); 20] = [
+    let rows: [Refusal<'_>; 20] = [
         ("CNI-01", changed("CNI_COMMAND", ""), good, 4, "CNI_COMMAND"),
         ("CNI-01", changed("CNI_COMMAND", "MAKE"), good, 4, "CNI_COMMAND"),
         ("CNI-02", changed("CNI_CONTAINERID", ""), good, 4, "CNI_CONTAINERID"),
@@ -250,7 +254,8 @@ fn without_ipam_a_pod_has_an_interface_and_no_addresses() {
 /// for a pod that was added before there were records.
 #[test]
 fn del_needs_no_record() {
-    let damages: [(&str, fn(&Path)); 3] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 3] = [
         ("gone", |file| fs::remove_file(file).expect("removed")),
         ("torn", |file| fs::write(file, "{\"containerID\":").expect("torn")),
         ("empty", |file| fs::write(file, "").expect("emptied")),
