@@ -33,7 +33,7 @@ pub struct ClusterConfig {
     /// Ways besides `overlay` whose packets are taken, while a cluster changes from one to
     /// another. Without loss: first the new one here, on all nodes; then the new one as `overlay`
     /// and the old one here; when all nodes have that, nothing here. While it is not empty,
-    /// WireGuard is not strict about what arrives.
+    /// WireGuard is not strict.
     #[serde(default)]
     pub also_receive: BTreeSet<Overlay>,
     /// What tunnels of all nodes must agree on.

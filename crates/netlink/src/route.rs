@@ -312,3 +312,27 @@ fn outer_header(attributes: Attributes<'_>) -> Option<OuterHeader> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::HEADER_BYTES as MESSAGE_HEADER_BYTES;
+
+    #[test]
+    fn an_outer_header_is_read_back_as_it_was_written() {
+        let outer = OuterHeader {
+            source: "fd00::2".parse().expect("an address"),
+            destination: "fd00::3".parse().expect("an address"),
+        };
+        let destination = "fd00:10:244:2::/64".parse().expect("a prefix");
+        let plain = Route::on_link(destination, 7, 102);
+        for outer in [None, Some(outer)] {
+            let route = Route { outer, ..plain.clone() };
+            let bytes = message(RTM_NEWROUTE, 0, &route).expect("one family").finish(1, 0);
+            let payload = bytes[MESSAGE_HEADER_BYTES..].to_vec();
+            let answer = Message { kind: RTM_NEWROUTE, payload };
+            let read = parse(&answer, MAIN_TABLE).expect("a route");
+            assert_eq!(read, route);
+        }
+    }
+}

@@ -51,3 +51,29 @@ pub(super) fn hint(op: &NetOp, errno: i32) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::MacAddress;
+
+    use super::*;
+
+    #[test]
+    fn a_link_that_the_kernel_lacks_is_named_with_what_to_do() {
+        let vxlan =
+            LinkKind::Vxlan { vni: 1, port: 8472, local: None, uplink: None, learning: false };
+        let ipip = LinkKind::Ipip { local: None, uplink: None };
+        let rows = [
+            (vxlan, "modprobe vxlan"),
+            (ipip, "modprobe ipip"),
+            (LinkKind::Wireguard, "modprobe wireguard"),
+        ];
+        for (kind, expected) in rows {
+            let mac = MacAddress::default();
+            let op = NetOp::AddLink { name: "flatnet".into(), kind, mac, mtu: 1400 };
+            let said = hint(&op, libc::EOPNOTSUPP);
+            assert!(said.contains("the kernel lacks") && said.contains(expected), "{said}");
+            assert!(hint(&op, libc::EPERM).contains("CAP_NET_ADMIN"));
+        }
+    }
+}

@@ -68,6 +68,12 @@ fn plain_packets_between_pods_of_an_encrypted_cluster_stop_at_either_end() {
             guard(1, false);
             assert_eq!(ways(PATIENCE), [true; 2]);
         }
+        // While the cluster changes, by the word of who changes it, plain packets still pass.
+        let changing =
+            model::ClusterConfig { also_receive: [Overlay::Vxlan].into(), ..encrypted.clone() };
+        let (desired, _) = plan::node(&lab.world, &changing, &lab.nodes[0].facts());
+        lab.nodes[0].enforce(&desired, &changing);
+        assert!(passes(&one.namespace, &two, PATIENCE));
         // Before anything is known of the nodes.
         lab.nodes[0].enforce(&Desired::default(), &encrypted);
         assert!(!passes(&one.namespace, &two, SILENCE));
