@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 /// The version of the CNI specification that the list is written in: the newest that every
 /// runtime in use today understands.
 const CNI_VERSION: &str = "1.0.0";
+/// The versions that runtimes may choose from which know this key: GC and STATUS came with 1.1.0.
+const CNI_VERSIONS: [&str; 2] = [CNI_VERSION, "1.1.0"];
 
 /// The text of the configuration list. The same plan gives the same bytes.
 pub fn conflist(plan: &NetworkPlan) -> String {
@@ -23,9 +25,11 @@ pub fn conflist(plan: &NetworkPlan) -> String {
         .collect();
     let list = json!({
         "cniVersion": CNI_VERSION,
+        "cniVersions": CNI_VERSIONS,
         "name": layout::CNI_NETWORK,
         "plugins": [{
             "type": layout::CNI_PLUGIN,
+            "capabilities": { "portMappings": true, "bandwidth": true, "ips": true, "mac": true },
             "bridge": layout::BRIDGE,
             "mtu": plan.mtu,
             "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },

@@ -360,9 +360,11 @@ fn the_configuration_list_says_the_plan() {
     let list: serde_json::Value = serde_json::from_str(&conflist(&network)).expect("JSON");
     let expected = serde_json::json!({
         "cniVersion": "1.0.0",
+        "cniVersions": ["1.0.0", "1.1.0"],
         "name": "flatnet",
         "plugins": [{
             "type": "flatnet",
+            "capabilities": { "portMappings": true, "bandwidth": true, "ips": true, "mac": true },
             "bridge": "cni0",
             "mtu": 1450,
             "ipam": {
