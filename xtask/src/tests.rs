@@ -24,6 +24,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("cni", "chain"),
     ("cni", "parallel"),
     ("cni", "power_loss"),
+    ("flatnet", "cni"),
     // This one needs no root, but Debian's kubectl.
     ("controlplane", "kubectl"),
     ("dnsworker", "worker"),
