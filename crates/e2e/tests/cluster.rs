@@ -7,6 +7,8 @@
 mod controllers;
 #[path = "cluster/dns.rs"]
 mod dns;
+#[path = "cluster/families.rs"]
+mod families;
 #[path = "cluster/kills.rs"]
 mod kills;
 #[path = "cluster/kubectl.rs"]
@@ -31,6 +33,8 @@ use world::World;
 const SCENARIOS: &[Scenario<World>] = &[
     ("pods_on_one_node_and_across_see_each_others_addresses", network::pod_to_pod),
     ("pods_reach_each_other_by_direct_routes_too", network::host_gw),
+    ("a_cluster_of_ipv6_alone_works_whole", families::ipv6_only),
+    ("both_families_work_in_one_cluster", families::dual_stack),
     ("a_node_reaches_its_pods_without_translation", network::node_to_pod),
     ("pods_are_masqueraded_towards_the_outside_only", network::pod_to_outside),
     ("large_datagrams_and_bodies_cross_the_tunnel", network::large_messages),

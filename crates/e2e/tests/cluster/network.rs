@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::world::{NAMESPACE, NODE_RANGE, World, echo_pod};
 
 /// The larger of the two that cross the tunnel: a datagram of two fragments.
-const DATAGRAM_BYTES: &str = "3000";
+pub const DATAGRAM_BYTES: &str = "3000";
 /// A body of many segments.
-const BODY_BYTES: &str = "10000000";
+pub const BODY_BYTES: &str = "10000000";
 
 pub fn pod_to_pod(world: &World) -> Result<()> {
     world.cluster.apply(&echo_pod("neighbour", &world.cluster.nodes[0]))?;
@@ -32,10 +32,9 @@ fn sees(cluster: &Cluster, from: &str, address: &str, pod: &str, client: &str) -
     Ok(())
 }
 
-/// The client's address without its port.
+/// The client's address as the pod that answered saw it.
 fn address_of(answer: &Value) -> &str {
-    let client = answer["client"].as_str().unwrap_or_default();
-    client.rsplit_once(':').map_or(client, |(address, _)| address)
+    answer["client"].as_str().unwrap_or_default()
 }
 
 pub fn host_gw(_: &World) -> Result<()> {
