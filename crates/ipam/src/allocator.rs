@@ -257,7 +257,7 @@ fn first_free(
     let mut candidate = Some(from);
     while let Some(address) = candidate.filter(|address| *address <= end) {
         let skipped = withheld.skip(address);
-        if skipped.is_none() && range.allows(address) && is_free(&address) {
+        if skipped.is_none() && is_free(&address) && range.allows(address) {
             return Some(address);
         }
         candidate = successor(skipped.unwrap_or(address));

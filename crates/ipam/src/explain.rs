@@ -455,7 +455,8 @@ mod tests {
     fn leaks_doubles_and_losses_are_found_and_nothing_else() {
         let gone = Seen::default();
         let no_link = Seen { link: false, ..alive(&["10.0.0.2"]) };
-        let rows: [(&str, Vec<Attachment>, Vec<Seen>, Option<&str>); 6] = [
+        type Row<'a> = (&'a str, Vec<Attachment>, Vec<Seen>, Option<&'a str>);
+        let rows: [Row<'_>; 6] = [
             ("well", vec![record("c1", &["10.0.0.2"])], vec![alive(&["10.0.0.2"])], None),
             ("leak", vec![record("c1", &["10.0.0.2"])], vec![gone.clone()], Some("leaked by")),
             ("moved on", vec![record("c9", &["10.0.0.2"])], vec![gone], None),

@@ -1,6 +1,7 @@
 //! Laws of pools: nodes that race for blocks, with views of the API that are late, while pods
 //! come and go.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipam::REUSE_DELAY_S;
@@ -101,8 +102,8 @@ impl Cluster {
                     Claim { block: *block, pool: pool.name.clone(), node: node.name.clone() };
                 node.seen.insert(*block);
                 // Creating is atomic: the second one is refused.
-                if !self.leases.contains_key(&claim.name()) {
-                    self.leases.insert(claim.name(), claim);
+                if let Entry::Vacant(free) = self.leases.entry(claim.name()) {
+                    free.insert(claim);
                     // R-10 holds from node to node too.
                     if let Some(at) = self.released.get(block) {
                         let rested = now.seconds() - at.seconds();

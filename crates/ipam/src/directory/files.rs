@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::Error;
-use super::listing::Name;
+use super::listing::Names;
 
 /// Bytes read of a file at most; container ids and link names are far shorter.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -68,19 +68,19 @@ impl Files {
     }
 
     /// All names with their inodes.
-    pub fn names(&self) -> Result<Vec<Name>, Error> {
+    pub fn names(&self) -> Result<Names, Error> {
         let failed = |errno: Errno| Error::file("read", &self.path, errno.into());
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut directory =
             Dir::openat(&self.directory, ".", flags, Mode::empty()).map_err(failed)?;
-        let mut names = Vec::new();
-        for entry in directory.iter() {
+        let mut names = Names::default();
+        for (count, entry) in directory.iter().enumerate() {
             let entry = entry.map_err(failed)?;
-            if names.len() == NAMES_MAX {
+            if count == NAMES_MAX {
                 return Err(failed(Errno::EOVERFLOW));
             }
-            if let Ok(text) = entry.file_name().to_str() {
-                names.push(Name { text: text.to_owned(), inode: entry.ino() });
+            if let Ok(name) = entry.file_name().to_str() {
+                names.add(name, entry.ino());
             }
         }
         Ok(names)

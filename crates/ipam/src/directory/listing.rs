@@ -12,13 +12,6 @@ use crate::allocator::Occupancy;
 const OWNER_PREFIX: &str = ".owner-";
 const RELEASED_PREFIX: &str = ".released-";
 
-/// One name in the directory, with the inode that it leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
-    pub text: String,
-    pub inode: u64,
-}
-
 /// An address that a file stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
@@ -40,42 +33,66 @@ pub(super) struct Listing {
     pub stale: Vec<String>,
 }
 
+/// Names while they are read, in whatever order the directory has them. There may be some for
+/// every address of a node on the way of each ADD, so that nothing is kept of them but values.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    held: Vec<(IpAddr, u64, String)>,
+    owners: Vec<(IpAddr, u64, u32)>,
+    released: Vec<(IpAddr, Timestamp)>,
+}
+
+impl Names {
+    /// Takes note of one name, with the inode that it leads to. What is none of ours or
+    /// host-local's is passed over.
+    pub fn add(&mut self, name: &str, inode: u64) {
+        if !name.starts_with('.') {
+            if let Ok(address) = name.parse::<IpAddr>() {
+                self.held.push((address.to_canonical(), inode, name.to_owned()));
+            }
+        } else if let Some((hash, address)) = parse_owner(name) {
+            self.owners.push((address, inode, hash));
+        } else if let Some((at, address)) = parse_released(name) {
+            self.released.push((address, at));
+        }
+    }
+}
+
 impl Listing {
-    /// Sorts names. What is none of ours or host-local's is passed over.
-    pub fn of(names: Vec<Name>) -> Self {
-        let mut held = Vec::new();
-        let mut owners: BTreeMap<IpAddr, Vec<(u32, Name)>> = BTreeMap::new();
-        let mut released: BTreeMap<IpAddr, Vec<(Timestamp, String)>> = BTreeMap::new();
-        for name in names {
-            if let Ok(address) = name.text.parse::<IpAddr>() {
-                held.push((address.to_canonical(), name));
-            } else if let Some((hash, address)) = parse_owner(&name.text) {
-                owners.entry(address).or_default().push((hash, name));
-            } else if let Some((at, address)) = parse_released(&name.text) {
-                released.entry(address).or_default().push((at, name.text));
-            }
-        }
+    /// Sorts names by what they mean.
+    pub fn of(mut names: Names) -> Self {
+        names.held.sort_unstable();
+        names.owners.sort_unstable();
+        names.released.sort_unstable();
         let mut listing = Self::default();
-        for (address, name) in held {
-            let index = owners.get_mut(&address).and_then(|all| {
-                let same = all.iter().position(|(_, owner)| owner.inode == name.inode)?;
-                Some(all.swap_remove(same).0)
-            });
-            listing.held.push(Held { address, name: name.text, owner: index });
-        }
-        listing
-            .held
-            .sort_by(|one, other| (one.address, &one.name).cmp(&(other.address, &other.name)));
-        listing.stale.extend(owners.into_values().flatten().map(|(_, name)| name.text));
-        let taken = listing.taken();
-        for (address, mut all) in released {
-            all.sort();
-            if !taken.contains(&address)
-                && let Some((at, _)) = all.pop()
-            {
-                listing.released.insert(address, at);
+        let is_held = |address: IpAddr, inode: u64| {
+            let found = names
+                .held
+                .binary_search_by(|(one, other, _)| (*one, *other).cmp(&(address, inode)));
+            found.is_ok()
+        };
+        let mut previous = None;
+        for &(address, inode, hash) in &names.owners {
+            // Of two names of one file only one can tell the truth; the other one may go.
+            if !is_held(address, inode) || previous == Some((address, inode)) {
+                listing.stale.push(owner_name(hash, address));
             }
-            listing.stale.extend(all.into_iter().map(|(_, name)| name));
+            previous = Some((address, inode));
+        }
+        for (address, inode, name) in names.held {
+            let first =
+                names.owners.partition_point(|&(one, other, _)| (one, other) < (address, inode));
+            let owner =
+                names.owners.get(first).filter(|owner| (owner.0, owner.1) == (address, inode));
+            listing.held.push(Held { address, name, owner: owner.map(|owner| owner.2) });
+        }
+        let taken = listing.taken();
+        for (address, at) in names.released {
+            if taken.contains(&address) {
+                listing.stale.push(released_name(at, address));
+            } else if let Some(older) = listing.released.insert(address, at) {
+                listing.stale.push(released_name(older, address));
+            }
         }
         listing
     }
@@ -108,7 +125,7 @@ pub(super) fn released_name(at: Timestamp, address: IpAddr) -> String {
 
 fn parse_owner(name: &str) -> Option<(u32, IpAddr)> {
     let (hash, address) = name.strip_prefix(OWNER_PREFIX)?.split_once('-')?;
-    Some((u32::from_str_radix(hash, 16).ok()?, address.parse().ok()?))
+    Some((u32::from_str_radix(hash, 16).ok()?, address.parse::<IpAddr>().ok()?))
 }
 
 fn parse_released(name: &str) -> Option<(Timestamp, IpAddr)> {
@@ -120,9 +137,10 @@ fn parse_released(name: &str) -> Option<(Timestamp, IpAddr)> {
 mod tests {
     use super::*;
 
-    fn listing(names: &[(&str, u64)]) -> Listing {
-        let name = |(text, inode): &(&str, u64)| Name { text: (*text).into(), inode: *inode };
-        Listing::of(names.iter().map(name).collect())
+    fn listing(found: &[(&str, u64)]) -> Listing {
+        let mut names = Names::default();
+        found.iter().for_each(|(name, inode)| names.add(name, *inode));
+        Listing::of(names)
     }
 
     fn address(text: &str) -> IpAddr {
