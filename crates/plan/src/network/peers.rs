@@ -89,7 +89,9 @@ pub(super) fn finding(node: &str, message: &str) -> Finding {
 
 /// What belongs to whom.
 struct Held<'a> {
-    ranges: Vec<(IpNet, &'a Node)>,
+    /// By their network addresses. No two overlap, so that only neighbours in this order can
+    /// overlap a further one.
+    ranges: BTreeMap<IpAddr, (IpNet, &'a Node)>,
     addresses: BTreeMap<IpAddr, &'a Node>,
     keys: BTreeMap<WireguardKey, &'a Node>,
 }
@@ -97,7 +99,11 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn of(own: &Own<'a>) -> Self {
         Self {
-            ranges: own.pod_ranges.iter().map(|range| (*range, own.node)).collect(),
+            ranges: own
+                .pod_ranges
+                .iter()
+                .map(|&own_range| by_network(own_range, own.node))
+                .collect(),
             addresses: own.addresses.iter().map(|address| (*address, own.node)).collect(),
             keys: paths::key_of(own.node).into_iter().map(|key| (key, own.node)).collect(),
         }
@@ -148,7 +154,7 @@ impl<'a> Held<'a> {
             return None;
         }
         ranges.retain(|range| {
-            let holder = self.ranges.iter().find(|(held, _)| overlap(range, held));
+            let holder = self.holder(range);
             if let Some((held, holder)) = holder {
                 let claim = format!("pod range overlaps ({range} and {held}) that");
                 let remedy = "delete and re-create it, so that it gets a range of its own";
@@ -156,9 +162,21 @@ impl<'a> Held<'a> {
             }
             holder.is_none()
         });
-        self.ranges.extend(ranges.iter().map(|range| (*range, node)));
+        self.ranges.extend(ranges.iter().map(|range| by_network(*range, node)));
         (!ranges.is_empty()).then_some((addresses, ranges))
     }
+
+    /// Who has an address of a range.
+    fn holder(&self, range: &IpNet) -> Option<(IpNet, &'a Node)> {
+        let before = self.ranges.range(..=range.network()).next_back();
+        let after = self.ranges.range(range.network()..).next();
+        let near = [before, after].into_iter().flatten().map(|(_, held)| *held);
+        near.into_iter().find(|(held, _)| overlap(range, held))
+    }
+}
+
+fn by_network(range: IpNet, node: &Node) -> (IpAddr, (IpNet, &Node)) {
+    (range.network(), (range, node))
 }
 
 /// Ways that keep the family need addresses of each family of pods, on both sides.

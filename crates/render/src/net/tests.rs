@@ -232,7 +232,8 @@ fn each_way_has_its_link_next_hops_and_entries() {
         mac[5]
     );
     // Overlay; link and next hop of the IPv4 and the IPv6 range; how many tunnel links.
-    let rows: [(Overlay, [Option<(&str, Option<&str>)>; 2], usize); 5] = [
+    type Way<'a> = Option<(&'a str, Option<&'a str>)>;
+    let rows: [(Overlay, [Way<'_>; 2], usize); 5] = [
         (Vxlan, [Some((VXLAN_LINK, Some(v4_net))), Some((VXLAN_LINK, Some(&v6_end)))], 1),
         (HostGw, [Some((UPLINK, Some(v4_hop))), Some((UPLINK, Some(v6_hop)))], 0),
         (Ipip, [Some((IPIP_LINK, Some(v4_hop))), Some((IPIP6_LINK, Some(v6_hop)))], 2),

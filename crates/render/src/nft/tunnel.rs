@@ -76,7 +76,7 @@ impl<'a> TunnelGuard<'a> {
     }
 
     fn add_peer(&mut self, peer: &Peer) {
-        let in_family = |address: &&IpAddr| Family::of(*address) == self.family;
+        let in_family = |address: &&IpAddr| Family::of(address) == self.family;
         for &address in peer.addresses.iter().filter(in_family) {
             self.nodes.insert(address);
             // What is to be encrypted is not taken from other tunnels, but during a change.
