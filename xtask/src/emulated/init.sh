@@ -18,6 +18,8 @@ mkdir -p /sbin
 ln -sf /bin/busybox /sbin/modprobe
 # A node is prepared so (kubeadm asks for it): without it bridged pods escape the rules of Services.
 modprobe br_netfilter
+# The modules of tunnels put links of theirs into each new namespace, where tests count links.
+echo 1 >/proc/sys/net/core/fb_tunnels_only_for_init_net
 ip link set lo up
 
 # NAME DIRECTORY DEADLINE_S PROGRAM [ARGUMENT ...]
