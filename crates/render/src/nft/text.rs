@@ -76,7 +76,7 @@ fn header_text(statement: &Statement) -> String {
     match statement {
         Statement::Carries(EtherType::Ip(family)) => format!("ether type {}", word_of(*family)),
         Statement::Carries(EtherType::Arp) => "ether type arp".into(),
-        Statement::ToGroup => "ether daddr & 1:0:0:0:0:0 != 0".into(),
+        Statement::ToGroup => "meta pkttype { broadcast, multicast }".into(),
         Statement::ArpOfIpv4 => "arp htype 1 ptype ip hlen 6 plen 4".into(),
         Statement::ProtocolIsNot(protocol) => {
             format!("meta l4proto != {}", Value::Protocol(*protocol))

@@ -10,8 +10,6 @@ use super::{
 
 const MAC_BYTES: u32 = 6;
 const ETHER_SOURCE_OFFSET: u32 = 6;
-/// The bit of a destination's first byte that tells a group (IEEE 802).
-const GROUP_BIT: u8 = 1;
 
 // RFC 826, for IPv4 over Ethernet.
 const ARP_OF_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
@@ -50,9 +48,10 @@ impl Writer<'_> {
                 self.compare(NFT_CMP_EQ, &[high, low]);
             }
             Statement::ToGroup => {
-                self.payload(link, 0, 1, KEY);
-                self.bitwise(KEY, &[GROUP_BIT], &[0]);
-                self.compare(NFT_CMP_NEQ, &[0]);
+                // What the device made of the destination: a third cheaper than to look at the frame.
+                self.meta(NFT_META_PKTTYPE, KEY);
+                self.compare(NFT_CMP_GTE, &[PACKET_BROADCAST]);
+                self.compare(NFT_CMP_LTE, &[PACKET_MULTICAST]);
             }
             Statement::ArpOfIpv4 => {
                 self.payload(network, 0, 6, KEY);
