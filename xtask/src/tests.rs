@@ -199,7 +199,8 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 5] = [
+const BENCHES: [(&str, &str); 6] = [
+    ("memory", "agent"),
     ("edge", "kernel"),
     ("spine", "testkit"),
     ("startup", "e2e"),

@@ -65,10 +65,11 @@ fn a_node_gets_its_network_with_the_shipped_role_alone() {
         .await;
         let told = events(node).await.len();
 
-        let log = node.server.log.lock().expect("the log");
-        assert_eq!((&log.denied, &log.foreign_writes), (&vec![], &vec![]));
-        assert_eq!(log.used, rights(), "every right is used, and no other");
-        drop(log);
+        {
+            let log = node.server.log.lock().expect("the log");
+            assert_eq!((&log.denied, &log.foreign_writes), (&vec![], &vec![]));
+            assert_eq!(log.used, rights(), "every right is used, and no other");
+        }
         agent.stop().await;
         let again = node.start_agent().await;
         eventually("the Node is looked at again", PATIENCE, async || {

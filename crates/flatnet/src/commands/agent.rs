@@ -55,7 +55,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if let Some(binary) = arguments.cni_binary {
         options.cni_binary = binary;
     }
+    give_up_privileges()?;
     run_daemon(|shutdown| agent::run(options, shutdown))
+}
+
+/// No program that this process or one of its children starts can have more than it.
+fn give_up_privileges() -> Result<()> {
+    nix::sys::prctl::set_no_new_privs().context("giving up the way to new privileges")
 }
 
 /// A node of a cluster that `flatnet up` made.
@@ -94,4 +100,26 @@ fn service_url() -> Result<String> {
     };
     let host = variable("KUBERNETES_SERVICE_HOST")?;
     Ok(Endpoint::service_url(&host, &variable("KUBERNETES_SERVICE_PORT")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_gets_no_new_privileges() {
+        let flag = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").expect("read");
+            let line = status.lines().find_map(|line| line.strip_prefix("NoNewPrivs:"));
+            line.map(|value| value.trim().to_owned())
+        };
+        // It is the thread's: the other tests keep what they have.
+        let thread = std::thread::spawn(move || {
+            let before = flag();
+            give_up_privileges().expect("given up");
+            (before, flag())
+        });
+        let (before, after) = thread.join().expect("no panic");
+        assert_eq!((before.as_deref(), after.as_deref()), (Some("0"), Some("1")));
+    }
 }
