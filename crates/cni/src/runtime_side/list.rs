@@ -276,5 +276,4 @@ fn invalid(message: &str, details: impl std::fmt::Display) -> Fault {
 }
 
 #[cfg(test)]
-#[path = "list_tests.rs"]
 mod tests;
