@@ -40,7 +40,6 @@ typedef _Bool bool;
 #define BPF_F_INGRESS 1
 #define BPF_MTU_CHECK_SEGMENTS 1
 #define BPF_ANY 0
-#define BPF_NOEXIST 1
 #define BPF_SK_STORAGE_GET_F_CREATE 1
 
 #define AF_INET 2
@@ -103,8 +102,6 @@ _Static_assert(__builtin_offsetof(struct sk_msg_md, sk) == 72, "sk");
 #define SK_PASS 1
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
-static long (*const map_update)(void *map, const void *key, const void *value, __u64 flags) =
-	(void *)2;
 static long (*const skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from,
 				     __u32 bytes, __u64 flags) = (void *)9;
 static long (*const redirect)(__u32 link_index, __u64 flags) = (void *)23;
