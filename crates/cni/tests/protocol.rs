@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{LabNode, PATIENCE, Pod, call_plugin};
+use lab::{LabNode, PATIENCE, Pod, call_plugin, udp_echo};
 use netlink::VethSpec;
 use serde_json::{Value, json};
 
@@ -232,6 +232,51 @@ fn one_configuration_does_what_six_plugins_did() {
     assert_eq!(left(&node), nothing());
     let ifbs = node.netlink().links().expect("links").into_iter().filter(|it| it.kind == "ifb");
     assert_eq!(ifbs.count(), 0);
+}
+
+/// Every way to connect a pod, with the rules at its edge: pods reach each other and their node.
+#[test]
+fn pods_of_every_datapath_reach_each_other_behind_their_rules() {
+    for datapath in ["bridge", "routed", "macvlan"] {
+        let node = node();
+        run_in(&node, "ip", &["link", "set", "lo", "up"]);
+        for address in ["172.30.0.2/32", "fd00:30::2/128"] {
+            run_in(&node, "ip", &["address", "add", address, "dev", "lo"]);
+        }
+        let mut config = with(&config(&node), "datapath", json!(datapath));
+        config["ipam"]["ranges"] = json!([[{ "subnet": "fd00:1::/64" }]]);
+        if datapath == "macvlan" {
+            // The wire below, with nobody at the other end.
+            node.netlink().create_veth(&VethSpec::new("wire0", "wire1")).expect("a wire");
+            for end in ["wire0", "wire1"] {
+                run_in(&node, "ip", &["link", "set", end, "up"]);
+            }
+            config["master"] = json!("wire0");
+        }
+        let pods = ["c1", "c2"].map(Pod::new);
+        let mut addresses = Vec::new();
+        for pod in &pods {
+            let result = pod.call("ADD", &node.namespace, &config).expect(datapath);
+            let own = result["ips"].as_array().expect("addresses").iter();
+            let own = own.filter_map(|ip| ip["address"].as_str()?.split('/').next());
+            addresses.push(own.map(|text| text.parse().expect("an address")).collect::<Vec<_>>());
+            let check = with(&config, "prevResult", result.clone());
+            assert_eq!(pod.call("CHECK", &node.namespace, &check), Ok(Value::Null), "{datapath}");
+        }
+        for (family, address) in addresses[1].iter().enumerate() {
+            let seen = udp_echo(&pods[0].namespace, &pods[1].namespace, *address, 100);
+            assert_eq!(seen, addresses[0][family], "{datapath}");
+            if datapath != "macvlan" {
+                udp_echo(&node.namespace, &pods[1].namespace, *address, 100);
+            }
+        }
+        for pod in &pods {
+            assert_eq!(pod.call("DEL", &node.namespace, &config), Ok(Value::Null), "{datapath}");
+        }
+        let (_, reserved, records) = left(&node);
+        assert_eq!((reserved.len(), records.len()), (0, 0), "{datapath}");
+        assert_eq!(pods[0].netlink().link("eth0").expect("an answer"), None, "{datapath}");
+    }
 }
 
 /// BR: l2 mode, without addresses.
