@@ -17,6 +17,7 @@ const BROKEN_DRIVER: &[u8] = b"vmxnet3";
 const FIRST_SOUND_RELEASE: (u32, u32) = (5, 7);
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GLINK: u32 = 0x0a;
 const ETHTOOL_GTXCSUM: u32 = 0x16;
 const ETHTOOL_STXCSUM: u32 = 0x17;
 
@@ -33,6 +34,20 @@ struct Driver {
     command: u32,
     name: [u8; 32],
     rest: [u8; 160],
+}
+
+/// Whether a link of the calling thread's namespace has a carrier. Before it answers, the kernel
+/// completes what a change of it has begun (`linkwatch_sync_dev`). Otherwise a worker does that
+/// at some later time, and until then the link drops whatever it shall send, and a bridge keeps
+/// the port closed.
+///
+/// # Errors
+/// `ENODEV` when there is no such link.
+pub fn carrier(link: &str) -> Result<bool, Error> {
+    let action = || format!("read the carrier of {link}");
+    call(link, Value { command: ETHTOOL_GLINK, data: 0 })
+        .map(|data| data != 0)
+        .map_err(|errno| Error::new(errno as i32, action()))
 }
 
 /// Whether a link of the calling thread's namespace leaves checksums to the device below.

@@ -160,6 +160,30 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Whether the kernel takes an address for one of this host: what it does with a packet to
+    /// it. For an IPv6 address a worker of the kernel arranges that some time after it was added,
+    /// also without duplicate address detection.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_local(&mut self, address: IpAddr) -> Result<bool, Error> {
+        let mut header = [0; HEADER_BYTES];
+        header[0] = family_of(address);
+        header[1] = IpNet::from(address).prefix_len();
+        let mut request = Request::new(RTM_GETROUTE, 0, &header);
+        request.address(RTA_DST, address);
+        match self.socket.call(&request, || format!("look up the way to {address}")) {
+            Ok(messages) => Ok(messages
+                .iter()
+                .filter_map(Message::header::<HEADER_BYTES>)
+                .any(|header| header[7] == RTN_LOCAL)),
+            Err(error) if matches!(error.errno, libc::ENETUNREACH | libc::EHOSTUNREACH) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Adds a route.
     ///
     /// # Errors

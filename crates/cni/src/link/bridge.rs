@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use model::MacAddress;
 use netlink::{
     Address as KernelAddress, BridgeSpec, Link, LinkChange, Netlink, PortOptions, PortVlan,
-    VethSpec,
+    VethSpec, offload,
 };
 use nix::libc;
 
@@ -38,6 +38,14 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
         spec = spec.mtu(mtu);
     }
     node.create_veth(&spec)?;
+    // A bridge port needs no address of its own: without IPv6 it hears no router advertisement.
+    write_where_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1")?;
+    let near = node.require_link(name)?;
+    set_vlans(&mut node, near.index, options)?;
+    let port = PortOptions { hairpin: options.hairpin, isolated: options.port_isolation };
+    let alias = job.alias();
+    node.set_port(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() }, port)?;
+    bandwidth::apply(&mut node, job.attachment)?;
     let addresses = job.addresses(1, &|_, gateway| gateway);
     let mut routes = job.routes.to_vec();
     if options.is_default_gateway {
@@ -58,14 +66,10 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
         down: options.disable_container_interface,
     };
     let far = job.namespace.run(|| setup.run())??;
-    // A bridge port needs no address of its own: without IPv6 it hears no router advertisement.
-    write_where_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1")?;
-    let near = node.require_link(name)?;
-    set_vlans(&mut node, near.index, options)?;
-    let port = PortOptions { hairpin: options.hairpin, isolated: options.port_isolation };
-    let alias = job.alias();
-    node.set_port(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() }, port)?;
-    bandwidth::apply(&mut node, job.attachment)?;
+    // The second end to come up works at once, the first and the bridge when they are asked.
+    for link in [name, &options.name] {
+        offload::carrier(link)?;
+    }
     let interfaces = vec![job.interface(&near, false), job.interface(&far, true)];
     Ok(Made { interfaces, addresses, routes })
 }

@@ -1,6 +1,7 @@
 //! The pod's side of its interface.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use model::MacAddress;
@@ -30,6 +31,11 @@ const IPV6_PARAMETERS: [(&str, &str); 4] =
     [("accept_ra", "0"), ("autoconf", "0"), ("accept_redirects", "0"), ("accept_dad", "0")];
 /// While a host does not forward, one yes is enough: the link's or this one.
 const IPV4_REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
+
+/// Milliseconds within which the kernel takes an address into use. It is a matter of its workers.
+const ADDRESS_TIMEOUT_MS: u64 = 5_000;
+/// Microseconds between two looks at that.
+const ADDRESS_PAUSE_US: u64 = 50;
 
 /// What the pod's end becomes.
 pub(super) struct Setup<'a> {
@@ -76,7 +82,24 @@ impl Setup<'_> {
             pod.change_link(link.index, &change)?;
         }
         self.lead_out(&mut pod, link.index)?;
+        self.wait_for_addresses(&mut pod)?;
         pod.require_link(self.interface)
+    }
+
+    /// The kernel takes IPv6 addresses into use by and by; a pod that is told of them may be
+    /// asked at once.
+    fn wait_for_addresses(&self, pod: &mut Netlink) -> Result<(), netlink::Error> {
+        let deadline = Instant::now() + Duration::from_millis(ADDRESS_TIMEOUT_MS);
+        for address in self.addresses.iter().map(|one| one.address.addr()) {
+            while address.is_ipv6() && !pod.is_local(address)? {
+                if Instant::now() > deadline {
+                    let action = format!("see the address {address} in use");
+                    return Err(netlink::Error::new(libc::ETIMEDOUT, action));
+                }
+                std::thread::sleep(Duration::from_micros(ADDRESS_PAUSE_US));
+            }
+        }
+        Ok(())
     }
 
     /// Neighbours and routes.

@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use model::{MacAddress, layout};
 use netlink::{
-    Ipv4Parameter, Link, LinkChange, Neighbour, Netlink, Route as KernelRoute, VethSpec, sysctl,
+    Ipv4Parameter, Link, LinkChange, Neighbour, Netlink, Route as KernelRoute, VethSpec, offload,
+    sysctl,
 };
 use nix::libc;
 
@@ -46,6 +47,11 @@ pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
         spec = spec.mtu(mtu);
     }
     node.create_veth(&spec)?;
+    let near = node.require_link(name)?;
+    write_parameters(&mut node, &near, job)?;
+    let alias = job.alias();
+    node.change_link(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() })?;
+    bandwidth::apply(&mut node, job.attachment)?;
     let addresses = job.addresses(1, &|address, _| Some(gateway_of(address)));
     let mut routes = job.routes.to_vec();
     // A pod that is alone on its link reaches nothing without a route.
@@ -69,13 +75,10 @@ pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
         down: false,
     };
     let far = job.namespace.run(|| setup.run())??;
-    let near = node.require_link(name)?;
-    write_parameters(&mut node, &near, job)?;
-    let alias = job.alias();
-    node.change_link(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() })?;
+    // The second end to come up works at once, the first when it is asked.
+    offload::carrier(name)?;
     lead_in(&mut node, near.index, job)?;
     enable_forwarding(job.attachment.addresses.iter())?;
-    bandwidth::apply(&mut node, job.attachment)?;
     let interfaces = vec![job.interface(&near, false), job.interface(&far, true)];
     Ok(Made { interfaces, addresses, routes })
 }
