@@ -21,7 +21,9 @@ const HARDWARE: &str = "/drivers/net/ethernet/";
 /// Lists that modprobe reads.
 const MODULE_LISTS: &[&str] = &["modules.dep", "modules.alias", "modules.symbols"];
 /// Programs that tests run beside ours. All are called by name.
-const PROGRAMS: &[&str] = &["nft", "ip", "tc"];
+const PROGRAMS: &[&str] = &["nft", "ip", "tc", "iptables", "ip6tables"];
+/// What iptables loads by name as it runs.
+const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 const PROGRAM_DIRECTORIES: &[&str] = &["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// Tables by which programs name protocols and users.
 const TABLES: &[&str] = &["/etc/protocols", "/etc/services", "/etc/passwd", "/etc/group"];
@@ -107,6 +109,9 @@ pub fn assemble(path: &Path, kernel: &Kernel, built: &Built, script: &str) -> Re
     kernel.add_to(&mut archive)?;
     for program in PROGRAMS {
         add_with_libraries(&mut archive, program)?;
+    }
+    for extension in source::files(Path::new(EXTENSIONS), ".so")? {
+        archive.program(&extension.display().to_string(), &read(&extension)?)?;
     }
     for table in TABLES {
         let text = read(Path::new(table)).context("packages netbase and base-files have it")?;
