@@ -61,7 +61,8 @@ pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Fault> {
             ..link::unrecorded(&request.container_id, &request.interface)
         },
     };
-    disconnect(&attachment)?;
+    // Closed last, when the lock is free again.
+    let _edge = disconnect(&attachment)?;
     // A delegate may take its time.
     let kept = Some(records).filter(|_| !is_delegated(config));
     // Only now: the address must not be another pod's while this one still has it.
@@ -70,15 +71,19 @@ pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Fault> {
     records.remove(&records::name(&request.container_id, &request.interface))
 }
 
-/// Removes an attachment's link and its rules. Nothing there is no error.
-pub(crate) fn disconnect(attachment: &Attachment) -> Result<(), Fault> {
+/// Removes an attachment's link and its rules. Nothing there is no error. Answers the writer of
+/// rules: when its socket is closed, the kernel makes us wait until nobody can see what it removed
+/// (13 ms measured), and others need not wait with us.
+pub(crate) fn disconnect(attachment: &Attachment) -> Result<Option<Edge>, Fault> {
     // A record of an earlier boot may name what is another pod's by now. One without a boot is
     // made of derived names.
     if !attachment.boot_id.is_empty() && attachment.boot_id != records::boot_id()? {
-        return Ok(());
+        return Ok(None);
     }
     link::remove(attachment)?;
-    Ok(Edge::open()?.detach(attachment)?)
+    let mut edge = Edge::open()?;
+    edge.detach(attachment)?;
+    Ok(Some(edge))
 }
 
 /// Writes the record and makes the rules. On a fault the caller calls [`delete`].

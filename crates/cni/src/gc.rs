@@ -39,9 +39,10 @@ pub(crate) fn run(call: &Invocation<'_>) -> Result<(), Fault> {
         }
         let gone = match &attachment {
             Some(attachment) if modified >= began => Err(attachment),
-            Some(attachment) => {
-                disconnect(attachment).map_err(|fault| faults.push(fault)).map_err(|()| attachment)
-            }
+            Some(attachment) => disconnect(attachment).map(drop).map_err(|fault| {
+                faults.push(fault);
+                attachment
+            }),
             None => Ok(()),
         };
         match gone {
