@@ -9,7 +9,9 @@
 //! | bridge | `cni0` | its name; adopted when it exists and is a bridge |
 //! | tunnel links | `flatnet.1` (VXLAN), `flatnet-ipip`, `flatnet-ipip6`, `flatnet-wg` | name and kind |
 //! | pod links | `veth` + 8 hex digits | alias `flatnet:` + container id |
+//! | limits of what pods send | `ifb` + 8 hex digits | alias `flatnet:` + container id |
 //! | routes | protocol 0x66 | the route protocol |
+//! | routes to single pods | protocol 0x67, made by the plugin | the route protocol |
 //! | neighbours, FDB | permanent entries on `flatnet.1` | the link that they are on |
 //! | WireGuard key, port and peers | on `flatnet-wg` | the link that they are on |
 //! | addresses | on `cni0` and the tunnel links; the DNS address on `lo` | the link; on `lo` the value |
