@@ -175,6 +175,9 @@ pub struct ContainerPort {
     /// The port on the node; 0 when there is none.
     #[serde(deserialize_with = "null_as_default")]
     pub host_port: u16,
+    /// The node's address that the port is taken on; empty for all of them.
+    #[serde(rename = "hostIP", deserialize_with = "null_as_default")]
+    pub host_ip: String,
     /// The transport protocol.
     #[serde(deserialize_with = "null_as_default")]
     pub protocol: Protocol,

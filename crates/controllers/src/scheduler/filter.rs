@@ -20,7 +20,16 @@ pub(super) struct Candidate<'a> {
     node: &'a Node,
     pods: usize,
     siblings: BTreeMap<String, usize>,
-    host_ports: BTreeSet<(u16, Protocol)>,
+    host_ports: BTreeSet<HostPort>,
+}
+
+/// A port of a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct HostPort {
+    port: u16,
+    protocol: Protocol,
+    /// `None` for all addresses of the node.
+    address: Option<String>,
 }
 
 /// Why a node is not for a pod, in the words of the scheduler.
@@ -108,7 +117,7 @@ impl<'a> Candidate<'a> {
         {
             return Err(Refusal::Affinity);
         }
-        if host_ports(pod).any(|port| self.host_ports.contains(&port)) {
+        if host_ports(pod).any(|port| self.host_ports.iter().any(|taken| port.meets(taken))) {
             return Err(Refusal::Ports);
         }
         let allocatable = self.node.status.allocatable.pods.as_ref();
@@ -130,11 +139,27 @@ fn taint(key: &str) -> Taint {
     Taint { key: key.into(), effect: "NoSchedule".into(), ..Taint::default() }
 }
 
-fn host_ports(pod: &Pod) -> impl Iterator<Item = (u16, Protocol)> {
+impl HostPort {
+    /// Whether the two cannot both be taken: all addresses meet each single one.
+    fn meets(&self, other: &Self) -> bool {
+        let same_address = match (&self.address, &other.address) {
+            (Some(one), Some(other)) => one == other,
+            _ => true,
+        };
+        (self.port, self.protocol) == (other.port, other.protocol) && same_address
+    }
+}
+
+fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
+    let is_any = |address: &str| matches!(address, "" | "0.0.0.0" | "::");
     pod.lasting_containers()
         .flat_map(|container| &container.ports)
         .filter(|port| port.host_port != 0)
-        .map(|port| (port.host_port, port.protocol))
+        .map(move |port| HostPort {
+            port: port.host_port,
+            protocol: port.protocol,
+            address: Some(port.host_ip.clone()).filter(|address| !is_any(address)),
+        })
 }
 
 fn selects(selector: &NodeSelector, node: &Object) -> bool {

@@ -117,9 +117,29 @@ fn selector_and_required_affinity_must_hold() {
 
 #[test]
 fn two_pods_do_not_share_a_host_port() {
-    let port = json!({"containers": [{"ports": [{"containerPort": 80, "hostPort": 8080}]}]});
-    let objects = vec![node("a", json!({})), waiting("p", port.clone()), waiting("q", port)];
-    assert_eq!(placements(objects), ["bind p a", "patch q"]);
+    let port = |changes: Value| {
+        let mut port = json!({"containerPort": 80, "hostPort": 8080});
+        for (field, value) in changes.as_object().expect("fields") {
+            port[field] = value.clone();
+        }
+        json!({"containers": [{"ports": [port]}]})
+    };
+    let on = |address: &str| json!({ "hostIP": address });
+    let rows = [
+        (json!({}), json!({}), false),
+        (json!({}), json!({"hostPort": 8081}), true),
+        (json!({}), json!({"protocol": "UDP"}), true),
+        (json!({}), on("10.0.0.1"), false),
+        (on("0.0.0.0"), on("10.0.0.1"), false),
+        (on("10.0.0.1"), on("10.0.0.1"), false),
+        (on("10.0.0.1"), on("10.0.0.2"), true),
+    ];
+    for (one, other, both) in rows {
+        let pods = [waiting("p", port(one.clone())), waiting("q", port(other.clone()))];
+        let second = if both { "bind q a" } else { "patch q" };
+        let objects = [vec![node("a", json!({}))], pods.into()].concat();
+        assert_eq!(placements(objects), ["bind p a", second], "{one} and {other}");
+    }
 }
 
 #[test]
