@@ -108,7 +108,11 @@ fn be_the_agent(directory: std::path::PathBuf, server: String) {
     let options = Options {
         node_name: NAME.into(),
         api: agent::Api::ServiceAccount { server, directory: Some(account) },
-        config: model::ClusterConfig::default(),
+        config: model::ClusterConfig {
+            pod_cidrs: "10.244.0.0/15".parse().into_iter().collect(),
+            node_cidrs: "172.30.0.0/16".parse().into_iter().collect(),
+            ..model::ClusterConfig::default()
+        },
         uplink: None,
         cni_binary: directory.join("flatnet-cni"),
         places: Places {
@@ -139,8 +143,9 @@ async fn fill(node: &Node) {
     for number in 0..PEERS {
         let (high, low) = (number / 250, number % 250);
         let address = format!("172.30.{}.{}", 1 + high, 1 + low);
-        let range = format!("10.245.{number}.0/24");
-        let range = if number < 256 { range } else { format!("10.246.{}.0/24", number - 256) };
+        // 10.244.1.0/24 and 10.244.2.0/24 are the first two nodes'.
+        let (second, third) = (244 + (number + 3) / 256, (number + 3) % 256);
+        let range = format!("10.{second}.{third}.0/24");
         node.register(&format!("peer{number}"), &address, &range).await;
     }
     for number in 0..SERVICES {
@@ -152,7 +157,7 @@ async fn fill(node: &Node) {
         let slices = ResourcePath::new("discovery.k8s.io/v1", "endpointslices");
         let endpoints: Vec<Value> = (0..3)
             .map(|endpoint| {
-                let address = format!("10.245.{}.{}", number % 256, 2 + endpoint + number / 256);
+                let address = format!("10.245.{}.{}", number % 240, 2 + endpoint + number / 240);
                 json!({ "addresses": [address], "conditions": { "ready": true } })
             })
             .collect();
