@@ -17,6 +17,7 @@ mod signals;
 mod small;
 mod summary;
 mod udp;
+mod udp_flow;
 
 use std::process::ExitCode;
 
@@ -79,8 +80,9 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "udp",
-        usage: "udp HOST PORT [--payload-bytes N] [--count N] [--timeout-ms MS]",
-        valued: &["--payload-bytes", "--count", "--timeout-ms"],
+        usage: "udp HOST PORT [--payload-bytes N] [--timeout-ms MS] \
+                [--count N | --rate R --duration-s S]",
+        valued: &["--payload-bytes", "--count", "--timeout-ms", "--rate", "--duration-s"],
         switches: &[],
         run: udp::run,
     },
