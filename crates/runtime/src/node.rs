@@ -105,13 +105,28 @@ async fn register(context: &Context, ready: bool) -> Result<Value, ClientError> 
         node = context.client.patch(&path, PatchKind::Merge, &patch).await?;
     }
     let status = status(context, &node, ready);
-    let present = &node["status"];
-    let changed = status.as_object().into_iter().flatten();
-    if changed.clone().all(|(key, value)| present.get(key) == Some(value)) {
+    if says(&node["status"], &status) {
         return Ok(node);
     }
-    let patch = json!({"status": status});
-    context.client.patch(&path.subresource("status"), PatchKind::Merge, &patch).await
+    let mut patch = json!({"status": status});
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        // They would merge by their type, and a node of two families has two of one type.
+        addresses.push(json!({"$patch": "replace"}));
+    }
+    // Conditions merge by their type: the network's agent has one of its own.
+    context.client.patch(&path.subresource("status"), PatchKind::Strategic, &patch).await
+}
+
+/// Whether a node's status says all of ours already, whatever else it says.
+fn says(present: &Value, ours: &Value) -> bool {
+    let known = present["conditions"].as_array();
+    let fields = ours.as_object();
+    fields.into_iter().flatten().all(|(key, value)| match value.as_array() {
+        Some(conditions) if key == "conditions" => {
+            conditions.iter().all(|condition| known.is_some_and(|known| known.contains(condition)))
+        }
+        _ => present.get(key) == Some(value),
+    })
 }
 
 fn labels(name: &str) -> Value {
