@@ -29,6 +29,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("controlplane", "kubectl"),
     ("dnsworker", "worker"),
     ("e2e", "cluster"),
+    ("e2e", "pods"),
     ("e2e", "refusals"),
     ("e2e", "runtimes"),
     ("flatnet", "ipam"),
@@ -199,7 +200,8 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 6] = [
+const BENCHES: [(&str, &str); 7] = [
+    ("cni", "cni"),
     ("memory", "agent"),
     ("edge", "kernel"),
     ("spine", "testkit"),
