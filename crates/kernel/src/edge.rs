@@ -5,23 +5,27 @@
 //! never carries a packet without its rules (invariant 7), and whoever is killed between leaves a
 //! record from which [`Edge::repair`] finishes.
 
-use std::collections::BTreeMap;
+mod forwarding;
+mod iptables;
 
 use model::attachment::PortMapping;
 use model::{Attachment, Family, Protocol};
+use netlink::{Error, Netns};
 use render::OpError;
 use render::edge::host_ports::Endpoint;
 use render::edge::{self, host_ports};
-use render::nft::language::Rule;
 use render::nft::state::Command;
 use render::nft::{NftObserved, Transaction};
 
 use crate::nft::{ForeignDrop, NftDriver};
+use forwarding::Change;
 
 /// The writer of rules at pods' edges. It holds one socket and no state: two of them, in two
 /// processes, differ in nothing. Writers of one network take turns by the lock of its records.
 pub struct Edge {
     driver: NftDriver,
+    /// Where the socket is; programs that we run are to be there too.
+    namespace: Netns,
 }
 
 impl Edge {
@@ -30,7 +34,7 @@ impl Edge {
     /// # Errors
     /// When the system refuses the socket.
     pub fn open() -> Result<Self, OpError> {
-        Ok(Self { driver: NftDriver::open()? })
+        Ok(Self { driver: NftDriver::open()?, namespace: Netns::current().map_err(refused)? })
     }
 
     /// Adds a pod's rules, in one transaction of set elements. Where that cannot be (the first pod,
@@ -141,59 +145,18 @@ impl Edge {
                 }
             }
         }
+        missing
+            .extend(self.change_forwarding(std::slice::from_ref(attachment), Change::LookForOne)?);
         Ok(missing)
     }
 
-    /// Chains of others that drop by policy whatever is forwarded. Only chains of nf_tables, also
-    /// those that `iptables` makes there; of the older iptables nothing is known.
+    /// Chains of nf_tables of others that drop by policy whatever is forwarded, also those that
+    /// `iptables` makes there.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn foreign_drops(&mut self) -> Result<Vec<ForeignDrop>, OpError> {
         self.driver.foreign_drops()
-    }
-
-    /// The rules for these pods in chains of others that drop by policy (see
-    /// [`render::edge::firewall`]). Answers what differed, in words.
-    fn change_forwarding(
-        &mut self,
-        attachments: &[Attachment],
-        change: Change,
-    ) -> Result<Vec<String>, OpError> {
-        let of_one = matches!(change, Change::Add | Change::Remove);
-        if of_one && attachments.iter().all(|pod| pod.edge.firewall.is_none()) {
-            return Ok(vec![]);
-        }
-        let mut differed = Vec::new();
-        for chain in self.driver.foreign_drops()? {
-            let Some(family) = chain.ip_family() else { continue };
-            let rules = edge::firewall::forwarding(family, attachments);
-            let present = self.driver.own_rules_in(&chain)?;
-            let is_wanted = |rule: &Rule| rules.iter().any(|(_, wanted)| wanted == rule);
-            let missing: Vec<Rule> = match change {
-                Change::Remove => vec![],
-                _ => rules
-                    .iter()
-                    .map(|(_, rule)| rule)
-                    .filter(|rule| !present.values().any(|present| present == *rule))
-                    .cloned()
-                    .collect(),
-            };
-            let surplus: Vec<u64> = match change {
-                Change::Add => vec![],
-                Change::Remove => handles(&present, is_wanted),
-                Change::Set | Change::Look => handles(&present, |rule| !is_wanted(rule)),
-            };
-            if missing.is_empty() && surplus.is_empty() {
-                continue;
-            }
-            if change != Change::Look {
-                self.driver.change_rules_in(&chain, &missing, &surplus)?;
-            }
-            let (lacked, many) = (missing.len(), surplus.len());
-            differed.push(format!("{chain} lacked {lacked} rules of ours, had {many} too many"));
-        }
-        Ok(differed)
     }
 
     fn attach_slowly(
@@ -259,24 +222,11 @@ impl Edge {
     }
 }
 
-/// What becomes of our rules in others' chains.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Change {
-    /// Those of the given pods are added.
-    Add,
-    /// Those of the given pods are removed.
-    Remove,
-    /// Those of the given pods shall be there, and no others.
-    Set,
-    /// As [`Change::Set`], without writing.
-    Look,
-}
-
-fn handles(rules: &BTreeMap<u64, Rule>, chosen: impl Fn(&Rule) -> bool) -> Vec<u64> {
-    rules.iter().filter(|(_, rule)| chosen(rule)).map(|(&handle, _)| handle).collect()
-}
-
 /// The errors that tell of other tables than this version's, or of what was left in them.
 fn is_other_layout(errno: i32) -> bool {
     matches!(errno, libc::ENOENT | libc::EEXIST | libc::EBUSY | libc::EINVAL)
+}
+
+fn refused(error: Error) -> OpError {
+    OpError { errno: error.errno, message: error.to_string() }
 }

@@ -5,6 +5,7 @@
 //! | nftables tables of Services and guards | `flatnet` (ip, ip6) | the table's name |
 //! | nftables tables at pods' edges | `flatnet-pods` (bridge, arp, ip, ip6), `flatnet-host-ports`, `flatnet-masquerade`, `flatnet-firewall` (ip, ip6) | the table's name |
 //! | accepts for pods in others' chains that drop by policy what is forwarded | one address each, at the chain's end | the rule's comment `flatnet …` |
+//! | the same in the chain FORWARD of the older iptables | one address each | the rule's comment `flatnet-pod` |
 //! | nftables guards between nodes | `tunnel-guard`, `ipip-guard`, `wireguard-guard`, `tunnel-nodes`, `tunnel-sources-…` | in our tables |
 //! | bridge | `cni0` | its name; adopted when it exists and is a bridge |
 //! | tunnel links | `flatnet.1` (VXLAN), `flatnet-ipip`, `flatnet-ipip6`, `flatnet-wg` | name and kind |

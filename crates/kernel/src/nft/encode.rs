@@ -40,6 +40,7 @@ pub fn request(family: TableFamily, message: u16, flags: i32) -> Request {
         TableFamily::Ip(Family::V6) => NFPROTO_IPV6,
         TableFamily::Bridge => NFPROTO_BRIDGE,
         TableFamily::Arp => NFPROTO_ARP,
+        TableFamily::Inet(_) => NFPROTO_INET,
     };
     request_of(family, message, flags)
 }

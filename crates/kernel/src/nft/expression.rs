@@ -39,6 +39,10 @@ const ETHERNET_BYTES: u32 = 14;
 /// Writes the expressions of one rule.
 pub fn write_rule(request: &mut Request, family: TableFamily, statements: &[Statement]) {
     let mut writer = Writer { request, family: family.address_family() };
+    if let TableFamily::Inet(family) = family {
+        writer.meta(NFT_META_NFPROTO, KEY);
+        writer.compare(NFT_CMP_EQ, &[protocol_family(family)]);
+    }
     for statement in statements {
         writer.statement(statement);
     }
@@ -380,10 +384,7 @@ impl Writer<'_> {
     }
 
     fn translate_destination(&mut self) {
-        let family = match self.family {
-            Family::V4 => NFPROTO_IPV4,
-            Family::V6 => NFPROTO_IPV6,
-        };
+        let family = protocol_family(self.family);
         let port = ENDPOINT + address_registers(self.family);
         self.expression("nat", |data| {
             number(data, NFTA_NAT_TYPE, NFT_NAT_DNAT);
@@ -413,6 +414,13 @@ fn address_places(family: Family) -> (u32, u32, u32) {
     match family {
         Family::V4 => (12, 16, 4),
         Family::V6 => (8, 24, 16),
+    }
+}
+
+fn protocol_family(family: Family) -> u8 {
+    match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
     }
 }
 

@@ -15,7 +15,7 @@ use netlink::Error;
 use netlink::message::Attributes;
 use netlink::socket::{Message, Socket};
 use render::OpError;
-use render::nft::language::{Datum, Rule, Set, SetSpec, Table, TableId, Tuple};
+use render::nft::language::{Datum, Rule, Set, SetSpec, Table, TableFamily, TableId, Tuple};
 use render::nft::{NftObserved, NftOp, Transaction};
 
 use encode::{request, request_of};
@@ -38,17 +38,14 @@ pub struct ForeignDrop {
 }
 
 impl ForeignDrop {
-    /// The family, if it is one that our rules are written for.
-    pub fn ip_family(&self) -> Option<Family> {
-        match self.family {
-            "ip" => Some(Family::V4),
-            "ip6" => Some(Family::V6),
-            _ => None,
-        }
-    }
-
-    fn id(&self) -> Option<TableId> {
-        Some(TableId::new(self.ip_family()?, &self.table))
+    /// The table, once for each family of addresses that its packets may have.
+    pub fn tables(&self) -> Vec<TableId> {
+        let families = match self.family {
+            "ip" => vec![TableFamily::Ip(Family::V4)],
+            "ip6" => vec![TableFamily::Ip(Family::V6)],
+            _ => [Family::V4, Family::V6].map(TableFamily::Inet).to_vec(),
+        };
+        families.into_iter().map(|family| TableId::new(family, &self.table)).collect()
     }
 }
 
@@ -189,13 +186,12 @@ impl NftDriver {
         Ok(chains.iter().filter_map(decode::foreign_drop).collect())
     }
 
-    /// Our own rules in another program's chain, each by the kernel's number for it. None in a
-    /// family that our rules are not written for.
+    /// Our own rules in another program's chain, each by the kernel's number for it.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn own_rules_in(&mut self, chain: &ForeignDrop) -> Result<BTreeMap<u64, Rule>, OpError> {
-        let Some(id) = chain.id() else { return Ok(BTreeMap::new()) };
+        let Some(id) = chain.tables().pop() else { return Ok(BTreeMap::new()) };
         let mut get = request(id.family, NFT_MSG_GETRULE, 0);
         get.text(NFTA_RULE_TABLE, &id.name).text(NFTA_RULE_CHAIN, &chain.chain);
         let rules = self.socket.dump(&get, || format!("read {chain}")).map_err(refused)?;
@@ -203,20 +199,20 @@ impl NftDriver {
         Ok(rules.iter().filter_map(own).collect())
     }
 
-    /// Appends rules of ours to another program's chain, behind all of its own, and deletes some by
-    /// number.
+    /// Appends rules of ours, each with its table in the family that it is about, to another
+    /// program's chain, behind all of its own, and deletes some by number.
     ///
     /// # Errors
     /// The kernel's errno and words for the first that it refused.
     pub fn change_rules_in(
         &mut self,
         chain: &ForeignDrop,
-        added: &[Rule],
+        added: &[(TableId, Rule)],
         deleted: &[u64],
     ) -> Result<(), OpError> {
-        let Some(id) = chain.id() else { return Ok(()) };
+        let Some(id) = chain.tables().pop() else { return Ok(()) };
         let deleted = deleted.iter().map(|&handle| encode::delete_rule(&id, &chain.chain, handle));
-        let added = added.iter().map(|rule| encode::add_rule(&id, &chain.chain, rule));
+        let added = added.iter().map(|(id, rule)| encode::add_rule(id, &chain.chain, rule));
         let requests: Vec<_> = deleted.chain(added).collect();
         let action = |_| format!("change our rules in {chain}");
         self.socket.batch(NFNL_SUBSYS_NFTABLES, &requests, action).map_err(refused)

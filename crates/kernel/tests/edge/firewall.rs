@@ -8,7 +8,7 @@ use model::attachment::{Firewall, IngressPolicy, Masquerade, NodePort};
 use netlink::{Netlink, Netns, sysctl};
 
 use crate::clients::{Server, ask_tcp, is_silent};
-use crate::lab::{FAR, GATEWAY, Lab, NODE, OUTSIDE, attach, net};
+use crate::lab::{FAR, GATEWAY, Lab, NODE, OUTSIDE, OUTSIDE6, attach, net};
 
 const METADATA: &str = "169.254.169.254";
 
@@ -110,18 +110,26 @@ fn what_a_pod_sends_away_has_the_nodes_address_but_for_the_exceptions() {
     assert_eq!(ask_tcp(&lab.a.namespace, &format!("{FAR}:80")), answer("far", lab.a.address()));
 }
 
+/// FW, R-22, R-23: both kinds of iptables, each with a policy of its own.
 #[test]
 fn pods_pass_a_chain_of_iptables_that_drops_by_policy_and_its_own_rules_stay_first() {
+    for program in ["iptables", "iptables-legacy"] {
+        passes_a_chain_of(program);
+    }
+}
+
+fn passes_a_chain_of(program: &str) {
     let lab = Lab::new();
     let mut edge = lab.edge();
     let _far = Server::start(&lab.outside, "far", 80);
     let far = format!("{FAR}:80");
-    iptables(&lab.node, "-P FORWARD DROP");
-    iptables(&lab.node, "-A FORWARD -p tcp --dport 81 -j DROP");
-    let foreign = iptables(&lab.node, "-S");
+    let iptables = |arguments| run(&lab.node, program, arguments);
+    iptables("-P FORWARD DROP");
+    iptables("-A FORWARD -p tcp --dport 81 -j DROP");
+    let foreign = iptables("-S");
     let mut a = lab.a.attachment.clone();
     attach(&mut edge, &a);
-    assert!(is_silent(&lab.a.namespace, &far), "the policy does not work");
+    assert!(is_silent(&lab.a.namespace, &far), "the policy of {program} does not work");
     edge.detach(&a).expect("detach");
     a.edge.firewall = Some(Firewall::default());
     attach(&mut edge, &a);
@@ -129,25 +137,58 @@ fn pods_pass_a_chain_of_iptables_that_drops_by_policy_and_its_own_rules_stay_fir
     assert!(is_silent(&lab.a.namespace, &format!("{FAR}:81")), "an administrator's rule is passed");
     assert!(is_silent(&lab.b.namespace, &far), "for another pod");
     // What iptables shows begins with what was there, and shows ours.
-    let with_ours = iptables(&lab.node, "-S");
+    let with_ours = iptables("-S");
     assert!(
         with_ours.starts_with(foreign.trim_end()) && with_ours.contains("10.50.0.2"),
         "{with_ours}"
     );
-    assert_eq!(edge.repair(std::slice::from_ref(&a)).expect("repair"), [""; 0]);
-    // somebody flushes it.
-    iptables(&lab.node, "-F FORWARD");
-    assert_eq!(edge.damages(std::slice::from_ref(&a)).expect("damages").len(), 1);
-    assert_eq!(edge.repair(std::slice::from_ref(&a)).expect("repair").len(), 1);
+    let all = std::slice::from_ref(&a);
+    assert_eq!(edge.repair(all).expect("repair"), [""; 0]);
+    assert_eq!(edge.check(&a).expect("check"), [""; 0]);
+    // somebody flushes it. CNI-18: a rule that is missing shows.
+    iptables("-F FORWARD");
+    assert_eq!(edge.check(&a).expect("check").len(), 1);
+    assert_eq!(edge.damages(all).expect("damages").len(), 1);
+    assert_eq!(edge.repair(all).expect("repair").len(), 1);
     assert_eq!(ask_tcp(&lab.a.namespace, &far), answer("far", lab.a.address()));
     // nothing of ours is left.
-    iptables(&lab.node, "-A FORWARD -p tcp --dport 81 -j DROP");
+    iptables("-A FORWARD -p tcp --dport 81 -j DROP");
     edge.detach(&a).expect("detach");
-    assert_eq!(iptables(&lab.node, "-S"), foreign);
+    assert_eq!(iptables("-S"), foreign);
 }
 
-fn iptables(namespace: &Netns, arguments: &str) -> String {
-    let run = || Command::new("iptables").args(arguments.split(' ')).output().expect("iptables");
+/// FW: a table of both families. Our rules there are each about one.
+#[test]
+fn pods_of_both_families_pass_a_chain_of_a_table_for_both_that_drops_by_policy() {
+    let lab = Lab::new();
+    let mut edge = lab.edge();
+    let _far = Server::start(&lab.outside, "far", 80);
+    let chain = "add chain inet site forward { type filter hook forward priority 0; policy drop; }";
+    nft(&lab.node, &[&format!("add table inet site; {chain}")]);
+    let foreign = nft(&lab.node, &["list table inet site"]);
+    let far = [format!("{FAR}:80"), format!("[{OUTSIDE6}]:80")];
+    let mut a = lab.a.attachment.clone();
+    for to in &far {
+        assert!(is_silent(&lab.a.namespace, to), "the policy does not work");
+    }
+    a.edge.firewall = Some(Firewall::default());
+    attach(&mut edge, &a);
+    for (to, seen) in far.iter().zip([lab.a.address(), lab.a.address6()]) {
+        assert_eq!(ask_tcp(&lab.a.namespace, to), answer("far", seen));
+        assert!(is_silent(&lab.b.namespace, to), "for another pod");
+    }
+    assert_eq!(edge.check(&a).expect("check"), [""; 0]);
+    nft(&lab.node, &["flush chain inet site forward"]);
+    assert_eq!(edge.check(&a).expect("check").len(), 1);
+    assert_eq!(edge.repair(std::slice::from_ref(&a)).expect("repair").len(), 1);
+    assert_eq!(edge.repair(std::slice::from_ref(&a)).expect("repair"), [""; 0]);
+    assert_eq!(ask_tcp(&lab.a.namespace, &far[1]), answer("far", lab.a.address6()));
+    edge.detach(&a).expect("detach");
+    assert_eq!(nft(&lab.node, &["list table inet site"]), foreign);
+}
+
+fn run(namespace: &Netns, program: &str, arguments: &str) -> String {
+    let run = || Command::new(program).args(arguments.split(' ')).output().expect(program);
     let output = namespace.run(run).expect("the namespace");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()

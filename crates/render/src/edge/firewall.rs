@@ -8,7 +8,8 @@
 //! An accept here ends this table's chain only. Where another program's chain drops by policy
 //! whatever is forwarded (as Docker sets it in the chain of iptables), rules of [`forwarding`] stand
 //! at the end of that chain, behind all of its own: they undo its policy for our pods, and nothing
-//! else of it.
+//! else of it. The older iptables, which knows nothing of nf_tables, gets the same for the addresses
+//! of [`forwarded`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -87,18 +88,20 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
     Some(layout.table())
 }
 
-/// The rules that let a pod's packets through a chain whose policy is to drop, with the address that
-/// each is for.
-pub fn forwarding(family: Family, attachments: &[Attachment]) -> Vec<(IpAddr, Rule)> {
+/// The addresses of pods whose packets others' chains shall let through.
+pub fn forwarded(family: Family, attachments: &[Attachment]) -> impl Iterator<Item = IpAddr> {
     let pods = attachments.iter().filter(|pod| pod.edge.firewall.is_some());
-    let addresses = pods.flat_map(|pod| super::addresses(pod, family));
+    pods.flat_map(move |pod| super::addresses(pod, family)).map(|address| address.addr())
+}
+
+/// The rules that let pods' packets through a chain of that table whose policy is to drop.
+pub fn forwarding(id: &TableId, attachments: &[Attachment]) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for address in addresses.map(|address| address.addr()) {
+    for address in forwarded(id.family.address_family(), attachments) {
         for field in [Field::SourceAddress, Field::DestinationAddress] {
             let range = IpNet::from(address);
             let condition = Statement::InRange { field, range, outside: false };
-            let rule = Rule::new(family, vec![condition, Statement::Verdict(Verdict::Accept)]);
-            rules.push((address, rule));
+            rules.push(Rule::new(id.family, vec![condition, Statement::Verdict(Verdict::Accept)]));
         }
     }
     rules

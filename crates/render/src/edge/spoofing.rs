@@ -84,7 +84,7 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
     let (hook, priority) = match id.family {
         TableFamily::Bridge => (Hook::Prerouting, PRIORITY_BRIDGE),
         // Before connection tracking: what is dropped costs no entry.
-        TableFamily::Ip(_) => (Hook::Prerouting, PRIORITY_RAW),
+        TableFamily::Ip(_) | TableFamily::Inet(_) => (Hook::Prerouting, PRIORITY_RAW),
         TableFamily::Arp => (Hook::Input, PRIORITY_RAW),
     };
     let families = families(id.family);
@@ -135,7 +135,7 @@ pub(super) fn add(parts: &mut Parts, attachment: &Attachment) {
             let of_table = match id.family {
                 TableFamily::Bridge => true,
                 TableFamily::Arp => family == Family::V4,
-                TableFamily::Ip(table) => family == table,
+                TableFamily::Ip(table) | TableFamily::Inet(table) => family == table,
             };
             if of_table {
                 parts.member(&id, sources(family), vec![link, mac, Value::Address(address)]);
@@ -199,8 +199,8 @@ fn to_group(family: Family) -> &'static str {
 fn families(table: TableFamily) -> &'static [Family] {
     match table {
         TableFamily::Bridge => &[Family::V4, Family::V6],
-        TableFamily::Ip(Family::V4) => &[Family::V4],
-        TableFamily::Ip(Family::V6) => &[Family::V6],
+        TableFamily::Ip(Family::V4) | TableFamily::Inet(Family::V4) => &[Family::V4],
+        TableFamily::Ip(Family::V6) | TableFamily::Inet(Family::V6) => &[Family::V6],
         TableFamily::Arp => &[],
     }
 }

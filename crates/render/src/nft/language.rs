@@ -24,6 +24,9 @@ pub enum TableFamily {
     Bridge,
     /// ARP packets to and from this node.
     Arp,
+    /// Packets of both families of IP, in a table of another program; a rule of ours there is about
+    /// this one.
+    Inet(Family),
 }
 
 impl TableFamily {
@@ -31,7 +34,7 @@ impl TableFamily {
     /// the family at each field instead.
     pub fn address_family(self) -> Family {
         match self {
-            Self::Ip(family) => family,
+            Self::Ip(family) | Self::Inet(family) => family,
             Self::Bridge | Self::Arp => Family::V4,
         }
     }

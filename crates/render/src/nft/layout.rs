@@ -185,7 +185,7 @@ struct Builder<'a> {
     /// The cluster's range of pods in this family.
     pods: Option<IpNet>,
     /// The part of it that this node's pods have.
-    own_pods: Option<IpNet>,
+    own_pods: Vec<IpNet>,
     config: &'a ClusterConfig,
     facts: &'a NodeFacts,
     program: TableProgram,
@@ -200,7 +200,7 @@ impl<'a> Builder<'a> {
     ) -> Self {
         let pods = in_family(family, &config.pod_cidrs).next();
         let own = desired.network.as_ref().map_or(&[][..], |network| &network.pod_ranges);
-        let own_pods = own.iter().copied().find(|range| Family::of(&range.addr()) == family);
+        let own_pods = in_family(family, own).collect();
         Self { family, pods, own_pods, config, facts, program: TableProgram::default() }
     }
 
@@ -419,8 +419,8 @@ impl<'a> Builder<'a> {
 
     /// From anybody but this node's pods. Another node's pod is a stranger here: with its source
     /// kept, an endpoint elsewhere would answer it past this node, untranslated.
-    fn not_from_own_pods(&self) -> Option<Statement> {
-        self.own_pods.map(|pods| outside_of(Field::SourceAddress, pods))
+    fn not_from_own_pods(&self) -> Vec<Statement> {
+        self.own_pods.iter().map(|pods| outside_of(Field::SourceAddress, *pods)).collect()
     }
 
     /// A pod of this node that is an endpoint may reach itself.
@@ -475,7 +475,7 @@ impl<'a> Builder<'a> {
                 let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
                 for address in endpoints.iter().map(SocketAddr::ip) {
                     // Slices of others may not name the node.
-                    if self.own_pods.is_some_and(|own| own.contains(&address)) {
+                    if self.own_pods.iter().any(|own| own.contains(&address)) {
                         self.add_hairpin(address);
                     }
                 }

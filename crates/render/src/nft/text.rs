@@ -140,6 +140,7 @@ impl fmt::Display for TableFamily {
             Self::Ip(family) => word_of(*family),
             Self::Bridge => "bridge",
             Self::Arp => "arp",
+            Self::Inet(_) => "inet",
         })
     }
 }

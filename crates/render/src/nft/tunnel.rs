@@ -189,18 +189,16 @@ impl<'a> TunnelGuard<'a> {
 
     /// To pods of other nodes, past the WireGuard link.
     fn plain_departures(&self) -> Vec<Statements> {
-        let elsewhere = match self.own_pods() {
-            Some(own) => in_range(Field::DestinationAddress, own, true),
+        let mut elsewhere = self.not_own_pods(Field::DestinationAddress);
+        if elsewhere.is_empty() {
             // Not known yet: pods of this node are behind the bridge.
-            None => Statement::NotToLink(layout::BRIDGE.into()),
-        };
+            elsewhere.push(Statement::NotToLink(layout::BRIDGE.into()));
+        }
         let rule = |range| {
-            vec![
-                in_range(Field::DestinationAddress, range, false),
-                elsewhere.clone(),
-                Statement::NotToLink(layout::WIREGUARD_LINK.into()),
-                drop(),
-            ]
+            let mut rule = vec![in_range(Field::DestinationAddress, range, false)];
+            rule.extend(elsewhere.iter().cloned());
+            rule.extend([Statement::NotToLink(layout::WIREGUARD_LINK.into()), drop()]);
+            rule
         };
         self.encrypted().into_iter().map(rule).collect()
     }
@@ -210,18 +208,19 @@ impl<'a> TunnelGuard<'a> {
         let pods = self.config.pod_cidrs.iter().copied();
         let pods = pods.filter(|range| Family::of(&range.addr()) == self.family);
         let Some(pods) = pods.min() else { return vec![] };
-        let elsewhere = match self.own_pods() {
-            Some(own) => in_range(Field::SourceAddress, own, true),
-            None => Statement::NotFromLink(layout::BRIDGE.into()),
-        };
+        let mut elsewhere = self.not_own_pods(Field::SourceAddress);
+        if elsewhere.is_empty() {
+            elsewhere.push(Statement::NotFromLink(layout::BRIDGE.into()));
+        }
         let rule = |range| {
-            vec![
-                in_range(Field::SourceAddress, range, false),
-                elsewhere.clone(),
+            let mut rule = vec![in_range(Field::SourceAddress, range, false)];
+            rule.extend(elsewhere.iter().cloned());
+            rule.extend([
                 in_range(Field::DestinationAddress, pods, false),
                 Statement::NotFromLink(layout::WIREGUARD_LINK.into()),
                 drop(),
-            ]
+            ]);
+            rule
         };
         self.encrypted().into_iter().map(rule).collect()
     }
@@ -243,9 +242,12 @@ impl<'a> TunnelGuard<'a> {
         ranges.into_iter().filter(|range| Family::of(&range.addr()) == self.family).collect()
     }
 
-    fn own_pods(&self) -> Option<IpNet> {
+    /// In none of this node's ranges.
+    fn not_own_pods(&self, field: Field) -> Vec<Statement> {
         let own = self.desired.network.iter().flat_map(|network| &network.pod_ranges);
-        own.copied().find(|range| Family::of(&range.addr()) == self.family)
+        own.filter(|range| Family::of(&range.addr()) == self.family)
+            .map(|range| in_range(field, *range, true))
+            .collect()
     }
 }
 
