@@ -23,6 +23,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("cni", "protocol"),
     ("cni", "chain"),
     ("cni", "parallel"),
+    ("cni", "moving"),
     ("cni", "power_loss"),
     ("flatnet", "cni"),
     // This one needs no root, but Debian's kubectl.
@@ -31,6 +32,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("e2e", "cluster"),
     ("e2e", "pods"),
     ("e2e", "refusals"),
+    ("e2e", "reliability"),
     ("e2e", "runtimes"),
     ("flatnet", "ipam"),
     // This one needs no root, but Debian's host-local.

@@ -3,7 +3,10 @@
 
 pub mod cluster;
 pub mod inventory;
+pub mod load;
+pub mod node_state;
 pub mod outside;
+pub mod processes;
 pub mod runner;
 
 use std::path::{Path, PathBuf};
@@ -16,9 +19,10 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// One of the programs that `./x build` gathers.
+/// One of the programs that `./x build` gathers, or of the directory that `E2E_PROGRAMS` names.
 pub fn program(name: &str) -> PathBuf {
-    workspace().join("target/flatnet").join(name)
+    let directory = std::env::var_os("E2E_PROGRAMS").map(PathBuf::from);
+    directory.unwrap_or_else(|| workspace().join("target/flatnet")).join(name)
 }
 
 /// Waits until `check` succeeds, and fails with its last error when that takes too long.

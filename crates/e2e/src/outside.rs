@@ -1,9 +1,12 @@
 //! A machine outside the cluster: a network namespace on the node network, with an address that
 //! belongs to none of the cluster's ranges.
 
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
+use netlink::Netns;
 
 use crate::cluster::{Cluster, text_of};
 use crate::program;
@@ -75,6 +78,20 @@ impl Outside {
     pub fn serve(&mut self, arguments: &[&str]) -> Result<()> {
         self.servers.push(self.command(arguments).stdin(Stdio::null()).spawn()?);
         Ok(())
+    }
+
+    /// A UDP socket of the machine that is connected to an address: one client that stays the
+    /// same for as long as it lives.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or the socket not be made.
+    pub fn udp_client(&self, server: &str) -> Result<UdpSocket> {
+        let namespace = Netns::open(&Path::new("/run/netns").join(&self.name))?;
+        let connect = || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(server).map(|()| socket)
+        };
+        Ok(namespace.run(connect)??)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -1,0 +1,226 @@
+//! Agents that die, stay away, are stopped, or find the rules of another version: the data path
+//! does not notice.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::eventually;
+use e2e::load::Outcome;
+use e2e::processes::{Held, OnNode, agent_status, converged, signal, start_agent};
+
+use super::schedule::Random;
+use super::world::{NAMESPACE, World};
+
+/// R-01.
+const KILLS: usize = 50;
+/// How long an agent lives before the next kill, in milliseconds: some die while they start, some
+/// while they write, some at rest.
+const LIFE_MS: std::ops::Range<u64> = 20..400;
+/// A Service comes or goes at every so many kills, so that agents have something to write.
+const KILLS_A_CHANGE: usize = 5;
+/// How long R-01's load lasts, with kills and without.
+const KILLED_S: u64 = 18;
+/// R-02 says a minute; the suite takes this.
+const DOWN_S: u64 = 15;
+/// R-04 says half a minute; the suite takes this.
+const STOPPED_S: u64 = 10;
+/// How long a replacement of all rules is under load.
+const UPGRADED_S: u64 = 8;
+/// Rounds of replacing them.
+const UPGRADES: usize = 3;
+/// Restarts that must write nothing.
+const SILENT_RESTARTS: usize = 5;
+/// What changed while an agent was away is in the kernel this long after its return.
+const CAUGHT_UP: Duration = Duration::from_secs(5);
+
+/// R-01.
+pub fn killed_under_load(world: &World) -> Result<()> {
+    let calm = world.under_load(KILLED_S, || changes(world, |_| Ok(())))?;
+    let held = Held::hold(&world.cluster, &["node1", "node2"])?;
+    let killed = world.under_load(KILLED_S, || {
+        let mut random = Random::from_seed(1);
+        changes(world, |round| {
+            let agent = held.agent(["node1", "node2"][round % 2])?;
+            let life_ms = random.within(LIFE_MS);
+            std::thread::sleep(Duration::from_millis(life_ms));
+            agent.kill()
+        })
+    })?;
+    drop(held);
+    ensure_no_worse(killed, calm)?;
+    back(world)
+}
+
+/// Services come and go; `each` is done as often as agents are killed.
+fn changes(world: &World, mut each: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    for round in 0..KILLS {
+        each(round)?;
+        let name = format!("change-{}", round / KILLS_A_CHANGE);
+        match round % KILLS_A_CHANGE {
+            0 => world.make_service(&name)?,
+            last if last + 1 == KILLS_A_CHANGE => delete_service(world, &name)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// R-02.
+pub fn down_under_load(world: &World) -> Result<()> {
+    let held = Held::hold(&world.cluster, &["node1", "node2"])?;
+    let outcome = world.under_load(DOWN_S, || world.make_service("while-down"))?;
+    ensure_no_worse(outcome, Outcome::default())?;
+    let absent = agent_status(&world.cluster, "node1");
+    ensure!(absent.is_err(), "an agent ran: {absent:?}");
+    drop(held);
+    caught_up(world, "while-down")
+}
+
+/// R-03: an agent finds the table of another version, with rules that it does not know in every
+/// chain, a chain and a set too many, and known ones missing. It replaces all in one transaction.
+pub fn upgraded_under_load(world: &World) -> Result<()> {
+    let held = Held::hold(&world.cluster, &["node1", "node2"])?;
+    let outcome = world.under_load(UPGRADED_S, || {
+        for _ in 0..UPGRADES {
+            for node in ["node1", "node2"] {
+                world.cluster.on_node(node, &["sh", "-c", OTHER_VERSION])?;
+                let agent = held.agent(node)?;
+                converged(&world.cluster, node)?;
+                let rules = world.cluster.on_node(node, &["nft", "list", "ruleset"])?;
+                ensure!(!rules.contains("other-version"), "rules of the other version stay");
+                ensure!(!rules.contains(OTHER_FINGERPRINT), "rules of the other version stay");
+                agent.kill()?;
+            }
+        }
+        Ok(())
+    })?;
+    drop(held);
+    ensure_no_worse(outcome, Outcome::default())?;
+    back(world)
+}
+
+/// No text of ours has this fingerprint: FNV-1a of the right length, made up.
+const OTHER_FINGERPRINT: &str = "flatnet 0123456789abcdef";
+/// Writes such a table in one transaction, as that version would have.
+const OTHER_VERSION: &str = r#"
+{ echo 'add set ip flatnet other-version { type ipv4_addr; }'
+  echo 'add chain ip flatnet other-version'
+  echo 'add rule ip flatnet other-version accept comment "flatnet 0123456789abcdef"'
+  for chain in $(nft list table ip flatnet | sed -n 's/^\tchain \(.*\) {/\1/p'); do
+    echo "insert rule ip flatnet $chain counter comment \"flatnet 0123456789abcdef\""
+  done
+} | nft -f -"#;
+
+/// R-04: nothing is asked of a stopped agent that the kernel does not do alone.
+pub fn stopped_under_load(world: &World) -> Result<()> {
+    let pid = world.cluster.process("agent/node1")?;
+    signal(pid, "STOP")?;
+    let outcome = world.under_load(STOPPED_S, || world.make_service("while-stopped"));
+    signal(pid, "CONT")?;
+    ensure_no_worse(outcome?, Outcome::default())?;
+    ensure!(world.cluster.process("agent/node1")? == pid, "the agent was started anew");
+    caught_up(world, "while-stopped")
+}
+
+/// R-05, with a change of the test's own at the end, which the counters must see.
+pub fn silent_restarts(world: &World) -> Result<()> {
+    back(world)?;
+    let held = Held::hold(&world.cluster, &["node1"])?;
+    let cluster = &world.cluster;
+    let monitors = [
+        OnNode::start(cluster, "node1", "nft-monitor", "nft monitor")?,
+        OnNode::start(cluster, "node1", "ip-monitor", "ip monitor link address route rule neigh")?,
+        OnNode::start(cluster, "node1", "fdb-monitor", "bridge monitor fdb")?,
+    ];
+    mark(world, &monitors, "begin")?;
+    for _ in 0..SILENT_RESTARTS {
+        let agent = held.agent("node1")?;
+        let status = converged(cluster, "node1")?;
+        ensure!(status["operationsTotal"] == 0, "a restart wrote: {status}");
+        agent.kill()?;
+    }
+    mark(world, &monitors, "end")?;
+    for monitor in &monitors {
+        let said = monitor.said()?;
+        let after = said.split("mark-begin").last().context("nothing")?;
+        let written: Vec<&str> = after.lines().filter(|line| is_a_write(line)).collect();
+        ensure!(written.is_empty(), "{SILENT_RESTARTS} restarts wrote {written:#?}");
+    }
+    Ok(())
+}
+
+/// A link and a table of the test's own come and go, so that every monitor is known to hear.
+fn mark(world: &World, monitors: &[OnNode], when: &str) -> Result<()> {
+    let name = format!("mark-{when}");
+    let script = format!(
+        "nft add table ip {name} && nft delete table ip {name} && \
+         ip link add {name} type bridge && ip link delete {name}"
+    );
+    world.cluster.on_node("node1", &["sh", "-c", &script])?;
+    eventually("the monitors hear", CAUGHT_UP, || {
+        for monitor in monitors.iter().take(2) {
+            ensure!(
+                monitor.said()?.contains(&format!("delete table ip {name}"))
+                    || monitor.said()?.contains(&format!("Deleted"))
+                        && monitor.said()?.contains(&name),
+                "not heard: {}",
+                monitor.said()?
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Whether a line of a monitor is about something that an agent writes: neighbours that the kernel
+/// learns come and go by themselves, and the test's own marks are no writes of anybody else.
+fn is_a_write(line: &str) -> bool {
+    let learned = ["REACHABLE", "STALE", "DELAY", "PROBE", "INCOMPLETE", "FAILED"];
+    let is_own = line.contains("mark-") || line.trim().is_empty() || line.starts_with("    link/");
+    let is_generation = line.starts_with("# new generation");
+    !is_own && !is_generation && !learned.iter().any(|state| line.contains(state))
+}
+
+/// R-11.
+pub fn second_agent(world: &World) -> Result<()> {
+    let first = world.cluster.process("agent/node1")?;
+    let mut second = start_agent(&world.cluster, "node1")?;
+    let succeeded = second.ended(CAUGHT_UP)?;
+    let said = second.said()?;
+    ensure!(!succeeded, "a second agent ran: {said}");
+    ensure!(said.contains("another agent works on this node"), "{said}");
+    ensure!(said.contains(&format!("process {first}")), "{said}");
+    ensure!(world.cluster.process("agent/node1")? == first, "the first agent died");
+    Ok(())
+}
+
+fn ensure_no_worse(outcome: Outcome, calm: Outcome) -> Result<()> {
+    ensure!(
+        outcome.failed <= calm.failed && outcome.cut <= calm.cut,
+        "{outcome:?}, and without the disturbance {calm:?}"
+    );
+    Ok(())
+}
+
+/// Waits until both agents run again under the supervisor and have nothing to do.
+pub fn back(world: &World) -> Result<()> {
+    for node in ["node1", "node2"] {
+        converged(&world.cluster, node)?;
+    }
+    Ok(())
+}
+
+/// A Service that was made meanwhile answers; it is deleted then.
+fn caught_up(world: &World, service: &str) -> Result<()> {
+    let address = world.cluster.field(NAMESPACE, "service", service, "/spec/clusterIP")?;
+    let url = format!("http://{address}/");
+    eventually("the new Service answers", CAUGHT_UP, || {
+        let words = ["toolbox", "http", &url, "--timeout-ms", "500"];
+        world.cluster.exec(NAMESPACE, "client", &words).map(drop)
+    })?;
+    delete_service(world, service)?;
+    back(world)
+}
+
+fn delete_service(world: &World, name: &str) -> Result<()> {
+    world.cluster.kubectl(&["delete", "service", "-n", NAMESPACE, name]).map(drop)
+}

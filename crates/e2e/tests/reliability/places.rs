@@ -1,0 +1,74 @@
+//! R-04: files of a node that cannot be written, or are gone.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use e2e::eventually;
+use e2e::processes::{agent_status, converged};
+
+use super::kills::back;
+use super::leaks::check_addresses;
+use super::pods::{Pods, run};
+use super::world::World;
+
+/// Faults are noticed, and gone, this soon.
+const NOTICED: Duration = Duration::from_secs(10);
+
+/// Puts a file system without room over a directory, with what was in it.
+const FILL: &str = "set -e
+rm -rf /run/fill; mkdir /run/fill; cp -a $place/. /run/fill/
+mount -t tmpfs -o size=256k,mode=0700 chaos-full $place; cp -a /run/fill/. $place/
+dd if=/dev/zero of=$place/.full bs=4k count=64 2>/dev/null || true";
+const EMPTY: &str = "umount $place; rm -rf /run/fill";
+
+/// Pods that cannot be written down are refused, with the reason, and leave nothing; what runs
+/// goes on. A configuration that cannot be written is a problem that the agent names.
+pub fn full_disk(world: &World) -> Result<()> {
+    back(world)?;
+    let cluster = &world.cluster;
+    let at = |place: &str, script: &str| run(cluster, "node1", &format!("place={place}; {script}"));
+    let mut pods = Pods::default();
+    at("/var/lib/cni", FILL)?;
+    let refused = pods.add(cluster, "node1", 2);
+    let running = world.request();
+    let checked = check_addresses(world);
+    at("/var/lib/cni", EMPTY)?;
+    let refused = refused?;
+    ensure!(refused.len() == 2, "pods were added on a full disk");
+    let reason = refused.iter().all(|why| why.to_lowercase().contains("no space left"));
+    ensure!(reason, "the reason is not named: {refused:?}");
+    running?;
+    checked?;
+    let refused = pods.add(cluster, "node1", 2)?;
+    ensure!(refused.is_empty(), "with room again: {refused:?}");
+    pods.delete(cluster, "node1", 2, false)?;
+
+    at("/etc/cni/net.d", FILL)?;
+    at("/etc/cni/net.d", "rm $place/10-flatnet.conflist; echo full >>$place/.full || true")?;
+    let named = eventually("the agent names the full disk", NOTICED, || {
+        let status = agent_status(cluster, "node1")?;
+        let problems = status["problems"].to_string();
+        ensure!(problems.to_lowercase().contains("no space left"), "{status}");
+        Ok(())
+    });
+    at("/etc/cni/net.d", EMPTY)?;
+    named?;
+    back(world)
+}
+
+/// An agent whose sockets, lock and notes are deleted goes on, and the next one makes them anew.
+pub fn run_wiped(world: &World) -> Result<()> {
+    back(world)?;
+    let cluster = &world.cluster;
+    let pid = cluster.process("agent/node1")?;
+    run(cluster, "node1", "rm -f /run/flatnet/agent.* /run/flatnet/dns.sock /run/flatnet/*.json")?;
+    world.request()?;
+    e2e::processes::signal(pid, "KILL")?;
+    eventually("another agent runs", NOTICED, || {
+        ensure!(cluster.process("agent/node1")? != pid, "still the old process");
+        Ok(())
+    })?;
+    converged(cluster, "node1")?;
+    run(cluster, "node1", "ls /run/flatnet/agent.sock /run/flatnet/dns.sock /run/flatnet/*.json")?;
+    world.request()
+}

@@ -1,0 +1,169 @@
+//! The cluster of the scenarios: two nodes with pod ranges of 61 addresses, an echo pod on each, a
+//! client, a Service of all kinds, and things of other programs on the first node.
+
+use anyhow::{Context, Result};
+use e2e::cluster::Cluster;
+use e2e::load::{Generator, Load, Outcome};
+use e2e::node_state::{NodeState, add_foreign};
+
+/// The namespace of the pods.
+pub const NAMESPACE: &str = "lab";
+/// The pod from which loads run.
+const CLIENT: &str = "client";
+
+/// The cluster, and what others had on its first node.
+pub struct World {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Taken before anything was done.
+    pub foreign: NodeState,
+}
+
+impl World {
+    /// Starts everything and waits until it is ready.
+    pub fn up() -> Result<Self> {
+        let arguments = [
+            "--nodes",
+            "2",
+            "--node-cidr-mask-size",
+            "26",
+            "--pod-cidr",
+            "10.70.0.0/16",
+            "--service-cidr",
+            "10.71.0.0/16",
+            "--node-cidr",
+            "172.29.70.0/24",
+        ];
+        let cluster = Cluster::up("chaos", &arguments)?;
+        add_foreign(&cluster, "node1")?;
+        let foreign = NodeState::foreign(&cluster, "node1")?;
+        let world = Self { cluster, foreign };
+        world.cluster.apply(MANIFEST)?;
+        for pod in ["echo-node1", "echo-node2", CLIENT] {
+            world.cluster.pod_ready(NAMESPACE, pod)?;
+        }
+        Ok(world)
+    }
+
+    /// A pod's address.
+    pub fn pod_ip(&self, pod: &str) -> Result<String> {
+        self.cluster.field(NAMESPACE, "pod", pod, "/status/podIP")
+    }
+
+    /// A field of the Service.
+    pub fn service(&self, pointer: &str) -> Result<String> {
+        self.cluster.field(NAMESPACE, "service", "web", pointer)
+    }
+
+    /// R-01's load: 200 streams between pods, 2,000 datagrams a second through the ClusterIP, and
+    /// 500 new connections a second, half through the ClusterIP, half through the NodePort.
+    pub fn load(&self, seconds: u64) -> Result<Load> {
+        let cluster_ip = self.service("/spec/clusterIP")?;
+        let node_port = self.service("/spec/ports/0/nodePort")?;
+        let node2 = self.cluster.field("", "node", "node2", "/status/addresses/0/address")?;
+        let remote = self.pod_ip("echo-node2")?;
+        let words = |text: String| text.split(' ').map(str::to_owned).collect();
+        let generators = vec![
+            Generator {
+                name: "streams",
+                words: words(format!("load http://{remote}:8080/ --keep-alive --concurrency 200")),
+                rate: 1000,
+            },
+            Generator {
+                name: "datagrams",
+                words: words(format!("udp {cluster_ip} 90")),
+                rate: 2000,
+            },
+            Generator {
+                name: "connections by ClusterIP",
+                words: words(format!("load http://{cluster_ip}/ --concurrency 8")),
+                rate: 250,
+            },
+            Generator {
+                name: "connections by NodePort",
+                words: words(format!("load http://{node2}:{node_port}/ --concurrency 8")),
+                rate: 250,
+            },
+        ];
+        Load::start(&self.cluster, NAMESPACE, CLIENT, generators, seconds)
+    }
+
+    /// One request from the client through the Service.
+    pub fn request(&self) -> Result<()> {
+        let url = format!("http://{}/", self.service("/spec/clusterIP")?);
+        let words = ["toolbox", "http", &url, "--timeout-ms", "1000"];
+        self.cluster.exec(NAMESPACE, CLIENT, &words).map(drop)
+    }
+
+    /// Makes a Service with this name, so that every node has something to write.
+    pub fn make_service(&self, name: &str) -> Result<()> {
+        self.cluster
+            .apply(&format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+                 spec:\n  selector: {{app: echo}}\n  ports:\n  - {{port: 80, targetPort: http}}\n"
+            ))
+            .map(drop)
+    }
+
+    /// Runs a load while something else is done.
+    pub fn under_load(&self, seconds: u64, work: impl FnOnce() -> Result<()>) -> Result<Outcome> {
+        let load = self.load(seconds)?;
+        let worked = work();
+        let outcome = load.finish();
+        worked.context("under load")?;
+        outcome
+    }
+}
+
+const MANIFEST: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: lab}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: echo-node1, namespace: lab, labels: {app: echo}}
+spec:
+  nodeName: node1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: echo
+    image: localhost/toolbox
+    args: [serve, --http, "8080", --udp, "9090"]
+    ports:
+    - {name: http, containerPort: 8080, hostPort: 18080}
+    readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 5}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: echo-node2, namespace: lab, labels: {app: echo}}
+spec:
+  nodeName: node2
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: echo
+    image: localhost/toolbox
+    args: [serve, --http, "8080", --udp, "9090"]
+    ports:
+    - {name: http, containerPort: 8080}
+    readinessProbe: {httpGet: {path: /ready, port: http}, periodSeconds: 1, timeoutSeconds: 5}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: lab, labels: {app: client}}
+spec:
+  nodeName: node1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: client, image: localhost/toolbox, args: [sleep, infinity]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: lab}
+spec:
+  type: NodePort
+  selector: {app: echo}
+  ports:
+  - {name: http, port: 80, targetPort: http}
+  - {name: echo, port: 90, targetPort: 9090, protocol: UDP}
+"#;
