@@ -30,6 +30,7 @@ pub(crate) fn read(
         uplink_mtu: link.mtu,
         addresses: addresses.iter().map(|found| found.address.addr()).collect(),
         uplink_prefixes: addresses.iter().map(|found| found.address.trunc()).collect(),
+        pod_mtu_limit: None,
         tunnel_checksum_broken: offload::tunnel_checksum_is_broken(&uplink)?,
         uplink,
     })

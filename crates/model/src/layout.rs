@@ -49,6 +49,10 @@ pub const RUNTIME_PORT: u16 = 10250;
 /// TCP port of an agent's `/healthz` and `/metrics`, kube-proxy's health port. Loopback only.
 pub const AGENT_HEALTH_PORT: u16 = 10256;
 
+/// UDP port of the path self-test between agents, unless the cluster is configured otherwise: the
+/// number of the health port, so that one number is opened between nodes.
+pub const PATH_TEST_PORT: u16 = 10256;
+
 /// The TCP port of the API server.
 pub const API_PORT: u16 = 6443;
 /// Group of the certificates of administrators.

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::Family;
+use crate::layout::PATH_TEST_PORT;
 
 /// The annotation by which a Node asks for another way to it than the cluster's. The value is one
 /// of [`Overlay::ALL`].
@@ -16,6 +17,10 @@ pub const OVERLAY_ANNOTATION: &str = "flatnet.io/overlay";
 /// The annotation that holds a Node's WireGuard public key. Its agent writes it; the device uses
 /// whatever key stands here, so that all nodes change to a new one at the same time.
 pub const WIREGUARD_KEY_ANNOTATION: &str = "flatnet.io/wireguard-public-key";
+
+/// The annotation by which a Node's agent says that its path self-test found the way to some nodes
+/// blocked, and which way works: `node2=host-gw,node3=ipip`. Removed, the first way is tried anew.
+pub const DETOURS_ANNOTATION: &str = "flatnet.io/detours";
 
 /// How pod packets travel between nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -105,11 +110,18 @@ pub struct TunnelConfig {
     pub vxlan_port: u16,
     /// WireGuard's UDP port.
     pub wireguard_port: u16,
+    /// The UDP port of the path self-test between agents.
+    pub path_test_port: u16,
 }
 
 impl Default for TunnelConfig {
     fn default() -> Self {
-        Self { vxlan_vni: 1, vxlan_port: 8472, wireguard_port: 51820 }
+        Self {
+            vxlan_vni: 1,
+            vxlan_port: 8472,
+            wireguard_port: 51820,
+            path_test_port: PATH_TEST_PORT,
+        }
     }
 }
 
@@ -117,13 +129,18 @@ impl TunnelConfig {
     /// What cannot be, each as a sentence of what to change.
     pub fn faults(&self) -> impl Iterator<Item = &'static str> {
         let vni = (1..=VXLAN_VNI_MAX).contains(&self.vxlan_vni);
-        let ports = self.vxlan_port != 0 && self.wireguard_port != 0;
+        let all = [self.vxlan_port, self.wireguard_port, self.path_test_port];
+        let ports = !all.contains(&0);
+        let [vxlan, wireguard, path_test] = all;
         let rows = [
             (vni, "vxlanVni has 24 bits and is not 0: choose one from 1 to 16777215"),
-            (ports, "vxlanPort and wireguardPort are UDP ports: choose from 1 to 65535"),
             (
-                self.vxlan_port != self.wireguard_port,
-                "vxlanPort and wireguardPort are the same: change one of the two",
+                ports,
+                "vxlanPort, wireguardPort and pathTestPort are UDP ports: choose from 1 to 65535",
+            ),
+            (
+                vxlan != wireguard && vxlan != path_test && wireguard != path_test,
+                "two of vxlanPort, wireguardPort and pathTestPort are the same: change one",
             ),
         ];
         rows.into_iter().filter(|(holds, _)| !holds).map(|(_, fault)| fault)
@@ -197,7 +214,8 @@ mod tests {
     #[test]
     fn what_tunnels_cannot_be_is_said() {
         let faults = |vxlan_vni, vxlan_port, wireguard_port| {
-            let tunnels = TunnelConfig { vxlan_vni, vxlan_port, wireguard_port };
+            let default = TunnelConfig::default();
+            let tunnels = TunnelConfig { vxlan_vni, vxlan_port, wireguard_port, ..default };
             tunnels.faults().collect::<Vec<_>>()
         };
         assert_eq!(faults(1, 8472, 51820), Vec::<&str>::new());
@@ -206,6 +224,7 @@ mod tests {
         assert!(faults(0, 8472, 51820)[0].contains("24 bits"));
         assert!(faults(1, 0, 51820)[0].contains("UDP ports"));
         assert!(faults(1, 8472, 8472)[0].contains("same"));
+        assert!(faults(1, 8472, PATH_TEST_PORT)[0].contains("same"));
     }
 
     #[test]

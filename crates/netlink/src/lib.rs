@@ -29,6 +29,7 @@ mod monitor;
 mod neighbour;
 mod netns;
 pub mod offload;
+pub mod probe;
 mod prompt;
 mod route;
 pub mod socket;

@@ -4,6 +4,7 @@
 //! outputs. Each function plans one key; the law "key by key equals from scratch" is a test.
 
 pub mod network;
+pub mod paths;
 pub mod services;
 pub mod zone;
 
@@ -29,6 +30,9 @@ pub struct NodeFacts {
     pub uplink_prefixes: Vec<IpNet>,
     /// Whether that link writes wrong checksums into packets within tunnels.
     pub tunnel_checksum_broken: bool,
+    /// The largest packet in bytes that reaches the pods of all other nodes, where the path
+    /// self-test found less than the links promise.
+    pub pod_mtu_limit: Option<u32>,
 }
 
 /// All that one node's kernel shall hold.

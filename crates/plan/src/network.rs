@@ -22,7 +22,8 @@ use model::{ClusterConfig, Family, MacAddress, Node, Overlay, WireguardKey, Worl
 
 use crate::{Finding, NodeFacts};
 
-pub use paths::{Path, overlay_between};
+pub(crate) use paths::is_on_link;
+pub use paths::{Path, is_detour, overlay_between};
 use peers::{finding, usable_ranges};
 
 /// Smallest MTU in bytes that every host must be able to receive over IPv4 (RFC 791).
@@ -40,6 +41,8 @@ pub struct NetworkPlan {
     pub gateways: Vec<IpNet>,
     /// MTU in bytes of pod links and of the bridge: what the narrowest way between nodes leaves.
     pub mtu: u32,
+    /// The same by what the links promise: larger where the path self-test found less.
+    pub promised_mtu: u32,
     /// This node's ends of tunnels.
     pub ends: TunnelEnds,
     /// How to reach the pods of the other nodes, by node name.
@@ -148,11 +151,15 @@ pub fn plan(
         peers::peers(world, config, facts, &own, &mut findings)
     };
     let ways = ways(config, &peers);
-    let (mtu, widest) = pod_mtu(facts, &own, &ways);
-    check_mtu(&own, facts, mtu, widest, &mut findings);
+    let (promised_mtu, widest) = pod_mtu(facts, &own, &ways);
+    check_mtu(&own, facts, promised_mtu, widest, &mut findings);
+    // Ends of tunnels keep theirs: what is larger can be tried again only by them.
+    let limit = facts.pod_mtu_limit.map(|limit| limit.max(least_mtu(&own.pod_ranges)));
+    let mtu = limit.map_or(promised_mtu, |limit| promised_mtu.min(limit));
     let plan = NetworkPlan {
         gateways: own.pod_ranges.iter().filter_map(gateway).collect(),
         mtu,
+        promised_mtu,
         ends: ends(config, facts, &own, &ways, &mut findings),
         peers,
         dns_addresses: own
@@ -169,6 +176,14 @@ pub fn plan(
 /// The gateway of a pod range: its first address, with the range's prefix length.
 pub fn gateway(range: &IpNet) -> Option<IpNet> {
     IpNet::new(nth_address(range, 1)?, range.prefix_len()).ok()
+}
+
+/// The smallest MTU in bytes that pods of these ranges can have.
+pub fn least_mtu(pod_ranges: &[IpNet]) -> u32 {
+    match pod_ranges.iter().any(|range| range.addr().is_ipv6()) {
+        true => POD_MTU_MIN_V6,
+        false => POD_MTU_MIN,
+    }
 }
 
 /// This node.
@@ -210,8 +225,7 @@ fn pod_mtu(facts: &NodeFacts, own: &Own<'_>, ways: &BTreeSet<Overlay>) -> (u32, 
 }
 
 fn check_mtu(own: &Own<'_>, facts: &NodeFacts, mtu: u32, widest: u32, findings: &mut Vec<Finding>) {
-    let has_v6 = own.pod_ranges.iter().any(|range| range.addr().is_ipv6());
-    let least = if has_v6 { POD_MTU_MIN_V6 } else { POD_MTU_MIN };
+    let least = least_mtu(&own.pod_ranges);
     if mtu < least {
         findings.push(finding(
             &facts.name,

@@ -226,6 +226,7 @@ mod tests {
                 pod_ranges: vec![],
                 gateways: vec![],
                 mtu: 1450,
+                promised_mtu: 1450,
                 ends: TunnelEnds::default(),
                 peers: [("node2".to_owned(), peer)].into(),
                 dns_addresses: vec![],

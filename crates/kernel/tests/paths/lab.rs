@@ -240,6 +240,7 @@ impl LabNode {
             addresses: self.addresses.iter().map(IpNet::addr).collect(),
             uplink_prefixes: self.addresses.iter().map(IpNet::trunc).collect(),
             tunnel_checksum_broken: false,
+            pod_mtu_limit: None,
         }
     }
 

@@ -7,6 +7,7 @@ use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION, of_family};
 use model::{ClusterConfig, Family, MacAddress, Node, Overlay, WireguardKey};
 
 use super::peers::finding;
+use crate::paths::{DETOURS, detour};
 use crate::{Finding, NodeFacts};
 
 /// How packets to the pods of a peer travel.
@@ -46,13 +47,35 @@ impl Path {
 /// The way between two nodes, whichever of them asks: what either wishes, else the cluster's. Of
 /// two wishes the first in [`Overlay::ALL`]; a wish that is no overlay is none. In an encrypted
 /// cluster no wish counts: anyone who may write a Node could switch encryption off.
+///
+/// Where that is no encryption, a detour that the path self-test of either found goes first.
 pub fn overlay_between(config: &ClusterConfig, one: &Node, other: &Node) -> Overlay {
+    let wished = wished_between(config, one, other);
+    detour_between(wished, one, other).unwrap_or(wished)
+}
+
+/// Whether the way between two nodes is a detour.
+pub fn is_detour(config: &ClusterConfig, one: &Node, other: &Node) -> bool {
+    detour_between(wished_between(config, one, other), one, other).is_some()
+}
+
+fn wished_between(config: &ClusterConfig, one: &Node, other: &Node) -> Overlay {
     if config.overlay == Overlay::Wireguard {
         return Overlay::Wireguard;
     }
     let wishes = [one, other].map(|node| wish(node).and_then(|text| text.parse().ok()));
     let wished = Overlay::ALL.into_iter().find(|overlay| wishes.contains(&Some(*overlay)));
     wished.unwrap_or(config.overlay)
+}
+
+/// The detour between two nodes whose wish this is: of two the later in
+/// [`DETOURS`], where one found more ways blocked.
+fn detour_between(wished: Overlay, one: &Node, other: &Node) -> Option<Overlay> {
+    if matches!(wished, Overlay::Wireguard | Overlay::Native) {
+        return None;
+    }
+    let detours = [detour(one, other.name()), detour(other, one.name())];
+    DETOURS.into_iter().rev().find(|overlay| detours.contains(&Some(*overlay)))
 }
 
 /// What is wrong with a node's wish.
@@ -81,10 +104,13 @@ pub(super) fn path(
     pod_ranges: &[IpNet],
 ) -> Path {
     let [own, peer] = nodes;
-    let overlay = overlay_between(config, own, peer);
+    let wished = wished_between(config, own, peer);
+    let detour = detour_between(wished, own, peer);
+    let overlay = detour.unwrap_or(wished);
     // With different prefix lengths two nodes may disagree on this: then one way is direct and
     // the other not, and both nodes take both.
-    let direct = config.cross_subnet && is_on_link(facts, addresses, pod_ranges);
+    let cross_subnet = config.cross_subnet && detour.is_none();
+    let direct = cross_subnet && is_on_link(facts, addresses, pod_ranges);
     match overlay {
         Overlay::Vxlan | Overlay::Ipip if direct => Path::Direct,
         Overlay::Vxlan => {
@@ -120,7 +146,7 @@ pub(super) fn key_of(node: &Node) -> Option<WireguardKey> {
 }
 
 /// Whether each range has a next hop on the uplink's own network.
-fn is_on_link(facts: &NodeFacts, addresses: &[IpAddr], pod_ranges: &[IpNet]) -> bool {
+pub(crate) fn is_on_link(facts: &NodeFacts, addresses: &[IpAddr], pod_ranges: &[IpNet]) -> bool {
     pod_ranges.iter().all(|range| {
         let next_hop = of_family(addresses, Family::of(&range.addr()));
         next_hop.is_some_and(|address| {

@@ -54,6 +54,7 @@ fn facts(uplink_mtu: u32) -> NodeFacts {
             .map(|prefix| prefix.parse().expect("a prefix"))
             .to_vec(),
         tunnel_checksum_broken: false,
+        pod_mtu_limit: None,
     }
 }
 

@@ -1,0 +1,202 @@
+//! The path self-test between nodes: what was found, what it means, and what to do about it.
+//!
+//! Each node tests what it *sends*: the size that arrives, with and without checksums, and whether
+//! the other end heard it. So of a fault in one direction both ends know the direction, and each
+//! does its own part: a node's packets fit its own ways out, and its checksums are right. Only the
+//! way of a pair must be the same at both ends. Who finds it blocked publishes the next one on its
+//! own Node, and both follow ([`crate::network::overlay_between`]).
+
+mod judge;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use model::overlay::DETOURS_ANNOTATION;
+use model::{ClusterConfig, Node, Overlay};
+
+use crate::NodeFacts;
+use crate::network::{NetworkPlan, Peer, is_on_link};
+
+pub use judge::{Judgement, Row, Verdict, judge};
+
+/// Ways that may take the place of a blocked one, in the order that they are tried: what needs
+/// least of the network between the nodes when it is one segment, then tunnels.
+pub const DETOURS: [Overlay; 3] = [Overlay::HostGw, Overlay::Vxlan, Overlay::Ipip];
+/// Detours of one node. When more nodes than this cannot be reached, the network is to be repaired.
+pub const DETOURS_MAX: usize = 64;
+
+/// What a node found of the ways to one other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// How pod packets travelled.
+    pub way: Overlay,
+    /// This node's address.
+    pub own_address: IpAddr,
+    /// The other node's address.
+    pub peer_address: IpAddr,
+    /// Between gateways of the nodes' pods, as pod packets travel.
+    pub pods: Channel,
+    /// Between the nodes' addresses.
+    pub nodes: Channel,
+    /// Whether between gateways something passes as soon as it carries no checksum.
+    pub passes_unchecked: bool,
+}
+
+/// What was found between two addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Channel {
+    /// The fastest answer in microseconds; `None` without any.
+    pub rtt_us: Option<u32>,
+    /// The largest packet in bytes that arrived, or arrived when anything last did.
+    pub mtu: Option<u32>,
+    /// The largest packet in bytes by what the links promise.
+    pub promised_mtu: u32,
+    /// Whether the other end says that it hears this node; `None` when it says nothing.
+    pub heard: Option<bool>,
+    /// Whether this node hears requests of the other end.
+    pub hears: bool,
+}
+
+/// What the observation of one other node says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Packets of every promised size pass.
+    Works,
+    /// Only smaller packets pass.
+    SmallMtu,
+    /// This node's packets arrive with wrong checksums.
+    BadChecksum,
+    /// What this node sends does not arrive.
+    BlockedOut,
+    /// What this node sends arrives, what the other sends does not.
+    BlockedIn,
+    /// Nothing is heard of the other node at all: it may be off, or without this test.
+    Silent,
+}
+
+impl State {
+    /// All of them, for counting.
+    pub const ALL: [Self; 6] = [
+        Self::Works,
+        Self::SmallMtu,
+        Self::BadChecksum,
+        Self::BlockedOut,
+        Self::BlockedIn,
+        Self::Silent,
+    ];
+
+    /// One word for machines.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Works => "works",
+            Self::SmallMtu => "small-mtu",
+            Self::BadChecksum => "bad-checksum",
+            Self::BlockedOut => "blocked-out",
+            Self::BlockedIn => "blocked-in",
+            Self::Silent => "silent",
+        }
+    }
+
+    /// Whether pods surely do not reach each other.
+    pub const fn is_broken(self) -> bool {
+        matches!(self, Self::BadChecksum | Self::BlockedOut | Self::BlockedIn)
+    }
+}
+
+impl Observation {
+    /// What it says.
+    pub fn state(&self) -> State {
+        if self.pods.rtt_us.is_some() {
+            let small = self.pods.mtu.is_some_and(|mtu| mtu < self.pods.promised_mtu);
+            return if small { State::SmallMtu } else { State::Works };
+        }
+        let heard = self.pods.heard;
+        match self.passes_unchecked {
+            // If it was heard before, it is the other end's checksums: its own test finds that.
+            true if heard != Some(true) => State::BadChecksum,
+            _ if heard == Some(true) => State::BlockedIn,
+            _ if heard == Some(false) => State::BlockedOut,
+            // Requests arrive here, and nothing that answers ours.
+            _ if self.pods.hears || self.nodes.hears => State::BlockedOut,
+            _ => State::Silent,
+        }
+    }
+}
+
+/// The detour that a node publishes for a pair.
+pub fn detour(node: &Node, peer: &str) -> Option<Overlay> {
+    published(node).find(|(name, _)| *name == peer).map(|(_, overlay)| overlay)
+}
+
+/// All detours that a node publishes. What is none is passed over: anyone may have written it.
+pub fn detours_of(node: &Node) -> BTreeMap<String, Overlay> {
+    published(node).map(|(name, overlay)| (name.to_owned(), overlay)).collect()
+}
+
+/// Detours as they are published.
+pub fn detours_text(detours: &BTreeMap<String, Overlay>) -> String {
+    let entries = detours.iter().map(|(peer, overlay)| format!("{peer}={overlay}"));
+    entries.collect::<Vec<_>>().join(",")
+}
+
+/// The detours that a node shall publish: those that it has, and the next one for each peer that
+/// cannot be reached by its present way although the peer itself can. The last one stays, working
+/// or not: trying all of them over and over would break what works now and then.
+pub fn detours(
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+    node: &Node,
+    plan: &NetworkPlan,
+    observations: &BTreeMap<String, Observation>,
+) -> BTreeMap<String, Overlay> {
+    let mut detours = detours_of(node);
+    detours.retain(|name, _| plan.peers.contains_key(name));
+    for (name, peer) in &plan.peers {
+        let present = detours.get(name).copied();
+        let observed = observations.get(name).filter(|found| found.way == peer.path.overlay());
+        let blocked = observed.is_some_and(|found| {
+            let blocked = matches!(found.state(), State::BlockedOut | State::BlockedIn);
+            blocked && found.nodes.rtt_us.is_some()
+        });
+        // Encryption is never given up, and routes of others are theirs.
+        let fixed = matches!(peer.path.overlay(), Overlay::Wireguard | Overlay::Native);
+        if !blocked || fixed {
+            continue;
+        }
+        if let Some(next) = next_detour(config, facts, peer, present) {
+            detours.insert(name.clone(), next);
+        }
+    }
+    detours.into_iter().take(DETOURS_MAX).collect()
+}
+
+fn next_detour(
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+    peer: &Peer,
+    present: Option<Overlay>,
+) -> Option<Overlay> {
+    let after = present.and_then(|present| DETOURS.iter().position(|way| *way == present));
+    let rest = DETOURS.iter().skip(after.map_or(0, |position| position + 1)).copied();
+    let possible = |way: &Overlay| match way {
+        Overlay::HostGw => is_on_link(facts, &peer.addresses, &peer.pod_ranges),
+        Overlay::Ipip => peer.pod_ranges.iter().all(|range| peer.address_for(range).is_some()),
+        _ => true,
+    };
+    // The configured way was the first that failed, unless a direct one went before it.
+    let fresh = |way: &Overlay| *way != config.overlay || config.cross_subnet;
+    let mut candidates =
+        rest.filter(possible).filter(fresh).filter(|way| *way != peer.path.overlay());
+    candidates.next()
+}
+
+fn published(node: &Node) -> impl Iterator<Item = (&str, Overlay)> {
+    let text = node.metadata.annotations.get(DETOURS_ANNOTATION).map_or("", String::as_str);
+    let entries = text.split(',').take(DETOURS_MAX).filter_map(|entry| entry.split_once('='));
+    entries.filter_map(|(name, way)| {
+        let way = way.parse().ok().filter(|way| DETOURS.contains(way))?;
+        Some((name, way))
+    })
+}
