@@ -6,6 +6,7 @@
 mod addressing;
 mod capabilities;
 mod edge;
+mod port_map;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

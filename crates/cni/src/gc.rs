@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use ipam::Living;
+use ipnet::IpNet;
 use model::Attachment;
 use netlink::Netlink;
 use serde_json::{Value, json};
@@ -32,9 +33,12 @@ pub(crate) fn run(call: &Invocation<'_>) -> Result<(), Fault> {
     let mut faults = Vec::new();
     let mut kept = config.valid_attachments.clone();
     let mut dead: Vec<String> = Vec::new();
+    // A torn reservation names nobody; the record of whose it is does.
+    let mut in_use: Vec<IpNet> = Vec::new();
     let records = open_records(call)?;
     for Record { name, modified, attachment } in records.list()? {
         if named.contains(&name) {
+            in_use.extend(attachment.into_iter().flat_map(|one| one.addresses));
             continue;
         }
         let gone = match &attachment {
@@ -48,10 +52,13 @@ pub(crate) fn run(call: &Invocation<'_>) -> Result<(), Fault> {
         match gone {
             Ok(()) => dead.push(name),
             // Its address must not be another pod's while its link may be there.
-            Err(Attachment { container_id, interface, .. }) => kept.push(ValidAttachment {
-                container_id: container_id.clone(),
-                interface: interface.clone(),
-            }),
+            Err(Attachment { container_id, interface, addresses, .. }) => {
+                in_use.extend(addresses);
+                kept.push(ValidAttachment {
+                    container_id: container_id.clone(),
+                    interface: interface.clone(),
+                });
+            }
         }
     }
     if let Err(fault) = remove_unrecorded(call, &kept) {
@@ -59,7 +66,7 @@ pub(crate) fn run(call: &Invocation<'_>) -> Result<(), Fault> {
     }
     let is_delegated = matches!(config.addressing, Addressing::Delegated(_));
     let locked = Some(records).filter(|_| !is_delegated);
-    if let Err(fault) = take_back(call, &kept) {
+    if let Err(fault) = take_back(call, &kept, &in_use) {
         faults.push(fault);
     } else {
         let records = locked.map_or_else(|| open_records(call), Ok)?;
@@ -81,10 +88,16 @@ fn living_of(attachments: &[ValidAttachment]) -> Living {
     living
 }
 
-fn take_back(call: &Invocation<'_>, kept: &[ValidAttachment]) -> Result<(), Fault> {
+fn take_back(
+    call: &Invocation<'_>,
+    kept: &[ValidAttachment],
+    in_use: &[IpNet],
+) -> Result<(), Fault> {
     let mut value: Value = call.value.clone();
     value["cni.dev/valid-attachments"] = json!(kept);
-    addresses::collect(&Invocation { value: &value, ..*call }, &living_of(kept))
+    let mut living = living_of(kept);
+    in_use.iter().for_each(|address| living.add_address(address.addr()));
+    addresses::collect(&Invocation { value: &value, ..*call }, &living)
 }
 
 /// Removes links on our bridge that no record of any network tells of: those of pods that were

@@ -134,12 +134,12 @@ mod tests {
 
     #[test]
     fn a_fault_is_told_in_the_callers_version_with_all_its_parts() {
-        let input = br#"{"cniVersion":"1.0.0","name":"net","conditionsV4":["-s"]}"#;
+        let input = br#"{"cniVersion":"1.0.0","name":"net","markMasqBit":5}"#;
         let expected = json!({
             "cniVersion": "1.0.0",
             "code": 2,
-            "msg": "unsupported field conditionsV4: [\"-s\"]",
-            "details": "iptables' conditions have no meaning here: remove it",
+            "msg": "unsupported field markMasqBit: 5",
+            "details": "packets are marked with bit 14: remove it",
         });
         assert_eq!(answer(input), expected);
     }

@@ -567,6 +567,29 @@ fn gc_leaves_the_living_and_other_networks_alone() {
     assert!(has_interface(&neighbour));
 }
 
+/// CNI-21: a reservation that a crash tore names nobody. Where a record says whose it is, GC leaves
+/// it to the living; where none does, it frees it.
+#[test]
+fn gc_leaves_the_living_their_torn_reservations() {
+    let node = node();
+    let config = config(&node);
+    let pods = ["lives", "dead"].map(Pod::new);
+    let mut files = Vec::new();
+    for pod in &pods {
+        let result = pod.call("ADD", &node.namespace, &config).expect("ADD");
+        let address = result["ips"][0]["address"].as_str().unwrap_or_default().to_owned();
+        let file = address.split('/').next().map(|it| node.scratch.0.join("flatnet").join(it));
+        let file = file.expect("an address");
+        fs::write(&file, "").expect("torn");
+        files.push(file);
+    }
+    let living = json!([{ "containerID": "lives", "ifname": "eth0" }]);
+    assert_eq!(gc(&node, &config, &living), Ok(Value::Null));
+    assert_eq!(files.iter().map(|file| file.exists()).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(gc(&node, &config, &json!([])), Ok(Value::Null));
+    assert!(!files[0].exists());
+}
+
 /// CNI-21: a GC that began while an ADD was under way cannot know it, and leaves it alone.
 #[test]
 fn gc_never_takes_what_an_add_is_just_making() {

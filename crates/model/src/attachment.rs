@@ -145,6 +145,9 @@ pub struct Edge {
     pub masquerade: Option<Masquerade>,
     /// Ports of the node that lead to the pod.
     pub host_ports: Vec<PortMapping>,
+    /// What a packet must fulfil besides, all of it, to be led to the pod by [`Edge::host_ports`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host_port_conditions: Vec<HostPortCondition>,
     /// Whether packets to and from the pod are accepted in the node's forwarding although its
     /// policy is to drop (as Docker sets it), and who may come in.
     pub firewall: Option<Firewall>,
@@ -163,6 +166,7 @@ impl Default for Edge {
             extra_sources: vec![],
             masquerade: None,
             host_ports: vec![],
+            host_port_conditions: vec![],
             firewall: None,
             node_ports: None,
             metadata_blocked: false,
@@ -207,6 +211,30 @@ pub struct PortMapping {
     pub snat: bool,
     /// Whether every client does.
     pub masquerade_all: bool,
+}
+
+/// A condition for ports of the node (`conditionsV4` and `conditionsV6` of the reference portmap).
+/// It is one of packets of the family of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPortCondition {
+    /// Which address is looked at.
+    pub side: Side,
+    /// The range that it is compared with.
+    pub range: IpNet,
+    /// Whether the address must lie outside of the range.
+    #[serde(default)]
+    pub outside: bool,
+}
+
+/// One of the two addresses of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Who sent it.
+    Source,
+    /// Whom it is for.
+    Destination,
 }
 
 /// What the node's forwarding lets through for a pod (the reference firewall plugin).

@@ -2,7 +2,9 @@
 //! together would make, whatever they need; what cannot be served is said before.
 
 use ipnet::IpNet;
-use model::attachment::{Firewall, IngressPolicy, Masquerade, NodePort, PodLink, PortMapping};
+use model::attachment::{
+    Firewall, HostPortCondition, IngressPolicy, Masquerade, NodePort, PodLink, PortMapping, Side,
+};
 use model::{Attachment, MacAddress, NamespacedName, Protocol};
 use proptest::prelude::*;
 use render::edge::{additions, conflict, damages, diff, program, refusal, removals};
@@ -67,6 +69,9 @@ prop_compose! {
                     mapping(8000 + u16::from(number), Protocol::Tcp),
                     mapping(8000 + u16::from(number), Protocol::Sctp),
                 ];
+                let range = net("198.51.100.0/24");
+                let condition = HostPortCondition { side: Side::Source, range, outside: wants(6) };
+                pod.edge.host_port_conditions.extend(wants(7).then_some(condition));
             }
             if wants(5) {
                 let ingress_policy =

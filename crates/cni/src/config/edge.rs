@@ -9,16 +9,11 @@ use model::attachment::{Edge, Firewall, IngressPolicy, Masquerade, NodePort, Por
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{invalid, unsupported};
+use super::{invalid, port_map};
 use crate::fault::Fault;
 
 /// Port mappings of one pod that are read at most: all ports of all protocols of one address.
 const PORT_MAPPINGS_MAX: usize = 3 << 16;
-/// Keys of the reference portmap that only its iptables rules can follow.
-const UNSUPPORTED: [(&str, &str); 2] = [
-    ("conditionsV4", "iptables' conditions have no meaning here: remove it"),
-    ("conditionsV6", "iptables' conditions have no meaning here: remove it"),
-];
 /// What the reference bridge never masquerades: multicast.
 const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
 
@@ -93,13 +88,7 @@ impl EdgeOptions {
     /// # Errors
     /// Code 7 for what cannot work, code 2 for what is not done; both name key and value.
     pub(super) fn parse(config: &Value) -> Result<Self, Fault> {
-        for (key, remedy) in UNSUPPORTED {
-            match config.get(key) {
-                None | Some(Value::Null) => {}
-                Some(Value::Array(items)) if items.is_empty() => {}
-                Some(value) => return Err(unsupported(key, value, remedy)),
-            }
-        }
+        port_map::check_marks(config)?;
         let document: Document = serde_json::from_value(config.clone())
             .map_err(|error| invalid("the configuration cannot be understood", error))?;
         let backend = document.ip_masq_backend.as_deref().unwrap_or_default();
@@ -113,6 +102,7 @@ impl EdgeOptions {
             edge: Edge {
                 anti_spoofing: document.anti_spoofing,
                 host_ports: document.host_ports()?,
+                host_port_conditions: port_map::conditions(config)?,
                 firewall: document.firewall.map(firewall).transpose()?,
                 extra_sources: document.extra_sources,
                 masquerade: None,

@@ -1,3 +1,4 @@
+use model::attachment::Side;
 use serde_json::json;
 
 use super::*;
@@ -75,7 +76,20 @@ fn faults_have_the_codes_of_the_specification_and_name_key_and_value() {
             UNSUPPORTED_FIELD,
             "args.cni.infinibandGUID",
         ),
-        (with("conditionsV4", json!(["-s", "10.0.0.0/8"])), UNSUPPORTED_FIELD, "conditionsV4"),
+        (with("conditionsV4", json!(["-p", "tcp"])), UNSUPPORTED_FIELD, "conditionsV4: [\"-p\""),
+        (with("conditionsV4", json!(["-s"])), UNSUPPORTED_FIELD, "conditionsV4: [\"-s\"]"),
+        (with("conditionsV4", json!(["-d", "10.0.0.1,10.0.0.2"])), UNSUPPORTED_FIELD, "10.0.0.2"),
+        (with("conditionsV4", json!(["-s", "fd00::/8"])), UNSUPPORTED_FIELD, "conditionsV4"),
+        (with("conditionsV6", json!(["!", "-i", "eth0"])), UNSUPPORTED_FIELD, "\"eth0\""),
+        (with("conditionsV6", json!("-s ::1")), INVALID_CONFIG, "conditionsV6"),
+        (with("markMasqBit", json!(32)), INVALID_CONFIG, "markMasqBit: 32"),
+        (with("markMasqBit", json!(5)), UNSUPPORTED_FIELD, "markMasqBit: 5"),
+        (with("externalSetMarkChain", json!("MINE")), UNSUPPORTED_FIELD, "Chain: \"MINE\""),
+        (
+            json!({ "name": "net", "markMasqBit": 14, "externalSetMarkChain": "KUBE-MARK-MASQ" }),
+            INVALID_CONFIG,
+            "markMasqBit is given too",
+        ),
         (with("ipMasqBackend", json!("ipfw")), INVALID_CONFIG, "\"ipfw\""),
         (with("firewall", json!({ "ingressPolicy": "closed" })), INVALID_CONFIG, "\"closed\""),
         (with("dataDir", json!("state")), INVALID_CONFIG, "dataDir: state"),
@@ -114,7 +128,7 @@ fn faults_have_the_codes_of_the_specification_and_name_key_and_value() {
 #[test]
 fn keys_that_ask_for_nothing_and_keys_of_others_are_no_fault() {
     let config = json!({
-        "name": "net", "ipMasq": false, "conditionsV4": [], "mtu": 0, "markMasqBit": 13,
+        "name": "net", "ipMasq": false, "conditionsV4": [], "mtu": 0,
         "externalSetMarkChain": "KUBE-MARK-MASQ", "x-vendor": { "a": 1 }, "dataDir": "",
         "runtimeConfig": { "infinibandGUID": "", "portMappings": [] },
     });
@@ -127,7 +141,9 @@ fn keys_that_ask_for_nothing_and_keys_of_others_are_no_fault() {
 fn the_edge_has_all_that_was_asked_for() {
     let config = json!({
         "name": "net", "ipMasq": true, "ipMasqBackend": "iptables", "snat": false, "masqAll": true,
-        "antiSpoofing": false, "extraSources": ["192.0.2.0/24"],
+        "antiSpoofing": false, "extraSources": ["192.0.2.0/24"], "markMasqBit": 14,
+        "conditionsV4": ["!", "-d", "192.0.2.0/24", "--source", "10.0.0.1"],
+        "conditionsV6": ["-s", "fd00::/8"],
         "firewall": { "ingressPolicy": "same-bridge" },
         "runtimeConfig": { "portMappings": [
             { "hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "::" },
@@ -144,6 +160,17 @@ fn the_edge_has_all_that_was_asked_for() {
     assert_eq!(ports, [(model::Protocol::Tcp, None), (model::Protocol::Udp, any)]);
     assert!(edge.host_ports.iter().all(|one| !one.snat && one.masquerade_all));
     assert_eq!((edge.anti_spoofing, edge.extra_sources.len()), (false, 1));
+    let conditions: Vec<_> = edge
+        .host_port_conditions
+        .iter()
+        .map(|one| (one.side, one.range.to_string(), one.outside))
+        .collect();
+    let expected = [
+        (Side::Destination, "192.0.2.0/24".into(), true),
+        (Side::Source, "10.0.0.1/32".into(), false),
+        (Side::Source, "fd00::/8".into(), false),
+    ];
+    assert_eq!(conditions, expected);
     let policy = edge.firewall.expect("a firewall").ingress_policy;
     assert_eq!(policy, model::attachment::IngressPolicy::SameBridge);
 }

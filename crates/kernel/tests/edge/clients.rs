@@ -1,5 +1,6 @@
 //! Servers that say who they are and whom they see, and clients that ask them.
 
+use std::cell::Cell;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -47,8 +48,10 @@ impl Server {
             }),
             std::thread::spawn(move || {
                 while !stop_udp.load(Ordering::Relaxed) {
-                    let Ok((_, client)) = udp.recv_from(&mut [0; 64]) else { continue };
-                    let _ = udp.send_to(text(name, client).as_bytes(), client);
+                    let mut question = [0; 64];
+                    let Ok((length, client)) = udp.recv_from(&mut question) else { continue };
+                    let answer = [text(name, client).as_bytes(), &question[..length]].concat();
+                    let _ = udp.send_to(&answer, client);
                 }
             }),
         ];
@@ -96,19 +99,31 @@ pub fn is_silent(from: &Netns, to: &str) -> bool {
 }
 
 /// A UDP client that keeps its port.
-pub struct UdpClient(UdpSocket);
+pub struct UdpClient {
+    socket: UdpSocket,
+    asked: Cell<u32>,
+}
 
 impl UdpClient {
     pub fn open(from: &Netns, address: &str) -> Self {
-        Self(from.run(|| UdpSocket::bind(address).expect("a socket")).expect("the namespace"))
+        let socket = from.run(|| UdpSocket::bind(address).expect("a socket")).expect("a namespace");
+        Self { socket, asked: Cell::new(0) }
     }
 
-    /// What comes back.
+    /// What comes back to this question; an answer to an earlier one is late, and none.
     pub fn ask(&self, to: &str) -> Option<String> {
-        self.0.set_read_timeout(Some(SILENCE)).expect("a timeout");
-        self.0.send_to(b"who", to).expect("a datagram");
+        self.asked.set(self.asked.get() + 1);
+        let question = format!("?{}", self.asked.get());
+        self.socket.set_read_timeout(Some(SILENCE)).expect("a timeout");
+        self.socket.send_to(question.as_bytes(), to).expect("a datagram");
         let mut answer = [0; 64];
-        let length = self.0.recv(&mut answer).ok()?;
-        Some(String::from_utf8_lossy(&answer[..length]).into_owned())
+        for _ in 0..self.asked.get() {
+            let length = self.socket.recv(&mut answer).ok()?;
+            let text = String::from_utf8_lossy(&answer[..length]);
+            if let Some(text) = text.strip_suffix(&question) {
+                return Some(text.to_owned());
+            }
+        }
+        None
     }
 }

@@ -4,7 +4,7 @@
 use kernel::edge::Edge;
 use kernel::nft::NftDriver;
 use model::Protocol;
-use model::attachment::PortMapping;
+use model::attachment::{HostPortCondition, PortMapping, Side};
 use netlink::sysctl;
 use render::nft::NftObserved;
 use render::nft::language::{Rule, Statement};
@@ -149,6 +149,61 @@ fn one_address_of_the_node_can_be_mapped_alone_and_every_source_hidden() {
     assert_eq!(ask_tcp(&lab.outside, &format!("{GATEWAY}:8080")), answer("b", GATEWAY));
     // 0.0.0.0 is no address of IPv6.
     assert_eq!(ask_tcp(&lab.outside, "[fd31::2]:8080"), None);
+}
+
+/// PM conditionsV4, conditionsV6: who does not fulfil all of a family's is not led to the pod.
+#[test]
+fn conditions_decide_who_is_led_to_a_pod() {
+    let lab = Lab::new();
+    let mut edge = lab.edge();
+    let _a = Server::start(&lab.a.namespace, "a", 80);
+    let _node = Server::start(&lab.node, "node", 8080);
+    let condition = |side, range: &str, outside| HostPortCondition {
+        side,
+        range: crate::lab::net(range),
+        outside,
+    };
+    let bound = PortMapping {
+        host_ip: Some(NODE.parse().expect("address")),
+        ..mapping(Protocol::Tcp, 8080)
+    };
+    let to = [format!("{NODE}:8080"), format!("{GATEWAY}:8080"), "[fd31::2]:8080".to_owned()];
+    let outside4 = format!("{OUTSIDE}/32");
+    // What the conditions are, and who answers at the node's address, its other one, and in IPv6.
+    for (port, conditions, expected) in [
+        (mapping(Protocol::Tcp, 8080), vec![], ["a", "a", "a"]),
+        (
+            mapping(Protocol::Tcp, 8080),
+            vec![condition(Side::Source, &outside4, false)],
+            ["a", "a", "a"],
+        ),
+        (
+            mapping(Protocol::Tcp, 8080),
+            vec![condition(Side::Source, &outside4, true)],
+            ["node", "node", "a"],
+        ),
+        (
+            mapping(Protocol::Tcp, 8080),
+            vec![
+                condition(Side::Destination, &format!("{NODE}/32"), true),
+                condition(Side::Source, "172.31.0.0/16", false),
+                condition(Side::Source, "fd31::9/128", true),
+            ],
+            ["node", "a", "node"],
+        ),
+        (bound, vec![condition(Side::Source, "10.0.0.0/8", false)], ["node", "node", "node"]),
+    ] {
+        let mut attachment = with_ports(&lab.a, &[port]);
+        attachment.edge.host_port_conditions = conditions;
+        attach(&mut edge, &attachment);
+        for (to, name) in to.iter().zip(expected) {
+            let seen = if to.starts_with('[') { "fd31::9" } else { OUTSIDE };
+            let conditions = &attachment.edge.host_port_conditions;
+            assert_eq!(ask_tcp(&lab.outside, to), answer(name, seen), "{to}: {conditions:?}");
+        }
+        assert_eq!(edge.check(&attachment).expect("check"), [""; 0]);
+        edge.detach(&attachment).expect("detach");
+    }
 }
 
 #[test]

@@ -8,13 +8,16 @@
 //! A port that a Service has too is the Service's: its rules come first. A mapping of one address
 //! goes before one of all.
 //!
+//! Conditions of a mapping come before it: a packet that does not fulfil them is not translated here,
+//! neither by that mapping nor by one of all addresses for the same port.
+//!
 //! A client on the pod's own link (the pod itself, or a neighbour on its bridge) would be answered
 //! past the translation: it gets the node's address as source.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use model::attachment::{PodLink, PortMapping};
+use model::attachment::{HostPortCondition, PodLink, PortMapping, Side};
 use model::{Attachment, Family};
 
 use super::part::{Layout, Parts};
@@ -31,6 +34,7 @@ const TRANSLATE: &str = "translate";
 const ENDPOINTS: &str = "endpoints";
 const MASQUERADE: &str = "masquerade";
 const SAME_LINK: &str = "same-link";
+const CONDITIONS: &str = "conditions";
 
 /// One a family.
 pub fn tables() -> Vec<TableId> {
@@ -66,7 +70,10 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
         layout
             .set(&scope.name(ENDPOINTS), &key, DataType::Values(endpoint_types(family)))
             .set(&scope.name(MASQUERADE), &key, DataType::None)
+            .set(&scope.name(CONDITIONS), &key, DataType::Verdict)
             .set(&scope.name(SAME_LINK), &[&[Type::Link], &key[..]].concat(), DataType::None);
+        let conditions = scope.name(CONDITIONS);
+        rules.push(vec![Statement::VerdictOf { key: scope.fields(), map: conditions }]);
         let mark = || Statement::SetMark(MARK_MASQUERADE);
         let same_link = [&[Field::Link], &scope.fields()[..]].concat();
         rules.push(vec![in_set(scope.fields(), scope.name(MASQUERADE)), mark()]);
@@ -97,8 +104,28 @@ pub(super) fn add(parts: &mut Parts, attachment: &Attachment) {
         if mapping.masquerade_all || (mapping.snat && unknown) {
             parts.member(&table, &scope.name(MASQUERADE), key.clone());
         }
+        let conditions = conditions(attachment, table.family.address_family());
+        if !conditions.is_empty() {
+            let verdict = parts.subroutine(&table, CONDITIONS, conditions);
+            parts.entry(&table, &scope.name(CONDITIONS), key.clone(), verdict);
+        }
         parts.entry(&table, &map, key, endpoint);
     }
+}
+
+/// The rules that let go what does not fulfil a condition of the family.
+fn conditions(attachment: &Attachment, family: Family) -> Vec<Vec<Statement>> {
+    let of_family = attachment.edge.host_port_conditions.iter();
+    let of_family = of_family.filter(|one| Family::of(&one.range.addr()) == family);
+    let rule = |&HostPortCondition { side, range, outside }: &HostPortCondition| {
+        let field = match side {
+            Side::Source => Field::SourceAddress,
+            Side::Destination => Field::DestinationAddress,
+        };
+        let unfulfilled = Statement::InRange { field, range, outside: !outside };
+        vec![unfulfilled, Statement::Verdict(Verdict::Accept)]
+    };
+    of_family.map(rule).collect()
 }
 
 /// Where one mapping stands in the kernel. Another pod may have had the port first.

@@ -39,12 +39,26 @@ impl Parts {
         prefix: &str,
         rules: Vec<Vec<Statement>>,
     ) -> Datum {
+        Datum::Verdict(Verdict::Goto(self.named_chain(id, prefix, rules)))
+    }
+
+    /// As [`Parts::chain`], with a verdict that comes back.
+    pub(super) fn subroutine(
+        &mut self,
+        id: &TableId,
+        prefix: &str,
+        rules: Vec<Vec<Statement>>,
+    ) -> Datum {
+        Datum::Verdict(Verdict::Jump(self.named_chain(id, prefix, rules)))
+    }
+
+    fn named_chain(&mut self, id: &TableId, prefix: &str, rules: Vec<Vec<Statement>>) -> Name {
         let rules: Vec<Rule> = rules.into_iter().map(|rule| Rule::new(id.family, rule)).collect();
         let fold = |hash: u64, rule: &Rule| hash.rotate_left(1) ^ rule.fingerprint();
         let name = format!("{prefix}-{:016x}", rules.iter().fold(0, fold));
         let part = self.0.entry(id.clone()).or_default();
         part.chains.insert(name.clone(), Chain { base: None, rules });
-        Datum::Verdict(Verdict::Goto(name))
+        name
     }
 
     /// Adds another pod's; what is there stays.
