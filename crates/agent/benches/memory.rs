@@ -122,6 +122,7 @@ fn be_the_agent(directory: std::path::PathBuf, server: String) {
             ipam: directory.join("networks"),
             records: directory.join("records"),
             wireguard_keys: directory.join("wireguard"),
+            dns_zone: directory.join("dns"),
         },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -52,6 +52,8 @@ pub struct Places {
     pub records: PathBuf,
     /// The node's WireGuard keys.
     pub wireguard_keys: PathBuf,
+    /// Where the DNS worker keeps the newest zone.
+    pub dns_zone: PathBuf,
 }
 
 impl Default for Places {
@@ -63,6 +65,7 @@ impl Default for Places {
             ipam: layout::IPAM_DIRECTORY.into(),
             records: layout::CNI_RECORD_DIRECTORY.into(),
             wireguard_keys: layout::WIREGUARD_KEY_DIRECTORY.into(),
+            dns_zone: layout::DNS_ZONE_DIRECTORY.into(),
         }
     }
 }

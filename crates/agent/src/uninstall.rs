@@ -39,6 +39,7 @@ pub fn uninstall(places: &Places, purge: bool) -> Result<Vec<String>> {
         remove_tree(&places.records, &mut removed)?;
         remove_tree(&places.wireguard_keys, &mut removed)?;
     }
+    remove_tree(&places.dns_zone, &mut removed)?;
     for name in [STATUS_SOCKET, layout::DNS_FEED_SOCKET, install::REMEMBERED] {
         remove_file(&places.run.join(name), &mut removed)?;
     }

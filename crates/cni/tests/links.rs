@@ -510,7 +510,8 @@ fn macvlan_finds_its_lower_link_or_says_that_there_is_none() {
     assert_eq!(pod.netlink().require_link("eth0").expect("it").mac, up0.mac);
 }
 
-/// MTU: a running pod is brought to another one on all its ends; a pod that is gone is none.
+/// MTU: a running pod is brought to another one on all its ends or on none; a pod that is gone is
+/// none.
 #[test]
 fn a_running_pod_gets_a_changed_mtu_and_keeps_its_connections() {
     for datapath in ["bridge", "routed"] {
@@ -539,8 +540,15 @@ fn a_running_pod_gets_a_changed_mtu_and_keeps_its_connections() {
         }
         let gone =
             Attachment { namespace: "/proc/1/fd/99999".into(), ..attached.attachment.clone() };
-        assert_eq!(node.namespace.run(|| link::set_mtu(&gone, 1300)).expect("inside"), Ok(true));
+        let fault = node.namespace.run(|| link::set_mtu(&gone, 1300)).expect("inside");
+        assert!(fault.is_err(), "its end is there, and it cannot be entered");
         assert_eq!(pod.netlink().require_link("eth0").expect("it").mtu, 1450);
+        let name = attached.attachment.link.node_end().expect("an end");
+        let near = node.netlink().require_link(name).expect("it");
+        assert_eq!(
+            near.mtu, 1450,
+            "no end is smaller than the other: it would drop without a word"
+        );
         attached.remove(&node.namespace).expect("removed");
         assert_eq!(set(1500), Ok(false));
     }

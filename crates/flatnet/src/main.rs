@@ -58,7 +58,10 @@ enum Command {
     /// Run a node's pods (started by the supervisor).
     #[command(hide = true)]
     Runtime(commands::runtime::Arguments),
-    /// Run a node's DNS worker (started by the supervisor).
+    /// Load the kernel modules that a node needs (started by the DaemonSet before the agent).
+    #[command(hide = true)]
+    LoadModules,
+    /// Run a node's DNS worker (started by the supervisor, or the DaemonSet).
     #[command(hide = true)]
     Dns(commands::dns::Arguments),
 }
@@ -86,6 +89,10 @@ fn main() -> ExitCode {
         Command::Controlplane(arguments) => commands::controlplane::run(arguments),
         Command::Agent(arguments) => commands::agent::run(arguments),
         Command::Runtime(arguments) => commands::runtime::run(arguments),
+        Command::LoadModules => {
+            commands::load_modules::run();
+            Ok(())
+        }
         Command::Dns(arguments) => commands::dns::run(arguments),
     };
     match result {

@@ -13,6 +13,8 @@ pub const IPIP6_LINK: &str = "flatnet-ipip6";
 pub const WIREGUARD_LINK: &str = "flatnet-wg";
 /// A node's WireGuard keys, mode 0700; each file 0600.
 pub const WIREGUARD_KEY_DIRECTORY: &str = "/var/lib/flatnet/wireguard";
+/// Where the DNS worker of a real node keeps the newest zone, mode 0700.
+pub const DNS_ZONE_DIRECTORY: &str = "/var/lib/flatnet/dns";
 /// What names of a node's ends of pod links begin with; eight hex digits follow.
 pub const POD_LINK_PREFIX: &str = "veth";
 /// What aliases of a node's ends of pod links begin with; the container id follows.

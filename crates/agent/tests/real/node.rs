@@ -129,6 +129,7 @@ impl Node {
             ipam: self.directory.join("networks"),
             records: self.directory.join("records"),
             wireguard_keys: self.directory.join("wireguard"),
+            dns_zone: self.directory.join("dns"),
         }
     }
 

@@ -12,15 +12,26 @@ use crate::fault::Fault;
 /// Connections follow: the kernel looks at it with every packet. Answers whether anything was
 /// changed. A pod that is gone is none to change.
 ///
+/// Both or none: a node's end that is smaller than the pod's drops large packets without a word,
+/// while the pod learns of a smaller way behind an end of its own size (RFC 1191).
+///
 /// # Errors
-/// What the kernel refused.
+/// What the kernel refused; entering the pod's namespace needs `CAP_SYS_ADMIN` and a view of it.
 pub fn set_mtu(attachment: &Attachment, mtu: u32) -> Result<bool, Fault> {
     let mut node = Netlink::open()?;
     let near = match attachment.link.node_end() {
         Some(name) => node.link(name)?,
         None => None,
     };
-    let mut changed = false;
+    let far = open(attachment, near.as_ref());
+    let (mut pod, far) = match (far, &near) {
+        (Ok(Some(opened)), _) => opened,
+        // The path of the record may name another pod's namespace by now.
+        (Ok(None), _) => return Ok(false),
+        (Err(fault), Some(near)) if near.mtu != mtu => return Err(fault),
+        (Err(_), _) => return Ok(false),
+    };
+    let mut changed = set(&mut pod, &far, mtu)?;
     if let Some(near) = &near {
         changed |= set(&mut node, near, mtu)?;
         let ifb = bandwidth::ifb_name(&attachment.container_id, &attachment.interface);
@@ -30,21 +41,22 @@ pub fn set_mtu(attachment: &Attachment, mtu: u32) -> Result<bool, Fault> {
             changed |= set(&mut node, &ifb, mtu)?;
         }
     }
-    // The path of the record may name another pod's namespace by now: only the peer of our own
-    // end is ours, or a macvlan link that says so.
-    let Ok(namespace) = Netns::open(Path::new(&attachment.namespace)) else { return Ok(changed) };
+    Ok(changed)
+}
+
+/// The pod's interface with a way to change it, when it is ours: the peer of our own end, or a
+/// macvlan link that says so.
+fn open(attachment: &Attachment, near: Option<&Link>) -> Result<Option<(Netlink, Link)>, Fault> {
+    let namespace = Netns::open(Path::new(&attachment.namespace))?;
     let mut pod = Netlink::open_in(&namespace)?;
-    let Some(far) = pod.link(&attachment.interface)? else { return Ok(changed) };
+    let Some(far) = pod.link(&attachment.interface)? else { return Ok(None) };
     let is_ours = match &attachment.link {
         PodLink::Macvlan { .. } => {
             far.alias.as_deref() == Some(&super::alias_of(&attachment.container_id))
         }
         _ => near.is_some_and(|near| near.peer_index == Some(far.index)),
     };
-    if is_ours {
-        changed |= set(&mut pod, &far, mtu)?;
-    }
-    Ok(changed)
+    Ok(is_ours.then_some((pod, far)))
 }
 
 fn set(netlink: &mut Netlink, link: &Link, mtu: u32) -> Result<bool, Fault> {

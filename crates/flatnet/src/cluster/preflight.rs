@@ -41,10 +41,20 @@ pub fn check_machine() -> Result<()> {
     if !filesystems.lines().any(|line| line.ends_with("\toverlay")) {
         load_module("overlay")?;
     }
-    if !Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
-        load_module("br_netfilter")?;
-    }
+    load_bridge_netfilter()?;
     probe_links()
+}
+
+/// Loads the module that lets packets between pods of one bridge see netfilter, where this network
+/// namespace lacks its parameters. Nothing that uses it loads it by itself.
+///
+/// # Errors
+/// When it cannot be loaded.
+pub fn load_bridge_netfilter() -> Result<()> {
+    if Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() {
+        return Ok(());
+    }
+    load_module("br_netfilter")
 }
 
 /// Tries the link kinds in a namespace that goes away again.

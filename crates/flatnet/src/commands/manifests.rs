@@ -1,21 +1,29 @@
 //! `flatnet manifests`: what makes flatnet the network of a real cluster, for `kubectl apply`.
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use ipnet::IpNet;
 use model::{ClusterConfig, Overlay, layout};
 use serde_json::{Value, json};
 
 /// The name of all objects.
 const NAME: &str = "flatnet";
-/// Where the ConfigMap is in the agent's container.
+/// The program in the image.
+const PROGRAM: &str = "/usr/bin/flatnet";
+/// Where the ConfigMap is in a container.
 const CONFIG_DIRECTORY: &str = "/etc/flatnet";
 /// The key of the ConfigMap.
 const CONFIG_KEY: &str = "config.yaml";
-/// What the agent may do besides what every process of root may. Everything else is dropped.
-const CAPABILITIES: [&str; 1] = ["NET_ADMIN"];
-/// Asked of the scheduler for the agent.
-const REQUESTS: (&str, &str) = ("20m", "32Mi");
+/// What each container may do besides what every process of root may. Everything else is
+/// dropped. The agent has no `SYS_ADMIN`: with it, it could enter pods' namespaces, where its one
+/// errand would be the MTU of pods that ran before the network's changed. It names those instead.
+const AGENT_CAPABILITIES: &[&str] = &["NET_ADMIN"];
+/// The worker binds port 53, and then gives up this too.
+const DNS_CAPABILITIES: &[&str] = &["NET_BIND_SERVICE"];
+/// For the one module that no use of it loads; the container ends before the agent starts.
+const MODULE_CAPABILITIES: &[&str] = &["SYS_MODULE"];
+/// Asked of the scheduler for the agent, and for the DNS worker.
+const AGENT_REQUESTS: (&str, &str) = ("20m", "32Mi");
+const DNS_REQUESTS: (&str, &str) = ("10m", "16Mi");
 
 /// Arguments of `flatnet manifests`.
 #[derive(clap::Args)]
@@ -23,21 +31,33 @@ const REQUESTS: (&str, &str) = ("20m", "32Mi");
     after_help = "Example:\n  flatnet manifests --pod-cidr 10.244.0.0/16 --node-cidr 192.0.2.0/24 --api-server https://192.0.2.10:6443 | kubectl apply -f -"
 )]
 pub struct Arguments {
-    /// The cluster's pod range, once a family: what the controller manager calls --cluster-cidr.
-    #[arg(long, value_name = "RANGE", default_values = ["10.244.0.0/16"])]
+    /// The cluster's pod range, or one of each family: what the controller manager calls
+    /// --cluster-cidr.
+    #[arg(
+        long,
+        value_name = "RANGE[,RANGE]",
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16"
+    )]
     pod_cidr: Vec<IpNet>,
-    /// The range of Services, once a family: the API server's --service-cluster-ip-range.
-    #[arg(long, value_name = "RANGE", default_values = ["10.96.0.0/16"])]
+    /// The range of Services, or one of each family: the API server's --service-cluster-ip-range.
+    #[arg(
+        long,
+        value_name = "RANGE[,RANGE]",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16"
+    )]
     service_cidr: Vec<IpNet>,
-    /// The range of the nodes' own addresses, once a family.
-    #[arg(long, value_name = "RANGE", required = true)]
+    /// The range of the nodes' own addresses, or one of each family.
+    #[arg(long, value_name = "RANGE[,RANGE]", value_delimiter = ',', required = true)]
     node_cidr: Vec<IpNet>,
-    /// Prefix length of a node's IPv4 pod range.
-    #[arg(long, default_value_t = 24)]
-    node_prefix_length: u8,
-    /// How pod packets travel between nodes.
-    #[arg(long, value_enum, default_value_t)]
-    overlay: OverlayName,
+    /// The prefix length of one node's IPv4 pod range.
+    #[arg(long, value_name = "BITS", default_value_t = ClusterConfig::default().node_prefix_length)]
+    node_cidr_mask_size: u8,
+    /// How pod packets travel between nodes: vxlan, host-gw, ipip, wireguard, or native where
+    /// someone else makes the routes.
+    #[arg(long, default_value_t)]
+    overlay: Overlay,
     /// Send directly between nodes of one L2 segment, whatever the overlay.
     #[arg(long)]
     cross_subnet: bool,
@@ -57,17 +77,6 @@ pub struct Arguments {
     /// The container image that holds `flatnet` and `flatnet-cni` in /usr/bin.
     #[arg(long, default_value = concat!("flatnet:", env!("CARGO_PKG_VERSION")))]
     image: String,
-}
-
-/// [`Overlay`] on the command line.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum OverlayName {
-    #[default]
-    Vxlan,
-    HostGw,
-    Ipip,
-    Wireguard,
-    Native,
 }
 
 /// Prints them.
@@ -95,14 +104,8 @@ fn config(arguments: &Arguments) -> Result<ClusterConfig> {
         pod_cidrs: arguments.pod_cidr.clone(),
         service_cidrs: arguments.service_cidr.clone(),
         node_cidrs: arguments.node_cidr.clone(),
-        node_prefix_length: arguments.node_prefix_length,
-        overlay: match arguments.overlay {
-            OverlayName::Vxlan => Overlay::Vxlan,
-            OverlayName::HostGw => Overlay::HostGw,
-            OverlayName::Ipip => Overlay::Ipip,
-            OverlayName::Wireguard => Overlay::Wireguard,
-            OverlayName::Native => Overlay::Native,
-        },
+        node_prefix_length: arguments.node_cidr_mask_size,
+        overlay: arguments.overlay,
         cross_subnet: arguments.cross_subnet,
         cluster_domain: arguments.cluster_domain.clone(),
         ..ClusterConfig::default()
@@ -175,43 +178,80 @@ fn labels() -> Value {
 }
 
 fn pod(arguments: &Arguments) -> Value {
-    let (cpu, memory) = REQUESTS;
     json!({
         "serviceAccountName": NAME,
         "hostNetwork": true,
+        // The worker asks the servers that the host asks.
+        "dnsPolicy": "Default",
         "priorityClassName": "system-node-critical",
         "nodeSelector": { "kubernetes.io/os": "linux" },
         // Also on nodes that are not ready, for that is what it makes them.
         "tolerations": [{ "operator": "Exists" }],
         // What is in the kernel stays; there is nothing to wait for.
         "terminationGracePeriodSeconds": 5,
-        "containers": [{
-            "name": "agent",
-            "image": arguments.image,
-            "command": command(arguments),
-            "env": [{
-                "name": "NODE_NAME",
-                "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } },
-            }],
-            "resources": { "requests": { "cpu": cpu, "memory": memory } },
-            "securityContext": {
-                "privileged": false,
-                "allowPrivilegeEscalation": false,
-                "readOnlyRootFilesystem": true,
-                "runAsUser": 0,
-                "capabilities": { "drop": ["ALL"], "add": CAPABILITIES },
-            },
-            "readinessProbe": probe("/readyz", 5),
-            "livenessProbe": probe("/livez", 30),
-            "volumeMounts": mounts(),
-        }],
+        "initContainers": [modules(arguments)],
+        "containers": [agent(arguments), dns(arguments)],
         "volumes": volumes(),
+    })
+}
+
+/// Loads what the agent, without that right, cannot.
+fn modules(arguments: &Arguments) -> Value {
+    json!({
+        "name": "modules",
+        "image": arguments.image,
+        "command": [PROGRAM, "load-modules"],
+        "securityContext": security(MODULE_CAPABILITIES),
+        "volumeMounts": mounts(&["modules"], &[NO_TOKEN]),
+    })
+}
+
+fn agent(arguments: &Arguments) -> Value {
+    let (cpu, memory) = AGENT_REQUESTS;
+    let host = ["run", "cni-configuration", "cni-plugin", "cni-state", "state", "sysctls"];
+    json!({
+        "name": "agent",
+        "image": arguments.image,
+        "command": command(arguments),
+        "env": [{
+            "name": "NODE_NAME",
+            "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } },
+        }],
+        "resources": { "requests": { "cpu": cpu, "memory": memory } },
+        "securityContext": security(AGENT_CAPABILITIES),
+        "readinessProbe": probe("/readyz", 5),
+        "livenessProbe": probe("/livez", 30),
+        "volumeMounts": mounts(&host, &[CONFIG]),
+    })
+}
+
+/// A container of its own: names are answered also while the agent is replaced. It reads what
+/// anybody sends, so that it sees neither the token nor the node's keys.
+fn dns(arguments: &Arguments) -> Value {
+    let (cpu, memory) = DNS_REQUESTS;
+    json!({
+        "name": "dns",
+        "image": arguments.image,
+        "command": [PROGRAM, "dns", format!("--config={CONFIG_DIRECTORY}/{CONFIG_KEY}")],
+        "resources": { "requests": { "cpu": cpu, "memory": memory } },
+        "securityContext": security(DNS_CAPABILITIES),
+        "volumeMounts": mounts(&["run", "dns-zone"], &[CONFIG, NO_TOKEN]),
+    })
+}
+
+fn security(capabilities: &[&str]) -> Value {
+    json!({
+        "privileged": false,
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "runAsUser": 0,
+        "capabilities": { "drop": ["ALL"], "add": capabilities },
     })
 }
 
 fn command(arguments: &Arguments) -> Vec<String> {
     let mut command = vec![
-        "/usr/bin/flatnet".to_owned(),
+        PROGRAM.to_owned(),
         "agent".into(),
         "--node-name=$(NODE_NAME)".into(),
         format!("--config={CONFIG_DIRECTORY}/{CONFIG_KEY}"),
@@ -229,33 +269,51 @@ fn probe(path: &str, period_seconds: u32) -> Value {
     })
 }
 
-/// Name, path on the host, and path in the container. As flannel's, and what pods of this node
-/// have: their addresses and records, and the node's keys. A container's own `/proc/sys` is
-/// read-only.
-const HOST_PATHS: [(&str, &str, &str); 6] = [
+/// Name, path on the host, and path in a container. As flannel's, and what pods of this node
+/// have: their addresses and records, the node's keys, and the newest zone. A container's own
+/// `/proc/sys` is read-only.
+const HOST_PATHS: [(&str, &str, &str); 8] = [
     ("run", layout::RUN_DIRECTORY, layout::RUN_DIRECTORY),
     ("cni-configuration", layout::CNI_CONFIGURATION_DIRECTORY, layout::CNI_CONFIGURATION_DIRECTORY),
     ("cni-plugin", layout::CNI_PLUGIN_DIRECTORY, layout::CNI_PLUGIN_DIRECTORY),
     ("cni-state", "/var/lib/cni", "/var/lib/cni"),
     ("state", "/var/lib/flatnet", "/var/lib/flatnet"),
+    ("dns-zone", layout::DNS_ZONE_DIRECTORY, layout::DNS_ZONE_DIRECTORY),
     ("sysctls", "/proc/sys/net", SYSCTLS),
+    ("modules", MODULES, MODULES),
 ];
 /// Where the agent looks for parameters that it cannot write in its own `/proc/sys`.
 const SYSCTLS: &str = "/host/proc/sys/net";
+/// Where modprobe looks; nothing writes there.
+const MODULES: &str = "/lib/modules";
+/// Further volumes and where they are mounted, read-only. What stands in the place of the
+/// ServiceAccount's token keeps it out of a container.
+const CONFIG: (&str, &str) = ("config", CONFIG_DIRECTORY);
+const NO_TOKEN: (&str, &str) = ("no-token", client::SERVICE_ACCOUNT_DIRECTORY);
 
-fn mounts() -> Value {
-    let host = HOST_PATHS.iter().map(|(name, _, path)| json!({ "name": name, "mountPath": path }));
-    let config = json!({ "name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": true });
-    host.chain([config]).collect()
+fn mounts(host: &[&str], further: &[(&str, &str)]) -> Value {
+    let host = HOST_PATHS.iter().filter(|(name, ..)| host.contains(name)).map(
+        |(name, _, path)| json!({ "name": name, "mountPath": path, "readOnly": *path == MODULES }),
+    );
+    let further = further
+        .iter()
+        .map(|(name, path)| json!({ "name": name, "mountPath": path, "readOnly": true }));
+    host.chain(further).collect()
 }
 
 fn volumes() -> Value {
     let host = HOST_PATHS.iter().map(|(name, path, _)| {
-        let kind = if path.starts_with("/proc") { "Directory" } else { "DirectoryOrCreate" };
+        let kind = match *path {
+            path if path.starts_with("/proc") => "Directory",
+            // No trace on a node that has none.
+            MODULES => "",
+            _ => "DirectoryOrCreate",
+        };
         json!({ "name": name, "hostPath": { "path": path, "type": kind } })
     });
-    let config = json!({ "name": "config", "configMap": { "name": NAME } });
-    host.chain([config]).collect()
+    let config = json!({ "name": CONFIG.0, "configMap": { "name": NAME } });
+    let no_token = json!({ "name": NO_TOKEN.0, "emptyDir": {} });
+    host.chain([config, no_token]).collect()
 }
 
 #[cfg(test)]
@@ -309,13 +367,28 @@ mod tests {
             assert!(!role.contains(forbidden), "{forbidden}: {role}");
         }
         let pod = &find(&[], "DaemonSet")["spec"]["template"]["spec"];
-        let security = &pod["containers"][0]["securityContext"];
-        assert_eq!(security["privileged"], false);
-        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
-        assert_eq!(security["capabilities"]["add"], json!(["NET_ADMIN"]));
-        let sysctls = format!("{}/net", netlink::sysctl::HOST_ROOT);
-        let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("mounts");
-        assert!(mounts.iter().any(|mount| mount["mountPath"] == sysctls.as_str()));
+        let mounted = |container: &Value, path: &str| {
+            let mounts = container["volumeMounts"].as_array().expect("mounts");
+            mounts
+                .iter()
+                .find(|mount| mount["mountPath"] == path)
+                .map(|mount| mount["name"].clone())
+        };
+        let rows = [
+            (&pod["initContainers"][0], "SYS_MODULE", Some(json!("no-token"))),
+            (&pod["containers"][0], "NET_ADMIN", None),
+            (&pod["containers"][1], "NET_BIND_SERVICE", Some(json!("no-token"))),
+        ];
+        for (container, capability, at_token) in rows {
+            let security = &container["securityContext"];
+            assert_eq!(security["privileged"], false);
+            assert_eq!(security["allowPrivilegeEscalation"], false);
+            assert_eq!(security["capabilities"], json!({ "drop": ["ALL"], "add": [capability] }));
+            assert_eq!(mounted(container, client::SERVICE_ACCOUNT_DIRECTORY), at_token);
+        }
+        let agent = &pod["containers"][0];
+        assert!(mounted(agent, &format!("{}/net", netlink::sysctl::HOST_ROOT)).is_some());
+        assert_eq!(mounted(&pod["containers"][1], "/var/lib/flatnet"), None, "the node's keys");
     }
 
     #[test]
@@ -329,16 +402,39 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_is_called_with_flags_that_it_has() {
+    fn programs_are_called_with_flags_that_they_have() {
         #[derive(Parser)]
         struct Agent {
             #[command(flatten)]
             _arguments: super::super::agent::Arguments,
         }
+        #[derive(Parser)]
+        struct Dns {
+            #[command(flatten)]
+            _arguments: super::super::dns::Arguments,
+        }
         let flags = ["--api-server", "https://192.0.2.10:6443", "--uplink", "eth1"];
         let command = command(&arguments(&flags));
         assert!(command.contains(&"--uplink=eth1".to_owned()));
         Agent::try_parse_from(&command[1..]).expect("the agent takes them");
+        let dns = dns(&arguments(&flags))["command"].as_array().cloned().expect("a command");
+        let words = dns[1..].iter().filter_map(Value::as_str);
+        Dns::try_parse_from(words).expect("the worker takes them");
+    }
+
+    /// As `flatnet up` takes them.
+    #[test]
+    fn ranges_of_both_families_are_given_with_a_comma() {
+        let flags = [
+            "--pod-cidr=10.1.0.0/16,fd00:1::/48",
+            "--service-cidr=10.2.0.0/16,fd00:2::/112",
+            "--node-cidr=fd00:3::/64",
+            "--node-cidr-mask-size=26",
+        ];
+        let config = config(&arguments(&flags)).expect("a configuration");
+        assert_eq!(config.pod_cidrs.len(), 2);
+        assert_eq!(config.node_cidrs.len(), 2);
+        assert_eq!(config.node_prefix_length, 26);
     }
 
     #[test]

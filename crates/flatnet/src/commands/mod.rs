@@ -10,6 +10,7 @@ pub mod dns;
 pub mod down;
 pub mod ipam;
 pub mod kubeconfig;
+pub mod load_modules;
 pub mod manifests;
 pub mod network;
 pub mod node;
