@@ -9,9 +9,11 @@ use ipnet::IpNet;
 use model::Timestamp;
 use serde_json::Value;
 
+use crate::agent;
 use crate::config::{Addressing, BuiltIn, Config, Dns, Route};
 use crate::delegate::Delegate;
-use crate::fault::{CHECK_FAILED, Fault};
+use crate::fault::{CHECK_FAILED, Fault, NO_ADDRESS};
+use crate::records;
 use crate::request::Request;
 use crate::result::{Address, Success};
 
@@ -122,6 +124,9 @@ pub(crate) fn status(call: &Invocation<'_>) -> Result<(), Fault> {
     match &call.config.addressing {
         Addressing::None => Ok(()),
         Addressing::BuiltIn(built_in) => {
+            if let Some(socket) = &built_in.agent_socket {
+                agent::knock(socket)?;
+            }
             let directory = Directory::open(&built_in.data_directory, &call.config.network)?;
             Ok(directory.available(&built_in.ranges, &built_in.withheld)?)
         }
@@ -177,14 +182,31 @@ pub(crate) fn as_result(given: Given) -> Success {
 fn reserve(call: &Invocation<'_>, built_in: &BuiltIn) -> Result<Given, Fault> {
     let (request, config) = (call.request, call.config);
     let dns = built_in.resolv_conf.as_ref().map(|file| file.read()).transpose()?;
-    let requested: Vec<IpAddr> =
-        request.requested_addresses.iter().chain(&config.requested_addresses).copied().collect();
-    let reserved = Directory::open(&built_in.data_directory, &config.network)?.reserve(&Ask {
-        sets: &built_in.ranges,
+    let chosen = match &built_in.agent_socket {
+        Some(socket) => agent::ask(socket, request.pod.as_ref(), &request.pod_uid)?,
+        None => None,
+    };
+    let asked_for = request.requested_addresses.iter().chain(&config.requested_addresses);
+    let mut requested: Vec<IpAddr> = asked_for.copied().collect();
+    let mut sets = &built_in.ranges;
+    if let Some(chosen) = &chosen {
+        sets = &chosen.ranges;
+        // Who calls the plugin may choose again.
+        if requested.is_empty() {
+            requested.clone_from(&chosen.requested);
+        }
+    }
+    let directory = Directory::open(&built_in.data_directory, &config.network)?;
+    let reserved = directory.reserve(&Ask {
+        sets,
         withheld: &built_in.withheld,
         container_id: &request.container_id,
         interface: &request.interface,
         requested: &requested,
+    });
+    let reserved = reserved.map_err(|error| match error {
+        ipam::Error::Taken(address) => taken(call, &directory, address),
+        error => error.into(),
     })?;
     let address = |one: &Reserved| {
         let net = IpNet::new(one.address, one.range.subnet.prefix_len());
@@ -196,6 +218,23 @@ fn reserve(call: &Invocation<'_>, built_in: &BuiltIn) -> Result<Given, Fault> {
         routes: built_in.routes.clone(),
         dns: dns.unwrap_or_default(),
     })
+}
+
+/// Names who has a requested address: its owner must let go of it.
+fn taken(call: &Invocation<'_>, directory: &Directory, address: IpAddr) -> Fault {
+    let held = directory.reservations().ok().and_then(|mut all| all.remove(&address));
+    let container = held.map(|held| held.container_id).unwrap_or_default();
+    let records = records::of_all_networks(&call.config.data_directory).unwrap_or_default();
+    let record = records.into_iter().find(|record| record.container_id == container);
+    let holder = match record.and_then(|record| record.pod) {
+        Some(pod) => format!("pod {pod}"),
+        None => format!("container {container}"),
+    };
+    Fault::new(
+        NO_ADDRESS,
+        format!("the requested address {address} is taken by {holder}"),
+        format!("delete {holder}, or request another address"),
+    )
 }
 
 fn given_by(success: Success) -> Given {

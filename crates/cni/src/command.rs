@@ -162,12 +162,12 @@ fn add(call: &Invocation<'_>) -> Result<Value, Fault> {
     let records = open_records(call)?;
     bury_the_dead(call, &records)?;
     let has_leftovers = records.find(&request.container_id, &request.interface)?.is_some();
-    // A delegate may take its time; and DEL locks by itself.
-    let mut kept = Some(records).filter(|_| !is_delegated(config) && !has_leftovers);
+    // A delegate or the agent may take their time; and DEL locks by itself.
+    let mut kept = Some(records).filter(|_| !waits_for_others(config) && !has_leftovers);
     if has_leftovers {
         // The interface is not there: what is recorded is of an ADD that was killed.
         delete(call)?;
-        kept = Some(open_records(call)?).filter(|_| !is_delegated(config));
+        kept = Some(open_records(call)?).filter(|_| !waits_for_others(config));
     }
     let given = addresses::give(call)?;
     let connect = || {
@@ -219,6 +219,15 @@ fn bury_the_dead(call: &Invocation<'_>, records: &Records) -> Result<(), Fault> 
         }
     }
     records.note_boot(&boot_id)
+}
+
+/// Whether addresses are decided elsewhere: no lock is held meanwhile.
+fn waits_for_others(config: &Config) -> bool {
+    match &config.addressing {
+        Addressing::BuiltIn(built_in) => built_in.agent_socket.is_some(),
+        Addressing::Delegated(_) => true,
+        Addressing::None => false,
+    }
 }
 
 fn is_delegated(config: &Config) -> bool {

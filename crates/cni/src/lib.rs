@@ -12,6 +12,7 @@
 //! agent runs. [`runtime_side`] is the other end: it runs lists of plugins as container runtimes do.
 
 mod addresses;
+pub mod agent;
 mod chained;
 mod check;
 mod command;

@@ -32,6 +32,7 @@ pub(crate) fn reconcile(snapshot: &Snapshot, input: &Input<'_>) -> Outcome {
         .filter_map(|node| node.node())
         .flat_map(|node| &node.spec.pod_cidrs)
         .filter_map(|text| text.parse().ok())
+        .chain(input.config.cluster.pools.iter().map(|pool| pool.cidr))
         .collect();
     for object in snapshot.all(Kind::Node).filter(|node| !node.is_terminating()) {
         let Some(node) = object.node().filter(|node| node.spec.pod_cidrs.is_empty()) else {

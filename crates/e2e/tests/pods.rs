@@ -4,6 +4,8 @@
 //! `cargo test -p e2e --test pods -- WORD` runs the scenarios whose names contain WORD;
 //! `E2E_KEEP=1` leaves the cluster running for a look around.
 
+#[path = "pods/addresses.rs"]
+mod addresses;
 #[path = "pods/bandwidth.rs"]
 mod bandwidth;
 #[path = "pods/host_ports.rs"]
@@ -26,6 +28,10 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("a_udp_host_port_is_the_next_pods_at_once", host_ports::taken_over),
     ("a_host_port_keeps_a_second_pod_off_the_node", host_ports::conflict),
     ("bandwidth_annotations_hold_within_five_percent", bandwidth::limits_hold),
+    ("a_pod_keeps_its_fixed_address_and_others_hear_who_has_it", addresses::fixed),
+    ("pods_named_as_a_stateful_sets_get_addresses_by_ordinal", addresses::ordinals),
+    ("pods_of_a_pool_get_its_blocks_and_full_nodes_borrow", addresses::pools),
+    ("a_killed_agent_delays_pods_and_loses_none", addresses::waits_for_the_agent),
     ("a_wrong_bandwidth_annotation_is_told_and_the_pod_waits", bandwidth::wrong_annotation),
 ];
 

@@ -11,10 +11,10 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use model::Timestamp;
-use model::cluster::{nth_address, overlap};
+use model::cluster::overlap;
 use model::mac::fnv1a;
+pub use model::pool::Pool;
 use model::selector::LabelSelector;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::directory::REUSE_DELAY_S;
@@ -24,60 +24,6 @@ pub const CLAIM_NAMESPACE: &str = "kube-system";
 /// The label of claims; its value is the pool's name.
 pub const CLAIM_LABEL: &str = "flatnet.io/pod-block";
 const CLAIM_PREFIX: &str = "pod-block-";
-/// Addresses of a block that no pod gets: network, gateway, broadcast.
-const UNUSABLE: u128 = 3;
-/// Addresses of a block at least: below that little more than the unusable ones is left.
-const BLOCK_ADDRESSES_MIN: u128 = 8;
-
-/// Addresses for some pods on some nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Pool {
-    /// Its name, a label's value.
-    pub name: String,
-    /// All its addresses.
-    pub cidr: IpNet,
-    /// Prefix length of the blocks that nodes take.
-    pub block_size: u8,
-    /// Namespaces whose pods are of this pool; the empty selector selects all.
-    #[serde(default)]
-    pub namespace_selector: LabelSelector,
-    /// Nodes that may take blocks; the empty selector selects all.
-    #[serde(default)]
-    pub node_selector: LabelSelector,
-}
-
-/// Pools that cannot work. The text says what to change.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PoolError {
-    /// Bits below the prefix are set.
-    #[error("pool {0}: the range {1} has bits set below its prefix: write {right}", right = .1.trunc())]
-    HostBits(String, IpNet),
-    /// Blocks larger than the pool, or too small.
-    #[error(
-        "pool {pool}: blocks of /{block_size} cannot be taken from {cidr}: choose a blockSize \
-         from {least} to {most}"
-    )]
-    BlockSize {
-        /// The pool.
-        pool: String,
-        /// Its range.
-        cidr: IpNet,
-        /// Its blocks.
-        block_size: u8,
-        /// The smallest prefix length.
-        least: u8,
-        /// The largest.
-        most: u8,
-    },
-    /// Two pools share addresses.
-    #[error("the pools {0} and {1} overlap: an address could be given twice")]
-    Overlap(String, String),
-    /// Two pools share a name.
-    #[error("two pools are called {0}: rename one")]
-    SameName(String),
-}
-
 /// One block that a node holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
@@ -117,63 +63,6 @@ pub enum Step {
     GiveBack(IpNet),
     /// Every block is taken: tell the operator to enlarge the pool.
     Exhausted,
-}
-
-impl Pool {
-    /// The block at an index, counted from 0.
-    pub fn block(&self, index: u128) -> Option<IpNet> {
-        let host_bits = u32::from(self.cidr.max_prefix_len().checked_sub(self.block_size)?);
-        let first = nth_address(&self.cidr, index.checked_mul(1_u128.checked_shl(host_bits)?)?)?;
-        IpNet::new(first, self.block_size).ok()
-    }
-
-    /// How many blocks it has.
-    pub fn block_count(&self) -> u128 {
-        let bits = u32::from(self.block_size.saturating_sub(self.cidr.prefix_len()));
-        1_u128.checked_shl(bits).unwrap_or(u128::MAX)
-    }
-
-    /// Addresses for pods in each block.
-    pub fn usable(&self) -> u128 {
-        let bits = u32::from(self.cidr.max_prefix_len().saturating_sub(self.block_size));
-        1_u128.checked_shl(bits).unwrap_or(u128::MAX).saturating_sub(UNUSABLE)
-    }
-
-    fn check(&self) -> Result<(), PoolError> {
-        if self.cidr.trunc() != self.cidr {
-            return Err(PoolError::HostBits(self.name.clone(), self.cidr));
-        }
-        let most = self.cidr.max_prefix_len() - BLOCK_ADDRESSES_MIN.ilog2() as u8;
-        if !(self.cidr.prefix_len()..=most).contains(&self.block_size) {
-            return Err(PoolError::BlockSize {
-                pool: self.name.clone(),
-                cidr: self.cidr,
-                block_size: self.block_size,
-                least: self.cidr.prefix_len(),
-                most,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// Checks pools as a whole.
-///
-/// # Errors
-/// The first fault.
-pub fn check(pools: &[Pool]) -> Result<(), PoolError> {
-    for (index, pool) in pools.iter().enumerate() {
-        pool.check()?;
-        for other in pools.iter().skip(index + 1) {
-            if pool.name == other.name {
-                return Err(PoolError::SameName(pool.name.clone()));
-            }
-            if overlap(&pool.cidr, &other.cidr) {
-                return Err(PoolError::Overlap(pool.name.clone(), other.name.clone()));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The pool of one family that a pod gets its address from: of those that select its namespace
@@ -327,23 +216,6 @@ mod tests {
 
     fn block(text: &str) -> IpNet {
         text.parse().expect("a block")
-    }
-
-    #[test]
-    fn pools_that_cannot_work_are_refused_with_the_remedy() {
-        let rows = [
-            (vec![pool("a", "10.0.0.1/24", 26)], "write 10.0.0.0/24"),
-            (vec![pool("a", "10.0.0.0/24", 23)], "from 24 to 29"),
-            (vec![pool("a", "10.0.0.0/24", 30)], "from 24 to 29"),
-            (vec![pool("a", "fd00::/64", 126)], "from 64 to 125"),
-            (vec![pool("a", "10.0.0.0/24", 26), pool("a", "10.1.0.0/24", 26)], "rename one"),
-            (vec![pool("a", "10.0.0.0/16", 26), pool("b", "10.0.9.0/24", 26)], "overlap"),
-        ];
-        for (pools, expected) in rows {
-            let error = check(&pools).expect_err(expected).to_string();
-            assert!(error.contains(expected), "{error:?} should say {expected:?}");
-        }
-        assert_eq!(check(&[pool("a", "10.0.0.0/24", 24), pool("b", "fd00::/48", 122)]), Ok(()));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Family, Overlay, TunnelConfig};
+use crate::pool::{self, PoolError};
+use crate::{Family, Overlay, Pool, TunnelConfig};
 
 /// The configuration that all programs of a cluster share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,14 @@ pub struct ClusterConfig {
     /// What tunnels of all nodes must agree on.
     #[serde(default)]
     pub tunnels: TunnelConfig,
+    /// Pools of pod addresses besides the nodes' own ranges: parts of `pod_cidrs` that no node
+    /// gets.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
+    /// Whether pods may choose their addresses by annotations (`ipam::fixed`). Who may create pods
+    /// may then take any address of the node's ranges that is free, also one that others trust.
+    #[serde(default)]
+    pub pod_address_annotations: bool,
     /// The DNS suffix of the cluster, without a final dot.
     pub cluster_domain: String,
 }
@@ -57,12 +66,19 @@ impl Default for ClusterConfig {
             cross_subnet: false,
             also_receive: BTreeSet::new(),
             tunnels: TunnelConfig::default(),
+            pools: vec![],
+            pod_address_annotations: false,
             cluster_domain: "cluster.local".into(),
         }
     }
 }
 
 impl ClusterConfig {
+    /// Whether the agent is to be asked which addresses a pod gets.
+    pub fn agent_chooses_addresses(&self) -> bool {
+        self.pod_address_annotations || !self.pools.is_empty()
+    }
+
     /// The address of cluster DNS: the tenth of the first service range of the family.
     pub fn dns_address(&self, family: Family) -> Option<IpAddr> {
         self.service_address(family, 10)
@@ -127,6 +143,7 @@ impl ClusterConfig {
             }
         }
         self.check_sizes(nodes, &mut errors);
+        errors.extend(pool::check(&self.pools, &self.pod_cidrs).err().map(RangeError::Pools));
         errors.extend(self.tunnels.faults().map(|fault| RangeError::Tunnels { fault }));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
@@ -231,6 +248,9 @@ pub enum RangeError {
         /// Addresses needed.
         needed: u128,
     },
+    /// The pools cannot work.
+    #[error(transparent)]
+    Pools(PoolError),
     /// What tunnels need cannot be.
     #[error("tunnels: {fault}")]
     Tunnels {

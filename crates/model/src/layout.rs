@@ -44,6 +44,8 @@ pub const IPAM_DIRECTORY: &str = "/var/lib/cni/networks";
 
 /// A node's directory for sockets and volatile state, mode 0700.
 pub const RUN_DIRECTORY: &str = "/run/flatnet";
+/// Below [`RUN_DIRECTORY`]: where the agent answers root's questions.
+pub const AGENT_SOCKET: &str = "agent.sock";
 /// Below [`RUN_DIRECTORY`]: where the agent serves zone snapshots to the DNS worker.
 pub const DNS_FEED_SOCKET: &str = "dns.sock";
 /// TCP port of a node runtime's log and exec endpoint, the kubelet's.

@@ -24,7 +24,7 @@ use crate::{Finding, NodeFacts};
 
 pub(crate) use paths::is_on_link;
 pub use paths::{Path, is_detour, overlay_between};
-use peers::{finding, usable_ranges};
+use peers::{finding, usable_blocks, usable_ranges};
 
 /// Smallest MTU in bytes that every host must be able to receive over IPv4 (RFC 791).
 pub const POD_MTU_MIN: u32 = 576;
@@ -34,8 +34,12 @@ pub const POD_MTU_MIN_V6: u32 = 1280;
 /// What the node's pod network shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPlan {
-    /// The node's own pod ranges, at most one a family.
+    /// The node's own pod ranges: at most one a family that the Node has, then blocks of pools.
     pub pod_ranges: Vec<IpNet>,
+    /// Those of them that are blocks of pools: only the agent gives out their addresses.
+    pub blocks: BTreeSet<IpNet>,
+    /// Whether the plugin asks the agent which addresses a pod gets.
+    pub agent_chooses_addresses: bool,
     /// The first address of each own range, with the range's prefix length: on the bridge, and
     /// the gateway of the pods.
     pub gateways: Vec<IpNet>,
@@ -138,11 +142,14 @@ pub fn plan(
         findings.push(finding(&facts.name, "the node is not registered: its runtime or kubelet creates the Node object; until then pods cannot be added here"));
         return (None, findings);
     };
-    let pod_ranges = usable_ranges(node, config, &mut findings);
+    let mut pod_ranges = usable_ranges(node, config, &mut findings);
     if pod_ranges.is_empty() {
         findings.push(finding(&facts.name, "the node has no pod range: the node range controller assigns spec.podCIDRs; until then pods cannot be added here"));
         return (None, findings);
     }
+    let node_ranges = pod_ranges.clone();
+    let blocks = usable_blocks(node, config, &mut findings);
+    pod_ranges.extend(&blocks);
     let own = Own { node, addresses: peers::addresses(node, config.outer_family()), pod_ranges };
     let peers = if own.addresses.is_empty() {
         findings.push(finding(&facts.name, "the node has no InternalIP in its status: pods of this node reach no other node until its runtime or kubelet reports one"));
@@ -160,14 +167,15 @@ pub fn plan(
         gateways: own.pod_ranges.iter().filter_map(gateway).collect(),
         mtu,
         promised_mtu,
-        ends: ends(config, facts, &own, &ways, &mut findings),
+        ends: ends(config, facts, &own, &node_ranges, &ways, &mut findings),
         peers,
-        dns_addresses: own
-            .pod_ranges
+        dns_addresses: node_ranges
             .iter()
             .filter_map(|range| config.dns_address(Family::of(&range.addr())))
             .collect(),
         uplink: facts.uplink.clone(),
+        blocks: blocks.into_iter().collect(),
+        agent_chooses_addresses: config.agent_chooses_addresses(),
         pod_ranges: own.pod_ranges,
     };
     (Some(plan), findings)
@@ -243,6 +251,7 @@ fn ends(
     config: &ClusterConfig,
     facts: &NodeFacts,
     own: &Own<'_>,
+    node_ranges: &[IpNet],
     ways: &BTreeSet<Overlay>,
     findings: &mut Vec<Finding>,
 ) -> TunnelEnds {
@@ -254,7 +263,7 @@ fn ends(
         of_family(&own.addresses, family).map(|local| IpipEnd { local, mtu })
     };
     TunnelEnds {
-        addresses: own.pod_ranges.iter().map(|range| IpNet::from(range.network())).collect(),
+        addresses: node_ranges.iter().map(|range| IpNet::from(range.network())).collect(),
         vxlan: outer(Overlay::Vxlan).map(|local| VxlanEnd {
             local,
             mac: MacAddress::of_vtep(local),
@@ -264,7 +273,7 @@ fn ends(
             tx_checksum: !facts.tunnel_checksum_broken,
         }),
         ipip: match ways.contains(&Overlay::Ipip) {
-            true => own.pod_ranges.iter().filter_map(ipip).collect(),
+            true => node_ranges.iter().filter_map(ipip).collect(),
             false => vec![],
         },
         wireguard: outer(Overlay::Wireguard)

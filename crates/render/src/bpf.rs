@@ -224,6 +224,8 @@ mod tests {
             };
             let plan = NetworkPlan {
                 pod_ranges: vec![],
+                blocks: BTreeSet::new(),
+                agent_chooses_addresses: false,
                 gateways: vec![],
                 mtu: 1450,
                 promised_mtu: 1450,

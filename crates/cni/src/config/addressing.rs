@@ -45,6 +45,8 @@ pub struct BuiltIn {
     pub data_directory: PathBuf,
     /// A file with the resolver settings for pods.
     pub resolv_conf: Option<ResolvConf>,
+    /// The agent's socket, where it knows better which addresses a pod is to have.
+    pub agent_socket: Option<PathBuf>,
 }
 
 /// A file like `/etc/resolv.conf`.
@@ -67,6 +69,7 @@ struct Document {
     range_end: Option<IpAddr>,
     gateway: Option<IpAddr>,
     resolv_conf: Option<PathBuf>,
+    agent_socket: Option<PathBuf>,
 }
 
 impl Addressing {
@@ -101,6 +104,7 @@ impl Addressing {
             data_directory: absolute("ipam.dataDir", document.data_dir)?
                 .unwrap_or_else(|| layout::IPAM_DIRECTORY.into()),
             resolv_conf: absolute("ipam.resolvConf", document.resolv_conf)?.map(ResolvConf),
+            agent_socket: absolute("ipam.agentSocket", document.agent_socket)?,
         })))
     }
 }

@@ -12,9 +12,13 @@ const INGRESS_BITS_PER_S: f64 = 20e6;
 const EGRESS_BITS_PER_S: f64 = 12e6;
 /// What a rate may be off by.
 const TOLERANCE: f64 = 0.05;
-/// A body while which the bucket empties and TCP finds its pace; and one whose further bytes give
-/// the rate.
-const BODY_BYTES: [u32; 2] = [1_500_000, 6_500_000];
+/// Bytes of a stream.
+const BODY_BYTES: u32 = 6_000_000;
+/// What passes besides the rate: the bucket that a pod gets which names none.
+const BUCKET_BITS: f64 = 96.0 * 1024.0 * 8.0;
+/// Streams until one is as fast as it may be: on a machine that is busy with other tests, some are
+/// slowed down by that alone. None may be faster.
+const ATTEMPTS: usize = 6;
 /// What a segment carries of what the limit counts: an MTU of 1450 bytes less headers of IPv4 and
 /// TCP with a time stamp, and the Ethernet header besides.
 const PAYLOAD_SHARE: f64 = 1398.0 / 1464.0;
@@ -34,10 +38,14 @@ pub fn limits_hold(world: &World) -> Result<()> {
             ("egress", EGRESS_BITS_PER_S, free.as_str(), "limited"),
         ];
         for (direction, wanted, reader, server) in rows {
-            let rate = rate(world, reader, server)?;
-            let off = (rate - wanted).abs() / wanted;
-            println!("    {direction}, other pod on {node}: {:.2} Mbit/s", rate / 1e6);
-            ensure!(off <= TOLERANCE, "{direction} of {rate} bits a second instead of {wanted}");
+            let (least, most) = (wanted * (1.0 - TOLERANCE), wanted * (1.0 + TOLERANCE));
+            let mut rates = Vec::new();
+            while rates.len() < ATTEMPTS && rates.iter().all(|rate| *rate < least) {
+                rates.push(rate(world, reader, server)?);
+            }
+            println!("    {direction}, other pod on {node}: {rates:.0?} bits a second");
+            let best = rates.iter().copied().fold(0.0, f64::max);
+            ensure!((least..=most).contains(&best), "{direction}: {rates:?} instead of {wanted}");
         }
     }
     world.stop("limited")
@@ -46,17 +54,13 @@ pub fn limits_hold(world: &World) -> Result<()> {
 /// Bits a second of a stream from one pod to another.
 fn rate(world: &World, reader: &str, server: &str) -> Result<f64> {
     let address = world.pod_ip(server)?;
-    let seconds = |bytes: u32| -> Result<f64> {
-        let url = format!("http://{address}:8080/bytes?n={bytes}");
-        let command = ["toolbox", "http", "--json", "--timeout-ms", "30000", &url];
-        let text = world.cluster.exec(NAMESPACE, reader, &command)?;
-        let summary: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
-        ensure!(summary["failed"] == 0 && summary["body_bytes"] == bytes, "{summary}");
-        Ok(summary["max_us"].as_f64().context("no time")? / 1e6)
-    };
-    let [less, more] = BODY_BYTES;
-    let time = seconds(more)? - seconds(less)?;
-    Ok(f64::from(more - less) * 8.0 / time / PAYLOAD_SHARE)
+    let url = format!("http://{address}:8080/bytes?n={BODY_BYTES}");
+    let command = ["toolbox", "http", "--json", "--timeout-ms", "30000", &url];
+    let text = world.cluster.exec(NAMESPACE, reader, &command)?;
+    let summary: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+    ensure!(summary["failed"] == 0 && summary["body_bytes"] == BODY_BYTES, "{summary}");
+    let seconds = summary["max_us"].as_f64().context("no time")? / 1e6;
+    Ok((f64::from(BODY_BYTES) * 8.0 / PAYLOAD_SHARE - BUCKET_BITS) / seconds)
 }
 
 pub fn wrong_annotation(world: &World) -> Result<()> {

@@ -2,10 +2,15 @@
 
 use anyhow::{Context, Result};
 use e2e::cluster::Cluster;
+use e2e::workspace;
 use serde_json::{Value, json};
 
 /// The range of the nodes' addresses.
 pub const NODE_RANGE: &str = "172.29.74.0/24";
+/// A pool for the namespaces with a label; in blocks for so many pods.
+pub const POOL: &str = "10.74.200.0/24";
+pub const POOL_LABEL: (&str, &str) = ("team", "shop");
+pub const BLOCK_PODS: usize = 13;
 /// The namespace of the pods.
 pub const NAMESPACE: &str = "lab";
 
@@ -18,17 +23,25 @@ pub struct World {
 impl World {
     /// Starts everything and waits until it is ready.
     pub fn up() -> Result<Self> {
-        let ranges = [
-            "--nodes",
-            "2",
-            "--pod-cidr",
-            "10.74.0.0/16",
-            "--service-cidr",
-            "10.75.0.0/16",
-            "--node-cidr",
-            NODE_RANGE,
-        ];
-        let world = Self { cluster: Cluster::up("pods", &ranges)? };
+        let (label, value) = POOL_LABEL;
+        let pool = json!({
+            "name": "shop",
+            "cidr": POOL,
+            "blockSize": 28,
+            "namespaceSelector": { "matchLabels": { label: value } },
+        });
+        let config = json!({
+            "podCidrs": ["10.74.0.0/16"],
+            "serviceCidrs": ["10.75.0.0/16"],
+            "nodeCidrs": [NODE_RANGE],
+            "podAddressAnnotations": true,
+            "pools": [pool],
+        });
+        let file = workspace().join("target/tmp/pods.yaml");
+        std::fs::create_dir_all(workspace().join("target/tmp"))?;
+        std::fs::write(&file, config.to_string())?;
+        let file = file.to_str().context("a path of text")?;
+        let world = Self { cluster: Cluster::up("pods", &["--nodes", "2", "--config", file])? };
         world.apply(&json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE },
         }))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{ClusterName, require_root};
+use super::{ClusterName, cluster_config, require_root};
 use crate::cluster::paths::Paths;
 use crate::cluster::spec::{ClusterSpec, write_private};
 use crate::cluster::teardown::{self, Keep};
@@ -44,6 +44,15 @@ const READY_PERIOD: Duration = Duration::from_millis(10);
 pub struct Arguments {
     #[command(flatten)]
     cluster: ClusterName,
+    /// A YAML file with the cluster's configuration, as `flatnet manifests` prints it: ranges,
+    /// overlay, pools. What it leaves out has its default.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["overlay", "cross_subnet", "ip_family", "pod_cidr", "service_cidr",
+            "node_cidr", "node_cidr_mask_size"]
+    )]
+    config: Option<PathBuf>,
     /// How many nodes (default 3).
     #[arg(long)]
     nodes: Option<usize>,
@@ -240,6 +249,21 @@ fn start(
 }
 
 fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
+    let config = match &arguments.config {
+        Some(file) => read_config(arguments, file)?,
+        None => config_of_flags(arguments)?,
+    };
+    let port = preflight::api_port(arguments.api_port, layout::API_PORT)?;
+    let mut spec = ClusterSpec::new(config, arguments.nodes.unwrap_or(3), port)?;
+    spec.upstream_resolvers = preflight::host_resolvers();
+    Ok(spec)
+}
+
+fn read_config(arguments: &Arguments, file: &Path) -> Result<ClusterConfig> {
+    Ok(ClusterConfig { name: arguments.cluster.name.clone(), ..cluster_config::read(file)? })
+}
+
+fn config_of_flags(arguments: &Arguments) -> Result<ClusterConfig> {
     let mut config =
         ClusterConfig { name: arguments.cluster.name.clone(), ..ClusterConfig::default() };
     let ranges = [
@@ -259,10 +283,7 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
     config.overlay = arguments.overlay.unwrap_or_default();
     config.cross_subnet = arguments.cross_subnet;
     config.node_prefix_length = arguments.node_cidr_mask_size.unwrap_or(config.node_prefix_length);
-    let port = preflight::api_port(arguments.api_port, layout::API_PORT)?;
-    let mut spec = ClusterSpec::new(config, arguments.nodes.unwrap_or(3), port)?;
-    spec.upstream_resolvers = preflight::host_resolvers();
-    Ok(spec)
+    Ok(config)
 }
 
 /// The families that were asked for, or else those of the first range that was given.
@@ -288,6 +309,7 @@ fn families(arguments: &Arguments) -> Result<IpFamily> {
 /// A cluster that was kept: it stays what it was made as, only the API's port may move.
 fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec> {
     let config = &stored.config;
+    let read = arguments.config.as_ref().map(|file| read_config(arguments, file)).transpose()?;
     let same = |given: &[IpNet], ranges: &[IpNet]| given.is_empty() || given == ranges;
     let same_families = arguments.ip_family.is_none_or(|asked| {
         let has = |family| config.pod_cidrs.iter().any(|range| Family::of(&range.addr()) == family);
@@ -297,6 +319,7 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
         && same(&arguments.service_cidr, &config.service_cidrs)
         && same(&arguments.node_cidr, &config.node_cidrs)
         && same_families
+        && read.is_none_or(|read| read == *config)
         && arguments.overlay.is_none_or(|overlay| overlay == config.overlay)
         && (!arguments.cross_subnet || config.cross_subnet)
         && arguments.node_cidr_mask_size.is_none_or(|bits| bits == config.node_prefix_length)

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::cluster::overlap;
+use model::pool;
 use model::{ClusterConfig, Family, Node, Overlay, Timestamp, WireguardKey, World};
 
 use super::{Own, Path, Peer, paths};
@@ -83,6 +84,24 @@ pub(super) fn usable_ranges(
     ranges
 }
 
+/// The blocks of pools that a node gives pods addresses of.
+pub(super) fn usable_blocks(
+    node: &Node,
+    config: &ClusterConfig,
+    findings: &mut Vec<Finding>,
+) -> Vec<IpNet> {
+    let (blocks, wrong) = pool::blocks_of(node, &config.pools);
+    findings.extend(wrong.iter().map(|part| {
+        let message = format!(
+            "{part:?} in the annotation {} is no block of a pool and is not used: the node's agent \
+             writes the annotation; give all agents the same pools",
+            pool::BLOCKS_ANNOTATION
+        );
+        finding(node.name(), &message)
+    }));
+    blocks
+}
+
 pub(super) fn finding(node: &str, message: &str) -> Finding {
     Finding { about: format!("Node {node}"), message: message.to_owned() }
 }
@@ -153,6 +172,7 @@ impl<'a> Held<'a> {
             findings.push(finding(node.name(), "the node has no usable pod range: its pods cannot be reached until spec.podCIDRs is assigned"));
             return None;
         }
+        ranges.extend(usable_blocks(node, config, findings));
         ranges.retain(|range| {
             let holder = self.holder(range);
             if let Some((held, holder)) = holder {

@@ -1,5 +1,7 @@
 //! The CNI network configuration list of a node: how the agent tells the plugin what it planned.
 
+use std::path::Path;
+
 use model::layout;
 use plan::network::NetworkPlan;
 use serde_json::{Value, json};
@@ -12,17 +14,21 @@ const CNI_VERSIONS: [&str; 2] = [CNI_VERSION, "1.1.0"];
 
 /// The text of the configuration list. The same plan gives the same bytes.
 pub fn conflist(plan: &NetworkPlan) -> String {
-    let ranges: Vec<Value> = plan
-        .pod_ranges
-        .iter()
+    let node_ranges = || plan.pod_ranges.iter().filter(|range| !plan.blocks.contains(range));
+    let ranges: Vec<Value> = node_ranges()
         .zip(&plan.gateways)
         .map(|(range, gateway)| json!([{ "subnet": range, "gateway": gateway.addr() }]))
         .collect();
-    let routes: Vec<Value> = plan
-        .pod_ranges
-        .iter()
+    let routes: Vec<Value> = node_ranges()
         .map(|range| json!({ "dst": if range.addr().is_ipv4() { "0.0.0.0/0" } else { "::/0" } }))
         .collect();
+    let mut ipam = json!({ "type": "host-local", "ranges": ranges, "routes": routes });
+    if plan.agent_chooses_addresses {
+        let socket = Path::new(layout::RUN_DIRECTORY).join(layout::AGENT_SOCKET);
+        // Only our plugin knows the key.
+        ipam["type"] = layout::CNI_PLUGIN.into();
+        ipam["agentSocket"] = json!(socket);
+    }
     let list = json!({
         "cniVersion": CNI_VERSION,
         "cniVersions": CNI_VERSIONS,
@@ -32,7 +38,7 @@ pub fn conflist(plan: &NetworkPlan) -> String {
             "capabilities": { "portMappings": true, "bandwidth": true, "ips": true, "mac": true },
             "bridge": layout::BRIDGE,
             "mtu": plan.mtu,
-            "ipam": { "type": "host-local", "ranges": ranges, "routes": routes },
+            "ipam": ipam,
         }],
     });
     format!("{list:#}\n")
