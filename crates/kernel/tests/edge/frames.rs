@@ -82,6 +82,16 @@ pub fn udp(from: u16, to: u16) -> Vec<u8> {
     bytes
 }
 
+/// A TCP segment over IPv4 without data, from one port to another, with its checksum (RFC 9293).
+pub fn tcp(from: Ipv4Addr, to: Ipv4Addr, ports: (u16, u16), flags: u8) -> Vec<u8> {
+    let mut segment = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    let pseudo = [&from.octets()[..], &to.octets(), &[0, 6, 0, 20], &segment].concat();
+    let sum = checksum(&pseudo);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
 /// An ICMPv6 message with its checksum (RFC 4443, section 2.3).
 pub fn icmpv6(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, 0, 0, 0];

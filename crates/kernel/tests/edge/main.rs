@@ -7,6 +7,7 @@ mod firewall;
 mod frames;
 mod host_ports;
 mod lab;
+mod martians;
 mod repair;
 mod routed;
 mod spoofing;

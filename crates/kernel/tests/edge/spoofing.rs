@@ -261,3 +261,48 @@ fn what_a_host_must_send_passes_a_bridge() {
         assert_eq!(range.passed(&frame, TRIALS), TRIALS, "{name}");
     }
 }
+
+/// an address that an administrator allows besides works: who asks for it is answered, and
+/// with it nothing else may be said.
+#[test]
+fn further_sources_are_announced_by_arp_and_by_neighbour_discovery() {
+    let lab = Lab::new();
+    let mut edge = lab.edge();
+    let mut pod = lab.a.attachment.clone();
+    pod.edge.extra_sources = vec![crate::lab::net("203.0.113.0/29"), crate::lab::net("fd99::/64")];
+    let (mac, to) = (lab.a.mac(), lab.b.mac());
+    let other = v6(lab.b.address6());
+    let [extra, beside]: [Ipv6Addr; 2] =
+        ["fd99::5", "fd98::5"].map(|text| text.parse().expect("an address"));
+    let extra4 = Ipv4Addr::new(203, 0, 113, 1);
+    let message = |from: Ipv6Addr, kind, body: &[u8]| {
+        frame(to, mac, IPV6, &ipv6(from, other, 58, &icmpv6(from, other, kind, body)))
+    };
+    let own = |target, mac| neighbour(target, &[(TARGET_OPTION, mac)]);
+    let none = Ipv6Addr::UNSPECIFIED;
+    let rows = [
+        ("a datagram", frame(to, mac, IPV6, &ipv6(extra, other, 17, &udp(4000, 5000))), true),
+        ("an advertisement", message(extra, 136, &own(extra, mac)), true),
+        ("an advertisement without options", message(extra, 136, &neighbour(extra, &[])), true),
+        ("a solicitation", message(extra, 135, &neighbour(other, &[(SOURCE_OPTION, mac)])), true),
+        ("detection of a duplicate", message(none, 135, &neighbour(extra, &[])), true),
+        ("ARP", frame(BROADCAST, mac, ARP, &arp(1, mac, extra4, extra4)), true),
+        ("a foreign MAC in an advertisement", message(extra, 136, &own(extra, FOREIGN_MAC)), false),
+        ("an advertisement of the victim", message(extra, 136, &own(other, mac)), false),
+        ("an advertisement of a neighbour range", message(extra, 136, &own(beside, mac)), false),
+        ("one from a neighbour range", message(beside, 136, &own(extra, mac)), false),
+        ("detection beside the range", message(none, 135, &neighbour(beside, &[])), false),
+        ("a router's advertisement", message(extra, 134, &[0; 12]), false),
+    ];
+    let range = Range::new(&lab.a, &lab.b);
+    attach(&mut edge, &lab.a.attachment);
+    for (name, frame, _) in &rows {
+        assert_eq!(range.passed(frame, TRIALS), 0, "{name}, which nobody allowed");
+    }
+    edge.detach(&lab.a.attachment).expect("detach");
+    attach(&mut edge, &pod);
+    for (name, frame, passes) in &rows {
+        let expected = if *passes { TRIALS } else { 0 };
+        assert_eq!(range.passed(frame, TRIALS), expected, "{name}");
+    }
+}

@@ -11,6 +11,9 @@
 //! Conditions of a mapping come before it: a packet that does not fulfil them is not translated here,
 //! neither by that mapping nor by one of all addresses for the same port.
 //!
+//! An answer that belongs to no tracked flow would leave with the pod's own source; it is dropped
+//!
+//!
 //! A client on the pod's own link (the pod itself, or a neighbour on its bridge) would be answered
 //! past the translation: it gets the node's address as source.
 
@@ -20,7 +23,7 @@ use ipnet::IpNet;
 use model::attachment::{HostPortCondition, PodLink, PortMapping, Side};
 use model::{Attachment, Family};
 
-use super::part::{Layout, Parts};
+use super::part::{Layout, Parts, never_untranslated};
 use crate::nft::language::{
     BaseChain, ChainType, DataType, Datum, Field, Hook, LinkName, Name, SetSpec, Statement, Table,
     TableId, Tuple, Type, Value, Verdict,
@@ -35,6 +38,8 @@ const ENDPOINTS: &str = "endpoints";
 const MASQUERADE: &str = "masquerade";
 const SAME_LINK: &str = "same-link";
 const CONDITIONS: &str = "conditions";
+/// Pods that answer for the node.
+const TRANSLATED: &str = "translated";
 
 /// One a family.
 pub fn tables() -> Vec<TableId> {
@@ -82,7 +87,9 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
         rules.push(vec![load, Statement::TranslateDestination]);
     }
     layout
+        .set(TRANSLATED, &[Type::Address(family)], DataType::None)
         .chain(TRANSLATE, rules)
+        .base("forward", Layout::FORWARD, vec![never_untranslated(TRANSLATED)])
         .base("prerouting", base(Hook::Prerouting, PRIORITY_HOST_PORTS), vec![to_node.clone()])
         .base("output", base(Hook::Output, PRIORITY_HOST_PORTS), vec![to_node])
         .base("postrouting", base(Hook::Postrouting, PRIORITY_POD_SNAT), vec![masquerade]);
@@ -108,6 +115,9 @@ pub(super) fn add(parts: &mut Parts, attachment: &Attachment) {
         if !conditions.is_empty() {
             let verdict = parts.subroutine(&table, CONDITIONS, conditions);
             parts.entry(&table, &scope.name(CONDITIONS), key.clone(), verdict);
+        }
+        if let Datum::Values(values) = &endpoint {
+            parts.member(&table, TRANSLATED, values.iter().take(1).copied().collect());
         }
         parts.entry(&table, &map, key, endpoint);
     }

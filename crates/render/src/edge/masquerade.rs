@@ -1,17 +1,21 @@
 //! What pods send away under the node's address (`ipMasq`), for networks without an agent.
+//!
+//! The kernel translates no packet that connection tracking calls invalid (the answer to a flow that
+//! was forgotten, say): it would leave with the pod's own source, and is dropped.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use model::{Attachment, Family};
 
-use super::part::{Layout, Parts};
+use super::part::{Layout, Parts, never_untranslated};
 use crate::nft::language::{
     BaseChain, ChainType, DataType, Field, Hook, Statement, Table, TableId, Type, Value, Verdict,
 };
 use crate::owned::{NFT_MASQUERADE_TABLE, PRIORITY_POD_SNAT};
 
 const PODS: &str = "pods";
+const TRANSLATED: &str = "translated";
 
 /// One a family.
 pub fn tables() -> Vec<TableId> {
@@ -31,7 +35,11 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
     let by_pod = Statement::VerdictOf { key: vec![Field::SourceAddress], map: PODS.into() };
     let address = Type::Address(id.family.address_family());
     let mut layout = Layout::new(id);
-    layout.set(PODS, &[address], DataType::Verdict).base("postrouting", base, vec![vec![by_pod]]);
+    layout
+        .set(PODS, &[address], DataType::Verdict)
+        .set(TRANSLATED, &[address], DataType::None)
+        .base("forward", Layout::FORWARD, vec![never_untranslated(TRANSLATED)])
+        .base("postrouting", base, vec![vec![by_pod]]);
     Some(layout.table())
 }
 
@@ -52,7 +60,9 @@ pub(super) fn add(parts: &mut Parts, attachment: &Attachment) {
         let rules = kept.chain([vec![Statement::Masquerade]]).collect();
         let verdict = parts.chain(&id, "except", rules);
         for address in addresses {
-            parts.entry(&id, PODS, vec![Value::Address(address.addr())], verdict.clone());
+            let key = vec![Value::Address(address.addr())];
+            parts.member(&id, TRANSLATED, key.clone());
+            parts.entry(&id, PODS, key, verdict.clone());
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::nft::language::{
-    BaseChain, Chain, DataType, Datum, Name, Rule, Set, SetSpec, Statement, Table, TableId, Tuple,
-    Type, Verdict,
+    BaseChain, Chain, ChainType, ConnectionState, DataType, Datum, Field, Hook, Name, Rule, Set,
+    SetSpec, Statement, Table, TableId, Tuple, Type, Verdict,
 };
+use crate::owned::PRIORITY_FILTER;
 
 /// What is added to one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +84,10 @@ pub(super) struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
+    /// Where what passes through is filtered.
+    pub(super) const FORWARD: BaseChain =
+        BaseChain { chain_type: ChainType::Filter, hook: Hook::Forward, priority: PRIORITY_FILTER };
+
     pub(super) fn new(id: &'a TableId) -> Self {
         Self { id, table: Table::default() }
     }
@@ -120,4 +125,13 @@ impl<'a> Layout<'a> {
         self.table.chains.insert(name.into(), Chain { base, rules });
         self
     }
+}
+
+/// Drops what the pods of a set send and the kernel would not translate.
+pub(super) fn never_untranslated(set: &str) -> Vec<Statement> {
+    vec![
+        Statement::StateIs(ConnectionState::Invalid),
+        Statement::In { key: vec![Field::SourceAddress], set: set.into() },
+        Statement::Verdict(Verdict::Drop),
+    ]
 }

@@ -48,6 +48,8 @@ const OTHERS: &str = "others";
 const ARP: &str = "arp";
 const SOLICITATION: &str = "neighbour-solicitation";
 const ADVERTISEMENT: &str = "neighbour-advertisement";
+/// Of an address that an administrator allows besides.
+const EXTRA_ADVERTISEMENT: &str = "extra-advertisement";
 
 const DHCP_SERVER_PORT: u16 = 67;
 const DHCPV6_SERVER_PORT: u16 = 547;
@@ -114,6 +116,7 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
         let target =
             in_set(vec![Field::Link, Field::EtherSource, Field::NeighbourTarget], SOURCES6);
         layout.chain(ADVERTISEMENT, neighbour_message(&[target], TARGET_LINK_LAYER_ADDRESS));
+        layout.chain(EXTRA_ADVERTISEMENT, neighbour_message(&[], TARGET_LINK_LAYER_ADDRESS));
     }
     Some(layout.table())
 }
@@ -228,11 +231,8 @@ fn others(table: TableFamily) -> Vec<Vec<Statement>> {
     }
     if families(table).contains(&Family::V6) {
         let unspecified = |more: Vec<Statement>| {
-            let field = Field::FramedSource(Family::V6);
-            let range = IpNet::from(IpAddr::from(Ipv6Addr::UNSPECIFIED));
-            let from_none = Statement::InRange { field, range, outside: false };
             let is_ipv6 = carries(table, EtherType::Ip(Family::V6)).into_iter();
-            is_ipv6.chain([from_none]).chain(more).chain([accept()]).collect()
+            is_ipv6.chain([from_unspecified()]).chain(more).chain([accept()]).collect()
         };
         let own = vec![Field::Link, Field::EtherSource, Field::NeighbourTarget];
         let own_target = in_set(own, SOURCES6);
@@ -329,7 +329,8 @@ fn neighbour_message(conditions: &[Statement], option: u8) -> Vec<Vec<Statement>
     vec![under(short), under(with_option), vec![drop()]]
 }
 
-/// Further sources, with the pod's own link-layer address. An ARP packet may speak for them too.
+/// Further sources, with the pod's own link-layer address. An ARP packet may speak for them too, and
+/// so may neighbour discovery: advertisements, and detection of a duplicate.
 fn extra_rules(table: TableFamily, ranges: &[IpNet]) -> Vec<Vec<Statement>> {
     let mac = |field| in_set(vec![Field::Link, field], MACS);
     let inside = |field, range| Statement::InRange { field, range, outside: false };
@@ -337,9 +338,24 @@ fn extra_rules(table: TableFamily, ranges: &[IpNet]) -> Vec<Vec<Statement>> {
     for &range in ranges {
         let family = Family::of(&range.addr());
         if families(table).contains(&family) {
-            let is_ip = carries(table, EtherType::Ip(family)).into_iter();
-            let from = inside(Field::FramedSource(family), range);
-            rules.push(is_ip.chain([from, mac(Field::EtherSource), goto(own(family))]).collect());
+            let is_ip = || carries(table, EtherType::Ip(family)).into_iter();
+            let from = || inside(Field::FramedSource(family), range);
+            if family == Family::V6 {
+                let about = inside(Field::NeighbourTarget, range);
+                let message = |kind| [icmpv6((kind, kind)), about.clone()];
+                let speaks = [from(), mac(Field::EtherSource)]
+                    .into_iter()
+                    .chain(message(NEIGHBOUR_ADVERTISEMENT))
+                    .chain([goto(EXTRA_ADVERTISEMENT)]);
+                let detects = [from_unspecified(), mac(Field::EtherSource)]
+                    .into_iter()
+                    .chain(message(NEIGHBOUR_SOLICITATION))
+                    .chain([accept()]);
+                rules.extend([is_ip().chain(speaks).collect(), is_ip().chain(detects).collect()]);
+            }
+            rules.push(
+                is_ip().chain([from(), mac(Field::EtherSource), goto(own(family))]).collect(),
+            );
         }
         let sees_arp = matches!(table, TableFamily::Bridge | TableFamily::Arp);
         if sees_arp && family == Family::V4 {
@@ -354,6 +370,13 @@ fn extra_rules(table: TableFamily, ranges: &[IpNet]) -> Vec<Vec<Statement>> {
         rules.push(vec![drop()]);
     }
     rules
+}
+
+/// The source of who has no address yet.
+fn from_unspecified() -> Statement {
+    let field = Field::FramedSource(Family::V6);
+    let range = IpNet::from(IpAddr::from(Ipv6Addr::UNSPECIFIED));
+    Statement::InRange { field, range, outside: false }
 }
 
 fn icmpv6((first, last): (u8, u8)) -> Statement {
