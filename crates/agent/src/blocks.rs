@@ -285,3 +285,6 @@ pub(crate) fn capacity(range: &IpNet) -> u128 {
     let gateway = range.gateway().is_some_and(|gateway| (first..=last).contains(&gateway));
     all.saturating_sub(u128::from(gateway))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! All that the agent asks of the API server. The manifests print these rules, and the
 //! agent's tests run it with no others.
 
+use ipam::pools::CLAIM_NAMESPACE;
+use model::ClusterConfig;
+
 /// One rule of a ClusterRole (rbac.authorization.k8s.io/v1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -12,7 +15,7 @@ pub struct Rule {
     pub verbs: &'static [&'static str],
 }
 
-/// The agent's rules. A Node's status is the only object that it changes, and it changes its own
+/// The agent's rules in every cluster. A Node's status is the only object that it changes, and it changes its own
 /// alone; RBAC cannot say "its own", an admission policy (as the kubelet's `NodeRestriction`) can.
 pub const RULES: &[Rule] = &[
     Rule { group: "", resources: &["nodes"], verbs: &["get", "list", "watch"] },
@@ -21,3 +24,27 @@ pub const RULES: &[Rule] = &[
     Rule { group: "discovery.k8s.io", resources: &["endpointslices"], verbs: &["list", "watch"] },
     Rule { group: "", resources: &["events"], verbs: &["create"] },
 ];
+
+/// Where pods choose addresses by annotations, or pools give them: the plugin asks the agent about
+/// a pod, and the agent the API server.
+const PODS: Rule = Rule { group: "", resources: &["pods"], verbs: &["get"] };
+/// Pools go by labels of namespaces.
+const NAMESPACES: Rule = Rule { group: "", resources: &["namespaces"], verbs: &["get"] };
+/// Claims of blocks are Leases.
+const CLAIMS: Rule = Rule {
+    group: "coordination.k8s.io",
+    resources: &["leases"],
+    verbs: &["create", "delete", "list"],
+};
+
+/// The rules of the ClusterRole for a configuration: only what is used.
+pub fn rules(config: &ClusterConfig) -> Vec<Rule> {
+    let pods = config.agent_chooses_addresses().then_some(PODS);
+    let namespaces = (!config.pools.is_empty()).then_some(NAMESPACES);
+    RULES.iter().copied().chain(pods).chain(namespaces).collect()
+}
+
+/// The rules of the Role in a namespace of the cluster's own, where there is one.
+pub fn namespaced_rules(config: &ClusterConfig) -> Option<(&'static str, Vec<Rule>)> {
+    (!config.pools.is_empty()).then(|| (CLAIM_NAMESPACE, vec![CLAIMS]))
+}

@@ -1,5 +1,6 @@
 //! Addresses that pods choose, and pools of addresses.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
@@ -77,8 +78,8 @@ pub fn ordinals(world: &World) -> Result<()> {
     (0..3).try_for_each(|ordinal| world.stop(&format!("web-{ordinal}")))
 }
 
-/// Pods of a namespace get addresses of its pool on both nodes, no block is on two of them, and a
-/// node whose block is full borrows another; all others keep to the nodes' ranges.
+/// Pods of a namespace get addresses of its pool on both nodes, and a node whose block is full takes
+/// another; all others keep to the nodes' ranges.
 pub fn pools(world: &World) -> Result<()> {
     let namespace = "pooled";
     world.apply(&json!({
@@ -97,18 +98,17 @@ pub fn pools(world: &World) -> Result<()> {
             names.push(name);
         }
     }
-    let mut blocks = std::collections::BTreeMap::new();
-    for lease in world.cluster.list("kube-system", "lease", "flatnet.io/pod-block")? {
-        let name = lease["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        blocks.insert(name, lease["spec"]["holderIdentity"].clone());
-    }
-    ensure!(blocks.len() >= world.cluster.nodes.len(), "a block for each node: {blocks:?}");
-    let mut addresses = std::collections::BTreeSet::new();
+    let mut addresses = BTreeSet::new();
     for name in &names {
         let pod = world.cluster.pod_ready(namespace, name)?;
         let address = pod["status"]["podIP"].as_str().context("no address")?.to_owned();
         ensure!(pool.contains(&address.parse::<IpAddr>()?), "{name} has {address}, not of {POOL}");
         ensure!(addresses.insert(address.clone()), "{address} is of two pods");
+    }
+    let leases = world.cluster.list("kube-system", "lease", "flatnet.io/pod-block")?;
+    for node in &world.cluster.nodes {
+        let held = leases.iter().filter(|lease| lease["spec"]["holderIdentity"] == **node).count();
+        ensure!(held >= 2, "{node} has more pods than a block has room for, and {held} blocks");
     }
     // The way to them, from a pod with an address of a node's range, and back.
     for address in &addresses {

@@ -1,9 +1,13 @@
 //! `flatnet manifests`: what makes flatnet the network of a real cluster, for `kubectl apply`.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use model::{ClusterConfig, Overlay, layout};
 use serde_json::{Value, json};
+
+use super::cluster_config;
 
 /// The name of all objects.
 const NAME: &str = "flatnet";
@@ -31,6 +35,15 @@ const DNS_REQUESTS: (&str, &str) = ("10m", "16Mi");
     after_help = "Example:\n  flatnet manifests --pod-cidr 10.244.0.0/16 --node-cidr 192.0.2.0/24 --api-server https://192.0.2.10:6443 | kubectl apply -f -"
 )]
 pub struct Arguments {
+    /// A YAML file with the cluster's configuration in place of the flags for it: all keys, also
+    /// those that have no flag, such as pools. What it leaves out has its default.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["pod_cidr", "service_cidr", "node_cidr", "node_cidr_mask_size",
+            "overlay", "cross_subnet", "cluster_domain"]
+    )]
+    config: Option<PathBuf>,
     /// The cluster's pod range, or one of each family: what the controller manager calls
     /// --cluster-cidr.
     #[arg(
@@ -49,7 +62,12 @@ pub struct Arguments {
     )]
     service_cidr: Vec<IpNet>,
     /// The range of the nodes' own addresses, or one of each family.
-    #[arg(long, value_name = "RANGE[,RANGE]", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        value_name = "RANGE[,RANGE]",
+        value_delimiter = ',',
+        required_unless_present = "config"
+    )]
     node_cidr: Vec<IpNet>,
     /// The prefix length of one node's IPv4 pod range.
     #[arg(long, value_name = "BITS", default_value_t = ClusterConfig::default().node_prefix_length)]
@@ -99,6 +117,9 @@ fn text(arguments: &Arguments) -> Result<String> {
 }
 
 fn config(arguments: &Arguments) -> Result<ClusterConfig> {
+    if let Some(file) = &arguments.config {
+        return Ok(ClusterConfig { name: NAME.into(), ..cluster_config::read(file)? });
+    }
     let config = ClusterConfig {
         name: NAME.into(),
         pod_cidrs: arguments.pod_cidr.clone(),
@@ -129,36 +150,48 @@ fn objects(arguments: &Arguments) -> Result<Vec<Value>> {
         let metadata = json!({ "name": namespace, "labels": privileged });
         objects.push(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata }));
     }
-    let rules: Vec<Value> = agent::rbac::RULES
-        .iter()
-        .map(|rule| {
-            json!({ "apiGroups": [rule.group], "resources": rule.resources, "verbs": rule.verbs })
-        })
-        .collect();
+    let config = config(arguments)?;
+    let subjects = json!([{ "kind": "ServiceAccount", "name": NAME, "namespace": namespace }]);
     objects.extend([
         json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": own }),
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRole",
             "metadata": cluster_wide,
-            "rules": rules,
+            "rules": rules(&agent::rbac::rules(&config)),
         }),
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
             "metadata": cluster_wide,
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "ClusterRole",
-                "name": NAME,
-            },
-            "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": namespace }],
+            "roleRef": role("ClusterRole"),
+            "subjects": subjects,
         }),
+    ]);
+    if let Some((place, own_rules)) = agent::rbac::namespaced_rules(&config) {
+        let metadata = json!({ "name": NAME, "namespace": place, "labels": labels() });
+        objects.extend([
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "Role",
+                "metadata": metadata,
+                "rules": rules(&own_rules),
+            }),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": role("Role"),
+                "subjects": subjects,
+            }),
+        ]);
+    }
+    objects.extend([
         json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": own,
-            "data": { CONFIG_KEY: serde_yaml_ng::to_string(&config(arguments)?)? },
+            "data": { CONFIG_KEY: serde_yaml_ng::to_string(&config)? },
         }),
         json!({
             "apiVersion": "apps/v1",
@@ -171,6 +204,15 @@ fn objects(arguments: &Arguments) -> Result<Vec<Value>> {
         }),
     ]);
     Ok(objects)
+}
+
+fn rules(rules: &[agent::rbac::Rule]) -> Vec<Value> {
+    let rule = |rule: &agent::rbac::Rule| json!({ "apiGroups": [rule.group], "resources": rule.resources, "verbs": rule.verbs });
+    rules.iter().map(rule).collect()
+}
+
+fn role(kind: &str) -> Value {
+    json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": NAME })
 }
 
 fn labels() -> Value {
@@ -391,12 +433,31 @@ mod tests {
         assert_eq!(mounted(&pod["containers"][1], "/var/lib/flatnet"), None, "the node's keys");
     }
 
+    /// Rights that only pools need, in their own place, come with pools.
+    #[test]
+    fn pools_bring_their_rights_and_no_more() {
+        let file = std::env::temp_dir().join(format!("flatnet-pools-{}.yaml", std::process::id()));
+        let text = "nodeCidrs: [192.0.2.0/24]\npodCidrs: [10.244.0.0/15]\n\
+                    pools: [{name: all, cidr: 10.245.0.0/16, blockSize: 26}]\n";
+        std::fs::write(&file, text).expect("written");
+        let line = ["manifests", "--config", file.to_str().expect("a path")];
+        let read = Line::try_parse_from(line).expect("a line").arguments;
+        let objects = objects(&read).expect("objects");
+        std::fs::remove_file(&file).expect("removed");
+        let of = |kind: &str| objects.iter().find(|object| object["kind"] == kind).expect(kind);
+        assert!(!of("ClusterRole").to_string().contains("leases"));
+        assert!(of("ClusterRole").to_string().contains("namespaces"));
+        assert_eq!(of("Role")["metadata"]["namespace"], "kube-system");
+        assert!(of("ConfigMap").to_string().contains("10.245.0.0/16"));
+        assert!(!find(&[], "ClusterRole").to_string().contains("pods"));
+    }
+
     #[test]
     fn the_configuration_is_what_the_agent_reads() {
         let flags = ["--pod-cidr", "10.1.0.0/16", "--overlay", "wireguard", "--cross-subnet"];
         let map = find(&flags, "ConfigMap");
         let text = map["data"][CONFIG_KEY].as_str().expect("text");
-        let read = super::super::cluster_config::parse(text).expect("read");
+        let read = cluster_config::parse(text).expect("read");
         assert_eq!(read, config(&arguments(&flags)).expect("a configuration"));
         assert_eq!(read.overlay, Overlay::Wireguard);
     }
