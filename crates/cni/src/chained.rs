@@ -31,6 +31,7 @@ pub(crate) fn add(call: &Invocation<'_>) -> Result<Value, Fault> {
     }
     let change = || -> Result<Link, Fault> {
         protect(call, &records, &attachment)?;
+        link::show_to_rules(&attachment)?;
         let tuned = link::tune(request, &options, &namespace, &attachment)?;
         records.finish(&attachment)?;
         drop(records);
@@ -69,7 +70,7 @@ fn adopt(
     let mut edge = call.config.edge.of(&addresses);
     edge.anti_spoofing &= !addresses.is_empty();
     Ok(Attachment {
-        link: PodLink::Chained { name: link::find_node_end(namespace, interface)? },
+        link: link::find_chained(namespace, interface)?,
         mac: options.mac.unwrap_or(original.mac),
         addresses,
         edge,

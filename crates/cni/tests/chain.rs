@@ -5,17 +5,23 @@ mod lab;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use cni::config::ValidAttachment;
 use cni::fault::Fault;
 use cni::runtime_side::{Driver, List, Target};
 use lab::{LabNode, Pod, udp_echo};
+use netlink::sysctl;
 use serde_json::{Value, json};
 
 /// Where Debian puts the reference plugins.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+
+/// How long an answer is waited for that must not come.
+const SILENCE: Duration = Duration::from_millis(400);
 
 /// A node with a list of plugins, and pods on it.
 struct Bench {
@@ -149,7 +155,7 @@ fn behind_the_reference_bridge_the_result_is_equal() {
     let peer = result["interfaces"][1]["name"].as_str().expect("the node's end").to_owned();
     let record = fs::read(chained.node.scratch.0.join("records/net/c1-eth0.json"));
     let record: Value = serde_json::from_slice(&record.expect("a record")).expect("JSON");
-    assert_eq!(record["link"], json!({ "mode": "chained", "name": peer }));
+    assert_eq!(record["link"], json!({ "mode": "chained", "name": peer, "bridge": "br0" }));
     assert_eq!(record["edge"]["hostPorts"][0]["hostPort"], 8080);
     assert_eq!(record["addresses"], json!(["10.244.1.2/24"]));
     assert_eq!(chained.check(&target), Ok(()));
@@ -292,4 +298,50 @@ fn gc_of_a_list_deletes_what_lives_no_more() {
     assert_eq!(left, ["10.244.1.2", "lives-eth0.json", "net-lives-eth0"]);
     assert_eq!(bench.inside(|| bench.driver.gc(&bench.list, &[])), Ok(()));
     assert_eq!(bench.left(), [] as [&str; 0]);
+}
+
+/// FW: who may come in to a pod holds between pods of one bridge too, also on a node that hands no
+/// bridged packet to its rules; alone, and behind the reference bridge, whose firewall plugin we are
+/// then.
+#[test]
+fn ingress_policies_hold_between_pods_of_one_bridge() {
+    let firewall =
+        |config: Value, policy: &str| with(config, "firewall", json!({ "ingressPolicy": policy }));
+    for (policy, passes) in [("open", true), ("same-bridge", true), ("isolated", false)] {
+        for chained in [false, true] {
+            let bench = Bench::new(|node| match chained {
+                true => json!([bridge(node, "host-local"), firewall(ours(node), policy)]),
+                false => {
+                    let alone = with(ours(node), "bridge", json!("br0"));
+                    json!([firewall(with(alone, "ipam", ranges(node, "host-local")), policy)])
+                }
+            });
+            let never = || sysctl::write("net/bridge/bridge-nf-call-iptables", "0");
+            bench.inside(never).expect("the switch");
+            let (one, two) = (Pod::new("c1"), Pod::new("c2"));
+            let result = bench.add(&bench.target(&one, json!({}))).expect("ADD");
+            bench.add(&bench.target(&two, json!({}))).expect("ADD");
+            let name = format!("{policy}, chained: {chained}");
+            let to = address_of(&result);
+            // Answers come in, whoever may begin.
+            let gateway = "10.244.1.1".parse().expect("an address");
+            udp_echo(&one.namespace, &bench.node.namespace, gateway, 100);
+            assert_eq!(begins(&two, &one, to), passes, "{name}");
+            if !passes {
+                let switch = ["link", "set", "br0", "type", "bridge", "nf_call_iptables", "0"];
+                let off = || Command::new("ip").args(switch).status().expect("ip").success();
+                assert!(bench.inside(off));
+                assert!(begins(&two, &one, to), "{name}: not what decides");
+            }
+        }
+    }
+}
+
+/// Whether a connection between pods can begin.
+fn begins(client: &Pod, server: &Pod, to: IpAddr) -> bool {
+    let bind = || TcpListener::bind((to, 0)).expect("bound");
+    let listener = server.namespace.run(bind).expect("inside");
+    let address = listener.local_addr().expect("its address");
+    let connect = || TcpStream::connect_timeout(&address, SILENCE).is_ok();
+    client.namespace.run(connect).expect("inside")
 }

@@ -603,13 +603,13 @@ fn what_was_changed_of_another_plugins_interface_is_put_back() {
     let request = attach::request(&pod, "");
     let options = link::options::LinkOptions::parse(&config("bridge", keys), &request).expect("it");
     let work = || {
-        let name = link::find_node_end(&pod.namespace, "eth0")?;
-        assert_eq!(name.as_deref(), Some("theirs"));
+        let chained = link::find_chained(&pod.namespace, "eth0")?;
+        assert_eq!((chained.node_end(), chained.bridge()), (Some("theirs"), None));
         let attachment = Attachment {
             container_id: "c1".into(),
             interface: "eth0".into(),
             namespace: pod.path(),
-            link: model::attachment::PodLink::Chained { name },
+            link: chained,
             bandwidth: options.bandwidth,
             original: Some(link::adopt(&pod.namespace, "eth0")?),
             ..Attachment::default()

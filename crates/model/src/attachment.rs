@@ -71,12 +71,15 @@ pub enum PodLink {
     Chained {
         /// The node's end.
         name: Option<String>,
+        /// The bridge that it is a port of, if it is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bridge: Option<String>,
     },
 }
 
 impl Default for PodLink {
     fn default() -> Self {
-        Self::Chained { name: None }
+        Self::Chained { name: None, bridge: None }
     }
 }
 
@@ -85,8 +88,17 @@ impl PodLink {
     pub fn node_end(&self) -> Option<&str> {
         match self {
             Self::Bridge { name, .. } | Self::Routed { name } => Some(name),
-            Self::Chained { name } => name.as_deref(),
+            Self::Chained { name, .. } => name.as_deref(),
             Self::Macvlan { .. } => None,
+        }
+    }
+
+    /// The bridge that the node's end is a port of.
+    pub fn bridge(&self) -> Option<&str> {
+        match self {
+            Self::Bridge { bridge, .. } => Some(bridge),
+            Self::Chained { bridge, .. } => bridge.as_deref(),
+            Self::Routed { .. } | Self::Macvlan { .. } => None,
         }
     }
 }

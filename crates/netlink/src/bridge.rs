@@ -10,6 +10,8 @@ use crate::{Error, LinkChange, Netlink};
 
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
+const IFLA_BR_NF_CALL_IP6TABLES: u16 = 37;
 const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
 const BRIDGE_VLAN_INFO_PVID: u16 = 1 << 1;
 const BRIDGE_VLAN_INFO_UNTAGGED: u16 = 1 << 2;
@@ -73,6 +75,21 @@ impl Netlink {
             });
         });
         let action = || format!("switch VLAN filtering of the bridge number {bridge}");
+        self.socket.call(&request, action).map(drop)
+    }
+
+    /// Hands what a bridge forwards to the rules of IP, whatever the rest of the node's bridges do.
+    ///
+    /// # Errors
+    /// `ENODEV` when the bridge is gone. A kernel without `br_netfilter` says nothing.
+    pub fn show_bridged_to_netfilter(&mut self, bridge: u32) -> Result<(), Error> {
+        let mut request = Request::new(RTM_NEWLINK, 0, &header(bridge));
+        request.nested(IFLA_LINKINFO, &[], |info| {
+            info.text(IFLA_INFO_KIND, "bridge").nested(IFLA_INFO_DATA, &[], |data| {
+                data.u8(IFLA_BR_NF_CALL_IPTABLES, 1).u8(IFLA_BR_NF_CALL_IP6TABLES, 1);
+            });
+        });
+        let action = || format!("show netfilter what the bridge number {bridge} forwards");
         self.socket.call(&request, action).map(drop)
     }
 

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn links_that_the_node_has_no_end_of_are_left_out() {
         let macvlan = PodLink::Macvlan { parent: "eth0".into() };
-        let foreign = PodLink::Chained { name: Some("veth9".into()) };
+        let foreign = PodLink::Chained { name: Some("veth9".into()), bridge: None };
         let bridge = PodLink::Bridge { name: "veth2".into(), bridge: "cni0".into() };
         let attachments = [macvlan, foreign, bridge, routed()]
             .map(|link| attachment(link, Edge::default(), Bandwidth::default()));

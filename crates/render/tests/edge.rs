@@ -46,13 +46,13 @@ prop_compose! {
         (1_u8..).zip(needs).map(|(number, (needs, link))| {
             let mut pod = pod(number);
             let name = format!("veth{number}");
+            let wants = |bit: u8| needs & 1 << bit != 0;
             pod.link = match link {
                 0 => pod.link,
                 1 => PodLink::Routed { name },
-                2 => PodLink::Chained { name: Some(name) },
+                2 => PodLink::Chained { name: Some(name), bridge: wants(6).then(|| "br0".into()) },
                 _ => PodLink::Macvlan { parent: "eth0".into() },
             };
-            let wants = |bit: u8| needs & 1 << bit != 0;
             if wants(0) {
                 pod.addresses.push(net(&format!("fd50::{number}/64")));
             }

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::MacAddress;
+use model::attachment::{Attachment, IngressPolicy};
 use netlink::{
     Address as KernelAddress, BridgeSpec, Link, LinkChange, Netlink, PortOptions, PortVlan,
-    VethSpec, offload,
+    VethSpec, offload, sysctl,
 };
 use nix::libc;
 
@@ -20,6 +21,8 @@ use crate::fault::{Fault, KERNEL_REFUSED};
 
 /// The VLAN that a bridge puts new ports into.
 const DEFAULT_VLAN: u16 = 1;
+/// There with the module that hands bridged packets to the rules of IP.
+const NETFILTER_OF_BRIDGES: &str = "net/bridge/bridge-nf-call-iptables";
 /// What names of bridge ports begin with that carry a VLAN's gateway address.
 const VLAN_PORT_PREFIX: &str = "vlan";
 
@@ -45,6 +48,7 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     let port = PortOptions { hairpin: options.hairpin, isolated: options.port_isolation };
     let alias = job.alias();
     node.set_port(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() }, port)?;
+    show_to_rules(job.attachment)?;
     bandwidth::apply(&mut node, job.attachment)?;
     let addresses = job.addresses(1, &|_, gateway| gateway);
     let mut routes = job.routes.to_vec();
@@ -72,6 +76,28 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     }
     let interfaces = vec![job.interface(&near, false), job.interface(&far, true)];
     Ok(Made { interfaces, addresses, routes })
+}
+
+/// Lets the node's rules see what passes between the ports of a pod's bridge, where they shall decide
+/// who may come in to the pod.
+///
+/// # Errors
+/// When the kernel cannot, since without it the rules would be passed by.
+pub fn show_to_rules(attachment: &Attachment) -> Result<(), Fault> {
+    let policy = attachment.edge.firewall.as_ref().map(|firewall| firewall.ingress_policy);
+    let Some(bridge) = attachment.link.bridge() else { return Ok(()) };
+    if policy.is_none_or(|policy| policy == IngressPolicy::Open) {
+        return Ok(());
+    }
+    if let Err(error) = sysctl::read(NETFILTER_OF_BRIDGES) {
+        return Err(refused(
+            format!("firewall.ingressPolicy cannot hold between pods of {bridge}: {error}"),
+            "load the kernel module br_netfilter, or choose the policy open",
+        ));
+    }
+    let mut node = Netlink::open()?;
+    let index = node.require_link(bridge)?.index;
+    Ok(node.show_bridged_to_netfilter(index)?)
 }
 
 /// The bridge; made where the agent has not made it yet. Its gateway address is there afterwards

@@ -39,6 +39,7 @@ use crate::request::Request;
 use crate::result::{Address, Interface};
 use options::{Datapath, LinkOptions};
 
+pub use bridge::show_to_rules;
 pub use check::{Expected, check};
 pub use mtu::set_mtu;
 pub use pod::{adopt, tune};
@@ -166,16 +167,22 @@ pub fn all_node_ends(node: &mut Netlink) -> Result<Vec<Link>, Fault> {
     Ok(node.links()?.into_iter().filter(is_ours).collect())
 }
 
-/// The node's end of an interface that another plugin made: the peer of a veth pair.
+/// How an interface that another plugin made is connected: its node's end is the peer of a veth
+/// pair.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn find_node_end(namespace: &Netns, interface: &str) -> Result<Option<String>, Fault> {
+pub fn find_chained(namespace: &Netns, interface: &str) -> Result<PodLink, Fault> {
     let link = Netlink::open_in(namespace)?.require_link(interface)?;
-    let Some(peer) = link.peer_index.filter(|_| link.kind == "veth") else { return Ok(None) };
-    let found = Netlink::open()?.link_at(peer)?;
+    let Some(peer) = link.peer_index.filter(|_| link.kind == "veth") else {
+        return Ok(PodLink::default());
+    };
+    let mut node = Netlink::open()?;
     let is_peer = |found: &Link| found.kind == "veth" && found.peer_index == Some(link.index);
-    Ok(found.filter(is_peer).map(|found| found.name))
+    let Some(near) = node.link_at(peer)?.filter(is_peer) else { return Ok(PodLink::default()) };
+    let master = near.master.map(|master| node.link_at(master)).transpose()?.flatten();
+    let bridge = master.filter(|master| master.kind == "bridge").map(|master| master.name);
+    Ok(PodLink::Chained { name: Some(near.name), bridge })
 }
 
 /// The next hop of a route inside the pod: its own, or the gateway of its family. One whose scope

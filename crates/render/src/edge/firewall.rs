@@ -1,9 +1,8 @@
 //! Who may come in to a pod (`ingressPolicy` of the reference firewall plugin), and what of the
 //! node a pod may reach.
 //!
-//! Only what begins a connection is judged: answers always pass. On a bridge that takes part in
-//! netfilter (`bridge-nf-call-iptables`, which the agent sets) that is also true between pods of
-//! one bridge; without it, isolation of a bridge's ports is the link's part.
+//! Only what begins a connection is judged: answers always pass. That is also true between pods of
+//! one bridge, since whoever makes the link lets the bridge hand its packets to these rules.
 //!
 //! An accept here ends this table's chain only. Where another program's chain drops by policy
 //! whatever is forwarded (as Docker sets it in the chain of iptables), rules of [`forwarding`] stand
@@ -14,7 +13,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use model::attachment::{IngressPolicy, PodLink};
+use model::attachment::IngressPolicy;
 use model::{Attachment, Family};
 
 use super::part::{Layout, Parts};
@@ -141,7 +140,7 @@ fn add_ingress(parts: &mut Parts, id: &TableId, attachment: &Attachment, address
     };
     let verdict = Datum::Verdict(Verdict::Goto(chain.into()));
     parts.entry(id, INGRESS, vec![Value::Address(address)], verdict);
-    if let (SAME_BRIDGE, PodLink::Bridge { bridge, .. }) = (chain, &attachment.link) {
+    if let (SAME_BRIDGE, Some(bridge)) = (chain, attachment.link.bridge()) {
         let key = vec![Value::Link(LinkName::new(bridge)), Value::Address(address)];
         parts.member(id, BRIDGES, key);
     }

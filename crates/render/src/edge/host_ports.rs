@@ -20,7 +20,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use model::attachment::{HostPortCondition, PodLink, PortMapping, Side};
+use model::attachment::{HostPortCondition, PortMapping, Side};
 use model::{Attachment, Family};
 
 use super::part::{Layout, Parts, never_untranslated};
@@ -106,7 +106,7 @@ pub(super) fn add(parts: &mut Parts, attachment: &Attachment) {
             }
             _ => {}
         }
-        // Another plugin made the link: nobody knows who shares it.
+        // A link without an end on the node: nobody knows who shares it.
         let unknown = same_link(attachment).is_none();
         if mapping.masquerade_all || (mapping.snat && unknown) {
             parts.member(&table, &scope.name(MASQUERADE), key.clone());
@@ -271,11 +271,8 @@ impl Scope {
 
 /// The link that the pod, and whoever would be answered past the node, come in over.
 fn same_link(attachment: &Attachment) -> Option<LinkName> {
-    match &attachment.link {
-        PodLink::Bridge { bridge, .. } => Some(LinkName::new(bridge)),
-        PodLink::Routed { name } => Some(LinkName::new(name)),
-        PodLink::Macvlan { .. } | PodLink::Chained { .. } => None,
-    }
+    let link = &attachment.link;
+    link.bridge().or(link.node_end()).map(LinkName::new)
 }
 
 fn same(one: &PortMapping, other: &PortMapping) -> bool {
