@@ -13,9 +13,9 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use model::layout;
+use model::{NamespacedName, layout};
 use render::inventory::Row;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,11 +23,12 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::addressing::{Addressing, Refusal};
 use crate::feed::bind;
 use crate::metrics::{self, Measures};
 
 /// The socket's name in the run directory.
-pub const STATUS_SOCKET: &str = "agent.sock";
+pub const STATUS_SOCKET: &str = layout::AGENT_SOCKET;
 /// Connections that are served at once; the others wait.
 const CONNECTIONS_MAX: usize = 32;
 /// A client that has not sent its request after this long is left.
@@ -89,6 +90,8 @@ struct Source {
     status: watch::Receiver<AgentStatus>,
     measures: Arc<Mutex<Measures>>,
     questions: mpsc::Sender<Question>,
+    /// For who is root.
+    addressing: Option<Addressing>,
     is_private: bool,
 }
 
@@ -99,6 +102,7 @@ struct Source {
 pub(crate) fn serve(
     run_directory: &Path,
     questions: mpsc::Sender<Question>,
+    addressing: Addressing,
     tasks: &mut JoinSet<()>,
 ) -> Result<Told> {
     let (sender, status) = watch::channel(AgentStatus::default());
@@ -109,8 +113,15 @@ pub(crate) fn serve(
     listener.set_nonblocking(true)?;
     let public = TcpListener::from_std(listener)?;
     let measures = Arc::<Mutex<Measures>>::default();
-    let source = Source { status, measures: Arc::clone(&measures), questions, is_private: false };
-    tasks.spawn(serve_private(private, Source { is_private: true, ..source.clone() }));
+    let source = Source {
+        status,
+        measures: Arc::clone(&measures),
+        questions,
+        addressing: None,
+        is_private: false,
+    };
+    let addressing = Some(addressing);
+    tasks.spawn(serve_private(private, Source { is_private: true, addressing, ..source.clone() }));
     tasks.spawn(serve_public(public, source));
     Ok(Told { status: sender, measures })
 }
@@ -167,7 +178,7 @@ where
 {
     let service = service_fn(move |request: Request<Incoming>| {
         let source = source.clone();
-        async move { Ok::<_, Infallible>(respond(request.uri().path(), &source).await) }
+        async move { Ok::<_, Infallible>(respond(request.uri(), &source).await) }
     });
     // A client that goes away in the middle is nobody's problem.
     let _ = http1::Builder::new()
@@ -177,10 +188,10 @@ where
         .await;
 }
 
-async fn respond(path: &str, source: &Source) -> Response<Full<Bytes>> {
+async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
     let status = source.status.borrow().clone();
     let measures = || source.measures.lock().unwrap_or_else(PoisonError::into_inner);
-    let (code, body) = match path {
+    let (code, body) = match uri.path() {
         "/healthz" | "/livez" => {
             measures().healthz_total += 1;
             (StatusCode::OK, "ok".to_owned())
@@ -190,6 +201,7 @@ async fn respond(path: &str, source: &Source) -> Response<Full<Bytes>> {
         "/metrics" => (StatusCode::OK, metrics::text(&status, &measures())),
         "/status" if source.is_private => json(&status),
         "/network" if source.is_private => network(source).await,
+        cni::agent::PATH => pod_addresses(uri.query().unwrap_or_default(), source).await,
         _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
     };
     let mut response = Response::new(Full::from(body));
@@ -224,15 +236,32 @@ async fn network(source: &Source) -> (StatusCode, String) {
     }
 }
 
+/// The plugin's question. Names of pods need no decoding.
+async fn pod_addresses(query: &str, source: &Source) -> (StatusCode, String) {
+    let Some(addressing) = &source.addressing else {
+        return (StatusCode::NOT_FOUND, "not found".to_owned());
+    };
+    let pairs: BTreeMap<&str, &str> =
+        query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+    let value = |key: &str| pairs.get(key).copied().unwrap_or_default();
+    let key = NamespacedName::new(value("namespace"), value("name"));
+    match addressing.answer(&key, value("uid")).await {
+        Ok(addresses) => json(&addresses),
+        Err(Refusal::NotYet(reason)) => (StatusCode::SERVICE_UNAVAILABLE, reason),
+        Err(Refusal::Never(reason)) => (StatusCode::CONFLICT, reason),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn code(path: &str, status: &AgentStatus, is_private: bool) -> StatusCode {
+    async fn code(path: &'static str, status: &AgentStatus, is_private: bool) -> StatusCode {
         let (_sender, status) = watch::channel(status.clone());
         let (questions, _) = mpsc::channel(1);
         let measures = Arc::default();
-        respond(path, &Source { status, measures, questions, is_private }).await.status()
+        let source = Source { status, measures, questions, addressing: None, is_private };
+        respond(&Uri::from_static(path), &source).await.status()
     }
 
     #[tokio::test]

@@ -11,6 +11,8 @@
 //!
 //! One thread. What happens is decided in `reconcile`; nothing here decides.
 
+mod addressing;
+mod blocks;
 mod edges;
 mod facts;
 mod feed;
@@ -38,6 +40,8 @@ pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use options::{Api, Options, Places};
 pub use uninstall::uninstall;
 
+use addressing::Addressing;
+use blocks::{Claimed, Keeper, View};
 use turn::Agent;
 
 /// Events that wait for the loop; the watches pause when it is full.
@@ -59,10 +63,27 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
     // They end with us.
     let mut tasks = JoinSet::new();
     let feed = feed::serve(&options.places.run, &mut tasks)?;
-    let told = health::serve(&options.places.run, questions, &mut tasks)?;
+    let (view, viewed) = watch::channel(View::default());
+    let (claims, mut claimed) = watch::channel(Claimed::default());
+    let addressing = Addressing {
+        client: client.clone(),
+        config: options.config.clone(),
+        view: viewed.clone(),
+        claimed: claimed.clone(),
+    };
+    let told = health::serve(&options.places.run, questions, addressing, &mut tasks)?;
     let reports = report::spawn(client.clone(), options.node_name.clone(), &mut tasks);
     let (events, mut queue) = mpsc::channel::<Event>(QUEUE_EVENTS);
     watches::spawn(&client, &events, &mut tasks);
+    let keeper = Keeper {
+        client,
+        node: options.node_name.clone(),
+        pools: options.config.pools.clone(),
+        ipam: options.places.ipam.clone(),
+        view: viewed,
+        claimed: claims,
+    };
+    tasks.spawn(keeper.run());
     tracing::info!(node = options.node_name, "the agent runs");
     let mut agent = Agent::open(options, told.measures).context("opening the kernel")?;
     let mut facts_timer = tokio::time::interval(FACTS_PERIOD);
@@ -78,6 +99,7 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
                 continue;
             }
             Some(question) = asked.recv() => agent.answer(question),
+            Ok(()) = claimed.changed() => agent.claimed = claimed.borrow_and_update().clone(),
             _ = facts_timer.tick() => agent.read_node(),
             _ = canary.tick() => if !agent.look() { continue },
             () = sleep(wait) => {}
@@ -91,6 +113,7 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
             *present = report;
             changed
         });
+        view.send_replace(agent.view());
         told.status.send_replace(agent.status());
     }
 }

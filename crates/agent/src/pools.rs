@@ -1,13 +1,13 @@
 //! How many addresses of the node's pod ranges are held and free, as the plugin's directory says.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
-use ipam::{Directory, Range};
+use ipam::Directory;
 use ipnet::IpNet;
 use model::layout;
 
+use crate::blocks::capacity;
 use crate::health::Pool;
 
 /// The state of each range. Without a directory no pod was ever added.
@@ -22,25 +22,13 @@ pub(crate) fn read(base: &Path, ranges: &[IpNet]) -> Result<Vec<Pool>> {
     };
     let pool = |range: &IpNet| {
         let held = reserved.keys().filter(|address| range.contains(*address)).count() as u64;
-        Pool { range: range.to_string(), held, free: capacity(range).saturating_sub(held) }
+        Pool { range: range.to_string(), held, free: free(range, held) }
     };
     Ok(ranges.iter().map(pool).collect())
 }
 
-/// Addresses of a range that pods can have: all but those with a meaning of their own.
-fn capacity(range: &IpNet) -> u64 {
-    let range = Range::whole(*range);
-    let (first, last) = range.bounds();
-    let all = number(last).saturating_sub(number(first)).saturating_add(1);
-    let gateway = range.gateway().is_some_and(|gateway| (first..=last).contains(&gateway));
-    u64::try_from(all.saturating_sub(u128::from(gateway))).unwrap_or(u64::MAX)
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u128::from(u32::from(address)),
-        IpAddr::V6(address) => u128::from(address),
-    }
+fn free(range: &IpNet, held: u64) -> u64 {
+    u64::try_from(capacity(range)).unwrap_or(u64::MAX).saturating_sub(held)
 }
 
 #[cfg(test)]

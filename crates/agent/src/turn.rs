@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use ipnet::IpNet;
 use kernel::wireguard::KeyStore;
 use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
+use model::pool::BLOCKS_ANNOTATION;
 use model::world::Kind;
 use model::{Node, Overlay, WireguardKey};
 use plan::zone::Zone;
@@ -16,6 +18,7 @@ use render::inventory::Row;
 use render::{Kernel, OpError};
 use tokio::sync::mpsc;
 
+use crate::blocks::{Claimed, View};
 use crate::edges::Edges;
 use crate::health::{AgentStatus, Pool, Question};
 use crate::metrics::{Measures, unix_seconds};
@@ -39,6 +42,8 @@ const POD_EDGE: &str = "pod-edge";
 /// The loop with its hands.
 pub(crate) struct Agent {
     pub(crate) monitor: KernelMonitor,
+    /// What the node has of pools.
+    pub(crate) claimed: Claimed,
     options: Options,
     reconciler: Reconciler,
     kernel: kernel::Linux,
@@ -72,6 +77,7 @@ impl Agent {
         let monitor = KernelMonitor::open(kernel.port_ids().to_vec())?;
         Ok(Self {
             monitor,
+            claimed: Claimed::default(),
             reconciler: Reconciler::new(options.config.clone()),
             kernel,
             measures,
@@ -212,6 +218,7 @@ impl Agent {
         problems.extend(self.wireguard_key.clone().and_then(Result::err));
         problems.extend(self.node_problems.clone());
         problems.extend(status.held);
+        problems.extend(self.claimed.problems.values().cloned());
         let findings =
             status.findings.iter().map(|found| format!("{}: {}", found.about, found.message));
         problems.extend(findings);
@@ -266,11 +273,45 @@ impl Agent {
                  they were put back: the agent's log names them"
             ),
         };
-        let notes =
-            status.findings.iter().map(finding).chain(self.damaged.iter().map(damage)).collect();
+        let exhausted = |problem: &String| Note {
+            about: about_node.clone(),
+            uid: String::new(),
+            reason: "FlatnetPoolExhausted",
+            message: problem.clone(),
+        };
+        let notes = status
+            .findings
+            .iter()
+            .map(finding)
+            .chain(self.damaged.iter().map(damage))
+            .chain(self.claimed.problems.values().map(exhausted))
+            .collect();
+        Report { network, annotations: self.annotations(), notes }
+    }
+
+    /// What addresses of pods depend on.
+    pub(crate) fn view(&self) -> View {
+        let world = self.reconciler.world();
+        let Some(network) = self.reconciler.network() else { return View::default() };
+        let node = world.node(&self.options.node_name);
+        let is_block = |range: &&IpNet| network.blocks.contains(*range);
+        View {
+            node_labels: node.map(|node| node.metadata.labels.clone()).unwrap_or_default(),
+            nodes: world.nodes().map(|node| node.name().to_owned()).collect(),
+            node_ranges: network.pod_ranges.iter().filter(|it| !is_block(it)).copied().collect(),
+            blocks: network.blocks.clone(),
+        }
+    }
+
+    /// Of the own Node.
+    fn annotations(&self) -> BTreeMap<String, String> {
         let key = self.wireguard_key.as_ref().and_then(|key| key.as_ref().ok());
-        let annotation = |key: &WireguardKey| (WIREGUARD_KEY_ANNOTATION.into(), key.to_string());
-        Report { network, annotations: key.map(annotation).into_iter().collect(), notes }
+        let key = key.map(|key| (WIREGUARD_KEY_ANNOTATION.to_owned(), key.to_string()));
+        let blocks = self.claimed.blocks.as_ref().map(|blocks| {
+            let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
+            (BLOCKS_ANNOTATION.to_owned(), blocks.join(","))
+        });
+        key.into_iter().chain(blocks).collect()
     }
 
     fn now(&self) -> Duration {

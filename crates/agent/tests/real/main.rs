@@ -2,6 +2,7 @@
 //! what the shipped role allows. Needs root.
 
 mod node;
+mod pools;
 mod server;
 
 use std::collections::BTreeSet;

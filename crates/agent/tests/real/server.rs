@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use agent::rbac::RULES;
+use agent::rbac::{RULES, Rule};
 use client::{Body, Client};
 use controlplane::pki::{self, Pki, PkiRequest};
 use controlplane::{ControlPlane, Options};
@@ -51,6 +51,7 @@ pub struct Server {
     /// Without the guard, with all rights.
     pub admin: Client,
     pub log: Arc<Mutex<Log>>,
+    rules: Arc<Mutex<Vec<Rule>>>,
     token: Arc<Mutex<String>>,
     acceptor: Option<(TlsAcceptor, Guard)>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -75,6 +76,7 @@ impl Server {
             url,
             account,
             log: Arc::default(),
+            rules: Arc::new(Mutex::new(RULES.to_vec())),
             token: Arc::default(),
             acceptor: None,
             task: Mutex::default(),
@@ -84,11 +86,17 @@ impl Server {
             node,
             admin: server.admin.clone(),
             log: Arc::clone(&server.log),
+            rules: Arc::clone(&server.rules),
             token: Arc::clone(&server.token),
         };
         server.acceptor = Some((acceptor(&pki), guard));
         server.listen(listener);
         server
+    }
+
+    /// Further rules, as a cluster's manifests may give.
+    pub fn grant(&self, rules: Vec<Rule>) {
+        self.rules.lock().expect("the rules").extend(rules);
     }
 
     fn listen(&self, listener: TcpListener) {
@@ -128,6 +136,7 @@ struct Guard {
     node: &'static str,
     admin: Client,
     log: Arc<Mutex<Log>>,
+    rules: Arc<Mutex<Vec<Rule>>>,
     token: Arc<Mutex<String>>,
 }
 
@@ -169,7 +178,7 @@ impl Guard {
 
     fn allows(&self, request: &Request<Incoming>) -> bool {
         let (right, name) = right_of(request);
-        let allowed = RULES.iter().any(|rule| {
+        let allowed = self.rules.lock().expect("the rules").iter().any(|rule| {
             rule.group == right.0
                 && rule.resources.contains(&right.1.as_str())
                 && rule.verbs.contains(&right.2.as_str())
