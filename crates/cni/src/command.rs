@@ -7,6 +7,7 @@
 //!
 //! Whoever is killed in between leaves what DEL or GC finds by the record, or by derived names.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use kernel::edge::Edge;
@@ -22,7 +23,7 @@ use crate::records::{self, Records};
 use crate::request::Command;
 use crate::result::Success;
 use crate::version::at_least;
-use crate::{chained, check, gc, status};
+use crate::{chained, check, gc, leased, status};
 
 /// Carries out a command and answers its document; empty where it has none.
 pub(crate) fn run(call: &Invocation<'_>) -> Result<String, Fault> {
@@ -61,8 +62,16 @@ pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Fault> {
             ..link::unrecorded(&request.container_id, &request.interface)
         },
     };
-    // Closed last, when the lock is free again.
-    let _edge = disconnect(&attachment)?;
+    if leased::is_meant(config) {
+        // A server is told over the pod's own interface.
+        drop(records);
+        let told = addresses::take_back(call);
+        let records = open_records(call)?;
+        disconnect(&attachment)?;
+        told?;
+        return records.remove(&records::name(&request.container_id, &request.interface));
+    }
+    disconnect(&attachment)?;
     // A delegate may take its time.
     let kept = Some(records).filter(|_| !is_delegated(config));
     // Only now: the address must not be another pod's while this one still has it.
@@ -71,19 +80,17 @@ pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Fault> {
     records.remove(&records::name(&request.container_id, &request.interface))
 }
 
-/// Removes an attachment's link and its rules. Nothing there is no error. Answers the writer of
-/// rules: when its socket is closed, the kernel makes us wait until nobody can see what it removed
-/// (13 ms measured), and others need not wait with us.
-pub(crate) fn disconnect(attachment: &Attachment) -> Result<Option<Edge>, Fault> {
+/// Removes an attachment's link and its rules. Nothing there is no error.
+pub(crate) fn disconnect(attachment: &Attachment) -> Result<(), Fault> {
     // A record of an earlier boot may name what is another pod's by now. One without a boot is
     // made of derived names.
     if !attachment.boot_id.is_empty() && attachment.boot_id != records::boot_id()? {
-        return Ok(None);
+        return Ok(());
     }
-    link::remove(attachment)?;
+    // Whoever closes its socket last waits for the kernel. What waits for the link does that, too.
     let mut edge = Edge::open()?;
-    edge.detach(attachment)?;
-    Ok(Some(edge))
+    link::remove(attachment, Some(edge.as_fd()))?;
+    Ok(edge.detach(attachment)?)
 }
 
 /// Writes the record and makes the rules. On a fault the caller calls [`delete`].
@@ -169,17 +176,20 @@ fn add(call: &Invocation<'_>) -> Result<Value, Fault> {
         delete(call)?;
         kept = Some(open_records(call)?).filter(|_| !waits_for_others(config));
     }
-    let given = addresses::give(call)?;
-    let connect = || {
-        let records = kept.map_or_else(|| open_records(call), Ok)?;
-        connect(call, &records, &options, &namespace, &given)
+    // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the runtime's
+    // DEL tries again.
+    let take_back = |_: &Fault| drop(delete(call));
+    let (made, dns) = if leased::is_meant(config) {
+        leased::add(call, &options, &namespace).inspect_err(take_back)?
+    } else {
+        let given = addresses::give(call)?;
+        let connect = || {
+            let records = kept.map_or_else(|| open_records(call), Ok)?;
+            connect(call, &records, &options, &namespace, &given)
+        };
+        (connect().inspect_err(take_back)?, given.dns)
     };
-    let made = connect().inspect_err(|_| {
-        // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the
-        // runtime's DEL tries again.
-        let _ = delete(call);
-    })?;
-    let dns = if config.dns.is_empty() { given.dns } else { config.dns.clone() };
+    let dns = if config.dns.is_empty() { dns } else { config.dns.clone() };
     let Made { interfaces, addresses, routes } = made;
     Ok(Success { interfaces, addresses, routes, dns }.to_json(&config.version))
 }

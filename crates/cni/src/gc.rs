@@ -43,7 +43,7 @@ pub(crate) fn run(call: &Invocation<'_>) -> Result<(), Fault> {
         }
         let gone = match &attachment {
             Some(attachment) if modified >= began => Err(attachment),
-            Some(attachment) => disconnect(attachment).map(drop).map_err(|fault| {
+            Some(attachment) => disconnect(attachment).map_err(|fault| {
                 faults.push(fault);
                 attachment
             }),
@@ -113,7 +113,7 @@ fn remove_unrecorded(call: &Invocation<'_>, kept: &[ValidAttachment]) -> Result<
     known.extend(kept.iter().map(|one| link::node_end(&one.container_id, &one.interface)));
     for end in link::all_node_ends(&mut node)? {
         if end.master == Some(bridge.index) && !known.contains(&end.name) {
-            match node.delete_link_promptly(end.index) {
+            match node.delete_link_promptly(end.index, None) {
                 Err(error) if !error.is_absent() => return Err(error.into()),
                 _ => {}
             }

@@ -627,7 +627,7 @@ fn what_was_changed_of_another_plugins_interface_is_put_back() {
     assert!(netlink.token_bucket(near).expect("an answer").is_some());
     assert!(netlink.ingress_redirect(near).expect("an answer").is_some());
     for attempt in ["once", "twice"] {
-        node.namespace.run(|| link::remove(&attachment)).expect("inside").expect(attempt);
+        node.namespace.run(|| link::remove(&attachment, None)).expect("inside").expect(attempt);
         assert_eq!(pod.netlink().require_link("eth0").expect("it"), before, "{attempt}");
         assert_eq!(netlink.token_bucket(near), Ok(None));
         assert_eq!(netlink.ingress_redirect(near), Ok(None));
@@ -649,7 +649,7 @@ fn a_removed_link_is_gone_when_the_call_returns() {
         assert_eq!(names(&mut node.netlink()), ["cni0", "lo"], "{datapath}");
         attached.remove(&node.namespace).expect("again");
         let unrecorded = link::unrecorded("c1", "eth0");
-        node.namespace.run(|| link::remove(&unrecorded)).expect("inside").expect("no record");
+        node.namespace.run(|| link::remove(&unrecorded, None)).expect("inside").expect("no record");
     }
 }
 

@@ -8,6 +8,8 @@
 mod forwarding;
 mod iptables;
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use model::attachment::PortMapping;
 use model::{Attachment, Family, Protocol};
 use netlink::{Error, Netns};
@@ -219,6 +221,12 @@ impl Edge {
             }
         }
         Ok(())
+    }
+}
+
+impl AsFd for Edge {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.driver.as_fd()
     }
 }
 

@@ -192,6 +192,12 @@ impl Socket {
     }
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Consistency {
     Whole,

@@ -135,7 +135,7 @@ fn a_promptly_removed_link_is_gone_in_its_own_namespace_and_nothing_is_held() {
     let (output, held_by_us) = pipe2(OFlag::O_NONBLOCK).expect("a pipe");
 
     // From within the node's namespace, with a socket of the pod's.
-    node_namespace.run(|| pod.delete_link_promptly(far)).expect("inside").expect("removed");
+    node_namespace.run(|| pod.delete_link_promptly(far, None)).expect("inside").expect("removed");
     assert_eq!(pod.link("eth0"), Ok(None));
     assert_eq!(node.link("veth1"), Ok(None));
     assert!(node.link(&same_index_here).expect("an answer").is_some(), "not the node's link");
@@ -143,7 +143,7 @@ fn a_promptly_removed_link_is_gone_in_its_own_namespace_and_nothing_is_held() {
     let end = nix::unistd::read(&output, &mut [0; 1]);
     assert_eq!(end, Ok(0), "no child holds our output open");
 
-    pod.delete_link_promptly(far).expect("gone already is no error");
-    let loopback = node.delete_link_promptly(1).expect_err("the kernel refuses");
+    pod.delete_link_promptly(far, None).expect("gone already is no error");
+    let loopback = node.delete_link_promptly(1, None).expect_err("the kernel refuses");
     assert_eq!(loopback.errno, nix::libc::EOPNOTSUPP, "{loopback}");
 }

@@ -73,7 +73,7 @@ pub(super) fn remove_ifb(node: &mut Netlink, attachment: &Attachment) -> Result<
             "rename or delete it",
         ));
     }
-    Ok(node.delete_link_promptly(link.index)?)
+    Ok(node.delete_link_promptly(link.index, None)?)
 }
 
 /// What of the limits is not as it was made; `None` when nothing.

@@ -1,5 +1,6 @@
 //! Removal of a pod's interface.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use model::attachment::{Attachment, PodLink};
@@ -20,18 +21,19 @@ pub fn unrecorded(container_id: &str, interface: &str) -> Attachment {
 }
 
 /// Removes an interface that we made, both ends, or puts back what we changed of another
-/// plugin's. When this returns, it is gone. Nothing there is no error.
+/// plugin's. When this returns, it is gone. Nothing there is no error. `held` stays open for as long
+/// as the kernel is at work ([`Netlink::delete_link_promptly`]).
 ///
 /// # Errors
 /// When the node's end belongs to another program, or the kernel refuses.
-pub fn remove(attachment: &Attachment) -> Result<(), Fault> {
+pub fn remove(attachment: &Attachment, held: Option<BorrowedFd<'_>>) -> Result<(), Fault> {
     let mut node = Netlink::open()?;
     match &attachment.link {
         PodLink::Bridge { name, .. } | PodLink::Routed { name } => {
             bandwidth::remove_ifb(&mut node, attachment)?;
-            remove_stale(&mut node, name)
+            remove_end(&mut node, name, held)
         }
-        PodLink::Macvlan { .. } => remove_macvlan(attachment),
+        PodLink::Macvlan { .. } => remove_macvlan(attachment, held),
         PodLink::Chained { .. } => {
             bandwidth::lift(&mut node, attachment)?;
             put_back(attachment)
@@ -42,6 +44,10 @@ pub fn remove(attachment: &Attachment) -> Result<(), Fault> {
 /// Removes a node end of ours. One without an alias is what an ADD left that was killed between
 /// two messages; one with another program's alias stays.
 pub(super) fn remove_stale(node: &mut Netlink, name: &str) -> Result<(), Fault> {
+    remove_end(node, name, None)
+}
+
+fn remove_end(node: &mut Netlink, name: &str, held: Option<BorrowedFd<'_>>) -> Result<(), Fault> {
     let Some(link) = node.link(name)? else { return Ok(()) };
     if !is_ours(&link) && (link.kind != "veth" || link.alias.is_some()) {
         return Err(refused(
@@ -49,19 +55,19 @@ pub(super) fn remove_stale(node: &mut Netlink, name: &str) -> Result<(), Fault> 
             "rename or delete it",
         ));
     }
-    Ok(node.delete_link_promptly(link.index)?)
+    Ok(node.delete_link_promptly(link.index, held)?)
 }
 
 /// A macvlan link is only in the pod: it goes with the namespace, or here. The path of the record
 /// may name another pod's namespace by now, so the alias decides.
-fn remove_macvlan(attachment: &Attachment) -> Result<(), Fault> {
+fn remove_macvlan(attachment: &Attachment, held: Option<BorrowedFd<'_>>) -> Result<(), Fault> {
     let Some(mut pod) = open(attachment)? else { return Ok(()) };
     let Some(link) = pod.link(&attachment.interface)? else { return Ok(()) };
     let ours = alias_of(&attachment.container_id);
     if link.kind != "macvlan" || link.alias.is_some_and(|alias| alias != ours) {
         return Ok(());
     }
-    Ok(pod.delete_link_promptly(link.index)?)
+    Ok(pod.delete_link_promptly(link.index, held)?)
 }
 
 /// Puts the interface of another plugin back into its earlier state, where it is still there.

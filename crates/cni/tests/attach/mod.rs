@@ -41,7 +41,7 @@ impl Attached {
     }
 
     pub fn remove(&self, node: &Netns) -> Result<(), Fault> {
-        node.run(|| link::remove(&self.attachment)).expect("the node's namespace")
+        node.run(|| link::remove(&self.attachment, None)).expect("the node's namespace")
     }
 
     pub fn check(&self, node: &Netns) -> Result<(), Fault> {
@@ -102,7 +102,7 @@ pub fn attach(
         };
         let namespace = link::open_namespace(&request)?;
         let made = link::make(&request, &options, &namespace, &attachment, &gateways, &routes)
-            .inspect_err(|_| link::remove(&attachment).expect("removed"))?;
+            .inspect_err(|_| link::remove(&attachment, None).expect("removed"))?;
         Ok::<_, Fault>((attachment, made))
     };
     let (attachment, made) = node.run(work).expect("the node's namespace")?;

@@ -9,6 +9,7 @@ mod uapi;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use model::{Family, Protocol};
 use netlink::Error;
@@ -320,6 +321,12 @@ impl NftDriver {
             }
         }
         Ok(())
+    }
+}
+
+impl AsFd for NftDriver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
