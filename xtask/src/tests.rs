@@ -13,6 +13,7 @@ use crate::tools;
 /// Tests that make network namespaces or whole clusters: they need root, and fail without it. All
 /// others need nothing of the machine but a temporary directory and loopback.
 const ROOT_TESTS: &[(&str, &str)] = &[
+    ("agent", "paths"),
     ("agent", "real"),
     ("cni", "kill_sweep"),
     ("cni", "bandwidth"),

@@ -115,6 +115,7 @@ fn be_the_agent(directory: std::path::PathBuf, server: String) {
         },
         uplink: None,
         cni_binary: directory.join("flatnet-cni"),
+        path_test_period: Duration::from_secs(600),
         places: Places {
             run: directory.join("run"),
             cni_configuration: directory.join("net.d"),

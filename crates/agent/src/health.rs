@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use crate::addressing::{Addressing, Refusal};
 use crate::feed::bind;
 use crate::metrics::{self, Measures};
+use crate::paths::PathRow;
 
 /// The socket's name in the run directory.
 pub const STATUS_SOCKET: &str = layout::AGENT_SOCKET;
@@ -60,6 +61,8 @@ pub struct AgentStatus {
     pub repairs: BTreeMap<String, u64>,
     /// Addresses of the node's pod ranges.
     pub pools: Vec<Pool>,
+    /// Paths to other nodes, as the self-test found them.
+    pub paths: Arc<Vec<PathRow>>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
 }

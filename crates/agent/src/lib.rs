@@ -22,6 +22,7 @@ mod lock;
 mod metrics;
 mod monitor;
 mod options;
+mod paths;
 mod pools;
 pub mod rbac;
 mod report;
@@ -38,6 +39,7 @@ use tokio::task::JoinSet;
 
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use options::{Api, Options, Places};
+pub use paths::PathRow;
 pub use uninstall::uninstall;
 
 use addressing::Addressing;
@@ -85,7 +87,9 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
     };
     tasks.spawn(keeper.run());
     tracing::info!(node = options.node_name, "the agent runs");
-    let mut agent = Agent::open(options, told.measures).context("opening the kernel")?;
+    let paths = paths::spawn(&options.config, options.path_test_period, &mut tasks);
+    let paths = paths::Keeper::new(paths);
+    let mut agent = Agent::open(options, told.measures, paths).context("opening the kernel")?;
     let mut facts_timer = tokio::time::interval(FACTS_PERIOD);
     let mut canary = tokio::time::interval(CANARY_PERIOD);
     canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -100,10 +104,12 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
             }
             Some(question) = asked.recv() => agent.answer(question),
             Ok(()) = claimed.changed() => agent.claimed = claimed.borrow_and_update().clone(),
+            () = agent.paths.heard() => {}
             _ = facts_timer.tick() => agent.read_node(),
             _ = canary.tick() => if !agent.look() { continue },
             () = sleep(wait) => {}
         }
+        agent.follow_paths();
         if let Some(zone) = agent.work() {
             feed.send_replace(Some(zone));
         }

@@ -7,6 +7,7 @@ use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::health::AgentStatus;
+use crate::paths;
 
 /// Upper bounds in seconds of the histogram of a synchronisation: kube-proxy's, 1 ms doubled.
 const BUCKETS: usize = 15;
@@ -111,6 +112,7 @@ pub(crate) fn text(status: &AgentStatus, measures: &Measures) -> String {
     }
     repairs(&mut text, status);
     addresses(&mut text, status);
+    paths(&mut text, status);
     measures.sync.print(
         &mut text,
         "flatnet_sync_proxy_rules_duration_seconds",
@@ -136,6 +138,14 @@ fn addresses(text: &mut String, status: &AgentStatus) {
         for (state, count) in [("held", pool.held), ("free", pool.free)] {
             let _ = writeln!(text, "{name}{{range=\"{}\",state=\"{state}\"}} {count}", pool.range);
         }
+    }
+}
+
+fn paths(text: &mut String, status: &AgentStatus) {
+    let name = "flatnet_paths";
+    let _ = write!(text, "# HELP {name} Tested paths to other nodes.\n# TYPE {name} gauge\n");
+    for (state, number) in paths::count(&status.paths) {
+        let _ = writeln!(text, "{name}{{state=\"{state}\"}} {number}");
     }
 }
 

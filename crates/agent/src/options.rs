@@ -1,10 +1,13 @@
 //! How an agent is called.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use client::{Client, SERVICE_ACCOUNT_DIRECTORY};
 use model::{ClusterConfig, layout};
+
+use crate::paths;
 
 /// How an agent is called.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub struct Options {
     pub uplink: Option<String>,
     /// The plugin's program, from where it is installed.
     pub cni_binary: PathBuf,
+    /// How often paths to other nodes are tested that work.
+    pub path_test_period: Duration,
     /// The node's directories.
     pub places: Places,
 }
@@ -33,7 +38,8 @@ impl Options {
         let own = std::env::current_exe().context("finding the own program")?;
         let cni_binary = own.with_file_name("flatnet-cni");
         let places = Places::default();
-        Ok(Self { node_name, api, config, uplink: None, cni_binary, places })
+        let path_test_period = paths::PERIOD;
+        Ok(Self { node_name, api, config, uplink: None, cni_binary, path_test_period, places })
     }
 }
 

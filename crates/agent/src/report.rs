@@ -34,10 +34,23 @@ const CONDITION: &str = "NetworkUnavailable";
 pub(crate) struct Report {
     /// Whether pods have a network, once that is known.
     pub(crate) network: Option<Network>,
+    /// What the path self-test says, once it does.
+    pub(crate) paths: Option<Condition>,
     /// Annotations of the own Node.
     pub(crate) annotations: BTreeMap<String, String>,
     /// Events to be told.
     pub(crate) notes: Vec<Note>,
+}
+
+/// One condition of the own Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Condition {
+    pub(crate) kind: &'static str,
+    pub(crate) status: &'static str,
+    /// In one word, for machines.
+    pub(crate) reason: &'static str,
+    /// For people.
+    pub(crate) message: String,
 }
 
 /// Whether pods have a network.
@@ -117,7 +130,7 @@ impl Reporter {
     /// Writes condition and annotations where they differ: every write of a Node goes to all who
     /// watch Nodes.
     async fn tell_node(&self, report: &Report) -> Result<(), ClientError> {
-        if report.network.is_none() && report.annotations.is_empty() {
+        if report.network.is_none() && report.paths.is_none() && report.annotations.is_empty() {
             return Ok(());
         }
         let path = ResourcePath::new("v1", "nodes").name(&self.node);
@@ -180,33 +193,54 @@ struct OwnCondition {
     message: String,
 }
 
+impl Network {
+    fn condition(&self) -> Condition {
+        let (status, reason, message) = match self {
+            Self::Up => ("False", "FlatnetIsUp", "flatnet is running on this node"),
+            Self::Down(reason) => ("True", "FlatnetIsNotUp", reason.as_str()),
+        };
+        Condition { kind: CONDITION, status, reason, message: message.to_owned() }
+    }
+}
+
+impl Condition {
+    /// What is to be written, `None` when it stands there.
+    fn patch(&self, present: &[OwnCondition], now: Timestamp) -> Option<Value> {
+        let known = present.iter().find(|condition| condition.kind == self.kind);
+        let same = known.is_some_and(|known| {
+            known.status == self.status
+                && known.reason == self.reason
+                && known.message == self.message
+        });
+        if same {
+            return None;
+        }
+        let mut condition = json!({
+            "type": self.kind,
+            "status": self.status,
+            "reason": self.reason,
+            "message": self.message,
+            "lastHeartbeatTime": now.to_string(),
+        });
+        // The time of the transition stays where the status stays.
+        if known.is_none_or(|known| known.status != self.status) {
+            condition["lastTransitionTime"] = json!(now.to_string());
+        }
+        Some(condition)
+    }
+}
+
 /// The strategic merge patch that makes the Node say what it shall, `None` when it does.
 fn patch(report: &Report, present: &OwnNode, now: Timestamp) -> Option<Value> {
     let mut patch = json!({});
-    if let Some(network) = &report.network {
-        let (status, reason, message) = match network {
-            Network::Up => ("False", "FlatnetIsUp", "flatnet is running on this node"),
-            Network::Down(reason) => ("True", "FlatnetIsNotUp", reason.as_str()),
-        };
-        let conditions = present.status.conditions.as_deref().unwrap_or_default();
-        let known = conditions.iter().find(|condition| condition.kind == CONDITION);
-        let same = known.is_some_and(|known| {
-            known.status == status && known.reason == reason && known.message == message
-        });
-        if !same {
-            let mut condition = json!({
-                "type": CONDITION,
-                "status": status,
-                "reason": reason,
-                "message": message,
-                "lastHeartbeatTime": now.to_string(),
-            });
-            // The time of the transition stays where the status stays.
-            if known.is_none_or(|known| known.status != status) {
-                condition["lastTransitionTime"] = json!(now.to_string());
-            }
-            patch["status"] = json!({ "conditions": [condition] });
-        }
+    let wanted = report.network.as_ref().map(Network::condition).into_iter();
+    let present_conditions = present.status.conditions.as_deref().unwrap_or_default();
+    let conditions: Vec<Value> = wanted
+        .chain(report.paths.clone())
+        .filter_map(|condition| condition.patch(present_conditions, now))
+        .collect();
+    if !conditions.is_empty() {
+        patch["status"] = json!({ "conditions": conditions });
     }
     let missing: BTreeMap<&String, &String> = report
         .annotations

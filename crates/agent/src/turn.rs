@@ -25,7 +25,7 @@ use crate::metrics::{Measures, unix_seconds};
 use crate::monitor::{Heard, KernelMonitor};
 use crate::options::Options;
 use crate::report::{Network, Note, Report};
-use crate::{facts, install, pools};
+use crate::{facts, install, paths, pools};
 
 /// Events taken in before the loop plans: bursts collapse into one plan.
 const BURST_EVENTS: usize = 4096;
@@ -44,6 +44,7 @@ pub(crate) struct Agent {
     pub(crate) monitor: KernelMonitor,
     /// What the node has of pools.
     pub(crate) claimed: Claimed,
+    pub(crate) paths: paths::Keeper,
     options: Options,
     reconciler: Reconciler,
     kernel: kernel::Linux,
@@ -70,7 +71,11 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn open(options: Options, measures: Arc<Mutex<Measures>>) -> Result<Self> {
+    pub(crate) fn open(
+        options: Options,
+        measures: Arc<Mutex<Measures>>,
+        paths: paths::Keeper,
+    ) -> Result<Self> {
         let keys = KeyStore::at(&options.places.wireguard_keys);
         let kernel = kernel::Linux::with_keys(keys)?;
         let edges = Edges::open(&options.places.records)?;
@@ -78,6 +83,7 @@ impl Agent {
         Ok(Self {
             monitor,
             claimed: Claimed::default(),
+            paths,
             reconciler: Reconciler::new(options.config.clone()),
             kernel,
             measures,
@@ -182,6 +188,14 @@ impl Agent {
         let _ = question.send(self.reconciler.inventory());
     }
 
+    /// Tells the path self-test what the plan is, and the plan what the self-test found.
+    pub(crate) fn follow_paths(&mut self) {
+        let (world, network) = (self.reconciler.world(), self.reconciler.network());
+        if let Some(facts) = self.paths.follow(&self.options.config, world, network) {
+            self.reconciler.handle(Event::Facts(facts), self.now());
+        }
+    }
+
     /// Carries out effects until there are none. Answers the zone to publish, the newest only.
     pub(crate) fn work(&mut self) -> Option<Arc<Zone>> {
         self.act_on_heard();
@@ -219,8 +233,8 @@ impl Agent {
         problems.extend(self.node_problems.clone());
         problems.extend(status.held);
         problems.extend(self.claimed.problems.values().cloned());
-        let findings =
-            status.findings.iter().map(|found| format!("{}: {}", found.about, found.message));
+        let findings = status.findings.iter().chain(self.paths.findings());
+        let findings = findings.map(|found| format!("{}: {}", found.about, found.message));
         problems.extend(findings);
         let mut repairs: BTreeMap<String, u64> = status
             .damage_total
@@ -241,6 +255,7 @@ impl Agent {
             operations_total: status.operations_total,
             repairs,
             pools: self.pools.clone(),
+            paths: self.paths.rows(),
             problems,
         }
     }
@@ -282,11 +297,13 @@ impl Agent {
         let notes = status
             .findings
             .iter()
+            .chain(self.paths.findings())
             .map(finding)
             .chain(self.damaged.iter().map(damage))
             .chain(self.claimed.problems.values().map(exhausted))
             .collect();
-        Report { network, annotations: self.annotations(), notes }
+        let paths = self.paths.condition();
+        Report { network, paths, annotations: self.annotations(), notes }
     }
 
     /// What addresses of pods depend on.
@@ -311,7 +328,9 @@ impl Agent {
             let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
             (BLOCKS_ANNOTATION.to_owned(), blocks.join(","))
         });
-        key.into_iter().chain(blocks).collect()
+        let (world, network) = (self.reconciler.world(), self.reconciler.network());
+        let detours = self.paths.annotation(&self.options.config, world, network);
+        key.into_iter().chain(blocks).chain(detours).collect()
     }
 
     fn now(&self) -> Duration {
@@ -412,6 +431,7 @@ impl Agent {
         self.facts = match read {
             Ok(facts) => {
                 let uplink = facts.uplink.clone();
+                let facts = self.paths.amend(facts);
                 self.reconciler.handle(Event::Facts(facts), self.now());
                 let listening = self.monitor.set_uplink(&uplink);
                 listening.map(|()| uplink).map_err(|error| format!("{error:#}"))

@@ -247,6 +247,7 @@ fn the_honest_fake_refuses_what_linux_refuses() {
         link: VXLAN_LINK.into(),
         source: Some(address(source)),
         onlink,
+        mtu: None,
     };
     let add = |route| NetOp::AddRoute { destination, route };
     let mac = "0e:66:00:00:00:09".parse().expect("a MAC");

@@ -108,6 +108,7 @@ impl NetDriver {
                 link: link.map_or_else(String::new, |name| (*name).to_owned()),
                 source: route.source,
                 onlink: route.onlink,
+                mtu: route.mtu,
             };
             state.routes.insert(route.destination, route_state);
         }
@@ -226,7 +227,7 @@ impl NetDriver {
             (None, Some(gateway)) => Route::via(destination, gateway, link.index, ROUTE_PROTOCOL),
             (None, None) => on_link,
         };
-        Ok(Route { source: route.source, onlink: route.onlink, ..made })
+        Ok(Route { source: route.source, onlink: route.onlink, mtu: route.mtu, ..made })
     }
 }
 

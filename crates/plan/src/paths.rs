@@ -68,6 +68,8 @@ pub enum State {
     SmallMtu,
     /// This node's packets arrive with wrong checksums.
     BadChecksum,
+    /// The other node's packets do.
+    BadChecksumIn,
     /// What this node sends does not arrive.
     BlockedOut,
     /// What this node sends arrives, what the other sends does not.
@@ -78,10 +80,11 @@ pub enum State {
 
 impl State {
     /// All of them, for counting.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Works,
         Self::SmallMtu,
         Self::BadChecksum,
+        Self::BadChecksumIn,
         Self::BlockedOut,
         Self::BlockedIn,
         Self::Silent,
@@ -93,6 +96,7 @@ impl State {
             Self::Works => "works",
             Self::SmallMtu => "small-mtu",
             Self::BadChecksum => "bad-checksum",
+            Self::BadChecksumIn => "bad-checksum-in",
             Self::BlockedOut => "blocked-out",
             Self::BlockedIn => "blocked-in",
             Self::Silent => "silent",
@@ -101,7 +105,7 @@ impl State {
 
     /// Whether pods surely do not reach each other.
     pub const fn is_broken(self) -> bool {
-        matches!(self, Self::BadChecksum | Self::BlockedOut | Self::BlockedIn)
+        !matches!(self, Self::Works | Self::SmallMtu | Self::Silent)
     }
 }
 
@@ -112,15 +116,15 @@ impl Observation {
             let small = self.pods.mtu.is_some_and(|mtu| mtu < self.pods.promised_mtu);
             return if small { State::SmallMtu } else { State::Works };
         }
-        let heard = self.pods.heard;
-        match self.passes_unchecked {
-            // If it was heard before, it is the other end's checksums: its own test finds that.
-            true if heard != Some(true) => State::BadChecksum,
-            _ if heard == Some(true) => State::BlockedIn,
-            _ if heard == Some(false) => State::BlockedOut,
+        match self.pods.heard {
+            // An answer to what has no checksum has none either.
+            Some(true) if self.passes_unchecked => State::BadChecksumIn,
+            _ if self.passes_unchecked => State::BadChecksum,
+            Some(true) => State::BlockedIn,
+            Some(false) => State::BlockedOut,
             // Requests arrive here, and nothing that answers ours.
-            _ if self.pods.hears || self.nodes.hears => State::BlockedOut,
-            _ => State::Silent,
+            None if self.pods.hears || self.nodes.hears => State::BlockedOut,
+            None => State::Silent,
         }
     }
 }

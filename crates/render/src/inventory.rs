@@ -268,6 +268,9 @@ fn route_text(route: &RouteState) -> String {
     if route.onlink {
         text.push_str(" onlink");
     }
+    if let Some(mtu) = route.mtu {
+        text.push_str(&format!(" mtu {mtu}"));
+    }
     text
 }
 
@@ -277,7 +280,7 @@ mod tests {
     use crate::net::NetProgram;
 
     fn route(link: &str) -> RouteState {
-        RouteState { gateway: None, link: link.into(), source: None, onlink: false }
+        RouteState { gateway: None, link: link.into(), source: None, onlink: false, mtu: None }
     }
 
     fn state(link: &str) -> NetState {

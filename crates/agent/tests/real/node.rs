@@ -116,6 +116,7 @@ impl Node {
             config: self.config.clone(),
             uplink: None,
             cni_binary: binary,
+            path_test_period: Duration::from_secs(600),
             places: self.places(),
         }
     }

@@ -146,6 +146,11 @@ impl Pair<'_> {
                  checksums into tunnel packets; the tunnel link now writes them itself, which \
                  costs time: update the driver, or switch off tx-udp_tnl-csum-segmentation"
             )),
+            State::BadChecksumIn => Some(format!(
+                "packets {back} arrive only without a checksum: a link of {peer} or its driver \
+                 writes wrong checksums into tunnel packets; the agent there avoids that when it \
+                 finds it: see that it runs, and update the driver"
+            )),
             State::BlockedOut => Some(self.dropped(&out)),
             State::BlockedIn => Some(self.dropped(&back)),
         }

@@ -101,7 +101,7 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
     let only_tunnel = Observation { nodes: inner, ..small(1300) };
     let out = "from node1 (172.30.0.2) to node2 (172.30.0.3)";
     let back = "from node2 (172.30.0.3) to node1 (172.30.0.2)";
-    let rows: [(Observation, State, &[&str]); 12] = [
+    let rows: [(Observation, State, &[&str]); 13] = [
         (found(channel(true), channel(true)), State::Works, &[]),
         // The port of the test may be closed between nodes: pods do not need it.
         (found(channel(true), channel(false)), State::Works, &[]),
@@ -118,6 +118,7 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
         ),
         (small(1350), State::SmallMtu, &[out, "up to 1350 bytes", "carries 1400 bytes", "raise"]),
         (only_tunnel, State::SmallMtu, &["up to 1300 bytes", "those by vxlan do not"]),
+        (unchecked(Some(true)), State::BadChecksumIn, &[back, "wrong checksums", "of node2"]),
         (unchecked(Some(false)), State::BadChecksum, &[out, "wrong checksums", "driver"]),
     ];
     for (observation, state, words) in rows {
@@ -134,8 +135,6 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
         assert_eq!(judgement.checksum_broken, state == State::BadChecksum);
         assert_eq!(judgement.pod_mtu_limit.is_some(), state == State::SmallMtu);
     }
-    // The other end's checksums are for its own test to find.
-    assert_eq!(unchecked(Some(true)).state(), State::BlockedIn);
 }
 
 #[test]
@@ -197,6 +196,7 @@ fn a_blocked_way_is_left_for_the_next_one_that_can_be() {
     let encrypted = ClusterConfig { overlay: Overlay::Wireguard, ..ClusterConfig::default() };
     let (near, far) = ("172.30.0.3", "192.0.2.3");
     let blocked = |way| Observation { way, ..blocked(Some(false)) };
+    let checksum = Observation { passes_unchecked: true, ..blocked(Overlay::Vxlan) };
     let silent = Observation { way: Overlay::Vxlan, ..found(channel(false), channel(false)) };
     let works = |way| Observation { way, ..found(channel(true), channel(true)) };
     let rows = [
@@ -210,6 +210,8 @@ fn a_blocked_way_is_left_for_the_next_one_that_can_be() {
         (&vxlan, near, "node2=ipip", blocked(Overlay::Ipip), "node2=ipip"),
         // What was found by the way before says nothing of this one.
         (&vxlan, near, "node2=host-gw", blocked(Overlay::Vxlan), "node2=host-gw"),
+        // Wrong checksums are put right, not gone around.
+        (&vxlan, near, "", checksum, ""),
         // Who is not reached by any means gets no other way.
         (&vxlan, near, "", silent, ""),
         (&vxlan, near, "", works(Overlay::Vxlan), ""),

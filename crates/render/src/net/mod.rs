@@ -138,6 +138,9 @@ pub struct RouteState {
     pub source: Option<IpAddr>,
     /// Takes the next hop for reachable on the link, whatever its address.
     pub onlink: bool,
+    /// The largest packet in bytes that is sent this way, where that is less than the link's MTU:
+    /// the path self-test found so. Pods have it too, but fragments are put together on the way.
+    pub mtu: Option<u32>,
 }
 
 /// One operation.

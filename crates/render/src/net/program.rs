@@ -97,30 +97,32 @@ fn add_peer(plan: &NetworkPlan, peer: &Peer, state: &mut NetState) {
 /// The way to one of a peer's ranges; `None` when there is none, or it is not ours.
 fn route(plan: &NetworkPlan, peer: &Peer, range: &IpNet) -> Option<RouteState> {
     let source = source_for(plan, range);
+    let mtu = (plan.mtu < plan.promised_mtu).then_some(plan.mtu);
     match &peer.path {
         Path::Vxlan { mac } => {
             plan.ends.vxlan.as_ref()?;
             let link = layout::VXLAN_LINK.to_owned();
             let gateway = tunnel_next_hop(range, *mac);
-            Some(RouteState { gateway: Some(gateway), link, source, onlink: gateway.is_ipv4() })
+            let onlink = gateway.is_ipv4();
+            Some(RouteState { gateway: Some(gateway), link, source, onlink, mtu })
         }
         Path::Direct => {
             let gateway = peer.address_for(range)?;
             let link = plan.uplink.clone();
-            Some(RouteState { gateway: Some(gateway), link, source, onlink: false })
+            Some(RouteState { gateway: Some(gateway), link, source, onlink: false, mtu })
         }
         Path::Ipip => {
             let gateway = peer.address_for(range)?;
             let has_end = plan.ends.ipip.iter().any(|end| end.local.is_ipv4() == gateway.is_ipv4());
             let link = ipip_link(gateway).to_owned();
             let onlink = gateway.is_ipv4();
-            has_end.then_some(RouteState { gateway: Some(gateway), link, source, onlink })
+            has_end.then_some(RouteState { gateway: Some(gateway), link, source, onlink, mtu })
         }
         // Before a key is there, the route would have no peer to lead to.
         Path::Wireguard => {
             peer.wireguard_key.and(plan.ends.wireguard.as_ref())?;
             let link = layout::WIREGUARD_LINK.to_owned();
-            Some(RouteState { gateway: None, link, source, onlink: false })
+            Some(RouteState { gateway: None, link, source, onlink: false, mtu })
         }
         Path::Native => None,
     }

@@ -1,0 +1,252 @@
+//! The path self-test between this node and all others: what is tested when. What it means is
+//! decided in [`plan::paths`].
+//!
+//! A pair is tested when either node comes, when the way between the two changes, and slowly ever
+//! after; what does not work is tested again sooner, and believed when it is found twice. A task of
+//! its own: the network never waits for it.
+
+mod exchange;
+mod keeper;
+mod packet;
+mod pair;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use model::ClusterConfig;
+use model::overlay::of_family;
+use plan::NodeFacts;
+use plan::network::{NetworkPlan, Peer, gateway, least_mtu};
+use plan::paths::{Observation, State};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use exchange::Exchange;
+pub use keeper::PathRow;
+pub(crate) use keeper::{Keeper, count};
+use packet::Side;
+use pair::PairTarget;
+
+/// Pairs that are tested at once.
+const TESTS_MAX: usize = 8;
+/// A pair that works is looked at again after this.
+pub(crate) const PERIOD: Duration = Duration::from_secs(600);
+/// A pair is tested this long after it came or changed, and at most as long again: both ends need
+/// a moment for their part, and 500 nodes do not ask one at once.
+const SETTLE: Duration = Duration::from_secs(1);
+/// What was found wrong is tested again after this, doubling up to the period.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// An own address that is not there yet is tried again after this.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
+/// So many times in a row something is found wrong until it is believed.
+const BELIEVED_ROUNDS: u32 = 2;
+
+/// What there is to test.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Targets(BTreeMap<String, PairTarget>);
+
+/// What was found, by peer.
+pub(crate) type Found = Arc<BTreeMap<String, Observation>>;
+
+/// The task's two ends.
+pub(crate) struct Paths {
+    pub(crate) targets: watch::Sender<Targets>,
+    pub(crate) found: watch::Receiver<Found>,
+}
+
+impl Targets {
+    /// The pairs of a plan. A peer without addresses of both ends' family is not tested: the plan
+    /// says why its pods are not reached.
+    pub(crate) fn of(plan: &NetworkPlan, facts: &NodeFacts, node_addresses: &[IpAddr]) -> Self {
+        let pair = |(name, peer): (&String, &Peer)| {
+            let own = of_family(node_addresses, model::Family::of(&peer.address))?;
+            let own_range = plan.pod_ranges.first()?;
+            let is_v4 = own_range.addr().is_ipv4();
+            let range = peer.pod_ranges.iter().find(|range| range.addr().is_ipv4() == is_v4)?;
+            let target = PairTarget {
+                way: peer.path.overlay(),
+                nodes: (own, peer.address),
+                pods: (gateway(own_range)?.addr(), gateway(range)?.addr()),
+                nodes_mtu: facts.uplink_mtu,
+                pods_mtu: plan.promised_mtu,
+                least_mtu: least_mtu(&plan.pod_ranges),
+            };
+            Some((name.clone(), target))
+        };
+        Self(plan.peers.iter().filter_map(pair).collect())
+    }
+
+    fn own(&self) -> Vec<(IpAddr, Side)> {
+        let both = |pair: &PairTarget| [(pair.nodes.0, Side::Nodes), (pair.pods.0, Side::Pods)];
+        let mut own: Vec<(IpAddr, Side)> = self.0.values().flat_map(both).collect();
+        own.sort_unstable();
+        own.dedup();
+        own
+    }
+
+    fn known(&self) -> BTreeMap<(IpAddr, Side), String> {
+        let both = |(name, pair): (&String, &PairTarget)| {
+            [(pair.nodes.1, Side::Nodes), (pair.pods.1, Side::Pods)].map(|key| (key, name.clone()))
+        };
+        self.0.iter().flat_map(both).collect()
+    }
+}
+
+/// Starts the task.
+pub(crate) fn spawn(config: &ClusterConfig, period: Duration, tasks: &mut JoinSet<()>) -> Paths {
+    let (targets, wanted) = watch::channel(Targets::default());
+    let (told, found) = watch::channel(Found::default());
+    let tester = Tester {
+        exchange: Exchange::new(config.tunnels.path_test_port),
+        period,
+        pairs: BTreeMap::new(),
+        running: JoinSet::new(),
+        listen_at: None,
+        told,
+    };
+    tasks.spawn(tester.run(wanted));
+    Paths { targets, found }
+}
+
+struct Tester {
+    exchange: Exchange,
+    period: Duration,
+    pairs: BTreeMap<String, Pair>,
+    running: JoinSet<(String, PairTarget, Observation)>,
+    /// When own addresses are tried again that were not there.
+    listen_at: Option<Instant>,
+    told: watch::Sender<Found>,
+}
+
+struct Pair {
+    target: PairTarget,
+    /// The next test; `None` while one runs.
+    due: Option<Instant>,
+    /// Tests in a row that found something wrong.
+    wrong: u32,
+}
+
+impl Tester {
+    async fn run(mut self, mut wanted: watch::Receiver<Targets>) {
+        loop {
+            self.start_due();
+            let wait = self.wait();
+            tokio::select! {
+                changed = wanted.changed() => match changed {
+                    Ok(()) => {
+                        let targets = wanted.borrow_and_update().clone();
+                        self.take_over(&targets);
+                    }
+                    Err(_) => return,
+                },
+                Some(tested) = self.running.join_next() => match tested {
+                    Ok((peer, target, found)) => self.take_in(&peer, &target, found),
+                    Err(error) => tracing::warn!("a test of a path ended early: {error}"),
+                },
+                () = tokio::time::sleep(wait) => {
+                    if self.listen_at.is_some_and(|at| at <= Instant::now()) {
+                        let targets = wanted.borrow().clone();
+                        self.listen(&targets);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_over(&mut self, targets: &Targets) {
+        self.listen(targets);
+        self.exchange.know(targets.known());
+        self.pairs.retain(|peer, _| targets.0.contains_key(peer));
+        self.told.send_if_modified(|found| {
+            let gone = found.keys().any(|peer| !targets.0.contains_key(peer));
+            if gone {
+                Arc::make_mut(found).retain(|peer, _| targets.0.contains_key(peer));
+            }
+            gone
+        });
+        for (peer, target) in &targets.0 {
+            if self.pairs.get(peer).is_none_or(|pair| pair.target != *target) {
+                let due = Some(Instant::now() + SETTLE + jitter(SETTLE));
+                self.pairs.insert(peer.clone(), Pair { target: target.clone(), due, wrong: 0 });
+            }
+        }
+    }
+
+    fn listen(&mut self, targets: &Targets) {
+        let listening = self.exchange.listen(&targets.own());
+        let again = || Instant::now() + LISTEN_RETRY;
+        self.listen_at = listening.as_ref().err().map(|_| again());
+        if let Err(error) = listening {
+            tracing::debug!("the path self-test does not listen yet: {error:#}");
+        }
+    }
+
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        for (peer, pair) in &mut self.pairs {
+            if self.running.len() >= TESTS_MAX {
+                return;
+            }
+            if pair.due.is_none_or(|due| due > now) {
+                continue;
+            }
+            let (nodes, pods) = (pair.target.nodes, pair.target.pods);
+            let nodes = self.exchange.line(nodes.0, nodes.1, Side::Nodes, peer);
+            let pods = self.exchange.line(pods.0, pods.1, Side::Pods, peer);
+            let (Some(nodes), Some(pods)) = (nodes, pods) else {
+                pair.due = Some(now + LISTEN_RETRY);
+                continue;
+            };
+            pair.due = None;
+            let (peer, target) = (peer.clone(), pair.target.clone());
+            self.running.spawn(async move {
+                let found = pair::test(target.clone(), nodes, pods).await;
+                (peer, target, found)
+            });
+        }
+    }
+
+    fn take_in(&mut self, peer: &str, target: &PairTarget, mut found: Observation) {
+        // What was tested may not be the way any more: then its next test stands already.
+        let Some(pair) = self.pairs.get_mut(peer).filter(|pair| pair.target == *target) else {
+            return;
+        };
+        let state = found.state();
+        let works = state == State::Works;
+        pair.wrong = if works { 0 } else { pair.wrong.saturating_add(1) };
+        let backoff = RETRY_FIRST.saturating_mul(1 << pair.wrong.saturating_sub(1).min(16));
+        let wait = if works { self.period } else { backoff.min(self.period) };
+        pair.due = Some(Instant::now() + wait + jitter(wait / 4));
+        if pair.wrong != 0 && pair.wrong < BELIEVED_ROUNDS {
+            return;
+        }
+        let before = self.told.borrow().get(peer).cloned();
+        // A peer that does not answer any more says nothing about sizes.
+        found.pods.mtu = found.pods.mtu.or(before.as_ref().and_then(|before| before.pods.mtu));
+        if before.as_ref().map(Observation::state) != Some(state) {
+            tracing::info!(peer, state = state.as_str(), way = %found.way, "a path was tested");
+        }
+        self.told.send_modify(|all| {
+            Arc::make_mut(all).insert(peer.to_owned(), found);
+        });
+    }
+
+    fn wait(&self) -> Duration {
+        let free = self.running.len() < TESTS_MAX;
+        let due = self.pairs.values().filter(|_| free).filter_map(|pair| pair.due).min();
+        let next = [due, self.listen_at].into_iter().flatten().min();
+        next.map_or(self.period, |next| next.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Up to that long, so that nodes that do the same thing do not do it at the same time.
+fn jitter(most: Duration) -> Duration {
+    let mut bytes = [0; 4];
+    // Without randomness without jitter.
+    if getrandom::fill(&mut bytes).is_err() {
+        return Duration::ZERO;
+    }
+    most.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
+}

@@ -1,0 +1,262 @@
+//! Requests and answers of the path self-test: one socket an own address, for both.
+//!
+//! Answered are requests of known nodes alone, each from its own address to the address that
+//! belongs to the same side, at most [`ANSWERS_A_SECOND`] each, and never with more bytes than
+//! were asked with.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use netlink::probe;
+use tokio::net::UdpSocket;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::packet::{PACKET_BYTES, PACKET_BYTES_MAX, Packet, Side};
+
+/// Answers that one node gets in a second: more than one whole test of it takes.
+const ANSWERS_A_SECOND: u32 = 100;
+/// After an error of a socket nothing is read for this long.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
+/// What was heard longer ago than this says nothing of now.
+const LATELY: Duration = Duration::from_secs(10);
+
+/// The sockets and what came in by them.
+pub(super) struct Exchange {
+    port: u16,
+    sockets: BTreeMap<IpAddr, Arc<UdpSocket>>,
+    receivers: BTreeMap<IpAddr, Receiver>,
+    inbox: Arc<Mutex<Inbox>>,
+}
+
+/// One task reads each socket, and ends with it.
+type Receiver = JoinSet<()>;
+
+/// A way to send requests that may be given to another task.
+#[derive(Clone)]
+pub(super) struct Line {
+    socket: Arc<UdpSocket>,
+    to: SocketAddr,
+    side: Side,
+    peer: String,
+    inbox: Arc<Mutex<Inbox>>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    /// Who may ask, by address and side.
+    known: BTreeMap<(IpAddr, Side), String>,
+    /// Requests that are under way.
+    pending: BTreeMap<u64, oneshot::Sender<()>>,
+    peers: BTreeMap<String, Heard>,
+    /// Datagrams that are no answer and get none.
+    refused: u64,
+}
+
+/// What is known of one peer.
+#[derive(Default)]
+struct Heard {
+    /// When its requests came in, by side.
+    requests: BTreeMap<Side, Instant>,
+    /// When it last heard requests of ours, by its own word.
+    ours: BTreeMap<Side, Instant>,
+    /// When it last said anything.
+    word: Option<Instant>,
+    /// The present second of the limit, and the answers in it.
+    second: Option<(Instant, u32)>,
+}
+
+impl Exchange {
+    pub(super) fn new(port: u16) -> Self {
+        let (sockets, receivers) = (BTreeMap::new(), BTreeMap::new());
+        Self { port, sockets, receivers, inbox: Arc::default() }
+    }
+
+    /// Listens on exactly these addresses; those that are there already stay. Answers what cannot
+    /// be, to be tried again: the agent may not have made an address yet.
+    pub(super) fn listen(&mut self, own: &[(IpAddr, Side)]) -> Result<()> {
+        self.sockets.retain(|address, _| own.iter().any(|(wanted, _)| wanted == address));
+        self.receivers.retain(|address, _| own.iter().any(|(wanted, _)| wanted == address));
+        for (address, side) in own {
+            if self.sockets.contains_key(address) {
+                continue;
+            }
+            let socket = probe::open(SocketAddr::new(*address, self.port))?;
+            let socket = UdpSocket::from_std(socket).context("opening the path self-test")?;
+            let socket = Arc::new(socket);
+            let mut receiver = Receiver::new();
+            receiver.spawn(receive(Arc::clone(&socket), *side, Arc::clone(&self.inbox)));
+            self.sockets.insert(*address, socket);
+            self.receivers.insert(*address, receiver);
+        }
+        Ok(())
+    }
+
+    /// From now on these may ask. Of others everything is forgotten.
+    pub(super) fn know(&self, known: BTreeMap<(IpAddr, Side), String>) {
+        let mut inbox = lock(&self.inbox);
+        inbox.peers.retain(|name, _| known.values().any(|peer| peer == name));
+        inbox.known = known;
+    }
+
+    /// A line from an own address to a peer; `None` while nothing listens there.
+    pub(super) fn line(&self, from: IpAddr, to: IpAddr, side: Side, peer: &str) -> Option<Line> {
+        Some(Line {
+            socket: Arc::clone(self.sockets.get(&from)?),
+            to: SocketAddr::new(to, self.port),
+            side,
+            peer: peer.to_owned(),
+            inbox: Arc::clone(&self.inbox),
+        })
+    }
+}
+
+impl Line {
+    /// Sends one request of a size, and waits for its answer. `None` when none came in time, also
+    /// when the size does not even fit this node's link.
+    pub(super) async fn ask(
+        &self,
+        size: usize,
+        unchecked: bool,
+        patience: Duration,
+    ) -> Option<Duration> {
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce).ok()?;
+        let nonce = u64::from_ne_bytes(nonce);
+        let (sender, answer) = oneshot::channel();
+        let request = {
+            let mut inbox = lock(&self.inbox);
+            inbox.pending.insert(nonce, sender);
+            inbox.packet(&self.peer, self.side, nonce, unchecked)
+        };
+        let began = Instant::now();
+        let answered = match send(&self.socket, &request, size, self.to) {
+            Ok(()) => tokio::time::timeout(patience, answer).await.is_ok_and(|got| got.is_ok()),
+            Err(_) => false,
+        };
+        lock(&self.inbox).pending.remove(&nonce);
+        answered.then(|| began.elapsed())
+    }
+
+    /// Whether the peer says that it heard this side's requests since then; `None` when it said
+    /// nothing since.
+    pub(super) fn is_heard_since(&self, since: Instant) -> Option<bool> {
+        let inbox = lock(&self.inbox);
+        let heard = inbox.peers.get(&self.peer)?;
+        heard.word.filter(|word| *word >= since)?;
+        Some(heard.ours.get(&self.side).is_some_and(|at| *at >= since))
+    }
+
+    /// Whether requests of the peer came in lately.
+    pub(super) fn hears(&self) -> bool {
+        let inbox = lock(&self.inbox);
+        let heard = inbox.peers.get(&self.peer);
+        heard.and_then(|heard| heard.requests.get(&self.side)).is_some_and(|at| is_late(*at))
+    }
+}
+
+impl Inbox {
+    /// A request to a peer, with what was heard of it.
+    fn packet(&self, peer: &str, side: Side, nonce: u64, unchecked: bool) -> Packet {
+        let ago = |side| {
+            let heard = self.peers.get(peer)?.requests.get(&side)?;
+            Some(heard.elapsed())
+        };
+        Packet {
+            is_answer: false,
+            side,
+            unchecked,
+            nonce,
+            heard_nodes: ago(Side::Nodes),
+            heard_pods: ago(Side::Pods),
+        }
+    }
+
+    /// Takes a datagram in and says what to answer, if anything.
+    fn take(&mut self, bytes: &[u8], from: IpAddr, side: Side, now: Instant) -> Option<Packet> {
+        let packet = Packet::parse(bytes).filter(|packet| packet.side == side);
+        let (Some(packet), Some(peer)) = (packet, self.known.get(&(from, side)).cloned()) else {
+            self.refused += 1;
+            return None;
+        };
+        let heard = self.peers.entry(peer.clone()).or_default();
+        let before = |ago: Duration| now.checked_sub(ago);
+        let words = [(Side::Nodes, packet.heard_nodes), (Side::Pods, packet.heard_pods)];
+        for (side, ago) in words {
+            if let Some(at) = ago.and_then(before) {
+                heard.ours.insert(side, at);
+            }
+        }
+        heard.word = Some(now);
+        if packet.is_answer {
+            if let Some(waiting) = self.pending.remove(&packet.nonce) {
+                // Who asked may have stopped waiting.
+                let _ = waiting.send(());
+            }
+            return None;
+        }
+        heard.requests.insert(side, now);
+        if !heard.may_ask(now) {
+            self.refused += 1;
+            return None;
+        }
+        let answer = self.packet(&peer, side, packet.nonce, packet.unchecked);
+        Some(Packet { is_answer: true, ..answer })
+    }
+}
+
+impl Heard {
+    fn may_ask(&mut self, now: Instant) -> bool {
+        let (second, count) = match self.second {
+            Some((began, count)) if now.duration_since(began) < Duration::from_secs(1) => {
+                (began, count)
+            }
+            _ => (now, 0),
+        };
+        self.second = Some((second, count + 1));
+        count < ANSWERS_A_SECOND
+    }
+}
+
+async fn receive(socket: Arc<UdpSocket>, side: Side, inbox: Arc<Mutex<Inbox>>) {
+    let mut buffer = vec![0; PACKET_BYTES_MAX];
+    loop {
+        let (length, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // Whatever it is, it may pass; not in a busy loop.
+            Err(_) => {
+                tokio::time::sleep(ERROR_PAUSE).await;
+                continue;
+            }
+        };
+        let bytes = buffer.get(..length).unwrap_or_default();
+        let answer = lock(&inbox).take(bytes, from.ip(), side, Instant::now());
+        if let Some(answer) = answer {
+            // A lost answer is what is being looked for.
+            let _ = send(&socket, &answer, PACKET_BYTES, from);
+        }
+    }
+}
+
+/// Sends at once or not at all.
+fn send(socket: &UdpSocket, packet: &Packet, size: usize, to: SocketAddr) -> Result<()> {
+    if packet.unchecked {
+        probe::set_checksum(socket, to.is_ipv6(), false)?;
+    }
+    let sent = socket.try_send_to(&packet.bytes(size), to);
+    if packet.unchecked {
+        probe::set_checksum(socket, to.is_ipv6(), true)?;
+    }
+    sent.map(drop).context("sending")
+}
+
+fn is_late(at: Instant) -> bool {
+    at.elapsed() < LATELY
+}
+
+fn lock(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {
+    inbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
