@@ -86,9 +86,8 @@ fn blocks_are_claimed_with_the_shipped_rights_and_told_to_the_plugin_alone() {
         })
         .await;
         assert_eq!(run("ip route show 10.99.0.0/28"), "");
+        agent.stop().await;
         let log = node.server.log.lock().expect("the log");
         assert_eq!((&log.denied, &log.foreign_writes), (&vec![], &vec![]));
-        drop(log);
-        agent.stop().await;
     });
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::READY;
+use e2e::cluster::{READY, flatnet};
 use e2e::eventually;
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -43,6 +43,9 @@ pub fn fixed(world: &World) -> Result<()> {
         world.stop("fixed")?;
     }
     world.start(&asking("fixed", node, ADDRESSES, &address))?;
+    let place = ["--name", &world.cluster.name, "--node", node];
+    let shown = flatnet(&[&["ipam", "show", &address], &place[..]].concat())?;
+    ensure!(shown.contains(&format!("{NAMESPACE}/fixed")), "{shown}");
     world.apply(&asking("greedy", node, ADDRESSES, &address))?;
     eventually("an Event names who has the address", READY, || {
         let events = world.events("greedy")?;
@@ -118,6 +121,10 @@ pub fn pools(world: &World) -> Result<()> {
             let client = world.pod_ip(&free_on(node))?;
             ensure!(answer["client"] == client, "seen with another address: {answer}");
         }
+    }
+    for node in &world.cluster.nodes {
+        flatnet(&["ipam", "check", "--name", &world.cluster.name, "--node", node])
+            .context("addresses of blocks are no fault")?;
     }
     world.start(&echo_pod("outsider", &world.cluster.nodes[0]))?;
     let address: IpAddr = world.pod_ip("outsider")?.parse()?;

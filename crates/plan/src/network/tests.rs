@@ -175,4 +175,5 @@ fn a_node_that_is_not_ready_keeps_its_routes() {
     assert_eq!(findings, []);
 }
 
+mod blocks;
 mod ways;

@@ -377,3 +377,21 @@ fn the_configuration_list_says_the_plan() {
     });
     assert_eq!(list, expected);
 }
+
+#[test]
+fn blocks_of_pools_are_not_in_the_list_for_the_agent_gives_them_out() {
+    let block: IpNet = "10.244.200.0/28".parse().expect("a block");
+    let mut network = network_v4(Overlay::Vxlan, &[]);
+    let ranges = |network: &NetworkPlan| {
+        let list: serde_json::Value = serde_json::from_str(&conflist(network)).expect("JSON");
+        list["plugins"][0]["ipam"].clone()
+    };
+    let before = ranges(&network);
+    network.pod_ranges.push(block);
+    network.blocks.insert(block);
+    network.agent_chooses_addresses = true;
+    let after = ranges(&network);
+    assert_eq!((&after["ranges"], &after["routes"]), (&before["ranges"], &before["routes"]));
+    assert_eq!(after["agentSocket"], "/run/flatnet/agent.sock");
+    assert_eq!(after["type"], "flatnet");
+}
