@@ -150,14 +150,14 @@ impl Agent {
         if wrong {
             self.reconciler.handle(Event::KernelChanged, self.now());
         }
-        let absent = self
-            .conflist
-            .as_ref()
-            .is_some_and(|conflist| !install::is_present(&self.options, conflist));
-        if absent {
+        // What failed is tried again: the disk may have room, though the file is as it was.
+        let to_install = self.conflist.as_ref().is_some_and(|conflist| {
+            self.installed.is_err() || !install::is_present(&self.options, conflist)
+        });
+        if to_install {
             self.install();
         }
-        wrong || absent
+        wrong || to_install
     }
 
     /// Reads what the node says of itself: its links, its addresses, its files.
