@@ -27,7 +27,7 @@ const FOREIGN: &str = "\
 for t in $(nft list tables | grep -v flatnet | tr ' ' '/'); do
   nft -s list table $(echo ${t#table/} | tr '/' ' ')
 done
-ip -d -o link show foreign0 | sed -E 's/^[0-9]+: //'
+ip -o link show foreign0 | sed -E 's/^[0-9]+: //'
 ip -o address show foreign0 | sed -E 's/^[0-9]+: //'
 ip route show table all | grep foreign0
 ip rule show | grep '^7777:'
@@ -84,16 +84,17 @@ pub fn add_foreign(cluster: &Cluster, node: &str) -> Result<()> {
     let script = "set -e
 nft -f - <<'END'
 table inet foreign {
-  set friends { type ipv4_addr; elements = { 198.18.0.5, 198.18.0.6 } }
-  chain forward { type filter hook forward priority filter; policy accept; ip saddr @friends counter accept }
+  set friends { type ipv4_addr; elements = { 198.18.0.5, 198.18.0.6 }; }
+  chain forward { type filter hook forward priority filter; policy accept; ip saddr @friends accept; }
 }
 table ip foreign-nat {
-  chain prerouting { type nat hook prerouting priority dstnat; policy accept; ip daddr 198.18.0.9 tcp dport 1 dnat to 198.18.0.10 }
+  chain prerouting { type nat hook prerouting priority dstnat; policy accept; ip daddr 198.18.0.9 tcp dport 1 dnat to 198.18.0.10; }
 }
-table bridge foreign { chain forward { type filter hook forward priority filter; policy accept; ether type arp accept } }
+table bridge foreign { chain forward { type filter hook forward priority filter; policy accept; ether type arp accept; }; }
 END
-ip link add foreign0 type dummy
-ip link set foreign0 alias 'of another program' up
+ip link add foreign0 type bridge
+ip link set foreign0 addrgenmode none alias 'of another program'
+ip link set foreign0 up
 ip address add 198.18.0.1/24 dev foreign0
 ip neigh add 198.18.0.2 lladdr 02:00:00:00:00:02 dev foreign0 nud permanent
 ip route add 198.18.5.0/24 via 198.18.0.2 dev foreign0 proto static

@@ -2,7 +2,8 @@
 //! the supervisor held still, so that the tests alone decide when agents run.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -15,6 +16,9 @@ use crate::{eventually, program, workspace};
 
 /// How long an agent may take to read everything and to be at rest.
 pub const CONVERGED: Duration = Duration::from_secs(15);
+
+/// How long an agent may take to answer.
+const ANSWERED: Duration = Duration::from_secs(5);
 
 /// A process on a node. It is killed when the value is dropped.
 pub struct OnNode {
@@ -103,15 +107,19 @@ impl<'a> Held<'a> {
     /// # Errors
     /// When one of them does not run.
     pub fn hold(cluster: &'a Cluster, nodes: &[&str]) -> Result<Self> {
-        let report = format!("/run/flatnet/{}/status.json", cluster.name);
-        let report: Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
-        let supervisor = report["supervisor"].as_i64().context("no supervisor")?;
+        let supervisor = report(cluster)?["supervisor"].as_i64().context("no supervisor")?;
         let names = nodes.iter().map(|node| format!("agent/{node}"));
         let agents: Vec<i64> = names.map(|name| cluster.process(&name)).collect::<Result<_>>()?;
         signal(supervisor, "STOP")?;
         let held = Self { cluster, supervisor };
         for pid in agents {
             signal(pid, "KILL")?;
+            // Until then it has its lock. Nobody reaps it: its parent is stopped.
+            eventually("the agent is dead", CONVERGED, || {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+                ensure!(stat.contains(") Z "), "{stat}");
+                Ok(())
+            })?;
         }
         Ok(held)
     }
@@ -144,16 +152,31 @@ pub fn start_agent(cluster: &Cluster, node: &str) -> Result<OnNode> {
     OnNode::start(cluster, node, "agent", &command)
 }
 
-/// What an agent says of itself.
+/// What the agent of a node says of itself, whoever started it.
 ///
 /// # Errors
-/// When it does not answer.
+/// When none answers.
 pub fn agent_status(cluster: &Cluster, node: &str) -> Result<Value> {
-    let status = cluster.status()?;
-    let nodes = status["nodes"].as_array().context("no nodes")?;
-    let found = nodes.iter().find(|found| found["name"] == node).context("no such node")?;
-    ensure!(found["synced"].is_boolean(), "the agent of {node} does not answer: {found}");
-    Ok(found.clone())
+    // Another process of the node leads to the files that the node sees.
+    let report = report(cluster)?;
+    let runtime = format!("runtime/{node}");
+    let processes = report["processes"].as_array().context("no processes")?;
+    let process = processes.iter().find(|process| process["name"] == runtime.as_str());
+    let pid = process.and_then(|process| process["pid"].as_i64()).context("no runtime")?;
+    let mut socket = UnixStream::connect(format!("/proc/{pid}/root/run/flatnet/agent.sock"))
+        .with_context(|| format!("the agent of {node} does not answer"))?;
+    socket.set_read_timeout(Some(ANSWERED))?;
+    socket.write_all(b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).with_context(|| format!("the agent of {node} is silent"))?;
+    let (_, body) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
+    serde_json::from_str(body).with_context(|| answer.clone())
+}
+
+/// What the supervisor says of its processes.
+fn report(cluster: &Cluster) -> Result<Value> {
+    let report = format!("/run/flatnet/{}/status.json", cluster.name);
+    Ok(serde_json::from_str(&std::fs::read_to_string(report)?)?)
 }
 
 /// Waits until an agent has read everything and has nothing to do.

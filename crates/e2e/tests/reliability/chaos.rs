@@ -13,7 +13,7 @@ use super::damage::{DAMAGES, VARIABLES};
 use super::kills::back;
 use super::leaks::check_addresses;
 use super::pods::{Pods, run};
-use super::schedule::{Blow, Random, Tick};
+use super::schedule::{Blow, Random, Tick, option};
 use super::world::World;
 
 /// The suite's share.
@@ -109,17 +109,12 @@ fn all_reachable(world: &World, pods: &Pods) -> Result<()> {
     ]);
     for (node, name, address) in pods.all() {
         let target = remote.get(node).context("a third node")?;
-        let probe = format!("ip netns exec {name} ping -c 1 -W 1 {target}");
+        let probe = format!(
+            "ip netns exec {name} flatnet-toolbox http http://{target}:8080/ --timeout-ms 1000"
+        );
         eventually(&format!("{name} ({address}) reaches {target}"), HEALED, || {
             run(&world.cluster, node, &probe)
         })?;
     }
     Ok(())
-}
-
-/// A value of the command line; words that begin with a dash choose no scenario.
-fn option<T: std::str::FromStr>(name: &str) -> Result<Option<T>> {
-    let word = std::env::args().find_map(|word| word.strip_prefix(name).map(str::to_owned));
-    let parse = |word: String| word.parse().ok().with_context(|| format!("{name}{word}"));
-    word.map(parse).transpose()
 }

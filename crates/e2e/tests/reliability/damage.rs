@@ -111,13 +111,13 @@ pub const DAMAGES: &[Damage] = &[
     Damage {
         name: "the rules of a host port are flushed",
         kind: "pod-edge",
-        breaks: "nft flush map ip flatnet-pods host-ports",
-        is_whole: "nft list map ip flatnet-pods host-ports | grep -q 18080",
-        named: "18080",
+        breaks: "nft flush map ip flatnet-host-ports endpoints",
+        is_whole: "nft list map ip flatnet-host-ports endpoints | grep -q 18080",
+        named: "flatnet-host-ports",
     },
     Damage {
         name: "a pod's link is taken off the bridge",
-        kind: "pod-edge",
+        kind: "link",
         breaks: "ip link set $port nomaster",
         is_whole: "ip -o link show $port | grep -q 'master cni0'",
         named: "veth",

@@ -23,7 +23,7 @@ pub fn untouched(world: &World) -> Result<()> {
         "node1",
         "nft list tables | grep flatnet; ip -o link | grep -E 'flatnet|cni0|veth'; \
          ip route show table all | grep -E 'proto 102|flatnet|cni0'; ip rule | grep -i flatnet; \
-         ls /etc/cni/net.d | grep flatnet; ls /opt/cni/bin | grep flatnet; ls -A /var/lib/cni; true",
+         ls /etc/cni/net.d | grep flatnet; ls /opt/cni/bin | grep flatnet; find /var/lib/cni -name '*flatnet*'; true",
     )?;
     ensure!(ours.trim().is_empty(), "after `uninstall`, which said {said}, there is still {ours}");
     Ok(())

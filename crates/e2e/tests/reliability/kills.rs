@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::eventually;
 use e2e::load::Outcome;
-use e2e::processes::{Held, OnNode, agent_status, converged, signal, start_agent};
+use e2e::processes::{CONVERGED, Held, OnNode, agent_status, converged, signal, start_agent};
 
 use super::schedule::Random;
 use super::world::{NAMESPACE, World};
@@ -127,6 +127,12 @@ pub fn silent_restarts(world: &World) -> Result<()> {
     back(world)?;
     let held = Held::hold(&world.cluster, &["node1"])?;
     let cluster = &world.cluster;
+    eventually("the kernel has checked its own addresses", CONVERGED, || {
+        let tentative =
+            cluster.on_node("node1", &["ip", "-6", "-o", "address", "show", "tentative"])?;
+        ensure!(tentative.is_empty(), "{tentative}");
+        Ok(())
+    })?;
     let monitors = [
         OnNode::start(cluster, "node1", "nft-monitor", "nft monitor")?,
         OnNode::start(cluster, "node1", "ip-monitor", "ip monitor link address route rule neigh")?,
@@ -142,8 +148,10 @@ pub fn silent_restarts(world: &World) -> Result<()> {
     mark(world, &monitors, "end")?;
     for monitor in &monitors {
         let said = monitor.said()?;
-        let after = said.split("mark-begin").last().context("nothing")?;
-        let written: Vec<&str> = after.lines().filter(|line| is_a_write(line)).collect();
+        let lines: Vec<&str> = said.lines().collect();
+        let begin = lines.iter().rposition(|line| line.contains("mark-begin")).unwrap_or(0);
+        let written: Vec<&&str> =
+            lines.iter().skip(begin).filter(|line| is_a_write(line)).collect();
         ensure!(written.is_empty(), "{SILENT_RESTARTS} restarts wrote {written:#?}");
     }
     Ok(())
@@ -158,13 +166,12 @@ fn mark(world: &World, monitors: &[OnNode], when: &str) -> Result<()> {
     );
     world.cluster.on_node("node1", &["sh", "-c", &script])?;
     eventually("the monitors hear", CAUGHT_UP, || {
+        // The bridge of the test has no forwarding entries: that monitor has nothing to hear.
         for monitor in monitors.iter().take(2) {
+            let said = monitor.said()?;
             ensure!(
-                monitor.said()?.contains(&format!("delete table ip {name}"))
-                    || monitor.said()?.contains(&format!("Deleted"))
-                        && monitor.said()?.contains(&name),
-                "not heard: {}",
-                monitor.said()?
+                said.lines().any(|line| line.contains("elete") && line.contains(&name)),
+                "{said}"
             );
         }
         Ok(())
@@ -182,6 +189,7 @@ fn is_a_write(line: &str) -> bool {
 
 ///
 pub fn second_agent(world: &World) -> Result<()> {
+    back(world)?;
     let first = world.cluster.process("agent/node1")?;
     let mut second = start_agent(&world.cluster, "node1")?;
     let succeeded = second.ended(CAUGHT_UP)?;

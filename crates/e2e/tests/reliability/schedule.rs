@@ -1,6 +1,6 @@
 //! Random numbers that a seed determines, and the schedule that is made of them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::world::World;
 
@@ -71,6 +71,13 @@ impl Tick {
             namespaces_first: random.within(0..4) == 0,
         }
     }
+}
+
+/// A value of the command line; words that begin with a dash choose no scenario.
+pub fn option<T: std::str::FromStr>(name: &str) -> Result<Option<T>> {
+    let word = std::env::args().find_map(|word| word.strip_prefix(name).map(str::to_owned));
+    let parse = |word: String| word.parse().ok().with_context(|| format!("{name}{word}"));
+    word.map(parse).transpose()
 }
 
 /// The schedule is a function of the seed.

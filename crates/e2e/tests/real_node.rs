@@ -1,0 +1,72 @@
+//! The agent as a real cluster's DaemonSet: an API server, a machine that is none of its cluster's
+//! own, `flatnet manifests | kubectl apply`, and the test in the kubelet's place, with what the
+//! applied objects say and no more.
+//!
+//! `cargo test -p e2e --test real_node -- WORD` runs the scenarios whose names contain WORD; the
+//! last one takes flatnet from the machine.
+
+#[path = "real_node/kubelet.rs"]
+mod kubelet;
+#[path = "real_node/lifecycle.rs"]
+mod lifecycle;
+#[path = "real_node/machine.rs"]
+mod machine;
+#[path = "real_node/operators.rs"]
+mod operators;
+#[path = "real_node/packets.rs"]
+mod packets;
+#[path = "real_node/rights.rs"]
+mod rights;
+#[path = "real_node/world.rs"]
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use e2e::inventory::Inventory;
+use e2e::outside::Outside;
+use e2e::runner::{Scenario, run};
+use world::World;
+
+const SCENARIOS: &[Scenario<World>] = &[
+    ("the_containers_have_the_rights_that_the_daemonset_names", rights::processes),
+    ("the_token_allows_what_the_agent_does_and_nothing_more", rights::token),
+    ("the_configuration_comes_when_pods_can_be_added", lifecycle::started),
+    ("pods_of_the_machine_and_of_the_cluster_see_each_other", packets::pods),
+    ("services_are_reached_from_the_machine_and_lead_to_it", packets::services),
+    ("names_are_answered_on_the_machine", packets::names),
+    ("host_ports_lead_to_pods_of_the_machine", packets::host_ports),
+    ("kubectl_shows_what_the_agent_says_of_its_node", operators::kubectl),
+    ("operators_see_what_is_programmed_and_who_has_addresses", operators::commands),
+    ("what_differs_is_shown_until_it_is_mended", operators::differences),
+    ("prometheus_reads_what_the_agent_counts", operators::metrics),
+    ("running_pods_keep_a_mtu_that_the_agent_may_not_change", lifecycle::mtu),
+    ("a_killed_agent_stops_nothing_and_changes_nothing_when_it_is_back", lifecycle::killed),
+    ("uninstall_leaves_the_machine_as_it_was", lifecycle::uninstalled),
+];
+
+fn main() -> ExitCode {
+    match suite() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("test result: FAILED. {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn suite() -> Result<usize> {
+    Outside::prepare()?;
+    let before = Inventory::take()?;
+    let world = World::up()?;
+    let mut failed = run("real_node", &world, SCENARIOS);
+    drop(world);
+    if let Err(error) = Inventory::take()?.ensure_same_as(&before) {
+        println!("test real_node::nothing_stays_after_down ... FAILED\n    {error:#}");
+        failed += 1;
+    } else {
+        println!("test real_node::nothing_stays_after_down ... ok");
+    }
+    Ok(failed)
+}

@@ -1,0 +1,124 @@
+//! Start, change, death and end of the agent on the machine.
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::READY;
+use e2e::eventually;
+use serde_json::{Value, json};
+
+use super::world::{CONFLIST, DNS, NAMESPACE, REMOTE, World};
+
+/// The uplink's MTU in bytes, and a smaller one.
+const MTU: u32 = 1500;
+const SMALLER_MTU: u32 = 1400;
+/// A datagram that fits into no packet of the smaller one.
+const DATAGRAM_BYTES: &str = "1400";
+
+/// Plugin first, configuration last, nothing unfinished.
+pub fn started(world: &World) -> Result<()> {
+    let times = world.machine.shell(&format!("stat -c %.9Y /opt/cni/bin/flatnet {CONFLIST}"))?;
+    let times: Vec<f64> = times.lines().map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(matches!(times.as_slice(), [plugin, list] if plugin <= list), "{times:?}");
+    let files = world.machine.shell("ls -A /opt/cni/bin /etc/cni/net.d")?;
+    ensure!(!files.contains(".new"), "{files}");
+    let text = world.machine.shell(&format!("cat {CONFLIST}"))?;
+    let list: Value = serde_json::from_str(&text)?;
+    ensure!(list["name"] == "flatnet" && text.contains(&world.range), "{text}");
+    Ok(())
+}
+
+/// Entering pods' namespaces needs `SYS_ADMIN`, which the agent has not: pods that run keep their
+/// MTU, and learn of the smaller way as any host does; new pods have the new one.
+pub fn mtu(world: &World) -> Result<()> {
+    let mtu_of = |pod: &str| -> Result<u32> {
+        let link = world.in_pod(pod, &["cat", "/sys/class/net/eth0/mtu"])?;
+        Ok(link.trim().parse()?)
+    };
+    let before = mtu_of(REMOTE)?;
+    world.machine.shell(&format!("ip link set eth0 mtu {SMALLER_MTU}"))?;
+    let expected = before - (MTU - SMALLER_MTU);
+    eventually("new pods have the new MTU", READY, || {
+        let text = world.machine.shell(&format!("cat {CONFLIST}"))?;
+        ensure!(
+            text.contains(&format!("\"mtu\":{expected}"))
+                || text.contains(&format!("\"mtu\": {expected}")),
+            "{text}"
+        );
+        Ok(())
+    })?;
+    world.add_pod("newer", &json!({}))?;
+    ensure!(mtu_of("newer")? == expected, "{}", mtu_of("newer")?);
+    ensure!(mtu_of(REMOTE)? == before, "{}", mtu_of(REMOTE)?);
+    let said = world.pod.borrow().log("agent")?;
+    ensure!(said.contains("keeps its MTU"), "the agent does not name the pod: {said}");
+    let address = world.pod_ip("echo-node1")?;
+    eventually("large datagrams find their way", READY, || {
+        world.toolbox(REMOTE, &["udp", &address, "9090", "--payload-bytes", DATAGRAM_BYTES])
+    })?;
+    world.delete_pod("newer")?;
+    world.machine.shell(&format!("ip link set eth0 mtu {MTU}"))?;
+    eventually("the MTU is back", READY, || {
+        ensure!(configured(world)? == before, "not {before}");
+        Ok(())
+    })
+}
+
+/// The MTU that new pods get.
+fn configured(world: &World) -> Result<u32> {
+    let list: Value = serde_json::from_str(&world.machine.shell(&format!("cat {CONFLIST}"))?)?;
+    let mtu = list["plugins"][0]["mtu"].as_u64().with_context(|| format!("no MTU: {list}"))?;
+    Ok(u32::try_from(mtu)?)
+}
+
+/// Invariant 14, and names (the worker is another container).
+pub fn killed(world: &World) -> Result<()> {
+    world.pod.borrow_mut().end("agent", "KILL")?;
+    let url = format!(
+        "http://{}/",
+        world.cluster.field(NAMESPACE, "service", "echo", "/spec/clusterIP")?
+    );
+    world.toolbox(REMOTE, &["http", &url]).context("without an agent")?;
+    let server = format!("@{DNS}");
+    let name = format!("echo.{NAMESPACE}.svc.cluster.local");
+    let answer = world.in_pod(REMOTE, &["dig", "+short", &server, &name])?;
+    ensure!(!answer.trim().is_empty(), "no names without an agent");
+    world.add_pod("meanwhile", &json!({})).context("without an agent")?;
+    world.toolbox("meanwhile", &["http", &url]).context("without an agent")?;
+
+    world.pod.borrow_mut().start(&world.machine, "agent")?;
+    world.ready()?;
+    eventually("the agent is at rest", READY, || {
+        let text = world.machine.flatnet(&["node", "status", "-o", "json"])?;
+        let report: Value = serde_json::from_str(&text)?;
+        ensure!(report[0]["converged"] == true, "{report}");
+        // The pod that came meanwhile is no damage, and nothing else was changed.
+        ensure!(report[0]["operationsTotal"] == 0 && report[0]["repairs"] == json!({}), "{report}");
+        Ok(())
+    })?;
+    world.toolbox("meanwhile", &["http", &url])?;
+    world.delete_pod("meanwhile")
+}
+
+/// R-23, after the DaemonSet is deleted and the pods are drained.
+pub fn uninstalled(world: &World) -> Result<()> {
+    let refused = world.machine.flatnet_output(&["uninstall"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("another agent works"), "{said}");
+
+    world.cluster.kubectl(&["delete", "daemonset", "-n", "kube-system", "flatnet"])?;
+    // The worker holds nothing that wants an orderly end: it goes when the kubelet's patience does.
+    for (container, signal) in [("agent", "TERM"), ("dns", "KILL")] {
+        world.pod.borrow_mut().end(container, signal)?;
+    }
+    world.stop_servers();
+    world.delete_pod(REMOTE)?;
+    // And one that nobody took off.
+    world.add_pod("forgotten", &json!({}))?;
+    let removed = world.machine.flatnet(&["uninstall", "--purge"])?;
+    ensure!(removed.contains("cni0") && removed.contains("conflist"), "{removed}");
+    world.machine.run(&["ip", "netns", "delete", "forgotten"])?;
+    let after = world.machine.everything()?;
+    ensure!(after == world.before, "before:\n{}\nafter:\n{after}", world.before);
+    let again = world.machine.flatnet(&["uninstall", "--purge"])?;
+    ensure!(again.contains("there is nothing"), "{again}");
+    Ok(())
+}
