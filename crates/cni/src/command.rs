@@ -23,7 +23,7 @@ use crate::records::{self, Records};
 use crate::request::Command;
 use crate::result::Success;
 use crate::version::at_least;
-use crate::{chained, check, gc, status};
+use crate::{chained, check, gc, leased, status};
 
 /// Carries out a command and answers its document; empty where it has none.
 pub(crate) fn run(call: &Invocation<'_>) -> Result<String, Fault> {
@@ -62,6 +62,15 @@ pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Fault> {
             ..link::unrecorded(&request.container_id, &request.interface)
         },
     };
+    if leased::is_meant(config) {
+        // A server is told over the pod's own interface.
+        drop(records);
+        let told = addresses::take_back(call);
+        let records = open_records(call)?;
+        disconnect(&attachment)?;
+        told?;
+        return records.remove(&records::name(&request.container_id, &request.interface));
+    }
     disconnect(&attachment)?;
     // A delegate may take its time.
     let kept = Some(records).filter(|_| !is_delegated(config));
@@ -167,17 +176,20 @@ fn add(call: &Invocation<'_>) -> Result<Value, Fault> {
         delete(call)?;
         kept = Some(open_records(call)?).filter(|_| !waits_for_others(config));
     }
-    let given = addresses::give(call)?;
-    let connect = || {
-        let records = kept.map_or_else(|| open_records(call), Ok)?;
-        connect(call, &records, &options, &namespace, &given)
+    // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the runtime's
+    // DEL tries again.
+    let take_back = |_: &Fault| drop(delete(call));
+    let (made, dns) = if leased::is_meant(config) {
+        leased::add(call, &options, &namespace).inspect_err(take_back)?
+    } else {
+        let given = addresses::give(call)?;
+        let connect = || {
+            let records = kept.map_or_else(|| open_records(call), Ok)?;
+            connect(call, &records, &options, &namespace, &given)
+        };
+        (connect().inspect_err(take_back)?, given.dns)
     };
-    let made = connect().inspect_err(|_| {
-        // Nothing half made stays (CNI-12); a fault in here would hide the first one, and the
-        // runtime's DEL tries again.
-        let _ = delete(call);
-    })?;
-    let dns = if config.dns.is_empty() { given.dns } else { config.dns.clone() };
+    let dns = if config.dns.is_empty() { dns } else { config.dns.clone() };
     let Made { interfaces, addresses, routes } = made;
     Ok(Success { interfaces, addresses, routes, dns }.to_json(&config.version))
 }

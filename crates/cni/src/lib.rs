@@ -22,6 +22,7 @@ mod exec;
 pub mod fault;
 mod gc;
 mod ipam_plugin;
+mod leased;
 pub mod link;
 pub mod records;
 pub mod request;

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use cni::config::ValidAttachment;
 use cni::fault::Fault;
 use cni::runtime_side::{Driver, List, Target};
-use lab::{LabNode, Pod, udp_echo};
-use netlink::sysctl;
+use lab::{LabNode, PATIENCE, Pod, udp_echo};
+use netlink::{BridgeSpec, LinkChange, Netlink, Netns, VethSpec, sysctl};
 use serde_json::{Value, json};
 
 /// Where Debian puts the reference plugins.
@@ -344,4 +344,107 @@ fn begins(client: &Pod, server: &Pod, to: IpAddr) -> bool {
     let address = listener.local_addr().expect("its address");
     let connect = || TcpStream::connect_timeout(&address, SILENCE).is_ok();
     client.namespace.run(connect).expect("inside")
+}
+
+/// A program that runs until the value is dropped.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(namespace: &Netns, program: &str, arguments: &[String]) -> Self {
+        let spawn = || {
+            let mut command = Command::new(program);
+            command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+            command.spawn().unwrap_or_else(|error| panic!("cannot start {program}: {error}"))
+        };
+        Self(namespace.run(spawn).expect("the namespace"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A server of leases on the segment of the bridge `br0`: its namespace, itself, and its list.
+fn lease_server(bench: &Bench) -> (Netns, Daemon, PathBuf) {
+    let server = Netns::create().expect("a network namespace (these tests need root)");
+    let mut node = bench.node.netlink();
+    node.create_bridge(&BridgeSpec { name: "br0".into(), ..BridgeSpec::default() }).expect("br0");
+    let bridge = node.require_link("br0").expect("br0").index;
+    let uplink = VethSpec::new("uplink", "eth0").peer_in(&server).master(bridge);
+    node.create_veth(&uplink).expect("a wire");
+    let mut there = Netlink::open_in(&server).expect("a socket");
+    let eth0 = there.require_link("eth0").expect("eth0").index;
+    there.add_address(eth0, "10.7.0.1/24".parse().expect("a prefix")).expect("an address");
+    for (netlink, name) in
+        [(&mut node, "br0"), (&mut bench.node.netlink(), "uplink"), (&mut there, "eth0")]
+    {
+        let index = netlink.require_link(name).expect("the link").index;
+        netlink.change_link(index, &LinkChange::up()).expect("up");
+    }
+    let leases = bench.node.scratch.0.join("leases");
+    let arguments = [
+        "--keep-in-foreground --conf-file=/dev/null --port=0 --no-ping --user=root --pid-file=",
+        "--interface=eth0 --bind-interfaces --dhcp-authoritative",
+        "--dhcp-range=10.7.0.50,10.7.0.60,255.255.255.0,2m --dhcp-option=3,10.7.0.1",
+        &format!("--dhcp-leasefile={}", leases.display()),
+    ];
+    let arguments: Vec<String> =
+        arguments.iter().flat_map(|line| line.split(' ')).map(str::to_owned).collect();
+    let daemon = Daemon::start(&server, "dnsmasq", &arguments);
+    (server, daemon, leases)
+}
+
+/// CNI-12, CNI-13, BR: addresses that the reference `dhcp` plugin leases over the pod's interface
+/// from a server on the segment, and gives back.
+#[test]
+fn addresses_are_leased_by_the_reference_dhcp_plugin() {
+    let socket = |node: &LabNode| node.scratch.0.join("dhcp.sock").display().to_string();
+    let bench = Bench::new(|node| {
+        let ipam = json!({ "type": "dhcp", "daemonSocketPath": socket(node) });
+        json!([with(with(ours(node), "bridge", json!("br0")), "ipam", ipam)])
+    });
+    let (server, _leases, list) = lease_server(&bench);
+    let pod = Pod::new("c1");
+    let target = bench.target(&pod, json!({}));
+    // Nobody leases, nor can be told that nothing is needed: only the note of that stays.
+    assert!(bench.add(&target).is_err());
+    assert_eq!(bench.left(), ["uplink", "c1-eth0.json"]);
+    let socket = socket(&bench.node);
+    let arguments = ["daemon".to_owned(), "-socketpath".to_owned(), socket.clone()];
+    let program = format!("{REFERENCE_PLUGINS}/dhcp");
+    let _daemon = Daemon::start(&bench.node.namespace, &program, &arguments);
+    wait_for("the daemon's socket", || PathBuf::from(&socket).exists());
+
+    let result = bench.add(&target).expect("ADD");
+    let address = address_of(&result);
+    assert!(address.to_string().starts_with("10.7.0."), "{result}");
+    let leased = || fs::read_to_string(&list).unwrap_or_default().contains(&address.to_string());
+    wait_for("the server's note of the lease", leased);
+    assert_eq!(udp_echo(&pod.namespace, &server, "10.7.0.1".parse().expect("it"), 100), address);
+    let defaults = pod.netlink().routes(None).expect("routes").into_iter();
+    let defaults: Vec<_> = defaults.filter(|route| route.destination.prefix_len() == 0).collect();
+    assert_eq!(defaults.len(), 1, "{defaults:?}");
+    assert_eq!(bench.check(&target), Ok(()));
+    // It may say nothing but what it leased.
+    let mut inside = pod.netlink();
+    let eth0 = inside.require_link("eth0").expect("eth0").index;
+    inside.add_address(eth0, "10.7.0.99/24".parse().expect("a prefix")).expect("a claim");
+    let claim = || TcpStream::connect_timeout(&"10.7.0.99:9".parse().expect("it"), SILENCE);
+    let refused = server.run(claim).expect("inside").expect_err("nobody listens");
+    assert_ne!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "the claim is believed");
+
+    assert_eq!(bench.del(&target), Ok(()));
+    assert_eq!(bench.left(), ["uplink"]);
+    wait_for("the server's note of the release", || !leased());
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

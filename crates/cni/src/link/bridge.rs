@@ -48,8 +48,19 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     let port = PortOptions { hairpin: options.hairpin, isolated: options.port_isolation };
     let alias = job.alias();
     node.set_port(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() }, port)?;
-    show_to_rules(job.attachment)?;
     bandwidth::apply(&mut node, job.attachment)?;
+    set_up_far(job, options, &near)
+}
+
+/// Gives a pod that is on the bridge its addresses.
+pub(super) fn complete(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault> {
+    let name = job.attachment.link.node_end().unwrap_or_default();
+    set_up_far(job, options, &Netlink::open()?.require_link(name)?)
+}
+
+fn set_up_far(job: &Job<'_>, options: &BridgeOptions, near: &Link) -> Result<Made, Fault> {
+    show_to_rules(job.attachment)?;
+    let interface = &job.request.interface;
     let addresses = job.addresses(1, &|_, gateway| gateway);
     let mut routes = job.routes.to_vec();
     if options.is_default_gateway {
@@ -71,10 +82,10 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     };
     let far = job.namespace.run(|| setup.run())??;
     // The second end to come up works at once, the first and the bridge when they are asked.
-    for link in [name, &options.name] {
+    for link in [&near.name, &options.name] {
         offload::carrier(link)?;
     }
-    let interfaces = vec![job.interface(&near, false), job.interface(&far, true)];
+    let interfaces = vec![job.interface(near, false), job.interface(&far, true)];
     Ok(Made { interfaces, addresses, routes })
 }
 

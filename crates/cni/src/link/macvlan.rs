@@ -40,6 +40,11 @@ pub(super) fn make(job: &Job<'_>, options: &MacvlanOptions) -> Result<Made, Faul
         mac: (!keeps_mac).then_some(job.attachment.mac),
         mtu: job.options.mtu,
     })?;
+    complete(job)
+}
+
+/// Sets up the pod's end.
+pub(super) fn complete(job: &Job<'_>) -> Result<Made, Fault> {
     let addresses = job.addresses(0, &|_, gateway| gateway);
     let setup = Setup {
         interface: &job.request.interface,

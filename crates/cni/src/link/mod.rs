@@ -118,6 +118,27 @@ pub fn make(
     }
 }
 
+/// Gives an interface that [`make`] made without addresses those that the attachment has now.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn complete(
+    request: &Request,
+    options: &LinkOptions,
+    namespace: &Netns,
+    attachment: &Attachment,
+    gateways: &[Option<IpAddr>],
+    routes: &[Route],
+) -> Result<Made, Fault> {
+    let job = Job { request, options, namespace, attachment, gateways, routes };
+    match &options.datapath {
+        Datapath::Bridge(bridge) => bridge::complete(&job, bridge),
+        Datapath::Macvlan(_) => macvlan::complete(&job),
+        // Addresses are what such a link is made of.
+        Datapath::Routed => routed::make(&job),
+    }
+}
+
 /// Opens the pod's namespace.
 ///
 /// # Errors
