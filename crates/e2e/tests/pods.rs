@@ -31,7 +31,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("a_pod_keeps_its_fixed_address_and_others_hear_who_has_it", addresses::fixed),
     ("pods_named_as_a_stateful_sets_get_addresses_by_ordinal", addresses::ordinals),
     ("pods_of_a_pool_get_its_blocks_and_full_nodes_borrow", addresses::pools),
-    ("a_killed_agent_delays_pods_and_loses_none", addresses::waits_for_the_agent),
+    ("pods_wait_for_an_agent_that_does_not_answer", addresses::waits_for_the_agent),
     ("a_wrong_bandwidth_annotation_is_told_and_the_pod_waits", bandwidth::wrong_annotation),
 ];
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::{READY, flatnet};
+use e2e::cluster::{READY, flatnet, text_of};
 use e2e::eventually;
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -133,16 +134,24 @@ pub fn pools(world: &World) -> Result<()> {
     world.cluster.kubectl(&["delete", "namespace", namespace]).map(drop)
 }
 
-/// Without the agent no pod that it decides about gets an address, and none is lost: the runtime
-/// tries again.
+/// While the agent does not answer, pods that it decides about wait and are told so; then they
+/// start.
 pub fn waits_for_the_agent(world: &World) -> Result<()> {
     let node = &world.cluster.nodes[1];
-    let process = format!("agent/{node}");
-    let before = world.cluster.process(&process)?;
-    let pid = before.to_string();
-    let kill = std::process::Command::new("kill").args(["-9", &pid]).status()?;
-    ensure!(kill.success(), "the agent could not be killed");
-    world.start(&echo_pod("patient", node))?;
-    ensure!(world.cluster.process(&process)? != before, "the agent should be another one");
+    let pid = world.cluster.process(&format!("agent/{node}"))?.to_string();
+    let send = |signal: &str| text_of(Command::new("kill").args([signal, &pid]).output()?);
+    send("-STOP")?;
+    let pod = echo_pod("patient", node);
+    let told = world.apply(&pod).and_then(|()| {
+        eventually("an Event names the agent", READY, || {
+            let events = world.events("patient")?;
+            ensure!(events.contains("agent") && events.contains("does not answer"), "{events}");
+            Ok(())
+        })
+    });
+    // In any case: the cluster is to end in order.
+    send("-CONT")?;
+    told?;
+    world.cluster.pod_ready(NAMESPACE, "patient").context("once the agent answers")?;
     world.stop("patient")
 }
