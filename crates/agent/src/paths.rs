@@ -250,3 +250,61 @@ fn jitter(most: Duration) -> Duration {
     }
     most.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use model::Overlay;
+
+    use super::*;
+
+    fn targets(count: u8) -> Targets {
+        let address = |third, last| IpAddr::from(Ipv4Addr::new(127, 0, third, last));
+        let pair = |last| PairTarget {
+            way: Overlay::Vxlan,
+            nodes: (address(1, 1), address(2, last)),
+            pods: (address(3, 1), address(4, last)),
+            nodes_mtu: 1500,
+            pods_mtu: 1450,
+            least_mtu: 576,
+        };
+        Targets((1..=count).map(|last| (format!("node{last}"), pair(last))).collect())
+    }
+
+    /// Nobody answers at loopback's other addresses.
+    #[tokio::test]
+    async fn however_many_nodes_are_silent_only_a_few_are_asked_at_once() {
+        let (told, _found) = watch::channel(Found::default());
+        let mut tester = Tester {
+            exchange: Exchange::new(0),
+            period: PERIOD,
+            pairs: BTreeMap::new(),
+            running: JoinSet::new(),
+            listen_at: None,
+            told,
+        };
+        tester.take_over(&targets(200));
+        tester.start_due();
+        assert_eq!(tester.running.len(), 0, "they settle first");
+        for pair in tester.pairs.values_mut() {
+            pair.due = Some(Instant::now());
+        }
+        tester.start_due();
+        tester.start_due();
+        assert_eq!(tester.running.len(), TESTS_MAX);
+        assert_eq!(tester.wait(), PERIOD, "the end of a test wakes it");
+        // What was found counts when it was found twice.
+        for round in 1..=BELIEVED_ROUNDS {
+            let (peer, target, found) = tester.running.join_next().await.expect("one").expect("it");
+            assert_eq!(found.state(), State::Silent);
+            for _ in 0..round {
+                tester.take_in(&peer, &target, found.clone());
+            }
+            assert_eq!(tester.told.borrow().contains_key(&peer), round >= BELIEVED_ROUNDS);
+        }
+        // A node that is gone is forgotten, with all that was found of it.
+        tester.take_over(&targets(0));
+        assert!(tester.pairs.is_empty() && tester.told.borrow().is_empty());
+    }
+}
