@@ -284,3 +284,46 @@ fn set(key: Vec<Type>, members: impl Iterator<Item = Tuple>) -> Set {
     let spec = SetSpec { key, data: DataType::None, filled_by_packets_max: None };
     Set { spec, elements: members.map(|member| (member, Datum::Member)).collect() }
 }
+
+#[cfg(test)]
+mod tests {
+    use plan::network::{NetworkPlan, TunnelEnds};
+
+    use super::*;
+
+    /// Packets to and from this node's own pods are not for the tunnel, also where the pods have
+    /// addresses of blocks of pools.
+    #[test]
+    fn in_an_encrypted_cluster_every_own_range_is_spared() {
+        let own = ["10.244.1.0/24", "10.244.200.0/28"].map(|text| text.parse().expect("a range"));
+        let network = NetworkPlan {
+            pod_ranges: own.to_vec(),
+            blocks: [own[1]].into(),
+            agent_chooses_addresses: true,
+            gateways: vec![],
+            mtu: 1420,
+            promised_mtu: 1420,
+            ends: TunnelEnds::default(),
+            peers: BTreeMap::new(),
+            dns_addresses: vec![],
+            uplink: "eth0".into(),
+        };
+        let config = ClusterConfig { overlay: Overlay::Wireguard, ..ClusterConfig::default() };
+        let rows = [(Some(network), own.len()), (None, 0)];
+        for (network, expected) in rows {
+            let desired = Desired { network, services: BTreeMap::new() };
+            let guard = TunnelGuard::new(Family::V4, &desired, &config);
+            let guards = [
+                (Field::DestinationAddress, guard.plain_departures()),
+                (Field::SourceAddress, guard.plain_arrivals()),
+            ];
+            for (field, rules) in guards {
+                let [rule] = &rules[..] else { panic!("{rules:?}") };
+                let spared =
+                    own.iter().filter(|range| rule.contains(&in_range(field, **range, true)));
+                assert_eq!(spared.count(), expected, "{rule:?}");
+                assert_eq!(rule.last(), Some(&drop()));
+            }
+        }
+    }
+}
