@@ -18,11 +18,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use ::model::attachment::{Attachment, PodLink};
+use ::model::attachment::{Attachment, Masquerade, PodLink};
 use ipnet::IpNet;
 use kernel::bpf::{Forwarding, Hook, Sockets, probe};
 use kernel::edge::Edge;
-use netlink::{LinkChange, Netlink, Netns, VethSpec};
+use netlink::{LinkChange, Netlink, Netns, VethSpec, sysctl};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -33,6 +33,7 @@ const ROUNDS: usize = 7;
 /// Round trips of one way in one round.
 const ROUND_TRIPS: usize = 10_000;
 const PORT: u16 = 7;
+const BRIDGED_TO_IPV4: &str = "net/bridge/bridge-nf-call-iptables";
 
 /// One connection over one way, and all that it needs to live.
 struct Way {
@@ -47,10 +48,14 @@ fn main() {
     processor.set(0).expect("a processor");
     sched_setaffinity(Pid::from_raw(0), &processor).expect("one processor");
     let hook = probe("/sys/fs/bpf".as_ref()).hook;
-    let mut ways = vec![
-        direct(),
-        kernel_of_one_node(Mode::Bridge),
-        kernel_of_one_node(Mode::Routed),
+    let mut ways = vec![direct()];
+    for rules in [Rules::None, Rules::Edge, Rules::Hooks, Rules::Tracking] {
+        ways.push(kernel_of_one_node(Mode::Bridge, rules));
+    }
+    for rules in [Rules::None, Rules::Edge, Rules::Tracking] {
+        ways.push(kernel_of_one_node(Mode::Routed, rules));
+    }
+    ways.extend([
         ebpf_of_one_node(Mode::Bridge, hook),
         ebpf_of_one_node(Mode::Routed, hook),
         sockets_of_one_node(hook),
@@ -58,7 +63,7 @@ fn main() {
         between_nodes(true, Some(hook)),
         between_nodes(false, None),
         between_nodes(false, Some(hook)),
-    ];
+    ]);
     let mut rounds: Vec<Vec<Duration>> = Vec::new();
     for round in 0..=ROUNDS {
         let medians = ways.iter_mut().map(measure).collect();
@@ -139,35 +144,59 @@ fn direct() -> Way {
 }
 
 /// The edge's rules as the plugin programs them.
-fn protect(node: &Node, pod: &TestPod) {
+fn protect(node: &Node, pod: &TestPod, masquerades: bool) {
     let link = match node.mode {
         Mode::Bridge => PodLink::Bridge { name: pod.link.clone(), bridge: "cni0".into() },
         Mode::Routed => PodLink::Routed { name: pod.link.clone() },
     };
-    let attachment = Attachment {
+    let mut attachment = Attachment {
         link,
         mac: pod.mac,
         addresses: pod.addresses.map(IpNet::from).into(),
         ..Attachment::default()
     };
+    let except = vec![lab::range("10.244.0.0/16"), lab::range("fd00::/8")];
+    attachment.edge.masquerade = masquerades.then_some(Masquerade { except });
     node.run(|| Edge::open()?.attach(&attachment, || vec![attachment.clone()]))
         .expect("the edge's rules");
 }
 
-fn kernel_of_one_node(mode: Mode) -> Way {
+/// What looks at packets between pods of one node on the kernel's own path.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rules {
+    /// Nothing.
+    None,
+    /// Anti-spoofing.
+    Edge,
+    /// And IPv4's hooks, for frames of bridges too (`br_netfilter`): Services need them.
+    Hooks,
+    /// And connection tracking, by a rule that translates.
+    Tracking,
+}
+
+fn kernel_of_one_node(mode: Mode, rules: Rules) -> Way {
     let mut node = Node::new(mode);
     let (one, two) = (node.add_pod(1, 11), node.add_pod(1, 12));
     node.set_forwarding(true);
-    for pod in [&one, &two] {
-        protect(&node, pod);
-    }
     if mode == Mode::Bridge {
         introduce(&one, &two);
+        let value = if rules >= Rules::Hooks { "1" } else { "0" };
+        node.run(|| sysctl::write(BRIDGED_TO_IPV4, value)).expect("br_netfilter");
+    }
+    if rules >= Rules::Edge {
+        for pod in [&one, &two] {
+            protect(&node, pod, rules == Rules::Tracking);
+        }
     }
     let client = between(&one, &two);
-    let (name, goal) = match mode {
-        Mode::Bridge => ("one node, bridge, nft edge", "G8 ≤ 1.17"),
-        Mode::Routed => ("one node, routed, nft edge", "G8 ≤ 1.15"),
+    let (name, goal) = match (mode, rules) {
+        (Mode::Bridge, Rules::None) => ("one node, bridge", ""),
+        (Mode::Bridge, Rules::Edge) => ("one node, bridge, nft edge", ""),
+        (Mode::Bridge, Rules::Hooks) => ("one node, bridge, nft edge, br_netfilter", "G8 ≤ 1.17"),
+        (Mode::Bridge, Rules::Tracking) => ("and connection tracking", ""),
+        (Mode::Routed, Rules::None) => ("one node, routed", ""),
+        (Mode::Routed, Rules::Edge | Rules::Hooks) => ("one node, routed, nft edge", "G8 ≤ 1.15"),
+        (Mode::Routed, Rules::Tracking) => ("and connection tracking", ""),
     };
     Way { name, goal, client, _world: vec![Box::new((node, one, two))] }
 }
@@ -225,7 +254,7 @@ fn between_nodes(is_direct: bool, hook: Option<Hook>) -> Way {
             for (node, pod) in [(&mut first, &one), (&mut second, &two)] {
                 node.set_forwarding(true);
                 node.route_again(&[pod]);
-                protect(node, pod);
+                protect(node, pod, false);
             }
             route_between(&mut first, &mut second, is_direct);
         }

@@ -3,7 +3,7 @@
 
 use netlink::{
     BridgeSpec, LinkChange, MacvlanMode, MacvlanSpec, Netlink, Netns, PortOptions, Route,
-    TokenBucket, VethSpec,
+    TokenBucket, VethSpec, sysctl,
 };
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
@@ -146,4 +146,23 @@ fn a_promptly_removed_link_is_gone_in_its_own_namespace_and_nothing_is_held() {
     pod.delete_link_promptly(far, None).expect("gone already is no error");
     let loopback = node.delete_link_promptly(1, None).expect_err("the kernel refuses");
     assert_eq!(loopback.errno, nix::libc::EOPNOTSUPP, "{loopback}");
+}
+
+#[test]
+fn parameters_of_one_directory_are_written_together_and_absent_ones_passed_over() {
+    let namespace = Netns::create().expect("a namespace (these tests need root)");
+    let loopback = "net/ipv4/conf/lo";
+    let work = || {
+        let parameters = [("forwarding", "1"), ("no_such_parameter", "1"), ("arp_ignore", "2")];
+        sysctl::write_all(loopback, &parameters).expect("written");
+        for (key, value) in [("forwarding", "1"), ("arp_ignore", "2")] {
+            let found = sysctl::read(&format!("{loopback}/{key}")).expect("read");
+            assert_eq!(found, value, "{key}");
+        }
+        let outside = sysctl::write_all(loopback, &[("../default/arp_ignore", "2")]);
+        assert_eq!(outside.map_err(|error| error.errno), Err(libc::EINVAL));
+        let absent = sysctl::write_all("net/ipv4/conf/absent", &[]);
+        assert_eq!(absent.map_err(|error| error.errno), Err(libc::ENOENT));
+    };
+    namespace.run(work).expect("inside");
 }

@@ -14,7 +14,7 @@ use nix::libc;
 
 use super::options::LinkOptions;
 use super::tuning::{self, Tuning};
-use super::{bandwidth, next_hop, write_where_present};
+use super::{bandwidth, next_hop};
 use crate::config::Route;
 use crate::fault::Fault;
 use crate::request::Request;
@@ -61,8 +61,10 @@ impl Setup<'_> {
     pub(super) fn run(&self) -> Result<Link, netlink::Error> {
         let mut pod = Netlink::open()?;
         let link = pod.require_link(self.interface)?;
-        for (key, value) in IPV6_PARAMETERS {
-            write_where_present(&format!("net/ipv6/conf/{}/{key}", self.interface), value)?;
+        match sysctl::write_all(&format!("net/ipv6/conf/{}", self.interface), &IPV6_PARAMETERS) {
+            // A kernel without IPv6.
+            Err(error) if error.errno == libc::ENOENT => {}
+            result => result?,
         }
         sysctl::write(IPV4_REDIRECTS, "0")?;
         let ipv4 = [(Ipv4Parameter::AcceptRedirects, 0)];
