@@ -112,7 +112,11 @@ fn block(range: &IpNet, length: u8, index: u128) -> Option<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use model::{ClusterConfig, Pool};
+
     use super::*;
+    use crate::controller::Config;
+    use crate::fixtures::{snapshot, with_input, writes};
 
     #[test]
     fn blocks_never_overlap_what_is_taken() {
@@ -128,5 +132,24 @@ mod tests {
         let first: IpNet = "fd00::/64".parse().expect("a range");
         let block = free_block(&six, 24, &[first]).map(|block| block.to_string());
         assert_eq!(block.as_deref(), Some("fd00:0:0:1::/64"));
+    }
+
+    #[test]
+    fn nodes_get_nothing_of_a_pool() {
+        let pool = Pool {
+            name: "shop".into(),
+            cidr: "10.244.0.0/17".parse().expect("a range"),
+            block_size: 26,
+            namespace_selector: Default::default(),
+            node_selector: Default::default(),
+        };
+        let cluster = ClusterConfig { pools: vec![pool], ..ClusterConfig::default() };
+        let node = json!({"metadata": {"name": "a"}, "spec": {}, "status": {}});
+        let snapshot = snapshot(vec![(Kind::Node, node)]);
+        let written = with_input(None, |input| {
+            let config = Config { cluster, ..input.config.clone() };
+            writes(&reconcile(&snapshot, &Input { config: &config, ..*input }))
+        });
+        assert_eq!(written[0].1["spec"]["podCIDR"], "10.244.128.0/24");
     }
 }
