@@ -56,8 +56,7 @@ impl Netns {
     /// # Errors
     /// `EPERM` without `CAP_SYS_ADMIN`.
     pub fn create() -> Result<Self, Error> {
-        let _back = Return::new()?;
-        enter_new()?;
+        let _back = enter_new()?;
         let mut own = Self::current()?;
         own.name = "unnamed".into();
         Ok(own)
@@ -80,14 +79,14 @@ impl Netns {
         let target = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         target.map_err(failed)?;
         let make = || {
-            let _back = Return::new()?;
-            enter_new()?;
+            let _back = enter_new()?;
             mount(Some(SELF), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .map_err(|errno| Error::new(errno as i32, action()))?;
             Self::open(path)
         };
         make().inspect_err(|_| {
-            let _ = Self::delete_at(path);
+            // Who may not make one may not unmount either, and then nothing is mounted.
+            let _ = Self::delete_at(path).or_else(|_| fs::remove_file(path).map_err(failed));
         })
     }
 
@@ -113,15 +112,19 @@ impl Netns {
 
     /// Runs a closure inside the namespace and answers its result. Sockets that it opens stay in
     /// the namespace for their life. `/proc/sys/net` shows this namespace inside;
-    /// `/sys/class/net` does not.
+    /// `/sys/class/net` does not. Where the caller is in it already, no right is needed.
     ///
     /// # Errors
-    /// When the namespace cannot be entered.
+    /// When the namespace cannot be entered (it needs `CAP_SYS_ADMIN`).
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
-        let _back = Return::new()?;
+        let current = Self::current()?;
+        if current.identity()? == self.identity()? {
+            return Ok(work());
+        }
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| {
             Error::new(errno as i32, format!("enter the network namespace {}", self.name))
         })?;
+        let _back = Return(current);
         Ok(work())
     }
 
@@ -143,9 +146,11 @@ impl AsFd for Netns {
     }
 }
 
-fn enter_new() -> Result<(), Error> {
+fn enter_new() -> Result<Return, Error> {
+    let current = Netns::current()?;
     unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| Error::new(errno as i32, "make a network namespace"))
+        .map_err(|errno| Error::new(errno as i32, "make a network namespace"))?;
+    Ok(Return(current))
 }
 
 /// Whether a file lies on nsfs, where the kernel keeps namespaces (`NSFS_MAGIC`).
@@ -154,14 +159,8 @@ fn is_namespace(file: &File) -> bool {
         .is_ok_and(|system| system.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
 }
 
-/// Brings the thread back to where it was.
+/// Brings a thread that has left back to where it was.
 struct Return(Netns);
-
-impl Return {
-    fn new() -> Result<Self, Error> {
-        Netns::current().map(Self)
-    }
-}
 
 impl Drop for Return {
     fn drop(&mut self) {
