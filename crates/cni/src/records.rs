@@ -213,6 +213,10 @@ pub fn boot_id() -> Result<String, Fault> {
 /// # Errors
 /// Code 11 after [`LOCK_WAIT_S`], code 105.
 pub(crate) fn lock(path: &Path, kind: FlockArg) -> Result<Flock<File>, Fault> {
+    lock_within(path, kind, LOCK_WAIT_S)
+}
+
+fn lock_within(path: &Path, kind: FlockArg, wait_s: u64) -> Result<Flock<File>, Fault> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options
@@ -231,13 +235,13 @@ pub(crate) fn lock(path: &Path, kind: FlockArg) -> Result<Flock<File>, Fault> {
     // flock(2) knows no time limit. A thread that still waits ends with the process.
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(Flock::lock(file, kind)));
-    match receiver.recv_timeout(Duration::from_secs(LOCK_WAIT_S)) {
+    match receiver.recv_timeout(Duration::from_secs(wait_s)) {
         Ok(Ok(lock)) => Ok(lock),
         Ok(Err((_, errno))) => Err(store_fault("lock", path, errno.into())),
         Err(_) => Err(Fault::new(
             TRY_AGAIN,
             format!("the lock {} is held by others", path.display()),
-            format!("waited {LOCK_WAIT_S} s; a plugin hangs, or very many run: try again"),
+            format!("waited {wait_s} s; a plugin hangs, or very many run: try again"),
         )),
     }
 }
@@ -406,6 +410,19 @@ mod tests {
         fs::remove_dir_all(base.0.join("net")).expect("removed");
         symlink("/tmp", base.0.join("net")).expect("a link");
         assert!(Records::open(&base.0, "net").is_err(), "a link to elsewhere");
+    }
+
+    /// CNI-06: code 11 for what another try may get.
+    #[test]
+    fn a_lock_that_is_held_too_long_is_worth_another_try() {
+        let base = Scratch::new("held");
+        let held = Records::open(&base.0, "net").expect("opened");
+        let path = base.0.join("net").join(LOCK_FILE);
+        let fault = lock_within(&path, FlockArg::LockExclusive, 0).expect_err("held");
+        assert_eq!(fault.code, TRY_AGAIN);
+        assert!(fault.message.contains(&path.display().to_string()), "{fault}");
+        drop(held);
+        assert!(lock_within(&path, FlockArg::LockExclusive, LOCK_WAIT_S).is_ok());
     }
 
     #[test]

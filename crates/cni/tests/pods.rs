@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
 use lab::{LabNode, Pod, call_plugin, udp_echo};
-use netlink::{BridgeSpec, LinkChange, Netlink, Netns, VethSpec, sysctl};
+use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use serde_json::{Value, json};
 
 /// Pods that are added and removed at once.
@@ -297,12 +297,21 @@ fn an_exhausted_range_is_named_and_frees_with_a_del() {
     two.call("ADD", &node.namespace, &config).expect("free again");
 }
 
+/// A protocol of routes that is not ours.
+const LATER_PLUGIN: u8 = 4;
+
 /// Changes one thing that CHECK looks at.
 type Damage = fn(&LabNode, &Pod);
 
+fn default_route(netlink: &mut Netlink) -> Route {
+    let mut routes = netlink.routes(None).expect("routes").into_iter();
+    routes.find(|route| route.destination.prefix_len() == 0).expect("a default route")
+}
+
+/// CNI-18.
 #[test]
 fn check_passes_after_add_and_names_each_damage() {
-    let rows: [(&str, Damage); 8] = [
+    let rows: [(&str, Damage); 9] = [
         ("node's link veth", |_, pod| change(&mut pod.netlink(), "eth0", Netlink::delete_link)),
         ("eth0 is gone", |_, pod| {
             change(&mut pod.netlink(), "eth0", |netlink, index| {
@@ -329,8 +338,15 @@ fn check_passes_after_add_and_names_each_damage() {
         }),
         ("route to 0.0.0.0/0", |_, pod| {
             let mut netlink = pod.netlink();
-            let default = netlink.routes(None).expect("routes").remove(0);
+            let default = default_route(&mut netlink);
             netlink.delete_route(&default).expect("removed");
+        }),
+        ("route to 0.0.0.0/0", |_, pod| {
+            let mut netlink = pod.netlink();
+            let default = default_route(&mut netlink);
+            netlink.delete_route(&default).expect("removed");
+            let gateway = "10.244.1.77".parse().ok();
+            netlink.add_route(&Route { gateway, ..default }).expect("another default route");
         }),
         ("no port of the bridge", |node, _| {
             let mut netlink = node.netlink();
@@ -348,6 +364,13 @@ fn check_passes_after_add_and_names_each_damage() {
         let pod = Pod::new("c1");
         let result = pod.call("ADD", &node.namespace, &config(&node)).expect("ADD");
         let check = with(&config(&node), "prevResult", result);
+        assert_eq!(pod.call("CHECK", &node.namespace, &check), Ok(Value::Null));
+        // A later plugin of the list may add to what is there.
+        change(&mut pod.netlink(), "eth0", |netlink, index| {
+            netlink.add_address(index, "10.99.0.1/24".parse().expect("a prefix"))?;
+            let more = "10.98.0.0/16".parse().expect("a prefix");
+            netlink.add_route(&Route::on_link(more, index, LATER_PLUGIN))
+        });
         assert_eq!(pod.call("CHECK", &node.namespace, &check), Ok(Value::Null));
         damage(&node, &pod);
         let error = pod.call("CHECK", &node.namespace, &check).expect_err(expected);

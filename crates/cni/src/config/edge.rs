@@ -9,11 +9,24 @@ use model::attachment::{Edge, Firewall, IngressPolicy, Masquerade, NodePort, Por
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{invalid, port_map};
+use super::{invalid, port_map, unsupported};
 use crate::fault::Fault;
 
 /// Port mappings of one pod that are read at most: all ports of all protocols of one address.
 const PORT_MAPPINGS_MAX: usize = 3 << 16;
+/// Keys of the reference plugins firewall and bandwidth that ask for what is not done, and what there
+/// is to do. Those of firewall may also stand inside of `firewall`.
+const UNSUPPORTED: [(&str, &str); 4] = [
+    ("firewalldZone", "firewalld is not told: firewall-cmd --zone=trusted --add-source=POD-RANGE"),
+    ("iptablesAdminChainName", "your own rules in the chain FORWARD come before ours: remove it"),
+    ("shapedSubnets", "a limit is of all of a pod's traffic: remove it"),
+    ("unshapedSubnets", "a limit is of all of a pod's traffic: remove it"),
+];
+/// Programs that the reference plugins may make their rules with. Asked for is the effect; it is had
+/// with nftables, whichever is named.
+const BACKENDS: [&str; 3] = ["", "iptables", "nftables"];
+/// The one that owns its rules.
+const FIREWALLD: &str = "firewalld";
 /// What the reference bridge never masquerades: multicast.
 const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
 
@@ -88,12 +101,12 @@ impl EdgeOptions {
     /// # Errors
     /// Code 7 for what cannot work, code 2 for what is not done; both name key and value.
     pub(super) fn parse(config: &Value) -> Result<Self, Fault> {
+        refuse_others(config)?;
         port_map::check_marks(config)?;
         let document: Document = serde_json::from_value(config.clone())
             .map_err(|error| invalid("the configuration cannot be understood", error))?;
         let backend = document.ip_masq_backend.as_deref().unwrap_or_default();
-        // Asked for is the effect; it is done with nftables whatever the reference would use.
-        if !["", "iptables", "nftables"].contains(&backend) {
+        if !BACKENDS.contains(&backend) {
             let message = format!("invalid ipMasqBackend: {backend:?}");
             return Err(invalid(&message, "it is iptables or nftables"));
         }
@@ -125,6 +138,37 @@ impl EdgeOptions {
         let masquerade = self.masquerades.then(|| Masquerade { except: except() });
         Edge { masquerade, ..self.edge.clone() }
     }
+}
+
+/// Refuses what the plugins that this one stands for would do, and it does not.
+fn refuse_others(config: &Value) -> Result<(), Fault> {
+    for (place, keys) in [("", Some(config)), ("firewall.", config.get("firewall"))] {
+        let given = |key: &str| {
+            let value = keys?.get(key)?;
+            let says_nothing = value.is_null()
+                || value.as_str().is_some_and(str::is_empty)
+                || value.as_array().is_some_and(Vec::is_empty);
+            (!says_nothing).then_some(value)
+        };
+        for (key, remedy) in UNSUPPORTED {
+            if let Some(value) = given(key) {
+                return Err(unsupported(&format!("{place}{key}"), value, remedy));
+            }
+        }
+        match given("backend") {
+            Some(backend) if *backend == FIREWALLD => {
+                let remedy = "firewalld is not told of pods: firewall-cmd --permanent \
+                              --zone=trusted --add-source=POD-RANGE lets them through";
+                return Err(unsupported(&format!("{place}backend"), backend, remedy));
+            }
+            Some(backend) if !backend.as_str().is_some_and(|it| BACKENDS.contains(&it)) => {
+                let message = format!("invalid {place}backend: {backend}");
+                return Err(invalid(&message, "it is iptables or nftables"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Document {

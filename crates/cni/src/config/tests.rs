@@ -92,6 +92,20 @@ fn faults_have_the_codes_of_the_specification_and_name_key_and_value() {
         ),
         (with("ipMasqBackend", json!("ipfw")), INVALID_CONFIG, "\"ipfw\""),
         (with("firewall", json!({ "ingressPolicy": "closed" })), INVALID_CONFIG, "\"closed\""),
+        (
+            with("firewall", json!({ "backend": "firewalld" })),
+            UNSUPPORTED_FIELD,
+            "firewall.backend: \"firewalld\"",
+        ),
+        (with("backend", json!("firewalld")), UNSUPPORTED_FIELD, "backend: \"firewalld\""),
+        (with("backend", json!("ipfw")), INVALID_CONFIG, "backend: \"ipfw\""),
+        (with("firewalldZone", json!("work")), UNSUPPORTED_FIELD, "firewalldZone: \"work\""),
+        (
+            with("firewall", json!({ "iptablesAdminChainName": "MINE" })),
+            UNSUPPORTED_FIELD,
+            "firewall.iptablesAdminChainName: \"MINE\"",
+        ),
+        (with("unshapedSubnets", json!(["10.0.0.0/8"])), UNSUPPORTED_FIELD, "unshapedSubnets"),
         (with("dataDir", json!("state")), INVALID_CONFIG, "dataDir: state"),
         (with("dataDir", json!("/var/lib/../../etc")), INVALID_CONFIG, "dataDir"),
         (with("prevResult", json!("none")), INVALID_CONFIG, "prevResult"),
@@ -130,6 +144,7 @@ fn keys_that_ask_for_nothing_and_keys_of_others_are_no_fault() {
     let config = json!({
         "name": "net", "ipMasq": false, "conditionsV4": [], "mtu": 0,
         "externalSetMarkChain": "KUBE-MARK-MASQ", "x-vendor": { "a": 1 }, "dataDir": "",
+        "backend": "iptables", "firewalldZone": "", "shapedSubnets": [],
         "runtimeConfig": { "infinibandGUID": "", "portMappings": [] },
     });
     let config = parse(config).expect("a configuration");

@@ -9,7 +9,7 @@ use netlink::sysctl;
 use render::nft::NftObserved;
 use render::nft::language::{Rule, Statement};
 
-use crate::clients::{Server, UdpClient, ask_tcp};
+use crate::clients::{Server, UdpClient, ask_tcp, is_silent};
 use crate::lab::{FAR, GATEWAY, Lab, NODE, OUTSIDE, Pod, attach};
 
 fn mapping(protocol: Protocol, host_port: u16) -> PortMapping {
@@ -149,6 +149,22 @@ fn one_address_of_the_node_can_be_mapped_alone_and_every_source_hidden() {
     assert_eq!(ask_tcp(&lab.outside, &format!("{GATEWAY}:8080")), answer("b", GATEWAY));
     // 0.0.0.0 is no address of IPv6.
     assert_eq!(ask_tcp(&lab.outside, "[fd31::2]:8080"), None);
+}
+
+/// PM snat: without it every client that could be answered is, under its own address. One on the
+/// pod's own link is answered past the node, by somebody whom it never asked.
+#[test]
+fn without_snat_every_source_stays_and_neighbours_are_not_served() {
+    let lab = Lab::new();
+    let mut edge = lab.edge();
+    let _a = Server::start(&lab.a.namespace, "a", 80);
+    let port = PortMapping { snat: false, ..mapping(Protocol::Tcp, 8080) };
+    attach(&mut edge, &with_ports(&lab.a, &[port]));
+    let to = format!("{NODE}:8080");
+    assert_eq!(ask_tcp(&lab.outside, &to), answer("a", OUTSIDE));
+    assert_eq!(ask_tcp(&lab.routed.namespace, &to), answer("a", lab.routed.address()));
+    assert!(is_silent(&lab.b.namespace, &to));
+    assert!(is_silent(&lab.a.namespace, &to));
 }
 
 /// PM conditionsV4, conditionsV6: who does not fulfil all of a family's is not led to the pod.
