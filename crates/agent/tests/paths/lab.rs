@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use agent::{AgentStatus, Api, Options, PathRow, Places};
 use client::{ListOptions, ResourcePath};
 use model::layout::{self, UPLINK};
-use model::{ClusterConfig, Overlay};
+use model::{ClusterConfig, Family, Overlay};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, VethSpec};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,6 +29,7 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 pub struct Lab {
     pub nodes: Vec<Machine>,
     pub wire: Netns,
+    family: Family,
     server: Server,
     directory: PathBuf,
 }
@@ -41,15 +42,26 @@ pub struct Machine {
     agent: Option<(watch::Sender<bool>, JoinHandle<()>)>,
 }
 
-/// Runs a test with two nodes whose agents are not started yet.
+/// Runs a test with two nodes of IPv4 whose agents are not started yet.
 pub fn with_two_nodes(overlay: Overlay, test: impl AsyncFnOnce(&mut Lab)) {
+    with_two_nodes_of(Family::V4, overlay, test);
+}
+
+/// The same of one family or the other.
+pub fn with_two_nodes_of(family: Family, overlay: Overlay, test: impl AsyncFnOnce(&mut Lab)) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let directory = std::env::temp_dir().join(format!("fn-paths-{}-{number}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     LocalSet::new().block_on(&runtime.expect("a runtime"), async {
-        let config = ClusterConfig { overlay, ..ClusterConfig::default() };
+        let mut config = ClusterConfig { overlay, ..ClusterConfig::default() };
+        if family == Family::V6 {
+            let range = |text: &str| vec![text.parse().expect("a range")];
+            config.pod_cidrs = range("fd00:10:244::/48");
+            config.service_cidrs = range("fd00:10:96::/112");
+            config.node_cidrs = range("fd00:172:30::/64");
+        }
         let server = Server::start(&directory, &config, "node1").await;
         let wire = Netns::create().expect("a network namespace (these tests need root)");
         let mut switch = Netlink::open_in(&wire).expect("a socket");
@@ -58,7 +70,7 @@ pub fn with_two_nodes(overlay: Overlay, test: impl AsyncFnOnce(&mut Lab)) {
             .expect("a bridge");
         let bridge = switch.require_link("wire").expect("the bridge").index;
         switch.change_link(bridge, &LinkChange::up()).expect("up");
-        let mut lab = Lab { nodes: vec![], wire, server, directory };
+        let mut lab = Lab { nodes: vec![], family, wire, server, directory };
         for number in [1, 2] {
             lab.add_node(number, &config).await;
         }
@@ -74,7 +86,7 @@ pub fn with_two_nodes(overlay: Overlay, test: impl AsyncFnOnce(&mut Lab)) {
 impl Lab {
     async fn add_node(&mut self, number: u8, config: &ClusterConfig) {
         let name = format!("node{number}");
-        let address = format!("172.30.0.{}", number + 1);
+        let address = self.address(number + 1);
         let namespace = Arc::new(self.machine(number + 1));
         self.register(&name, &address, number).await;
         self.serve_in(&namespace);
@@ -82,6 +94,14 @@ impl Lab {
         std::fs::create_dir_all(&directory).expect("a directory");
         let options = self.options(&name, directory.clone(), config);
         self.nodes.push(Machine { namespace, directory, options, agent: None });
+    }
+
+    /// The address of a machine.
+    fn address(&self, number: u8) -> String {
+        match self.family {
+            Family::V4 => format!("172.30.0.{number}"),
+            Family::V6 => format!("fd00:172:30::{number}"),
+        }
     }
 
     /// A machine on the wire: `172.30.0.NUMBER` by `portNUMBER`.
@@ -100,7 +120,8 @@ impl Lab {
             own.change_link(index, &LinkChange::up()).expect("up");
         }
         let index = own.require_link(UPLINK).expect("the uplink").index;
-        let prefix = format!("172.30.0.{number}/24").parse().expect("a prefix");
+        let length = if self.family == Family::V4 { 24 } else { 64 };
+        let prefix = format!("{}/{length}", self.address(number)).parse().expect("a prefix");
         own.add_address(index, prefix).expect("added");
         namespace
     }
@@ -108,7 +129,10 @@ impl Lab {
     /// Makes a Node object, as a kubelet and the node range controller do.
     pub async fn register(&self, name: &str, address: &str, number: u8) {
         let nodes = ResourcePath::new("v1", "nodes");
-        let range = format!("10.244.{number}.0/24");
+        let range = match self.family {
+            Family::V4 => format!("10.244.{number}.0/24"),
+            Family::V6 => format!("fd00:10:244:{number}::/64"),
+        };
         let object = json!({
             "metadata": { "name": name },
             "spec": { "podCIDR": range, "podCIDRs": [range] },

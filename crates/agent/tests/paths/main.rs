@@ -10,12 +10,12 @@ mod server;
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use model::Overlay;
 use model::layout::{PATH_TEST_PORT, UPLINK, VXLAN_LINK};
 use model::overlay::DETOURS_ANNOTATION;
+use model::{Family, Overlay};
 use serde_json::Value;
 
-use lab::{Lab, eventually, run_in, with_two_nodes};
+use lab::{Lab, eventually, run_in, with_two_nodes, with_two_nodes_of};
 
 const OUT: &str = "from node1 (172.30.0.2) to node2 (172.30.0.3)";
 
@@ -42,12 +42,23 @@ async fn found(lab: &Lab, node: usize, state: &str, way: &str) {
 
 #[test]
 fn a_sound_wire_is_said_to_be_sound() {
-    with_two_nodes(Overlay::Vxlan, async |lab| {
+    for (family, overlay, mtu) in [
+        (Family::V4, Overlay::Vxlan, 1450),
+        (Family::V6, Overlay::Vxlan, 1430),
+        (Family::V4, Overlay::HostGw, 1500),
+        (Family::V6, Overlay::Ipip, 1460),
+    ] {
+        a_sound_wire(family, overlay, mtu);
+    }
+}
+
+fn a_sound_wire(family: Family, overlay: Overlay, mtu: u32) {
+    with_two_nodes_of(family, overlay, async |lab| {
         lab.start_agents();
         for node in [0, 1] {
-            found(lab, node, "works", "vxlan").await;
+            found(lab, node, "works", overlay.as_str()).await;
             let path = lab.path(node).await;
-            assert_eq!(path.mtu, Some(1450));
+            assert_eq!(path.mtu, Some(mtu), "{overlay} within {family:?}");
             assert!(path.rtt_us.is_some_and(|rtt_us| rtt_us > 0));
         }
         eventually("the condition", async || {
@@ -116,8 +127,8 @@ fn a_tunnel_port_that_is_closed_in_both_directions_is_named_and_avoided() {
     a_blocked_tunnel(&["iifname port2", "iifname port3"], "from node");
 }
 
-/// What is dropped, in words of the wire; then the MTU that node1's pods shall have.
-fn a_narrow_wire(fault: impl Fn(&Lab), mtu: u32) {
+/// A fault that comes and goes, and the MTU that node1's pods shall have meanwhile.
+fn a_narrow_wire(fault: impl Fn(&Lab), repair: impl Fn(&Lab), mtu: u32) {
     with_two_nodes(Overlay::Vxlan, async |lab| {
         lab.start_agents();
         for node in [0, 1] {
@@ -138,6 +149,14 @@ fn a_narrow_wire(fault: impl Fn(&Lab), mtu: u32) {
         assert_eq!(lab.nodes[0].add_pod("new").mtu(), mtu);
         let outer = format!("carries {} bytes", mtu + 50);
         told(lab, &[OUT, &outer, "raise the MTU"]).await;
+        // What pods send in fragments, and what the node itself sends.
+        let route = lab.nodes[0].run("ip route show 10.244.2.0/24");
+        assert!(route.contains(&format!("mtu {mtu}")), "{route}");
+        assert!(lab.nodes[0].status().await.is_some_and(|status| status.converged));
+        repair(lab);
+        found(lab, 0, "works", "vxlan").await;
+        eventually("the pod has its MTU back", async || pods[0].mtu() == 1450).await;
+        assert!(!lab.nodes[0].run("ip route show 10.244.2.0/24").contains("mtu"));
     });
 }
 
@@ -147,13 +166,15 @@ fn a_wire_that_swallows_large_packets_in_one_direction_makes_pods_send_smaller_o
         filter(lab);
         lab.on_wire("nft add rule bridge fault forward iifname port2 meta length > 1380 drop");
     };
-    a_narrow_wire(fault, 1330);
+    let repair = |lab: &Lab| lab.on_wire("nft delete table bridge fault");
+    a_narrow_wire(fault, repair, 1330);
 }
 
 #[test]
 fn a_link_on_the_way_that_is_narrower_than_both_ends_makes_pods_send_smaller_packets() {
     // Linux lets a frame pass that is by one VLAN tag larger.
-    a_narrow_wire(|lab| lab.on_wire("ip link set port3 mtu 1400"), 1354);
+    let set = |mtu| move |lab: &Lab| lab.on_wire(&format!("ip link set port3 mtu {mtu}"));
+    a_narrow_wire(set(1400), set(1500), 1354);
 }
 
 #[test]
