@@ -4,7 +4,7 @@ mod lab;
 
 use std::ffi::CString;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -232,6 +232,35 @@ fn one_configuration_does_what_six_plugins_did() {
     assert_eq!(left(&node), nothing());
     let ifbs = node.netlink().links().expect("links").into_iter().filter(|it| it.kind == "ifb");
     assert_eq!(ifbs.count(), 0);
+}
+
+/// the next pod of an address inherits no tracked flow of the last one.
+#[test]
+fn del_forgets_the_flows_of_the_pods_address() {
+    let node = node();
+    let ports = json!({
+        "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }],
+    });
+    // Any rule about a flow makes the kernel track.
+    let (plain, config) = (config(&node), with(&config(&node), "runtimeConfig", ports));
+    let pods = ["c1", "c2"].map(Pod::new);
+    let configs = [&config, &plain];
+    let addresses = [0, 1].map(|number: usize| {
+        let result = pods[number].call("ADD", &node.namespace, configs[number]).expect("ADD");
+        let text = result["ips"][0]["address"].as_str().unwrap_or_default().to_owned();
+        text.split('/').next().and_then(|it| it.parse().ok()).expect("an address")
+    });
+    for (pod, address) in pods.iter().zip(addresses) {
+        udp_echo(&node.namespace, &pod.namespace, address, 100);
+    }
+    let tracked = |address: IpAddr| {
+        let read = || fs::read_to_string("/proc/thread-self/net/nf_conntrack");
+        let flows = node.namespace.run(read).expect("the node").expect("the tracked flows");
+        flows.lines().filter(|line| line.contains(&format!("={address} "))).count()
+    };
+    assert!(addresses.iter().all(|address| tracked(*address) > 0), "nothing to forget");
+    pods[0].call("DEL", &node.namespace, &config).expect("DEL");
+    assert_eq!((tracked(addresses[0]), tracked(addresses[1])), (0, 1));
 }
 
 /// Every way to connect a pod, with the rules at its edge: pods reach each other and their node.
