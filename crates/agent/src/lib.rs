@@ -65,6 +65,7 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
     // They end with us.
     let mut tasks = JoinSet::new();
     let feed = feed::serve(&options.places.run, &mut tasks)?;
+    let chooses_addresses = options.config.agent_chooses_addresses();
     let (view, viewed) = watch::channel(View::default());
     let (claims, mut claimed) = watch::channel(Claimed::default());
     let addressing = Addressing {
@@ -119,7 +120,9 @@ pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Resul
             *present = report;
             changed
         });
-        view.send_replace(agent.view());
+        if chooses_addresses {
+            view.send_replace(agent.view());
+        }
         told.status.send_replace(agent.status());
     }
 }
