@@ -32,6 +32,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("dnsworker", "worker"),
     ("e2e", "cluster"),
     ("e2e", "pods"),
+    ("e2e", "real_node"),
     ("e2e", "refusals"),
     ("e2e", "reliability"),
     ("e2e", "runtimes"),
@@ -45,6 +46,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("kernel", "paths"),
     ("netlink", "kernel"),
     ("netlink", "pods"),
+    ("netlink", "rights"),
     ("testkit", "emulated"),
     ("testkit", "lab"),
 ];

@@ -23,6 +23,7 @@ pub(crate) struct Edges {
     base: PathBuf,
     boot_id: String,
     mtu: Option<u32>,
+    pods: usize,
 }
 
 impl Edges {
@@ -32,7 +33,12 @@ impl Edges {
     /// When the system refuses the socket.
     pub(crate) fn open(base: &Path) -> Result<Self> {
         let boot_id = records::boot_id()?;
-        Ok(Self { edge: Edge::open()?, base: base.to_owned(), boot_id, mtu: None })
+        Ok(Self { edge: Edge::open()?, base: base.to_owned(), boot_id, mtu: None, pods: 0 })
+    }
+
+    /// Pods that were there at the last look.
+    pub(crate) fn pods(&self) -> usize {
+        self.pods
     }
 
     /// Puts back what is wrong, and answers it in words. Writes nothing where nothing is.
@@ -42,6 +48,7 @@ impl Edges {
     pub(crate) fn mend(&mut self) -> Result<Vec<String>> {
         // Without a lock first: pods are not kept waiting for nothing.
         let attachments = self.attachments()?;
+        self.pods = attachments.len();
         if link::damages(&attachments)?.is_empty() && self.edge.damages(&attachments)?.is_empty() {
             return Ok(vec![]);
         }

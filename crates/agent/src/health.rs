@@ -55,6 +55,8 @@ pub struct AgentStatus {
     pub services: usize,
     /// Other nodes whose pods this node has a way to.
     pub peers: usize,
+    /// Pods of this node whose links and rules at their edges are kept.
+    pub pods: usize,
     /// Kernel operations since the start.
     pub operations_total: u64,
     /// What others broke since the start and was put back, by kind.

@@ -252,6 +252,7 @@ impl Agent {
             ready: self.is_ready(),
             services: status.services,
             peers: status.peers,
+            pods: self.edges.pods(),
             operations_total: status.operations_total,
             repairs,
             pools: self.pools.clone(),

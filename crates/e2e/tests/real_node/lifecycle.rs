@@ -1,5 +1,7 @@
 //! Start, change, death and end of the agent on the machine.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::READY;
 use e2e::eventually;
@@ -117,7 +119,11 @@ pub fn uninstalled(world: &World) -> Result<()> {
     ensure!(removed.contains("cni0") && removed.contains("conflist"), "{removed}");
     world.machine.run(&["ip", "netns", "delete", "forgotten"])?;
     let after = world.machine.everything()?;
-    ensure!(after == world.before, "before:\n{}\nafter:\n{after}", world.before);
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<String>>();
+    let (before, after) = (lines(&world.before), lines(&after));
+    let added: Vec<&String> = after.difference(&before).collect();
+    let lost: Vec<&String> = before.difference(&after).collect();
+    ensure!(added.is_empty() && lost.is_empty(), "added {added:#?}, lost {lost:#?}");
     let again = world.machine.flatnet(&["uninstall", "--purge"])?;
     ensure!(again.contains("there is nothing"), "{again}");
     Ok(())

@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::{Cluster, text_of};
-use e2e::program;
+use e2e::cluster::{Cluster, READY, text_of};
+use e2e::{eventually, program};
 
 /// Its name in the API, and what its namespace is called after.
 pub const NAME: &str = "worker";
@@ -32,7 +32,7 @@ echo ready
 exec cat";
 
 /// All that flatnet could leave behind. Kernel parameters stay as they are, and so do directories
-/// that the kubelet makes for mounts.
+/// that the kubelet makes for mounts, and what a container runtime keeps of results.
 const EVERYTHING: &str = "\
 ip -o link | sed -E 's/^[0-9]+: //; s/qlen.*//'
 ip -o address | sed -E 's/^[0-9]+: //; s/valid_lft.*//'
@@ -44,7 +44,7 @@ tc qdisc show
 nft list ruleset
 iptables-legacy-save 2>/dev/null | grep '^-A'
 ip netns list
-find /etc/cni /opt/cni /var/lib/cni /var/lib/flatnet /run -not -path '/run/overlay*' -not -path '/run/containers*' -not -type d
+find /etc/cni /opt/cni /var/lib/cni /var/lib/flatnet /run -not -path '/run/overlay*' -not -path '/run/containers*' -not -path '/var/lib/cni/results*' -not -type d
 true";
 
 /// The machine. It goes away with the value.
@@ -80,6 +80,11 @@ impl Machine {
         ] {
             ip(&command.split(' ').collect::<Vec<_>>())?;
         }
+        eventually("its addresses are in use", READY, || {
+            let text = machine.run(&["ip", "-6", "address", "show", "dev", "eth0"])?;
+            ensure!(text.contains("fe80:") && !text.contains("tentative"), "{text}");
+            Ok(())
+        })?;
         Ok(machine)
     }
 

@@ -30,7 +30,7 @@ pub fn kubectl(world: &World) -> Result<()> {
 /// Text for people and JSON for programs, of the live agent.
 pub fn commands(world: &World) -> Result<()> {
     let rows: [(&[&str], &[&str]); 4] = [
-        (&["node", "status"], &[NAME, "eth0", "REPAIRS", "pod-edge", "nftables", &world.range]),
+        (&["node", "status"], &[NAME, "eth0", "REPAIRED", "pod-edge", "nftables", &world.range]),
         (&["links"], &["cni0", "flatnet.1", "DIFFERENT"]),
         (&["routes"], &["10.76.", "STATE", "DIFFERENT"]),
         (&["ipam", "show"], &[&world.pod_ip(REMOTE)?, "flatnet"]),

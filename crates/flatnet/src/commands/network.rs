@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use agent::AgentStatus;
+use agent::{AgentStatus, PathRow};
 use anyhow::Result;
 use render::inventory::{Row, RowKind};
 use serde::Serialize;
@@ -110,6 +110,52 @@ fn rows_text(reports: &[NodeReport], choose: impl Fn(&Row) -> bool) -> String {
 }
 
 fn status_text(reports: &[NodeReport]) -> String {
+    let mut tables = vec![nodes_text(reports)];
+    let pools = cells(reports, |node, status| {
+        let pools = status.pools.iter();
+        pools
+            .map(|pool| {
+                [node.into(), pool.range.clone(), pool.held.to_string(), pool.free.to_string()]
+            })
+            .collect()
+    });
+    if !pools.is_empty() {
+        tables.push(table(["NODE", "RANGE", "HELD", "FREE"], &pools));
+    }
+    let repairs = cells(reports, |node, status| {
+        let repairs = status.repairs.iter();
+        repairs.map(|(kind, count)| [node.into(), kind.clone(), count.to_string()]).collect()
+    });
+    if !repairs.is_empty() {
+        tables.push(table(["NODE", "REPAIRED", "COUNT"], &repairs));
+    }
+    let paths = cells(reports, |node, status| {
+        status.paths.iter().map(|path| path_cells(node, path)).collect()
+    });
+    if !paths.is_empty() {
+        tables.push(table(["NODE", "PEER", "WAY", "MTU", "RTT", "STATE"], &paths));
+    }
+    if reports.iter().any(|report| report.rows.iter().any(|row| row.different)) {
+        tables.push(rows_text(reports, |row| row.different));
+    }
+    let mut text = tables.join("\n");
+    for report in reports {
+        for problem in &report.status.problems {
+            text.push_str(&format!("\n{}: {problem}", report.status.node));
+        }
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+/// Lines of a table about parts of nodes, each behind its node's name.
+fn cells<const N: usize>(
+    reports: &[NodeReport],
+    parts: impl Fn(&str, &AgentStatus) -> Vec<[String; N]>,
+) -> Vec<[String; N]> {
+    reports.iter().flat_map(|report| parts(&report.status.node, &report.status)).collect()
+}
+
+fn nodes_text(reports: &[NodeReport]) -> String {
     let lines: Vec<[String; 8]> = reports
         .iter()
         .map(|report| {
@@ -122,38 +168,27 @@ fn status_text(reports: &[NodeReport]) -> String {
                 yes(status.synced),
                 yes(status.ready),
                 status.peers.to_string(),
+                status.pods.to_string(),
                 status.services.to_string(),
                 format!("{different} of {}", report.rows.len()),
-                status.repairs.values().sum::<u64>().to_string(),
             ]
         })
         .collect();
-    let header = ["NODE", "UPLINK", "SYNCED", "READY", "PEERS", "SERVICES", "DIFFERENT", "REPAIRS"];
-    let mut text = table(header, &lines);
-    let pools: Vec<[String; 4]> = reports
-        .iter()
-        .flat_map(|report| {
-            let node = &report.status.node;
-            report.status.pools.iter().map(move |pool| {
-                let (held, free) = (pool.held.to_string(), pool.free.to_string());
-                [node.clone(), pool.range.clone(), held, free]
-            })
-        })
-        .collect();
-    if !pools.is_empty() {
-        text.push('\n');
-        text.push_str(&table(["NODE", "RANGE", "HELD", "FREE"], &pools));
-    }
-    if reports.iter().any(|report| report.rows.iter().any(|row| row.different)) {
-        text.push('\n');
-        text.push_str(&rows_text(reports, |row| row.different));
-    }
-    for report in reports {
-        for problem in &report.status.problems {
-            text.push_str(&format!("\n{}: {problem}", report.status.node));
-        }
-    }
-    text.trim_end().to_owned() + "\n"
+    let header = ["NODE", "UPLINK", "SYNCED", "READY", "PEERS", "PODS", "SERVICES", "DIFFERENT"];
+    table(header, &lines)
+}
+
+/// The path to one other node, as the self-test found it.
+fn path_cells(node: &str, path: &PathRow) -> [String; 6] {
+    let known = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    [
+        node.to_owned(),
+        path.peer.clone(),
+        path.way.clone(),
+        known(path.mtu.map(|mtu| mtu.to_string())),
+        known(path.rtt_us.map(|rtt_us| format!("{rtt_us} us"))),
+        path.state.clone(),
+    ]
 }
 
 #[cfg(test)]
@@ -188,5 +223,28 @@ mod tests {
         let text = status_text(&[broken]);
         assert!(text.contains("1 of 1") && text.contains("node1: the uplink is missing"), "{text}");
         assert!(!status_text(&[report(false)]).contains("10.244.2.0/24"));
+        let mut mended = report(false);
+        mended.status.repairs.insert("pod-edge".into(), 3);
+        let text = status_text(&[mended]);
+        assert!(text.contains("node1   pod-edge   3"), "{text}");
+    }
+
+    #[test]
+    fn the_status_shows_the_path_to_each_node() {
+        let mut tested = report(false);
+        let path = |peer: &str, rtt_us: Option<u32>| PathRow {
+            peer: peer.into(),
+            way: "vxlan".into(),
+            mtu: rtt_us.map(|_| 1450),
+            rtt_us,
+            state: if rtt_us.is_some() { "works" } else { "silent" }.into(),
+        };
+        tested.status.paths = vec![path("node2", Some(210)), path("node3", None)].into();
+        let text = status_text(&[tested]);
+        let line = |peer: &str| text.lines().find(|line| line.contains(peer)).unwrap_or_default();
+        let words = |peer| line(peer).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words("node2"), "node1 node2 vxlan 1450 210 us works", "{text}");
+        assert_eq!(words("node3"), "node1 node3 vxlan - - silent", "{text}");
+        assert!(!status_text(&[report(false)]).contains("RTT"));
     }
 }

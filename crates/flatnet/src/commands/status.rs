@@ -170,19 +170,27 @@ fn text(outcome: &Outcome) -> String {
             [process.name.clone(), pid, process.restarts.to_string(), exit]
         })
         .collect();
-    let nodes: Vec<[String; 5]> = outcome
+    let nodes: Vec<[String; 7]> = outcome
         .nodes
         .iter()
         .map(|node| {
             let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
             let agent = node.agent.clone().unwrap_or_default();
-            let services = agent.services.to_string();
-            [node.name.clone(), yes(node.ready), yes(agent.synced), yes(agent.converged), services]
+            [
+                node.name.clone(),
+                yes(node.ready),
+                yes(agent.synced),
+                yes(agent.converged),
+                agent.services.to_string(),
+                agent.pods.to_string(),
+                agent.repairs.values().sum::<u64>().to_string(),
+            ]
         })
         .collect();
     let mut text = table(["PROCESS", "PID", "RESTARTS", "LAST-EXIT"], &processes);
     text.push('\n');
-    text.push_str(&table(["NODE", "READY", "SYNCED", "CONVERGED", "SERVICES"], &nodes));
+    let header = ["NODE", "READY", "SYNCED", "CONVERGED", "SERVICES", "PODS", "REPAIRS"];
+    text.push_str(&table(header, &nodes));
     text.push_str(&format!("\n{}\n", memory::sentence(outcome.memory_kilobytes)));
     if outcome.problems.is_empty() {
         text.push_str("Nothing is wrong.\n");
