@@ -49,7 +49,11 @@ const LAYERS: &[Layer] = &[
         kind: Shell,
         may_use: &["model", "store", "controllers", "client"],
     },
-    Layer { name: "runtime", kind: Shell, may_use: &["model", "client", "cni", "netlink", "pause"] },
+    Layer {
+        name: "runtime",
+        kind: Shell,
+        may_use: &["model", "client", "cni", "netlink", "pause"],
+    },
     Layer {
         name: "agent",
         kind: Shell,
@@ -90,7 +94,7 @@ const LAYERS: &[Layer] = &[
             "pause",
         ],
     },
-    Layer { name: "e2e", kind: Dev, may_use: &[] },
+    Layer { name: "e2e", kind: Dev, may_use: &["netlink"] },
     Layer {
         name: "testkit",
         kind: Dev,
