@@ -66,6 +66,12 @@ const COMMANDS: &[Command] = &[
         run: tests::bless,
     },
     Command {
+        name: "chaos",
+        arguments: "[--minutes N] [--seed S]",
+        about: "a cluster under random kills and damage for a minute or N; a seed replays",
+        run: tests::chaos,
+    },
+    Command {
         name: "bench",
         arguments: "[NAME …]",
         about: "the benchmarks of bench/README.md, or the named ones",

@@ -233,6 +233,30 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// The command `chaos`: the random run of the reliability suite, and R-25 with all its pods.
+///
+/// # Errors
+/// When something does not hold; the seed is in the output.
+pub fn chaos(arguments: &[String]) -> Result<()> {
+    let mut call = vec!["test", "-p", "e2e", "--test", "reliability", "--"];
+    call.extend(["chaos_", "r_25", "--pods=2000"]);
+    let mut options = Vec::new();
+    for pair in arguments.chunks(2) {
+        match pair {
+            [name, value] if name == "--minutes" || name == "--seed" => {
+                options.push(format!("{name}={value}"));
+            }
+            _ => bail!("chaos takes --minutes N and --seed S, or nothing"),
+        }
+    }
+    if !is_root()? {
+        bail!("the chaos run makes a cluster and needs root");
+    }
+    build::build(&["--release".into()])?;
+    call.extend(options.iter().map(String::as_str));
+    run("cargo", &call)
+}
+
 fn is_root() -> Result<bool> {
     Ok(process::output("id", &["-u"])?.trim() == "0")
 }

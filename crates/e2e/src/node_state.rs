@@ -8,16 +8,17 @@ use anyhow::{Context, Result, ensure};
 use crate::cluster::Cluster;
 
 /// Everything of a node that must be the same when pods have come and gone. Neighbours that were
-/// learned and counters are left out: they change by themselves.
+/// learned, link-local addresses and counters are left out: they change by themselves; the slots of
+/// endpoints, since a table that is made anew has others (invariant 1).
 const EVERYTHING: &str = "\
 ip -o link | sed -E 's/^[0-9]+: //; s/state [A-Z]+//; s/<[^>]*>//'
-ip -o address | sed -E 's/^[0-9]+: //; s/valid_lft.*//'
-ip route show table all | sed -E 's/ (expires|linkdown).*//' | grep -v '^fe80\\|^multicast\\|^ff00'
+ip -o address | sed -E 's/^[0-9]+: //; s/valid_lft.*//' | grep -v 'inet6 fe80'
+ip route show table all | sed -E 's/ (expires|linkdown).*//' | grep -v 'fe80\\|^multicast\\|^ff00'
 ip rule; ip -6 rule
 ip neigh show nud permanent
 bridge fdb show dev flatnet.1 2>/dev/null | grep dst
 tc qdisc show
-nft -s list ruleset
+nft -s list ruleset | sed -E 's/ \\. 0x[0-9a-f]{8} : / : /; s/elements = \\{ //; s/ ?[,}]+ *$//'
 ip netns list
 find /var/lib/cni -type f ! -name '.released-*' ! -name 'last_reserved_ip*' | sort
 true";

@@ -118,14 +118,24 @@ impl Pod {
 
     /// Starts a container.
     pub fn start(&mut self, machine: &Machine, name: &str) -> Result<()> {
-        let containers = self.specification["containers"].as_array().context("no containers")?;
-        let container = containers.iter().find(|one| one["name"] == name).context("no such")?;
-        let script = script(&self.specification, container, &image()?)?;
+        let script = script(&self.specification, self.container(name)?, &image()?)?;
         let log = File::options().create(true).append(true).open(log_file(name))?;
         let mut command = machine.command(&isolated(&script));
         let child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
         self.running.insert(name.to_owned(), child);
         Ok(())
+    }
+
+    /// The URL of a container's readiness probe.
+    pub fn readiness(&self, name: &str) -> Result<String> {
+        let probe = &self.container(name)?["readinessProbe"]["httpGet"];
+        let (host, path) = (text_at(probe, "/host")?, text_at(probe, "/path")?);
+        Ok(format!("http://{host}:{}{path}", probe["port"]))
+    }
+
+    fn container(&self, name: &str) -> Result<&Value> {
+        let containers = self.specification["containers"].as_array().context("no containers")?;
+        containers.iter().find(|one| one["name"] == name).context("no such container")
     }
 
     /// The process of a container, by its number on the host.

@@ -52,7 +52,7 @@ pub fn services(world: &World) -> Result<()> {
     })
 }
 
-/// The DaemonSet's second container answers, over UDP and TCP.
+/// The DaemonSet's second container answers, over UDP and TCP; in the cluster its own worker.
 pub fn names(world: &World) -> Result<()> {
     let echo = world.cluster.field(NAMESPACE, "service", "echo", "/spec/clusterIP")?;
     let name = format!("echo.{NAMESPACE}.svc.cluster.local");
@@ -63,6 +63,8 @@ pub fn names(world: &World) -> Result<()> {
             let answer = world.in_pod(REMOTE, &words)?;
             ensure!(answer.trim() == echo, "{transport}: {answer:?} is not {echo}");
         }
+        let answer = world.cluster.exec(NAMESPACE, "echo-node1", &["toolbox", "dns", &name])?;
+        ensure!(answer.contains(&echo), "{answer}");
         Ok(())
     })
 }

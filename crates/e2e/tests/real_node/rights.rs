@@ -29,6 +29,15 @@ pub fn processes(world: &World) -> Result<()> {
         ensure!(capabilities("CapBnd:")? & !bounding == 0, "{container}: {status}");
         ensure!(field("NoNewPrivs:")? == "1", "{container}: {status}");
     }
+    // What anybody may send questions to sees neither the token nor the node's keys.
+    let sees = |container: &str, path: &str| -> Result<bool> {
+        Ok(fs::exists(format!("/proc/{}/root{path}", pod.process(container)?))?)
+    };
+    for path in ["/var/run/secrets/kubernetes.io/serviceaccount/token", "/var/lib/cni"] {
+        ensure!(sees("agent", path)?, "{path}: else the next line would prove nothing");
+        ensure!(!sees("dns", path)?, "the DNS worker sees {path}");
+    }
+    ensure!(!sees("dns", "/var/lib/flatnet/wireguard")?, "the DNS worker sees the keys");
     Ok(())
 }
 

@@ -84,11 +84,12 @@ impl World {
 
     /// Waits until the agent's readiness probe succeeds.
     pub fn ready(&self) -> Result<()> {
+        let probe = self.pod.borrow().readiness("agent")?;
         eventually("the agent is ready", READY, || {
             let runs = self.pod.borrow_mut().ensure_runs("agent");
             runs.with_context(|| self.last_words())?;
-            let probe = "curl -sf --max-time 5 http://127.0.0.1:10256/readyz";
-            self.machine.shell(probe).with_context(|| self.last_words())
+            let curl = ["curl", "-sf", "--max-time", "5", &probe];
+            self.machine.run(&curl).with_context(|| self.last_words())
         })
         .map(drop)
     }

@@ -19,7 +19,7 @@ const LIFE_MS: std::ops::Range<u64> = 20..400;
 /// A Service comes or goes at every so many kills, so that agents have something to write.
 const KILLS_A_CHANGE: usize = 5;
 /// How long R-01's load lasts, with kills and without.
-const KILLED_S: u64 = 18;
+const KILLED_S: u64 = 20;
 /// R-02 says a minute; the suite takes this.
 const DOWN_S: u64 = 15;
 /// R-04 says half a minute; the suite takes this.

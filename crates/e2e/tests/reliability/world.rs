@@ -1,7 +1,9 @@
 //! The cluster of the scenarios: two nodes with pod ranges of 61 addresses, an echo pod on each, a
 //! client, a Service of all kinds, and things of other programs on the first node.
 
-use anyhow::{Context, Result};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
 use e2e::cluster::Cluster;
 use e2e::load::{Generator, Load, Outcome};
 use e2e::node_state::{NodeState, add_foreign};
@@ -108,9 +110,12 @@ impl World {
     /// Runs a load while something else is done.
     pub fn under_load(&self, seconds: u64, work: impl FnOnce() -> Result<()>) -> Result<Outcome> {
         let load = self.load(seconds)?;
+        let began = Instant::now();
         let worked = work();
+        let took = began.elapsed();
         let outcome = load.finish();
         worked.context("under load")?;
+        ensure!(took.as_secs() < seconds, "it took {took:?}: longer than the load of {seconds} s");
         outcome
     }
 }
