@@ -19,7 +19,7 @@ pub const OVERLAY_ANNOTATION: &str = "flatnet.io/overlay";
 pub const WIREGUARD_KEY_ANNOTATION: &str = "flatnet.io/wireguard-public-key";
 
 /// The annotation by which a Node's agent says that its path self-test found the way to some nodes
-/// blocked, and which way works: `node2=host-gw,node3=ipip`. Removed, the first way is tried anew.
+/// blocked, and which way works: `node2=host-gw,node3=vxlan`. Removed, the first way is tried anew.
 pub const DETOURS_ANNOTATION: &str = "flatnet.io/detours";
 
 /// How pod packets travel between nodes.

@@ -21,9 +21,10 @@ use crate::network::{NetworkPlan, Peer, is_on_link};
 
 pub use judge::{Judgement, Row, Verdict, judge};
 
-/// Ways that may take the place of a blocked one, in the order that they are tried: what needs
-/// least of the network between the nodes when it is one segment, then tunnels.
-pub const DETOURS: [Overlay; 3] = [Overlay::HostGw, Overlay::Vxlan, Overlay::Ipip];
+/// Ways that may take the place of a blocked one, in the order that they are tried: without a
+/// tunnel where the nodes are on one segment, then by the tunnel that every kernel has. A kernel
+/// without IP in IP would fail at its link, and pods could not be added there any more.
+pub const DETOURS: [Overlay; 2] = [Overlay::HostGw, Overlay::Vxlan];
 /// Detours of one node. When more nodes than this cannot be reached, the network is to be repaired.
 pub const DETOURS_MAX: usize = 64;
 
@@ -186,7 +187,6 @@ fn next_detour(
     let rest = DETOURS.iter().skip(after.map_or(0, |position| position + 1)).copied();
     let possible = |way: &Overlay| match way {
         Overlay::HostGw => is_on_link(facts, &peer.addresses, &peer.pod_ranges),
-        Overlay::Ipip => peer.pod_ranges.iter().all(|range| peer.address_for(range).is_some()),
         _ => true,
     };
     // The configured way was the first that failed, unless a direct one went before it.

@@ -46,7 +46,7 @@ fn a_sound_wire_is_said_to_be_sound() {
         (Family::V4, Overlay::Vxlan, 1450),
         (Family::V6, Overlay::Vxlan, 1430),
         (Family::V4, Overlay::HostGw, 1500),
-        (Family::V6, Overlay::Ipip, 1460),
+        (Family::V6, Overlay::HostGw, 1500),
     ] {
         a_sound_wire(family, overlay, mtu);
     }
