@@ -377,6 +377,7 @@ fn install_delegate(node: &LabNode) -> String {
          ADD*) echo '{{\"cniVersion\":\"1.1.0\",\"ips\":[{{\"address\":\"10.9.0.5/24\",\
          \"gateway\":\"10.9.0.1\"}}],\"routes\":[{{\"dst\":\"0.0.0.0/0\"}}],\
          \"dns\":{{\"nameservers\":[\"10.9.0.2\"]}}}}';;\n\
+         GC*broken*) echo '{{\"code\":100,\"msg\":\"broken\"}}'; exit 1;;\n\
          STATUS*exhausted*) echo '{{\"code\":50,\"msg\":\"exhausted\"}}'; exit 1;;\n\
          esac\n",
         log = log.display()
@@ -594,6 +595,27 @@ fn gc_leaves_the_living_and_other_networks_alone() {
     assert_eq!(gc(&node, &config, &json!([])), Ok(Value::Null));
     assert_eq!((node.reserved().len(), left(&node).2.len()), (0, 0));
     assert!(has_interface(&neighbour));
+}
+
+/// CNI-21: GC goes on after a fault and tells it; what failed is tried again with the next one.
+#[test]
+fn gc_goes_on_after_a_fault() {
+    let node = node();
+    let path = install_delegate(&node);
+    let pod = Pod::new("c1");
+    let broken = delegated(&node, "broken");
+    call_with_path(&node, &pod, &path, "ADD", &broken).expect("ADD");
+    let collect = |config: &Value| {
+        let environment = [("CNI_COMMAND", "GC"), ("CNI_PATH", &path), ("PATH", "/usr/bin:/bin")];
+        let config = with(config, "cni.dev/valid-attachments", json!([]));
+        call_plugin(&node.namespace, &environment, &config)
+    };
+    let error = collect(&broken).expect_err("the delegate is broken");
+    assert!(error.to_string().contains("broken"), "{error}");
+    let (ends, _, records) = left(&node);
+    assert_eq!((ends, records), (vec![], vec!["c1-eth0.json".to_owned()]), "the link is gone");
+    assert_eq!(collect(&delegated(&node, "good")), Ok(Value::Null));
+    assert_eq!(left(&node), nothing());
 }
 
 /// CNI-21: a reservation that a crash tore names nobody. Where a record says whose it is, GC leaves
