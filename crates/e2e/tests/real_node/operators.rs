@@ -41,6 +41,8 @@ pub fn commands(world: &World) -> Result<()> {
         let report = report(world, &["node", "status"])?;
         ensure!(report["repairs"]["pod-edge"].as_u64().is_some_and(|count| count > 0), "{report}");
         ensure!(world.machine.flatnet(&["node", "status"]).is_ok(), "{report}");
+        // How many addresses are held is read every few seconds.
+        ensure!(report["pools"][0]["held"] == 1, "{report}");
         Ok(())
     })?;
     for (words, expected) in rows {
@@ -110,17 +112,19 @@ pub fn differences(world: &World) -> Result<()> {
 
 /// The scrape of the loopback port.
 pub fn metrics(world: &World) -> Result<()> {
-    let text = world.machine.shell("curl -sf --max-time 5 http://127.0.0.1:10256/metrics")?;
-    for line in [
-        "flatnet_synced 1".to_owned(),
-        "flatnet_peers 2".into(),
-        format!("flatnet_ipam_addresses{{range=\"{}\",state=\"held\"}} 1", world.range),
-    ] {
-        ensure!(text.lines().any(|found| found == line), "no {line} in {text}");
-    }
-    let repairs = text.lines().find_map(|line| {
-        line.strip_prefix("flatnet_repairs_total{kind=\"nftables\"} ")?.parse::<u64>().ok()
-    });
-    ensure!(repairs.is_some_and(|count| count > 0), "no repairs in {text}");
-    Ok(())
+    eventually("the counts are those of the node", READY, || {
+        let text = world.machine.shell("curl -sf --max-time 5 http://127.0.0.1:10256/metrics")?;
+        for line in [
+            "flatnet_synced 1".to_owned(),
+            "flatnet_peers 2".into(),
+            format!("flatnet_ipam_addresses{{range=\"{}\",state=\"held\"}} 1", world.range),
+        ] {
+            ensure!(text.lines().any(|found| found == line), "no {line} in {text}");
+        }
+        let repairs = text.lines().find_map(|line| {
+            line.strip_prefix("flatnet_repairs_total{kind=\"nftables\"} ")?.parse::<u64>().ok()
+        });
+        ensure!(repairs.is_some_and(|count| count > 0), "no repairs in {text}");
+        Ok(())
+    })
 }

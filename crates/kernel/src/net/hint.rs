@@ -76,4 +76,17 @@ mod tests {
             assert!(hint(&op, libc::EPERM).contains("CAP_NET_ADMIN"));
         }
     }
+    #[test]
+    fn a_parameter_that_a_module_would_bring_names_the_module() {
+        let rows = [
+            ("net/bridge/bridge-nf-call-iptables", "modprobe br_netfilter"),
+            ("net/netfilter/nf_conntrack_max", "modprobe nf_conntrack"),
+            ("net/ipv4/ip_forward", ""),
+        ];
+        for (key, expected) in rows {
+            let op = NetOp::SetSysctl { key: key.into(), value: "1".into() };
+            let said = hint(&op, libc::ENOENT);
+            assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{said}");
+        }
+    }
 }
