@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::eventually;
 use e2e::load::Outcome;
 use e2e::processes::{CONVERGED, Held, OnNode, agent_status, converged, signal, start_agent};

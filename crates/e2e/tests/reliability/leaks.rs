@@ -14,7 +14,7 @@ use super::world::World;
 /// Pods that come and go before anything is measured.
 const WARM_UP: u64 = 120;
 /// And while it is, unless the command line says `--pods=`; `./x chaos` takes R-25's 2,000.
-const MEASURED: u64 = 400;
+const MEASURED: u64 = 280;
 /// Pods at once: nearly all that a range of 61 addresses has beside the pods of the world.
 const AT_ONCE: u64 = 40;
 /// What is given up may take this long.
