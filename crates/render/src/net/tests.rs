@@ -78,6 +78,7 @@ fn network(
         uplink: UPLINK.into(),
         uplink_mtu,
         tunnel_checksum_broken: own == 9,
+        pod_mtu_limit: (own == 9).then_some(1300),
         ..NodeFacts::default()
     };
     let (plan, findings) = plan::network::plan(&world, config, &facts);
@@ -95,8 +96,8 @@ fn program(network: Option<NetworkPlan>) -> NetProgram {
     render(&desired, &ClusterConfig::default(), &NodeFacts::default())
 }
 
-/// Plans that differ in overlay, families, MTU, own range, and in number, ranges and addresses of
-/// peers.
+/// Plans that differ in overlay, families, MTU, own range, in what the path self-test found, and in
+/// number, ranges and addresses of peers.
 fn programs() -> Vec<NetProgram> {
     let peers: [&[(u8, u8)]; 4] = [&[], &[(2, 12), (3, 13)], &[(2, 13), (3, 12)], &[(4, 14)]];
     let mut programs = Vec::new();
@@ -129,6 +130,17 @@ fn carried_out(ops: &[NetOp], start: &NetObserved) -> NetObserved {
 
 fn from_nothing(program: &NetProgram) -> NetObserved {
     carried_out(&diff(program, &NetObserved::default()), &NetObserved::default())
+}
+
+#[test]
+fn routes_say_a_size_where_less_arrives_than_links_promise() {
+    for (own, pods, route) in [(1, 1450, None), (9, 1300, Some(1300))] {
+        let plan = network(&config(Overlay::Vxlan), Families::V4, own, 1500, &[(2, 12)]);
+        let state = program(Some(plan)).state.expect("a state");
+        let sizes: Vec<Option<u32>> = state.routes.values().map(|route| route.mtu).collect();
+        assert_eq!((state.links["cni0"].mtu, sizes), (pods, vec![route]));
+        assert_eq!(state.links["flatnet.1"].mtu, 1450, "larger ones can be tried");
+    }
 }
 
 #[test]
