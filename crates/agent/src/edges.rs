@@ -49,14 +49,18 @@ impl Edges {
         // Without a lock first: pods are not kept waiting for nothing.
         let attachments = self.attachments()?;
         self.pods = attachments.len();
-        if link::damages(&attachments)?.is_empty() && self.edge.damages(&attachments)?.is_empty() {
+        let rules = self.edge.damages(&attachments);
+        if rules.is_ok_and(|rules| rules.is_empty()) && link::damages(&attachments)?.is_empty() {
             return Ok(vec![]);
         }
         let _locks = self.lock()?;
         let attachments = self.attachments()?;
         // Rules first: what a link lets through again is judged by them (invariant 7).
-        let mut mended = self.edge.repair(&attachments)?;
-        mended.extend(link::repair(&attachments)?);
+        let rules = self.edge.repair(&attachments);
+        // What cannot be had in others' chains stops no link (invariant 6).
+        let links = link::repair(&attachments)?;
+        let mut mended = rules?;
+        mended.extend(links);
         Ok(mended)
     }
 

@@ -42,6 +42,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("prometheus_reads_what_the_agent_counts", operators::metrics),
     ("running_pods_keep_a_mtu_that_the_agent_may_not_change", lifecycle::mtu),
     ("a_killed_agent_stops_nothing_and_changes_nothing_when_it_is_back", lifecycle::killed),
+    ("what_the_agent_has_no_right_to_stops_nothing_else", lifecycle::refused),
     ("uninstall_leaves_the_machine_as_it_was", lifecycle::uninstalled),
 ];
 

@@ -71,6 +71,24 @@ fn configured(world: &World) -> Result<u32> {
     Ok(u32::try_from(mtu)?)
 }
 
+/// Invariant 6: the older iptables wants a right that the agent has not. It says so, and our own
+/// rules at the edges of pods are put back all the same.
+pub fn refused(world: &World) -> Result<()> {
+    let own = "nft list tables | grep -c flatnet";
+    let tables = world.machine.shell(own)?;
+    world.machine.shell("iptables-legacy -P FORWARD DROP && nft flush ruleset")?;
+    eventually("the rules are back, and the refusal is told", READY, || {
+        let found = world.machine.shell(own)?;
+        ensure!(found == tables, "{found} tables instead of {tables}");
+        let output = world.machine.flatnet_output(&["node", "status"])?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.code() == Some(1) && said.contains("older iptables"), "{said}");
+        Ok(())
+    })?;
+    // A kernel does not forget a table: with an open policy there is nothing to do in it.
+    world.machine.shell("iptables-legacy -P FORWARD ACCEPT").map(drop)
+}
+
 /// Invariant 14, and names (the worker is another container).
 pub fn killed(world: &World) -> Result<()> {
     world.pod.borrow_mut().end("agent", "KILL")?;

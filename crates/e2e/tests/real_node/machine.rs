@@ -32,7 +32,7 @@ echo ready
 exec cat";
 
 /// All that flatnet could leave behind. Kernel parameters stay as they are, and so do directories
-/// that the kubelet makes for mounts, and what a container runtime keeps of results.
+/// that the kubelet makes for mounts, what a container runtime keeps of results, and iptables' lock.
 const EVERYTHING: &str = "\
 ip -o link | sed -E 's/^[0-9]+: //; s/qlen.*//'
 ip -o address | sed -E 's/^[0-9]+: //; s/valid_lft.*//'
@@ -44,7 +44,7 @@ tc qdisc show
 nft list ruleset
 iptables-legacy-save 2>/dev/null | grep '^-A'
 ip netns list
-find /etc/cni /opt/cni /var/lib/cni /var/lib/flatnet /run -not -path '/run/overlay*' -not -path '/run/containers*' -not -path '/var/lib/cni/results*' -not -type d
+find /etc/cni /opt/cni /var/lib/cni /var/lib/flatnet /run -not -path '/run/overlay*' -not -path '/run/containers*' -not -path '/var/lib/cni/results*' -not -name xtables.lock -not -type d
 true";
 
 /// The machine. It goes away with the value.
