@@ -47,8 +47,8 @@ pub fn killed_under_load(world: &World) -> Result<()> {
         })
     })?;
     drop(held);
-    ensure_no_worse(killed, calm)?;
-    back(world)
+    back(world)?;
+    ensure_no_worse(killed, calm)
 }
 
 /// Services come and go; `each` is done as often as agents are killed.
@@ -67,6 +67,7 @@ fn changes(world: &World, mut each: impl FnMut(usize) -> Result<()>) -> Result<(
 
 ///
 pub fn down_under_load(world: &World) -> Result<()> {
+    back(world)?;
     let held = Held::hold(&world.cluster, &["node1", "node2"])?;
     let outcome = world.under_load(DOWN_S, || world.make_service("while-down"))?;
     ensure_no_worse(outcome, Outcome::default())?;
