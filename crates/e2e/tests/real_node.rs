@@ -21,12 +21,17 @@ mod rights;
 mod world;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
+use e2e::eventually;
 use e2e::inventory::Inventory;
 use e2e::outside::Outside;
 use e2e::runner::{Scenario, run};
 use world::World;
+
+/// How long what has ended may be seen.
+const GONE: Duration = Duration::from_secs(5);
 
 const SCENARIOS: &[Scenario<World>] = &[
     ("the_containers_have_the_rights_that_the_daemonset_names", rights::processes),
@@ -63,7 +68,9 @@ fn suite() -> Result<usize> {
     let world = World::up()?;
     let mut failed = run("real_node", &world, SCENARIOS);
     drop(world);
-    if let Err(error) = Inventory::take()?.ensure_same_as(&before) {
+    // The kernel takes namespaces apart after their last process has ended.
+    let same = || Inventory::take()?.ensure_same_as(&before);
+    if let Err(error) = eventually("nothing stays", GONE, same) {
         println!("test real_node::nothing_stays_after_down ... FAILED\n    {error:#}");
         failed += 1;
     } else {
