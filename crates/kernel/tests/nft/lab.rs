@@ -71,8 +71,13 @@ impl Lab {
             })
             .expect("outside");
         let addresses = vec![NODE.parse().expect("address")];
-        let facts =
-            NodeFacts { name: "node1".into(), uplink: "eth0".into(), uplink_mtu: 1500, addresses };
+        let facts = NodeFacts {
+            name: "node1".into(),
+            uplink: "eth0".into(),
+            uplink_mtu: 1500,
+            addresses,
+            ..NodeFacts::default()
+        };
         let mut world = World::default();
         let mut object = Node::default();
         object.metadata.name = "node1".into();
