@@ -24,8 +24,12 @@ const GONE_TIMEOUT_MS: u64 = 10_000;
 /// are closed one by one, each behind what all have removed until then: 60 pods that went one after
 /// another took 0.8 s when the child closed its socket at once, and 0.25 s so.
 const HELD_MS: libc::c_long = 1_000;
-/// Microseconds between two looks. The first that finds the kernel at work waits for its lock.
+/// Microseconds between the first two looks. The first that finds the kernel at work waits for its
+/// lock.
 const LOOK_PAUSE_US: u64 = 50;
+/// Microseconds between two looks at most: on a busy machine the child gets its turn late, and looks
+/// would only take processor and lock from it.
+const LOOK_PAUSE_US_MAX: u64 = 2_000;
 
 impl Netlink {
     /// Removes a link as [`Netlink::delete_link`] does, and returns as soon as neither it nor a
@@ -63,6 +67,7 @@ impl Netlink {
 
     fn wait_until_gone(&mut self, index: u32, child: Pid) -> Result<(), Error> {
         let deadline = Instant::now() + Duration::from_millis(GONE_TIMEOUT_MS);
+        let mut pause_us = LOOK_PAUSE_US;
         while Instant::now() < deadline {
             let status = waitpid(child, Some(WaitPidFlag::WNOHANG));
             if self.link_at(index)?.is_none() {
@@ -72,7 +77,8 @@ impl Netlink {
                 // It was refused, or the child was killed before.
                 return self.delete_link_if_there(index);
             }
-            std::thread::sleep(Duration::from_micros(LOOK_PAUSE_US));
+            std::thread::sleep(Duration::from_micros(pause_us));
+            pause_us = LOOK_PAUSE_US_MAX.min(pause_us * 2);
         }
         Err(Error {
             reason: Some(format!("it is still there after {GONE_TIMEOUT_MS} ms")),
