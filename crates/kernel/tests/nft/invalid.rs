@@ -26,7 +26,7 @@ fn raw(namespace: &Netns) -> OwnedFd {
         let flags = SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Tcp)
             .expect("a raw socket (these tests need root)");
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(0, 100_000)).expect("a timeout");
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(1, 0)).expect("a timeout");
         fd
     };
     namespace.run(open).expect("the namespace")
@@ -64,8 +64,10 @@ fn arrivals(lab: &Lab, from: SocketAddr, to: SocketAddr) -> usize {
     }
     let mut count = 0;
     let mut packet = [0; 256];
-    // Until the time is over in which one would come.
-    while let Ok(length) = recv(receiver.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+    // Until all have come, or the time is over in which one would come.
+    while count < TRIALS
+        && let Ok(length) = recv(receiver.as_raw_fd(), &mut packet, MsgFlags::empty())
+    {
         count += usize::from(packet[..length].get(12..16) == Some(&octets));
     }
     count
