@@ -167,7 +167,8 @@ fn file_systems() -> Result<()> {
     let layers = "/run/layers";
     command("mount", &["-t", "proc", "proc", "/proc"])?;
     command("mount", &["-t", "tmpfs", "tmpfs", "/run"])?;
-    for directory in ["etc", "opt", "var"] {
+    // The work tree itself may lie below /tmp.
+    for directory in ["etc", "opt", "tmp", "var"] {
         let [upper, work] = ["upper", "work"].map(|part| format!("{layers}/{directory}-{part}"));
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&work)?;
@@ -182,8 +183,7 @@ fn file_systems() -> Result<()> {
     }
     command("mount", &["-t", "sysfs", "sysfs", "/sys"])?;
     // The hierarchies of the host may be of both versions; here is one, of this cgroup.
-    command("mount", &["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])?;
-    command("mount", &["-t", "tmpfs", "tmpfs", "/tmp"])
+    command("mount", &["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])
 }
 
 /// As somebody would who replaces bridge, host-local, portmap, bandwidth, firewall and tuning.

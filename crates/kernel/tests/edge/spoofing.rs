@@ -15,6 +15,8 @@ use crate::lab::{GATEWAY, GATEWAY6, Lab, Pod, attach};
 const ATTACKS: usize = 10_000;
 /// Of each kind, without: enough to see that they would pass.
 const TRIALS: usize = 50;
+/// Rounds in which an attack that nothing stops must succeed once.
+const ROUNDS_MAX: usize = 3;
 const FOREIGN_MAC: MacAddress = MacAddress([0x0a, 0x66, 6, 6, 6, 6]);
 const SOURCE_OPTION: u8 = 1;
 const TARGET_OPTION: u8 = 2;
@@ -234,8 +236,9 @@ fn nothing_forged_passes_a_bridge_and_all_of_it_does_without_the_rules() {
     let range = Range::new(&lab.a, &lab.b);
     let attacks = attacks(&lab.a, &lab.b);
     for (name, frame) in &attacks {
-        let without = range.passed(frame, TRIALS);
-        assert_eq!(without, TRIALS, "{name}: the attack itself does not work");
+        // An emulated machine is slow enough for bridge and capture to miss one round.
+        let works = (0..ROUNDS_MAX).any(|_| range.passed(frame, TRIALS) == TRIALS);
+        assert!(works, "{name}: the attack itself does not work");
     }
     attach(&mut edge, &lab.a.attachment);
     for (name, frame) in &attacks {
