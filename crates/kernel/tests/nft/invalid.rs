@@ -32,14 +32,19 @@ fn raw(namespace: &Netns) -> OwnedFd {
     namespace.run(open).expect("the namespace")
 }
 
-/// A segment far out of every window (RFC 9293, section 3.1).
-fn stray(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+/// Half the numbers lie behind a window and half ahead of it (RFC 9293, section 3.4), and only what
+/// lies far ahead is invalid to the kernel: of these two one does, wherever the connection began.
+const SEQUENCES: [u32; 2] = [0x1122_3344, 0x9122_3344];
+
+/// A segment far out of the window.
+fn stray(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
     let octets = |address: SocketAddr| match address {
         SocketAddr::V4(address) => address.ip().octets(),
         SocketAddr::V6(address) => panic!("{address} is no IPv4 address"),
     };
     let mut segment = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-    segment.extend([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x50, 0x10, 0, 9, 0, 0, 0, 0]);
+    segment.extend(sequence.to_be_bytes());
+    segment.extend([0x55, 0x66, 0x77, 0x88, 0x50, 0x10, 0, 9, 0, 0, 0, 0]);
     let pseudo = [&octets(from)[..], &octets(to), &[0, 6, 0, 20], &segment].concat();
     let words =
         pseudo.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
@@ -60,7 +65,9 @@ fn arrivals(lab: &Lab, from: SocketAddr, to: SocketAddr) -> usize {
     };
     for _ in 0..TRIALS {
         let target = SockaddrIn::from(target);
-        sendto(sender.as_raw_fd(), &stray(from, to), &target, MsgFlags::empty()).expect("a stray");
+        for segment in SEQUENCES.map(|sequence| stray(from, to, sequence)) {
+            sendto(sender.as_raw_fd(), &segment, &target, MsgFlags::empty()).expect("a stray");
+        }
     }
     let mut count = 0;
     let mut packet = [0; 256];
