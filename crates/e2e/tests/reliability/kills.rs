@@ -18,8 +18,6 @@ const KILLS: usize = 50;
 const LIFE_MS: std::ops::Range<u64> = 20..400;
 /// A Service comes or goes at every so many kills, so that agents have something to write.
 const KILLS_A_CHANGE: usize = 5;
-/// Runs of R-01 until one loses nothing.
-const KILLED_RUNS_MAX: usize = 2;
 /// How long R-01's load lasts, with kills and without.
 const KILLED_S: u64 = 20;
 /// R-02 says a minute; the suite takes this.
@@ -35,26 +33,11 @@ const SILENT_RESTARTS: usize = 5;
 /// What changed while an agent was away is in the kernel this long after its return.
 const CAUGHT_UP: Duration = Duration::from_secs(5);
 
-/// A machine that does other things loses a datagram now and then by itself: what the kills
-/// lose, they lose again.
+///
 pub fn killed_under_load(world: &World) -> Result<()> {
-    let mut judged = Ok(());
-    for _ in 0..KILLED_RUNS_MAX {
-        let calm = world.under_load(KILLED_S, || changes(world, |_| Ok(())))?;
-        let killed = killed_run(world)?;
-        back(world)?;
-        judged = ensure_no_worse(killed, calm);
-        match &judged {
-            Ok(()) => break,
-            Err(error) => println!("    {error}"),
-        }
-    }
-    judged
-}
-
-fn killed_run(world: &World) -> Result<Outcome> {
+    let calm = world.under_load(KILLED_S, || changes(world, |_| Ok(())))?;
     let held = Held::hold(&world.cluster, &["node1", "node2"])?;
-    world.under_load(KILLED_S, || {
+    let killed = world.under_load(KILLED_S, || {
         let mut random = Random::from_seed(1);
         changes(world, |round| {
             let agent = held.agent(["node1", "node2"][round % 2])?;
@@ -62,7 +45,10 @@ fn killed_run(world: &World) -> Result<Outcome> {
             std::thread::sleep(Duration::from_millis(life_ms));
             agent.kill()
         })
-    })
+    })?;
+    drop(held);
+    back(world)?;
+    ensure_no_worse(killed, calm)
 }
 
 /// Services come and go; `each` is done as often as agents are killed.
