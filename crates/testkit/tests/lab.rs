@@ -13,7 +13,7 @@ use testkit::lab::{Lab, run};
 /// Cases whose packets need what the lab does not have, and the tests that send them.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("pod-to-pod-kept-ipip", "IP in IP: kernel/tests/paths, in the emulated kernel"),
-    ("pod-to-pod-kept-native", "routes of somebody else: kernel/tests/paths"),
+    ("pod-to-pod-kept-native", "routes of somebody else: kernel/tests/paths, between pods"),
 ];
 
 #[test]

@@ -236,7 +236,8 @@ fn nothing_forged_passes_a_bridge_and_all_of_it_does_without_the_rules() {
     let range = Range::new(&lab.a, &lab.b);
     let attacks = attacks(&lab.a, &lab.b);
     for (name, frame) in &attacks {
-        // An emulated machine is slow enough for bridge and capture to miss one round.
+        // In the emulated kernel a round of router solicitations was lost whole, twice, for a
+        // reason that is not known. The rules below are judged by one round.
         let works = (0..ROUNDS_MAX).any(|_| range.passed(frame, TRIALS) == TRIALS);
         assert!(works, "{name}: the attack itself does not work");
     }
