@@ -140,6 +140,35 @@ proptest! {
     }
 }
 
+/// Of the random content above, few have just these names.
+#[test]
+fn our_own_names_may_be_anything() {
+    let kinds =
+        [Entry::Huge, Entry::LinkOutside, Entry::LinkToItself, Entry::Pipe, Entry::Directory];
+    for name in [".unfinished", "last_reserved_ip.0", "lock"] {
+        for entry in &kinds {
+            let scratch = Scratch::new();
+            let outside = scratch.0.join("secret");
+            fs::create_dir_all(scratch.0.join(NETWORK)).expect("a directory");
+            fs::write(&outside, SECRET).expect("written");
+            make(&scratch.0.join(NETWORK), &outside, name, entry);
+            let sets = sets();
+            let ask = Ask {
+                sets: &sets,
+                withheld: &Withheld::default(),
+                container_id: "fresh",
+                interface: "eth0",
+                requested: &[],
+            };
+            let open = Directory::open(&scratch.0, NETWORK);
+            let reserved = open.and_then(|open| open.reserve(&ask));
+            let refused = matches!(reserved, Err(Error::File { .. }));
+            assert!(refused || reserved.is_ok(), "{name} as {entry:?}: {reserved:?}");
+            assert_eq!(fs::read_to_string(&outside).expect("untouched"), SECRET);
+        }
+    }
+}
+
 #[test]
 fn a_network_must_have_a_name_that_stays_in_its_place() {
     let scratch = Scratch::new();

@@ -61,7 +61,7 @@ impl Files {
     /// releases the lock of the dead.
     pub fn lock(&self, name: &str) -> Result<Flock<File>, Error> {
         let file = self
-            .open_file(name, OFlag::O_RDONLY | OFlag::O_CREAT)
+            .open_file(name, OFlag::O_RDONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK)
             .map_err(|error| self.error("open", name, error))?;
         Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| self.error("lock", name, errno.into()))
@@ -132,9 +132,11 @@ impl Files {
             .map_err(|error| self.error("write", name, error))
     }
 
-    /// Writes a file that may be torn by a crash.
+    /// Writes a file that may be torn by a crash. A pipe in its place has no reader, and would
+    /// block: it fails.
     pub fn overwrite(&self, name: &str, text: &str) -> Result<(), Error> {
-        self.open_file(name, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC)
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NONBLOCK;
+        self.open_file(name, flags)
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|error| self.error("write", name, error))
     }
