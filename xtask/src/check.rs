@@ -41,7 +41,7 @@ fn lints() -> Result<()> {
 }
 
 fn licences() -> Result<()> {
-    let program = tools::cargo_deny()?;
-    let program = program.display().to_string();
-    process::run(&program, &["--log-level", "warn", "check", "licenses", "bans", "sources"])
+    tools::cargo_deny()?;
+    let arguments = ["deny", "--log-level", "warn", "check", "licenses", "bans", "sources"];
+    process::run("cargo", &arguments)
 }

@@ -373,7 +373,6 @@ mod tests {
             dependencies: dependencies.iter().map(|one| one.to_string()).collect(),
             roots: vec![],
             programs: vec![],
-            tests: vec![],
         }
     }
 

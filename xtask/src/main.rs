@@ -5,6 +5,7 @@ mod check;
 mod emulated;
 mod layers;
 mod process;
+mod programs;
 mod source;
 mod tests;
 mod tidy;

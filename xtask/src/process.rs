@@ -1,6 +1,5 @@
 //! Running other programs, and asking cargo about the workspace.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -41,65 +40,37 @@ pub fn run_with(program: &str, arguments: &[&str], environment: &[(&str, String)
     Ok(())
 }
 
-/// Runs `cargo test` with these arguments, shows its output, and answers how many tests passed.
-///
-/// # Errors
-/// As [`run`].
-pub fn run_tests(arguments: &[&str], environment: &[(&str, String)]) -> Result<usize> {
-    let line = format!("cargo test {}", arguments.join(" "));
-    eprintln!("── {line}");
-    let mut child = Command::new("cargo")
-        .arg("test")
-        .args(arguments)
-        .envs(environment.iter().map(|(name, value)| (name, value)))
-        .current_dir(root())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start `cargo`: is it installed and on the PATH?")?;
-    let mut passed = 0;
-    if let Some(output) = child.stdout.take() {
-        for line in BufReader::new(output).lines() {
-            let line = line?;
-            println!("{line}");
-            passed += passed_tests(&line);
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("`{line}` failed ({status})");
-    }
-    Ok(passed)
-}
-
-/// The number in the closing line of one test program, `test result: ok. 12 passed; 0 failed; …`.
-fn passed_tests(line: &str) -> usize {
-    let rest = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "));
-    let number = rest.and_then(|(_, rest)| rest.split_once(" passed"));
-    number.and_then(|(number, _)| number.parse().ok()).unwrap_or(0)
-}
-
 /// Runs a program and returns what it prints.
 ///
 /// # Errors
 /// When it cannot be started or fails.
 pub fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    output_with(program, arguments, &[])
+    finish(&mut command(program, arguments), program, arguments)
 }
 
-/// The same, with environment variables set.
+/// The same, with environment variables set; what it says of its progress is shown.
 ///
 /// # Errors
-/// As [`output`].
-pub fn output_with(
+/// When it cannot be started or fails.
+pub fn output_shown(
     program: &str,
     arguments: &[&str],
     environment: &[(&str, String)],
 ) -> Result<String> {
+    let mut command = command(program, arguments);
+    command.envs(environment.iter().map(|(name, value)| (name, value))).stderr(Stdio::inherit());
+    finish(&mut command, program, arguments)
+}
+
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root());
+    command
+}
+
+fn finish(command: &mut Command, program: &str, arguments: &[&str]) -> Result<String> {
     let line = format!("{program} {}", arguments.join(" "));
-    let output = Command::new(program)
-        .args(arguments)
-        .envs(environment.iter().map(|(name, value)| (name, value)))
-        .current_dir(root())
+    let output = command
         .output()
         .with_context(|| format!("cannot start `{program}`: is it installed and on the PATH?"))?;
     if !output.status.success() {
@@ -132,8 +103,6 @@ pub struct Package {
     pub roots: Vec<PathBuf>,
     /// Names of its programs.
     pub programs: Vec<String>,
-    /// Names of its integration tests.
-    pub tests: Vec<String>,
 }
 
 /// All crates of the workspace.
@@ -166,20 +135,5 @@ fn package(value: &Value) -> Package {
             .collect(),
         roots: roots.map(|target| PathBuf::from(text(&target["src_path"]))).collect(),
         programs: of_kind("bin").into_iter().map(|target| text(&target["name"])).collect(),
-        tests: of_kind("test").into_iter().map(|target| text(&target["name"])).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passed_tests_are_counted_from_the_closing_line_alone() {
-        let closing = "test result: ok. 12 passed; 0 failed; 0 ignored; finished in 0.3s";
-        assert_eq!(passed_tests(closing), 12);
-        assert_eq!(passed_tests("test result: FAILED. 3 passed; 1 failed"), 3);
-        assert_eq!(passed_tests("test a::b ... ok"), 0);
-        assert_eq!(passed_tests("12 passed"), 0);
     }
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::build;
 use crate::emulated::{self, TestName};
-use crate::process::{self, Package, run, run_tests, run_with, step};
+use crate::process::{self, run, run_with, step};
+use crate::programs::{self, Program};
 use crate::tools;
 
 /// Tests that make network namespaces or whole clusters: they need root, and fail without it. All
@@ -73,8 +74,9 @@ pub fn test(arguments: &[String]) -> Result<()> {
              or run the tests that need nothing with `./x test --pure`"
         );
     }
-    let packages = process::packages()?;
-    let passed_pure = step("pure tests", || pure(&packages))?;
+    let programs = step("test programs", programs::build_all)?;
+    root_tests_are_there(&programs)?;
+    let passed_pure = step("pure tests", || pure(&programs))?;
     if pure_only {
         return Ok(());
     }
@@ -86,7 +88,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
         tools::python()
     })?;
     let deferred = Deferred::collect()?;
-    let passed_root = step("tests that need root", || privileged(&packages, &deferred))?;
+    let passed_root = step("tests that need root", || privileged(&programs, &deferred))?;
     let deferred = deferred.list()?;
     let there = step("tests in an emulated kernel", || emulated::suite(&deferred))?;
     eprintln!(
@@ -102,14 +104,13 @@ pub fn test(arguments: &[String]) -> Result<()> {
 }
 
 /// Answers how many tests passed.
-fn pure(packages: &[Package]) -> Result<usize> {
+fn pure(programs: &[Program]) -> Result<usize> {
     let (package, modules) = ROOT_MODULES;
-    let mut passed = run_tests(&["--workspace", "--lib", "--bins", "--exclude", package], &[])?;
-    let mut call = vec!["-p", package, "--lib", "--"];
-    call.extend(modules.iter().flat_map(|module| ["--skip", *module]));
-    passed += run_tests(&call, &[])?;
-    for package in packages {
-        passed += test_some(package, |test| !needs_root(package, test), &[])?;
+    let skips: Vec<&str> = modules.iter().flat_map(|module| ["--skip", *module]).collect();
+    let mut passed = 0;
+    for program in programs.iter().filter(|program| program.is_test && !needs_root(program)) {
+        let is_divided = program.kind == "lib" && program.package == package;
+        passed += programs::run(program, if is_divided { &skips } else { &[] }, &[])?;
     }
     Ok(passed)
 }
@@ -137,42 +138,31 @@ impl Deferred {
 }
 
 /// Answers how many tests passed or deferred themselves.
-fn privileged(packages: &[Package], deferred: &Deferred) -> Result<usize> {
-    for (package, test) in ROOT_TESTS {
-        let found = packages.iter().find(|one| one.name == *package);
-        if !found.is_some_and(|found| found.tests.iter().any(|one| one == test)) {
-            bail!("ROOT_TESTS names the test {test} of {package}, which is not there");
-        }
-    }
+fn privileged(programs: &[Program], deferred: &Deferred) -> Result<usize> {
     let environment = deferred.environment();
     let (package, modules) = ROOT_MODULES;
-    let mut call = vec!["-p", package, "--lib", "--"];
-    call.extend(modules);
-    let mut passed = run_tests(&call, &environment)?;
-    for package in packages {
-        passed += test_some(package, |test| needs_root(package, test), &environment)?;
+    let mut passed = 0;
+    for program in programs.iter().filter(|program| program.is_test) {
+        if program.kind == "lib" && program.package == package {
+            passed += programs::run(program, modules, &environment)?;
+        } else if needs_root(program) {
+            passed += programs::run(program, &[], &environment)?;
+        }
     }
     Ok(passed)
 }
 
-fn needs_root(package: &Package, test: &str) -> bool {
-    ROOT_TESTS.contains(&(package.name.as_str(), test))
+fn root_tests_are_there(programs: &[Program]) -> Result<()> {
+    for (package, test) in ROOT_TESTS {
+        if !programs.iter().any(|program| program.is(package, test)) {
+            bail!("ROOT_TESTS names the test {test} of {package}, which is not there");
+        }
+    }
+    Ok(())
 }
 
-fn test_some(
-    package: &Package,
-    choose: impl Fn(&str) -> bool,
-    environment: &[(&str, String)],
-) -> Result<usize> {
-    let chosen: Vec<&String> = package.tests.iter().filter(|test| choose(test)).collect();
-    if chosen.is_empty() {
-        return Ok(0);
-    }
-    let mut call = vec!["-p", &package.name];
-    for test in chosen {
-        call.extend(["--test", test.as_str()]);
-    }
-    run_tests(&call, environment)
+fn needs_root(program: &Program) -> bool {
+    ROOT_TESTS.iter().any(|(package, test)| program.is(package, test))
 }
 
 /// The command `case`: one behaviour, in memory and with real packets.

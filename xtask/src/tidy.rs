@@ -263,7 +263,6 @@ mod tests {
             dependencies: vec![],
             roots: vec!["/r/a/src/lib.rs".into()],
             programs: vec![],
-            tests: vec![],
         };
         let sources: BTreeMap<PathBuf, String> = [
             ("/r/a/src/lib.rs", "pub mod used;\npub(crate) mod deep;\n"),

@@ -39,24 +39,19 @@ fn directory() -> PathBuf {
     process::root().join("target/tools")
 }
 
-/// cargo-deny: the installed one, or one installed into `target/tools/`.
+/// Installs cargo-deny where cargo installs programs, unless it is there: it takes minutes to
+/// build, and serves every checkout of this machine.
 ///
 /// # Errors
 /// When it is neither there nor can be installed.
-pub fn cargo_deny() -> Result<PathBuf> {
-    let own = directory().join("bin/cargo-deny");
-    if own.exists() {
-        return Ok(own);
+pub fn cargo_deny() -> Result<()> {
+    let version = process::output("cargo", &["deny", "--version"]).unwrap_or_default();
+    if version.trim().ends_with(CARGO_DENY_VERSION) {
+        return Ok(());
     }
-    if process::output("cargo-deny", &["--version"]).is_ok() {
-        return Ok(PathBuf::from("cargo-deny"));
-    }
-    let root = directory().display().to_string();
-    let arguments =
-        ["install", "cargo-deny", "--locked", "--version", CARGO_DENY_VERSION, "--root", &root];
+    let arguments = ["install", "cargo-deny", "--locked", "--version", CARGO_DENY_VERSION];
     process::run("cargo", &arguments)
-        .context("cargo-deny is missing and could not be installed: check the network and retry")?;
-    Ok(own)
+        .context("cargo-deny is missing and could not be installed: check the network and retry")
 }
 
 /// The command: prints where kubectl 1.20 is, after fetching it when it is not there.

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
-use crate::{build, process};
+use crate::{build, process, programs};
 
 /// A target directory of its own: flags and profile differ from all other builds.
 const TARGET: &str = "target/emulated/build";
@@ -52,7 +51,7 @@ pub fn build(wanted: &[(&str, &str)]) -> Result<Built> {
         .chain([&build::STATIC_FLAGS])
         .map(|(name, value)| (*name, (*value).to_owned()))
         .collect();
-    let built = read(&process::output_with("cargo", &call, &environment)?, wanted)?;
+    let built = read(&process::output_shown("cargo", &call, &environment)?, wanted)?;
     for (package, test) in wanted {
         let name = format!("{package}/{test}");
         built.tests.get(&name).with_context(|| format!("cargo built no test {name}"))?;
@@ -60,23 +59,15 @@ pub fn build(wanted: &[(&str, &str)]) -> Result<Built> {
     Ok(built)
 }
 
-/// Reads cargo's messages; programs that are not asked for have the name of one that is.
+/// What is in the messages of cargo; programs that are not asked for have the name of one that is.
 fn read(messages: &str, wanted: &[(&str, &str)]) -> Result<Built> {
     let mut built = Built::default();
-    for line in messages.lines().filter(|line| line.starts_with('{')) {
-        let message: Value = serde_json::from_str(line).context("a message of cargo")?;
-        let Some(program) = message["executable"].as_str().map(PathBuf::from) else { continue };
-        let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
-        let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
-        let directory = manifest.parent().unwrap_or(manifest).to_path_buf();
-        let package = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let target = message["target"]["name"].as_str().unwrap_or_default();
-        match kind {
-            "bin" => _ = built.binaries.insert(program),
-            "test" if wanted.contains(&(package, target)) => {
-                built.tests.insert(format!("{package}/{target}"), (program, directory));
-            }
-            _ => {}
+    for program in programs::read(messages)? {
+        if !program.is_test {
+            built.binaries.insert(program.path);
+        } else if wanted.iter().any(|(package, test)| program.is(package, test)) {
+            let name = format!("{}/{}", program.package, program.name);
+            built.tests.insert(name, (program.path, program.directory));
         }
     }
     Ok(built)
@@ -87,22 +78,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_are_found_in_the_messages_of_cargo() {
-        let artifact = |package: &str, kind: &str, name: &str, program: Value| {
+    fn tests_that_are_not_asked_for_are_left_out() {
+        let artifact = |package: &str, kind: &str, name: &str, program: &str| {
             serde_json::json!({
                 "reason": "compiler-artifact",
                 "manifest_path": format!("/w/crates/{package}/Cargo.toml"),
                 "target": { "kind": [kind], "name": name },
+                "profile": { "test": kind == "test" },
                 "executable": program,
             })
             .to_string()
         };
         let messages = [
-            artifact("cni", "lib", "cni", Value::Null),
-            artifact("cni", "bin", "flatnet-cni", "/t/flatnet-cni".into()),
-            artifact("cni", "test", "pods", "/t/pods-1".into()),
-            artifact("other", "test", "pods", "/t/pods-2".into()),
-            "a warning".to_owned(),
+            artifact("cni", "bin", "flatnet-cni", "/t/flatnet-cni"),
+            artifact("cni", "test", "pods", "/t/pods-1"),
+            artifact("other", "test", "pods", "/t/pods-2"),
         ]
         .join("\n");
         let built = read(&messages, &[("cni", "pods")]).expect("messages");
