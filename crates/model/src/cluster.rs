@@ -50,6 +50,40 @@ pub struct ClusterConfig {
     pub pod_address_annotations: bool,
     /// The DNS suffix of the cluster, without a final dot.
     pub cluster_domain: String,
+    /// What implements Services in the kernels of nodes.
+    #[serde(default)]
+    pub service_backend: ServiceBackend,
+    /// Ranges that hold the node addresses at which node ports are open; empty: all of them.
+    /// kube-proxy's `--nodeport-addresses`.
+    #[serde(default)]
+    pub node_port_addresses: Vec<IpNet>,
+    /// Ranges that `externalIPs` of Services may be in; empty: none is heeded, since whoever may
+    /// write a Service could take over any address with them (CVE-2020-8554).
+    #[serde(default)]
+    pub external_ip_ranges: Vec<IpNet>,
+    /// Whether a ClusterIP answers an ICMP echo while the Service has a ready endpoint.
+    #[serde(default)]
+    pub answer_ping: bool,
+    /// Masquerade also what pods send to ClusterIPs. kube-proxy's `--masquerade-all`.
+    #[serde(default)]
+    pub masquerade_all: bool,
+}
+
+/// What implements Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceBackend {
+    /// The best one that the node's kernel has.
+    #[default]
+    Auto,
+    /// eBPF programs at sockets and links.
+    Ebpf,
+    /// An nf_tables table.
+    Nftables,
+    /// iptables rules, legacy or nft variant.
+    Iptables,
+    /// The kernel's IP virtual server.
+    Ipvs,
 }
 
 impl Default for ClusterConfig {
@@ -69,6 +103,11 @@ impl Default for ClusterConfig {
             pools: vec![],
             pod_address_annotations: false,
             cluster_domain: "cluster.local".into(),
+            service_backend: ServiceBackend::Auto,
+            node_port_addresses: vec![],
+            external_ip_ranges: vec![],
+            answer_ping: false,
+            masquerade_all: false,
         }
     }
 }
@@ -98,6 +137,13 @@ impl ClusterConfig {
     /// Whether an address belongs to pods.
     pub fn is_pod_address(&self, address: IpAddr) -> bool {
         self.pod_cidrs.iter().any(|range| range.contains(&address))
+    }
+
+    /// Whether node ports are open at an address of a node. Never at a loopback address.
+    pub fn has_node_ports_at(&self, address: IpAddr) -> bool {
+        let ranges = &self.node_port_addresses;
+        !address.is_loopback()
+            && (ranges.is_empty() || ranges.iter().any(|range| range.contains(&address)))
     }
 
     fn service_address(&self, family: Family, index: u128) -> Option<IpAddr> {

@@ -18,7 +18,7 @@ pub mod time;
 pub mod world;
 
 pub use attachment::Attachment;
-pub use cluster::{ClusterConfig, RangeError};
+pub use cluster::{ClusterConfig, RangeError, ServiceBackend};
 pub use kinds::{EndpointSlice, Node, Pod, Service};
 pub use mac::MacAddress;
 pub use meta::ObjectMeta;

@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use model::kinds::{Endpoint, EndpointPort, ServicePort, TrafficPolicy};
 use model::{ClusterConfig, EndpointSlice, Family, NamespacedName, Protocol, Service, World};
 
@@ -31,9 +32,18 @@ pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub struct ServicePlan {
     /// What clients connect to, and what answers there. Never empty in a plan.
     pub frontends: BTreeMap<Frontend, FrontendPlan>,
+    /// Ranges of ports besides, disjoint from each other and from the ports that `frontends` has
+    /// at the same address and protocol: the order of look-ups does not matter. Endpoints have
+    /// port 0 here: the packet keeps its port.
+    pub ranges: BTreeMap<RangeFrontend, FrontendPlan>,
     /// Addresses of the Service's endpoints on this node, ready or not: a connection from one of
     /// them that comes back to itself needs masquerading (hairpin).
     pub local_addresses: BTreeSet<IpAddr>,
+    /// The ClusterIPs that answer an ICMP echo now: by configuration, while there is a ready
+    /// endpoint of their family.
+    pub answers_ping: BTreeSet<IpAddr>,
+    /// What external load balancers ask, to choose nodes that have endpoints.
+    pub health_check: Option<HealthCheck>,
 }
 
 /// What clients connect to.
@@ -48,7 +58,19 @@ pub enum Frontend {
         /// The Service's port.
         port: u16,
     },
-    /// A port of every address of the node.
+    /// An address that leads to the cluster from outside: of a load balancer
+    /// (`status.loadBalancer.ingress` with `ipMode: VIP`), or one of `externalIPs`. It may be an
+    /// address of the node itself, and wins over node ports there.
+    External {
+        /// The address.
+        address: IpAddr,
+        /// The transport protocol.
+        protocol: Protocol,
+        /// The Service's port.
+        port: u16,
+    },
+    /// A port of every address of the node at which node ports are open
+    /// ([`ClusterConfig::has_node_ports_at`]).
     NodePort {
         /// The family of the node's addresses.
         family: Family,
@@ -63,7 +85,7 @@ impl Frontend {
     /// The family of the addresses on both sides.
     pub fn family(&self) -> Family {
         match self {
-            Self::ClusterIp { address, .. } => Family::of(address),
+            Self::ClusterIp { address, .. } | Self::External { address, .. } => Family::of(address),
             Self::NodePort { family, .. } => *family,
         }
     }
@@ -71,9 +93,35 @@ impl Frontend {
     /// The transport protocol.
     pub fn protocol(&self) -> Protocol {
         match self {
-            Self::ClusterIp { protocol, .. } | Self::NodePort { protocol, .. } => *protocol,
+            Self::ClusterIp { protocol, .. }
+            | Self::External { protocol, .. }
+            | Self::NodePort { protocol, .. } => *protocol,
         }
     }
+}
+
+/// Many ports of one address, which the endpoints see unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RangeFrontend {
+    /// Whose address it is, and so whose row of the policies counts.
+    pub scope: RangeScope,
+    /// The address.
+    pub address: IpAddr,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The first port.
+    pub first: u16,
+    /// The last port, itself included; not below `first`.
+    pub last: u16,
+}
+
+/// At which kind of address ports are ranged; nodes have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RangeScope {
+    /// As at [`Frontend::ClusterIp`].
+    ClusterIp,
+    /// As at [`Frontend::External`].
+    External,
 }
 
 /// What answers at a frontend.
@@ -81,25 +129,71 @@ impl Frontend {
 pub struct FrontendPlan {
     /// The Service port's name; empty when the only port has none.
     pub port_name: String,
-    /// What clients get: every client of a ClusterIP; at a node port those that `outside` does not
+    /// What clients get: every client of a ClusterIP; elsewhere those that `outside` does not
     /// name.
     pub backends: Backends,
-    /// What clients outside the cluster get at a node port under `externalTrafficPolicy: Local`.
-    /// Their source is kept, and a pod's too. `None` under Cluster, and for ClusterIPs.
+    /// What clients outside the cluster get at a node port or an external address under
+    /// `externalTrafficPolicy: Local`. Their source is kept, and a pod's too. `None` under
+    /// Cluster, and for ClusterIPs.
     pub outside: Option<Backends>,
     /// Seconds that a client stays with its endpoint (`sessionAffinity: ClientIP`).
     pub affinity_timeout_s: Option<u32>,
+    /// Clients elsewhere are dropped, whatever the backends are, pods and the node itself
+    /// included. Only at external addresses; `None` lets everybody in, an empty set nobody.
+    pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Which of the endpoints a new client gets.
+    pub scheduling: Scheduling,
+}
+
+impl FrontendPlan {
+    /// The plan of a port without a name, a policy or a preference.
+    pub fn new(backends: Backends) -> Self {
+        Self {
+            port_name: String::new(),
+            backends,
+            outside: None,
+            affinity_timeout_s: None,
+            source_ranges: None,
+            scheduling: Scheduling::Random,
+        }
+    }
 }
 
 /// What becomes of a new connection at a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backends {
-    /// One of these, by chance. Never empty.
+    /// One of these, by [`Scheduling`]. Never empty.
     Endpoints(BTreeSet<SocketAddr>),
     /// Refused: the Service has no endpoint anywhere.
     Reject,
     /// Lost: a Local policy and no endpoint on this node, while other nodes have some.
     Drop,
+}
+
+/// How one endpoint is chosen among the possible ones. A backend that cannot do one says so and
+/// chooses at random.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Scheduling {
+    /// Each with the same chance.
+    #[default]
+    Random,
+    /// Each with a chance in proportion to its weight. Every endpoint of the frontend stands here,
+    /// and no weight is 0.
+    Weighted(BTreeMap<SocketAddr, u16>),
+    /// The one with the fewest open connections.
+    LeastConnection,
+    /// By a consistent hash of the client's address (Eisenbud et al., NSDI 2016): all nodes send a
+    /// client to the same endpoint, and few clients move when endpoints change.
+    Maglev,
+}
+
+/// The answer to the health checks of a load balancer (`spec.healthCheckNodePort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port of the node that answers.
+    pub port: u16,
+    /// The ready endpoints on this node; 0 answers 503, also while terminating ones still serve.
+    pub local_endpoints: usize,
 }
 
 /// Plans one Service at one node. `None` when it needs nothing in the kernel: absent, headless,
@@ -251,9 +345,12 @@ impl Planner<'_> {
         backends: Backends,
         outside: Option<Backends>,
     ) {
-        let affinity_timeout_s = self.service.affinity_timeout_s();
-        let plan =
-            FrontendPlan { port_name: port.name.clone(), backends, outside, affinity_timeout_s };
+        let plan = FrontendPlan {
+            port_name: port.name.clone(),
+            outside,
+            affinity_timeout_s: self.service.affinity_timeout_s(),
+            ..FrontendPlan::new(backends)
+        };
         self.plan.frontends.insert(frontend, plan);
     }
 

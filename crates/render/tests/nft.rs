@@ -54,14 +54,10 @@ fn frontends(index: u8) -> [Frontend; 2] {
 fn desired(state: &State) -> Desired {
     let mut desired = Desired::default();
     for (&index, (backends, sticky)) in &state.services {
-        let plan = FrontendPlan {
-            port_name: String::new(),
-            backends: backends.clone(),
-            outside: None,
-            affinity_timeout_s: sticky.then_some(60),
-        };
+        let affinity_timeout_s = sticky.then_some(60);
+        let plan = FrontendPlan { affinity_timeout_s, ..FrontendPlan::new(backends.clone()) };
         let frontends = frontends(index).map(|frontend| (frontend, plan.clone()));
-        let service = ServicePlan { frontends: frontends.into(), local_addresses: BTreeSet::new() };
+        let service = ServicePlan { frontends: frontends.into(), ..ServicePlan::default() };
         desired.services.insert(NamespacedName::new("shop", format!("s{index}")), service);
     }
     desired
@@ -77,7 +73,8 @@ fn packets(index: u8) -> Vec<Packet> {
         .into_iter()
         .map(|frontend| {
             let destination = match frontend {
-                Frontend::ClusterIp { address, port, .. } => SocketAddr::new(address, port),
+                Frontend::ClusterIp { address, port, .. }
+                | Frontend::External { address, port, .. } => SocketAddr::new(address, port),
                 Frontend::NodePort { port, .. } => SocketAddr::new(facts.addresses[0], port),
             };
             Packet {
@@ -247,15 +244,11 @@ fn both_families_have_a_table_of_the_same_form() {
     let endpoint: SocketAddr = "[fd00:244::5]:8080".parse().expect("an endpoint");
     let address = "fd00:96::7".parse().expect("an address");
     let frontend = Frontend::ClusterIp { address, protocol: Protocol::Tcp, port: 80 };
-    let plan = FrontendPlan {
-        port_name: String::new(),
-        backends: Backends::Endpoints([endpoint].into()),
-        outside: None,
-        affinity_timeout_s: None,
-    };
+    let plan = FrontendPlan::new(Backends::Endpoints([endpoint].into()));
     let service = ServicePlan {
         frontends: [(frontend, plan)].into(),
         local_addresses: [endpoint.ip()].into(),
+        ..ServicePlan::default()
     };
     let mut desired = Desired::default();
     desired.services.insert(NamespacedName::new("shop", "web"), service);

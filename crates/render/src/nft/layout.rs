@@ -438,6 +438,8 @@ impl<'a> Builder<'a> {
                 let view = View::ClusterIp;
                 self.add_view(view, key, &plan.backends, plan, Source::KeptForPods);
             }
+            // Not rendered yet: no plan has one.
+            Frontend::External { .. } => {}
             Frontend::NodePort { port, .. } => {
                 let key = vec![protocol, Value::Port(port)];
                 let source = match &plan.outside {
