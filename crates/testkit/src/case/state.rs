@@ -50,6 +50,9 @@ fn network_line(network: &NetworkPlan) -> String {
 fn frontend_line(service: &str, frontend: &Frontend, plan: &FrontendPlan, names: &Names) -> String {
     let place = match frontend {
         Frontend::ClusterIp { protocol, port, .. } => format!("{service} {port}/{protocol}"),
+        Frontend::External { address, protocol, port } => {
+            format!("{service} at {address} {port}/{protocol}")
+        }
         Frontend::NodePort { protocol, port, .. } => {
             format!("{service} node port {port}/{protocol}")
         }
