@@ -25,6 +25,7 @@ typedef _Bool bool;
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
+#define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_LPM_TRIE 11
 #define BPF_MAP_TYPE_SOCKHASH 18
 #define BPF_MAP_TYPE_SK_STORAGE 24
@@ -98,10 +99,23 @@ struct sk_msg_md {
 };
 _Static_assert(__builtin_offsetof(struct sk_msg_md, sk) == 72, "sk");
 
+/* An address that a process names to a socket, or is told. */
+struct bpf_sock_addr {
+	__u32 user_family, user_ip4, user_ip6[4], user_port, family, type, protocol, msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	__u64 sk;
+};
+_Static_assert(__builtin_offsetof(struct bpf_sock_addr, sk) == 64, "sk");
+
 #define SK_DROP 0
 #define SK_PASS 1
 
 static void *(*const map_lookup)(void *map, const void *key) = (void *)1;
+static long (*const map_update)(void *map, const void *key, const void *value,
+				__u64 flags) = (void *)2;
+static long (*const map_delete)(void *map, const void *key) = (void *)3;
+static __u64 (*const ktime_ns)(void) = (void *)5;
+static __u32 (*const random_u32)(void) = (void *)7;
 static long (*const skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from,
 				     __u32 bytes, __u64 flags) = (void *)9;
 static long (*const redirect)(__u32 link_index, __u64 flags) = (void *)23;
@@ -109,11 +123,13 @@ static long (*const skb_load_bytes)(const struct __sk_buff *skb, __u32 offset, v
 				    __u32 bytes) = (void *)26;
 static long (*const skb_change_type)(struct __sk_buff *skb, __u32 type) = (void *)32;
 static long (*const skb_pull_data)(struct __sk_buff *skb, __u32 bytes) = (void *)39;
+static __u64 (*const get_socket_cookie)(void *context) = (void *)46;
 static long (*const sock_hash_update)(struct bpf_sock_ops *socket, void *map, void *key,
 				      __u64 flags) = (void *)70;
 static long (*const msg_redirect_hash)(struct sk_msg_md *message, void *map, void *key,
 				       __u64 flags) = (void *)71;
 static void *(*const sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
+static __u64 (*const get_netns_cookie)(void *context) = (void *)122;
 static long (*const redirect_neigh)(__u32 link_index, struct bpf_redir_neigh *next_hop,
 				    int bytes, __u64 flags) = (void *)152;
 static long (*const redirect_peer)(__u32 link_index, __u64 flags) = (void *)155;

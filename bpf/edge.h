@@ -1,6 +1,7 @@
 /* What a pod may send at all: checked before anything else happens to a packet. */
 #pragma once
 
+#include "maps.h"
 #include "packet.h"
 
 /* IPv6 extension headers that are read. */

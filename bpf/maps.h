@@ -1,19 +1,7 @@
 /* The maps that all programs of a node share, and what counts in them. */
 #pragma once
 
-#include "abi.h"
-
-#define ADDRESS_BYTES 16
-/* The first 12 bytes of an IPv4 address in a key (RFC 4291 section 2.5.5.2). */
-#define MAPPED_PREFIX 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff
-
-struct address {
-	union {
-		__u8 bytes[ADDRESS_BYTES];
-		__u32 words[4];
-		__u64 halves[2];
-	};
-};
+#include "address.h"
 
 /* By index of the node's end of a pod's link. */
 struct {
@@ -95,10 +83,4 @@ INLINE struct remote *find_remote(const struct address *address)
 
 	__builtin_memcpy(key.address, address, ADDRESS_BYTES);
 	return map_lookup(&remotes, &key);
-}
-
-INLINE bool is_same_address(const struct address *one, const struct address *other)
-{
-	return one->words[0] == other->words[0] && one->words[1] == other->words[1] &&
-	       one->words[2] == other->words[2] && one->words[3] == other->words[3];
 }

@@ -1,7 +1,7 @@
 /* Headers on the wire, and the one reading of a packet that all programs share. */
 #pragma once
 
-#include "maps.h"
+#include "address.h"
 
 #define ETHERNET_IPV4 BE16(0x0800)
 #define ETHERNET_ARP BE16(0x0806)
@@ -75,14 +75,6 @@ INLINE bool has_bytes(struct __sk_buff *skb, __u32 bytes)
 	if ((void *)(long)skb->data + bytes <= (void *)(long)skb->data_end)
 		return true;
 	return skb->len >= bytes && skb_pull_data(skb, bytes) == 0;
-}
-
-INLINE void mapped(struct address *address, __u32 ipv4)
-{
-	address->words[0] = 0;
-	address->words[1] = 0;
-	address->words[2] = BE32(0xffff);
-	address->words[3] = ipv4;
 }
 
 /* Reads IPv4 at `offset` of the frame. False: cut off, or no IPv4. */

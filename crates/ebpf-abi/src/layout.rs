@@ -12,7 +12,9 @@ pub(crate) struct FieldLayout {
     pub(crate) name: &'static str,
     pub(crate) offset: usize,
     pub(crate) size: usize,
-    /// Bytes of the field as an array of bytes; `None` for a number.
+    /// The type in C, of the field or of its elements.
+    pub(crate) c_type: &'static str,
+    /// Elements of the field where it is an array.
     pub(crate) array: Option<usize>,
 }
 
@@ -35,8 +37,8 @@ impl Layout {
         text.push_str(&format!("\nstruct {name} {{\n"));
         for field in self.fields {
             let declaration = match field.array {
-                Some(bytes) => format!("__u8 {}[{bytes}]", field.name),
-                None => format!("__u32 {}", field.name),
+                Some(elements) => format!("{} {}[{elements}]", field.c_type, field.name),
+                None => format!("{} {}", field.c_type, field.name),
             };
             text.push_str(&format!("\t{declaration};\n"));
         }
@@ -52,28 +54,41 @@ impl Layout {
     }
 }
 
-/// What a field may be: a number in the machine's byte order, or bytes as they are on the wire.
+/// What a field may be: a number in the machine's byte order; a port, which has 16 bits, as it is
+/// on the wire; or bytes as they are on the wire.
 pub(crate) trait Field: Sized {
+    const C_TYPE: &'static str;
     const ARRAY: Option<usize>;
     fn put(&self, bytes: &mut [u8]);
     fn get(bytes: &[u8]) -> Self;
 }
 
-impl Field for u32 {
-    const ARRAY: Option<usize> = None;
+macro_rules! number_field {
+    ($type:ty, $c_type:literal, $to_bytes:ident, $from_bytes:ident) => {
+        impl Field for $type {
+            const C_TYPE: &'static str = $c_type;
+            const ARRAY: Option<usize> = None;
 
-    fn put(&self, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&self.to_ne_bytes());
-    }
+            fn put(&self, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&self.$to_bytes());
+            }
 
-    fn get(bytes: &[u8]) -> Self {
-        let mut value = [0; size_of::<Self>()];
-        value.copy_from_slice(bytes);
-        Self::from_ne_bytes(value)
-    }
+            fn get(bytes: &[u8]) -> Self {
+                let mut value = [0; size_of::<Self>()];
+                value.copy_from_slice(bytes);
+                Self::$from_bytes(value)
+            }
+        }
+    };
 }
 
+number_field!(u8, "__u8", to_ne_bytes, from_ne_bytes);
+number_field!(u16, "__u16", to_be_bytes, from_be_bytes);
+number_field!(u32, "__u32", to_ne_bytes, from_ne_bytes);
+number_field!(u64, "__u64", to_ne_bytes, from_ne_bytes);
+
 impl<const N: usize> Field for [u8; N] {
+    const C_TYPE: &'static str = "__u8";
     const ARRAY: Option<usize> = Some(N);
 
     fn put(&self, bytes: &mut [u8]) {
@@ -111,6 +126,7 @@ macro_rules! abi_struct {
                     name: stringify!($field),
                     offset: std::mem::offset_of!($name, $field),
                     size: size_of::<$type>(),
+                    c_type: <$type as $crate::layout::Field>::C_TYPE,
                     array: <$type as $crate::layout::Field>::ARRAY,
                 }, )* ],
             };

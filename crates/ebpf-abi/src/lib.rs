@@ -7,6 +7,7 @@
 //! that both families share each map.
 
 mod layout;
+pub mod services;
 
 use std::net::IpAddr;
 
@@ -264,7 +265,7 @@ pub fn c_header() -> String {
     let mut text = String::from(
         "/* Written by the build from crates/ebpf-abi: change it there. */\n#pragma once\n\n",
     );
-    for (name, value) in NUMBERS {
+    for (name, value) in NUMBERS.iter().chain(&services::NUMBERS) {
         text.push_str(&format!("#define {name} {value}u\n"));
     }
     text.push_str("\nenum reason {\n");
@@ -272,7 +273,7 @@ pub fn c_header() -> String {
         text.push_str(&format!("\t{} = {},\n", name.to_ascii_uppercase(), reason.index()));
     }
     text.push_str("};\n");
-    for layout in LAYOUTS {
+    for layout in LAYOUTS.iter().chain(&services::LAYOUTS) {
         layout.write_c(&mut text);
     }
     text
@@ -284,7 +285,7 @@ mod tests {
 
     #[test]
     fn layouts_have_no_holes_which_the_kernel_would_compare_as_part_of_a_key() {
-        for layout in LAYOUTS {
+        for layout in LAYOUTS.iter().chain(&services::LAYOUTS) {
             let mut end = 0;
             for field in layout.fields {
                 assert_eq!(field.offset, end, "a hole before {}.{}", layout.name, field.name);
@@ -322,7 +323,7 @@ mod tests {
     #[test]
     fn the_header_asserts_each_offset() {
         let header = c_header();
-        for layout in LAYOUTS {
+        for layout in LAYOUTS.iter().chain(&services::LAYOUTS) {
             for field in layout.fields {
                 let assertion = format!("offsetof(struct {}, {})", layout.c_name(), field.name);
                 assert!(header.contains(&assertion), "{assertion}");
