@@ -120,10 +120,8 @@ enum answer {
 
 /* Who asks for an endpoint. */
 struct client {
-	/* As affinity remembers it. */
+	/* Its address; at the socket, where it has none yet, what names its network namespace. */
 	struct address name;
-	/* Of the flow, for Maglev; at the socket, which knows no flow yet, by chance. */
-	__u32 hash;
 	/* Outside the cluster, or of another node: neither a pod of this node nor the node itself. */
 	bool outside;
 };
@@ -155,7 +153,7 @@ INLINE struct service *find_node_port(const struct address *address, __u16 port,
 }
 
 /* Finds whose an address and a port are; `port` as on the wire. A Service's own address goes before
- * a node port, and a single port before a range.
+ * a node port.
  */
 INLINE struct service *find_service(const struct address *address, __u16 port, __u8 protocol)
 {
@@ -170,11 +168,9 @@ INLINE struct service *find_service(const struct address *address, __u16 port, _
 	struct service *service = map_lookup(&services, &key);
 	if (service)
 		return service;
-	service = find_node_port(address, port, protocol);
-	if (service)
-		return service;
 	__builtin_memcpy(range.address, address, ADDRESS_BYTES);
-	return map_lookup(&ranges, &range);
+	service = map_lookup(&ranges, &range);
+	return service ? service : find_node_port(address, port, protocol);
 }
 
 /* Answers whether a source may come to a frontend at all. */
@@ -228,13 +224,24 @@ INLINE struct slot *find_slot(__u32 id, __u32 number)
 	return map_lookup(&slots, &key);
 }
 
-/* A slot by chance, or by hash where the Service asks for it. */
-INLINE struct slot *draw_slot(const struct service *service, __u32 id, __u32 count, __u32 hash)
+/* The same on every node, so that they all lead a client to the same endpoint (FNV-1a). */
+INLINE __u32 hash_of(const struct address *address)
+{
+	__u32 hash = 0x811c9dc5;
+
+	for (int n = 0; n < ADDRESS_BYTES; n++)
+		hash = (hash ^ address->bytes[n]) * 0x01000193;
+	return hash;
+}
+
+/* A slot by chance, or by the client's hash where the Service asks for it. */
+INLINE struct slot *draw_slot(const struct service *service, __u32 id, __u32 count,
+			      const struct address *client)
 {
 	__u32 number = 0;
 
 	if (service->maglev_size) {
-		struct slot_key key = { .id = id, .slot = hash % service->maglev_size };
+		struct slot_key key = { .id = id, .slot = hash_of(client) % service->maglev_size };
 		__u32 *found = map_lookup(&maglev, &key);
 
 		if (found)
@@ -300,7 +307,7 @@ INLINE enum answer choose(const struct service *service, const struct client *cl
 		if (find_affinity(service, &key, endpoint))
 			return CHOSEN;
 	}
-	struct slot *slot = draw_slot(service, id, count, client->hash);
+	struct slot *slot = draw_slot(service, id, count, &client->name);
 	if (!slot)
 		return IGNORED;
 	__builtin_memcpy(endpoint->address, slot->address, ADDRESS_BYTES);

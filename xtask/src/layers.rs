@@ -34,7 +34,7 @@ const LAYERS: &[Layer] = &[
     Layer { name: "model", kind: Pure, may_use: &[] },
     Layer { name: "oracle", kind: Pure, may_use: &["model"] },
     Layer { name: "plan", kind: Pure, may_use: &["model"] },
-    Layer { name: "render", kind: Pure, may_use: &["model", "plan"] },
+    Layer { name: "render", kind: Pure, may_use: &["model", "plan", "ebpf-abi"] },
     Layer { name: "reconcile", kind: Pure, may_use: &["model", "plan", "render"] },
     Layer { name: "store", kind: Pure, may_use: &["model"] },
     Layer { name: "controllers", kind: Pure, may_use: &["model"] },

@@ -18,6 +18,7 @@ mod clsact;
 mod entries;
 mod maps;
 mod objects;
+pub mod services;
 mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
