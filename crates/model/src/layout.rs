@@ -50,7 +50,8 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 pub const DNS_FEED_SOCKET: &str = "dns.sock";
 /// TCP port of a node runtime's log and exec endpoint, the kubelet's.
 pub const RUNTIME_PORT: u16 = 10250;
-/// TCP port of an agent's `/healthz` and `/metrics`, kube-proxy's health port. Loopback only.
+/// TCP port of an agent's `/healthz` and `/livez`, kube-proxy's health port; of its `/metrics`
+/// from loopback.
 pub const AGENT_HEALTH_PORT: u16 = 10256;
 
 /// UDP port of the path self-test between agents, unless the cluster is configured otherwise: the

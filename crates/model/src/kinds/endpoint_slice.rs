@@ -42,6 +42,39 @@ pub struct Endpoint {
     /// The node that the endpoint is on; empty when unknown.
     #[serde(deserialize_with = "null_as_default")]
     pub node_name: String,
+    /// Whose clients shall prefer the endpoint.
+    pub hints: Option<Box<EndpointHints>>,
+    /// The object that the endpoint stands for, mostly a pod.
+    pub target_ref: Option<Box<TargetReference>>,
+}
+
+/// `hints` of an endpoint: an empty list says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointHints {
+    /// Zones whose clients shall prefer it (KEP-2433).
+    #[serde(deserialize_with = "null_as_default")]
+    pub for_zones: Vec<ForName>,
+    /// Nodes whose clients shall prefer it (KEP-3015).
+    #[serde(deserialize_with = "null_as_default")]
+    pub for_nodes: Vec<ForName>,
+}
+
+/// One entry of the hints: `ForZone` or `ForNode` of the API.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ForName {
+    /// The zone's or node's name.
+    pub name: String,
+}
+
+/// `targetRef` of an endpoint, narrowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TargetReference {
+    /// The object's name, in the namespace of the slice.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
 }
 
 /// `conditions` of an endpoint. An absent condition has the API's default, see the methods.

@@ -6,13 +6,18 @@ mod node;
 mod pod;
 mod service;
 
-pub use endpoint_slice::{Conditions, Endpoint, EndpointPort, EndpointSlice, SERVICE_NAME_LABEL};
-pub use node::{Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, Taint};
+pub use endpoint_slice::{
+    Conditions, Endpoint, EndpointHints, EndpointPort, EndpointSlice, ForName, SERVICE_NAME_LABEL,
+    TargetReference,
+};
+pub use node::{Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, Taint, ZONE_LABEL};
 pub use pod::{
     Container, ContainerPort, ContainerState, ContainerStatus, Pod, PodCondition, PodIp, PodSpec,
     PodStatus, StateRunning, StateTerminated, StateWaiting,
 };
 pub use service::{
-    CLIENT_IP_TIMEOUT_S, ClientIpConfig, IntOrString, Service, ServicePort, ServiceSpec,
-    ServiceType, SessionAffinity, SessionAffinityConfig, TrafficPolicy,
+    CLIENT_IP_TIMEOUT_S, ClientIpConfig, IntOrString, LoadBalancerIngress, LoadBalancerStatus,
+    PORT_RANGES_ANNOTATION, SCHEDULING_ANNOTATION, Service, ServicePort, ServiceSpec,
+    ServiceStatus, ServiceType, SessionAffinity, SessionAffinityConfig, TrafficPolicy,
+    WEIGHTS_ANNOTATION,
 };

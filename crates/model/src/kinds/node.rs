@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::{ObjectMeta, null_as_default};
 
+/// The label that names the zone which a node is in.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// A node of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -96,6 +99,11 @@ impl Node {
             .iter()
             .filter(|address| address.kind == "InternalIP")
             .filter_map(|address| address.address.parse().ok())
+    }
+
+    /// The zone that the node is in, where it is known.
+    pub fn zone(&self) -> Option<&str> {
+        self.metadata.labels.get(ZONE_LABEL).map(String::as_str).filter(|zone| !zone.is_empty())
     }
 
     /// Whether the condition `Ready` is `True`.

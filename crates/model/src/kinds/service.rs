@@ -16,7 +16,20 @@ pub struct Service {
     pub metadata: ObjectMeta,
     /// What the Service is.
     pub spec: ServiceSpec,
+    /// What load balancers say of it.
+    #[serde(deserialize_with = "null_as_default")]
+    pub status: ServiceStatus,
 }
+
+/// Ports besides those of `spec.ports`, which endpoints see unchanged: `all`, or a list such as
+/// `tcp:30000-30100,udp:5060`.
+pub const PORT_RANGES_ANNOTATION: &str = "flatnet.io/port-ranges";
+/// How endpoints are chosen: `random`, `least-connection` or `maglev`.
+pub const SCHEDULING_ANNOTATION: &str = "flatnet.io/scheduling";
+/// Weights of endpoints, 1 where none is given, such as `web-canary-*=5,web-*=95,10.0.0.7=0`: a
+/// pod's name, the beginning of one, or an address. The first that fits counts. An endpoint of
+/// weight 0 gets no new connections.
+pub const WEIGHTS_ANNOTATION: &str = "flatnet.io/weights";
 
 /// `spec` of a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,12 +60,52 @@ pub struct ServiceSpec {
     /// Which endpoints clients inside the cluster may reach.
     #[serde(deserialize_with = "null_as_default")]
     pub internal_traffic_policy: TrafficPolicy,
+    /// Addresses at which the cluster's nodes take packets for the Service; who routes them there
+    /// is not Kubernetes' concern.
+    #[serde(rename = "externalIPs", deserialize_with = "null_as_default")]
+    pub external_ips: Vec<String>,
+    /// Clients that the load balancer's addresses are for; empty: everybody.
+    #[serde(deserialize_with = "null_as_default")]
+    pub load_balancer_source_ranges: Vec<String>,
+    /// The port of every node that tells a load balancer whether it has endpoints; 0 when there is
+    /// none.
+    #[serde(deserialize_with = "null_as_default")]
+    pub health_check_node_port: u16,
     /// Whether endpoints that are not ready count as ready.
     #[serde(deserialize_with = "null_as_default")]
     pub publish_not_ready_addresses: bool,
     /// The target name of an ExternalName Service.
     #[serde(deserialize_with = "null_as_default")]
     pub external_name: String,
+}
+
+/// `status` of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    /// What a load balancer has made.
+    #[serde(deserialize_with = "null_as_default")]
+    pub load_balancer: LoadBalancerStatus,
+}
+
+/// `status.loadBalancer` of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    /// Where traffic for the Service goes in.
+    #[serde(deserialize_with = "null_as_default")]
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+
+/// One entry of `status.loadBalancer.ingress`, narrowed to those with addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerIngress {
+    /// The address; empty for load balancers that have names.
+    #[serde(deserialize_with = "null_as_default")]
+    pub ip: String,
+    /// `VIP` or `Proxy` (KEP-1860).
+    pub ip_mode: Option<String>,
 }
 
 /// One port of a Service.
@@ -155,6 +208,18 @@ impl Service {
     /// The Service's addresses; empty for headless and ExternalName ones.
     pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.spec.cluster_ips.iter().filter_map(|address| address.parse().ok())
+    }
+
+    /// The addresses of load balancers that send packets to nodes as they came (`ipMode: VIP`,
+    /// also where it is absent). Packets for the others must go to the load balancer itself.
+    pub fn load_balancer_vips(&self) -> impl Iterator<Item = &str> {
+        let ingress = match self.spec.kind {
+            ServiceType::LoadBalancer => self.status.load_balancer.ingress.as_slice(),
+            _ => &[],
+        };
+        let is_vip = |mode: &Option<String>| mode.as_deref().is_none_or(|mode| mode == "VIP");
+        let vips = ingress.iter().filter(move |entry| !entry.ip.is_empty());
+        vips.filter(move |entry| is_vip(&entry.ip_mode)).map(|entry| entry.ip.as_str())
     }
 
     /// Whether node ports are open for this type.
