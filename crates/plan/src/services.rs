@@ -1,26 +1,46 @@
 //! Frontends and endpoints of one Service at one node.
 //!
-//! Which endpoints a client may get depends on where the client is and on two policies:
+//! Which endpoints a client may get depends on where the client is and on two policies. *External*
+//! are node ports and the addresses of load balancers and `externalIPs`:
 //!
 //! | frontend | client | endpoints | source |
 //! |---|---|---|---|
 //! | ClusterIP | any | by `internalTrafficPolicy` | kept for pods of this node, else masqueraded |
-//! | NodePort, `externalTrafficPolicy: Cluster` | any | all | masqueraded |
-//! | NodePort, `externalTrafficPolicy: Local` | outside the cluster | on this node | kept |
-//! | NodePort, `externalTrafficPolicy: Local` | pod of this node, the node itself | all | kept for pods of this node, else masqueraded |
+//! | external, `externalTrafficPolicy: Cluster` | any | all | masqueraded |
+//! | external, `externalTrafficPolicy: Local` | outside the cluster | on this node | kept |
+//! | external, `externalTrafficPolicy: Local` | pod of this node, the node itself | all | kept for pods of this node, else masqueraded |
+//!
+//! [`ClusterConfig::masquerade_all`] changes the first row to masquerading for all.
 //!
 //! In each row ready endpoints count; where there is none, those that still serve while they
-//! terminate (KEP-1669). Without any endpoint in the cluster the frontend refuses; when a Local
-//! policy hides the ones that exist, it drops, since another node may answer.
+//! terminate (KEP-1669). "All" means those nearby where hints say so. Without any endpoint in the
+//! cluster the frontend refuses; when a Local policy hides the ones that exist, it drops, since
+//! another node may answer.
+//!
+//! One packet may fit several frontends. Then ClusterIPs come first, single ports of external
+//! addresses next, ranges of ports of external addresses next, node ports last; among Services the
+//! first by name.
+
+mod annotations;
+mod endpoints;
+mod external;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::kinds::{Endpoint, EndpointPort, ServicePort, TrafficPolicy};
-use model::{ClusterConfig, EndpointSlice, Family, NamespacedName, Protocol, Service, World};
+use model::kinds::{
+    PORT_RANGES_ANNOTATION, SCHEDULING_ANNOTATION, ServicePort, ServiceType, TrafficPolicy,
+    WEIGHTS_ANNOTATION,
+};
+use model::{ClusterConfig, Family, NamespacedName, Protocol, Service, World};
+
+pub use annotations::{PORT_RANGES_MAX, WEIGHTS_MAX};
 
 use crate::{Finding, NodeFacts};
+use annotations::{PortRanges, Weights};
+use endpoints::{Candidates, Endpoints, Viewer};
+use external::ExternalAddresses;
 
 /// A Service with this label is another proxy's (KEP-2447).
 pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -207,224 +227,290 @@ pub fn plan(
     let Some(service) = world.service(service).filter(|service| is_ours(service)) else {
         return (None, vec![]);
     };
+    let mut findings = Findings::default();
+    let wishes = Wishes::read(service, &mut findings);
+    let viewer = Viewer { node: &facts.name, zone: zone(world, facts), weights: &wishes.weights };
+    let mut endpoints = Endpoints::default();
+    for slice in world.slices_of(&service.metadata.key()) {
+        endpoints.read(slice, viewer, &mut findings);
+    }
+    let cluster_ips = cluster_ips(service, &mut findings);
+    let families: BTreeSet<Family> = cluster_ips.iter().map(Family::of).collect();
+    let external = external::addresses(service, &families, config, facts, &mut findings);
     let mut planner = Planner {
         service,
-        node: &facts.name,
-        endpoints: BTreeMap::new(),
-        findings: BTreeSet::new(),
+        config,
+        facts,
+        wishes,
+        endpoints,
+        cluster_ips: cluster_ips
+            .into_iter()
+            // The DNS address is answered on this node itself.
+            .filter(|address| config.dns_address(Family::of(address)) != Some(*address))
+            .collect(),
+        families,
+        external,
+        findings,
         plan: ServicePlan::default(),
     };
-    for slice in world.slices_of(&service.metadata.key()) {
-        planner.read_slice(slice);
-    }
     for port in &service.spec.ports {
-        planner.add_port(config, port);
+        planner.add_port(port);
     }
-    let findings = planner.findings.into_iter().collect();
-    let plan = Some(planner.plan).filter(|plan| !plan.frontends.is_empty());
-    (plan, findings)
+    planner.add_ranges();
+    planner.add_the_rest();
+    let Planner { plan, findings, .. } = planner;
+    let is_empty = plan.frontends.is_empty() && plan.ranges.is_empty();
+    ((!is_empty).then_some(plan), findings.0.into_iter().collect())
+}
+
+/// The zone of the node: what hints of endpoints are compared with. It comes from a label of the
+/// Node, and with it the plans of Services change.
+pub fn zone<'a>(world: &'a World, facts: &NodeFacts) -> Option<&'a str> {
+    world.node(&facts.name)?.zone()
 }
 
 fn is_ours(service: &Service) -> bool {
     let labels = &service.metadata.labels;
-    service.spec.kind != model::kinds::ServiceType::ExternalName
+    service.spec.kind != ServiceType::ExternalName
         && !service.is_headless()
         && !labels.contains_key(SERVICE_PROXY_NAME_LABEL)
         && !labels.contains_key(HEADLESS_LABEL)
 }
 
-/// A slice port that Service ports match by name and protocol.
-type PortKey = (Family, String, Protocol);
+fn cluster_ips(service: &Service, findings: &mut Findings) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for text in &service.spec.cluster_ips {
+        match text.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                let message = format!("clusterIP {text:?} is no address: it is left out");
+                findings.add(format!("Service {}", service.metadata.key()), message);
+            }
+        }
+    }
+    addresses
+}
 
-/// What slices say together of one endpoint address and port. Slices may name an endpoint twice,
-/// for a moment while it moves between them: what is better for the client wins.
-#[derive(Clone, Copy, Debug, Default)]
-struct EndpointState {
-    ready: bool,
-    serving_and_terminating: bool,
-    local: bool,
+/// What was found on the way, each once.
+#[derive(Default)]
+struct Findings(BTreeSet<Finding>);
+
+impl Findings {
+    fn add(&mut self, about: String, message: String) {
+        self.0.insert(Finding { about, message });
+    }
+}
+
+/// What the Service asks for by annotations.
+struct Wishes<'a> {
+    ranges: PortRanges,
+    scheduling: Scheduling,
+    weights: Weights<'a>,
+}
+
+impl<'a> Wishes<'a> {
+    fn read(service: &'a Service, findings: &mut Findings) -> Self {
+        let mut found = |annotation: &str, reason: &str| {
+            let message = format!("annotation {annotation} is not heeded: {reason}");
+            findings.add(format!("Service {}", service.metadata.key()), message);
+        };
+        let annotation = |name: &str| service.metadata.annotations.get(name).map(String::as_str);
+        let mut wishes = Self {
+            ranges: PortRanges::new(),
+            scheduling: Scheduling::Random,
+            weights: Weights::default(),
+        };
+        if let Some(text) = annotation(PORT_RANGES_ANNOTATION) {
+            match annotations::port_ranges(text, &service.spec.ports) {
+                Ok(ranges) => wishes.ranges = ranges,
+                Err(reason) => found(PORT_RANGES_ANNOTATION, &reason),
+            }
+        }
+        if let Some(text) = annotation(SCHEDULING_ANNOTATION) {
+            match annotations::scheduling(text) {
+                Ok(scheduling) => wishes.scheduling = scheduling,
+                Err(reason) => found(SCHEDULING_ANNOTATION, &reason),
+            }
+        }
+        if let Some(text) = annotation(WEIGHTS_ANNOTATION) {
+            match Weights::read(text) {
+                Ok(_) if wishes.scheduling != Scheduling::Random => {
+                    found(WEIGHTS_ANNOTATION, "only random scheduling has weights");
+                }
+                Ok(weights) => wishes.weights = weights,
+                Err(reason) => found(WEIGHTS_ANNOTATION, &reason),
+            }
+        }
+        wishes
+    }
 }
 
 struct Planner<'a> {
     service: &'a Service,
-    node: &'a str,
-    endpoints: BTreeMap<PortKey, BTreeMap<SocketAddr, EndpointState>>,
-    findings: BTreeSet<Finding>,
+    config: &'a ClusterConfig,
+    facts: &'a NodeFacts,
+    wishes: Wishes<'a>,
+    endpoints: Endpoints<'a>,
+    cluster_ips: Vec<IpAddr>,
+    families: BTreeSet<Family>,
+    external: ExternalAddresses,
+    findings: Findings,
     plan: ServicePlan,
 }
 
-impl Planner<'_> {
-    fn read_slice(&mut self, slice: &EndpointSlice) {
-        let family = match slice.address_type.as_str() {
-            "IPv4" => Family::V4,
-            "IPv6" => Family::V6,
-            _ => return, // names take no packets
+impl<'a> Planner<'a> {
+    fn add_port(&mut self, port: &'a ServicePort) {
+        let ServicePort { protocol, port: number, node_port, .. } = *port;
+        let mut add = |frontend: Frontend, plan: FrontendPlan| {
+            self.plan
+                .frontends
+                .insert(frontend, FrontendPlan { port_name: port.name.clone(), ..plan });
         };
-        if slice.metadata.labels.contains_key(HEADLESS_LABEL) {
-            return;
+        for &address in &self.cluster_ips {
+            let candidates = self.endpoints.of_port(Family::of(&address), port);
+            let frontend = Frontend::ClusterIp { address, protocol, port: number };
+            add(frontend, inside(self.service, &self.wishes, candidates));
         }
-        for endpoint in &slice.endpoints {
-            match usable_address(endpoint, family) {
-                Ok(address) => {
-                    for port in &slice.ports {
-                        self.add_endpoint(family, address, endpoint, port);
-                    }
-                }
-                Err(reason) => self.find(
-                    format!("EndpointSlice {}", slice.metadata.key()),
-                    format!("{reason}: the endpoint is left out; correct the slice"),
-                ),
+        for (&address, clients) in &self.external {
+            let candidates = self.endpoints.of_port(Family::of(&address), port);
+            let plan = outside(self.service, &self.wishes, candidates);
+            let frontend = Frontend::External { address, protocol, port: number };
+            add(frontend, FrontendPlan { source_ranges: clients.clone(), ..plan });
+        }
+        if self.service.has_node_ports() && node_port != 0 {
+            for &family in &self.families {
+                let candidates = self.endpoints.of_port(family, port);
+                let frontend = Frontend::NodePort { family, protocol, port: node_port };
+                add(frontend, outside(self.service, &self.wishes, candidates));
             }
         }
-    }
-
-    fn add_endpoint(
-        &mut self,
-        family: Family,
-        address: IpAddr,
-        endpoint: &Endpoint,
-        port: &EndpointPort,
-    ) {
-        // "All ports" and port 0 cannot be the target of a Service port.
-        let Some(number) = port.port.filter(|&number| number != 0) else { return };
-        let conditions = &endpoint.conditions;
-        let local = !self.node.is_empty() && endpoint.node_name == self.node;
-        let key = (family, port.name.clone(), port.protocol);
-        let state = self
-            .endpoints
-            .entry(key)
-            .or_default()
-            .entry(SocketAddr::new(address, number))
-            .or_default();
-        state.ready |= conditions.is_ready();
-        state.serving_and_terminating |= conditions.is_serving() && conditions.is_terminating();
-        state.local |= local;
-        if local {
-            self.plan.local_addresses.insert(address);
+        if let Some(named) = self.endpoints.mismatch(port) {
+            let message = format!(
+                "port {:?}/{protocol} matches no port of its EndpointSlices (they have {named}): \
+                 connections are refused; compare targetPort with the pods' port names",
+                port.name,
+            );
+            self.find(message);
         }
     }
 
-    fn add_port(&mut self, config: &ClusterConfig, port: &ServicePort) {
-        let service = self.service;
-        let mut families = BTreeSet::new();
-        for text in &service.spec.cluster_ips {
-            let Ok(address) = text.parse::<IpAddr>() else {
-                let message = format!("clusterIP {text:?} is no address: it is left out");
-                self.find(format!("Service {}", service.metadata.key()), message);
-                continue;
-            };
-            let family = Family::of(&address);
-            families.insert(family);
-            // The DNS address is answered on this node itself.
-            if config.dns_address(family) != Some(address) {
-                let frontend =
-                    Frontend::ClusterIp { address, protocol: port.protocol, port: port.port };
-                let backends = self.backends(family, port, service.spec.internal_traffic_policy);
-                self.add_frontend(frontend, port, backends, None);
-            }
-        }
-        if service.has_node_ports() && port.node_port != 0 {
-            for family in families {
-                let frontend =
-                    Frontend::NodePort { family, protocol: port.protocol, port: port.node_port };
-                let everywhere = self.backends(family, port, TrafficPolicy::Cluster);
-                let outside = match service.spec.external_traffic_policy {
-                    TrafficPolicy::Cluster => None,
-                    TrafficPolicy::Local => Some(self.backends(family, port, TrafficPolicy::Local)),
-                };
-                self.add_frontend(frontend, port, everywhere, outside);
-            }
-        }
-        self.check_target(port);
-    }
-
-    fn add_frontend(
-        &mut self,
-        frontend: Frontend,
-        port: &ServicePort,
-        backends: Backends,
-        outside: Option<Backends>,
-    ) {
-        let plan = FrontendPlan {
-            port_name: port.name.clone(),
-            outside,
-            affinity_timeout_s: self.service.affinity_timeout_s(),
-            ..FrontendPlan::new(backends)
-        };
-        self.plan.frontends.insert(frontend, plan);
-    }
-
-    fn backends(&self, family: Family, port: &ServicePort, policy: TrafficPolicy) -> Backends {
-        let key = (family, port.name.clone(), port.protocol);
-        let Some(endpoints) = self.endpoints.get(&key) else { return Backends::Reject };
-        let everywhere = eligible(endpoints, |_| true);
-        match policy {
-            _ if everywhere.is_empty() => Backends::Reject,
-            TrafficPolicy::Cluster => Backends::Endpoints(everywhere),
-            TrafficPolicy::Local => match eligible(endpoints, |state| state.local) {
-                local if local.is_empty() => Backends::Drop,
-                local => Backends::Endpoints(local),
-            },
-        }
-    }
-
-    /// Endpoints exist, but none under the port's name: the link between the two is broken.
-    fn check_target(&mut self, port: &ServicePort) {
-        let matched =
-            |(_, name, protocol): &PortKey| *name == port.name && *protocol == port.protocol;
-        if self.endpoints.is_empty() || self.endpoints.keys().any(matched) {
-            return;
-        }
-        let named: BTreeSet<String> = self
-            .endpoints
-            .keys()
-            .map(|(_, name, protocol)| format!("{name:?}/{protocol}"))
+    fn add_ranges(&mut self) {
+        let ranges: Vec<(Protocol, (u16, u16))> = self
+            .wishes
+            .ranges
+            .iter()
+            .flat_map(|(&protocol, ranges)| ranges.iter().map(move |&range| (protocol, range)))
             .collect();
-        let named: Vec<String> = named.into_iter().collect();
-        let message = format!(
-            "port {:?}/{} matches no port of its EndpointSlices (they have {}): connections are \
-             refused; compare targetPort with the pods' port names",
-            port.name,
-            port.protocol,
-            named.join(", "),
-        );
-        self.find(format!("Service {}", self.service.metadata.key()), message);
+        if ranges.is_empty() {
+            return;
+        }
+        for &address in &self.cluster_ips {
+            let candidates = self.endpoints.of_family(Family::of(&address));
+            let plan = inside(self.service, &self.wishes, candidates);
+            self.plan.add_ranges(RangeScope::ClusterIp, address, &ranges, &plan);
+        }
+        for (&address, clients) in &self.external {
+            // A range would take the node's own ports: its ssh, its kubelet, its tunnels.
+            let nodes = &self.config.node_cidrs;
+            if self.facts.addresses.contains(&address)
+                || nodes.iter().any(|range| range.contains(&address))
+            {
+                let message = format!(
+                    "annotation {PORT_RANGES_ANNOTATION} is not heeded at {address}: it is a \
+                     node's own address; use a load balancer with addresses of its own"
+                );
+                self.findings.add(format!("Service {}", self.service.metadata.key()), message);
+                continue;
+            }
+            let candidates = self.endpoints.of_family(Family::of(&address));
+            let plan = outside(self.service, &self.wishes, candidates);
+            let plan = FrontendPlan { source_ranges: clients.clone(), ..plan };
+            self.plan.add_ranges(RangeScope::External, address, &ranges, &plan);
+        }
     }
 
-    fn find(&mut self, about: String, message: String) {
-        self.findings.insert(Finding { about, message });
+    fn add_the_rest(&mut self) {
+        self.plan.local_addresses = self.endpoints.local_addresses();
+        if self.config.answer_ping {
+            let answering = self.cluster_ips.iter().copied();
+            let endpoints = &self.endpoints;
+            self.plan.answers_ping = answering
+                .filter(|address| endpoints.of_family(Family::of(address)).has_ready())
+                .collect();
+        }
+        let spec = &self.service.spec;
+        if spec.kind == ServiceType::LoadBalancer
+            && spec.external_traffic_policy == TrafficPolicy::Local
+            && spec.health_check_node_port != 0
+        {
+            // A pod of two families is one endpoint.
+            let of_family = |&family| self.endpoints.of_family(family).ready_here();
+            self.plan.health_check = Some(HealthCheck {
+                port: spec.health_check_node_port,
+                local_endpoints: self.families.iter().map(of_family).max().unwrap_or(0),
+            });
+        }
+    }
+
+    fn find(&mut self, message: String) {
+        self.findings.add(format!("Service {}", self.service.metadata.key()), message);
     }
 }
 
-/// The endpoints that take new connections: the ready ones, else those that still serve.
-fn eligible(
-    endpoints: &BTreeMap<SocketAddr, EndpointState>,
-    counts: impl Fn(&EndpointState) -> bool,
-) -> BTreeSet<SocketAddr> {
-    let those = |wanted: fn(&EndpointState) -> bool| -> BTreeSet<SocketAddr> {
-        let matching = endpoints.iter().filter(|(_, state)| counts(state) && wanted(state));
-        matching.map(|(&address, _)| address).collect()
-    };
-    let ready = those(|state| state.ready);
-    if ready.is_empty() { those(|state| state.serving_and_terminating) } else { ready }
+/// What clients get at a ClusterIP.
+fn inside(service: &Service, wishes: &Wishes<'_>, candidates: &Candidates) -> FrontendPlan {
+    let backends = candidates.backends(service.spec.internal_traffic_policy);
+    with_preferences(FrontendPlan::new(backends), service, wishes, candidates)
 }
 
-/// The endpoint's address, unless traffic must not be sent there: whoever may write slices could
-/// otherwise reach services that listen on a node's loopback or link-local addresses.
-fn usable_address(endpoint: &Endpoint, family: Family) -> Result<IpAddr, String> {
-    let text = endpoint.addresses.first().map_or("", String::as_str);
-    let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is no address"))?;
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    if Family::of(&address.to_canonical()) != family {
-        Err(format!("{address} is not of the slice's family {family}"))
-    } else if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
-        Err(format!("{address} is a loopback, unspecified or multicast address"))
-    } else if link_local {
-        Err(format!("{address} is a link-local or broadcast address"))
+/// What clients get where clients outside the cluster come in.
+fn outside(service: &Service, wishes: &Wishes<'_>, candidates: &Candidates) -> FrontendPlan {
+    let mut plan = FrontendPlan::new(candidates.backends(TrafficPolicy::Cluster));
+    if service.spec.external_traffic_policy == TrafficPolicy::Local {
+        plan.outside = Some(candidates.backends(TrafficPolicy::Local));
+    }
+    with_preferences(plan, service, wishes, candidates)
+}
+
+fn with_preferences(
+    mut plan: FrontendPlan,
+    service: &Service,
+    wishes: &Wishes<'_>,
+    candidates: &Candidates,
+) -> FrontendPlan {
+    plan.affinity_timeout_s = service.affinity_timeout_s();
+    plan.scheduling = if wishes.weights.are_given() {
+        let both = [Some(&plan.backends), plan.outside.as_ref()];
+        candidates.scheduling(both.into_iter().flatten().flat_map(Backends::endpoints))
     } else {
-        Ok(address)
+        wishes.scheduling.clone()
+    };
+    plan
+}
+
+impl Backends {
+    /// The endpoints; none of what refuses or drops.
+    pub fn endpoints(&self) -> impl Iterator<Item = &SocketAddr> {
+        match self {
+            Self::Endpoints(endpoints) => Some(endpoints),
+            Self::Reject | Self::Drop => None,
+        }
+        .into_iter()
+        .flatten()
+    }
+}
+
+impl ServicePlan {
+    fn add_ranges(
+        &mut self,
+        scope: RangeScope,
+        address: IpAddr,
+        ranges: &[(Protocol, (u16, u16))],
+        plan: &FrontendPlan,
+    ) {
+        for &(protocol, (first, last)) in ranges {
+            let frontend = RangeFrontend { scope, address, protocol, first, last };
+            self.ranges.insert(frontend, plan.clone());
+        }
     }
 }
