@@ -88,7 +88,9 @@ fn exchange(socket: &Path, query: &str) -> std::io::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(AGENT_WAIT))?;
     stream.set_write_timeout(Some(AGENT_WAIT))?;
-    write!(stream, "GET {query} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+    // In one write: an agent that refuses by the first words closes while the others come.
+    let question = format!("GET {query} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
     let mut text = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut text)?;
     let wrong = || std::io::Error::other("the answer is no HTTP");
