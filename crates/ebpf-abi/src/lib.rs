@@ -6,6 +6,7 @@
 //! Addresses have 16 bytes; one of IPv4 is written as IPv4-mapped IPv6 (RFC 4291 §2.5.5.2), so
 //! that both families share each map.
 
+pub mod flows;
 mod layout;
 pub mod services;
 
@@ -265,7 +266,7 @@ pub fn c_header() -> String {
     let mut text = String::from(
         "/* Written by the build from crates/ebpf-abi: change it there. */\n#pragma once\n\n",
     );
-    for (name, value) in NUMBERS.iter().chain(&services::NUMBERS) {
+    for (name, value) in NUMBERS.iter().chain(&services::NUMBERS).chain(&flows::NUMBERS) {
         text.push_str(&format!("#define {name} {value}u\n"));
     }
     text.push_str("\nenum reason {\n");
@@ -273,7 +274,12 @@ pub fn c_header() -> String {
         text.push_str(&format!("\t{} = {},\n", name.to_ascii_uppercase(), reason.index()));
     }
     text.push_str("};\n");
-    for layout in LAYOUTS.iter().chain(&services::LAYOUTS) {
+    text.push_str("\nenum nat_reason {\n");
+    for (reason, name) in flows::NAT_REASONS {
+        text.push_str(&format!("\t{} = {},\n", name.to_ascii_uppercase(), reason.index()));
+    }
+    text.push_str("};\n");
+    for layout in LAYOUTS.iter().chain(&services::LAYOUTS).chain(&flows::LAYOUTS) {
         layout.write_c(&mut text);
     }
     text
@@ -285,7 +291,7 @@ mod tests {
 
     #[test]
     fn layouts_have_no_holes_which_the_kernel_would_compare_as_part_of_a_key() {
-        for layout in LAYOUTS.iter().chain(&services::LAYOUTS) {
+        for layout in LAYOUTS.iter().chain(&services::LAYOUTS).chain(&flows::LAYOUTS) {
             let mut end = 0;
             for field in layout.fields {
                 assert_eq!(field.offset, end, "a hole before {}.{}", layout.name, field.name);
@@ -323,7 +329,7 @@ mod tests {
     #[test]
     fn the_header_asserts_each_offset() {
         let header = c_header();
-        for layout in LAYOUTS.iter().chain(&services::LAYOUTS) {
+        for layout in LAYOUTS.iter().chain(&services::LAYOUTS).chain(&flows::LAYOUTS) {
             for field in layout.fields {
                 let assertion = format!("offsetof(struct {}, {})", layout.c_name(), field.name);
                 assert!(header.contains(&assertion), "{assertion}");
