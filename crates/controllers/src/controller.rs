@@ -51,6 +51,27 @@ pub struct Config {
     pub root_ca: String,
     /// When this process began to watch: nodes are not blamed for silence before that.
     pub started: Timestamp,
+    /// Most endpoints of one EndpointSlice, at most [`MAX_ENDPOINTS_PER_SLICE`]
+    /// (kube-controller-manager's `--max-endpoints-per-slice`).
+    pub max_endpoints_per_slice: usize,
+}
+
+/// Upstream's default: larger slices make each change of readiness dearer.
+pub const DEFAULT_ENDPOINTS_PER_SLICE: usize = 100;
+/// Most endpoints that the API takes in one EndpointSlice.
+pub const MAX_ENDPOINTS_PER_SLICE: usize = 1_000;
+
+impl Config {
+    /// The configuration with the usual size of slices.
+    pub fn new(cluster: ClusterConfig, root_ca: String, started: Timestamp) -> Self {
+        let max_endpoints_per_slice = DEFAULT_ENDPOINTS_PER_SLICE;
+        Self { cluster, root_ca, started, max_endpoints_per_slice }
+    }
+
+    /// The size of slices as far as the API takes it; never zero.
+    pub(crate) fn endpoints_per_slice(&self) -> usize {
+        self.max_endpoints_per_slice.clamp(1, MAX_ENDPOINTS_PER_SLICE)
+    }
 }
 
 /// What a run of a controller may read beside the snapshot.
@@ -122,7 +143,7 @@ impl Controller {
     /// What this controller wants for a key.
     pub fn reconcile(self, key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>) -> Outcome {
         match self {
-            Self::EndpointSlices => endpoint_slices::reconcile(key, snapshot),
+            Self::EndpointSlices => endpoint_slices::reconcile(key, snapshot, input.config),
             Self::Endpoints => endpoints::reconcile(key, snapshot),
             Self::Scheduler => scheduler::reconcile(snapshot, input),
             Self::ReplicaSets => replica_sets::reconcile(key, snapshot, input),

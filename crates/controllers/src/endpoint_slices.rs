@@ -1,28 +1,34 @@
-//! EndpointSlices of Services with a selector: at most [`MAX_ENDPOINTS_PER_SLICE`] endpoints
-//! each, with as few writes as a change allows, since every node reads every write.
+//! EndpointSlices of Services with a selector: one set of slices for each family and each set of
+//! ports, with as few writes as a change allows, since every node reads every write.
+
+mod hints;
+mod pack;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use model::Family;
 use model::kinds::SERVICE_NAME_LABEL;
+use model::{Family, Timestamp};
 
+use crate::controller::Config;
 use crate::kind::{Kind, ObjectKey};
 use crate::object::{Object, Service, beside};
-use crate::selected_pods::{self, selected};
+use crate::selected_pods::{self, SelectedPod, selected};
 use crate::slice::{SliceEndpoint, SlicePort};
 use crate::snapshot::{Change, Snapshot};
-use crate::write::{Outcome, Step, Write};
+use crate::write::{Outcome, Report, Step, Write};
+use hints::{Mode, Refusal, Zones};
+use pack::{Planned, identity, pack};
 
-/// Upstream's default; larger slices make each change of readiness dearer.
-const MAX_ENDPOINTS_PER_SLICE: usize = 100;
 /// Says whose slices these are: others' are never touched.
-const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGED_BY: &str = "endpointslice-controller.k8s.io";
 /// Tells proxies that there is no virtual address to translate.
 pub(crate) const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// When that happened which a write of endpoints answers to; consumers measure their delay by it.
+pub(crate) const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const COMPONENT: &str = "endpoint-slice-controller";
 
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
@@ -32,9 +38,18 @@ pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeS
             keys.insert(ObjectKey::new(Kind::Service, beside(&slice.meta, service)));
         }
     }
+    let capacity = |node: &Option<Arc<Object>>| {
+        node.as_ref().filter(|node| node.kind == Kind::Node).and_then(|node| hints::capacity(node))
+    };
+    if capacity(&change.old) != capacity(&change.new) {
+        let shared_out = snapshot.all(Kind::Service).filter(|object| {
+            object.service().is_some_and(|view| Mode::of(object, view) == Mode::Auto)
+        });
+        keys.extend(shared_out.map(|object| object.key()));
+    }
 }
 
-pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot) -> Outcome {
+pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, config: &Config) -> Outcome {
     let mut outcome = Outcome::nothing();
     let existing: Vec<&Arc<Object>> = snapshot
         .in_namespace(Kind::EndpointSlice, &key.name.namespace)
@@ -60,14 +75,30 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot) -> Outcome {
         [] => vec![Family::V4],
         families => families.to_vec(),
     };
+    // Slices of a Service of this name that is no more are not taken over: the garbage collector
+    // is after them already.
     let (wanted, unwanted): (Vec<_>, Vec<_>) = existing.into_iter().partition(|slice| {
-        families.iter().any(|family| address_type(slice) == Some(family.to_string()))
+        slice.meta.controller().is_some_and(|owner| owner.uid == object.meta.uid)
+            && families.iter().any(|family| is_of_family(slice, *family))
     });
     delete_all(&unwanted, &mut outcome);
-    for family in families {
-        let of_family =
-            wanted.iter().filter(|slice| address_type(slice) == Some(family.to_string()));
-        let plan = Plan::new(object, service, family, of_family.copied(), snapshot);
+    let pods: BTreeMap<Family, Vec<SelectedPod>> = families
+        .iter()
+        .map(|family| (*family, selected(object, service, *family, snapshot)))
+        .collect();
+    let trigger_time = trigger_time(object, &wanted, pods.values().flatten());
+    let mode = Mode::of(object, service);
+    for (family, pods) in pods {
+        let held = wanted.iter().filter(|slice| is_of_family(slice, family)).copied().cloned();
+        let labels = labels(object, service);
+        let mut plan = Plan::new(family, labels, pods, held.collect(), config);
+        plan.trigger_time = trigger_time;
+        let zones = match mode {
+            Mode::Auto => Zones::of(snapshot.all(Kind::Node).map(Arc::as_ref)),
+            _ => Zones::default(),
+        };
+        let hints = hints::set(&mut plan.slices, mode, &zones);
+        plan.hints_changed = hints_report(object, &plan, mode, hints);
         plan.write(object, &mut outcome);
     }
     outcome
@@ -79,8 +110,8 @@ fn is_ours(slice: &Object, service: &str) -> bool {
         && labels.get(MANAGED_BY_LABEL).is_some_and(|name| name == MANAGED_BY)
 }
 
-fn address_type(slice: &Object) -> Option<String> {
-    slice.slice().map(|view| view.address_type.clone())
+fn is_of_family(slice: &Object, family: Family) -> bool {
+    slice.slice().is_some_and(|view| view.address_type == family.to_string())
 }
 
 fn delete_all(slices: &[&Arc<Object>], outcome: &mut Outcome) {
@@ -89,12 +120,49 @@ fn delete_all(slices: &[&Arc<Object>], outcome: &mut Outcome) {
     }
 }
 
-/// A slice as it shall be.
-struct Planned {
-    /// What is there to hold it.
-    existing: Option<Arc<Object>>,
-    ports: Vec<SlicePort>,
-    endpoints: Vec<SliceEndpoint>,
+/// When that happened which the slices do not know yet: for a new Service its creation, else the
+/// earliest change of readiness of a pod that is new to the slices, or stands in them with another
+/// readiness. Nothing is known of when a pod went.
+pub(crate) fn trigger_time<'a>(
+    object: &Object,
+    slices: &[&Arc<Object>],
+    pods: impl Iterator<Item = &'a SelectedPod>,
+) -> Option<Timestamp> {
+    if slices.is_empty() {
+        return object.meta.creation_timestamp;
+    }
+    let known: BTreeMap<String, Option<bool>> = slices
+        .iter()
+        .filter_map(|slice| slice.slice())
+        .flat_map(|view| &view.endpoints)
+        .map(|endpoint| (identity(endpoint), endpoint.conditions.serving))
+        .collect();
+    pods.filter(|pod| known.get(&identity(&pod.endpoint)) != Some(&pod.endpoint.conditions.serving))
+        .filter_map(|pod| pod.ready_changed)
+        .min()
+}
+
+/// The Event about hints by processors, when they come or go.
+fn hints_report(
+    object: &Object,
+    plan: &Plan,
+    mode: Mode,
+    hints: Result<(), Refusal>,
+) -> Option<Report> {
+    let held = plan.slices.iter().filter_map(|slice| slice.existing.as_ref()?.slice());
+    let had = held.flat_map(|view| &view.endpoints).any(|endpoint| endpoint.hints.is_some());
+    let family = plan.family;
+    match (mode, hints) {
+        (Mode::Auto, Ok(())) if !had => {
+            let message = format!("Topology Aware Hints has been enabled, addressType: {family}");
+            Some(object.report(COMPONENT, "TopologyAwareHintsEnabled", message))
+        }
+        (Mode::Auto, Err(why)) if had => {
+            let message = format!("{why}, addressType: {family}");
+            Some(object.report(COMPONENT, "TopologyAwareHintsDisabled", message).warning())
+        }
+        _ => None,
+    }
 }
 
 /// The slices of one Service in one family.
@@ -103,35 +171,40 @@ struct Plan {
     labels: BTreeMap<String, String>,
     slices: Vec<Planned>,
     surplus: Vec<Arc<Object>>,
+    trigger_time: Option<Timestamp>,
+    hints_changed: Option<Report>,
 }
 
 impl Plan {
-    fn new<'a>(
-        object: &Object,
-        service: &Service,
+    fn new(
         family: Family,
-        existing: impl Iterator<Item = &'a Arc<Object>>,
-        snapshot: &Snapshot,
+        labels: BTreeMap<String, String>,
+        pods: Vec<SelectedPod>,
+        held: Vec<Arc<Object>>,
+        config: &Config,
     ) -> Self {
         let mut groups: BTreeMap<Vec<SlicePort>, BTreeMap<String, SliceEndpoint>> = BTreeMap::new();
-        for pod in selected(object, service, family, snapshot) {
+        for pod in pods {
             let identity = identity(&pod.endpoint);
             groups.entry(pod.ports).or_default().insert(identity, pod.endpoint);
         }
         let mut slices_of: BTreeMap<Vec<SlicePort>, Vec<Arc<Object>>> = BTreeMap::new();
         let mut surplus = Vec::new();
-        for slice in existing {
+        for slice in held {
             let ports = slice.slice().map(|view| view.ports.clone()).unwrap_or_default();
             if groups.contains_key(&ports) {
-                slices_of.entry(ports).or_default().push(slice.clone());
+                slices_of.entry(ports).or_default().push(slice);
             } else {
-                surplus.push(slice.clone());
+                surplus.push(slice);
             }
         }
         let mut slices = Vec::new();
         for (ports, wanted) in groups {
             let held = slices_of.remove(&ports).unwrap_or_default();
-            surplus.extend(pack(ports, wanted, held, &mut slices));
+            let limit = config.endpoints_per_slice();
+            let (planned, empty) = pack(&ports, wanted, held, &labels, limit);
+            slices.extend(planned);
+            surplus.extend(empty);
         }
         if slices.is_empty() {
             // A Service without endpoints has one empty slice, so that "none" can be told from
@@ -142,10 +215,11 @@ impl Plan {
         for slice in slices.iter_mut().filter(|slice| slice.existing.is_none()) {
             slice.existing = surplus.pop();
         }
-        Self { family, labels: labels(object, service), slices, surplus }
+        Self { family, labels, slices, surplus, trigger_time: None, hints_changed: None }
     }
 
-    fn write(self, object: &Object, outcome: &mut Outcome) {
+    fn write(mut self, object: &Object, outcome: &mut Outcome) {
+        let mut told = self.hints_changed.take();
         for slice in &self.slices {
             let write = match &slice.existing {
                 Some(existing) => self.update(existing, slice),
@@ -163,7 +237,9 @@ impl Plan {
                 // Somebody else's change is read and answered at once: not worth an event.
                 let step = Step::quiet(write);
                 let creates = slice.existing.is_none();
-                outcome.push(if creates { step.on_failure(failed.warning()) } else { step });
+                let mut step = if creates { step.on_failure(failed.warning()) } else { step };
+                step.success = told.take();
+                outcome.push(step);
             }
         }
         for slice in &self.surplus {
@@ -178,6 +254,9 @@ impl Plan {
             "labels": self.labels,
             "ownerReferences": [object.controller_reference()],
         }));
+        if let Some(time) = self.trigger_time {
+            body["metadata"]["annotations"] = json!({TRIGGER_TIME: time});
+        }
         body["addressType"] = json!(self.family);
         body["ports"] = json!(slice.ports);
         body["endpoints"] = json!(slice.endpoints);
@@ -201,73 +280,14 @@ impl Plan {
             }
             body["metadata"] = json!({"labels": labels});
         }
-        let changed = body.as_object().is_some_and(|fields| !fields.is_empty());
-        changed.then(|| existing.patch_unchanged(body))
-    }
-}
-
-/// Puts the endpoints of one set of ports into slices, leaving each endpoint where it is. New
-/// ones go first into slices that are written anyway, then into one that has room, then into new
-/// ones. Returns the slices that are left empty.
-fn pack(
-    ports: Vec<SlicePort>,
-    mut wanted: BTreeMap<String, SliceEndpoint>,
-    held: Vec<Arc<Object>>,
-    slices: &mut Vec<Planned>,
-) -> Vec<Arc<Object>> {
-    let mut kept: Vec<(Arc<Object>, Vec<SliceEndpoint>, bool)> = Vec::new();
-    for slice in held {
-        let Some(view) = slice.slice() else { continue };
-        let mut changed = false;
-        let mut endpoints = Vec::with_capacity(view.endpoints.len());
-        for endpoint in &view.endpoints {
-            match wanted.remove(&identity(endpoint)) {
-                Some(new) if endpoints.len() < MAX_ENDPOINTS_PER_SLICE => {
-                    changed |= new != *endpoint;
-                    endpoints.push(new);
-                }
-                Some(new) => {
-                    wanted.insert(identity(&new), new);
-                    changed = true;
-                }
-                None => changed = true,
-            }
+        if body.as_object().is_none_or(|fields| fields.is_empty()) {
+            return None;
         }
-        kept.push((slice, endpoints, changed));
-    }
-    let mut rest = wanted.into_values().peekable();
-    let room = |endpoints: &Vec<SliceEndpoint>| MAX_ENDPOINTS_PER_SLICE - endpoints.len();
-    for (_, endpoints, _) in kept.iter_mut().filter(|(_, _, changed)| *changed) {
-        endpoints.extend(rest.by_ref().take(room(endpoints)));
-    }
-    let left = rest.len();
-    if left > 0 {
-        // The fullest slice that takes all of them, so that one write does.
-        let fitting = kept.iter_mut().filter(|(_, endpoints, _)| room(endpoints) >= left);
-        if let Some((_, endpoints, _)) = fitting.min_by_key(|(_, endpoints, _)| room(endpoints)) {
-            endpoints.extend(rest.by_ref());
+        // The annotation says something about a write, and is no reason for one.
+        if self.trigger_time.is_some() || existing.meta.annotations.contains_key(TRIGGER_TIME) {
+            body["metadata"]["annotations"] = json!({TRIGGER_TIME: self.trigger_time});
         }
-    }
-    let mut empty = Vec::new();
-    for (slice, endpoints, _) in kept {
-        if endpoints.is_empty() {
-            empty.push(slice);
-        } else {
-            slices.push(Planned { existing: Some(slice), ports: ports.clone(), endpoints });
-        }
-    }
-    while rest.peek().is_some() {
-        let endpoints = rest.by_ref().take(MAX_ENDPOINTS_PER_SLICE).collect();
-        slices.push(Planned { existing: None, ports: ports.clone(), endpoints });
-    }
-    empty
-}
-
-/// What makes two endpoints the same: the pod, and where there is none, the address.
-fn identity(endpoint: &SliceEndpoint) -> String {
-    match &endpoint.target_ref {
-        Some(target) if !target.uid.is_empty() => target.uid.clone(),
-        _ => endpoint.addresses.join(","),
+        Some(existing.patch_unchanged(body))
     }
 }
 

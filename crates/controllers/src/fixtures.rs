@@ -41,7 +41,7 @@ pub(crate) fn with_input<T>(
     run: impl FnOnce(&Input<'_>) -> T,
 ) -> T {
     let cluster = ClusterConfig::default();
-    let config = Config { cluster, root_ca: "CA".into(), started: NOW };
+    let config = Config::new(cluster, "CA".into(), NOW);
     run(&Input { config: &config, now: NOW, last_failure })
 }
 

@@ -356,7 +356,7 @@ mod tests {
 
     fn manager() -> Manager {
         let cluster = ClusterConfig::default();
-        Manager::new(Config { cluster, root_ca: "CA".into(), started: NOW })
+        Manager::new(Config::new(cluster, "CA".into(), NOW))
     }
 
     fn namespace(name: &str, version: u64) -> Value {

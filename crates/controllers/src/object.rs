@@ -257,7 +257,7 @@ pub struct NodeStatus {
     /// Conditions.
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Vec<Condition>,
-    /// What pods may use; only the number of pods is read.
+    /// What pods may use.
     #[serde(deserialize_with = "null_as_default")]
     pub allocatable: Allocatable,
 }
@@ -268,6 +268,8 @@ pub struct NodeStatus {
 pub struct Allocatable {
     /// How many pods fit, as a quantity.
     pub pods: Option<IntOrText>,
+    /// Processors, as a quantity.
+    pub cpu: Option<IntOrText>,
 }
 
 /// A quantity that clients send as a number or as text.
@@ -286,6 +288,18 @@ impl IntOrText {
         match self {
             Self::Int(number) => usize::try_from(*number).ok(),
             Self::Text(text) => text.parse().ok(),
+        }
+    }
+
+    /// The quantity in thousandths, in the two forms that the API writes processors in: `4` and
+    /// `3920m`.
+    pub fn milli(&self) -> Option<u64> {
+        match self {
+            Self::Int(number) => u64::try_from(*number).ok()?.checked_mul(1_000),
+            Self::Text(text) => match text.strip_suffix('m') {
+                Some(milli) => milli.parse().ok(),
+                None => text.parse::<u64>().ok()?.checked_mul(1_000),
+            },
         }
     }
 }
@@ -320,6 +334,12 @@ pub struct ServiceSpec {
     /// Endpoints count as ready whatever their pods say.
     #[serde(deserialize_with = "null_as_default")]
     pub publish_not_ready_addresses: bool,
+    /// Which endpoints clients prefer (KEP-4444); empty for no preference.
+    #[serde(deserialize_with = "null_as_default")]
+    pub traffic_distribution: String,
+    /// The Service's addresses, for IPAddress objects.
+    #[serde(rename = "clusterIPs", deserialize_with = "null_as_default")]
+    pub cluster_ips: Vec<String>,
 }
 
 /// One port of a Service.

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use model::Family;
 use model::kinds::IntOrString;
 use model::selector::matches_map;
+use model::{Family, Timestamp};
 
 use crate::kind::{Kind, ObjectKey};
 use crate::object::{Object, Service, ServicePort};
@@ -14,7 +14,7 @@ use crate::slice::{EndpointConditions, SliceEndpoint, SlicePort, TargetReference
 use crate::snapshot::{Change, Snapshot};
 
 /// The label that nodes carry their zone in.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+pub(crate) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Adds the Services that a change of a Service or of a pod concerns.
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
@@ -23,15 +23,33 @@ pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeS
         Kind::Service => {
             keys.insert(object.key());
         }
-        Kind::Pod => {
-            for service in snapshot.in_namespace(Kind::Service, &object.meta.namespace) {
-                let Some(view) = service.service().filter(|view| view.selects()) else { continue };
-                if change.both().any(|pod| matches_map(&view.spec.selector, &pod.meta.labels)) {
-                    keys.insert(service.key());
+        Kind::Pod => services_of(change.both(), &object.meta.namespace, snapshot, keys),
+        // Endpoints carry the zone of their node, and there are none on a node that is not there.
+        Kind::Node => {
+            let place = |node: &Option<Arc<Object>>| {
+                node.as_ref().map(|node| node.meta.labels.get(ZONE_LABEL).cloned())
+            };
+            if place(&change.old) != place(&change.new) {
+                for pod in snapshot.pods_on(&object.meta.name) {
+                    services_of([pod].into_iter(), &pod.meta.namespace, snapshot, keys);
                 }
             }
         }
         _ => {}
+    }
+}
+
+fn services_of<'a>(
+    pods: impl Iterator<Item = &'a Arc<Object>> + Clone,
+    namespace: &str,
+    snapshot: &Snapshot,
+    keys: &mut BTreeSet<ObjectKey>,
+) {
+    for service in snapshot.in_namespace(Kind::Service, namespace) {
+        let Some(view) = service.service().filter(|view| view.selects()) else { continue };
+        if pods.clone().any(|pod| matches_map(&view.spec.selector, &pod.meta.labels)) {
+            keys.insert(service.key());
+        }
     }
 }
 
@@ -41,10 +59,13 @@ pub(crate) struct SelectedPod {
     pub ports: Vec<SlicePort>,
     /// The endpoint.
     pub endpoint: SliceEndpoint,
+    /// When the pod became ready or unready last.
+    pub ready_changed: Option<Timestamp>,
 }
 
 /// The endpoints of a Service in one family, by pod name. Pods that have ended, or have no
-/// address yet, are none.
+/// address yet, are none; nor are those of a node that is not there, unless the Service wants
+/// pods whatever their state.
 pub(crate) fn selected(
     object: &Object,
     service: &Service,
@@ -58,7 +79,8 @@ pub(crate) fn selected(
             let view = pod.pod().filter(|view| !view.is_finished())?;
             let endpoint = endpoint(object, service, pod, view, family, snapshot)?;
             let ports = service.spec.ports.iter().filter_map(|port| resolve(port, view)).collect();
-            Some(SelectedPod { ports, endpoint })
+            let ready_changed = view.ready_condition().and_then(|found| found.last_transition_time);
+            Some(SelectedPod { ports, endpoint, ready_changed })
         })
         .collect()
 }
@@ -77,11 +99,11 @@ fn endpoint(
     let ready = service.spec.publish_not_ready_addresses || (serving && !terminating);
     let named = !view.spec.hostname.is_empty() && view.spec.subdomain == object.meta.name;
     let node_name = Some(view.spec.node_name.clone()).filter(|name| !name.is_empty());
-    let zone = node_name
-        .as_deref()
-        .and_then(|name| snapshot.find(Kind::Node, "", name))
-        .and_then(|node| node.meta.labels.get(ZONE_LABEL))
-        .cloned();
+    let node = node_name.as_deref().and_then(|name| snapshot.find(Kind::Node, "", name));
+    if node.is_none() && !service.spec.publish_not_ready_addresses {
+        return None;
+    }
+    let zone = node.and_then(|node| node.meta.labels.get(ZONE_LABEL)).cloned();
     Some(SliceEndpoint {
         addresses: vec![address.to_string()],
         conditions: EndpointConditions {
@@ -89,6 +111,7 @@ fn endpoint(
             serving: Some(serving),
             terminating: Some(terminating),
         },
+        hints: None,
         hostname: named.then(|| view.spec.hostname.clone()),
         node_name,
         target_ref: Some(TargetReference {

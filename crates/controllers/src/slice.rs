@@ -13,6 +13,9 @@ pub struct SliceEndpoint {
     pub addresses: Vec<String>,
     /// Its readiness.
     pub conditions: EndpointConditions,
+    /// Whose traffic it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hints: Option<EndpointHints>,
     /// Its own DNS label below a headless Service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -27,16 +30,54 @@ pub struct SliceEndpoint {
     pub zone: Option<String>,
 }
 
-/// `conditions` of an endpoint, all three always written.
+/// `conditions` of an endpoint: all three of a pod, only `ready` of an address that was copied
+/// from an Endpoints object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EndpointConditions {
     /// Takes new connections: serving and not terminating, or published unready.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
     /// Answers, terminating or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub serving: Option<bool>,
     /// Is being deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub terminating: Option<bool>,
+}
+
+/// `hints` of an endpoint (discovery.k8s.io/v1 EndpointHints).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointHints {
+    /// The zones whose clients shall use it.
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub for_zones: Vec<HintName>,
+    /// The nodes whose clients shall use it.
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub for_nodes: Vec<HintName>,
+}
+
+/// One zone or node of a hint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HintName {
+    /// Its name.
+    pub name: String,
+}
+
+impl EndpointHints {
+    /// A hint for one zone.
+    pub(crate) fn zone(name: &str) -> Self {
+        Self { for_zones: vec![HintName { name: name.into() }], for_nodes: vec![] }
+    }
+}
+
+impl SliceEndpoint {
+    /// Whether it takes new connections.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.conditions.ready == Some(true)
+    }
 }
 
 /// The pod behind an endpoint.

@@ -39,7 +39,7 @@ impl Change {
     }
 
     /// The old and the new form.
-    pub fn both(&self) -> impl Iterator<Item = &Arc<Object>> {
+    pub fn both(&self) -> impl Iterator<Item = &Arc<Object>> + Clone {
         self.old.iter().chain(self.new.iter())
     }
 }

@@ -31,7 +31,7 @@ pub async fn run(
     root_ca: String,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let mut manager = Manager::new(Config { cluster, root_ca, started: now() });
+    let mut manager = Manager::new(Config::new(cluster, root_ca, now()));
     let mut watchers = Watchers::new(&client);
     let mut jobs: JoinSet<(Job, Vec<StepResult>)> = JoinSet::new();
     loop {

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use crate::fixtures::{key, pod, snapshot, verbs, writes};
+use crate::fixtures::{key, pod, snapshot, verbs, with_input, writes};
 use crate::kind::Kind;
 use crate::write::Outcome;
 
@@ -24,7 +24,9 @@ fn numbered(index: usize, ready: bool) -> Value {
 }
 
 fn reconcile(objects: Vec<(Kind, Value)>) -> Outcome {
-    super::reconcile(&key(Kind::Service, "web"), &snapshot(objects))
+    with_input(None, |input| {
+        super::reconcile(&key(Kind::Service, "web"), &snapshot(objects), input.config)
+    })
 }
 
 /// The slices that a run creates, as if the server had stored them.
@@ -41,7 +43,8 @@ fn stored(outcome: &Outcome) -> Vec<(Kind, Value)> {
 
 fn with_pods(spec: Value, pods: Vec<Value>) -> Vec<(Kind, Value)> {
     let pods = pods.into_iter().map(|pod| (Kind::Pod, pod));
-    [(Kind::Service, service(spec))].into_iter().chain(pods).collect()
+    let node = json!({"metadata": {"name": "node1"}});
+    [(Kind::Node, node), (Kind::Service, service(spec))].into_iter().chain(pods).collect()
 }
 
 fn only(outcome: &Outcome) -> Value {

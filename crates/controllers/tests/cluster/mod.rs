@@ -69,7 +69,7 @@ impl Cluster {
     pub fn new(seed: u64, nodes: usize) -> Self {
         let cluster = ClusterConfig::default();
         let now = Timestamp::from_seconds(1_800_000_000);
-        let config = Config { cluster: cluster.clone(), root_ca: "CA".into(), started: now };
+        let config = Config::new(cluster.clone(), "CA".into(), now);
         let mut this = Self {
             store: Store::new(StoreConfig::from(&cluster)),
             manager: Manager::new(config),
@@ -100,7 +100,7 @@ impl Cluster {
     /// A fresh process of controllers over the same store.
     pub fn restart_controllers(&mut self) {
         let cluster = ClusterConfig::default();
-        let config = Config { cluster, root_ca: "CA".into(), started: self.now };
+        let config = Config::new(cluster, "CA".into(), self.now);
         self.manager = Manager::new(config);
         self.backlog.clear();
         self.flying.clear();

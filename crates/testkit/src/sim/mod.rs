@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use controllers::StepResult::{self, Failed, NotAbsent};
 use controllers::{Config, Job, Kind as ApiKind, Manager};
-use model::{ClusterConfig, Timestamp, World};
+use model::{ClusterConfig, Family, Timestamp, World};
 use oracle::service::Rule::{ClusterIp, NodePort};
 use reconcile::KINDS;
 use serde_json::{Value, json};
@@ -327,7 +327,7 @@ impl Simulation {
 }
 
 fn manager_config(cluster: &ClusterConfig, started: Timestamp) -> Config {
-    Config { cluster: cluster.clone(), root_ca: "CA".into(), started }
+    Config::new(cluster.clone(), "CA".into(), started)
 }
 
 fn node(number: u8) -> Value {
@@ -335,7 +335,7 @@ fn node(number: u8) -> Value {
         "metadata": {"name": format!("node{number}")},
         "status": {
             "addresses": [
-                {"type": "InternalIP", "address": objects::node_address(number).to_string()},
+                {"type": "InternalIP", "address": objects::node_address(number, Family::V4).to_string()},
             ],
             "conditions": [{"type": "Ready", "status": "True"}],
             "allocatable": {"pods": "110"},
