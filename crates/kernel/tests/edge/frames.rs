@@ -8,11 +8,13 @@ use model::MacAddress;
 use netlink::Netns;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
     socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use nix::unistd::Pid;
 
 use crate::lab::DEADLINE;
 
@@ -37,6 +39,20 @@ pub fn frame(to: MacAddress, from: MacAddress, ether_type: u16, payload: &[u8]) 
     bytes.resize(bytes.len().max(60), 0);
     bytes.extend(MARK);
     bytes
+}
+
+/// The same frame, which nobody counts.
+pub fn unmarked(mut frame: Vec<u8>) -> Vec<u8> {
+    frame.truncate(frame.len() - MARK.len());
+    frame
+}
+
+/// Keeps the calling thread on the processor where it is. A veth pair queues its frames by the
+/// processor that sends them: so all of one thread come out in the order in which they went in.
+pub fn on_one_processor() {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu().expect("a processor")).expect("its number");
+    sched_setaffinity(Pid::from_raw(0), &here).expect("the thread stays");
 }
 
 /// The frame with VLAN tags around what it carries.
