@@ -9,7 +9,7 @@ use crate::snapshot::{Change, Snapshot};
 use crate::write::{Failure, Outcome};
 use crate::{
     deployment, endpoint_slices, endpoints, garbage, namespaces, node_lifecycle, node_ranges,
-    pod_garbage, replica_sets, scheduler, service_accounts, taint_eviction,
+    pod_garbage, replica_sets, scheduler, service_accounts, slice_mirroring, taint_eviction,
 };
 
 /// One controller. The order is the order in which keys that are due together run: what takes
@@ -20,6 +20,8 @@ pub enum Controller {
     EndpointSlices,
     /// Service, pods → Endpoints, which kubectl before 1.27 reads.
     Endpoints,
+    /// Endpoints that people write → EndpointSlices.
+    SliceMirroring,
     /// Gives pods a node.
     Scheduler,
     /// ReplicaSet → pods.
@@ -107,9 +109,10 @@ pub enum Verb {
 
 impl Controller {
     /// All controllers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::EndpointSlices,
         Self::Endpoints,
+        Self::SliceMirroring,
         Self::Scheduler,
         Self::ReplicaSets,
         Self::Deployments,
@@ -127,6 +130,7 @@ impl Controller {
         match self {
             Self::EndpointSlices => endpoint_slices::interested(change, snapshot, keys),
             Self::Endpoints => endpoints::interested(change, snapshot, keys),
+            Self::SliceMirroring => slice_mirroring::interested(change, keys),
             Self::Scheduler => scheduler::interested(change, keys),
             Self::ReplicaSets => replica_sets::interested(change, snapshot, keys),
             Self::Deployments => deployment::interested(change, snapshot, keys),
@@ -145,6 +149,7 @@ impl Controller {
         match self {
             Self::EndpointSlices => endpoint_slices::reconcile(key, snapshot, input.config),
             Self::Endpoints => endpoints::reconcile(key, snapshot),
+            Self::SliceMirroring => slice_mirroring::reconcile(key, snapshot),
             Self::Scheduler => scheduler::reconcile(snapshot, input),
             Self::ReplicaSets => replica_sets::reconcile(key, snapshot, input),
             Self::Deployments => deployment::reconcile(key, snapshot, input),

@@ -304,4 +304,6 @@ fn labels(object: &Object, service: &Service) -> BTreeMap<String, String> {
 }
 
 #[cfg(test)]
+mod hints_tests;
+#[cfg(test)]
 mod tests;

@@ -29,6 +29,7 @@ mod scheduler;
 mod selected_pods;
 mod service_accounts;
 pub mod slice;
+mod slice_mirroring;
 pub mod snapshot;
 mod taint_eviction;
 pub mod write;

@@ -217,3 +217,126 @@ fn slices_of_a_removed_service_go() {
     objects.extend(slices);
     assert_eq!(verbs(&reconcile(objects)), ["delete web-0"]);
 }
+
+#[test]
+fn the_size_of_slices_is_configured_within_what_the_api_takes() {
+    for (configured, wanted) in [(7, vec![7, 7, 6]), (0, vec![1; 20]), (5_000, vec![20])] {
+        let mut sizes: Vec<usize> = with_input(None, |input| {
+            let config =
+                crate::Config { max_endpoints_per_slice: configured, ..input.config.clone() };
+            let pods = (0..20).map(|index| numbered(index, true)).collect();
+            let snapshot = snapshot(with_pods(json!({}), pods));
+            let outcome = super::reconcile(&key(Kind::Service, "web"), &snapshot, &config);
+            let size = |body: &Value| body["endpoints"].as_array().map_or(0, Vec::len);
+            writes(&outcome).iter().map(|(_, body)| size(body)).collect()
+        });
+        sizes.sort_unstable_by(|one, other| other.cmp(one));
+        assert_eq!(sizes, wanted, "{configured}");
+    }
+}
+
+#[test]
+fn a_full_slice_and_the_fullest_that_is_written_anyway_come_first() {
+    let pods = |range: std::ops::Range<usize>| range.map(|index| numbered(index, true));
+    let slices = stored(&reconcile(with_pods(json!({}), pods(0..250).collect())));
+    // Slices 0 and 1 lose one and forty endpoints, twenty are new: one goes to slice 0.
+    let left = (1..100).chain(140..250).map(|index| numbered(index, true));
+    let mut objects = with_pods(json!({}), left.chain(pods(300..320)).collect());
+    objects.extend(slices);
+    let outcome = reconcile(objects);
+    let sizes: Vec<(String, usize)> = writes(&outcome)
+        .into_iter()
+        .map(|(verb, body)| (verb, body["endpoints"].as_array().map_or(0, Vec::len)))
+        .collect();
+    assert_eq!(sizes, [("patch web-0".to_owned(), 100), ("patch web-1".to_owned(), 79)]);
+}
+
+#[test]
+fn an_endpoint_that_stands_twice_stays_once() {
+    let mut slices = stored(&reconcile(with_pods(json!({}), vec![numbered(1, true)])));
+    let mut copy = slices[0].clone();
+    copy.1["metadata"]["name"] = json!("web-copy");
+    slices.push(copy);
+    let mut objects = with_pods(json!({}), vec![numbered(1, true)]);
+    objects.extend(slices);
+    assert_eq!(verbs(&reconcile(objects)), ["delete web-copy"]);
+}
+
+#[test]
+fn slices_of_an_older_service_of_this_name_go() {
+    let mut slices = stored(&reconcile(with_pods(json!({}), vec![numbered(1, true)])));
+    slices[0].1["metadata"]["ownerReferences"][0]["uid"] = json!("another");
+    let mut objects = with_pods(json!({}), vec![numbered(1, true)]);
+    objects.extend(slices);
+    assert_eq!(verbs(&reconcile(objects)), ["delete web-0", "create EndpointSlice"]);
+}
+
+#[test]
+fn pods_of_a_node_that_is_not_there_are_no_endpoints_unless_all_are_wanted() {
+    for (publish, wanted) in [(false, 0), (true, 1)] {
+        let mut lost = numbered(1, true);
+        lost["spec"]["nodeName"] = json!("gone");
+        let spec = json!({"publishNotReadyAddresses": publish});
+        let body = only(&reconcile(with_pods(spec, vec![lost])));
+        assert_eq!(body["endpoints"].as_array().map(Vec::len), Some(wanted), "{publish}");
+    }
+}
+
+/// `endpoints.kubernetes.io/last-change-trigger-time` of the only write; `None` when no write.
+fn trigger_time(pods: Vec<Value>, held: &[(Kind, Value)]) -> Option<Value> {
+    let mut objects = with_pods(json!({}), pods);
+    objects[1].1["metadata"]["creationTimestamp"] = json!("2026-11-20T00:00:00Z");
+    objects.extend(held.iter().cloned());
+    let outcome = reconcile(objects);
+    let (_, body) = writes(&outcome).into_iter().next()?;
+    Some(body["metadata"]["annotations"][super::TRIGGER_TIME].clone())
+}
+
+#[test]
+fn a_write_says_when_that_happened_which_it_answers_to() {
+    let since = |mut pod: Value, time: &str| {
+        pod["status"]["conditions"][0]["lastTransitionTime"] = json!(time);
+        pod
+    };
+    let old = since(numbered(1, true), "2026-11-20T01:00:00Z");
+    assert_eq!(trigger_time(vec![old.clone()], &[]), Some(json!("2026-11-20T00:00:00Z")), "new");
+    let held = stored(&reconcile(with_pods(json!({}), vec![old.clone()])));
+    assert_eq!(trigger_time(vec![old.clone()], &held), None, "no write for the time alone");
+    let unready = since(numbered(1, false), "2026-11-20T02:00:00Z");
+    let later = since(numbered(2, true), "2026-11-20T03:00:00Z");
+    let both = trigger_time(vec![unready.clone(), later.clone()], &held);
+    assert_eq!(both, Some(json!("2026-11-20T02:00:00Z")), "the earliest of two");
+    let one = trigger_time(vec![old.clone(), later], &held);
+    assert_eq!(one, Some(json!("2026-11-20T03:00:00Z")), "what did not change does not count");
+    let mut stamped = held.clone();
+    stamped[0].1["metadata"]["annotations"] = json!({super::TRIGGER_TIME: "2026-11-20T00:00:00Z"});
+    let mut going = old;
+    going["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+    assert_eq!(trigger_time(vec![going], &stamped), Some(Value::Null), "a time of before goes");
+}
+
+#[test]
+fn a_dual_stack_service_has_slices_of_both_families() {
+    let mut pod = numbered(1, true);
+    pod["status"]["podIPs"] = json!([{"ip": "10.244.0.2"}, {"ip": "fd00:10::2"}]);
+    let single = numbered(2, true);
+    let spec = json!({"ipFamilies": ["IPv6", "IPv4"]});
+    let outcome = reconcile(with_pods(spec, vec![pod.clone(), single]));
+    let addresses: Vec<(Value, Value)> = writes(&outcome)
+        .into_iter()
+        .map(|(_, body)| {
+            let endpoints = body["endpoints"].as_array().cloned().unwrap_or_default();
+            let list = endpoints.iter().map(|endpoint| endpoint["addresses"][0].clone()).collect();
+            (body["addressType"].clone(), list)
+        })
+        .collect();
+    let wanted = [
+        (json!("IPv4"), json!(["10.244.0.2", "10.244.0.3"])),
+        (json!("IPv6"), json!(["fd00:10::2"])),
+    ];
+    assert_eq!(addresses, wanted);
+    // Down to one family: the other's slice goes.
+    let mut objects = with_pods(json!({"ipFamilies": ["IPv4"]}), vec![pod, numbered(2, true)]);
+    objects.extend(stored(&outcome));
+    assert_eq!(verbs(&reconcile(objects)), ["delete web-1"]);
+}
