@@ -24,9 +24,9 @@ pub const RANGE_PORT_BITS: u32 = 144;
 pub const SERVICE_SOURCE_ID_BITS: u32 = 32;
 
 /// [`ServiceKey::scope`]: the address is the Service's own (ClusterIP, external address).
-pub const SCOPE_ADDRESS: u32 = 0;
+pub const SCOPE_ADDRESS: u8 = 0;
 /// [`ServiceKey::scope`]: every address of the node that the map `node_addresses` has.
-pub const SCOPE_NODE_PORT: u32 = 1;
+pub const SCOPE_NODE_PORT: u8 = 1;
 
 /// [`Service::flags`]: the inside view masquerades everybody, not only who is no pod of this node.
 pub const MASQUERADE: u32 = 1;
@@ -238,8 +238,8 @@ pub(crate) const LAYOUTS: [&Layout; 13] = [
 pub(crate) const NUMBERS: [(&str, u32); 10] = [
     ("RANGE_PORT_BITS", RANGE_PORT_BITS),
     ("SERVICE_SOURCE_ID_BITS", SERVICE_SOURCE_ID_BITS),
-    ("SCOPE_ADDRESS", SCOPE_ADDRESS),
-    ("SCOPE_NODE_PORT", SCOPE_NODE_PORT),
+    ("SCOPE_ADDRESS", SCOPE_ADDRESS as u32),
+    ("SCOPE_NODE_PORT", SCOPE_NODE_PORT as u32),
     ("MASQUERADE", MASQUERADE),
     ("REJECT", REJECT),
     ("OUTSIDE", OUTSIDE),

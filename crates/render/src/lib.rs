@@ -9,6 +9,7 @@
 //! The same [`Observed::apply`] moves the believed state of the loop and the [`fake`] kernel.
 
 pub mod bpf;
+pub mod ebpf;
 pub mod edge;
 pub mod fake;
 pub mod inventory;

@@ -1,0 +1,280 @@
+//! From what the maps hold to what they shall hold, in an order that keeps traffic right.
+//!
+//! A program reads a frontend and then its slots, and entries change between the two. So:
+//!
+//! 1. **make**: pods of this node, members, sources, slots that nothing names yet;
+//! 2. **change** slots in place, then hashes;
+//! 3. **switch** the frontends, and with them ids and counts;
+//! 4. **sweep** what nothing names any more.
+//!
+//! A count is raised after its slots are written and lowered before they go; a referent exists
+//! before its reference and outlives it (invariant 5). Who read the old count and finds its slot
+//! gone takes slot 0, which every view with endpoints has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use ebpf_abi::address_bytes;
+use ebpf_abi::services::{
+    MASQUERADE, MemberKey, OUTSIDE, OUTSIDE_REJECT, REJECT, SOURCE_RANGES, Service, Slot, SlotKey,
+};
+
+use super::state::{Change, EbpfObserved, EbpfOp, ServiceSource};
+use super::{EbpfProgram, FrontendKey, FrontendProgram, View, maglev, slots};
+
+/// The ops from what is to what shall be. Empty when nothing differs.
+pub fn diff(program: &EbpfProgram, observed: &EbpfObserved) -> Vec<EbpfOp> {
+    let mut target = Target::new(observed);
+    for (key, frontend) in &program.frontends {
+        target.add(key, frontend);
+    }
+    target.tables.node_addresses = program.node_addresses.iter().map(|one| (*one, ())).collect();
+    target.tables.own_pods = program.own_pods.iter().map(|one| (*one, ())).collect();
+    compare(&target.tables, observed)
+}
+
+/// The ops for these frontends alone: as [`diff`] where all others are as they shall be, at the
+/// cost of what changes.
+pub fn diff_frontends(
+    program: &EbpfProgram,
+    observed: &EbpfObserved,
+    changed: &BTreeSet<FrontendKey>,
+) -> Vec<EbpfOp> {
+    let mut target = Target::new(observed);
+    let mut present = EbpfObserved::default();
+    for key in changed {
+        copy_frontend(key, observed, &mut present);
+        if let Some(frontend) = program.frontends.get(key) {
+            target.add(key, frontend);
+        }
+    }
+    compare(&target.tables, &present)
+}
+
+/// The maps as they shall be, with ids and slots chosen from what is there.
+struct Target<'a> {
+    observed: &'a EbpfObserved,
+    tables: EbpfObserved,
+    used: BTreeSet<u32>,
+    /// The next id that nothing has; `None` until one is needed.
+    next_id: Option<u32>,
+}
+
+impl<'a> Target<'a> {
+    fn new(observed: &'a EbpfObserved) -> Self {
+        Self { observed, tables: EbpfObserved::default(), used: BTreeSet::new(), next_id: None }
+    }
+
+    fn add(&mut self, key: &FrontendKey, frontend: &FrontendProgram) {
+        let present = service_at(key, self.observed);
+        let outside = frontend.outside.as_ref();
+        let counts = [Some(&frontend.inside), outside].map(|view| view.map_or(0, View::count));
+        let has_sources = frontend.source_ranges.is_some();
+        let mut service = Service {
+            flags: flags(frontend),
+            affinity_timeout_s: frontend.affinity_timeout_s.unwrap_or(0),
+            ..Service::default()
+        };
+        if frontend.maglev {
+            service.maglev_size = maglev::size_for(counts[0].max(counts[1]));
+        }
+        if counts[0] > 0 || has_sources {
+            service.id = self.keep_id(present.map(|service| service.id));
+            service.count = self.add_view(service.id, &frontend.inside, frontend, &service);
+        }
+        if let Some(outside) = outside.filter(|view| view.count() > 0) {
+            service.outside_id = self.keep_id(present.map(|service| service.outside_id));
+            service.outside_count =
+                self.add_view(service.outside_id, outside, frontend, &service);
+        }
+        for range in frontend.source_ranges.iter().flatten() {
+            let source = ServiceSource { id: service.id, range: range.trunc() };
+            self.tables.sources.insert(source, ());
+        }
+        match key {
+            FrontendKey::Port(key) => {
+                self.tables.services.insert(*key, service);
+            }
+            FrontendKey::Range { .. } => {
+                self.tables.ranges.extend(key.range_keys().into_iter().map(|key| (key, service)));
+            }
+        }
+    }
+
+    /// Fills the slots of a view and answers their number.
+    fn add_view(
+        &mut self,
+        id: u32,
+        view: &View,
+        frontend: &FrontendProgram,
+        service: &Service,
+    ) -> u32 {
+        let View::Endpoints(endpoints) = view else { return 0 };
+        let chosen = slots::assign(slots_of(id, self.observed), endpoints);
+        for (number, slot) in (0..).zip(&chosen) {
+            self.tables.slots.insert(SlotKey { id, slot: number }, *slot);
+            if frontend.has_members {
+                self.tables.members.insert(member(id, slot), ());
+            }
+        }
+        if service.maglev_size != 0 {
+            self.add_maglev(id, endpoints, &chosen, service.maglev_size);
+        }
+        u32::try_from(chosen.len()).unwrap_or(u32::MAX)
+    }
+
+    fn add_maglev(
+        &mut self,
+        id: u32,
+        endpoints: &BTreeMap<SocketAddr, u16>,
+        chosen: &[Slot],
+        size: u32,
+    ) {
+        let endpoints: Vec<SocketAddr> = endpoints.keys().copied().collect();
+        let slot_of = |endpoint: &SocketAddr| {
+            let address = address_bytes(endpoint.ip());
+            let is_it = |slot: &Slot| slot.address == address && slot.port == endpoint.port();
+            (0..).zip(chosen).find(|(_, slot)| is_it(slot)).map_or(0, |(number, _)| number)
+        };
+        let numbers: Vec<u32> = endpoints.iter().map(slot_of).collect();
+        for (entry, index) in (0..).zip(maglev::table(&endpoints, size)) {
+            let number = numbers.get(index).copied().unwrap_or(0);
+            self.tables.maglev.insert(SlotKey { id, slot: entry }, number);
+        }
+    }
+
+    /// The id that a view has, or a new one. 0 is no id.
+    fn keep_id(&mut self, present: Option<u32>) -> u32 {
+        let kept = present.filter(|id| *id != 0 && !self.used.contains(id));
+        let id = kept.unwrap_or_else(|| self.new_id());
+        self.used.insert(id);
+        id
+    }
+
+    /// Above all that is there, so that nothing left of an old view comes into a new one; when
+    /// numbers run out, the lowest that nothing has.
+    fn new_id(&mut self) -> u32 {
+        let id = self.next_id.unwrap_or_else(|| {
+            ids(self.observed).max().unwrap_or(0).saturating_add(1)
+        });
+        self.next_id = Some(id.saturating_add(1));
+        if id < u32::MAX {
+            return id;
+        }
+        let present: BTreeSet<u32> = ids(self.observed).collect();
+        (1..u32::MAX)
+            .find(|id| !present.contains(id) && !self.used.contains(id))
+            .unwrap_or(u32::MAX)
+    }
+}
+
+fn flags(frontend: &FrontendProgram) -> u32 {
+    let rejects = |view: Option<&View>| view == Some(&View::Reject);
+    let rows = [
+        (frontend.masquerade, MASQUERADE),
+        (rejects(Some(&frontend.inside)), REJECT),
+        (frontend.outside.is_some(), OUTSIDE),
+        (rejects(frontend.outside.as_ref()), OUTSIDE_REJECT),
+        (frontend.source_ranges.is_some(), SOURCE_RANGES),
+    ];
+    rows.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum()
+}
+
+fn service_at(key: &FrontendKey, observed: &EbpfObserved) -> Option<Service> {
+    match key {
+        FrontendKey::Port(key) => observed.services.get(key).copied(),
+        FrontendKey::Range { .. } => {
+            key.range_keys().iter().find_map(|key| observed.ranges.get(key).copied())
+        }
+    }
+}
+
+fn slots_of(id: u32, observed: &EbpfObserved) -> impl Iterator<Item = (u32, Slot)> + '_ {
+    let all = SlotKey { id, slot: 0 }..=SlotKey { id, slot: u32::MAX };
+    observed.slots.range(all).map(|(key, slot)| (key.slot, *slot))
+}
+
+fn member(id: u32, slot: &Slot) -> MemberKey {
+    MemberKey { id, address: slot.address, port: slot.port, zero: [0; 2] }
+}
+
+/// All ids that something names, some of them often.
+fn ids(observed: &EbpfObserved) -> impl Iterator<Item = u32> + '_ {
+    let services = observed.services.values().chain(observed.ranges.values());
+    let named = services.flat_map(|service| [service.id, service.outside_id]);
+    let slots = observed.slots.keys().chain(observed.maglev.keys()).map(|key| key.id);
+    let members = observed.members.keys().map(|key| key.id);
+    named.chain(slots).chain(members).chain(observed.sources.keys().map(|source| source.id))
+}
+
+/// Copies what is there of one frontend.
+fn copy_frontend(key: &FrontendKey, observed: &EbpfObserved, to: &mut EbpfObserved) {
+    let Some(service) = service_at(key, observed) else { return };
+    match key {
+        FrontendKey::Port(key) => {
+            to.services.insert(*key, service);
+        }
+        FrontendKey::Range { .. } => {
+            let parts = key.range_keys();
+            let there = parts.iter().filter_map(|key| observed.ranges.get_key_value(key));
+            to.ranges.extend(there.map(|(key, service)| (*key, *service)));
+        }
+    }
+    for id in [service.id, service.outside_id].into_iter().filter(|id| *id != 0) {
+        let slots = SlotKey { id, slot: 0 }..=SlotKey { id, slot: u32::MAX };
+        to.slots.extend(observed.slots.range(slots.clone()).map(|(key, slot)| (*key, *slot)));
+        to.maglev.extend(observed.maglev.range(slots).map(|(key, slot)| (*key, *slot)));
+        let first = MemberKey { id, ..MemberKey::default() };
+        let members = observed.members.range(first..).take_while(|(key, ())| key.id == id);
+        to.members.extend(members.map(|(key, ())| (*key, ())));
+        let first = ServiceSource { id, range: ipnet::Ipv4Net::default().into() };
+        let sources = observed.sources.range(first..).take_while(|(source, ())| source.id == id);
+        to.sources.extend(sources.map(|(source, ())| (*source, ())));
+    }
+}
+
+fn compare(target: &EbpfObserved, present: &EbpfObserved) -> Vec<EbpfOp> {
+    let (new_slots, changed_slots): (Vec<_>, Vec<_>) =
+        differing(&target.slots, &present.slots)
+            .into_iter()
+            .partition(|(key, _)| !present.slots.contains_key(key));
+    let mut ops = vec![
+        EbpfOp::OwnPods(Change::Put(differing(&target.own_pods, &present.own_pods))),
+        EbpfOp::Members(Change::Put(differing(&target.members, &present.members))),
+        EbpfOp::Sources(Change::Put(differing(&target.sources, &present.sources))),
+        EbpfOp::Slots(Change::Put(new_slots)),
+        EbpfOp::Slots(Change::Put(changed_slots)),
+        EbpfOp::Maglev(Change::Put(differing(&target.maglev, &present.maglev))),
+        EbpfOp::Services(Change::Put(differing(&target.services, &present.services))),
+        EbpfOp::Ranges(Change::Put(differing(&target.ranges, &present.ranges))),
+        EbpfOp::NodeAddresses(Change::Put(differing(
+            &target.node_addresses,
+            &present.node_addresses,
+        ))),
+        EbpfOp::NodeAddresses(Change::Remove(surplus(
+            &target.node_addresses,
+            &present.node_addresses,
+        ))),
+        EbpfOp::Ranges(Change::Remove(surplus(&target.ranges, &present.ranges))),
+        EbpfOp::Services(Change::Remove(surplus(&target.services, &present.services))),
+        EbpfOp::Maglev(Change::Remove(surplus(&target.maglev, &present.maglev))),
+        EbpfOp::Slots(Change::Remove(surplus(&target.slots, &present.slots))),
+        EbpfOp::Sources(Change::Remove(surplus(&target.sources, &present.sources))),
+        EbpfOp::Members(Change::Remove(surplus(&target.members, &present.members))),
+        EbpfOp::OwnPods(Change::Remove(surplus(&target.own_pods, &present.own_pods))),
+    ];
+    ops.retain(|op| op.count() != 0);
+    ops
+}
+
+fn differing<K: Ord + Clone, V: PartialEq + Clone>(
+    target: &BTreeMap<K, V>,
+    present: &BTreeMap<K, V>,
+) -> Vec<(K, V)> {
+    let differs = |(key, value): &(&K, &V)| present.get(*key) != Some(*value);
+    target.iter().filter(differs).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn surplus<K: Ord + Clone, V>(target: &BTreeMap<K, V>, present: &BTreeMap<K, V>) -> Vec<K> {
+    present.keys().filter(|key| !target.contains_key(key)).cloned().collect()
+}

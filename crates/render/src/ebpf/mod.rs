@@ -1,0 +1,229 @@
+//! Services in the maps of the eBPF programs (`bpf/services.h`).
+//!
+//! - [`EbpfProgram`]: what each frontend shall do, without numbers.
+//! - [`diff()`]: from what is there to what shall be; ids and slots are chosen here (invariant 1).
+//! - [`state`]: what the maps hold, and what they refuse.
+//! - [`mod@trace`]: what becomes of a packet by the maps.
+//!
+//! What is no Service (tunnel guards, masquerade to the outside, unknown addresses of the Service
+//! ranges, echo requests) stays with the nftables table.
+
+pub mod state;
+pub mod trace;
+
+mod diff;
+mod maglev;
+mod slots;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ebpf_abi::address_bytes;
+use ebpf_abi::services::{
+    RANGE_PORT_BITS, RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, ServiceKey,
+};
+use ipnet::IpNet;
+use model::{ClusterConfig, Family, Protocol};
+use plan::services::{Backends, Frontend, FrontendPlan, RangeScope, Scheduling, ServicePlan};
+use plan::{Desired, Finding, NodeFacts};
+
+pub use diff::{diff, diff_frontends};
+pub use state::{Change, EbpfObserved, EbpfOp, ServiceSource, Sizes};
+pub use trace::{decide, trace, trace_beside};
+
+/// What the maps shall say, but for ids and slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EbpfProgram {
+    /// What each frontend does.
+    pub frontends: BTreeMap<FrontendKey, FrontendProgram>,
+    /// The addresses of the node at which node ports answer.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// The ranges of this node's pods.
+    pub own_pods: BTreeSet<IpNet>,
+}
+
+/// What clients connect to, in the words of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FrontendKey {
+    /// One port.
+    Port(ServiceKey),
+    /// Ports in a row, at one address.
+    Range {
+        /// The address.
+        address: IpAddr,
+        /// The transport protocol.
+        protocol: Protocol,
+        /// The first port.
+        first: u16,
+        /// The last port.
+        last: u16,
+    },
+}
+
+/// What one frontend does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendProgram {
+    /// For every client that `outside` does not name.
+    pub inside: View,
+    /// For clients outside the cluster, whose source is kept.
+    pub outside: Option<View>,
+    /// Whether `inside` masquerades pods of this node too.
+    pub masquerade: bool,
+    /// Seconds that a client stays with its endpoint.
+    pub affinity_timeout_s: Option<u32>,
+    /// The only clients that may come.
+    pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Whether a client gets its endpoint by a consistent hash of its address.
+    pub maglev: bool,
+    /// Whether flows ask later if their endpoint still is one.
+    pub has_members: bool,
+}
+
+/// What some clients of a frontend get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// One of these, by weight.
+    Endpoints(BTreeMap<SocketAddr, u16>),
+    /// A refusal.
+    Reject,
+    /// Silence.
+    Drop,
+}
+
+/// Says a plan in the words of the maps. A pure function of its arguments.
+pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> EbpfProgram {
+    let mut frontends = BTreeMap::new();
+    for service in desired.services.values() {
+        for (key, frontend) in render_service(service, config) {
+            // Of two Services that claim the same frontend, which the API server prevents, the
+            // first by name has it.
+            frontends.entry(key).or_insert(frontend);
+        }
+    }
+    let own_pods = desired.network.iter().flat_map(|network| network.pod_ranges.iter().copied());
+    let has_node_ports = |address: &&IpAddr| config.has_node_ports_at(**address);
+    EbpfProgram {
+        frontends,
+        node_addresses: facts.addresses.iter().filter(has_node_ports).copied().collect(),
+        own_pods: own_pods.collect(),
+    }
+}
+
+/// What one Service contributes.
+pub fn render_service(
+    service: &ServicePlan,
+    config: &ClusterConfig,
+) -> BTreeMap<FrontendKey, FrontendProgram> {
+    let ports = service.frontends.iter().map(|(frontend, plan)| {
+        let is_cluster_ip = matches!(frontend, Frontend::ClusterIp { .. });
+        let program = render_frontend(plan, is_cluster_ip, frontend.protocol(), config);
+        (FrontendKey::Port(service_key(frontend)), program)
+    });
+    let ranges = service.ranges.iter().map(|(range, plan)| {
+        let is_cluster_ip = range.scope == RangeScope::ClusterIp;
+        let program = render_frontend(plan, is_cluster_ip, range.protocol, config);
+        let key = FrontendKey::Range {
+            address: range.address,
+            protocol: range.protocol,
+            first: range.first,
+            last: range.last,
+        };
+        (key, program)
+    });
+    ports.chain(ranges).collect()
+}
+
+/// What of a Service these maps cannot do; it gets the defined replacement (invariant 13).
+pub fn unsupported(about: &str, service: &ServicePlan) -> Vec<Finding> {
+    let mut plans = service.frontends.values().chain(service.ranges.values());
+    let least_connection = plans.any(|plan| plan.scheduling == Scheduling::LeastConnection);
+    let finding = || Finding {
+        about: about.to_owned(),
+        message: "the eBPF backend cannot choose the endpoint with the fewest connections: it \
+                  chooses at random; take another backend, or the scheduling maglev or random"
+            .into(),
+    };
+    least_connection.then(finding).into_iter().collect()
+}
+
+fn render_frontend(
+    plan: &FrontendPlan,
+    is_cluster_ip: bool,
+    protocol: Protocol,
+    config: &ClusterConfig,
+) -> FrontendProgram {
+    let everybody = if is_cluster_ip { config.masquerade_all } else { plan.outside.is_none() };
+    FrontendProgram {
+        inside: View::new(&plan.backends, &plan.scheduling),
+        outside: plan.outside.as_ref().map(|backends| View::new(backends, &plan.scheduling)),
+        masquerade: everybody,
+        affinity_timeout_s: plan.affinity_timeout_s,
+        source_ranges: plan.source_ranges.clone(),
+        maglev: plan.scheduling == Scheduling::Maglev,
+        has_members: plan.affinity_timeout_s.is_some() || protocol == Protocol::Udp,
+    }
+}
+
+impl View {
+    fn new(backends: &Backends, scheduling: &Scheduling) -> Self {
+        let endpoints = match backends {
+            Backends::Endpoints(endpoints) => endpoints,
+            Backends::Reject => return Self::Reject,
+            Backends::Drop => return Self::Drop,
+        };
+        let weight = |endpoint: &SocketAddr| match scheduling {
+            Scheduling::Weighted(weights) => weights.get(endpoint).copied().unwrap_or(1),
+            _ => 1,
+        };
+        Self::Endpoints(endpoints.iter().map(|endpoint| (*endpoint, weight(endpoint))).collect())
+    }
+
+    /// How many endpoints there are to choose from.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Endpoints(endpoints) => endpoints.len(),
+            Self::Reject | Self::Drop => 0,
+        }
+    }
+}
+
+impl FrontendKey {
+    /// The keys that stand for a range: as few prefixes as cover exactly its ports.
+    pub fn range_keys(&self) -> Vec<RangeKey> {
+        let Self::Range { address, protocol, first, last } = self else { return vec![] };
+        let (mut next, end) = (u32::from(*first), u32::from(*last) + 1);
+        let mut keys = Vec::new();
+        while next < end {
+            // The largest block that begins here and does not go beyond the end.
+            let aligned = if next == 0 { 16 } else { next.trailing_zeros().min(16) };
+            let bits = (0..=aligned).rev().find(|bits| next + (1 << bits) <= end).unwrap_or(0);
+            keys.push(RangeKey {
+                prefix_bits: RANGE_PORT_BITS + 16 - bits,
+                address: address_bytes(*address),
+                protocol: protocol.number(),
+                zero: 0,
+                port: u16::try_from(next).unwrap_or(u16::MAX),
+            });
+            next += 1 << bits;
+        }
+        keys
+    }
+}
+
+fn service_key(frontend: &Frontend) -> ServiceKey {
+    let (address, port, scope) = match *frontend {
+        Frontend::ClusterIp { address, port, .. } | Frontend::External { address, port, .. } => {
+            (address, port, SCOPE_ADDRESS)
+        }
+        Frontend::NodePort { family, port, .. } => (unspecified(family), port, SCOPE_NODE_PORT),
+    };
+    let protocol = frontend.protocol().number();
+    ServiceKey { address: address_bytes(address), port, protocol, scope }
+}
+
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}

@@ -1,0 +1,196 @@
+//! What becomes of a packet by the maps, followed as `find_service` and `choose` of
+//! `bpf/services.h` follow them. It reads the maps and knows nothing of Services.
+//!
+//! This is the meaning for each packet, which the programs at the hook `tc` have. The programs at
+//! the socket agree with it, but for what `bpf/socket_services.c` says of the source.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use ebpf_abi::services::{
+    KEEP_ALWAYS, MASQUERADE, OUTSIDE, OUTSIDE_REJECT, RANGE_PORT_BITS, REJECT, RangeKey,
+    SCOPE_ADDRESS, SCOPE_NODE_PORT, SOURCE_RANGES, Service, ServiceKey, Slot, SlotKey,
+};
+use ebpf_abi::address_bytes;
+use model::packet::{Entry, Packet, SourceTranslation, Verdict};
+use model::{ClusterConfig, Family};
+use plan::NodeFacts;
+
+use super::EbpfObserved;
+use crate::nft::{self, NftObserved, TraceError};
+
+/// What becomes of a flow's first packet, where nothing but the maps has a say in it.
+///
+/// # Errors
+/// When chance decides between passing and not.
+pub fn trace(
+    observed: &EbpfObserved,
+    packet: &Packet,
+    _config: &ClusterConfig,
+    _facts: &NodeFacts,
+) -> Result<Verdict, TraceError> {
+    let untouched = || Verdict::Pass {
+        destinations: [packet.destination].into(),
+        source: SourceTranslation::Kept,
+    };
+    Ok(decide(observed, packet)?.unwrap_or_else(untouched))
+}
+
+/// What becomes of it beside the nftables table, which has a say in what is no Service and in
+/// where a translated packet goes.
+///
+/// # Errors
+/// When the rules cannot be followed, or chance decides between passing and not.
+pub fn trace_beside(
+    observed: &EbpfObserved,
+    rules: &NftObserved,
+    packet: &Packet,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> Result<Verdict, TraceError> {
+    let (destinations, source) = match decide(observed, packet)? {
+        None => return nft::trace(rules, packet, config, facts),
+        Some(Verdict::Pass { destinations, source }) => (destinations, source),
+        Some(verdict) => return Ok(verdict),
+    };
+    let mut verdicts = Vec::new();
+    for destination in &destinations {
+        let translated = Packet { destination: *destination, ..packet.clone() };
+        let verdict = nft::trace(rules, &translated, config, facts)?;
+        if !verdicts.contains(&verdict) {
+            verdicts.push(verdict);
+        }
+    }
+    let is_masqueraded = |verdict: &Verdict| {
+        matches!(verdict, Verdict::Pass { source: SourceTranslation::Masqueraded, .. })
+    };
+    let passes = |verdict: &Verdict| matches!(verdict, Verdict::Pass { .. });
+    match verdicts.as_slice() {
+        [refused] if !passes(refused) => Ok(refused.clone()),
+        all if !all.iter().all(passes) => Err(undecided(all)),
+        all if source != SourceTranslation::Kept || !all.iter().any(is_masqueraded) => {
+            Ok(Verdict::Pass { destinations, source })
+        }
+        // From a pod to endpoints outside of the cluster.
+        all if all.iter().all(is_masqueraded) => {
+            Ok(Verdict::Pass { destinations, source: SourceTranslation::Masqueraded })
+        }
+        all => Err(undecided(all)),
+    }
+}
+
+fn undecided(verdicts: &[Verdict]) -> TraceError {
+    TraceError::Undecided(verdicts.iter().map(ToString::to_string).collect())
+}
+
+/// What the maps say of it; `None`: it goes to no Service.
+///
+/// # Errors
+/// When chance decides between passing and not.
+pub fn decide(observed: &EbpfObserved, packet: &Packet) -> Result<Option<Verdict>, TraceError> {
+    let Some(service) = find_service(observed, packet) else { return Ok(None) };
+    let source = packet.source.ip();
+    if service.flags & SOURCE_RANGES != 0 && !is_source_allowed(observed, service.id, source) {
+        return Ok(Some(Verdict::Drop));
+    }
+    let is_own_pod = observed.own_pods.keys().any(|range| range.contains(&source));
+    let is_outside = packet.entry != Entry::Local && !is_own_pod;
+    let other_view = is_outside && service.flags & OUTSIDE != 0;
+    let (id, count, reject) = if other_view {
+        (service.outside_id, service.outside_count, OUTSIDE_REJECT)
+    } else {
+        (service.id, service.count, REJECT)
+    };
+    if count == 0 {
+        let rejects = service.flags & reject != 0;
+        return Ok(Some(if rejects { Verdict::Reject } else { Verdict::Drop }));
+    }
+    let destinations = destinations(observed, &service, id, count, packet)?;
+    let to_itself = destinations.iter().any(|destination| destination.ip() == source);
+    let source = if other_view {
+        SourceTranslation::Kept
+    } else if service.flags & MASQUERADE != 0 || !is_own_pod {
+        SourceTranslation::Masqueraded
+    } else if to_itself {
+        SourceTranslation::MasqueradedTo([source].into())
+    } else {
+        SourceTranslation::Kept
+    };
+    Ok(Some(Verdict::Pass { destinations, source }))
+}
+
+fn find_service(observed: &EbpfObserved, packet: &Packet) -> Option<Service> {
+    let (address, port) = (packet.destination.ip(), packet.destination.port());
+    let protocol = packet.protocol.number();
+    let exact =
+        ServiceKey { address: address_bytes(address), port, protocol, scope: SCOPE_ADDRESS };
+    let in_range = || {
+        (0..=16).find_map(|bits| {
+            let mask = u16::try_from((0xffff_u32 << bits) & 0xffff).unwrap_or(0);
+            let key = RangeKey {
+                prefix_bits: RANGE_PORT_BITS + 16 - bits,
+                address: address_bytes(address),
+                protocol,
+                zero: 0,
+                port: port & mask,
+            };
+            observed.ranges.get(&key)
+        })
+    };
+    let node_port = || {
+        let unspecified = super::unspecified(Family::of(&address));
+        let key = ServiceKey {
+            address: address_bytes(unspecified),
+            scope: SCOPE_NODE_PORT,
+            ..exact
+        };
+        observed.services.get(&key).filter(|_| observed.node_addresses.contains_key(&address))
+    };
+    observed.services.get(&exact).or_else(in_range).or_else(node_port).copied()
+}
+
+fn is_source_allowed(observed: &EbpfObserved, id: u32, source: IpAddr) -> bool {
+    observed.sources.keys().any(|known| known.id == id && known.range.contains(&source))
+}
+
+/// Every endpoint that can be drawn.
+fn destinations(
+    observed: &EbpfObserved,
+    service: &Service,
+    id: u32,
+    count: u32,
+    packet: &Packet,
+) -> Result<BTreeSet<SocketAddr>, TraceError> {
+    let first = observed.slots.get(&SlotKey { id, slot: 0 });
+    // Who finds a slot gone takes the first one.
+    let at = |number: u32| observed.slots.get(&SlotKey { id, slot: number }).or(first);
+    let mut found: BTreeSet<Option<SocketAddr>> = BTreeSet::new();
+    if service.maglev_size != 0 {
+        for entry in 0..service.maglev_size {
+            let number = observed.maglev.get(&SlotKey { id, slot: entry });
+            found.insert(at(number.copied().unwrap_or(0)).map(|slot| endpoint(slot, packet)));
+        }
+    } else {
+        for number in 0..count {
+            let Some(slot) = at(number) else {
+                found.insert(None);
+                continue;
+            };
+            if slot.keep != 0 {
+                found.insert(Some(endpoint(slot, packet)));
+            }
+            if slot.keep != KEEP_ALWAYS {
+                found.insert(at(slot.alias).map(|slot| endpoint(slot, packet)));
+            }
+        }
+    }
+    let texts = || found.iter().map(|one| format!("{one:?}")).collect();
+    found.iter().copied().collect::<Option<_>>().ok_or_else(|| TraceError::Undecided(texts()))
+}
+
+/// An endpoint as the packet gets it.
+fn endpoint(slot: &Slot, packet: &Packet) -> SocketAddr {
+    let address = IpAddr::V6(Ipv6Addr::from(slot.address)).to_canonical();
+    let port = if slot.port == 0 { packet.destination.port() } else { slot.port };
+    SocketAddr::new(address, port)
+}
