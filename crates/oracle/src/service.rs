@@ -1,27 +1,40 @@
 //! What becomes of the first packet of a flow at one node.
 //!
 //! Sources: the Service and EndpointSlice API references, KEP-1669 (terminating endpoints),
-//! KEP-2086 (internal traffic policy). Where the API leaves the choice to the proxy, kube-proxy's
-//! nftables mode is followed, since clusters are built on it:
+//! KEP-1860 (ipMode of load balancers), KEP-2086 (internal traffic policy), KEP-2433 and KEP-3015
+//! (hints). Where the API leaves the choice to the proxy, kube-proxy's nftables mode is followed,
+//! since clusters are built on it:
 //!
 //! - a ClusterIP refuses ports that its Service does not have; a service address that no Service
-//!   has swallows packets;
+//!   has swallows packets; other addresses of Services let foreign ports pass;
 //! - `Local` policy without an endpoint on this node swallows packets, but refuses them when no
 //!   node has an endpoint;
-//! - clients on the node itself, pods or processes, reach every endpoint through a node port under
-//!   external policy `Local`: only traffic from elsewhere has been placed by a load balancer.
+//! - clients on the node itself, pods or processes, reach every endpoint through a node port or an
+//!   external address under external policy `Local`: only traffic from elsewhere has been placed
+//!   by a load balancer;
+//! - `loadBalancerSourceRanges` bind whoever uses the load balancer's address, pods and the node
+//!   too, and nobody at node ports.
+//!
+//! Ours, where kube-proxy does otherwise: source ranges of one family close the load balancer's
+//! addresses of the other, and so do ranges that cannot be read.
+
+mod annotations;
+mod endpoints;
+mod external;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use model::kinds::{ServicePort, TrafficPolicy};
+use model::kinds::{ServicePort, ServiceType, TrafficPolicy};
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::{ClusterConfig, Family, NamespacedName, Service, World};
 
-/// A Service with this label is left to another proxy (KEP-2447).
+use endpoints::Endpoint;
+
+/// A Service or slice with this label is left to another proxy (KEP-2447).
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// A Service with this label wants no proxy at all (KEP-2447).
+/// A Service or slice with this label wants no proxy at all (KEP-2447).
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// The port that the node's DNS address answers on (RFC 1035).
 const DNS_PORT: u16 = 53;
@@ -53,8 +66,14 @@ pub enum Rule {
     DnsAddress,
     /// A port of a Service, by the ClusterIP.
     ClusterIp(NamespacedName, u16),
+    /// A port of a Service, by an address of its load balancer or one of `externalIPs`.
+    External(NamespacedName, u16),
     /// A port of a Service, by the node port.
     NodePort(NamespacedName, u16),
+    /// A port that a Service has by its annotation.
+    PortRange(NamespacedName, u16),
+    /// The load balancer is not for this client.
+    SourceRanges(NamespacedName),
     /// The Service has no such port.
     NoSuchPort(NamespacedName),
     /// No Service has this address.
@@ -71,7 +90,10 @@ impl fmt::Display for Rule {
             Self::LoopbackGuard => f.write_str("loopback guard"),
             Self::DnsAddress => f.write_str("DNS address"),
             Self::ClusterIp(service, port) => write!(f, "{service} port {port}"),
+            Self::External(service, port) => write!(f, "{service} external port {port}"),
             Self::NodePort(service, port) => write!(f, "{service} node port {port}"),
+            Self::PortRange(service, port) => write!(f, "{service} port {port} of its ranges"),
+            Self::SourceRanges(service) => write!(f, "{service} source ranges"),
             Self::NoSuchPort(service) => write!(f, "{service} has no such port"),
             Self::NoSuchService => f.write_str("no Service at this address"),
             Self::LeavesCluster => f.write_str("leaves the cluster"),
@@ -95,10 +117,14 @@ pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Pa
         let verdict = if to.port() == DNS_PORT { untouched(to) } else { Verdict::Reject };
         return Decision { verdict, rule: Rule::DnsAddress };
     }
-    for service in world.services().filter(|service| is_proxied(service)) {
-        if let Some(decision) = decide_by_service(world, node, packet, service) {
-            return decision;
-        }
+    let case = Case { world, config, node, packet };
+    let decided = case
+        .first_of(Case::at_cluster_ip)
+        .or_else(|| case.first_of(Case::at_external_port))
+        .or_else(|| case.first_of(Case::in_external_range))
+        .or_else(|| case.first_of(Case::at_node_port));
+    if let Some(decision) = decided {
+        return decision;
     }
     if config.service_cidrs.iter().any(|range| range.contains(&to.ip())) {
         return Decision { verdict: Verdict::Drop, rule: Rule::NoSuchService };
@@ -110,9 +136,59 @@ pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Pa
     Decision { verdict: untouched(to), rule: Rule::Untouched }
 }
 
+/// Whether `address` is a ClusterIP that answers an ICMP echo: if the cluster is configured so,
+/// while the Service has a ready endpoint of the family.
+pub fn answers_ping(
+    world: &World,
+    config: &ClusterConfig,
+    node: Node<'_>,
+    address: IpAddr,
+) -> bool {
+    let family = Family::of(&address);
+    if !config.answer_ping || config.dns_address(family) == Some(address) {
+        return false;
+    }
+    let mut services = world.services().filter(|service| is_proxied(service));
+    services.find(|service| service_has(service, address)).is_some_and(|service| {
+        let endpoints = endpoints::of_any_port(world, node, service, family, 0);
+        endpoints.iter().any(|endpoint| endpoint.is_ready)
+    })
+}
+
+/// The port at which `node` answers a load balancer's health checks of a Service, and how many
+/// ready endpoints it has.
+pub fn health_check(world: &World, node: Node<'_>, service: &Service) -> Option<(u16, usize)> {
+    let spec = &service.spec;
+    if spec.kind != ServiceType::LoadBalancer
+        || spec.external_traffic_policy != TrafficPolicy::Local
+        || spec.health_check_node_port == 0
+        || !is_proxied(service)
+    {
+        return None;
+    }
+    let ready_here = |family| {
+        let endpoints = endpoints::of_any_port(world, node, service, family, 0);
+        let mut ready: Vec<SocketAddr> = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.is_ready && endpoint.is_local)
+            .map(|endpoint| endpoint.address)
+            .collect();
+        ready.sort();
+        ready.dedup();
+        ready.len()
+    };
+    let families = service.cluster_ips().map(|address| Family::of(&address));
+    families.map(ready_here).max().map(|count| (spec.health_check_node_port, count))
+}
+
 fn is_proxied(service: &Service) -> bool {
     let labels = &service.metadata.labels;
     !labels.contains_key(PROXY_NAME_LABEL) && !labels.contains_key(HEADLESS_LABEL)
+}
+
+fn service_has(service: &Service, address: IpAddr) -> bool {
+    service.spec.kind != ServiceType::ExternalName
+        && service.cluster_ips().any(|one| one == address)
 }
 
 fn is_inside(config: &ClusterConfig, address: IpAddr) -> bool {
@@ -121,127 +197,157 @@ fn is_inside(config: &ClusterConfig, address: IpAddr) -> bool {
         || address.is_loopback()
 }
 
-/// The Service's say about the packet; `None` when it is not addressed.
-fn decide_by_service(
-    world: &World,
-    node: Node<'_>,
-    packet: &Packet,
-    service: &Service,
-) -> Option<Decision> {
-    let to = packet.destination;
-    let key = service.metadata.key();
-    let same_protocol = |port: &&ServicePort| port.protocol == packet.protocol;
-    if service.cluster_ips().any(|address| address == to.ip()) {
-        let mut ports = service.spec.ports.iter().filter(same_protocol);
-        let Some(port) = ports.find(|port| port.port == to.port()) else {
+/// One question.
+struct Case<'a> {
+    world: &'a World,
+    config: &'a ClusterConfig,
+    node: Node<'a>,
+    packet: &'a Packet,
+}
+
+impl Case<'_> {
+    /// What the first Service by name says that says anything.
+    fn first_of(&self, way: impl Fn(&Self, &Service) -> Option<Decision>) -> Option<Decision> {
+        let mut services = self.world.services().filter(|service| is_proxied(service));
+        services.find_map(|service| way(self, service))
+    }
+
+    fn at_cluster_ip(&self, service: &Service) -> Option<Decision> {
+        let to = self.packet.destination;
+        if !service_has(service, to.ip()) {
+            return None;
+        }
+        let key = service.metadata.key();
+        let (endpoints, rule) = if let Some(port) = self.listed(service) {
+            (self.endpoints(service, port), Rule::ClusterIp(key, port.port))
+        } else if annotations::has_port(service, self.packet.protocol, to.port()) {
+            (self.endpoints_of_range(service), Rule::PortRange(key, to.port()))
+        } else {
             return Some(Decision { verdict: Verdict::Reject, rule: Rule::NoSuchPort(key) });
         };
         let local_only = service.spec.internal_traffic_policy == TrafficPolicy::Local;
-        let endpoints = endpoints(world, node, service, port, Family::of(&to.ip()));
         // Anybody but a pod of this node: the answer must come back through this node to be
         // translated back.
-        let masquerade = packet.entry != Entry::Pod;
-        let verdict = verdict_by(&endpoints, local_only, packet, masquerade);
-        return Some(Decision { verdict, rule: Rule::ClusterIp(key, port.port) });
+        let masquerade = self.packet.entry != Entry::Pod || self.config.masquerade_all;
+        Some(Decision { verdict: self.verdict_by(&endpoints, local_only, masquerade), rule })
     }
-    if !service.has_node_ports() || !node.addresses.contains(&to.ip()) {
-        return None;
-    }
-    let mut ports = service.spec.ports.iter().filter(same_protocol);
-    let port = ports.find(|port| port.node_port != 0 && port.node_port == to.port())?;
-    let endpoints = endpoints(world, node, service, port, Family::of(&to.ip()));
-    let verdict = match service.spec.external_traffic_policy {
-        // The endpoint may be elsewhere, and would answer past this node.
-        TrafficPolicy::Cluster => verdict_by(&endpoints, false, packet, true),
-        TrafficPolicy::Local => match packet.entry {
-            Entry::Local => verdict_by(&endpoints, false, packet, true),
-            Entry::Pod => verdict_by(&endpoints, false, packet, false),
-            Entry::Uplink | Entry::Overlay => verdict_by(&endpoints, true, packet, false),
-        },
-    };
-    Some(Decision { verdict, rule: Rule::NodePort(key, port.node_port) })
-}
 
-fn verdict_by(
-    endpoints: &[Endpoint],
-    local_only: bool,
-    packet: &Packet,
-    masquerade: bool,
-) -> Verdict {
-    let anywhere = usable(endpoints.iter());
-    let here = usable(endpoints.iter().filter(|endpoint| endpoint.is_local));
-    let destinations = if local_only { &here } else { &anywhere };
-    if !destinations.is_empty() {
-        let itself: BTreeSet<IpAddr> = destinations
-            .iter()
-            .map(SocketAddr::ip)
-            .filter(|address| *address == packet.source.ip())
-            .collect();
-        let source = match (masquerade, itself.is_empty()) {
-            (true, _) => SourceTranslation::Masqueraded,
-            (false, true) => SourceTranslation::Kept,
-            (false, false) => SourceTranslation::MasqueradedTo(itself),
+    fn at_external_port(&self, service: &Service) -> Option<Decision> {
+        if !self.is_external_address_of(service) {
+            return None;
+        }
+        let port = self.listed(service)?;
+        let rule = Rule::External(service.metadata.key(), port.port);
+        Some(self.at_external(service, rule, || self.endpoints(service, port)))
+    }
+
+    fn in_external_range(&self, service: &Service) -> Option<Decision> {
+        let to = self.packet.destination;
+        // The annotation may not take what the node itself listens on.
+        let at_a_node = self.node.addresses.contains(&to.ip())
+            || self.config.node_cidrs.iter().any(|range| range.contains(&to.ip()));
+        if at_a_node
+            || !self.is_external_address_of(service)
+            || !annotations::has_port(service, self.packet.protocol, to.port())
+        {
+            return None;
+        }
+        let rule = Rule::PortRange(service.metadata.key(), to.port());
+        Some(self.at_external(service, rule, || self.endpoints_of_range(service)))
+    }
+
+    fn at_node_port(&self, service: &Service) -> Option<Decision> {
+        let to = self.packet.destination;
+        let open_at = &self.config.node_port_addresses;
+        if !service.has_node_ports()
+            || !self.node.addresses.contains(&to.ip())
+            || !(open_at.is_empty() || open_at.iter().any(|range| range.contains(&to.ip())))
+            || !external::has_family(service, to.ip())
+        {
+            return None;
+        }
+        let mut ports = service.spec.ports.iter();
+        let port = ports.find(|port| {
+            port.protocol == self.packet.protocol
+                && port.node_port != 0
+                && port.node_port == to.port()
+        })?;
+        let verdict = self.external_verdict(service, &self.endpoints(service, port));
+        Some(Decision { verdict, rule: Rule::NodePort(service.metadata.key(), port.node_port) })
+    }
+
+    fn is_external_address_of(&self, service: &Service) -> bool {
+        external::is_address_of(service, self.config, self.packet.destination.ip())
+    }
+
+    fn at_external(
+        &self,
+        service: &Service,
+        rule: Rule,
+        endpoints: impl Fn() -> Vec<Endpoint>,
+    ) -> Decision {
+        let (address, client) = (self.packet.destination.ip(), self.packet.source.ip());
+        if external::admits(service, address, client, self.node) {
+            Decision { verdict: self.external_verdict(service, &endpoints()), rule }
+        } else {
+            let rule = Rule::SourceRanges(service.metadata.key());
+            Decision { verdict: Verdict::Drop, rule }
+        }
+    }
+
+    /// The Service's port of the packet's number and protocol.
+    fn listed<'s>(&self, service: &'s Service) -> Option<&'s ServicePort> {
+        service.spec.ports.iter().find(|port| {
+            port.protocol == self.packet.protocol && port.port == self.packet.destination.port()
+        })
+    }
+
+    fn endpoints(&self, service: &Service, port: &ServicePort) -> Vec<Endpoint> {
+        let family = Family::of(&self.packet.destination.ip());
+        endpoints::of_port(self.world, self.node, service, family, port)
+    }
+
+    fn endpoints_of_range(&self, service: &Service) -> Vec<Endpoint> {
+        let to = self.packet.destination;
+        let family = Family::of(&to.ip());
+        endpoints::of_any_port(self.world, self.node, service, family, to.port())
+    }
+
+    fn external_verdict(&self, service: &Service, endpoints: &[Endpoint]) -> Verdict {
+        match service.spec.external_traffic_policy {
+            // The endpoint may be elsewhere, and would answer past this node.
+            TrafficPolicy::Cluster => self.verdict_by(endpoints, false, true),
+            TrafficPolicy::Local => match self.packet.entry {
+                Entry::Local => self.verdict_by(endpoints, false, true),
+                Entry::Pod => self.verdict_by(endpoints, false, false),
+                Entry::Uplink | Entry::Overlay => self.verdict_by(endpoints, true, false),
+            },
+        }
+    }
+
+    fn verdict_by(&self, endpoints: &[Endpoint], local_only: bool, masquerade: bool) -> Verdict {
+        let destinations = if local_only {
+            endpoints::usable(endpoints.iter().filter(|endpoint| endpoint.is_local))
+        } else {
+            let zone = self.world.node(self.node.name).and_then(|node| node.zone());
+            endpoints::usable_nearby(endpoints, self.node.name, zone)
         };
-        return pass(destinations.clone(), source);
-    }
-    if anywhere.is_empty() { Verdict::Reject } else { Verdict::Drop }
-}
-
-/// One address of a Service port, as one slice states it.
-struct Endpoint {
-    address: SocketAddr,
-    is_ready: bool,
-    is_leaving_but_serving: bool,
-    is_local: bool,
-}
-
-fn endpoints(
-    world: &World,
-    node: Node<'_>,
-    service: &Service,
-    port: &ServicePort,
-    family: Family,
-) -> Vec<Endpoint> {
-    let mut found = Vec::new();
-    for slice in world.slices_of(&service.metadata.key()) {
-        if slice.address_type != family.to_string() {
-            continue;
+        if !destinations.is_empty() {
+            let itself: BTreeSet<IpAddr> = destinations
+                .iter()
+                .map(SocketAddr::ip)
+                .filter(|address| *address == self.packet.source.ip())
+                .collect();
+            let source = match (masquerade, itself.is_empty()) {
+                (true, _) => SourceTranslation::Masqueraded,
+                (false, true) => SourceTranslation::Kept,
+                (false, false) => SourceTranslation::MasqueradedTo(itself),
+            };
+            return pass(destinations, source);
         }
-        let numbers = slice
-            .ports
-            .iter()
-            .filter(|offer| offer.name == port.name && offer.protocol == port.protocol)
-            .filter_map(|offer| offer.port);
-        for number in numbers {
-            for endpoint in &slice.endpoints {
-                let Some(address) = endpoint.address() else { continue };
-                let conditions = &endpoint.conditions;
-                found.push(Endpoint {
-                    address: SocketAddr::new(address, number),
-                    is_ready: conditions.is_ready(),
-                    is_leaving_but_serving: conditions.is_terminating() && conditions.is_serving(),
-                    is_local: endpoint.node_name == node.name,
-                });
-            }
-        }
+        let anywhere = endpoints::usable(endpoints.iter());
+        if anywhere.is_empty() { Verdict::Reject } else { Verdict::Drop }
     }
-    found
-}
-
-/// The ready ones; without any, those that still serve while they terminate (KEP-1669).
-fn usable<'a>(endpoints: impl Iterator<Item = &'a Endpoint> + Clone) -> BTreeSet<SocketAddr> {
-    let ready: BTreeSet<SocketAddr> = endpoints
-        .clone()
-        .filter(|endpoint| endpoint.is_ready)
-        .map(|endpoint| endpoint.address)
-        .collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    endpoints
-        .filter(|endpoint| endpoint.is_leaving_but_serving)
-        .map(|endpoint| endpoint.address)
-        .collect()
 }
 
 fn pass(destinations: BTreeSet<SocketAddr>, source: SourceTranslation) -> Verdict {
@@ -253,143 +359,4 @@ fn untouched(destination: SocketAddr) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use model::Protocol;
-    use model::kinds::{
-        Conditions, Endpoint as SliceEndpoint, EndpointPort, EndpointSlice, SERVICE_NAME_LABEL,
-        ServiceType,
-    };
-    use model::world::Object;
-
-    const NODE_ADDRESSES: [IpAddr; 1] = [IpAddr::V4(std::net::Ipv4Addr::new(172, 30, 0, 2))];
-
-    /// A node port Service and endpoints given as (address, node, ready, serving, terminating).
-    fn world(
-        external: TrafficPolicy,
-        internal: TrafficPolicy,
-        endpoints: &[(&str, &str, bool, bool, bool)],
-    ) -> World {
-        let mut service = Service::default();
-        service.metadata.namespace = "shop".into();
-        service.metadata.name = "web".into();
-        service.spec.kind = ServiceType::NodePort;
-        service.spec.cluster_ips = vec!["10.96.0.20".into()];
-        service.spec.external_traffic_policy = external;
-        service.spec.internal_traffic_policy = internal;
-        service.spec.ports =
-            vec![ServicePort { port: 80, node_port: 30080, ..ServicePort::default() }];
-        let mut slice = EndpointSlice::default();
-        slice.metadata.namespace = "shop".into();
-        slice.metadata.name = "web-1".into();
-        slice.metadata.labels.insert(SERVICE_NAME_LABEL.into(), "web".into());
-        slice.address_type = "IPv4".into();
-        slice.ports = vec![EndpointPort { port: Some(8080), ..EndpointPort::default() }];
-        for (address, node, ready, serving, terminating) in endpoints {
-            slice.endpoints.push(SliceEndpoint {
-                addresses: vec![address.to_string()],
-                node_name: node.to_string(),
-                conditions: Conditions {
-                    ready: Some(*ready),
-                    serving: Some(*serving),
-                    terminating: Some(*terminating),
-                },
-                ..SliceEndpoint::default()
-            });
-        }
-        let mut world = World::default();
-        world.set(Object::Service(Arc::new(service)));
-        world.set(Object::EndpointSlice(Arc::new(slice)));
-        world
-    }
-
-    fn ask(world: &World, entry: Entry, source: &str, destination: &str) -> String {
-        let packet = Packet {
-            entry,
-            source: format!("{source}:40000").parse().expect("a source"),
-            destination: destination.parse().expect("a destination"),
-            protocol: Protocol::Tcp,
-        };
-        let node = Node { name: "node1", addresses: &NODE_ADDRESSES };
-        verdict(world, &ClusterConfig::default(), node, &packet).to_string()
-    }
-
-    const READY_HERE: (&str, &str, bool, bool, bool) = ("10.244.1.5", "node1", true, true, false);
-    const READY_THERE: (&str, &str, bool, bool, bool) = ("10.244.2.5", "node2", true, true, false);
-    const LEAVING_HERE: (&str, &str, bool, bool, bool) = ("10.244.1.6", "node1", false, true, true);
-
-    #[test]
-    fn who_is_masqueraded_follows_client_and_policy() {
-        use TrafficPolicy::{Cluster, Local};
-        let both = "10.244.1.5:8080, 10.244.2.5:8080";
-        let here = "10.244.1.5:8080";
-        let rows = [
-            (Cluster, Cluster, Entry::Pod, "10.244.1.9", "10.96.0.20:80", both, ""),
-            (Cluster, Cluster, Entry::Pod, "10.244.1.9", "172.30.0.2:30080", both, ", masqueraded"),
-            (Cluster, Cluster, Entry::Local, "172.30.0.2", "10.96.0.20:80", both, ", masqueraded"),
-            (Cluster, Cluster, Entry::Uplink, "192.0.2.1", "10.96.0.20:80", both, ", masqueraded"),
-            (
-                Cluster,
-                Cluster,
-                Entry::Uplink,
-                "192.0.2.1",
-                "172.30.0.2:30080",
-                both,
-                ", masqueraded",
-            ),
-            (Local, Cluster, Entry::Uplink, "192.0.2.1", "172.30.0.2:30080", here, ""),
-            (Local, Cluster, Entry::Pod, "10.244.1.9", "172.30.0.2:30080", both, ""),
-            (Local, Cluster, Entry::Local, "172.30.0.2", "172.30.0.2:30080", both, ", masqueraded"),
-            (Cluster, Local, Entry::Pod, "10.244.1.9", "10.96.0.20:80", here, ""),
-            (Cluster, Local, Entry::Local, "172.30.0.2", "10.96.0.20:80", here, ", masqueraded"),
-        ];
-        for (external, internal, entry, from, to, destinations, source) in rows {
-            let world = world(external, internal, &[READY_HERE, READY_THERE]);
-            let expected = format!("pass to {destinations}{source}");
-            assert_eq!(ask(&world, entry, from, to), expected, "{entry:?} {from} to {to}");
-        }
-    }
-
-    #[test]
-    fn terminating_endpoints_serve_only_without_ready_ones() {
-        use TrafficPolicy::{Cluster, Local};
-        let leaving = [LEAVING_HERE];
-        let mixed = [LEAVING_HERE, READY_THERE];
-        let pod = |world: &World| ask(world, Entry::Pod, "10.244.1.9", "10.96.0.20:80");
-        assert_eq!(pod(&world(Cluster, Cluster, &leaving)), "pass to 10.244.1.6:8080");
-        assert_eq!(pod(&world(Cluster, Cluster, &mixed)), "pass to 10.244.2.5:8080");
-        assert_eq!(pod(&world(Cluster, Local, &mixed)), "pass to 10.244.1.6:8080");
-    }
-
-    #[test]
-    fn nothing_here_drops_and_nothing_anywhere_refuses() {
-        use TrafficPolicy::{Cluster, Local};
-        let pod = |world: &World| ask(world, Entry::Pod, "10.244.1.9", "10.96.0.20:80");
-        assert_eq!(pod(&world(Cluster, Local, &[READY_THERE])), "drop");
-        assert_eq!(pod(&world(Cluster, Local, &[])), "reject");
-        assert_eq!(pod(&world(Cluster, Cluster, &[])), "reject");
-    }
-
-    #[test]
-    fn addresses_outside_the_api_pass_or_stop() {
-        let world = world(TrafficPolicy::Cluster, TrafficPolicy::Cluster, &[READY_HERE]);
-        let rows = [
-            (Entry::Pod, "10.244.1.9", "10.96.0.20:81", "reject"),
-            (Entry::Pod, "10.244.1.9", "10.96.9.9:80", "drop"),
-            (Entry::Pod, "10.244.1.9", "10.96.0.10:53", "pass to 10.96.0.10:53"),
-            (Entry::Pod, "10.244.1.9", "10.96.0.10:9153", "reject"),
-            (Entry::Pod, "10.244.1.9", "10.244.3.3:80", "pass to 10.244.3.3:80"),
-            (Entry::Pod, "10.244.1.9", "203.0.113.1:443", "pass to 203.0.113.1:443, masqueraded"),
-            (Entry::Uplink, "192.0.2.1", "127.0.0.1:80", "drop"),
-            (Entry::Local, "127.0.0.1", "127.0.0.1:80", "pass to 127.0.0.1:80"),
-            (Entry::Local, "172.30.0.2", "203.0.113.1:443", "pass to 203.0.113.1:443"),
-        ];
-        for (entry, from, to, expected) in rows {
-            assert_eq!(ask(&world, entry, from, to), expected, "{entry:?} {from} to {to}");
-        }
-        let itself = ask(&world, Entry::Pod, "10.244.1.5", "10.96.0.20:80");
-        assert_eq!(itself, "pass to 10.244.1.5:8080, masqueraded towards {10.244.1.5}");
-    }
-}
+mod tests;

@@ -42,7 +42,7 @@ use annotations::{PortRanges, Weights};
 use endpoints::{Candidates, Endpoints, Viewer};
 use external::ExternalAddresses;
 
-/// A Service with this label is another proxy's (KEP-2447).
+/// A Service or slice with this label is another proxy's (KEP-2447).
 pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// A Service or slice with this label is not for proxies.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";

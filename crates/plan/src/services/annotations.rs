@@ -87,10 +87,10 @@ fn without(ranges: &[(u16, u16)], ports: &BTreeSet<u16>) -> Vec<(u16, u16)> {
 
 /// Bounds are wider than ports: one beyond the last port, or one before the first, is no range.
 fn push_range(ranges: &mut Vec<(u16, u16)>, first: u32, last: u32) {
-    if let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last)) {
-        if first <= last {
-            ranges.push((first, last));
-        }
+    if let (Ok(first), Ok(last)) = (u16::try_from(first), u16::try_from(last))
+        && first <= last
+    {
+        ranges.push((first, last));
     }
 }
 

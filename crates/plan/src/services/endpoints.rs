@@ -6,9 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use model::kinds::{Endpoint, ForName, ServicePort, TrafficPolicy};
 use model::{EndpointSlice, Family, Protocol};
 
-use super::HEADLESS_LABEL;
 use super::annotations::Weights;
-use super::{Backends, Findings, Scheduling};
+use super::{Backends, Findings, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL, Scheduling};
 
 /// The node that looks at the endpoints.
 #[derive(Clone, Copy)]
@@ -44,7 +43,8 @@ impl<'a> Endpoints<'a> {
             "IPv6" => Family::V6,
             _ => return, // names take no packets
         };
-        if slice.metadata.labels.contains_key(HEADLESS_LABEL) {
+        let labels = &slice.metadata.labels;
+        if labels.contains_key(HEADLESS_LABEL) || labels.contains_key(SERVICE_PROXY_NAME_LABEL) {
             return;
         }
         let mut statements = Vec::with_capacity(slice.endpoints.len());

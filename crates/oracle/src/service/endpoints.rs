@@ -1,0 +1,150 @@
+//! The endpoints of a Service, as its slices state them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use model::kinds::{EndpointPort, EndpointSlice, ForName, ServicePort};
+use model::{Family, Service, World};
+
+use super::{HEADLESS_LABEL, Node, PROXY_NAME_LABEL, annotations};
+
+/// One address of a Service port, as one slice states it.
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub is_ready: bool,
+    pub is_leaving_but_serving: bool,
+    pub is_local: bool,
+    for_nodes: BTreeSet<String>,
+    for_zones: BTreeSet<String>,
+}
+
+/// The endpoints of one Service port: slice ports have its name and protocol, and a number.
+pub fn of_port(
+    world: &World,
+    node: Node<'_>,
+    service: &Service,
+    family: Family,
+    port: &ServicePort,
+) -> Vec<Endpoint> {
+    let is_meant =
+        |offer: &&EndpointPort| offer.name == port.name && offer.protocol == port.protocol;
+    let mut found = Vec::new();
+    for slice in slices(world, service, family) {
+        let numbers = slice.ports.iter().filter(is_meant).filter_map(|offer| offer.port);
+        for number in numbers.filter(|&number| number != 0) {
+            found.extend(of_slice(node, service, slice, family, number));
+        }
+    }
+    found
+}
+
+/// All endpoints of a Service, whatever ports their slices name, at the port `number`.
+pub fn of_any_port(
+    world: &World,
+    node: Node<'_>,
+    service: &Service,
+    family: Family,
+    number: u16,
+) -> Vec<Endpoint> {
+    let slices = slices(world, service, family);
+    slices.into_iter().flat_map(|slice| of_slice(node, service, slice, family, number)).collect()
+}
+
+/// The ready ones; without any, those that still serve while they terminate (KEP-1669).
+pub fn usable<'a>(endpoints: impl Iterator<Item = &'a Endpoint> + Clone) -> BTreeSet<SocketAddr> {
+    let ready = addresses(endpoints.clone().filter(|endpoint| endpoint.is_ready));
+    if !ready.is_empty() {
+        return ready;
+    }
+    addresses(endpoints.filter(|endpoint| endpoint.is_leaving_but_serving))
+}
+
+/// The usable ones where distance counts: hints keep endpoints for clients of some nodes or zones.
+/// They count when every ready endpoint has them and some are for this node, or else this zone;
+/// terminating endpoints are used wherever they are (KEP-2433, KEP-3015).
+pub fn usable_nearby(
+    endpoints: &[Endpoint],
+    node: &str,
+    zone: Option<&str>,
+) -> BTreeSet<SocketAddr> {
+    let ready: Vec<&Endpoint> = endpoints.iter().filter(|endpoint| endpoint.is_ready).collect();
+    if ready.iter().all(|endpoint| !endpoint.for_nodes.is_empty()) {
+        let here = ready.iter().filter(|endpoint| endpoint.for_nodes.contains(node));
+        let here = addresses(here.copied());
+        if !here.is_empty() {
+            return here;
+        }
+    }
+    if let Some(zone) = zone
+        && ready.iter().all(|endpoint| !endpoint.for_zones.is_empty())
+    {
+        let near = ready.iter().filter(|endpoint| endpoint.for_zones.contains(zone));
+        let near = addresses(near.copied());
+        if !near.is_empty() {
+            return near;
+        }
+    }
+    usable(endpoints.iter())
+}
+
+fn addresses<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> BTreeSet<SocketAddr> {
+    endpoints.map(|endpoint| endpoint.address).collect()
+}
+
+fn slices<'a>(world: &'a World, service: &Service, family: Family) -> Vec<&'a EndpointSlice> {
+    let is_proxied = |slice: &EndpointSlice| {
+        let labels = &slice.metadata.labels;
+        !labels.contains_key(PROXY_NAME_LABEL) && !labels.contains_key(HEADLESS_LABEL)
+    };
+    let key = service.metadata.key();
+    let slices = world.slices_of(&key).map(|slice| &**slice);
+    let of_family = slices.filter(|slice| slice.address_type == family.to_string());
+    of_family.filter(|slice| is_proxied(slice)).collect()
+}
+
+fn of_slice(
+    node: Node<'_>,
+    service: &Service,
+    slice: &EndpointSlice,
+    family: Family,
+    number: u16,
+) -> Vec<Endpoint> {
+    let mut found = Vec::new();
+    for endpoint in &slice.endpoints {
+        let Some(address) = endpoint.address().filter(|address| may_be_endpoint(*address, family))
+        else {
+            continue;
+        };
+        let takes_clients = annotations::weight(service, endpoint, address) > 0;
+        let conditions = &endpoint.conditions;
+        let hints = endpoint.hints.as_deref().cloned().unwrap_or_default();
+        let names = |list: Vec<ForName>| list.into_iter().map(|entry| entry.name).collect();
+        found.push(Endpoint {
+            address: SocketAddr::new(address, number),
+            is_ready: takes_clients && conditions.is_ready(),
+            is_leaving_but_serving: takes_clients
+                && conditions.is_terminating()
+                && conditions.is_serving(),
+            is_local: !node.name.is_empty() && endpoint.node_name == node.name,
+            for_nodes: names(hints.for_nodes),
+            for_zones: names(hints.for_zones),
+        });
+    }
+    found
+}
+
+/// The API server lets no other address into a slice: endpoints are no loopback, link-local or
+/// multicast addresses, and of the slice's family.
+fn may_be_endpoint(address: IpAddr, family: Family) -> bool {
+    let fits = match address {
+        IpAddr::V4(address) => {
+            family == Family::V4 && !address.is_link_local() && !address.is_broadcast()
+        }
+        IpAddr::V6(address) => {
+            family == Family::V6
+                && !address.is_unicast_link_local()
+                && address.to_ipv4_mapped().is_none()
+        }
+    };
+    fits && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
+}
