@@ -70,11 +70,12 @@ impl Allocations {
         &self,
         key: &NamespacedName,
         service: &mut Value,
+        old: Option<&Value>,
         random: &mut dyn Random,
         dry_run: bool,
     ) -> FieldErrors {
         let mut errors = FieldErrors::default();
-        service_families::fill(service, &self.families(), &mut errors);
+        service_families::fill(service, old, &self.families(), &mut errors);
         if !errors.is_empty() {
             return errors;
         }
@@ -133,6 +134,8 @@ fn node_ports(service: &Value) -> Vec<u16> {
         .filter(|port| *port != 0)
         .collect()
 }
+
+const PORT_TAKEN: &str = "provided port is already allocated";
 
 struct Picker<'a> {
     allocations: &'a Allocations,
@@ -256,7 +259,9 @@ impl Picker<'_> {
         let field = "spec.healthCheckNodePort";
         let given = json::integer(service, "/spec/healthCheckNodePort").unwrap_or(0);
         if given != 0 {
-            if let Err(why) = self.check_port(given) {
+            let taken = self.taken.iter().any(|port| i64::from(*port) == given);
+            let free = if taken { Err(PORT_TAKEN.to_owned()) } else { self.check_port(given) };
+            if let Err(why) = free {
                 errors.invalid(field, given, &why);
             }
             return;
@@ -274,7 +279,7 @@ impl Picker<'_> {
                 if self.allocations.is_port_free(port, self.key) {
                     Ok(port)
                 } else {
-                    Err("provided port is already allocated".to_owned())
+                    Err(PORT_TAKEN.to_owned())
                 }
             }
             _ => Err(format!(

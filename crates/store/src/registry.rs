@@ -1,12 +1,12 @@
 //! The registry: every row, found by URL, by kind or by storage.
 
 use crate::Resource;
-use crate::kinds::{apps, core, events, networking, node, pod, rbac, service};
+use crate::kinds::{apps, core, endpoints, events, networking, node, pod, rbac, service};
 
 /// Every resource that is served, in the order of discovery.
 static RESOURCES: &[&Resource] = &[
     &core::CONFIG_MAP,
-    &service::ENDPOINTS,
+    &endpoints::ENDPOINTS,
     &events::EVENT,
     &core::NAMESPACE,
     &node::NODE,
@@ -20,7 +20,7 @@ static RESOURCES: &[&Resource] = &[
     &apps::REPLICA_SET,
     &apps::STATEFUL_SET,
     &node::LEASE,
-    &service::ENDPOINT_SLICE,
+    &endpoints::ENDPOINT_SLICE,
     &events::EVENTS_V1,
     &networking::INGRESS_CLASS,
     &networking::INGRESS,

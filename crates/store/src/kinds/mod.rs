@@ -2,6 +2,7 @@
 
 pub(crate) mod apps;
 pub(crate) mod core;
+pub(crate) mod endpoints;
 pub(crate) mod events;
 pub(crate) mod networking;
 pub(crate) mod node;
@@ -10,3 +11,5 @@ mod pod_spec;
 pub(crate) mod rbac;
 pub(crate) mod service;
 pub(crate) mod service_families;
+mod service_update;
+mod service_validation;

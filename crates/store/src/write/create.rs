@@ -38,7 +38,7 @@ impl Store {
         if let Some(existing) = self.head(resource, &key) {
             return Err(already_exists(resource, &name, existing, generated));
         }
-        self.allocate(resource, &key, &mut value, context)?;
+        self.allocate(resource, &key, &mut value, None, context)?;
         let value = to_storage(resource, value);
         let object = self.commit(resource, key, Operation::Create, value, context);
         Ok(present(resource, &object))
@@ -50,12 +50,13 @@ impl Store {
         resource: &'static Resource,
         key: &NamespacedName,
         value: &mut Value,
+        old: Option<&Value>,
         context: &mut Context<'_>,
     ) -> Result<(), Status> {
         if resource != &crate::kinds::service::SERVICE {
             return Ok(());
         }
-        let errors = self.allocations.fill(key, value, context.random, context.dry_run);
+        let errors = self.allocations.fill(key, value, old, context.random, context.dry_run);
         fail(resource, &key.name, &errors)
     }
 

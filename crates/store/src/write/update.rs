@@ -88,7 +88,7 @@ impl Store {
         if part != Part::Finalize {
             validate(resource, &value, Some(&old.value))?;
         }
-        self.allocate(resource, &old.key, &mut value, context)?;
+        self.allocate(resource, &old.key, &mut value, Some(&old.value), context)?;
         self.finish_update(resource, old, value, context)
     }
 
