@@ -115,6 +115,7 @@ pub struct Reconciler {
     listed: BTreeSet<Kind>,
     held: BTreeMap<Kind, Held>,
     dirty: BTreeSet<DirtyKey>,
+    topology_zone: Option<String>,
     desired: Desired,
     findings: BTreeMap<DirtyKey, Vec<Finding>>,
     program: Program,
@@ -149,6 +150,7 @@ impl Reconciler {
             listed: BTreeSet::new(),
             held: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            topology_zone: None,
             desired: Desired::default(),
             findings: BTreeMap::new(),
             program: Program::default(),
@@ -326,7 +328,20 @@ impl Reconciler {
         self.touch(keys);
     }
 
+    /// Plans of Services read the zone of this node, which a label of its Node says.
+    fn follow_zone(&mut self) {
+        let Some(facts) = &self.facts else { return };
+        let zone = plan::services::zone(&self.world, facts).map(str::to_owned);
+        if zone != self.topology_zone {
+            self.topology_zone = zone;
+            self.touch_everything();
+        }
+    }
+
     fn plan_dirty(&mut self) {
+        if self.dirty.contains(&DirtyKey::Network) {
+            self.follow_zone();
+        }
         let Some(facts) = &self.facts else { return };
         if self.dirty.is_empty() {
             return;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::kinds::{NodeAddress, SERVICE_NAME_LABEL};
+use model::kinds::{NodeAddress, SERVICE_NAME_LABEL, ZONE_LABEL};
 use model::world::{Kind, Object};
 use model::{ClusterConfig, EndpointSlice, NamespacedName, Node, Service};
 use plan::NodeFacts;
@@ -284,6 +284,36 @@ fn the_zone_is_published_when_it_changes_and_only_then() {
     machine.handle(Event::Present(service("other")));
     machine.settle();
     assert_eq!(machine.zones, published + 1);
+}
+
+/// S-12: a Service's endpoints by zone follow the label of this node, though no Service changed.
+#[test]
+fn a_node_that_moves_to_another_zone_has_other_endpoints() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let endpoint = |last: u8, zone| {
+        format!(
+            r#"{{"addresses":["10.244.2.{last}"],"hints":{{"forZones":[{{"name":"{zone}"}}]}}}}"#
+        )
+    };
+    let text = format!(
+        r#"{{"metadata":{{"namespace":"shop","name":"web-1","labels":{{"{SERVICE_NAME_LABEL}":"web"}}}},
+            "addressType":"IPv4","ports":[{{"port":8080}}],"endpoints":[{},{}]}}"#,
+        endpoint(1, "a"),
+        endpoint(2, "b"),
+    );
+    let slice: EndpointSlice = serde_json::from_str(&text).expect("a slice");
+    machine.handle(Event::Present(Object::EndpointSlice(Arc::new(slice))));
+    let mut program_in = |zone: &str| {
+        let Object::Node(node) = node("node1", 2, 1) else { panic!("a node") };
+        let mut node = (*node).clone();
+        node.metadata.labels.insert(ZONE_LABEL.into(), zone.into());
+        machine.handle(Event::Present(Object::Node(Arc::new(node))));
+        machine.settle();
+        machine.reconciler.program().clone()
+    };
+    let in_a = program_in("a");
+    assert_ne!(program_in("b"), in_a);
+    assert_eq!(program_in("a"), in_a);
 }
 
 #[test]
