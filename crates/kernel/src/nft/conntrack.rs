@@ -132,11 +132,20 @@ fn is_stale(stale: &StaleFlows, attributes: Attributes<'_>) -> bool {
     let original = attributes.nested(CTA_TUPLE_ORIG).and_then(tuple);
     let reply = attributes.nested(CTA_TUPLE_REPLY).and_then(tuple);
     let (Some(original), Some(reply)) = (original, reply) else { return false };
-    original.protocol == Protocol::Udp.number()
-        && stale
-            .frontends
-            .get(&original.destination)
-            .is_some_and(|endpoints| !endpoints.contains(&reply.source))
+    if original.protocol != Protocol::Udp.number() {
+        return false;
+    }
+    let to = original.destination;
+    let in_range = |(address, first, last): &(IpAddr, u16, u16)| {
+        *address == to.ip() && (*first..=*last).contains(&to.port())
+    };
+    match stale.frontends.get(&to) {
+        Some(endpoints) => !endpoints.contains(&reply.source),
+        None => stale
+            .ranges
+            .iter()
+            .any(|(range, endpoints)| in_range(range) && !endpoints.contains(&reply.source.ip())),
+    }
 }
 
 struct FlowTuple {

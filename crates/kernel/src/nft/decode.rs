@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use model::{Family, MacAddress};
 use netlink::message::Attributes;
 use netlink::socket::Message;
@@ -108,7 +109,16 @@ pub fn set(attributes: Attributes<'_>) -> Option<(String, SetSpec)> {
 
 fn spec(attributes: Attributes<'_>) -> Option<SetSpec> {
     let flags = number(attributes, NFTA_SET_FLAGS).unwrap_or_default();
-    let key = types_of(number(attributes, NFTA_SET_KEY_TYPE)?)?;
+    let mut key = types_of(number(attributes, NFTA_SET_KEY_TYPE)?)?;
+    if flags & NFT_SET_INTERVAL != 0 {
+        // Of ours the last part is the interval.
+        let last = key.last_mut()?;
+        *last = match *last {
+            Type::Port => Type::PortRange,
+            Type::Address(family) => Type::Network(family),
+            _ => return None,
+        };
+    }
     let data = match number(attributes, NFTA_SET_DATA_TYPE) {
         None => DataType::None,
         Some(NFT_DATA_VERDICT) => DataType::Verdict,
@@ -129,8 +139,14 @@ fn types_in_model(stored: Vec<Type>) -> Vec<Type> {
 
 /// One element of a set of that shape.
 pub fn element(spec: &SetSpec, attributes: Attributes<'_>) -> Option<(Tuple, Datum)> {
-    let bytes = attributes.nested(NFTA_SET_ELEM_KEY)?.find(NFTA_DATA_VALUE)?;
-    let key = tuple(&spec.key, bytes)?;
+    let end = |kind: u16| {
+        let types: Vec<Type> = spec.key.iter().map(|&part| end_type(part)).collect();
+        tuple(&types, attributes.nested(kind)?.find(NFTA_DATA_VALUE)?)
+    };
+    let mut key = end(NFTA_SET_ELEM_KEY)?;
+    if spec.is_interval() {
+        key = interval(&key, &end(NFTA_SET_ELEM_KEY_END)?)?;
+    }
     let data = attributes.nested(NFTA_SET_ELEM_DATA);
     let datum = match &spec.data {
         DataType::None => Datum::Member,
@@ -146,6 +162,40 @@ pub fn element(spec: &SetSpec, attributes: Attributes<'_>) -> Option<(Tuple, Dat
     Some((key, datum))
 }
 
+/// What the ends of a part of an interval set's key are.
+fn end_type(part: Type) -> Type {
+    match part {
+        Type::PortRange => Type::Port,
+        Type::Network(family) => Type::Address(family),
+        other => other,
+    }
+}
+
+/// The key with these ends, if it is one of ours: all parts but the last are single values.
+fn interval(first: &Tuple, last: &Tuple) -> Option<Tuple> {
+    let (least, place) = first.split_last()?;
+    let (greatest, same) = last.split_last()?;
+    let part = match (*least, *greatest) {
+        (Value::Port(first), Value::Port(last)) => Value::PortRange(first, last),
+        (Value::Address(first), Value::Address(last)) => Value::Network(network(first, last)?),
+        _ => return None,
+    };
+    (place == same).then(|| place.iter().copied().chain([part]).collect())
+}
+
+/// The network whose least and greatest addresses these are.
+fn network(first: IpAddr, last: IpAddr) -> Option<IpNet> {
+    let host_bits = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits() ^ last.to_bits()).count_ones(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits() ^ last.to_bits()).count_ones(),
+        _ => return None,
+    };
+    let widest = IpNet::from(first).max_prefix_len();
+    let prefix_len = widest.checked_sub(u8::try_from(host_bits).ok()?)?;
+    let network = IpNet::new(first, prefix_len).ok()?;
+    (network.network() == first && network.broadcast() == last).then_some(network)
+}
+
 fn tuple(types: &[Type], mut bytes: &[u8]) -> Option<Tuple> {
     let mut values = Vec::with_capacity(types.len());
     for &one in types {
@@ -158,6 +208,8 @@ fn tuple(types: &[Type], mut bytes: &[u8]) -> Option<Tuple> {
             Type::Protocol => Value::Protocol(*own.first()?),
             Type::Port => Value::Port(u16::from_be_bytes(own.get(..2)?.try_into().ok()?)),
             Type::Number => Value::Number(u32::from_ne_bytes(own.try_into().ok()?)),
+            // Their ends are read, never themselves.
+            Type::PortRange | Type::Network(_) => return None,
         });
     }
     bytes.is_empty().then_some(values)

@@ -203,6 +203,17 @@ fn write_spec(request: &mut Request, spec: &SetSpec, set_id: u32) {
         }
         DataType::Verdict => number(request, NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT),
     }
+    if spec.is_interval() {
+        request.nested(NFTA_SET_DESC, &[], |data| {
+            data.nested(NFTA_SET_DESC_CONCAT, &[], |parts| {
+                for &part in &spec.key {
+                    parts.nested(NFTA_LIST_ELEM, &[], |one| {
+                        number(one, NFTA_SET_FIELD_LEN, part_length(part));
+                    });
+                }
+            });
+        });
+    }
     if let Some(size) = spec.filled_by_packets_max {
         request.nested(NFTA_SET_DESC, &[], |data| number(data, NFTA_SET_DESC_SIZE, size));
     }
@@ -236,18 +247,31 @@ pub fn set_flags(spec: &SetSpec) -> u32 {
     let map = if spec.data == DataType::None { 0 } else { NFT_SET_MAP };
     let filled =
         if spec.filled_by_packets_max.is_some() { NFT_SET_TIMEOUT | NFT_SET_EVAL } else { 0 };
-    map | filled
+    let interval = if spec.is_interval() { NFT_SET_INTERVAL | NFT_SET_CONCAT } else { 0 };
+    map | filled | interval
+}
+
+/// How many bytes a part of a key has, without what fills its registers up.
+fn part_length(part: Type) -> u32 {
+    match part {
+        Type::Protocol => 1,
+        Type::Port | Type::PortRange => 2,
+        Type::Mac => 6,
+        Type::Address(_) | Type::Network(_) | Type::Number | Type::Link => {
+            u32::try_from(register_length(part)).unwrap_or_default()
+        }
+    }
 }
 
 /// `nft`'s number of a concatenation of types, six bits each; the kernel keeps it for `nft`.
 pub fn type_number(types: &[Type]) -> u32 {
     types.iter().fold(0, |number, one| {
         let id = match one {
-            Type::Address(Family::V4) => 7,
-            Type::Address(Family::V6) => 8,
+            Type::Address(Family::V4) | Type::Network(Family::V4) => 7,
+            Type::Address(Family::V6) | Type::Network(Family::V6) => 8,
             Type::Mac => 9,
             Type::Protocol => 12,
-            Type::Port => 13,
+            Type::Port | Type::PortRange => 13,
             Type::Number => 19, // a mark: four bytes in the order of the machine
             Type::Link => 41,
         };
@@ -276,6 +300,13 @@ pub fn types_of(number: u32) -> Option<Vec<Type>> {
     Some(types)
 }
 
+/// A key, and where it is an interval its other end.
+fn key_bytes(key: &Tuple) -> (Vec<u8>, Option<Vec<u8>>) {
+    let greatest = || -> Tuple { key.iter().map(|part| part.ends()[1]).collect() };
+    let interval = matches!(key.last(), Some(Value::PortRange(..) | Value::Network(_)));
+    (register_bytes(key), interval.then(|| register_bytes(&greatest())))
+}
+
 fn elements_request<'a>(
     id: &TableId,
     message: u16,
@@ -288,7 +319,11 @@ fn elements_request<'a>(
     request.nested(NFTA_SET_ELEM_LIST_ELEMENTS, &[], |list| {
         for (key, datum) in elements {
             list.nested(NFTA_LIST_ELEM, &[], |element| {
-                value(element, NFTA_SET_ELEM_KEY, &register_bytes(key));
+                let (first, last) = key_bytes(key);
+                value(element, NFTA_SET_ELEM_KEY, &first);
+                if let Some(last) = last {
+                    value(element, NFTA_SET_ELEM_KEY_END, &last);
+                }
                 match datum {
                     None | Some(Datum::Member) => {}
                     Some(Datum::Values(values)) => {

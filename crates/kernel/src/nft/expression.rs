@@ -64,21 +64,21 @@ pub fn write_verdict(request: &mut Request, verdict: &Verdict) {
     });
 }
 
-/// The bytes of values as they stand in registers: each padded to four bytes.
+/// The bytes of values as they stand in registers, each padded to four bytes; of an interval the
+/// least value.
 pub fn register_bytes(values: &[Value]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for value in values {
-        match value {
-            Value::Address(address) => match address {
-                IpAddr::V4(address) => bytes.extend(address.octets()),
-                IpAddr::V6(address) => bytes.extend(address.octets()),
-            },
-            Value::Protocol(number) => bytes.push(*number),
+        match value.ends()[0] {
+            Value::Address(IpAddr::V4(address)) => bytes.extend(address.octets()),
+            Value::Address(IpAddr::V6(address)) => bytes.extend(address.octets()),
+            Value::Protocol(number) => bytes.push(number),
             Value::Port(port) => bytes.extend(port.to_be_bytes()),
             // Numbers that we make ourselves are in the order of this machine, as marks are.
             Value::Number(number) => bytes.extend(number.to_ne_bytes()),
             Value::Link(LinkName(name)) => bytes.extend(name),
             Value::Mac(mac) => bytes.extend(mac.0),
+            Value::PortRange(..) | Value::Network(_) => {} // have ends of other kinds
         }
         bytes.resize(bytes.len().div_ceil(REGISTER_BYTES) * REGISTER_BYTES, 0);
     }
@@ -88,10 +88,10 @@ pub fn register_bytes(values: &[Value]) -> Vec<u8> {
 /// How many bytes a value of a type takes in registers.
 pub fn register_length(value_type: Type) -> usize {
     match value_type {
-        Type::Address(family) => address_length(family),
+        Type::Address(family) | Type::Network(family) => address_length(family),
         Type::Link => libc::IFNAMSIZ,
         Type::Mac => 2 * REGISTER_BYTES,
-        Type::Protocol | Type::Port | Type::Number => REGISTER_BYTES,
+        Type::Protocol | Type::Port | Type::PortRange | Type::Number => REGISTER_BYTES,
     }
 }
 
@@ -192,6 +192,10 @@ impl Writer<'_> {
                 self.load_all(key);
                 self.lookup(set, KEY, None);
             }
+            Statement::NotIn { key, set } => {
+                self.load_all(key);
+                self.absent(set);
+            }
             // The kernel insists on a register for a map's data.
             Statement::HasEntry { key, map } => {
                 self.load_all(key);
@@ -223,6 +227,7 @@ impl Writer<'_> {
             }
             Statement::NoTrack => self.expression("notrack", |_| {}),
             Statement::TranslateDestination => self.translate_destination(),
+            Statement::TranslateAddress(address) => self.translate_address(*address),
             Statement::Masquerade => self.expression("masq", |data| {
                 number(data, NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
             }),
@@ -237,6 +242,7 @@ impl Writer<'_> {
             | Statement::SourcePortIsNot(_)
             | Statement::LaterFragment(_)
             | Statement::Icmpv6Type { .. }
+            | Statement::EchoRequest(_)
             | Statement::PayloadIs(_)
             | Statement::NeighbourOptionIs(_)
             | Statement::ToThisNode => self.header(statement),
@@ -366,6 +372,14 @@ impl Writer<'_> {
         });
     }
 
+    fn absent(&mut self, set: &str) {
+        self.expression("lookup", |data| {
+            data.text(NFTA_LOOKUP_SET, set);
+            number(data, NFTA_LOOKUP_SREG, KEY);
+            number(data, NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV);
+        });
+    }
+
     fn constant(&mut self, register: u32, bytes: &[u8]) {
         self.expression("immediate", |data| {
             number(data, NFTA_IMMEDIATE_DREG, register);
@@ -391,6 +405,16 @@ impl Writer<'_> {
             number(data, NFTA_NAT_FAMILY, u32::from(family));
             number(data, NFTA_NAT_REG_ADDR_MIN, ENDPOINT);
             number(data, NFTA_NAT_REG_PROTO_MIN, port);
+        });
+    }
+
+    fn translate_address(&mut self, address: IpAddr) {
+        self.constant(ENDPOINT, &register_bytes(&[Value::Address(address)]));
+        let family = protocol_family(self.family);
+        self.expression("nat", |data| {
+            number(data, NFTA_NAT_TYPE, NFT_NAT_DNAT);
+            number(data, NFTA_NAT_FAMILY, u32::from(family));
+            number(data, NFTA_NAT_REG_ADDR_MIN, ENDPOINT);
         });
     }
 

@@ -60,9 +60,14 @@ pub const NFTA_SET_USERDATA: u16 = 13;
 pub const UDATA_SET_KEYBYTEORDER: u8 = 0;
 pub const UDATA_HOST_ENDIAN: u32 = 1;
 pub const NFTA_SET_DESC_SIZE: u16 = 1;
+pub const NFTA_SET_DESC_CONCAT: u16 = 2;
+pub const NFTA_SET_FIELD_LEN: u16 = 1;
+pub const NFT_SET_INTERVAL: u32 = 0x4;
 pub const NFT_SET_MAP: u32 = 0x8;
 pub const NFT_SET_TIMEOUT: u32 = 0x10;
 pub const NFT_SET_EVAL: u32 = 0x20;
+/// Keys are concatenations whose parts the kernel tells apart: what intervals of them need.
+pub const NFT_SET_CONCAT: u32 = 0x80;
 /// Set data that is a verdict.
 pub const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
 
@@ -71,6 +76,7 @@ pub const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 pub const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 pub const NFTA_SET_ELEM_KEY: u16 = 1;
 pub const NFTA_SET_ELEM_DATA: u16 = 2;
+pub const NFTA_SET_ELEM_KEY_END: u16 = 10;
 
 pub const NFTA_DATA_VALUE: u16 = 1;
 pub const NFTA_DATA_VERDICT: u16 = 2;
@@ -124,7 +130,11 @@ pub const NFTA_EXTHDR_OFFSET: u16 = 3;
 pub const NFTA_EXTHDR_LEN: u16 = 4;
 /// `libc` has these as numbers of another width.
 pub const IPPROTO_FRAGMENT: u8 = 44;
+pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_ICMPV6: u8 = 58;
+/// RFC 792 and RFC 4443.
+pub const ICMP_ECHO_REQUEST: u8 = 8;
+pub const ICMPV6_ECHO_REQUEST: u8 = 128;
 
 pub const NFTA_FIB_DREG: u16 = 1;
 pub const NFTA_FIB_RESULT: u16 = 2;
@@ -141,6 +151,8 @@ pub const NFTA_BITWISE_XOR: u16 = 5;
 pub const NFTA_LOOKUP_SET: u16 = 1;
 pub const NFTA_LOOKUP_SREG: u16 = 2;
 pub const NFTA_LOOKUP_DREG: u16 = 3;
+pub const NFTA_LOOKUP_FLAGS: u16 = 5;
+pub const NFT_LOOKUP_F_INV: u32 = 1;
 
 pub const NFTA_IMMEDIATE_DREG: u16 = 1;
 pub const NFTA_IMMEDIATE_DATA: u16 = 2;

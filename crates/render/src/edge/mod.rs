@@ -60,7 +60,7 @@ pub fn program(attachments: &[Attachment], observed: &NftObserved) -> NftProgram
             }
         }
         table.chains.extend(chains);
-        tables.insert(id, TableProgram { table, endpoints: BTreeMap::new() });
+        tables.insert(id, TableProgram { table, ..TableProgram::default() });
     }
     NftProgram { tables }
 }

@@ -12,13 +12,15 @@
 //! So a count is raised after its slots are written and lowered before they go, and a referent
 //! exists before its reference and outlives it (invariant 5).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use model::{Family, Protocol};
 
 use super::language::{Chain, Datum, Name, Set, Table, TableId, Tuple, Value};
-use super::layout::{NODE_ADDRESSES, View};
+use super::layout::{NODE_ADDRESSES, RangeView, View};
+use super::program::{Touched, TouchedTable};
 use super::slots;
 use super::state::{Command, NftObserved, Transaction};
 use super::{NftOp, NftProgram, StaleFlows, TableProgram};
@@ -30,34 +32,124 @@ const TRANSACTION_ELEMENTS_MAX: usize = 4_096;
 pub fn diff(program: &NftProgram, observed: &NftObserved) -> Vec<NftOp> {
     let mut ops = Vec::new();
     for (id, wanted) in &program.tables {
-        let present = observed.tables.get(id);
-        let target = slots::assign(wanted, present);
-        match present {
-            Some(present) if must_rebuild(&target, present) => {
-                // The hooks of the new table are in place before those of the old one go, so that
-                // no packet passes without rules and translated flows live on.
-                let mut commands = vec![Command::DeleteTable, Command::AddTable];
-                let empty = Table::default();
-                commands.extend(make(&target, &empty));
-                commands.extend(switch(&target, &empty));
-                ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands }));
-            }
-            _ => {
-                let empty = Table::default();
-                let table = present.unwrap_or(&empty);
-                let mut first: Vec<Command> =
-                    present.is_none().then_some(Command::AddTable).into_iter().collect();
-                first.extend(make(&target, table));
-                ops.extend(transactions(id, first));
-                ops.extend(transactions(id, switch(&target, table)));
-                ops.extend(stale_flows(id.family.address_family(), wanted, &target, table));
-                ops.extend(transactions(id, sweep(&target, table)));
-            }
-        }
+        ops.extend(diff_table(id, wanted, &whole(wanted, observed.tables.get(id))));
     }
     for id in observed.tables.keys().filter(|id| !program.tables.contains_key(id)) {
         let commands = vec![Command::DeleteTable];
         ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands }));
+    }
+    ops
+}
+
+/// The same at a cost that depends on what changed, where the program differs from what is there
+/// only in what was touched.
+pub fn diff_touched(program: &NftProgram, observed: &NftObserved, touched: &Touched) -> Vec<NftOp> {
+    let Touched::Only(touched) = touched else { return diff(program, observed) };
+    let mut ops = Vec::new();
+    for (id, touched) in touched {
+        let Some(wanted) = program.tables.get(id) else { return diff(program, observed) };
+        let Some(pair) = restricted(wanted, observed.tables.get(id), touched) else {
+            return diff(program, observed);
+        };
+        ops.extend(diff_table(id, wanted, &pair));
+    }
+    ops
+}
+
+/// What shall be, with a slot for each endpoint, and what is: of both the same part.
+struct Pair<'a> {
+    target: Table,
+    present: Option<Cow<'a, Table>>,
+}
+
+fn whole<'a>(program: &TableProgram, present: Option<&'a Table>) -> Pair<'a> {
+    let mut target = program.table.clone();
+    for (name, frontends) in &program.endpoints {
+        let there = present.and_then(|table| table.sets.get(name));
+        let Some(set) = target.sets.get_mut(name) else { continue };
+        for (frontend, shares) in frontends {
+            set.elements.extend(slots::assign(frontend, shares, there));
+        }
+    }
+    Pair { target, present: present.map(Cow::Borrowed) }
+}
+
+/// `None` when what is there lacks more than what was touched.
+fn restricted(
+    program: &TableProgram,
+    observed: Option<&Table>,
+    touched: &TouchedTable,
+) -> Option<Pair<'static>> {
+    let observed = observed?;
+    let mut target = part_of(&program.table, touched)?;
+    let mut present = part_of(observed, touched)?;
+    for (name, frontends) in &touched.frontends {
+        let there = observed.sets.get(name)?;
+        let shares = program.endpoints.get(name)?;
+        let wanted = target.sets.entry(name.clone()).or_insert_with(|| without_elements(there));
+        for frontend in frontends {
+            if let Some(shares) = shares.get(frontend) {
+                wanted.elements.extend(slots::assign(frontend, shares, Some(there)));
+            }
+        }
+        let part = present.sets.entry(name.clone()).or_insert_with(|| without_elements(there));
+        for frontend in frontends {
+            part.elements.extend(slots::elements_of(there, frontend));
+        }
+    }
+    Some(Pair { target, present: Some(Cow::Owned(present)) })
+}
+
+/// `None` when a set is missing that the table shall have before and after.
+fn part_of(table: &Table, touched: &TouchedTable) -> Option<Table> {
+    let mut part = Table::default();
+    for name in &touched.chains {
+        if let Some(chain) = table.chains.get(name) {
+            part.chains.insert(name.clone(), chain.clone());
+        }
+    }
+    for name in &touched.sets {
+        if let Some(set) = table.sets.get(name) {
+            part.sets.insert(name.clone(), set.clone());
+        }
+    }
+    for (name, keys) in touched.elements.iter().filter(|(name, _)| !touched.sets.contains(*name)) {
+        let set = table.sets.get(name)?;
+        let mut some = without_elements(set);
+        let found = keys.iter().filter_map(|key| set.elements.get_key_value(key));
+        some.elements.extend(found.map(|(key, datum)| (key.clone(), datum.clone())));
+        part.sets.insert(name.clone(), some);
+    }
+    Some(part)
+}
+
+fn without_elements(set: &Set) -> Set {
+    Set { spec: set.spec.clone(), elements: BTreeMap::new() }
+}
+
+fn diff_table(id: &TableId, wanted: &TableProgram, pair: &Pair<'_>) -> Vec<NftOp> {
+    let Pair { target, present } = pair;
+    let empty = Table::default();
+    let mut ops = Vec::new();
+    match present.as_deref() {
+        Some(present) if must_rebuild(target, present) => {
+            // The hooks of the new table are in place before those of the old one go, so that
+            // no packet passes without rules and translated flows live on.
+            let mut commands = vec![Command::DeleteTable, Command::AddTable];
+            commands.extend(make(target, &empty));
+            commands.extend(switch(target, &empty));
+            ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands }));
+        }
+        _ => {
+            let table = present.as_deref().unwrap_or(&empty);
+            let mut first: Vec<Command> =
+                present.is_none().then_some(Command::AddTable).into_iter().collect();
+            first.extend(make(target, table));
+            ops.extend(transactions(id, first));
+            ops.extend(transactions(id, switch(target, table)));
+            ops.extend(stale_flows(id.family.address_family(), wanted, target, table));
+            ops.extend(transactions(id, sweep(target, table)));
+        }
     }
     ops
 }
@@ -129,6 +221,7 @@ fn sweep(target: &Table, present: &Table) -> Vec<Command> {
 /// Whether the elements of a set switch frontends from one class to another.
 fn is_switch(name: &str) -> bool {
     View::ALL.iter().any(|view| view.classes() == name)
+        || RangeView::ALL.iter().any(|view| [view.chains(), view.refusals()].contains(&name))
 }
 
 fn add_rules(name: &Name, chain: &Chain) -> impl Iterator<Item = Command> {
@@ -206,52 +299,76 @@ fn stale_flows(
     target: &Table,
     present: &Table,
 ) -> Option<NftOp> {
+    let maps = View::ALL.map(View::endpoints).into_iter();
+    let maps = maps.chain(RangeView::ALL.map(RangeView::endpoints));
     let changed: BTreeSet<Tuple> =
-        View::ALL.iter().flat_map(|&view| changed_frontends(view, target, present)).collect();
-    let mut frontends = BTreeMap::new();
+        maps.flat_map(|map| changed_frontends(map, target, present)).collect();
+    let mut stale = StaleFlows { family, frontends: BTreeMap::new(), ranges: BTreeMap::new() };
     for frontend in changed {
         // A node port stands in two views: what either allows is not stale.
         let allowed: BTreeSet<SocketAddr> = program
             .endpoints
             .values()
             .filter_map(|frontends| frontends.get(&frontend))
-            .flatten()
+            .flat_map(BTreeMap::keys)
             .copied()
             .collect();
-        for address in udp_addresses(&frontend, target) {
-            frontends.insert(address, allowed.clone());
+        match udp_place(&frontend) {
+            Some(Place::Port(address)) => {
+                stale.frontends.insert(address, allowed);
+            }
+            Some(Place::NodePort(port)) => {
+                let nodes = node_addresses(&program.table);
+                let places = nodes.map(|node| (SocketAddr::new(node, port), allowed.clone()));
+                stale.frontends.extend(places);
+            }
+            Some(Place::Range(address, first, last)) => {
+                let allowed = allowed.iter().map(SocketAddr::ip).collect();
+                stale.ranges.insert((address, first, last), allowed);
+            }
+            None => {}
         }
     }
-    (!frontends.is_empty()).then_some(NftOp::ForgetFlows(StaleFlows { family, frontends }))
+    let any = !stale.frontends.is_empty() || !stale.ranges.is_empty();
+    any.then_some(NftOp::ForgetFlows(stale))
+}
+
+enum Place {
+    Port(SocketAddr),
+    NodePort(u16),
+    Range(IpAddr, u16, u16),
 }
 
 /// Where clients of a UDP frontend send to; nothing for other protocols, whose clients notice.
-fn udp_addresses(frontend: &Tuple, target: &Table) -> Vec<SocketAddr> {
+fn udp_place(frontend: &Tuple) -> Option<Place> {
     let udp = Value::Protocol(Protocol::Udp.number());
-    match frontend.as_slice() {
-        [Value::Address(address), protocol, Value::Port(port)] if *protocol == udp => {
-            vec![SocketAddr::new(*address, *port)]
+    match *frontend.as_slice() {
+        [Value::Address(address), protocol, Value::Port(port)] if protocol == udp => {
+            Some(Place::Port(SocketAddr::new(address, port)))
         }
-        [protocol, Value::Port(port)] if *protocol == udp => target
-            .sets
-            .get(NODE_ADDRESSES)
-            .into_iter()
-            .flat_map(|nodes| nodes.elements.keys())
-            .filter_map(|key| match key.as_slice() {
-                [Value::Address(address)] => Some(SocketAddr::new(*address, *port)),
-                _ => None,
-            })
-            .collect(),
-        _ => vec![],
+        [protocol, Value::Port(port)] if protocol == udp => Some(Place::NodePort(port)),
+        [Value::Address(address), protocol, Value::Port(first), Value::Port(last)]
+            if protocol == udp =>
+        {
+            Some(Place::Range(address, first, last))
+        }
+        _ => None,
     }
 }
 
+fn node_addresses(table: &Table) -> impl Iterator<Item = IpAddr> {
+    let nodes = table.sets.get(NODE_ADDRESSES).into_iter();
+    nodes.flat_map(|nodes| nodes.elements.keys()).filter_map(|key| match key.as_slice() {
+        [Value::Address(address)] => Some(*address),
+        _ => None,
+    })
+}
+
 /// Frontends that lose an endpoint, or get their first.
-fn changed_frontends(view: View, target: &Table, present: &Table) -> BTreeSet<Tuple> {
-    let name = view.endpoints();
+fn changed_frontends(name: &str, target: &Table, present: &Table) -> BTreeSet<Tuple> {
     let empty = BTreeMap::new();
-    let new = target.sets.get(&name).map_or(&empty, |set| &set.elements);
-    let old = present.sets.get(&name).map_or(&empty, |set| &set.elements);
+    let new = target.sets.get(name).map_or(&empty, |set| &set.elements);
+    let old = present.sets.get(name).map_or(&empty, |set| &set.elements);
     let lost = old.iter().filter(|(key, datum)| new.get(*key) != Some(*datum)).map(|(key, _)| key);
     let first =
         new.keys().filter(|key| key.last() == Some(&Value::Number(0)) && !old.contains_key(*key));

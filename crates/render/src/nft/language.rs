@@ -100,6 +100,10 @@ pub enum Type {
     Link,
     /// A link-layer address.
     Mac,
+    /// Ports from one to another: the last part of an interval set's key.
+    PortRange,
+    /// A network: the last part of an interval set's key.
+    Network(Family),
 }
 
 /// One part of a key or of a map's data.
@@ -117,6 +121,10 @@ pub enum Value {
     Link(LinkName),
     /// A link-layer address.
     Mac(MacAddress),
+    /// Ports from one to another, both included.
+    PortRange(u16, u16),
+    /// A network: all of its addresses.
+    Network(IpNet),
 }
 
 /// What a packet, or chance, gives to a key.
@@ -269,6 +277,15 @@ pub enum Statement {
         /// The set.
         set: Name,
     },
+    /// The key does not stand in a set.
+    NotIn {
+        /// The key.
+        key: Vec<Field>,
+        /// The set.
+        set: Name,
+    },
+    /// An ICMP echo request of a family (RFC 792, RFC 4443).
+    EchoRequest(Family),
     /// The key stands in a map of numbers, with whatever number.
     HasEntry {
         /// The key.
@@ -317,6 +334,8 @@ pub enum Statement {
     NoTrack,
     /// The flow goes to the loaded endpoint.
     TranslateDestination,
+    /// The flow goes to this address, and keeps its destination port.
+    TranslateAddress(IpAddr),
     /// The flow gets an address of the outgoing link as source.
     Masquerade,
     /// A TCP reset to the sender.
@@ -451,6 +470,11 @@ pub struct SetSpec {
 }
 
 impl SetSpec {
+    /// Whether its keys are intervals: no two of them may overlap.
+    pub fn is_interval(&self) -> bool {
+        matches!(self.key.last(), Some(Type::PortRange | Type::Network(_)))
+    }
+
     /// Whether an entry has the types of this set.
     pub fn accepts(&self, key: &[Value], datum: &Datum) -> bool {
         let typed = |values: &[Value], types: &[Type]| {
@@ -498,7 +522,9 @@ impl Statement {
     /// The sets and maps that the statement needs.
     pub fn sets(&self) -> impl Iterator<Item = &Name> {
         let (one, two) = match self {
-            Self::In { set, .. } | Self::Remember { set, .. } => (Some(set), None),
+            Self::In { set, .. } | Self::NotIn { set, .. } | Self::Remember { set, .. } => {
+                (Some(set), None)
+            }
             Self::HasEntry { map, .. } | Self::VerdictOf { map, .. } | Self::Load { map, .. } => {
                 (Some(map), None)
             }
@@ -537,6 +563,50 @@ impl Value {
             Self::Number(_) => Type::Number,
             Self::Link(_) => Type::Link,
             Self::Mac(_) => Type::Mac,
+            Self::PortRange(..) => Type::PortRange,
+            Self::Network(network) => Type::Network(Family::of(&network.addr())),
         }
     }
+
+    /// Whether a part of an interval set's key has the value within.
+    pub fn contains(&self, value: &Self) -> bool {
+        match (self, value) {
+            (Self::PortRange(first, last), Self::Port(port)) => (first..=last).contains(&port),
+            (Self::Network(network), Self::Address(address)) => network.contains(address),
+            _ => self == value,
+        }
+    }
+
+    /// The least and the greatest value of a part of an interval set's key.
+    pub fn ends(&self) -> [Self; 2] {
+        match *self {
+            Self::PortRange(first, last) => [Self::Port(first), Self::Port(last)],
+            Self::Network(network) => {
+                [Self::Address(network.network()), Self::Address(network.broadcast())]
+            }
+            other => [other, other],
+        }
+    }
+}
+
+impl Set {
+    /// What the set holds for a packet's key.
+    pub fn find(&self, key: &[Value]) -> Option<&Datum> {
+        if !self.spec.is_interval() {
+            return self.elements.get(key);
+        }
+        self.elements.iter().find(|(interval, _)| holds(interval, key)).map(|(_, datum)| datum)
+    }
+
+    /// An element of an interval set that has one end of `key` within, as the kernel looks for it.
+    pub fn overlapping(&self, key: &[Value]) -> Option<&Tuple> {
+        let end = |index: usize| -> Tuple { key.iter().map(|part| part.ends()[index]).collect() };
+        let [first, last] = [end(0), end(1)];
+        self.elements.keys().find(|interval| holds(interval, &first) || holds(interval, &last))
+    }
+}
+
+fn holds(interval: &[Value], key: &[Value]) -> bool {
+    interval.len() == key.len()
+        && interval.iter().zip(key).all(|(part, value)| part.contains(value))
 }

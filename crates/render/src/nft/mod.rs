@@ -1,15 +1,18 @@
 //! Services, masquerade and the guards of the node in nftables.
 //!
 //! - [`language`]: tables, chains, rules, sets as values.
-//! - [`layout`]: what our table looks like, and why.
+//! - [`layout`]: what our table looks like, and why; [`fragment`]: what a Service adds to it.
+//! - [`program`]: the table that shall be, kept up to date Service by Service.
 //! - [`diff()`]: from what is there to what shall be; slots are chosen here (invariant 1).
 //! - [`state`]: what the kernel holds, and what it refuses.
 //! - [`text`]: rules as people read them.
 //! - [`tunnel`]: who may send through the tunnel.
 //! - [`mod@trace`]: what becomes of a packet under the rules.
 
+pub mod fragment;
 pub mod language;
 pub mod layout;
+pub mod program;
 pub mod state;
 pub mod text;
 pub mod trace;
@@ -19,16 +22,33 @@ mod diff;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use model::{ClusterConfig, Family};
 use plan::{Desired, NodeFacts};
 
-pub use diff::diff;
+pub use diff::{diff, diff_touched};
+pub use fragment::{Unsupported, unsupported};
+pub use program::{Touched, update};
+pub use slots::Shares;
 pub use state::{Command, NftObserved, Transaction};
 pub use trace::{TraceError, trace};
 
 use language::{Name, Table, TableId, Tuple};
+use layout::Layout;
+use program::Shared;
+
+/// Whether these rules implement Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// They do.
+    #[default]
+    Backend,
+    /// Another backend does. Here remain the guards, masquerade to the outside, pings of
+    /// ClusterIPs, refusals (of all that the plan refuses, and of service addresses that nobody
+    /// has), and the chains that keep established flows translated.
+    Beside,
+}
 
 /// What shall be: of the Services, a table in each family that the cluster uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,7 +63,11 @@ pub struct TableProgram {
     /// Chains, sets and their elements; the maps of endpoints are still empty.
     pub table: Table,
     /// For each map of endpoints, the endpoints of each frontend.
-    pub endpoints: BTreeMap<Name, BTreeMap<Tuple, BTreeSet<SocketAddr>>>,
+    pub endpoints: BTreeMap<Name, BTreeMap<Tuple, Shares>>,
+    /// How many times Services add what they share.
+    pub(crate) shared: BTreeMap<Shared, u32>,
+    /// Frontends that several Services claim: the first by name has each.
+    pub(crate) contested: BTreeSet<(&'static str, Tuple)>,
 }
 
 /// One operation.
@@ -65,16 +89,31 @@ pub struct StaleFlows {
     /// What clients send to (each address of a node port stands for itself), and where a flow may
     /// lead.
     pub frontends: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
+    /// The same for ranges of ports, first to last, which a flow keeps.
+    pub ranges: BTreeMap<(IpAddr, u16, u16), BTreeSet<IpAddr>>,
+}
+
+/// Says a plan in nftables, Services included. A pure function of its arguments.
+pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> NftProgram {
+    render_as(Role::Backend, desired, config, facts)
 }
 
 /// Says a plan in nftables. A pure function of its arguments.
-pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> NftProgram {
+pub fn render_as(
+    role: Role,
+    desired: &Desired,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> NftProgram {
     let ranges = [&config.pod_cidrs, &config.service_cidrs, &config.node_cidrs];
     let families: BTreeSet<Family> =
         ranges.into_iter().flatten().map(|range| Family::of(&range.addr())).collect();
-    let tables = families
-        .into_iter()
-        .map(|family| (TableId::services(family), layout::table(family, desired, config, facts)))
-        .collect();
-    NftProgram { tables }
+    let table = |family| {
+        let layout = Layout::new(family, role, desired, config, facts);
+        let mut table = layout.base();
+        program::add_services(&layout, &mut table, desired);
+        table
+    };
+    let tables = families.into_iter().map(|family| (TableId::services(family), table(family)));
+    NftProgram { tables: tables.collect() }
 }

@@ -90,6 +90,7 @@ const ENOENT: i32 = 2;
 const EBUSY: i32 = 16;
 const EEXIST: i32 = 17;
 const EINVAL: i32 = 22;
+const ENOTEMPTY: i32 = 39;
 /// The longest name of a chain or set in bytes (`NFT_NAME_MAXLEN` less the final zero).
 const NAME_BYTES_MAX: usize = 255;
 
@@ -302,6 +303,11 @@ impl Work {
         }
         if set.elements.contains_key(key) {
             return Err((EEXIST, format!("{key:?} is there")));
+        }
+        if set.spec.is_interval()
+            && let Some(other) = set.overlapping(key)
+        {
+            return Err((ENOTEMPTY, format!("{key:?} overlaps with {other:?}")));
         }
         set.elements.insert(key.clone(), datum.clone());
         self.undo.push(Undo::Element(name.clone(), key.clone(), None));

@@ -49,6 +49,9 @@ fn statement_text(family: TableFamily, statement: &Statement) -> String {
         Statement::PortIs(port) => format!("th dport {port}"),
         Statement::HasMark(bits) => format!("meta mark & {bits:#x} == {bits:#x}"),
         Statement::In { key, set } => format!("{} @{set}", of(key)),
+        Statement::NotIn { key, set } => format!("{} != @{set}", of(key)),
+        Statement::EchoRequest(Family::V4) => "icmp type echo-request".into(),
+        Statement::EchoRequest(Family::V6) => "icmpv6 type echo-request".into(),
         Statement::HasEntry { key, map } => format!("{} in map @{map}", of(key)),
         Statement::Dispatch { key, classes, verdicts } => {
             format!("{} map @{classes} vmap @{verdicts}", of(key))
@@ -64,6 +67,7 @@ fn statement_text(family: TableFamily, statement: &Statement) -> String {
         Statement::ClearMark(bits) => format!("meta mark set meta mark & ~{bits:#x}"),
         Statement::NoTrack => "notrack".into(),
         Statement::TranslateDestination => "dnat to endpoint".into(),
+        Statement::TranslateAddress(address) => format!("dnat to {address}"),
         Statement::Masquerade => "masquerade fully-random".into(),
         Statement::RejectWithReset => "reject with tcp reset".into(),
         Statement::RejectWithUnreachable => "reject with port-unreachable".into(),
@@ -178,6 +182,8 @@ impl fmt::Display for Value {
                 f.write_str(name.trim_end_matches('\0'))
             }
             Self::Mac(mac) => mac.fmt(f),
+            Self::PortRange(first, last) => write!(f, "{first}-{last}"),
+            Self::Network(network) => network.fmt(f),
         }
     }
 }
@@ -185,10 +191,10 @@ impl fmt::Display for Value {
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Address(Family::V4) => "ipv4_addr",
-            Self::Address(Family::V6) => "ipv6_addr",
+            Self::Address(Family::V4) | Self::Network(Family::V4) => "ipv4_addr",
+            Self::Address(Family::V6) | Self::Network(Family::V6) => "ipv6_addr",
             Self::Protocol => "protocol",
-            Self::Port => "port",
+            Self::Port | Self::PortRange => "port",
             Self::Number => "number",
             Self::Link => "ifname",
             Self::Mac => "ether_addr",
@@ -252,6 +258,9 @@ fn write_set(f: &mut fmt::Formatter<'_>, name: &str, set: &Set) -> fmt::Result {
             writeln!(f, "\tmap {name} {{\n\t\ttype {key} : {}", words(types))?;
         }
         DataType::Verdict => writeln!(f, "\tmap {name} {{\n\t\ttype {key} : verdict")?,
+    }
+    if set.spec.is_interval() {
+        writeln!(f, "\t\tflags interval")?;
     }
     if let Some(size) = set.spec.filled_by_packets_max {
         writeln!(f, "\t\tsize {size}\n\t\tflags dynamic,timeout")?;

@@ -412,6 +412,9 @@ impl<'a> Walk<'a> {
             Statement::In { key, set } | Statement::HasEntry { key, map: set } => {
                 condition(self.find(key, set)?.is_some())
             }
+            Statement::NotIn { key, set } => condition(self.find(key, set)?.is_none()),
+            // A traced packet has ports.
+            Statement::EchoRequest(_) => Step::NoMatch,
             Statement::Dispatch { key, classes, verdicts } => {
                 let Some(Datum::Values(class)) = self.find(key, classes)? else {
                     return Ok(Step::NoMatch);
@@ -460,6 +463,10 @@ impl<'a> Walk<'a> {
             Statement::RejectWithReset | Statement::RejectWithUnreachable => Step::Reject,
             Statement::Verdict(verdict) => Step::Verdict(verdict.clone()),
             Statement::TranslateDestination => self.translate(),
+            Statement::TranslateAddress(address) => {
+                self.loaded = Some(SocketAddr::new(*address, self.destination.port()));
+                self.translate()
+            }
             Statement::Masquerade => self.masquerade(by_destination),
             // Conditions on frames: only rules at pods' edges have them, which real frames test.
             other => return Err(TraceError::Broken(format!("{other:?} is of a frame"))),
@@ -489,7 +496,7 @@ impl<'a> Walk<'a> {
     }
 
     fn entry(&self, key: &Tuple, set: &str) -> Result<Option<&'a Datum>, TraceError> {
-        Ok(self.set(set)?.elements.get(key))
+        Ok(self.set(set)?.find(key))
     }
 
     fn set(&self, name: &str) -> Result<&'a super::language::Set, TraceError> {
