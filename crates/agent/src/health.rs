@@ -1,9 +1,10 @@
-//! What the agent says of itself: everything on a unix socket that is root's alone, health and
-//! metrics also on loopback.
+//! What the agent says of itself: everything on a unix socket that is root's alone, metrics also
+//! on loopback. Whether the node can take traffic is told to everybody, as kube-proxy does:
+//! external load balancers ask for it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use model::{NamespacedName, layout};
+use model::{NamespacedName, Timestamp, layout};
 use render::inventory::Row;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,8 +26,10 @@ use tokio::task::JoinSet;
 
 use crate::addressing::{Addressing, Refusal};
 use crate::feed::bind;
-use crate::metrics::{self, Measures};
+use crate::metrics::{self, Measures, unix_seconds};
 use crate::paths::PathRow;
+use crate::service_health;
+use crate::services::ServiceReport;
 
 /// The socket's name in the run directory.
 pub const STATUS_SOCKET: &str = layout::AGENT_SOCKET;
@@ -51,6 +54,10 @@ pub struct AgentStatus {
     pub converged: bool,
     /// Whether pods can be added: the network is there, plugin and configuration are written.
     pub ready: bool,
+    /// Whether the kernel follows what is planned: changes do not wait for long.
+    pub healthy: bool,
+    /// Whether the node is about to go: new connections shall be sent to others (KEP-3836).
+    pub leaving: bool,
     /// Services in the kernel.
     pub services: usize,
     /// Other nodes whose pods this node has a way to.
@@ -81,8 +88,13 @@ pub struct Pool {
     pub free: u64,
 }
 
-/// What is asked of the loop: what shall be in the kernel beside what is.
-pub(crate) type Question = oneshot::Sender<Vec<Row>>;
+/// What is asked of the loop.
+pub(crate) enum Question {
+    /// What shall be in the kernel beside what is.
+    Network(oneshot::Sender<Vec<Row>>),
+    /// The Services, as they are at this node.
+    Services(oneshot::Sender<Vec<ServiceReport>>),
+}
 
 /// What the loop tells the listeners.
 pub(crate) struct Told {
@@ -97,7 +109,24 @@ struct Source {
     questions: mpsc::Sender<Question>,
     /// For who is root.
     addressing: Option<Addressing>,
-    is_private: bool,
+    audience: Audience,
+}
+
+/// Who asks, and so what is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Audience {
+    /// Whoever reaches the node.
+    Network,
+    /// Programs of the node.
+    Loopback,
+    /// Root, by the private socket.
+    Root,
+}
+
+impl Audience {
+    fn of(peer: IpAddr) -> Self {
+        if peer.to_canonical().is_loopback() { Self::Loopback } else { Self::Network }
+    }
 }
 
 /// Serves as long as `tasks` live.
@@ -112,21 +141,20 @@ pub(crate) fn serve(
 ) -> Result<Told> {
     let (sender, status) = watch::channel(AgentStatus::default());
     let private = bind(run_directory, STATUS_SOCKET)?;
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, layout::AGENT_HEALTH_PORT));
-    let listener = std::net::TcpListener::bind(address)
-        .with_context(|| format!("listening on {address} (does kube-proxy run on this node?)"))?;
-    listener.set_nonblocking(true)?;
-    let public = TcpListener::from_std(listener)?;
+    let port = layout::AGENT_HEALTH_PORT;
+    let public = service_health::listen(port)
+        .with_context(|| format!("listening on port {port} (does kube-proxy run on this node?)"))?;
     let measures = Arc::<Mutex<Measures>>::default();
     let source = Source {
         status,
         measures: Arc::clone(&measures),
         questions,
         addressing: None,
-        is_private: false,
+        audience: Audience::Network,
     };
     let addressing = Some(addressing);
-    tasks.spawn(serve_private(private, Source { is_private: true, addressing, ..source.clone() }));
+    let for_root = Source { audience: Audience::Root, addressing, ..source.clone() };
+    tasks.spawn(serve_private(private, for_root));
     tasks.spawn(serve_public(public, source));
     Ok(Told { status: sender, measures })
 }
@@ -155,8 +183,8 @@ async fn serve_public(listener: TcpListener, source: Source) {
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let source = source.clone();
+            Ok((stream, peer)) => {
+                let source = Source { audience: Audience::of(peer.ip()), ..source.clone() };
                 tokio::spawn(async move {
                     answer(stream, source).await;
                     drop(permit);
@@ -196,22 +224,45 @@ where
 async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
     let status = source.status.borrow().clone();
     let measures = || source.measures.lock().unwrap_or_else(PoisonError::into_inner);
-    let (code, body) = match uri.path() {
-        "/healthz" | "/livez" => {
-            measures().healthz_total += 1;
-            (StatusCode::OK, "ok".to_owned())
+    let (code, body) = match (uri.path(), source.audience) {
+        ("/healthz", _) => {
+            let code = health(status.healthy && !status.leaving);
+            measures().healthz.count(code);
+            (code, proxy_health(&status, &measures()))
         }
-        "/readyz" if status.ready => (StatusCode::OK, "ok".to_owned()),
-        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, unready(&status)),
-        "/metrics" => (StatusCode::OK, metrics::text(&status, &measures())),
-        "/status" if source.is_private => json(&status),
-        "/network" if source.is_private => network(source).await,
-        cni::agent::PATH => pod_addresses(uri.query().unwrap_or_default(), source).await,
+        ("/livez", _) => {
+            let code = health(status.healthy);
+            measures().livez.count(code);
+            (code, proxy_health(&status, &measures()))
+        }
+        (_, Audience::Network) => (StatusCode::NOT_FOUND, "not found".to_owned()),
+        ("/readyz", _) if status.ready => (StatusCode::OK, "ok".to_owned()),
+        ("/readyz", _) => (StatusCode::SERVICE_UNAVAILABLE, unready(&status)),
+        ("/metrics", _) => (StatusCode::OK, metrics::text(&status, &measures())),
+        ("/status", Audience::Root) => json(&status),
+        ("/network", Audience::Root) => ask_loop(source, Question::Network).await,
+        ("/services", Audience::Root) => ask_loop(source, Question::Services).await,
+        (cni::agent::PATH, _) => pod_addresses(uri.query().unwrap_or_default(), source).await,
         _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
     };
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = code;
     response
+}
+
+fn health(is_well: bool) -> StatusCode {
+    if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// kube-proxy's answer.
+fn proxy_health(status: &AgentStatus, measures: &Measures) -> String {
+    let time = |seconds: f64| Timestamp::from_microseconds((seconds * 1e6) as i64).micro();
+    serde_json::json!({
+        "lastUpdated": time(measures.last_sync_seconds),
+        "currentTime": time(unix_seconds()),
+        "nodeEligible": !status.leaving,
+    })
+    .to_string()
 }
 
 fn unready(status: &AgentStatus) -> String {
@@ -229,14 +280,17 @@ fn json<T: Serialize>(value: &T) -> (StatusCode, String) {
     }
 }
 
-async fn network(source: &Source) -> (StatusCode, String) {
-    let (question, answer) = oneshot::channel();
+async fn ask_loop<T: Serialize>(
+    source: &Source,
+    question: fn(oneshot::Sender<T>) -> Question,
+) -> (StatusCode, String) {
+    let (sender, answer) = oneshot::channel();
     let busy = (StatusCode::SERVICE_UNAVAILABLE, "the agent is busy: ask again".to_owned());
-    if source.questions.try_send(question).is_err() {
+    if source.questions.try_send(question(sender)).is_err() {
         return busy;
     }
     match answer.await {
-        Ok(rows) => json(&rows),
+        Ok(answer) => json(&answer),
         Err(_) => busy,
     }
 }
@@ -261,31 +315,64 @@ async fn pod_addresses(query: &str, source: &Source) -> (StatusCode, String) {
 mod tests {
     use super::*;
 
-    async fn code(path: &'static str, status: &AgentStatus, is_private: bool) -> StatusCode {
+    async fn code(path: &'static str, status: &AgentStatus, audience: Audience) -> u16 {
         let (_sender, status) = watch::channel(status.clone());
         let (questions, _) = mpsc::channel(1);
         let measures = Arc::default();
-        let source = Source { status, measures, questions, addressing: None, is_private };
-        respond(&Uri::from_static(path), &source).await.status()
+        let source = Source { status, measures, questions, addressing: None, audience };
+        respond(&Uri::from_static(path), &source).await.status().as_u16()
     }
 
     #[tokio::test]
     async fn readiness_follows_the_network_and_status_is_private() {
-        let mut status = AgentStatus::default();
-        assert_eq!(code("/readyz", &status, false).await, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(code("/healthz", &status, false).await, StatusCode::OK);
+        let mut status = AgentStatus { healthy: true, ..AgentStatus::default() };
+        assert_eq!(code("/readyz", &status, Audience::Loopback).await, 503);
         status.synced = true;
-        assert_eq!(code("/readyz", &status, false).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(code("/readyz", &status, Audience::Loopback).await, 503);
         status.ready = true;
-        assert_eq!(code("/readyz", &status, false).await, StatusCode::OK);
-        for path in ["/status", "/network"] {
-            assert_eq!(code(path, &status, false).await, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(code("/readyz", &status, Audience::Loopback).await, 200);
+        for path in ["/status", "/network", "/services"] {
+            assert_eq!(code(path, &status, Audience::Loopback).await, 404, "{path}");
         }
-        assert_eq!(code("/status", &status, true).await, StatusCode::OK);
-        assert_eq!(
-            code("/network", &status, true).await,
-            StatusCode::SERVICE_UNAVAILABLE,
-            "nobody answers"
-        );
+        assert_eq!(code("/status", &status, Audience::Root).await, 200);
+        assert_eq!(code("/network", &status, Audience::Root).await, 503, "nobody answers");
+    }
+
+    /// the network learns whether the node takes traffic, and nothing else.
+    #[tokio::test]
+    async fn the_network_is_told_of_health_alone() {
+        let status = AgentStatus { healthy: true, ready: true, ..AgentStatus::default() };
+        for (path, network, loopback) in [
+            ("/healthz", 200, 200),
+            ("/livez", 200, 200),
+            ("/readyz", 404, 200),
+            ("/metrics", 404, 200),
+            ("/status", 404, 404),
+            ("/", 404, 404),
+        ] {
+            assert_eq!(code(path, &status, Audience::Network).await, network, "{path}");
+            assert_eq!(code(path, &status, Audience::Loopback).await, loopback, "{path}");
+        }
+        for (address, audience) in [
+            ("127.0.0.1", Audience::Loopback),
+            ("::1", Audience::Loopback),
+            ("::ffff:127.0.0.1", Audience::Loopback),
+            ("::ffff:10.0.0.1", Audience::Network),
+            ("2001:db8::1", Audience::Network),
+        ] {
+            assert_eq!(Audience::of(address.parse().expect("an address")), audience, "{address}");
+        }
+    }
+
+    /// KEP-3836: a node that leaves takes no new connections, but its proxy lives.
+    #[tokio::test]
+    async fn a_leaving_node_is_alive_but_takes_nothing_new() {
+        for (healthy, leaving, healthz, livez) in
+            [(true, false, 200, 200), (true, true, 503, 200), (false, false, 503, 503)]
+        {
+            let status = AgentStatus { healthy, leaving, ..AgentStatus::default() };
+            assert_eq!(code("/healthz", &status, Audience::Network).await, healthz);
+            assert_eq!(code("/livez", &status, Audience::Network).await, livez);
+        }
     }
 }

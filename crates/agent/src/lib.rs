@@ -26,6 +26,8 @@ mod paths;
 mod pools;
 pub mod rbac;
 mod report;
+mod service_health;
+mod services;
 mod turn;
 mod uninstall;
 mod watches;
@@ -40,6 +42,7 @@ use tokio::task::JoinSet;
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use options::{Api, Options, Places};
 pub use paths::PathRow;
+pub use services::{Answer, EndpointReport, FrontendReport, ServiceReport};
 pub use uninstall::uninstall;
 
 use addressing::Addressing;

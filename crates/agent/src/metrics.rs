@@ -2,6 +2,7 @@
 //! behind our prefix where kube-proxy has the same thing, and the client libraries' for the
 //! process itself.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -58,7 +59,26 @@ pub(crate) struct Measures {
     /// Operations that the kernel refused.
     pub(crate) failures_total: u64,
     /// Questions to `/healthz`, by answer.
-    pub(crate) healthz_total: u64,
+    pub(crate) healthz: Answers,
+    /// Questions to `/livez`, by answer.
+    pub(crate) livez: Answers,
+}
+
+/// Answers by HTTP status code.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Answers(BTreeMap<u16, u64>);
+
+impl Answers {
+    pub(crate) fn count(&mut self, code: hyper::StatusCode) {
+        *self.0.entry(code.as_u16()).or_default() += 1;
+    }
+
+    fn print(&self, text: &mut String, name: &str, help: &str) {
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n");
+        for (code, count) in &self.0 {
+            let _ = writeln!(text, "{name}{{code=\"{code}\"}} {count}");
+        }
+    }
 }
 
 /// Seconds since 1970.
@@ -100,12 +120,6 @@ pub(crate) fn text(status: &AgentStatus, measures: &Measures) -> String {
             "When the kernel held last what was planned.",
             measures.last_sync_seconds,
         ),
-        (
-            "flatnet_proxy_healthz_total",
-            "counter",
-            "Answers of /healthz.",
-            measures.healthz_total as f64,
-        ),
     ];
     for (name, kind, help, value) in rows {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
@@ -113,6 +127,8 @@ pub(crate) fn text(status: &AgentStatus, measures: &Measures) -> String {
     repairs(&mut text, status);
     addresses(&mut text, status);
     paths(&mut text, status);
+    measures.healthz.print(&mut text, "flatnet_proxy_healthz_total", "Answers of /healthz.");
+    measures.livez.print(&mut text, "flatnet_proxy_livez_total", "Answers of /livez.");
     measures.sync.print(
         &mut text,
         "flatnet_sync_proxy_rules_duration_seconds",

@@ -25,7 +25,8 @@ use crate::metrics::{Measures, unix_seconds};
 use crate::monitor::{Heard, KernelMonitor};
 use crate::options::Options;
 use crate::report::{Network, Note, Report};
-use crate::{facts, install, paths, pools};
+use crate::service_health::HealthPorts;
+use crate::{facts, install, paths, pools, services};
 
 /// Events taken in before the loop plans: bursts collapse into one plan.
 const BURST_EVENTS: usize = 4096;
@@ -36,6 +37,11 @@ const TURNS_MAX: usize = 8;
 const KERNEL_INTERVAL: Duration = Duration::from_millis(100);
 /// Damaged objects that are logged one by one; of more only the number is.
 const DAMAGE_LINES_MAX: usize = 20;
+/// The proxy is unhealthy when the kernel has not followed for so long: twice the longest time
+/// between two synchronisations, as kube-proxy judges itself.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(60);
+/// The autoscaler's taint of nodes that it is about to take away (KEP-3836).
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// How rules at the edges of pods are called where repairs are counted.
 const POD_EDGE: &str = "pod-edge";
 
@@ -68,6 +74,9 @@ pub(crate) struct Agent {
     node_problems: Vec<String>,
     /// Kinds of what was damaged since the start, for Events.
     damaged: BTreeSet<&'static str>,
+    health_ports: HealthPorts,
+    /// Since when the kernel does not hold what is planned.
+    pending_since: Option<Duration>,
 }
 
 impl Agent {
@@ -102,6 +111,8 @@ impl Agent {
             pools: vec![],
             node_problems: vec![],
             damaged: BTreeSet::new(),
+            health_ports: HealthPorts::default(),
+            pending_since: Some(Duration::ZERO),
             options,
         })
     }
@@ -180,12 +191,19 @@ impl Agent {
         }
     }
 
-    /// Answers what shall be in the kernel beside what is at this moment.
+    /// Answers a question; what is asked of the kernel, as it is at this moment.
     pub(crate) fn answer(&mut self, question: Question) {
-        let observed = self.kernel.observe();
-        self.reconciler.handle(Event::Observed(observed), self.now());
         // Who asked may have gone.
-        let _ = question.send(self.reconciler.inventory());
+        match question {
+            Question::Network(sender) => {
+                let observed = self.kernel.observe();
+                self.reconciler.handle(Event::Observed(observed), self.now());
+                let _ = sender.send(self.reconciler.inventory());
+            }
+            Question::Services(sender) => {
+                let _ = sender.send(services::report(&self.reconciler));
+            }
+        }
     }
 
     /// Tells the path self-test what the plan is, and the plan what the self-test found.
@@ -212,8 +230,13 @@ impl Agent {
                 zone = self.carry_out(effect).or(zone);
             }
         }
+        let converged = self.reconciler.status().converged;
+        self.pending_since = match self.pending_since {
+            _ if converged => None,
+            since => since.or(Some(self.now())),
+        };
+        self.health_ports.follow(self.reconciler.services().iter(), self.is_healthy());
         if touched {
-            let converged = self.reconciler.status().converged;
             let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
             measures.sync.record(began.elapsed());
             if converged {
@@ -233,6 +256,7 @@ impl Agent {
         problems.extend(self.node_problems.clone());
         problems.extend(status.held);
         problems.extend(self.claimed.problems.values().cloned());
+        problems.extend(self.health_ports.problems().cloned());
         let findings = status.findings.iter().chain(self.paths.findings());
         let findings = findings.map(|found| format!("{}: {}", found.about, found.message));
         problems.extend(findings);
@@ -250,6 +274,8 @@ impl Agent {
             synced: status.synced,
             converged: status.converged,
             ready: self.is_ready(),
+            healthy: self.is_healthy(),
+            leaving: self.is_leaving(),
             services: status.services,
             peers: status.peers,
             pods: self.edges.pods(),
@@ -340,6 +366,18 @@ impl Agent {
 
     fn is_ready(&self) -> bool {
         self.conflist.is_some() && self.installed.is_ok()
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.pending_since.is_none_or(|since| self.now().saturating_sub(since) < HEALTH_TIMEOUT)
+    }
+
+    fn is_leaving(&self) -> bool {
+        let node = self.reconciler.world().node(&self.options.node_name);
+        node.is_some_and(|node| {
+            node.metadata.deletion_timestamp.is_some()
+                || node.spec.taints.iter().any(|taint| taint.key == LEAVING_TAINT)
+        })
     }
 
     /// Whether this node needs a key: it may come to send encrypted packets, or to receive some.

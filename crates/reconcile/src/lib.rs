@@ -20,6 +20,7 @@ use std::time::Duration;
 use model::world::{DirtyKey, Kind, Object};
 use model::{ClusterConfig, NamespacedName, World};
 use plan::network::NetworkPlan;
+use plan::services::ServicePlan;
 use plan::zone::Zone;
 use plan::{Desired, Finding, NodeFacts};
 use render::inventory::{self, Row, RowKind};
@@ -269,6 +270,11 @@ impl Reconciler {
     /// What the node's network shall be, as planned last.
     pub fn network(&self) -> Option<&NetworkPlan> {
         self.desired.network.as_ref()
+    }
+
+    /// What each Service shall be at this node, as planned last.
+    pub fn services(&self) -> &BTreeMap<NamespacedName, ServicePlan> {
+        &self.desired.services
     }
 
     /// Whether a kind was listed completely once.
