@@ -117,7 +117,7 @@ const LAYERS: &[Layer] = &[
 
 /// Libraries of others that a pure crate may use: values, formats, errors.
 const PURE_LIBRARIES: &[&str] =
-    &["serde", "serde_json", "serde_yaml_ng", "ipnet", "jiff", "thiserror", "base64"];
+    &["serde", "serde_json", "serde_yaml_ng", "ipnet", "jiff", "thiserror", "base64", "sha2"];
 
 /// What a pure crate must not name, and what it does instead.
 const PURE_BANS: &[(&str, &str)] = &[

@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod edge;
+pub mod iptables;
 pub mod net;
 pub mod nft;
 pub mod wireguard;

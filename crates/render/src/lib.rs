@@ -13,6 +13,7 @@ pub mod ebpf;
 pub mod edge;
 pub mod fake;
 pub mod inventory;
+pub mod iptables;
 pub mod net;
 pub mod nft;
 pub mod owned;

@@ -6,6 +6,7 @@
 //! | nftables tables at pods' edges | `flatnet-pods` (bridge, arp, ip, ip6), `flatnet-host-ports`, `flatnet-masquerade`, `flatnet-firewall` (ip, ip6) | the table's name |
 //! | accepts for pods in others' chains that drop by policy what is forwarded | one address each, at the chain's end | the rule's comment `flatnet …` |
 //! | the same in the chain FORWARD of the older iptables | one address each | the rule's comment `flatnet-pod` |
+//! | chains of iptables (nat, filter), and rules of its own chains that lead there | `FLATNET-…` | the name; such a rule by its target |
 //! | nftables guards between nodes | `tunnel-guard`, `ipip-guard`, `wireguard-guard`, `tunnel-nodes`, `tunnel-sources-…` | in our tables |
 //! | bridge | `cni0` | its name; adopted when it exists and is a bridge |
 //! | tunnel links | `flatnet.1` (VXLAN), `flatnet-ipip`, `flatnet-ipip6`, `flatnet-wg` | name and kind |
@@ -31,6 +32,9 @@ pub const NFT_HOST_PORTS_TABLE: &str = "flatnet-host-ports";
 pub const NFT_MASQUERADE_TABLE: &str = "flatnet-masquerade";
 /// The nftables tables of who may come in to pods, and what of the node they may reach.
 pub const NFT_FIREWALL_TABLE: &str = "flatnet-firewall";
+/// What the names of our chains in iptables begin with: not kube-proxy's `KUBE-`, which is for
+/// kube-proxy to flush.
+pub const IPTABLES_PREFIX: &str = "FLATNET-";
 /// `rtm_protocol` of our routes (`/etc/iproute2/rt_protos` leaves 100 and above free).
 pub const ROUTE_PROTOCOL: u8 = 102;
 /// All mark bits that flatnet uses: kube-proxy's own masquerade bit, so that tools know it.

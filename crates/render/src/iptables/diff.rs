@@ -1,0 +1,131 @@
+//! From what is there to what shall be. A chain that differs is written whole, others are not
+//! touched: the program takes the changed chains of a table together, so a packet meets the rules
+//! before or those after.
+//!
+//! The tables change one after the other, in an order that lets nobody pass meanwhile:
+//!
+//! 1. **filter, firewall**: a source that shall not be served is dropped before its address is
+//!    translated for others (invariant 7);
+//! 2. **nat**: a Service that is new is translated before its address is known to be refused;
+//! 3. **filter**: the other refusals;
+//! 4. **forget** UDP flows to endpoints that are gone.
+
+use std::collections::BTreeMap;
+
+use model::Family;
+
+use super::language::{ChainName, Fixed, Hook, Kind, Rule, Table, TableId, TableName};
+use super::state::{Command, IptablesObserved, Transaction};
+use super::{IptablesOp, IptablesProgram, flows};
+
+/// The ops from what is to what shall be. Empty when nothing differs.
+pub fn diff(program: &IptablesProgram, observed: &IptablesObserved) -> Vec<IptablesOp> {
+    let mut ops = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let empty = Table::default();
+        let table = |name| {
+            let id = TableId { family, name };
+            let wanted = program.tables.get(&id).unwrap_or(&empty);
+            let present = observed.tables.get(&id).unwrap_or(&empty);
+            (id, wanted, present)
+        };
+        let (filter, wanted, present) = table(TableName::Filter);
+        let (firewall, refusals) = (guard(wanted, present), rest(wanted, present));
+        let (nat, wanted, present) = table(TableName::Nat);
+        let translation = whole(wanted, present);
+        let is_other = !translation.is_empty();
+        for (table, commands) in [(filter, firewall), (nat, translation), (filter, refusals)] {
+            if !commands.is_empty() {
+                ops.push(IptablesOp::Transaction(Transaction { table, commands }));
+            }
+        }
+        if is_other {
+            let stale = flows::stale(family, &program.node_addresses, wanted, present);
+            ops.extend(stale.map(IptablesOp::ForgetFlows));
+        }
+    }
+    ops
+}
+
+fn is_guard(chain: &ChainName) -> bool {
+    matches!(
+        chain,
+        ChainName::Fixed(Fixed::Services | Fixed::Firewall) | ChainName::Keyed(Kind::Firewall, _)
+    )
+}
+
+/// The hooks, and the chains on the way to the firewall; what else is missing stays empty.
+fn guard(wanted: &Table, present: &Table) -> Vec<Command> {
+    let changed: Vec<_> = changed(wanted, present).filter(|(chain, _)| is_guard(chain)).collect();
+    let hooks = if wanted.is_empty() { vec![] } else { hooks(wanted, present) };
+    if changed.is_empty() && hooks.is_empty() {
+        return vec![];
+    }
+    let missing = wanted.chains.keys().filter(|chain| !present.chains.contains_key(*chain));
+    let mut commands: Vec<Command> =
+        missing.filter(|chain| !is_guard(chain)).cloned().map(Command::Write).collect();
+    commands.extend(write(&changed));
+    commands.extend(hooks);
+    commands
+}
+
+fn rest(wanted: &Table, present: &Table) -> Vec<Command> {
+    let changed: Vec<_> = changed(wanted, present).filter(|(chain, _)| !is_guard(chain)).collect();
+    let mut commands = write(&changed);
+    if wanted.is_empty() {
+        commands.extend(hooks(wanted, present));
+    }
+    commands.extend(sweep(wanted, present));
+    commands
+}
+
+fn whole(wanted: &Table, present: &Table) -> Vec<Command> {
+    let changed: Vec<_> = changed(wanted, present).collect();
+    let mut commands = write(&changed);
+    commands.extend(hooks(wanted, present));
+    commands.extend(sweep(wanted, present));
+    commands
+}
+
+fn changed<'a>(
+    wanted: &'a Table,
+    present: &'a Table,
+) -> impl Iterator<Item = (&'a ChainName, &'a Vec<Rule>)> {
+    let differs =
+        |(chain, rules): &(&ChainName, &Vec<Rule>)| present.chains.get(*chain) != Some(*rules);
+    wanted.chains.iter().filter(differs)
+}
+
+/// All chains before any rule: rules jump to them (invariant 5).
+fn write(changed: &[(&ChainName, &Vec<Rule>)]) -> Vec<Command> {
+    let chains = changed.iter().map(|(chain, _)| Command::Write((*chain).clone()));
+    let rules = changed.iter().flat_map(|(chain, rules)| {
+        rules.iter().map(|rule| Command::Append((*chain).clone(), rule.clone()))
+    });
+    chains.chain(rules).collect()
+}
+
+/// Rules of ours in the kernel's chains: each once, first where it is new.
+fn hooks(wanted: &Table, present: &Table) -> Vec<Command> {
+    let none = Vec::new();
+    let mut commands = Vec::new();
+    for hook in Hook::ALL {
+        let of = |hooks: &BTreeMap<Hook, Vec<Rule>>| hooks.get(&hook).unwrap_or(&none).clone();
+        let mut surplus = of(&present.hooks);
+        for rule in of(&wanted.hooks) {
+            match surplus.iter().position(|present| *present == rule) {
+                Some(index) => drop(surplus.remove(index)),
+                None => commands.push(Command::InsertHook(hook, rule)),
+            }
+        }
+        commands.extend(surplus.into_iter().map(|rule| Command::DeleteHook(hook, rule)));
+    }
+    commands
+}
+
+/// Chains that nothing names any more.
+fn sweep(wanted: &Table, present: &Table) -> Vec<Command> {
+    let old = || present.chains.keys().filter(|chain| !wanted.chains.contains_key(*chain));
+    let emptied = old().cloned().map(Command::Write);
+    emptied.chain(old().cloned().map(Command::Delete)).collect()
+}

@@ -1,0 +1,532 @@
+//! Which chains there are, after the layout that operators know from kube-proxy, under names of our
+//! own: chains called `KUBE-…` are kube-proxy's, which flushes them.
+//!
+//! ```text
+//! nat PREROUTING, OUTPUT ─▶ SERVICES ─▶ SVC-port ─▶ SEP-endpoint        ClusterIPs
+//!                              │  │        ▲  ▲
+//!                              │  └▶ FW-port ─▶ EXT-port ─▶ SVL-port    external addresses
+//!                              └───▶ NODEPORTS ──▲                      node ports
+//! nat POSTROUTING ─▶ POSTROUTING                                        what MARK-MASQ marked
+//! filter INPUT, FORWARD, OUTPUT, of new flows ─▶ SERVICES ─▶ FIREWALL, EXTERNAL-SERVICES,
+//!                                                            NODEPORTS, CLUSTER-IPS ─▶ REJECT
+//! ```
+//!
+//! Where ours differs:
+//! - Beyond [`tree::LEAF_RULES_MAX`] rules, lists by address or port branch (`NET-…`, `NPT-…`).
+//! - What was not translated is refused by address, not by frontend: an endpoint that comes or goes
+//!   changes the nat table only.
+//! - Node ports answer at the node's own addresses by name, never at `--dst-type LOCAL`: the DNS
+//!   address on `lo` would expose them.
+//! - Only dispatching rules have comments: each costs the kernel 256 bytes.
+//! - There is no FORWARD chain that accepts: it would pass by the rules of others. For pods behind
+//!   a chain that drops by policy see [`crate::edge::firewall`].
+//!
+//! Session affinity remembers as many clients an endpoint as the module `xt_recent` was loaded for
+//! (`ip_list_tot`, 100 unless set); beyond them the oldest is forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use model::{ClusterConfig, Family, Protocol};
+use plan::services::{
+    Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
+};
+use plan::{Desired, NodeFacts};
+
+use super::language::{
+    CHANCE_ONE, ChainName, Comment, Fixed, Hook, Kind, Match, Rule, Table, TableId, TableName,
+    Target,
+};
+use super::tree::{self, Branches};
+use crate::owned::MARK_MASQUERADE;
+
+/// Our part of the tables of one family.
+pub fn tables(
+    family: Family,
+    desired: &Desired,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> [(TableId, Table); 2] {
+    let mut builder = Builder::new(family, desired, config, facts);
+    for (key, service) in &desired.services {
+        for port in ports(family, &key.to_string(), service) {
+            builder.add_port(&port);
+        }
+        for &address in &service.answers_ping {
+            if Family::of(&address) == family {
+                builder.add_ping(address);
+            }
+        }
+    }
+    builder.finish()
+}
+
+/// All frontends of one port of a Service, in one family.
+struct Port<'a> {
+    /// Such as `shop/web:http`.
+    name: String,
+    /// What its chains are named by.
+    id: String,
+    protocol: Protocol,
+    sites: Vec<Site<'a>>,
+}
+
+/// One frontend.
+struct Site<'a> {
+    at: At,
+    first: u16,
+    last: u16,
+    plan: &'a FrontendPlan,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    ClusterIp(IpAddr),
+    External(IpAddr),
+    Node,
+}
+
+/// A Service's frontends by its ports.
+fn ports<'a>(family: Family, service: &str, plan: &'a ServicePlan) -> Vec<Port<'a>> {
+    let mut ports: BTreeMap<(String, Protocol, bool), Vec<Site<'a>>> = BTreeMap::new();
+    for (frontend, plan) in plan.frontends.iter().filter(|(it, _)| it.family() == family) {
+        let (at, port) = match *frontend {
+            Frontend::ClusterIp { address, port, .. } => (At::ClusterIp(address), port),
+            Frontend::External { address, port, .. } => (At::External(address), port),
+            Frontend::NodePort { port, .. } => (At::Node, port),
+        };
+        let key = (plan.port_name.clone(), frontend.protocol(), false);
+        ports.entry(key).or_default().push(Site { at, first: port, last: port, plan });
+    }
+    for (range, plan) in plan.ranges.iter().filter(|(it, _)| Family::of(&it.address) == family) {
+        let RangeFrontend { scope, address, protocol, first, last } = *range;
+        let at = match scope {
+            RangeScope::ClusterIp => At::ClusterIp(address),
+            RangeScope::External => At::External(address),
+        };
+        let key = (plan.port_name.clone(), protocol, true);
+        ports.entry(key).or_default().push(Site { at, first, last, plan });
+    }
+    let named = ports.into_iter().map(|((port, protocol, ranged), sites)| {
+        let name = if port.is_empty() { service.into() } else { format!("{service}:{port}") };
+        // kube-proxy hashes the name and the protocol; ranges are ours.
+        let id = format!("{name}{}", protocol.to_string().to_lowercase());
+        let id = if ranged { format!("{id} range") } else { id };
+        Port { name, id, protocol, sites }
+    });
+    named.collect()
+}
+
+struct Builder<'a> {
+    family: Family,
+    /// The ranges of this node's pods.
+    own_pods: Vec<IpNet>,
+    service_cidrs: Vec<IpNet>,
+    /// The node's own addresses.
+    addresses: Vec<IpAddr>,
+    config: &'a ClusterConfig,
+    nat: Table,
+    filter: Table,
+    /// Rules of nat by destination address, and by node port.
+    by_address: BTreeMap<u128, Vec<Rule>>,
+    by_node_port: BTreeMap<Protocol, BTreeMap<u128, Vec<Rule>>>,
+    /// Rules of filter: for the cluster's own addresses by address, and the others.
+    refused_addresses: BTreeMap<IpAddr, Vec<Rule>>,
+    refused_externals: Vec<Rule>,
+    refused_node_ports: Vec<Rule>,
+    firewall: Vec<Rule>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(
+        family: Family,
+        desired: &Desired,
+        config: &'a ClusterConfig,
+        facts: &NodeFacts,
+    ) -> Self {
+        let in_family = |ranges: &[IpNet]| -> Vec<IpNet> {
+            let ranges = ranges.iter().copied();
+            ranges.filter(|range| Family::of(&range.addr()) == family).collect()
+        };
+        let own = desired.network.as_ref().map_or(&[][..], |network| &network.pod_ranges);
+        let addresses = facts.addresses.iter().copied();
+        Self {
+            family,
+            own_pods: in_family(own),
+            service_cidrs: in_family(&config.service_cidrs),
+            addresses: addresses.filter(|address| Family::of(address) == family).collect(),
+            config,
+            nat: Table::default(),
+            filter: Table::default(),
+            by_address: BTreeMap::new(),
+            by_node_port: BTreeMap::new(),
+            refused_addresses: BTreeMap::new(),
+            refused_externals: vec![],
+            refused_node_ports: vec![],
+            firewall: vec![],
+        }
+    }
+
+    fn add_port(&mut self, port: &Port<'_>) {
+        let internal = port.sites.iter().find(|site| matches!(site.at, At::ClusterIp(_)));
+        let external = port.sites.iter().find(|site| !matches!(site.at, At::ClusterIp(_)));
+        let internal_kind = match (internal, external) {
+            (Some(internal), Some(external))
+                if internal.plan.backends != external.plan.backends =>
+            {
+                Kind::Internal
+            }
+            _ => Kind::Service,
+        };
+        if let Some(internal) = internal {
+            self.add_choice(internal_kind, port, internal.plan, &internal.plan.backends, true);
+        }
+        if let Some(external) = external {
+            if internal.is_none() || internal_kind == Kind::Internal {
+                let plan = external.plan;
+                self.add_choice(Kind::Service, port, plan, &plan.backends, false);
+            }
+            self.add_external(port, external.plan);
+        }
+        for site in &port.sites {
+            match site.at {
+                At::ClusterIp(address) => {
+                    self.add_cluster_ip(internal_kind, port, site, address);
+                }
+                At::External(address) => self.add_external_address(port, site, address),
+                At::Node => self.add_node_port(port, site),
+            }
+        }
+    }
+
+    /// The chain that chooses an endpoint; none without endpoints. `marks`: clients of the
+    /// ClusterIP come here.
+    fn add_choice(
+        &mut self,
+        kind: Kind,
+        port: &Port<'_>,
+        plan: &FrontendPlan,
+        backends: &Backends,
+        marks: bool,
+    ) {
+        let Backends::Endpoints(endpoints) = backends else { return };
+        let mut rules = Vec::new();
+        for site in port.sites.iter().filter(|_| marks) {
+            if let At::ClusterIp(address) = site.at {
+                rules.push(Rule::new(self.to(port, site, address), Fixed::MarkOthers));
+            }
+        }
+        let chains: Vec<(SocketAddr, ChainName)> = endpoints
+            .iter()
+            .map(|&endpoint| (endpoint, self.add_endpoint(port, plan, endpoint)))
+            .collect();
+        if let Some(timeout_s) = plan.affinity_timeout_s {
+            for (_, endpoint) in &chains {
+                let known = Match::Remembered { endpoint: endpoint.clone(), timeout_s };
+                rules.push(Rule::new([known], endpoint.clone()));
+            }
+        }
+        let weights: Vec<u32> =
+            endpoints.iter().map(|endpoint| weight(&plan.scheduling, endpoint)).collect();
+        for ((_, endpoint), chance) in chains.into_iter().zip(chances(&weights)) {
+            rules.push(Rule::new(chance.map(Match::Chance), endpoint));
+        }
+        self.nat.chains.insert(ChainName::keyed(kind, &port.id), rules);
+    }
+
+    /// The chain of one endpoint. One that reaches itself would be answered past us: its source
+    /// becomes the node's (hairpin).
+    fn add_endpoint(
+        &mut self,
+        port: &Port<'_>,
+        plan: &FrontendPlan,
+        endpoint: SocketAddr,
+    ) -> ChainName {
+        let name = ChainName::keyed(Kind::Endpoint, &format!("{}{endpoint}", port.id));
+        let itself = Match::Source(IpNet::from(endpoint.ip()));
+        let remember = plan.affinity_timeout_s.map(|_| Match::Remember { endpoint: name.clone() });
+        let matches = [Match::Protocol(port.protocol)].into_iter().chain(remember);
+        let number = Some(endpoint.port()).filter(|&number| number != 0);
+        let translate = Target::Translate { address: endpoint.ip(), port: number };
+        let rules = vec![Rule::new([itself], Fixed::MarkMasquerade), Rule::new(matches, translate)];
+        self.nat.chains.insert(name.clone(), rules);
+        name
+    }
+
+    /// What comes to node ports and external addresses (see the table in `plan::services`).
+    fn add_external(&mut self, port: &Port<'_>, plan: &FrontendPlan) {
+        let Backends::Endpoints(_) = &plan.backends else { return };
+        let service = ChainName::keyed(Kind::Service, &port.id);
+        let rules = match &plan.outside {
+            None => vec![Rule::new([], Fixed::MarkMasquerade), Rule::new([], service)],
+            Some(outside) => {
+                let own = self.own_pods.iter();
+                let mut rules: Vec<Rule> =
+                    own.map(|pods| Rule::new([Match::Source(*pods)], service.clone())).collect();
+                rules.push(Rule::new([Match::FromThisNode], Fixed::MarkMasquerade));
+                rules.push(Rule::new([Match::FromThisNode], service));
+                // Untranslated, it is dropped in the filter table.
+                let others = match outside {
+                    Backends::Endpoints(_) => Target::Jump(ChainName::keyed(Kind::Local, &port.id)),
+                    Backends::Reject | Backends::Drop => Target::Accept,
+                };
+                rules.push(Rule::new([], others));
+                self.add_choice(Kind::Local, port, plan, outside, false);
+                rules
+            }
+        };
+        self.nat.chains.insert(ChainName::keyed(Kind::External, &port.id), rules);
+    }
+
+    fn add_cluster_ip(&mut self, kind: Kind, port: &Port<'_>, site: &Site<'_>, address: IpAddr) {
+        let refused = self.refused_addresses.entry(address).or_default();
+        match &site.plan.backends {
+            Backends::Endpoints(_) => {
+                let chain = ChainName::keyed(kind, &port.id);
+                let rule = Rule::new(self.named(port, site, address), chain);
+                self.by_address.entry(tree::key_of(address)).or_default().push(rule);
+            }
+            // As every port of the address that is not translated.
+            Backends::Reject => {}
+            Backends::Drop => {
+                let matches = to_port(address, port.protocol, site.first, site.last);
+                refused.push(Rule::new(matches, Target::Drop));
+            }
+        }
+    }
+
+    fn add_external_address(&mut self, port: &Port<'_>, site: &Site<'_>, address: IpAddr) {
+        let firewall = site.plan.source_ranges.as_ref().map(|ranges| {
+            let name = ChainName::keyed(Kind::Firewall, &port.id);
+            self.add_firewall(port, site, address, &name, ranges);
+            name
+        });
+        let target = match &site.plan.backends {
+            Backends::Endpoints(_) => {
+                let external = || ChainName::keyed(Kind::External, &port.id);
+                Some(Target::Jump(firewall.unwrap_or_else(external)))
+            }
+            // A node port of the same number must not have it.
+            _ => self.addresses.contains(&address).then_some(Target::Accept),
+        };
+        if let Some(target) = target {
+            let rule = Rule::new(self.named(port, site, address), target);
+            self.by_address.entry(tree::key_of(address)).or_default().push(rule);
+        }
+        let to = || self.to(port, site, address);
+        match refusal(site.plan) {
+            None => {}
+            Some(Refusal::Drop) => self.refused_externals.push(Rule::new(to(), Target::Drop)),
+            Some(Refusal::Reject) => {
+                self.refused_externals.push(Rule::new(to(), Fixed::Reject));
+            }
+        }
+    }
+
+    /// Sources elsewhere leave the nat table untranslated, and the filter table drops them.
+    fn add_firewall(
+        &mut self,
+        port: &Port<'_>,
+        site: &Site<'_>,
+        address: IpAddr,
+        name: &ChainName,
+        ranges: &BTreeSet<IpNet>,
+    ) {
+        let of_family = ranges.iter().filter(|range| Family::of(&range.addr()) == self.family);
+        let sources: Vec<Match> = of_family.map(|range| Match::Source(range.trunc())).collect();
+        let rules = |served: Target, others: Target| -> Vec<Rule> {
+            let served = sources.iter().map(|source| Rule::new([source.clone()], served.clone()));
+            served.chain([Rule::new([], others)]).collect()
+        };
+        if let Backends::Endpoints(_) = &site.plan.backends {
+            let external = Target::Jump(ChainName::keyed(Kind::External, &port.id));
+            self.nat.chains.insert(name.clone(), rules(external, Target::Accept));
+        }
+        self.filter.chains.insert(name.clone(), rules(Target::Return, Target::Drop));
+        self.firewall.push(Rule::new(self.to(port, site, address), name.clone()));
+    }
+
+    fn add_node_port(&mut self, port: &Port<'_>, site: &Site<'_>) {
+        let matches =
+            [Match::Protocol(port.protocol), Match::Ports { first: site.first, last: site.last }];
+        if let Backends::Endpoints(_) = &site.plan.backends {
+            let named = matches.clone().into_iter().chain([comment(port)]);
+            let rule = Rule::new(named, ChainName::keyed(Kind::External, &port.id));
+            let ports = self.by_node_port.entry(port.protocol).or_default();
+            ports.entry(u128::from(site.first)).or_default().push(rule);
+        }
+        match refusal(site.plan) {
+            None => {}
+            Some(Refusal::Drop) => self.refused_node_ports.push(Rule::new(matches, Target::Drop)),
+            Some(Refusal::Reject) => {
+                self.refused_node_ports.push(Rule::new(matches, Fixed::Reject));
+            }
+        }
+    }
+
+    /// The node itself answers for the Service.
+    fn add_ping(&mut self, address: IpAddr) {
+        let Some(&node) = self.addresses.first() else { return };
+        let matches = [Match::Destination(IpNet::from(address)), Match::EchoRequest];
+        let rule = Rule::new(matches, Target::Translate { address: node, port: None });
+        self.by_address.entry(tree::key_of(address)).or_default().push(rule);
+    }
+
+    fn to(&self, port: &Port<'_>, site: &Site<'_>, address: IpAddr) -> Vec<Match> {
+        to_port(address, port.protocol, site.first, site.last)
+    }
+
+    fn named(&self, port: &Port<'_>, site: &Site<'_>, address: IpAddr) -> Vec<Match> {
+        let mut matches = self.to(port, site, address);
+        matches.push(comment(port));
+        matches
+    }
+
+    fn finish(mut self) -> [(TableId, Table); 2] {
+        self.finish_nat();
+        self.finish_filter();
+        let id = |name| TableId { family: self.family, name };
+        [(id(TableName::Nat), self.nat), (id(TableName::Filter), self.filter)]
+    }
+
+    fn finish_nat(&mut self) {
+        let branches = Branches::of(self.family);
+        let mut services = vec![Rule::new([], Target::ClearMark(MARK_MASQUERADE))];
+        services.extend(tree::plant(&mut self.nat.chains, branches, &self.by_address));
+        services.extend(self.at_node_addresses());
+        let mut node_ports = Vec::new();
+        for (&protocol, ports) in &self.by_node_port {
+            let branches = Branches::Ports(protocol);
+            node_ports.extend(tree::plant(&mut self.nat.chains, branches, ports));
+        }
+        let mark = Rule::new([], Target::SetMark(MARK_MASQUERADE));
+        let mut others = Vec::new();
+        if !self.config.masquerade_all {
+            let own = self.own_pods.iter();
+            others.extend(own.map(|pods| Rule::new([Match::Source(*pods)], Target::Return)));
+        }
+        others.push(Rule::new([], Fixed::MarkMasquerade));
+        let postrouting = vec![
+            Rule::new([Match::WithoutMark(MARK_MASQUERADE)], Target::Return),
+            Rule::new([], Target::ClearMark(MARK_MASQUERADE)),
+            Rule::new([], Target::Masquerade),
+        ];
+        for (chain, rules) in [
+            (Fixed::Services, services),
+            (Fixed::NodePorts, node_ports),
+            (Fixed::MarkMasquerade, vec![mark]),
+            (Fixed::MarkOthers, others),
+            (Fixed::Postrouting, postrouting),
+        ] {
+            self.nat.chains.insert(chain.into(), rules);
+        }
+        let jump = |chain: Fixed| vec![Rule::new([], chain)];
+        self.nat.hooks = BTreeMap::from([
+            (Hook::Prerouting, jump(Fixed::Services)),
+            (Hook::Output, jump(Fixed::Services)),
+            (Hook::Postrouting, jump(Fixed::Postrouting)),
+        ]);
+    }
+
+    fn finish_filter(&mut self) {
+        let mut services =
+            vec![Rule::new([], Fixed::Firewall), Rule::new([], Fixed::ExternalServices)];
+        services.extend(self.at_node_addresses());
+        let ranges = self.service_cidrs.iter();
+        services
+            .extend(ranges.map(|range| Rule::new([Match::Destination(*range)], Fixed::ClusterIps)));
+        // An unknown port of a Service's address is refused; an address without a Service is
+        // dropped, since it may be one that this node has not heard of yet.
+        let mut refused_externals = std::mem::take(&mut self.refused_externals);
+        let mut by_address = BTreeMap::new();
+        for (&address, dropped) in &self.refused_addresses {
+            let mut rules = dropped.clone();
+            rules.push(Rule::new([Match::Destination(IpNet::from(address))], Fixed::Reject));
+            if self.service_cidrs.iter().any(|range| range.contains(&address)) {
+                by_address.insert(tree::key_of(address), rules);
+            } else {
+                refused_externals.extend(rules);
+            }
+        }
+        let branches = Branches::of(self.family);
+        let mut cluster_ips = tree::plant(&mut self.filter.chains, branches, &by_address);
+        cluster_ips.push(Rule::new([], Target::Drop));
+        // TCP always by a reset: ICMP errors are rate limited, and refused connects would hang.
+        let reject = vec![
+            Rule::new([Match::Protocol(Protocol::Tcp)], Target::RejectWithReset),
+            Rule::new([], Target::RejectWithUnreachable),
+        ];
+        for (chain, rules) in [
+            (Fixed::Services, services),
+            (Fixed::Firewall, std::mem::take(&mut self.firewall)),
+            (Fixed::ExternalServices, refused_externals),
+            (Fixed::NodePorts, std::mem::take(&mut self.refused_node_ports)),
+            (Fixed::ClusterIps, cluster_ips),
+            (Fixed::Reject, reject),
+        ] {
+            self.filter.chains.insert(chain.into(), rules);
+        }
+        let new = || vec![Rule::new([Match::NewFlow], Fixed::Services)];
+        self.filter.hooks =
+            [Hook::Input, Hook::Forward, Hook::Output].map(|hook| (hook, new())).into();
+    }
+
+    /// Node ports come last: an external address may be the node's, and wins.
+    fn at_node_addresses(&self) -> Vec<Rule> {
+        let open = self.addresses.iter().filter(|&&it| self.config.has_node_ports_at(it));
+        open.map(|&address| Rule::new([Match::Destination(IpNet::from(address))], Fixed::NodePorts))
+            .collect()
+    }
+}
+
+/// How a frontend refuses those that are not translated.
+enum Refusal {
+    Reject,
+    Drop,
+}
+
+/// What was translated has another destination, so that whoever still comes is refused: nobody has
+/// endpoints, or those outside have none.
+fn refusal(plan: &FrontendPlan) -> Option<Refusal> {
+    match (&plan.backends, &plan.outside) {
+        (Backends::Reject, _) => Some(Refusal::Reject),
+        (Backends::Drop, _) => Some(Refusal::Drop),
+        (Backends::Endpoints(_), Some(Backends::Reject)) => Some(Refusal::Reject),
+        (Backends::Endpoints(_), Some(Backends::Drop)) => Some(Refusal::Drop),
+        (Backends::Endpoints(_), None | Some(Backends::Endpoints(_))) => None,
+    }
+}
+
+fn to_port(address: IpAddr, protocol: Protocol, first: u16, last: u16) -> Vec<Match> {
+    vec![
+        Match::Destination(IpNet::from(address)),
+        Match::Protocol(protocol),
+        Match::Ports { first, last },
+    ]
+}
+
+fn comment(port: &Port<'_>) -> Match {
+    Match::Comment(Comment::new(&port.name))
+}
+
+fn weight(scheduling: &Scheduling, endpoint: &SocketAddr) -> u32 {
+    match scheduling {
+        Scheduling::Weighted(weights) => weights.get(endpoint).copied().unwrap_or(1).into(),
+        // What iptables cannot do is done at random (`super::unsupported`).
+        Scheduling::Random | Scheduling::LeastConnection | Scheduling::Maglev => 1,
+    }
+}
+
+/// The chance of each to be chosen once those before were not; the last is always.
+fn chances(weights: &[u32]) -> Vec<Option<u32>> {
+    let mut left: u64 = weights.iter().copied().map(u64::from).sum();
+    let mut chances = Vec::new();
+    for &weight in weights {
+        let certain = left <= u64::from(weight);
+        let chance = (u64::from(CHANCE_ONE) * u64::from(weight) + left / 2) / left.max(1);
+        chances.push((!certain).then(|| u32::try_from(chance).unwrap_or(CHANCE_ONE)));
+        left = left.saturating_sub(weight.into());
+    }
+    chances
+}

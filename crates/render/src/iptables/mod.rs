@@ -1,0 +1,90 @@
+//! Services in iptables, for machines whose tools and people know nothing newer.
+//!
+//! - [`language`]: chains, rules, matches and targets as values.
+//! - [`text`]: rules as `iptables-save` prints them and `iptables-restore` reads them.
+//! - [`layout`]: which chains there are, and why.
+//! - [`diff()`]: from what is there to what shall be, chain by chain.
+//! - [`state`]: what the kernel holds, and what the programs refuse.
+//! - [`flows`]: which tracked UDP flows go with a change.
+//! - [`mod@trace`]: what becomes of a packet under the rules.
+
+pub mod flows;
+pub mod language;
+pub mod layout;
+pub mod state;
+pub mod text;
+pub mod trace;
+
+mod diff;
+mod tree;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use model::{ClusterConfig, Family};
+use plan::services::{FrontendPlan, Scheduling};
+use plan::{Desired, Finding, NodeFacts};
+
+pub use diff::diff;
+pub use state::{Command, IptablesObserved, Transaction};
+pub use trace::{TraceError, trace};
+
+use crate::nft::StaleFlows;
+use language::{Table, TableId};
+
+/// What shall be: a nat and a filter table in each family that the cluster uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IptablesProgram {
+    /// By family and name. Without any, all that is ours goes.
+    pub tables: BTreeMap<TableId, Table>,
+    /// The addresses at which node ports are open.
+    pub node_addresses: BTreeSet<IpAddr>,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IptablesOp {
+    /// Commands on one table that take effect together or not at all.
+    Transaction(Transaction),
+    /// Forgets tracked UDP flows that lead to endpoints which are no longer there.
+    ForgetFlows(StaleFlows),
+}
+
+/// Says a plan in iptables. A pure function of its arguments.
+pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> IptablesProgram {
+    let ranges = [&config.pod_cidrs, &config.service_cidrs, &config.node_cidrs];
+    let families: BTreeSet<Family> =
+        ranges.into_iter().flatten().map(|range| Family::of(&range.addr())).collect();
+    let tables = families
+        .into_iter()
+        .flat_map(|family| layout::tables(family, desired, config, facts))
+        .collect();
+    let open = |address: &IpAddr| config.has_node_ports_at(*address);
+    let node_addresses = facts.addresses.iter().copied().filter(open).collect();
+    IptablesProgram { tables, node_addresses }
+}
+
+/// What of a plan iptables cannot do: it has chances, and neither counts of connections nor hashes
+/// of clients. Such Services choose at random.
+pub fn unsupported(desired: &Desired) -> Vec<Finding> {
+    let mut findings = BTreeSet::new();
+    for (key, service) in &desired.services {
+        let plans = service.frontends.values().chain(service.ranges.values());
+        for scheduling in plans.map(|plan: &FrontendPlan| &plan.scheduling) {
+            let wanted = match scheduling {
+                Scheduling::Random | Scheduling::Weighted(_) => continue,
+                Scheduling::LeastConnection => "the endpoint with the fewest connections",
+                Scheduling::Maglev => "endpoints by consistent hashing (Maglev)",
+            };
+            findings.insert(Finding {
+                about: format!("Service {key}"),
+                message: format!(
+                    "it asks for {wanted}, which the iptables backend cannot do: its endpoints \
+                     are chosen at random; choose another --service-backend, or remove the \
+                     annotation"
+                ),
+            });
+        }
+    }
+    findings.into_iter().collect()
+}
