@@ -177,7 +177,7 @@ fn make(target: &Table, present: &Table) -> Vec<Command> {
         commands.extend(add_rules(name, chain));
     }
     for (name, set) in &target.sets {
-        if !is_switch(name) {
+        if !is_switch(name, set) {
             commands.extend(set_elements(name, set, present));
         }
     }
@@ -193,16 +193,21 @@ fn switch(target: &Table, present: &Table) -> Vec<Command> {
             commands.extend(add_rules(name, chain));
         }
     }
-    for (name, set) in target.sets.iter().filter(|(name, _)| is_switch(name)) {
-        commands.extend(drop_elements(name, set, present));
-        commands.extend(set_elements(name, set, present));
+    // Classes last: they lead to the others.
+    for classes in [false, true] {
+        let of_turn =
+            |(name, set): &(&Name, &Set)| is_switch(name, set) && is_classes(name) == classes;
+        for (name, set) in target.sets.iter().filter(of_turn) {
+            commands.extend(drop_elements(name, set, present));
+            commands.extend(set_elements(name, set, present));
+        }
     }
     commands
 }
 
 fn sweep(target: &Table, present: &Table) -> Vec<Command> {
     let mut commands = Vec::new();
-    for (name, set) in target.sets.iter().filter(|(name, _)| !is_switch(name)) {
+    for (name, set) in target.sets.iter().filter(|(name, set)| !is_switch(name, set)) {
         commands.extend(drop_elements(name, set, present));
     }
     // Chains first, since their rules use sets; but a chain may be named by the element of a
@@ -218,10 +223,14 @@ fn sweep(target: &Table, present: &Table) -> Vec<Command> {
     commands
 }
 
-/// Whether the elements of a set switch frontends from one class to another.
-fn is_switch(name: &str) -> bool {
+/// Whether elements of a set go and come at once: those that switch frontends from one class to
+/// another, and intervals, since a new one may overlap with what goes.
+fn is_switch(name: &str, set: &Set) -> bool {
+    set.spec.is_interval() || is_classes(name)
+}
+
+fn is_classes(name: &str) -> bool {
     View::ALL.iter().any(|view| view.classes() == name)
-        || RangeView::ALL.iter().any(|view| [view.chains(), view.refusals()].contains(&name))
 }
 
 fn add_rules(name: &Name, chain: &Chain) -> impl Iterator<Item = Command> {
