@@ -35,7 +35,8 @@ fn main() {
 }
 
 fn measure(services: u32) -> Vec<(&'static str, Duration)> {
-    let (config, facts) = (objects::config(), objects::facts(1));
+    let config = objects::config();
+    let facts = objects::facts(1, &config);
     let mut world = world(services);
     let (desired, _) = plan::node(&world, &config, &facts);
     let program = render::render(&desired, &config, &facts);
@@ -84,7 +85,7 @@ fn median<T>(mut work: impl FnMut() -> T) -> Duration {
 fn world(services: u32) -> World {
     let mut world = World::default();
     for number in 1..=3 {
-        world.set(Object::Node(Arc::new(objects::node(number))));
+        world.set(Object::Node(Arc::new(objects::node(number, &objects::config()))));
     }
     for number in 0..services {
         let mut service = Service::default();

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::kinds::{NodeAddress, NodeCondition};
 use model::world::{Kind, Object};
-use model::{ClusterConfig, Node, ObjectMeta};
+use model::{ClusterConfig, Family, Node, ObjectMeta};
 use plan::NodeFacts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -82,41 +83,77 @@ fn to_default_namespace(metadata: &mut ObjectMeta) {
 }
 
 /// The n-th node, counted from 1, as `flatnet up` lays it out: `node1` is 172.30.0.2 and holds
-/// 10.244.1.0/24.
-pub fn node(number: u8) -> Node {
+/// 10.244.1.0/24, in each family that pods have.
+pub fn node(number: u8, config: &ClusterConfig) -> Node {
     let mut node = Node::default();
     node.metadata.name = format!("node{number}");
-    node.spec.pod_cidrs = vec![pod_range(number)];
-    node.status.addresses =
-        vec![NodeAddress { kind: "InternalIP".into(), address: node_address(number).to_string() }];
+    for family in families(config) {
+        node.spec.pod_cidrs.push(pod_range(number, family));
+        let address = node_address(number, family).to_string();
+        node.status.addresses.push(NodeAddress { kind: "InternalIP".into(), address });
+    }
     node.status.conditions = vec![NodeCondition { kind: "Ready".into(), status: "True".into() }];
     node
 }
 
 /// What the n-th node knows of itself.
-pub fn facts(number: u8) -> NodeFacts {
+pub fn facts(number: u8, config: &ClusterConfig) -> NodeFacts {
     NodeFacts {
         name: format!("node{number}"),
         uplink: model::layout::UPLINK.into(),
         uplink_mtu: UPLINK_MTU,
-        addresses: vec![node_address(number)],
-        uplink_prefixes: config().node_cidrs,
+        addresses: families(config).map(|family| node_address(number, family)).collect(),
+        uplink_prefixes: config.node_cidrs.clone(),
         ..NodeFacts::default()
     }
 }
 
 /// The address of the n-th node.
-pub fn node_address(number: u8) -> IpAddr {
-    IpAddr::from([172, 30, 0, number.saturating_add(1)])
+pub fn node_address(number: u8, family: Family) -> IpAddr {
+    let host = number.saturating_add(1);
+    match family {
+        Family::V4 => IpAddr::from([172, 30, 0, host]),
+        Family::V6 => IpAddr::from([0xfd00, 0x172, 0x30, 0, 0, 0, 0, host.into()]),
+    }
 }
 
 /// The pod range of the n-th node.
-pub fn pod_range(number: u8) -> ipnet::IpNet {
-    let range = ipnet::Ipv4Net::new_assert([10, 244, number, 0].into(), 24);
-    ipnet::IpNet::V4(range)
+pub fn pod_range(number: u8, family: Family) -> IpNet {
+    match family {
+        Family::V4 => Ipv4Net::new_assert([10, 244, number, 0].into(), 24).into(),
+        Family::V6 => {
+            let network = [0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, 0];
+            Ipv6Net::new_assert(network.into(), 64).into()
+        }
+    }
 }
 
-/// The configuration that these nodes belong to.
+/// The families of a cluster, its first one first.
+pub fn families(config: &ClusterConfig) -> impl Iterator<Item = Family> + '_ {
+    config.pod_cidrs.iter().map(|range| Family::of(&range.addr()))
+}
+
+/// The IPv4 configuration that these nodes belong to.
 pub fn config() -> ClusterConfig {
-    ClusterConfig::default()
+    config_of(&[Family::V4])
+}
+
+/// The configuration with ranges of these families, in this order.
+pub fn config_of(families: &[Family]) -> ClusterConfig {
+    let plain = ClusterConfig::default();
+    let ranges = |v4: &[IpNet], v6: [u16; 3], length: u8| -> Vec<IpNet> {
+        let [a, b, c] = v6;
+        let v6 = Ipv6Net::new_assert([a, b, c, 0, 0, 0, 0, 0].into(), length).into();
+        let of = |family: &Family| match family {
+            Family::V4 => v4.to_vec(),
+            Family::V6 => vec![v6],
+        };
+        families.iter().flat_map(of).collect()
+    };
+    ClusterConfig {
+        pod_cidrs: ranges(&plain.pod_cidrs, [0xfd00, 0x10, 0x244], 48),
+        service_cidrs: ranges(&plain.service_cidrs, [0xfd00, 0x10, 0x96], 112),
+        node_cidrs: ranges(&plain.node_cidrs, [0xfd00, 0x172, 0x30], 64),
+        ..plain
+    }
 }

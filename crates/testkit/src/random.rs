@@ -17,9 +17,11 @@ use model::world::Object;
 use model::{Family, Protocol, World};
 use plan::NodeFacts;
 
-use crate::case::names::OUTSIDE;
+use crate::case::names::outside;
 use crate::objects;
 
+/// The machine outside.
+const OUTSIDE: IpAddr = outside(Family::V4);
 /// Nodes of a random world.
 pub const NODES: u8 = 3;
 /// Services at most.
@@ -95,7 +97,9 @@ impl Generator {
 
 /// The node objects of random worlds.
 pub fn nodes() -> Vec<Object> {
-    (1..=NODES).map(|number| Object::Node(objects::node(number).into())).collect()
+    (1..=NODES)
+        .map(|number| Object::Node(objects::node(number, &objects::config()).into()))
+        .collect()
 }
 
 /// Services and slices. No address, node port or slice name is taken twice, as the API grants.
@@ -196,6 +200,7 @@ fn slice(choices: &mut Choices<'_>, service: &Service, number: usize) -> Endpoin
                 serving: conditions.1,
                 terminating: conditions.2,
             },
+            ..Endpoint::default()
         });
     }
     slice

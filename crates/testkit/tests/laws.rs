@@ -35,7 +35,9 @@ fn config() -> ProptestConfig {
 }
 
 fn node(kernel: FakeKernel) -> NodeLoop<FakeKernel> {
-    NodeLoop::new(objects::config(), objects::facts(1), kernel)
+    let config = objects::config();
+    let facts = objects::facts(1, &config);
+    NodeLoop::new(config, facts, kernel)
 }
 
 fn world_of(bytes: &[u8]) -> Vec<Object> {
@@ -70,7 +72,8 @@ fn events(choices: &mut Choices<'_>, from: &[Object], to: &[Object]) -> Vec<Even
 }
 
 fn packets(choices: &mut Choices<'_>, world: &World, count: usize) -> Vec<Packet> {
-    (0..count).map(|_| random::packet(choices, world, &objects::facts(1))).collect()
+    let facts = objects::facts(1, &objects::config());
+    (0..count).map(|_| random::packet(choices, world, &facts)).collect()
 }
 
 fn destinations(traced: &Result<Verdict, TraceError>) -> BTreeSet<SocketAddr> {

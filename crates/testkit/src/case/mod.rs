@@ -6,8 +6,16 @@
 //!
 //! nodes: 3                     node1 (172.30.0.2, 10.244.1.0/24), node2, …
 //! at: node1                    where the packets are looked at
+//! families: IPv4 IPv6          those of pods, Services and nodes; IPv4 when left out
 //! overlay: host-gw             or vxlan, when left out, ipip, native
 //! cross-subnet: yes            directly within 172.30.0.0/24, else by the overlay
+//! zones: a a b                 of the nodes in their order
+//! also-at: 172.31.0.2          further addresses of the node that is looked at
+//! node-port-addresses: RANGE   where node ports are open; everywhere when left out
+//! external-ip-ranges: RANGE    externalIPs that are allowed; none when left out
+//! answer-ping: yes             ClusterIPs answer echo requests
+//! masquerade-all: yes          every connection through a Service is masqueraded
+//! unsupported: iptables WHAT   a backend that refuses something of the case
 //!
 //! objects:                     the first complete lists
 //!   {YAML documents}
@@ -27,34 +35,29 @@
 
 pub mod names;
 pub mod run;
+pub mod settings;
 pub mod state;
 pub mod table;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use model::NamespacedName;
 use model::world::{Kind, Object};
-use model::{ClusterConfig, NamespacedName, Overlay};
 
 use crate::objects;
+pub use settings::Settings;
 use table::Row;
-
-/// A case file holds at most so many nodes.
-pub const NODES_MAX: u8 = 9;
 
 /// One behaviour.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// The path below `cases/` without its ending.
+    /// The file's name without its ending.
     pub name: String,
     /// The leading comment.
     pub about: String,
-    /// The cluster's configuration.
-    pub config: ClusterConfig,
-    /// Number of nodes.
-    pub nodes: u8,
-    /// Number of the node where packets are looked at, from 1.
-    pub at: u8,
+    /// What the cluster and the node are like.
+    pub settings: Settings,
     /// What happens, in order.
     pub sections: Vec<Section>,
 }
@@ -120,6 +123,18 @@ pub fn directory() -> PathBuf {
 }
 
 impl Case {
+    /// Reads a case file, and its text.
+    ///
+    /// # Errors
+    /// When it cannot be read, or says what no case says.
+    pub fn file(path: &Path) -> Result<(Self, String)> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let case = Self::parse(&name, &text).with_context(|| format!("{}", path.display()))?;
+        Ok((case, text))
+    }
+
     /// Reads a case.
     ///
     /// # Errors
@@ -129,9 +144,7 @@ impl Case {
         let mut case = Self {
             name: name.to_string(),
             about,
-            config: objects::config(),
-            nodes: 3,
-            at: 1,
+            settings: Settings::default(),
             sections: Vec::new(),
         };
         if case.about.trim().is_empty() {
@@ -153,33 +166,10 @@ impl Case {
             let lines: Vec<String> = text.body.iter().map(undented).collect();
             objects::parse(&lines.join("\n"))
         };
+        if self.settings.read(&text.head, &text.argument)? {
+            return Ok(());
+        }
         let section = match text.head.as_str() {
-            "nodes" => {
-                self.nodes = text.argument.parse().context("a number")?;
-                if !(1..=NODES_MAX).contains(&self.nodes) {
-                    bail!("between 1 and {NODES_MAX} nodes");
-                }
-                return Ok(());
-            }
-            "at" => {
-                let number = text.argument.strip_prefix("node").context("a name such as node1")?;
-                self.at = number.parse().context("a name such as node1")?;
-                return Ok(());
-            }
-            "overlay" => {
-                self.config.overlay = text.argument.parse()?;
-                if self.config.overlay == Overlay::Wireguard {
-                    bail!("the lab has no WireGuard, and rules that are strict about it");
-                }
-                return Ok(());
-            }
-            "cross-subnet" => {
-                self.config.cross_subnet = match text.argument.as_str() {
-                    "yes" => true,
-                    other => bail!("{other:?}: yes, or leave the line out"),
-                };
-                return Ok(());
-            }
             "objects" => Section::Objects(yaml()?),
             "update" => Section::Update(yaml()?),
             "delete" => {
@@ -201,11 +191,6 @@ impl Case {
         };
         self.sections.push(section);
         Ok(())
-    }
-
-    /// The node objects that the case starts with.
-    pub fn node_objects(&self) -> Vec<Object> {
-        (1..=self.nodes).map(|number| Object::Node(objects::node(number).into())).collect()
     }
 }
 

@@ -1,5 +1,5 @@
 //! A case in memory: the node's real loop on an honest fake kernel; every packet through the
-//! oracle and through the tracer of the rules.
+//! oracle and through the tracers of that loop's rules and of every backend's.
 //!
 //! Three laws hold after every step of every case, without being written there: an agent that
 //! starts anew on the same kernel writes nothing (invariant 14); an agent that starts on an empty
@@ -10,16 +10,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use model::NamespacedName;
-use model::packet::Packet;
+use model::packet::{Packet, Verdict};
 use model::world::{Kind, Object};
+use oracle::service::Decision;
 use reconcile::Event;
 use render::fake::FakeKernel;
 
 use super::names::Names;
 use super::table::{self, Row};
-use super::{Case, Section, Text, split, state};
+use super::{Case, Section, Settings, Text, split, state};
+use crate::backend::{self, Backend, Place};
 use crate::node::NodeLoop;
-use crate::{objects, verdict};
+use crate::verdict;
 
 /// What a run of a case found.
 #[derive(Clone, Debug, Default)]
@@ -39,10 +41,7 @@ pub struct Outcome {
 /// # Errors
 /// When it cannot be read.
 pub fn file(path: &Path) -> Result<Outcome> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let case = Case::parse(&name, &text).with_context(|| format!("{}", path.display()))?;
+    let (case, text) = Case::file(path)?;
     run(&case, &text).with_context(|| format!("{}", path.display()))
 }
 
@@ -51,12 +50,13 @@ pub fn file(path: &Path) -> Result<Outcome> {
 /// # Errors
 /// When a packet names something unknown.
 pub fn run(case: &Case, text: &str) -> Result<Outcome> {
-    let facts = objects::facts(case.at);
+    let facts = case.settings.facts(case.settings.at);
     let mut runner = Runner {
         case,
-        names: Names::new(case),
+        names: Names::new(&case.settings),
         objects: BTreeMap::new(),
-        node: NodeLoop::new(case.config.clone(), facts, FakeKernel::default()),
+        node: NodeLoop::new(case.settings.config.clone(), facts, FakeKernel::default()),
+        backends: backend::all(),
         outcome: Outcome::default(),
         is_armed: false,
     };
@@ -74,6 +74,7 @@ struct Runner<'a> {
     names: Names,
     objects: BTreeMap<(Kind, NamespacedName), Object>,
     node: NodeLoop<FakeKernel>,
+    backends: Vec<Box<dyn Backend>>,
     outcome: Outcome,
     /// Whether the kernel was told to fail.
     is_armed: bool,
@@ -84,7 +85,7 @@ impl Runner<'_> {
     fn section(&mut self, section: &Section) -> Result<Option<Vec<String>>> {
         match section {
             Section::Objects(objects) => {
-                self.set(&self.case.node_objects())?;
+                self.set(&self.case.settings.node_objects())?;
                 self.set(objects)?;
                 self.list_all();
                 self.settle("the first lists")?;
@@ -150,12 +151,29 @@ impl Runner<'_> {
         if let Some(op) = settled.ops.first() {
             self.fault(format!("after {after} a fresh agent on the same kernel wrote {op:?}"));
         }
+        self.bring_backends(after);
         Ok(())
+    }
+
+    /// Every backend comes to what the node shall hold now, and then has nothing more to do.
+    fn bring_backends(&mut self, after: &str) {
+        let (desired, _) = self.node.desired();
+        let place = Place { config: &self.case.settings.config, facts: &self.node.facts };
+        for backend in &mut self.backends {
+            let name = backend.name();
+            let fault = match (backend.bring(&desired, place), backend.bring(&desired, place)) {
+                (Err(error), _) => format!("after {after} {name} was refused {error}"),
+                (_, Ok(ops)) if ops.is_empty() => continue,
+                (_, again) => format!("after {after} {name} wrote twice: {again:?}"),
+            };
+            self.outcome.faults.push(fault);
+        }
     }
 
     /// Another agent process at the same node.
     fn fresh(&self, kernel: FakeKernel) -> NodeLoop<FakeKernel> {
-        let mut node = NodeLoop::new(self.case.config.clone(), self.node.facts.clone(), kernel);
+        let mut node =
+            NodeLoop::new(self.case.settings.config.clone(), self.node.facts.clone(), kernel);
         let objects: Vec<Object> = self.objects.values().cloned().collect();
         node.list(&objects);
         node
@@ -182,63 +200,76 @@ impl Runner<'_> {
     fn packets(&mut self, rows: &[Row]) -> Result<Vec<String>> {
         let mut from_nothing = self.fresh(FakeKernel::default());
         from_nothing.settle().map_err(anyhow::Error::msg)?;
-        let kept = self.node.observe().map_err(anyhow::Error::msg)?;
-        let anew = from_nothing.observe().map_err(anyhow::Error::msg)?;
+        let loops = [
+            ("the loop's rules", self.node.observe().map_err(anyhow::Error::msg)?),
+            ("the loop's rules made anew", from_nothing.observe().map_err(anyhow::Error::msg)?),
+        ];
+        let anew = self.made_anew()?;
         let mut printed = Vec::new();
         for row in rows {
             let packet = self.names.packet(row)?;
-            let world = self.node.reconciler.world();
-            let facts = &self.node.facts;
-            let decision = verdict::by_oracle(world, &self.case.config, facts, &packet);
-            let executors = [
-                (
-                    "the nftables rules",
-                    verdict::by_nft(&kept.nft, &self.case.config, facts, &packet),
-                ),
-                (
-                    "the nftables rules made anew",
-                    verdict::by_nft(&anew.nft, &self.case.config, facts, &packet),
-                ),
-            ];
-            let (result, rewritten_to, source) =
-                self.names.print_verdict(&packet, &decision.verdict);
-            let found = Row {
-                from: row.from.clone(),
-                to: row.to.clone(),
-                protocol: row.protocol,
-                verdict: result,
-                rewritten_to,
-                source,
-                decided_by: decision.rule.to_string(),
-            };
-            for (executor, verdict) in executors {
+            let (config, facts) = (&self.case.settings.config, &self.node.facts);
+            let place = Place { config, facts };
+            let decision = verdict::by_oracle(self.node.reconciler.world(), config, facts, &packet);
+            let mut said: Vec<(String, Result<Verdict, String>)> = Vec::new();
+            for (name, observed) in &loops {
+                let verdict = verdict::by_nft(&observed.nft, config, facts, &packet);
+                said.push((name.to_string(), verdict.map_err(|error| error.to_string())));
+            }
+            for (words, backends) in [("", &self.backends), (" made anew", &anew)] {
+                for backend in backends {
+                    let name = format!("{}{words}", backend.name());
+                    said.push((name, backend.trace(&packet, place)));
+                }
+            }
+            for (executor, verdict) in said {
                 let said = match verdict {
                     Ok(verdict) if verdict == decision.verdict => continue,
                     Ok(verdict) => verdict.to_string(),
-                    Err(error) => error.to_string(),
+                    Err(error) => error,
                 };
-                self.fault(disagreement(&packet, row, &decision.verdict, executor, &said));
+                self.fault(disagreement(&packet, row, &decision.verdict, &executor, &said));
             }
-            if found != *row {
-                let [expected, found] = [row, &found].map(cells);
-                self.outcome
-                    .differences
-                    .push(format!("expected {expected}\n        found    {found}"));
-            }
-            self.outcome.packets += 1;
-            printed.push(found);
+            printed.push(self.compare(row, &packet, &decision));
         }
         Ok(table::print(&printed))
     }
+
+    /// Every backend on an empty kernel, brought to what the node shall hold.
+    fn made_anew(&self) -> Result<Vec<Box<dyn Backend>>> {
+        let (desired, _) = self.node.desired();
+        let place = Place { config: &self.case.settings.config, facts: &self.node.facts };
+        let mut made = Vec::new();
+        for backend in &self.backends {
+            let mut anew = backend.anew();
+            anew.bring(&desired, place).map_err(anyhow::Error::msg)?;
+            made.push(anew);
+        }
+        Ok(made)
+    }
+
+    /// The row as it is found, after it was held against what the file says.
+    fn compare(&mut self, row: &Row, packet: &Packet, decision: &Decision) -> Row {
+        let (verdict, rewritten_to, source) = self.names.print_verdict(packet, &decision.verdict);
+        let found = Row {
+            from: row.from.clone(),
+            to: row.to.clone(),
+            protocol: row.protocol,
+            verdict,
+            rewritten_to,
+            source,
+            decided_by: decision.rule.to_string(),
+        };
+        if found != *row {
+            let [expected, found] = [row, &found].map(cells);
+            self.outcome.differences.push(format!("expected {expected}\n        found    {found}"));
+        }
+        self.outcome.packets += 1;
+        found
+    }
 }
 
-fn disagreement(
-    packet: &Packet,
-    row: &Row,
-    meant: &model::packet::Verdict,
-    executor: &str,
-    said: &str,
-) -> String {
+fn disagreement(packet: &Packet, row: &Row, meant: &Verdict, executor: &str, said: &str) -> String {
     format!(
         "{} to {} ({} to {}): the API means: {meant}; {executor}: {said}",
         row.from, row.to, packet.source, packet.destination
@@ -253,14 +284,14 @@ fn cells(row: &Row) -> String {
 
 /// The file's text with the bodies of its checks replaced.
 fn bless(text: &str, replaced: Vec<Option<Vec<String>>>) -> Result<String> {
-    const SETTINGS: [&str; 4] = ["nodes", "at", "overlay", "cross-subnet"];
     let (_, texts) = split(text)?;
     let mut replaced = replaced.into_iter();
     let preamble = text.lines().take_while(|line| line.starts_with('#') || line.trim().is_empty());
     let mut lines: Vec<String> = preamble.map(String::from).collect();
     for Text { head, argument, body } in texts {
         lines.push(format!("{head}: {argument}").trim_end().to_string());
-        let new = if SETTINGS.contains(&head.as_str()) { None } else { replaced.next().flatten() };
+        let is_setting = Settings::default().read(&head, &argument)?;
+        let new = if is_setting { None } else { replaced.next().flatten() };
         match new {
             Some(new) => {
                 lines.extend(new);

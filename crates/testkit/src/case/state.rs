@@ -1,11 +1,11 @@
 //! The expected state of a node in short: what it does with each frontend and each peer, by name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use model::Overlay;
+use model::{Family, Overlay};
 use plan::network::NetworkPlan;
-use plan::services::{Backends, Frontend, FrontendPlan};
+use plan::services::{Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling};
 use plan::{Desired, Finding};
 
 use super::names::Names;
@@ -14,9 +14,27 @@ use super::names::Names;
 pub fn print(desired: &Desired, findings: &[Finding], names: &Names) -> Vec<String> {
     let mut lines = Vec::new();
     for (key, service) in &desired.services {
+        let key = key.to_string();
         for (frontend, plan) in &service.frontends {
-            lines.push(frontend_line(&key.to_string(), frontend, plan, names));
+            lines.push(format!("{key} {}", frontend_line(&place(frontend, names), plan, names)));
         }
+        for (range, plan) in &service.ranges {
+            let RangeFrontend { address, protocol, first, last, .. } = range;
+            let at = match range.scope {
+                RangeScope::ClusterIp => family_of(*address, names).to_string(),
+                RangeScope::External => format!("at {} ", names.print_address(*address)),
+            };
+            let place = format!("{at}{first}-{last}/{protocol}");
+            lines.push(format!("{key} {}", frontend_line(&place, plan, names)));
+        }
+        lines.extend(
+            service.answers_ping.iter().map(|address| {
+                format!("{key} {}answers echo requests", family_of(*address, names))
+            }),
+        );
+        lines.extend(service.health_check.iter().map(|check| {
+            format!("{key} health at port {}: {} endpoints here", check.port, check.local_endpoints)
+        }));
     }
     lines.extend(desired.network.as_ref().map(network_line));
     let found = findings.iter().map(|one| format!("finding: {}: {}", one.about, one.message));
@@ -47,22 +65,59 @@ fn network_line(network: &NetworkPlan) -> String {
     format!("{}, MTU {}", words.join("; "), network.mtu)
 }
 
-fn frontend_line(service: &str, frontend: &Frontend, plan: &FrontendPlan, names: &Names) -> String {
-    let place = match frontend {
-        Frontend::ClusterIp { protocol, port, .. } => format!("{service} {port}/{protocol}"),
+fn place(frontend: &Frontend, names: &Names) -> String {
+    match frontend {
+        Frontend::ClusterIp { address, protocol, port } => {
+            format!("{}{port}/{protocol}", family_of(*address, names))
+        }
         Frontend::External { address, protocol, port } => {
-            format!("{service} at {address} {port}/{protocol}")
+            format!("at {} {port}/{protocol}", names.print_address(*address))
         }
-        Frontend::NodePort { protocol, port, .. } => {
-            format!("{service} node port {port}/{protocol}")
+        Frontend::NodePort { family, protocol, port } => {
+            let family = if *family == names.first_family() { "" } else { family_suffix(*family) };
+            format!("node port {family}{port}/{protocol}")
         }
-    };
+    }
+}
+
+/// Nothing for the first family.
+fn family_of(address: IpAddr, names: &Names) -> &'static str {
+    match Family::of(&address) {
+        family if family == names.first_family() => "",
+        family => family_suffix(family),
+    }
+}
+
+fn family_suffix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "v4 ",
+        Family::V6 => "v6 ",
+    }
+}
+
+fn frontend_line(place: &str, plan: &FrontendPlan, names: &Names) -> String {
     let mut line = format!("{place} -> {}", backends(&plan.backends, names));
     if let Some(outside) = &plan.outside {
         line.push_str(&format!("; from outside -> {}", backends(outside, names)));
     }
     if let Some(timeout_s) = plan.affinity_timeout_s {
         line.push_str(&format!("; a client stays for {timeout_s} s"));
+    }
+    if let Some(ranges) = &plan.source_ranges {
+        let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+        line.push_str(&format!("; only for {}", ranges.join(", ")));
+    }
+    match &plan.scheduling {
+        Scheduling::Random => {}
+        Scheduling::LeastConnection => line.push_str("; by least connections"),
+        Scheduling::Maglev => line.push_str("; by Maglev"),
+        Scheduling::Weighted(weights) => {
+            let weight = |(address, weight): (&SocketAddr, &u16)| {
+                format!("{} {weight}", names.print(*address))
+            };
+            let weights: Vec<String> = weights.iter().map(weight).collect();
+            line.push_str(&format!("; weights {}", weights.join(", ")));
+        }
     }
     line
 }

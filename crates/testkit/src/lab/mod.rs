@@ -10,29 +10,47 @@
 
 pub mod probe;
 pub mod run;
+mod sctp;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kernel::Linux;
 use model::layout::{BRIDGE, UPLINK};
+use model::{ClusterConfig, Family, Overlay};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use render::{Kernel, Observed, Op, OpError};
 
-use crate::case::Case;
-use crate::case::names::{OUTSIDE, Pod};
+use crate::case::names::{Pod, outside as outside_address};
+use crate::case::{Case, Settings};
 use crate::node::NodeLoop;
 use crate::objects;
 
 /// `rtm_protocol` of the lab's own routes (RTPROT_STATIC).
 const PROTOCOL_STATIC: u8 = 4;
+/// Bytes of a link's name (`IFNAMSIZ` without the end).
+const LINK_NAME_MAX: usize = 15;
 /// The bridge of the node network.
 const NODE_BRIDGE: &str = "br0";
+
 /// The bridge's address: the nodes' default route.
-const GATEWAY: &str = "172.30.0.1/24";
+const fn gateway(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(172, 30, 0, 1)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0xfd00, 0x172, 0x30, 0, 0, 0, 0, 1)),
+    }
+}
+
+/// Where the cases' load balancer addresses and externalIPs are (RFC 5737 and 3849): the world
+/// behind the default route finds them through one node, as it finds Services.
+fn external_ranges() -> [IpNet; 2] {
+    let v4 = Ipv4Net::new_assert([198, 51, 100, 0].into(), 24);
+    let v6 = Ipv6Net::new_assert([0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 0].into(), 48);
+    [v4.into(), v6.into()]
+}
 
 /// A kernel seen from inside one namespace.
 pub struct LinuxIn {
@@ -103,19 +121,27 @@ impl Lab {
         let mut net = Netlink::open_in(&outside)?;
         net.create_bridge(&BridgeSpec { name: NODE_BRIDGE.into(), ..BridgeSpec::default() })?;
         let bridge = net.require_link(NODE_BRIDGE)?.index;
-        net.add_address(bridge, GATEWAY.parse()?)?;
-        net.add_address(bridge, IpNet::from(OUTSIDE))?;
+        let config = &case.settings.config;
+        for family in objects::families(config) {
+            net.add_address(bridge, on_node_network(gateway(family), config)?)?;
+            net.add_address(bridge, IpNet::from(outside_address(family)))?;
+        }
         net.change_link(bridge, &LinkChange::up())?;
         up(&mut net, "lo")?;
         let mut lab = Self { outside, nodes: BTreeMap::new(), pods: BTreeMap::new() };
-        for number in 1..=case.nodes {
+        for number in 1..=case.settings.nodes {
             let node = lab.new_node(case, &mut net, bridge, number)?;
             lab.nodes.insert(number, node);
         }
         // The world behind the default route finds Services and pods through one node.
-        let through = objects::node_address(case.at);
-        for range in case.config.service_cidrs.iter().chain(&case.config.pod_cidrs) {
-            net.add_route(&Route::via(*range, through, bridge, PROTOCOL_STATIC))?;
+        let own = case.settings.also_at.iter().copied().map(IpNet::from);
+        let ranges = config.service_cidrs.iter().chain(&config.pod_cidrs).copied();
+        for range in ranges.chain(external_ranges()).chain(own) {
+            let family = Family::of(&range.addr());
+            if objects::families(config).any(|one| one == family) {
+                let through = objects::node_address(case.settings.at, family);
+                net.add_route(&Route::via(range, through, bridge, PROTOCOL_STATIC))?;
+            }
         }
         Ok(lab)
     }
@@ -128,12 +154,25 @@ impl Lab {
         let mut inside = Netlink::open_in(&namespace)?;
         up(&mut inside, "lo")?;
         let uplink = inside.require_link(UPLINK)?.index;
-        inside.add_address(uplink, IpNet::new(objects::node_address(number), 24)?)?;
+        let (settings, facts) = (&case.settings, case.settings.facts(number));
+        for address in &facts.addresses {
+            inside.add_address(uplink, on_node_network(*address, &settings.config)?)?;
+        }
         inside.change_link(uplink, &LinkChange::up())?;
-        let gateway = GATEWAY.parse::<IpNet>()?.addr();
-        inside.add_route(&Route::via(everywhere(), gateway, uplink, PROTOCOL_STATIC))?;
+        for family in objects::families(&settings.config) {
+            let default = Route::via(everywhere(family), gateway(family), uplink, PROTOCOL_STATIC);
+            inside.add_route(&default)?;
+            if settings.config.overlay == Overlay::Native {
+                // The routes that somebody else makes there.
+                for other in (1..=settings.nodes).filter(|other| *other != number) {
+                    let range = objects::pod_range(other, family);
+                    let through = objects::node_address(other, family);
+                    inside.add_route(&Route::via(range, through, uplink, PROTOCOL_STATIC))?;
+                }
+            }
+        }
         let kernel = LinuxIn::open(namespace.clone())?;
-        let node = NodeLoop::new(case.config.clone(), objects::facts(number), kernel);
+        let node = NodeLoop::new(settings.config.clone(), facts, kernel);
         Ok(LabNode { namespace, node })
     }
 
@@ -144,20 +183,23 @@ impl Lab {
     pub fn add_pods(&mut self, pods: &BTreeMap<String, Pod>) -> Result<()> {
         for (name, pod) in pods {
             if !self.pods.contains_key(name) {
-                let made = self.new_pod(*pod).with_context(|| format!("cannot make pod {name}"))?;
+                let made =
+                    self.new_pod(name, pod).with_context(|| format!("cannot make pod {name}"))?;
                 self.pods.insert(name.clone(), made);
             }
         }
         Ok(())
     }
 
-    fn new_pod(&self, pod: Pod) -> Result<Netns> {
+    fn new_pod(&self, name: &str, pod: &Pod) -> Result<Netns> {
         let node = self.nodes.get(&pod.node).context("the pod's node is not in the lab")?;
         let namespace = Netns::create()?;
         let mut net = Netlink::open_in(&node.namespace)?;
         let bridge = net.require_link(BRIDGE).context("the node's loop made no bridge")?;
-        let IpAddr::V4(address) = pod.address else { bail!("the lab's pods have IPv4 addresses") };
-        let near = format!("veth{:08x}", u32::from(address));
+        let near = format!("v-{name}");
+        if near.len() > LINK_NAME_MAX {
+            bail!("the lab has links named after pods: {LINK_NAME_MAX} characters at most");
+        }
         let spec = VethSpec::new(&near, "eth0").peer_in(&namespace).mtu(bridge.mtu);
         net.create_veth(&spec.master(bridge.index))?;
         let near = net.require_link(&near)?.index;
@@ -166,11 +208,16 @@ impl Lab {
         let mut inside = Netlink::open_in(&namespace)?;
         up(&mut inside, "lo")?;
         let eth0 = inside.require_link("eth0")?.index;
-        let range = objects::pod_range(pod.node);
-        inside.add_address(eth0, IpNet::new(pod.address, range.prefix_len())?)?;
+        for address in &pod.addresses {
+            let range = objects::pod_range(pod.node, Family::of(address));
+            inside.add_address(eth0, IpNet::new(*address, range.prefix_len())?)?;
+        }
         inside.change_link(eth0, &LinkChange::up())?;
-        let gateway = plan::network::gateway(&range).context("a range with a gateway")?.addr();
-        inside.add_route(&Route::via(everywhere(), gateway, eth0, PROTOCOL_STATIC))?;
+        for family in pod.addresses.iter().map(Family::of) {
+            let range = objects::pod_range(pod.node, family);
+            let gateway = plan::network::gateway(&range).context("a range with a gateway")?.addr();
+            inside.add_route(&Route::via(everywhere(family), gateway, eth0, PROTOCOL_STATIC))?;
+        }
         Ok(namespace)
     }
 
@@ -203,18 +250,31 @@ impl Lab {
 }
 
 /// Whether an address is a node's own: on the node network, on its bridge or on its tunnel.
-pub fn is_node_address(nodes: u8, address: IpAddr) -> bool {
-    (1..=nodes).any(|number| {
-        let range = objects::pod_range(number);
+pub fn is_node_address(settings: &Settings, address: IpAddr) -> bool {
+    let family = Family::of(&address);
+    (1..=settings.nodes).any(|number| {
+        let range = objects::pod_range(number, family);
         let gateway = plan::network::gateway(&range).map(|gateway| gateway.addr());
-        address == objects::node_address(number)
+        settings.facts(number).addresses.contains(&address)
             || address == range.network()
             || Some(address) == gateway
     })
 }
 
-fn everywhere() -> IpNet {
-    IpNet::V4(ipnet::Ipv4Net::default())
+/// An address of a node with the prefix length of the node network.
+fn on_node_network(address: IpAddr, config: &ClusterConfig) -> Result<IpNet> {
+    let range = config.node_cidrs.iter().find(|range| range.contains(&address));
+    Ok(match range {
+        Some(range) => IpNet::new(address, range.prefix_len())?,
+        None => IpNet::from(address),
+    })
+}
+
+fn everywhere(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(Ipv4Net::default()),
+        Family::V6 => IpNet::V6(Ipv6Net::default()),
+    }
 }
 
 fn up(net: &mut Netlink, link: &str) -> Result<()> {

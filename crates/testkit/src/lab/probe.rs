@@ -15,6 +15,8 @@ use netlink::Netns;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
+use super::sctp;
+
 /// A question that gets no answer for so long gets none.
 pub const SILENCE: Duration = Duration::from_millis(400);
 /// A server that does answer has so long: machines under load are slow.
@@ -51,7 +53,8 @@ pub fn ask(
 ) -> Answer {
     let asked = match protocol {
         Protocol::Tcp => ask_tcp(source, destination, patience),
-        Protocol::Udp | Protocol::Sctp => ask_udp(source, destination, patience),
+        Protocol::Udp => ask_udp(source, destination, patience),
+        Protocol::Sctp => sctp::ask(source, destination, patience),
     };
     match asked {
         Ok(text) => parse(&text).unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
@@ -113,6 +116,7 @@ pub struct Servers {
 enum Listening {
     Tcp(TcpListener),
     Udp(UdpSocket),
+    Sctp(sctp::Listener),
 }
 
 impl Listening {
@@ -120,6 +124,7 @@ impl Listening {
         match self {
             Self::Tcp(listener) => listener.as_fd(),
             Self::Udp(socket) => socket.as_fd(),
+            Self::Sctp(listener) => listener.descriptor(),
         }
     }
 
@@ -141,6 +146,7 @@ impl Listening {
                     let _ = socket.send_to(format!("{local} {peer}").as_bytes(), peer);
                 }
             }
+            Self::Sctp(listener) => listener.answer(),
         }
     }
 }
@@ -183,7 +189,8 @@ fn listen(protocol: Protocol, at: SocketAddr) -> std::io::Result<Listening> {
             listener.set_nonblocking(true)?;
             Listening::Tcp(listener)
         }
-        Protocol::Udp | Protocol::Sctp => {
+        Protocol::Sctp => Listening::Sctp(sctp::Listener::open(at)?),
+        Protocol::Udp => {
             let socket = UdpSocket::bind(at)?;
             socket.set_nonblocking(true)?;
             Listening::Udp(socket)

@@ -3,42 +3,37 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use model::kinds::SessionAffinity;
 use model::layout::UPLINK;
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::world::{Kind, Object};
-use model::{NamespacedName, Protocol};
+use model::{Family, NamespacedName, Protocol};
 use netlink::Netns;
 use oracle::service::{Decision, Rule};
 use reconcile::Event;
 
 use super::probe::{self, Answer, PATIENCE, SILENCE, Servers};
 use super::{Lab, NODE_BRIDGE, is_node_address};
-use crate::case::names::{Names, OUTSIDE};
+use crate::case::names::{Names, outside};
 use crate::case::table::Row;
-use crate::case::{Case, Section};
+use crate::case::{Case, Section, Settings};
 use crate::{objects, verdict};
 
 /// Questions for each possible destination: one is missed by chance once in e^40 runs.
 const QUESTIONS_PER_DESTINATION: usize = 40;
 
-/// Runs a case file with real packets. Answers its faults, and how many packets were sent.
+/// Runs a case with real packets. Answers its faults, and how many packets were sent.
 ///
 /// # Errors
 /// When the lab cannot be made.
-pub fn file(path: &Path) -> Result<(Vec<String>, usize)> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let case = Case::parse(&name, &text)?;
+pub fn run(case: &Case) -> Result<(Vec<String>, usize)> {
     let mut runner = Runner {
-        case: &case,
-        names: Names::new(&case),
+        case,
+        names: Names::new(&case.settings),
         objects: BTreeMap::new(),
-        lab: Lab::new(&case)?,
+        lab: Lab::new(case)?,
         servers: Servers::start(),
         faults: Vec::new(),
         packets: 0,
@@ -63,8 +58,8 @@ impl Runner<'_> {
     fn section(&mut self, section: &Section) -> Result<()> {
         match section {
             Section::Objects(objects) => {
-                let all: Vec<Object> =
-                    self.case.node_objects().into_iter().chain(objects.iter().cloned()).collect();
+                let nodes = self.case.settings.node_objects();
+                let all: Vec<Object> = nodes.into_iter().chain(objects.iter().cloned()).collect();
                 self.set(&all)?;
                 let all: Vec<Object> = self.objects.values().cloned().collect();
                 for node in self.lab.nodes.values_mut() {
@@ -144,7 +139,7 @@ impl Runner<'_> {
         let sender = self.sender(row)?;
         let answers = questions(sender, &packet, &decision, sticky)?;
         self.packets += answers.values().sum::<usize>();
-        let unexpected = judge(&packet, &decision, sticky, self.case.nodes, &answers);
+        let unexpected = judge(&packet, &decision, sticky, &self.case.settings, &answers);
         self.faults.extend(unexpected.into_iter().map(|fault| {
             format!(
                 "{} to {} ({}): meant {}: {fault}",
@@ -160,12 +155,12 @@ impl Runner<'_> {
         let decide = |number: u8, packet: &Packet| {
             let node = &self.lab.nodes[&number].node;
             let world = node.reconciler.world();
-            verdict::by_oracle(world, &self.case.config, &node.facts, packet)
+            verdict::by_oracle(world, &self.case.settings.config, &node.facts, packet)
         };
-        let decision = decide(self.case.at, packet);
-        let to = packet.destination;
-        let elsewhere = (1..=self.case.nodes)
-            .find(|number| *number != self.case.at && objects::node_address(*number) == to.ip());
+        let at = self.case.settings.at;
+        let decision = decide(at, packet);
+        let to = packet.destination.ip();
+        let elsewhere = self.node_at(to).filter(|number| *number != at);
         match elsewhere {
             Some(number) if decision.rule == Rule::Untouched => {
                 decide(number, &Packet { entry: Entry::Uplink, ..packet.clone() })
@@ -174,9 +169,15 @@ impl Runner<'_> {
         }
     }
 
+    /// The node with an address on the node network.
+    fn node_at(&self, address: IpAddr) -> Option<u8> {
+        let settings = &self.case.settings;
+        (1..=settings.nodes).find(|number| settings.facts(*number).addresses.contains(&address))
+    }
+
     fn is_sticky(&self, rule: &Rule) -> bool {
         let (Rule::ClusterIp(key, _) | Rule::NodePort(key, _)) = rule else { return false };
-        let world = self.lab.nodes[&self.case.at].node.reconciler.world();
+        let world = self.lab.nodes[&self.case.settings.at].node.reconciler.world();
         world
             .service(key)
             .is_some_and(|service| service.spec.session_affinity == SessionAffinity::ClientIP)
@@ -188,7 +189,7 @@ impl Runner<'_> {
         }
         let number = match row.from.strip_prefix("node ") {
             Some(name) => name.trim_start_matches("node").parse()?,
-            None if row.from == "node" => self.case.at,
+            None if row.from == "node" => self.case.settings.at,
             None => return Ok(&self.lab.outside),
         };
         Ok(&self.lab.nodes.get(&number).context("there is no such node")?.namespace)
@@ -196,29 +197,29 @@ impl Runner<'_> {
 
     /// The namespace that has an address.
     fn owner(&self, address: IpAddr) -> Result<&Netns> {
-        let pod = self.names.pods().iter().find(|(_, pod)| pod.address == address);
+        let pod = self.names.pods().iter().find(|(_, pod)| pod.addresses.contains(&address));
         if let Some((name, _)) = pod {
             return self.lab.pods.get(name).with_context(|| format!("there is no pod {name}"));
         }
-        let node = (1..=self.case.nodes).find(|n| objects::node_address(*n) == address);
-        let number = match node {
+        let number = match self.node_at(address) {
             Some(number) => number,
-            None if address == OUTSIDE => return Ok(&self.lab.outside),
+            None if address == outside(Family::of(&address)) => return Ok(&self.lab.outside),
             // The DNS address and loopback are every node's own.
-            None => self.case.at,
+            None => self.case.settings.at,
         };
         Ok(&self.lab.nodes[&number].namespace)
     }
 
     fn prepare_attack(&self, row: &Row) -> Result<()> {
-        let victim = &self.lab.nodes[&self.case.at].namespace;
+        let at = self.case.settings.at;
+        let victim = &self.lab.nodes[&at].namespace;
         let (link, address) = match row.from.as_str() {
-            "outside" => (NODE_BRIDGE, objects::node_address(self.case.at)),
+            "outside" => (NODE_BRIDGE, objects::node_address(at, Family::V4)),
             from if from.starts_with("pod ") => {
-                let gateway = plan::network::gateway(&objects::pod_range(self.case.at));
+                let gateway = plan::network::gateway(&objects::pod_range(at, Family::V4));
                 ("eth0", gateway.context("a gateway")?.addr())
             }
-            _ => (UPLINK, objects::node_address(self.case.at)),
+            _ => (UPLINK, objects::node_address(at, Family::V4)),
         };
         // Somebody listens: only the guard is between the neighbour and the answer.
         let packet = self.names.packet(row)?;
@@ -269,7 +270,7 @@ fn judge(
     packet: &Packet,
     decision: &Decision,
     sticky: bool,
-    nodes: u8,
+    settings: &Settings,
     answers: &BTreeMap<Answer, usize>,
 ) -> Vec<String> {
     let (destinations, source) = match &decision.verdict {
@@ -292,7 +293,7 @@ fn judge(
             SourceTranslation::MasqueradedTo(towards) => towards.contains(&by.ip()),
         };
         let is_right = match masqueraded {
-            true => is_node_address(nodes, *saw),
+            true => is_node_address(settings, *saw),
             false => *saw == packet.source.ip(),
         };
         if !is_right {

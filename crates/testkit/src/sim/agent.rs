@@ -69,7 +69,7 @@ impl Agent {
     /// # Errors
     /// When the store refuses a list.
     pub fn start(api: &Api, config: &ClusterConfig, number: u8) -> Result<Self> {
-        let facts = objects::facts(number);
+        let facts = objects::facts(number, config);
         let node = NodeLoop::new(config.clone(), facts, FakeKernel::default());
         let mut agent = Self { node, is_disturbed: false, watches: BTreeMap::new() };
         for kind in KINDS {
