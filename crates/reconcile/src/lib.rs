@@ -24,7 +24,7 @@ use plan::services::ServicePlan;
 use plan::zone::Zone;
 use plan::{Desired, Finding, NodeFacts};
 use render::inventory::{self, Row, RowKind};
-use render::{Observed, Op, OpError, Program};
+use render::{Observed, Op, OpError, Program, Touched};
 
 use backoff::Backoff;
 use hold::Held;
@@ -120,6 +120,10 @@ pub struct Reconciler {
     desired: Desired,
     findings: BTreeMap<DirtyKey, Vec<Finding>>,
     program: Program,
+    /// Where the program may differ from what is believed.
+    touched: Touched,
+    /// Whether the program must be rendered anew: what every part of it depends on has changed.
+    outdated: bool,
     believed: Option<Observed>,
     underway: Underway,
     backoff: Backoff,
@@ -155,6 +159,8 @@ impl Reconciler {
             desired: Desired::default(),
             findings: BTreeMap::new(),
             program: Program::default(),
+            touched: Touched::everything(),
+            outdated: true,
             believed: None,
             underway: Underway::Nothing,
             backoff: Backoff::default(),
@@ -192,6 +198,7 @@ impl Reconciler {
                 if self.facts.as_ref() != Some(&facts) {
                     // Every plan reads the facts.
                     self.facts = Some(facts);
+                    self.outdated = true;
                     self.touch_everything();
                 }
             }
@@ -218,6 +225,9 @@ impl Reconciler {
         if self.underway == Underway::Nothing && self.backoff.is_over(now) {
             let ops = self.wanted_ops();
             if ops.is_empty() {
+                if self.believed.is_some() {
+                    self.touched = Touched::nothing();
+                }
                 self.backoff.succeed();
                 effects.extend(self.conflist_effect());
             } else {
@@ -348,28 +358,14 @@ impl Reconciler {
         if self.dirty.contains(&DirtyKey::Network) {
             self.follow_zone();
         }
-        let Some(facts) = &self.facts else { return };
-        if self.dirty.is_empty() {
+        if self.facts.is_none() || self.dirty.is_empty() {
             return;
         }
+        let mut before = BTreeMap::new();
         for key in std::mem::take(&mut self.dirty) {
             let found = match &key {
-                DirtyKey::Network => {
-                    let (plan, found) = plan::network::plan(&self.world, &self.config, facts);
-                    self.desired.network = plan;
-                    found
-                }
-                DirtyKey::Service(name) => {
-                    let records = plan::zone::service_records(&self.world, name);
-                    self.zone_changed |= self.zone.set(name, records);
-                    let (plan, found) =
-                        plan::services::plan(&self.world, &self.config, facts, name);
-                    match plan {
-                        Some(plan) => self.desired.services.insert(name.clone(), plan),
-                        None => self.desired.services.remove(name),
-                    };
-                    found
-                }
+                DirtyKey::Network => self.plan_network(),
+                DirtyKey::Service(name) => self.plan_service(name, &mut before),
                 DirtyKey::Pod(_) => vec![],
             };
             if found.is_empty() {
@@ -378,12 +374,53 @@ impl Reconciler {
                 self.findings.insert(key, found);
             }
         }
-        self.program = render::render(&self.desired, &self.config, facts);
+        let Some(facts) = &self.facts else { return };
+        if std::mem::take(&mut self.outdated) {
+            self.program = render::render(&self.desired, &self.config, facts);
+            self.touched = Touched::everything();
+        } else {
+            let (desired, config) = (&self.desired, &self.config);
+            let touched = render::update(&mut self.program, desired, config, facts, &before);
+            self.touched.merge(touched);
+        }
+    }
+
+    fn plan_network(&mut self) -> Vec<Finding> {
+        let Some(facts) = &self.facts else { return vec![] };
+        let (plan, found) = plan::network::plan(&self.world, &self.config, facts);
+        if plan != self.desired.network {
+            self.desired.network = plan;
+            self.outdated = true;
+        }
+        found
+    }
+
+    /// Notes the former plan, if it was another.
+    fn plan_service(
+        &mut self,
+        name: &NamespacedName,
+        before: &mut BTreeMap<NamespacedName, Option<ServicePlan>>,
+    ) -> Vec<Finding> {
+        let Some(facts) = &self.facts else { return vec![] };
+        let records = plan::zone::service_records(&self.world, name);
+        self.zone_changed |= self.zone.set(name, records);
+        let (plan, found) = plan::services::plan(&self.world, &self.config, facts, name);
+        if self.desired.services.get(name) == plan.as_ref() {
+            return found;
+        }
+        let former = match plan {
+            Some(plan) => self.desired.services.insert(name.clone(), plan),
+            None => self.desired.services.remove(name),
+        };
+        before.insert(name.clone(), former);
+        found
     }
 
     fn wanted_ops(&self) -> Vec<Op> {
         match &self.believed {
-            Some(believed) if self.is_synced() => render::diff(&self.program, believed),
+            Some(believed) if self.is_synced() => {
+                render::diff_touched(&self.program, believed, &self.touched)
+            }
             _ => vec![],
         }
     }
@@ -392,6 +429,9 @@ impl Reconciler {
         self.underway = Underway::Nothing;
         match result {
             Ok(observed) => {
+                if self.believed.as_ref() != Some(&observed) {
+                    self.touched = Touched::everything();
+                }
                 if let Some(believed) = &self.believed {
                     self.damage = inventory::damage(&self.program, believed, &observed);
                     for row in &self.damage {

@@ -18,7 +18,10 @@ pub mod net;
 pub mod nft;
 pub mod owned;
 
-use model::ClusterConfig;
+use std::collections::BTreeMap;
+
+use model::{ClusterConfig, NamespacedName};
+use plan::services::ServicePlan;
 use plan::{Desired, NodeFacts};
 
 /// What the kernel shall hold of ours.
@@ -90,6 +93,60 @@ pub fn diff(program: &Program, observed: &Observed) -> Vec<Op> {
     let nft = nft::diff(&program.nft, &observed.nft).into_iter().map(Op::Nft);
     let net = net::diff(&program.net, &observed.net).into_iter().map(Op::Net);
     nft.chain(net).collect()
+}
+
+/// Where a program may differ from what is there since the two agreed last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// Anywhere in links, addresses, neighbours, routes and sysctls.
+    pub net: bool,
+    /// In the nftables tables.
+    pub nft: nft::Touched,
+}
+
+impl Touched {
+    /// Nowhere.
+    pub fn nothing() -> Self {
+        Self { net: false, nft: nft::Touched::nothing() }
+    }
+
+    /// Anywhere.
+    pub fn everything() -> Self {
+        Self { net: true, nft: nft::Touched::Everything }
+    }
+
+    /// Whether the program differs nowhere.
+    pub fn is_nothing(&self) -> bool {
+        !self.net && self.nft.is_nothing()
+    }
+
+    /// Adds what changed besides.
+    pub fn merge(&mut self, other: Self) {
+        self.net |= other.net;
+        self.nft.merge(other.nft);
+    }
+}
+
+/// Brings a program up to date with the plans of some Services, at a cost that does not depend on
+/// the others; `before` has their former plans. The outcome is that of [`render`]; all else that it
+/// depends on must be as it was. Answers where the program changed.
+pub fn update(
+    program: &mut Program,
+    desired: &Desired,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+    before: &BTreeMap<NamespacedName, Option<ServicePlan>>,
+) -> Touched {
+    let role = nft::Role::Backend;
+    let nft = nft::update(&mut program.nft, role, desired, config, facts, before);
+    Touched { net: false, nft }
+}
+
+/// As [`diff`], at a cost that depends on what was touched since `observed` was as the program.
+pub fn diff_touched(program: &Program, observed: &Observed, touched: &Touched) -> Vec<Op> {
+    let nft = nft::diff_touched(&program.nft, &observed.nft, &touched.nft);
+    let net = if touched.net { net::diff(&program.net, &observed.net) } else { vec![] };
+    nft.into_iter().map(Op::Nft).chain(net.into_iter().map(Op::Net)).collect()
 }
 
 impl Observed {
