@@ -129,7 +129,8 @@ pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Pa
     if config.service_cidrs.iter().any(|range| range.contains(&to.ip())) {
         return Decision { verdict: Verdict::Drop, rule: Rule::NoSuchService };
     }
-    if config.is_pod_address(packet.source.ip()) && !is_inside(config, to.ip()) {
+    let stays = is_inside(config, to.ip()) || node.addresses.contains(&to.ip());
+    if config.is_pod_address(packet.source.ip()) && !stays {
         let verdict = pass(BTreeSet::from([to]), SourceTranslation::Masqueraded);
         return Decision { verdict, rule: Rule::LeavesCluster };
     }
