@@ -29,7 +29,7 @@ use crate::feed::bind;
 use crate::metrics::{self, Measures, unix_seconds};
 use crate::paths::PathRow;
 use crate::service_health;
-use crate::services::ServiceReport;
+use crate::services::NodeServices;
 
 /// The socket's name in the run directory.
 pub const STATUS_SOCKET: &str = layout::AGENT_SOCKET;
@@ -93,7 +93,7 @@ pub(crate) enum Question {
     /// What shall be in the kernel beside what is.
     Network(oneshot::Sender<Vec<Row>>),
     /// The Services, as they are at this node.
-    Services(oneshot::Sender<Vec<ServiceReport>>),
+    Services(oneshot::Sender<NodeServices>),
 }
 
 /// What the loop tells the listeners.

@@ -42,7 +42,7 @@ use tokio::task::JoinSet;
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use options::{Api, Options, Places};
 pub use paths::PathRow;
-pub use services::{Answer, EndpointReport, FrontendReport, ServiceReport};
+pub use services::{Answer, EndpointReport, FrontendReport, NodeServices, ServiceReport};
 pub use uninstall::uninstall;
 
 use addressing::Addressing;

@@ -10,6 +10,16 @@ use plan::services::{Backends, Frontend, FrontendPlan, RangeFrontend, Scheduling
 use reconcile::Reconciler;
 use serde::{Deserialize, Serialize};
 
+/// All Services at one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeServices {
+    /// The node.
+    pub node: String,
+    /// In the order of their names.
+    pub services: Vec<ServiceReport>,
+}
+
 /// One Service at one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -26,6 +26,7 @@ use crate::monitor::{Heard, KernelMonitor};
 use crate::options::Options;
 use crate::report::{Network, Note, Report};
 use crate::service_health::HealthPorts;
+use crate::services::NodeServices;
 use crate::{facts, install, paths, pools, services};
 
 /// Events taken in before the loop plans: bursts collapse into one plan.
@@ -201,7 +202,9 @@ impl Agent {
                 let _ = sender.send(self.reconciler.inventory());
             }
             Question::Services(sender) => {
-                let _ = sender.send(services::report(&self.reconciler));
+                let node = self.options.node_name.clone();
+                let services = services::report(&self.reconciler);
+                let _ = sender.send(NodeServices { node, services });
             }
         }
     }

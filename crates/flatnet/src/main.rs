@@ -36,6 +36,8 @@ enum Command {
     Links(commands::network::Arguments),
     /// Show routes of nodes: wanted, present, different.
     Routes(commands::network::Arguments),
+    /// Show Services as the nodes see them, with their endpoints.
+    Service(commands::service::Arguments),
     /// Print what makes flatnet the network of a real cluster, for `kubectl apply`.
     Manifests(commands::manifests::Arguments),
     /// Run a node's network agent.
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Node(arguments) => return commands::node::run(arguments),
         Command::Links(arguments) => return commands::network::links(arguments),
         Command::Routes(arguments) => return commands::network::routes(arguments),
+        Command::Service(arguments) => return commands::service::run(arguments),
         Command::Manifests(arguments) => commands::manifests::run(&arguments),
         Command::Uninstall(arguments) => commands::uninstall::run(&arguments),
         Command::Ipam(arguments) => return commands::ipam::run(arguments),

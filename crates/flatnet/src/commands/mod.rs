@@ -16,6 +16,7 @@ pub mod network;
 pub mod node;
 pub mod node_init;
 pub mod runtime;
+pub mod service;
 pub mod status;
 pub mod supervise;
 pub mod uninstall;

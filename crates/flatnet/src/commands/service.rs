@@ -1,0 +1,300 @@
+//! `flatnet service`: Services as the nodes see them: what clients get, which endpoints there are,
+//! and why one is not used.
+
+use std::process::ExitCode;
+
+use agent::{Answer, EndpointReport, FrontendReport, NodeServices, ServiceReport};
+use anyhow::{Result, bail};
+
+use super::ask::Agents;
+use crate::output::{Format, print, table};
+
+/// Something is wrong with a Service that is shown.
+const EXIT_WRONG: u8 = 1;
+
+/// Arguments of `flatnet service`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flatnet service list --name flatnet\n  flatnet service show shop/web --name flatnet --node node1\n  flatnet service show web -n shop --output yaml   # on a node of a real cluster\n\nExit codes: 0 all is well, 1 something is wrong with a Service that is shown."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// List Services with their endpoints.
+    List(Asked),
+    /// Show what one Service is at each node.
+    Show {
+        /// NAME, or NAMESPACE/NAME.
+        service: String,
+        #[command(flatten)]
+        asked: Asked,
+    },
+}
+
+#[derive(clap::Args)]
+struct Asked {
+    /// Services of this namespace. Without it: for `list` of all, for `show` of `default`.
+    #[arg(long, short)]
+    namespace: Option<String>,
+    #[command(flatten)]
+    agents: Agents,
+    /// How to print.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Runs one or the other.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let all_well = match &arguments.action {
+        Action::List(asked) => list(asked),
+        Action::Show { service, asked } => show(service, asked),
+    };
+    match all_well {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_WRONG),
+        Err(error) => {
+            eprintln!("flatnet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list(asked: &Asked) -> Result<bool> {
+    let mut nodes: Vec<NodeServices> = asked.agents.ask("/services")?;
+    for node in &mut nodes {
+        let wanted = |service: &ServiceReport| {
+            asked.namespace.as_ref().is_none_or(|namespace| *namespace == service.namespace)
+        };
+        node.services.retain(wanted);
+    }
+    print(asked.output, &nodes, || list_text(&nodes))?;
+    Ok(is_well(&nodes))
+}
+
+fn show(service: &str, asked: &Asked) -> Result<bool> {
+    let (namespace, name) = match (service.split_once('/'), &asked.namespace) {
+        (Some((namespace, _)), Some(other)) if namespace != other => {
+            bail!("{service} is not in the namespace {other}: leave out one of the two")
+        }
+        (Some(both), _) => both,
+        (None, namespace) => (namespace.as_deref().unwrap_or("default"), service),
+    };
+    let mut nodes: Vec<NodeServices> = asked.agents.ask("/services")?;
+    for node in &mut nodes {
+        node.services.retain(|one| one.namespace == namespace && one.name == name);
+    }
+    nodes.retain(|node| !node.services.is_empty());
+    if nodes.is_empty() {
+        bail!(
+            "no node knows a Service {namespace}/{name}: `kubectl get services --all-namespaces` \
+             shows what the API has"
+        );
+    }
+    print(asked.output, &nodes, || show_text(&nodes))?;
+    Ok(is_well(&nodes))
+}
+
+fn is_well(nodes: &[NodeServices]) -> bool {
+    nodes.iter().flat_map(|node| &node.services).all(|service| service.findings.is_empty())
+}
+
+/// A line a Service: endpoints are the same at all nodes, and what is wrong is told of each.
+fn list_text(nodes: &[NodeServices]) -> String {
+    let mut lines: Vec<[String; 7]> = Vec::new();
+    let mut problems: Vec<String> = Vec::new();
+    for service in nodes.iter().flat_map(|node| &node.services) {
+        for finding in &service.findings {
+            let problem = format!("{}/{}: {finding}", service.namespace, service.name);
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+        let line = list_line(service);
+        if !lines.iter().any(|other| other[..2] == line[..2]) {
+            lines.push(line);
+        }
+    }
+    lines.sort();
+    let header = ["NAMESPACE", "NAME", "TYPE", "ADDRESSES", "PORTS", "ENDPOINTS", "STATE"];
+    let mut text = table(header, &lines);
+    if !problems.is_empty() {
+        text.push_str(&format!("\n{}\n", problems.join("\n")));
+    }
+    text
+}
+
+fn list_line(service: &ServiceReport) -> [String; 7] {
+    let ready = service.endpoints.iter().filter(|endpoint| endpoint.state == "Ready").count();
+    [
+        service.namespace.clone(),
+        service.name.clone(),
+        service.kind.clone(),
+        or_dash(service.cluster_ips.join(",")),
+        or_dash(service.ports.join(",")),
+        format!("{ready} of {} ready", service.endpoints.len()),
+        if service.findings.is_empty() { "ok" } else { "WRONG" }.to_owned(),
+    ]
+}
+
+fn show_text(nodes: &[NodeServices]) -> String {
+    let mut text = String::new();
+    let of_nodes = || nodes.iter().flat_map(|node| Some((&node.node, node.services.first()?)));
+    if let Some((_, service)) = of_nodes().next() {
+        text.push_str(&head_text(service));
+    }
+    let frontends: Vec<[String; 5]> = of_nodes()
+        .flat_map(|(node, service)| service.frontends.iter().map(|it| frontend_line(node, it)))
+        .collect();
+    if !frontends.is_empty() {
+        let header = ["NODE", "FRONTEND", "ADDRESS", "CLIENTS GET", "FROM OUTSIDE"];
+        text.push_str(&format!("\n{}", table(header, &frontends)));
+    }
+    let endpoints: Vec<[String; 7]> = of_nodes()
+        .flat_map(|(node, service)| service.endpoints.iter().map(|it| endpoint_line(node, it)))
+        .collect();
+    if !endpoints.is_empty() {
+        let header = ["NODE", "ENDPOINT", "PORTS", "TARGET", "ON NODE", "STATE", "USED"];
+        text.push_str(&format!("\n{}", table(header, &endpoints)));
+    }
+    for (node, service) in of_nodes() {
+        for finding in &service.findings {
+            text.push_str(&format!("\n{node}: {finding}\n"));
+        }
+    }
+    text
+}
+
+fn head_text(service: &ServiceReport) -> String {
+    let affinity = service
+        .session_affinity_seconds
+        .map_or("none".to_owned(), |seconds| format!("ClientIP, {seconds} s"));
+    let rows = [
+        ("Service", format!("{}/{}", service.namespace, service.name)),
+        ("Type", service.kind.clone()),
+        ("Addresses", or_dash(service.cluster_ips.join(", "))),
+        ("Ports", or_dash(service.ports.join(", "))),
+        ("Internal traffic policy", service.internal_traffic_policy.clone()),
+        (
+            "External traffic policy",
+            or_dash(service.external_traffic_policy.clone().unwrap_or_default()),
+        ),
+        ("Session affinity", affinity),
+        ("Scheduling", or_dash(service.scheduling.clone())),
+    ];
+    rows.map(|(name, value)| format!("{:<26}{value}\n", format!("{name}:"))).concat()
+}
+
+fn frontend_line(node: &str, frontend: &FrontendReport) -> [String; 5] {
+    let ranges = frontend.source_ranges.as_ref();
+    let only = ranges.map(|ranges| format!(" (only {})", ranges.join(", "))).unwrap_or_default();
+    [
+        node.to_owned(),
+        frontend.kind.clone(),
+        frontend.address.clone(),
+        format!("{}{only}", answer_text(&frontend.backends)),
+        frontend.outside.as_ref().map_or("the same".to_owned(), answer_text),
+    ]
+}
+
+fn answer_text(answer: &Answer) -> String {
+    match answer {
+        Answer::Endpoints(endpoints) => {
+            endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        }
+        Answer::Refused => "refused: no endpoint".to_owned(),
+        Answer::Dropped => "dropped: no endpoint on this node".to_owned(),
+    }
+}
+
+fn endpoint_line(node: &str, endpoint: &EndpointReport) -> [String; 7] {
+    [
+        node.to_owned(),
+        endpoint.address.clone(),
+        endpoint.ports.join(","),
+        or_dash(endpoint.target.clone()),
+        or_dash(endpoint.node.clone()),
+        endpoint.state.clone(),
+        if endpoint.used { "yes" } else { "no" }.to_owned(),
+    ]
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service() -> ServiceReport {
+        let endpoint = |address: &str, state: &str, used: bool| EndpointReport {
+            address: address.into(),
+            ports: vec!["8080/TCP".into()],
+            target: "web-a".into(),
+            node: "node1".into(),
+            state: state.into(),
+            used,
+        };
+        ServiceReport {
+            namespace: "shop".into(),
+            name: "web".into(),
+            kind: "NodePort".into(),
+            cluster_ips: vec!["10.96.0.7".into()],
+            ports: vec!["80:30080/TCP".into()],
+            internal_traffic_policy: "Cluster".into(),
+            external_traffic_policy: Some("Local".into()),
+            frontends: vec![FrontendReport {
+                kind: "NodePort".into(),
+                address: "IPv4:30080/TCP".into(),
+                backends: Answer::Endpoints(vec!["10.244.1.5:8080".parse().expect("an address")]),
+                outside: Some(Answer::Dropped),
+                source_ranges: None,
+            }],
+            endpoints: vec![
+                endpoint("10.244.1.5", "Ready", true),
+                endpoint("10.244.1.6", "NotReady", false),
+            ],
+            ..ServiceReport::default()
+        }
+    }
+
+    fn nodes(findings: &[&str]) -> Vec<NodeServices> {
+        let findings: Vec<String> = findings.iter().map(|&finding| finding.into()).collect();
+        ["node1", "node2"]
+            .map(|node| NodeServices {
+                node: node.into(),
+                services: vec![ServiceReport { findings: findings.clone(), ..service() }],
+            })
+            .into()
+    }
+
+    #[test]
+    fn the_list_has_a_line_a_service_and_says_each_fault_once() {
+        let text = list_text(&nodes(&[]));
+        let line = text.lines().nth(1).expect("a line");
+        let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(words, "shop web NodePort 10.96.0.7 80:30080/TCP 1 of 2 ready ok");
+        assert_eq!(text.lines().count(), 2, "{text}");
+        let text = list_text(&nodes(&["port 80 matches nothing"]));
+        assert_eq!(text.matches("shop/web: port 80 matches nothing").count(), 1, "{text}");
+        assert!(text.contains("WRONG") && !is_well(&nodes(&["x"])) && is_well(&nodes(&[])));
+    }
+
+    #[test]
+    fn a_service_is_shown_with_what_clients_get_at_each_node() {
+        let text = show_text(&nodes(&[]));
+        for expected in [
+            "External traffic policy:  Local\n",
+            "Session affinity:         none\n",
+            "NotReady",
+            "dropped: no endpoint on this node",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in\n{text}");
+        }
+        assert_eq!(text.matches("IPv4:30080/TCP").count(), 2, "a line a node:\n{text}");
+    }
+}
