@@ -1,6 +1,7 @@
-//! Service addresses and node ports. The index is derived from the Services of the head state and
-//! changes only where an object is written, so that an address and its Service come and go
-//! together: there is nothing to repair and nothing can leak.
+//! Service addresses and node ports. The index is derived from the Services, IPAddresses and
+//! ServiceCIDRs of the head state and changes only where an object is written, so that an address
+//! and its Service come and go together: nothing can leak, and of two writers that want the same
+//! address the second is refused.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,16 +11,25 @@ use model::cluster::{address_count, nth_address};
 use model::{Family, NamespacedName};
 use serde_json::Value;
 
+use crate::kinds::addressing::{self, belongs_to};
 use crate::kinds::service_families;
 use crate::validate::FieldErrors;
 use crate::{Random, StoreConfig, json};
+
+/// The ServiceCIDR that tells of the configured ranges, and adds none.
+pub const DEFAULT_SERVICE_CIDR: &str = "kubernetes";
 
 /// Which Service owns which address and which node port.
 #[derive(Clone, Debug)]
 pub struct Allocations {
     ranges: Vec<IpNet>,
+    /// Ranges of further ServiceCIDRs, by their names.
+    added_ranges: BTreeMap<String, Vec<IpNet>>,
     ports: (u16, u16),
     address_owners: BTreeMap<IpAddr, NamespacedName>,
+    /// Addresses with an IPAddress object, and the Service that this names; `None` for those that
+    /// somebody keeps for something else.
+    reserved: BTreeMap<IpAddr, Option<NamespacedName>>,
     port_owners: BTreeMap<u16, NamespacedName>,
 }
 
@@ -28,8 +38,10 @@ impl Allocations {
     pub fn new(config: &StoreConfig) -> Self {
         Self {
             ranges: config.service_cidrs.clone(),
+            added_ranges: BTreeMap::new(),
             ports: config.node_port_range,
             address_owners: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             port_owners: BTreeMap::new(),
         }
     }
@@ -64,6 +76,35 @@ impl Allocations {
         }
     }
 
+    /// The Service that has an address.
+    pub(crate) fn owner(&self, address: IpAddr) -> Option<&NamespacedName> {
+        self.address_owners.get(&address)
+    }
+
+    /// Follows a write of an IPAddress: `new` is absent after its deletion.
+    pub(crate) fn replace_ip_address(&mut self, name: &str, new: Option<&Value>) {
+        let Ok(address) = name.parse::<IpAddr>() else { return };
+        match new {
+            None => self.reserved.remove(&address),
+            Some(new) => {
+                let text = |field: &str| json::text(new, &format!("/spec/parentRef/{field}"));
+                let service = NamespacedName::new(text("namespace"), text("name"));
+                let service = Some(service).filter(|service| belongs_to(new, service));
+                self.reserved.insert(address, service)
+            }
+        };
+    }
+
+    /// Follows a write of a ServiceCIDR.
+    pub(crate) fn replace_service_cidr(&mut self, name: &str, new: Option<&Value>) {
+        let ranges = new.map(addressing::ranges).unwrap_or_default();
+        if ranges.is_empty() || name == DEFAULT_SERVICE_CIDR {
+            self.added_ranges.remove(name);
+        } else {
+            self.added_ranges.insert(name.to_owned(), ranges);
+        }
+    }
+
     /// Fills in the addresses and node ports that a Service needs and has not, and checks those
     /// that it asks for. Nothing is reserved: that happens when the object is written.
     pub(crate) fn fill(
@@ -90,8 +131,15 @@ impl Allocations {
         errors
     }
 
-    fn range(&self, family: Family) -> Option<&IpNet> {
-        self.ranges.iter().find(|range| Family::of(&range.addr()) == family)
+    /// The ranges of a family, the configured one first.
+    fn ranges_of(&self, family: Family) -> Vec<IpNet> {
+        let all = self.ranges.iter().chain(self.added_ranges.values().flatten());
+        all.filter(|range| Family::of(&range.addr()) == family).copied().collect()
+    }
+
+    fn is_address_free(&self, address: IpAddr, key: &NamespacedName) -> bool {
+        self.address_owners.get(&address).is_none_or(|owner| owner == key)
+            && self.reserved.get(&address).is_none_or(|owner| owner.as_ref() == Some(key))
     }
 
     fn is_port_free(&self, port: u16, key: &NamespacedName) -> bool {
@@ -121,7 +169,7 @@ fn needs_new_node_ports(service: &Value) -> bool {
         || json::at(service, "/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false))
 }
 
-fn cluster_addresses(service: &Value) -> Vec<IpAddr> {
+pub(crate) fn cluster_addresses(service: &Value) -> Vec<IpAddr> {
     json::texts(service, "/spec/clusterIPs").iter().filter_map(|text| text.parse().ok()).collect()
 }
 
@@ -162,12 +210,13 @@ impl Picker<'_> {
             .collect();
         let mut addresses = Vec::new();
         for (index, family) in families.into_iter().enumerate() {
-            let Some(range) = self.allocations.range(family).copied() else {
+            let ranges = self.allocations.ranges_of(family);
+            if ranges.is_empty() {
                 continue;
-            };
+            }
             let chosen = match given.get(index).filter(|text| !text.is_empty()) {
-                Some(text) => self.check_address(&range, text).map(|()| text.clone()),
-                None => self.pick_address(&range).map(|address| address.to_string()),
+                Some(text) => self.check_address(&ranges, text).map(|()| text.clone()),
+                None => self.pick_address(&ranges).map(|address| address.to_string()),
             };
             match chosen {
                 Ok(address) => addresses.push(address),
@@ -183,33 +232,45 @@ impl Picker<'_> {
         }
     }
 
-    fn check_address(&self, range: &IpNet, text: &str) -> Result<(), String> {
+    fn check_address(&self, ranges: &[IpNet], text: &str) -> Result<(), String> {
         let fail = |why: &str| Err(format!("failed to allocate IP {text}: {why}"));
-        let usable = text.parse::<IpAddr>().ok().filter(|address| is_usable(range, *address));
-        let Some(address) = usable else {
-            return fail("the provided network does not match the current range");
-        };
-        match self.allocations.address_owners.get(&address) {
-            Some(owner) if owner != self.key => fail("provided IP is already allocated"),
-            _ => Ok(()),
+        let parsed = text.parse::<IpAddr>().ok();
+        // What a Service has it keeps, also when its range is being given up.
+        if parsed.is_some_and(|own| self.allocations.address_owners.get(&own) == Some(self.key)) {
+            return Ok(());
+        }
+        let usable = parsed.filter(|one| ranges.iter().any(|range| is_usable(range, *one)));
+        match usable {
+            None => fail("the provided network does not match the current range"),
+            Some(address) if !self.allocations.is_address_free(address, self.key) => {
+                fail("provided IP is already allocated")
+            }
+            Some(_) => Ok(()),
         }
     }
 
-    /// A free address: from the upper band at random, from the lower band only when that is full.
-    /// (KEP-3070: static requests find room in the lower band.)
-    fn pick_address(&mut self, range: &IpNet) -> Result<IpAddr, String> {
-        if self.dry_run {
-            return Ok(range.network());
+    /// A free address of the first range that has one: from the upper band at random, from the
+    /// lower band only when that is full. (KEP-3070: static requests find room in the lower band.)
+    fn pick_address(&mut self, ranges: &[IpNet]) -> Result<IpAddr, String> {
+        for range in ranges {
+            if self.dry_run {
+                return Ok(range.network());
+            }
+            let usable = usable_count(range);
+            let offset = band_offset(usable, 16, 256);
+            let (allocations, key) = (self.allocations, self.key);
+            let is_free = |index: u128| {
+                nth_address(range, index + 1)
+                    .filter(|address| allocations.is_address_free(*address, key))
+            };
+            let used = allocations.address_owners.len() + allocations.reserved.len();
+            let found = pick(offset, usable, used, self.random, is_free)
+                .or_else(|| pick(0, offset, used, self.random, is_free));
+            if let Some(address) = found {
+                return Ok(address);
+            }
         }
-        let usable = usable_count(range);
-        let offset = band_offset(usable, 16, 256);
-        let owners = &self.allocations.address_owners;
-        let is_free = |index: u128| {
-            nth_address(range, index + 1).filter(|address| !owners.contains_key(address))
-        };
-        pick(offset, usable, owners.len(), self.random, is_free)
-            .or_else(|| pick(0, offset, owners.len(), self.random, is_free))
-            .ok_or_else(|| "failed to allocate a serviceIP: range is full".to_owned())
+        Err("failed to allocate a serviceIP: range is full".to_owned())
     }
 
     fn fill_node_ports(&mut self, service: &mut Value, errors: &mut FieldErrors) {

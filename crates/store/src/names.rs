@@ -27,6 +27,8 @@ pub enum NameRule {
     ServiceLabel,
     /// Anything that can stand in a path: Events are written by many hands.
     PathSegment,
+    /// An IP address in its one usual form: IPAddress objects.
+    Address,
 }
 
 impl NameRule {
@@ -37,6 +39,7 @@ impl NameRule {
             Self::Label => label_faults(name),
             Self::ServiceLabel => rfc1035_label_faults(name),
             Self::PathSegment => path_segment_faults(name),
+            Self::Address => address_faults(name),
         }
     }
 }
@@ -211,6 +214,14 @@ pub fn uid(random: &mut dyn Random) -> String {
 const QUALIFIED_NAME: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must \
      start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', \
      regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+
+fn address_faults(name: &str) -> Vec<String> {
+    let Ok(address) = name.parse::<std::net::IpAddr>() else {
+        return vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()];
+    };
+    let usual = address.to_string();
+    if usual == name { vec![] } else { vec![format!("must be in canonical form ({usual:?})")] }
+}
 
 fn path_segment_faults(name: &str) -> Vec<String> {
     let mut faults = Vec::new();

@@ -1,7 +1,9 @@
 //! The registry: every row, found by URL, by kind or by storage.
 
 use crate::Resource;
-use crate::kinds::{apps, core, endpoints, events, networking, node, pod, rbac, service};
+use crate::kinds::{
+    addressing, apps, core, endpoints, events, networking, node, pod, rbac, service,
+};
 
 /// Every resource that is served, in the order of discovery.
 static RESOURCES: &[&Resource] = &[
@@ -24,7 +26,9 @@ static RESOURCES: &[&Resource] = &[
     &events::EVENTS_V1,
     &networking::INGRESS_CLASS,
     &networking::INGRESS,
+    &addressing::IP_ADDRESS,
     &networking::NETWORK_POLICY,
+    &addressing::SERVICE_CIDR,
     &rbac::CLUSTER_ROLE_BINDING,
     &rbac::CLUSTER_ROLE,
     &rbac::ROLE_BINDING,

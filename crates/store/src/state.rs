@@ -1,13 +1,16 @@
 //! What the store holds: the published state, what is staged on top of it, and the watch windows.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use model::{ClusterConfig, NamespacedName};
 use serde_json::Value;
 
-use crate::alloc::Allocations;
+use crate::alloc::{Allocations, cluster_addresses};
+use crate::kinds::addressing::{IP_ADDRESS, SERVICE_CIDR, address_of_service, belongs_to};
+use crate::kinds::service::SERVICE;
 use crate::window::Window;
 use crate::{Context, Object, Operation, Record, Resource, RestoreError, json, registry};
 
@@ -51,7 +54,7 @@ pub struct Store {
     overlay: BTreeMap<&'static str, BTreeMap<NamespacedName, Option<Arc<Object>>>>,
     staged: Vec<Record>,
     head_revision: u64,
-    /// Derived from the Services of the head state, so that it cannot leak.
+    /// Derived from objects of the head state, so that it cannot leak.
     pub(crate) allocations: Allocations,
 }
 
@@ -184,30 +187,63 @@ impl Store {
         objects.into_values().cloned().collect()
     }
 
-    /// Stages one write of one object under the next revision. The only place that writes:
-    /// a dry run passes through here and leaves nothing.
+    /// Stages one write of one object under the next revision, and with a Service its IPAddress
+    /// objects. The only place that writes: a dry run passes through here and leaves nothing.
     pub(crate) fn commit(
         &mut self,
         resource: &'static Resource,
         key: NamespacedName,
         operation: Operation,
-        mut value: Value,
-        context: &Context<'_>,
+        value: Value,
+        context: &mut Context<'_>,
     ) -> Arc<Object> {
         let resource = registry::by_storage(resource.storage).unwrap_or(resource);
         if context.dry_run {
             return Arc::new(Object { resource, key, revision: 0, value });
         }
+        let addresses = |value: &Value| {
+            if resource == &SERVICE { cluster_addresses(value) } else { Vec::new() }
+        };
+        let before = self.head(resource, &key).map(|old| addresses(&old.value)).unwrap_or_default();
+        let remains = operation != Operation::Delete;
+        let now = if remains { addresses(&value) } else { Vec::new() };
+        for address in &now {
+            self.reserve(*address, &key, context);
+        }
+        let object = self.stage_record(resource, key, operation, value);
+        for address in before.iter().filter(|address| !now.contains(address)) {
+            self.release(*address, &object.key, context);
+        }
+        if resource == &IP_ADDRESS && !remains {
+            // Whoever deletes the object of a Service does not take its address away.
+            let owner = object
+                .key
+                .name
+                .parse()
+                .ok()
+                .and_then(|address| Some((address, self.allocations.owner(address)?.clone())));
+            if let Some((address, service)) = owner {
+                self.reserve(address, &service, context);
+            }
+        }
+        object
+    }
+
+    fn stage_record(
+        &mut self,
+        resource: &'static Resource,
+        key: NamespacedName,
+        operation: Operation,
+        mut value: Value,
+    ) -> Arc<Object> {
         let previous = self.head(resource, &key).cloned();
         self.head_revision += 1;
         let revision = self.head_revision;
         json::set(&mut value, "/metadata/resourceVersion", revision.to_string());
         let object = Arc::new(Object { resource, key, revision, value });
         let remains = operation != Operation::Delete;
-        if resource == &crate::kinds::service::SERVICE {
-            let old = previous.as_ref().map(|previous| &previous.value);
-            self.allocations.replace(&object.key, old, remains.then_some(&object.value));
-        }
+        let old = previous.as_ref().map(|previous| &previous.value);
+        self.follow(resource, &object.key, old, remains.then_some(&object.value));
         let change = remains.then(|| object.clone());
         self.overlay.entry(resource.storage).or_default().insert(object.key.clone(), change);
         let shelf = self.shelves.entry(resource.storage).or_default();
@@ -223,6 +259,43 @@ impl Store {
         object
     }
 
+    /// Makes the IPAddress of an address that a Service has or is about to get, in the same batch,
+    /// so that one is never without the other.
+    fn reserve(&mut self, address: IpAddr, service: &NamespacedName, context: &mut Context<'_>) {
+        let key = NamespacedName::new("", address.to_string());
+        if self.head(&IP_ADDRESS, &key).is_none() {
+            let mut value = address_of_service(address, service);
+            crate::write::begin(&IP_ADDRESS, &mut value, context);
+            self.commit(&IP_ADDRESS, key, Operation::Create, value, context);
+        }
+    }
+
+    /// Removes the IPAddress of an address that a Service has given up.
+    fn release(&mut self, address: IpAddr, service: &NamespacedName, context: &mut Context<'_>) {
+        let key = NamespacedName::new("", address.to_string());
+        let held = self.head(&IP_ADDRESS, &key).filter(|held| belongs_to(&held.value, service));
+        if let Some(value) = held.map(|held| held.value.clone()) {
+            self.commit(&IP_ADDRESS, key, Operation::Delete, value, context);
+        }
+    }
+
+    /// Keeps the index of addresses and ports in step with the objects that it comes from.
+    fn follow(
+        &mut self,
+        resource: &Resource,
+        key: &NamespacedName,
+        old: Option<&Value>,
+        new: Option<&Value>,
+    ) {
+        if resource == &SERVICE {
+            self.allocations.replace(key, old, new);
+        } else if resource == &IP_ADDRESS {
+            self.allocations.replace_ip_address(&key.name, new);
+        } else if resource == &SERVICE_CIDR {
+            self.allocations.replace_service_cidr(&key.name, new);
+        }
+    }
+
     /// The records staged since there were `count` of them.
     pub(crate) fn records_since(&self, count: usize) -> Vec<Record> {
         self.staged.get(count..).unwrap_or_default().to_vec()
@@ -235,8 +308,10 @@ impl Store {
 
     fn rebuild_allocations(&mut self) {
         self.allocations = Allocations::new(&self.config);
-        for object in self.head_objects(crate::kinds::service::SERVICE.storage) {
-            self.allocations.replace(&object.key, None, Some(&object.value));
+        for resource in [&SERVICE, &IP_ADDRESS, &SERVICE_CIDR] {
+            for object in self.head_objects(resource.storage) {
+                self.follow(resource, &object.key, None, Some(&object.value));
+            }
         }
     }
 }

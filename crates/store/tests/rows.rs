@@ -11,7 +11,8 @@ use store::{
 
 /// Runs a check for every row, each on a fresh store; a failure names the row.
 fn for_each_row(check: impl Fn(&mut Api, &'static Resource)) {
-    for resource in registry::resources() {
+    // The name of an IPAddress is no free choice: `addresses.rs` looks at those.
+    for resource in registry::resources().filter(|row| row.kind != "IPAddress") {
         let mut api = Api::new();
         println!("{resource:?}");
         check(&mut api, resource);

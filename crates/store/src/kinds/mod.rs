@@ -1,5 +1,6 @@
 //! The rows of the registry, by area: columns, defaults, preparation and validation of each kind.
 
+pub(crate) mod addressing;
 pub(crate) mod apps;
 pub(crate) mod core;
 pub(crate) mod endpoints;

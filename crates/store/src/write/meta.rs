@@ -28,7 +28,7 @@ pub(super) fn normalize(value: &mut Value) {
 }
 
 /// Sets what a new object gets from the server.
-pub(super) fn begin(resource: &Resource, value: &mut Value, context: &mut Context<'_>) {
+pub(crate) fn begin(resource: &Resource, value: &mut Value, context: &mut Context<'_>) {
     let uid = names::uid(context.random);
     if let Some(metadata) = json::object_mut(value, "/metadata") {
         for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds"] {

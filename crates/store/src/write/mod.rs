@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub(crate) use delete::delete_options;
-pub(crate) use meta::validate_labels;
+pub(crate) use meta::{begin, validate_labels};
 
 impl Store {
     /// Runs one write against the head state. Nothing of it is visible to reads until

@@ -244,6 +244,8 @@ pub fn sample(resource: &Resource) -> Value {
             "roleRef": {"kind": "ClusterRole", "name": "view"},
         }),
         "NetworkPolicy" => json!({"spec": {"podSelector": {}}}),
+        "ServiceCIDR" => json!({"spec": {"cidrs": ["10.97.0.0/24"]}}),
+        "IPAddress" => json!({"spec": {"parentRef": {"resource": "gateways", "name": "g"}}}),
         "Lease" => json!({"spec": {"holderIdentity": "me"}}),
         _ => json!({}),
     }
