@@ -8,6 +8,8 @@ typedef unsigned char __u8;
 typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
+typedef int __s32;
+typedef long long __s64;
 /* Not a number: a mask that fits no byte is true all the same. */
 typedef _Bool bool;
 
@@ -38,9 +40,12 @@ typedef _Bool bool;
 #define TC_DROP 2
 #define PACKET_HOST 0
 #define BPF_F_RECOMPUTE_CSUM 1
+#define BPF_F_PSEUDO_HDR 16
+#define BPF_F_MARK_MANGLED_0 32
 #define BPF_F_INGRESS 1
 #define BPF_MTU_CHECK_SEGMENTS 1
 #define BPF_ANY 0
+#define BPF_NOEXIST 1
 #define BPF_SK_STORAGE_GET_F_CREATE 1
 
 #define AF_INET 2
@@ -118,12 +123,21 @@ static __u64 (*const ktime_ns)(void) = (void *)5;
 static __u32 (*const random_u32)(void) = (void *)7;
 static long (*const skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from,
 				     __u32 bytes, __u64 flags) = (void *)9;
+static long (*const l3_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
+				     __u64 flags) = (void *)10;
+static long (*const l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
+				     __u64 flags) = (void *)11;
 static long (*const redirect)(__u32 link_index, __u64 flags) = (void *)23;
 static long (*const skb_load_bytes)(const struct __sk_buff *skb, __u32 offset, void *to,
 				    __u32 bytes) = (void *)26;
+static __s64 (*const csum_diff)(const void *from, __u32 from_bytes, const void *to, __u32 to_bytes,
+				__u32 seed) = (void *)28;
 static long (*const skb_change_type)(struct __sk_buff *skb, __u32 type) = (void *)32;
+static long (*const skb_change_tail)(struct __sk_buff *skb, __u32 bytes, __u64 flags) = (void *)38;
 static long (*const skb_pull_data)(struct __sk_buff *skb, __u32 bytes) = (void *)39;
 static __u64 (*const get_socket_cookie)(void *context) = (void *)46;
+static long (*const skb_adjust_room)(struct __sk_buff *skb, __s32 bytes, __u32 mode,
+				     __u64 flags) = (void *)50;
 static long (*const sock_hash_update)(struct bpf_sock_ops *socket, void *map, void *key,
 				      __u64 flags) = (void *)70;
 static long (*const msg_redirect_hash)(struct sk_msg_md *message, void *map, void *key,
