@@ -2,15 +2,16 @@
  * before a packet is made, and it is told of the Service when it asks who the other end is. No
  * packet is touched, and no flow is tracked.
  *
- * Left to the packet path, which sees the Service's own address then:
- * - connected UDP: it would stay with an endpoint that is gone;
- * - what is refused or dropped: a program here could only answer EPERM;
- * - from a pod, what needs another source than the pod's own, or depends on its address
- *   (masquerade, source ranges, Maglev): the pod has a source only when the packet is made. A
- *   process of the node itself gets the address that masquerade would give it anyway;
- * - SCTP, and raw sockets: the kernel asks no program here.
+ * A process of the node itself gets all Services here: its packets meet no other program, and the
+ * kernel gives them the address as their source that masquerade would give them. From pods this is
+ * left to the packet path, which sees the Service's own address then:
+ * - connected UDP: it would stay with an endpoint that is gone (as it does on the node itself);
+ * - what needs another source than the pod's own, or depends on its address (masquerade, source
+ *   ranges, Maglev): the pod has a source only when the packet is made.
  *
- * A pod that gets itself as its endpoint keeps its own source: nothing comes back from outside.
+ * What is refused or dropped is left as it is for everybody: a program here could only answer EPERM.
+ * For SCTP and raw sockets the kernel asks no program here. A pod that gets itself as its endpoint
+ * keeps its own source: nothing comes back from outside.
  */
 #include "bpf.h"
 #include "services.h"
@@ -100,20 +101,34 @@ INLINE bool is_same_endpoint(const struct endpoint *one, const struct endpoint *
 							   (const struct address *)other->address);
 }
 
+INLINE bool is_of_node(__u64 namespace)
+{
+	__u32 only = 0;
+	struct service_settings *settings = map_lookup(&service_settings, &only);
+
+	return settings && settings->node_namespace == namespace;
+}
+
+INLINE bool is_for_socket(const struct service *service, bool of_node)
+{
+	if (service->count == 0)
+		return false;
+	if (of_node)
+		return service->flags & NODE_ALLOWED;
+	return !(service->flags & (MASQUERADE | SOURCE_RANGES)) && !service->maglev_size;
+}
+
 /* The Service that a process names, unless it is left to the packet path. */
 INLINE struct service *find_for_socket(struct bpf_sock_addr *context, const struct endpoint *asked,
 				       __u8 protocol, struct client *client)
 {
 	struct service *service =
 		find_service((const struct address *)asked->address, asked->port, protocol);
-	__u32 only = 0;
 
-	if (!service || service->count == 0 || service->flags & SOURCE_RANGES)
+	if (!service)
 		return NULL;
 	__u64 namespace = get_netns_cookie(context);
-	struct service_settings *settings = map_lookup(&service_settings, &only);
-	bool is_node = settings && settings->node_namespace == namespace;
-	if (!is_node && (service->flags & MASQUERADE || service->maglev_size))
+	if (!is_for_socket(service, is_of_node(namespace)))
 		return NULL;
 	/* Within 100::/64, from which no packet comes (RFC 6666). */
 	client->name.words[0] = BE32(0x01000000);
@@ -128,26 +143,6 @@ INLINE void fill_port(struct endpoint *endpoint, const struct endpoint *asked)
 {
 	if (endpoint->port == 0)
 		endpoint->port = asked->port;
-}
-
-INLINE bool on_connect(struct bpf_sock_addr *context, const struct endpoint *asked,
-		       struct endpoint *given)
-{
-	struct client client;
-
-	if (context->protocol != PROTOCOL_TCP)
-		return false;
-	struct service *service = find_for_socket(context, asked, PROTOCOL_TCP, &client);
-	if (!service || choose(service, &client, given) != CHOSEN)
-		return false;
-	fill_port(given, asked);
-	struct translation *translation = sk_storage_get(&connections, (void *)context->sk, NULL,
-							 BPF_SK_STORAGE_GET_F_CREATE);
-	if (translation) {
-		translation->asked = *asked;
-		translation->given = *given;
-	}
-	return true;
 }
 
 INLINE void fill_key(struct socket_flow_key *key, __u64 cookie, const struct endpoint *endpoint)
@@ -196,6 +191,28 @@ INLINE bool on_datagram(struct bpf_sock_addr *context, const struct endpoint *as
 	return true;
 }
 
+INLINE bool on_connect(struct bpf_sock_addr *context, const struct endpoint *asked,
+		       struct endpoint *given)
+{
+	struct client client;
+
+	if (context->protocol == PROTOCOL_UDP)
+		return is_of_node(get_netns_cookie(context)) && on_datagram(context, asked, given);
+	if (context->protocol != PROTOCOL_TCP)
+		return false;
+	struct service *service = find_for_socket(context, asked, PROTOCOL_TCP, &client);
+	if (!service || choose(service, &client, given) != CHOSEN)
+		return false;
+	fill_port(given, asked);
+	struct translation *translation = sk_storage_get(&connections, (void *)context->sk, NULL,
+							 BPF_SK_STORAGE_GET_F_CREATE);
+	if (translation) {
+		translation->asked = *asked;
+		translation->given = *given;
+	}
+	return true;
+}
+
 /* Whom an answer comes from, in the words of who asked. */
 INLINE struct endpoint *find_answered(struct bpf_sock_addr *context, const struct endpoint *from)
 {
@@ -211,7 +228,7 @@ INLINE struct endpoint *find_answered(struct bpf_sock_addr *context, const struc
 INLINE struct endpoint *find_asked(struct bpf_sock_addr *context, const struct endpoint *peer)
 {
 	if (context->protocol != PROTOCOL_TCP)
-		return NULL;
+		return find_answered(context, peer);
 	struct translation *translation =
 		sk_storage_get(&connections, (void *)context->sk, NULL, 0);
 	/* It may have connected elsewhere since. */

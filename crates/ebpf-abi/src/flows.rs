@@ -184,8 +184,6 @@ pub enum NatReason {
     Refused,
     /// Dropped: only other nodes have an endpoint for this client, or its source may not come.
     Ignored,
-    /// Answered a ping of a Service's address.
-    Pinged,
     /// Dropped: no port of the node was free for a masqueraded flow.
     DropPorts,
     /// Dropped: the link that a masqueraded flow leaves by has no address of its family.
@@ -199,11 +197,10 @@ pub enum NatReason {
 }
 
 /// All of them with their names in C and in metrics, in the order of their counters.
-pub const NAT_REASONS: [(NatReason, &str); 9] = [
+pub const NAT_REASONS: [(NatReason, &str); 8] = [
     (NatReason::FlowNew, "nat_flow_new"),
     (NatReason::Refused, "nat_refused"),
     (NatReason::Ignored, "nat_ignored"),
-    (NatReason::Pinged, "nat_pinged"),
     (NatReason::DropPorts, "nat_drop_ports"),
     (NatReason::DropAddress, "nat_drop_address"),
     (NatReason::DropTaken, "nat_drop_taken"),

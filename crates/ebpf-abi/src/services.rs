@@ -40,6 +40,9 @@ pub const OUTSIDE: u32 = 4;
 pub const OUTSIDE_REJECT: u32 = 8;
 /// [`Service::flags`]: only sources that `service_sources` has under [`Service::id`] may come.
 pub const SOURCE_RANGES: u32 = 16;
+/// [`Service::flags`]: the node itself is among these sources; at the socket, its processes have no
+/// source yet.
+pub const NODE_ALLOWED: u32 = 32;
 
 /// [`Slot::keep`]: this slot is never passed on to its alias.
 pub const KEEP_ALWAYS: u32 = u32::MAX;
@@ -77,7 +80,8 @@ abi_struct! {
 abi_struct! {
     /// What clients get at a frontend.
     Service {
-        /// [`MASQUERADE`], [`REJECT`], [`OUTSIDE`], [`OUTSIDE_REJECT`], [`SOURCE_RANGES`].
+        /// [`MASQUERADE`], [`REJECT`], [`OUTSIDE`], [`OUTSIDE_REJECT`], [`SOURCE_RANGES`],
+        /// [`NODE_ALLOWED`].
         flags: u32,
         /// Of the slots of the inside view, and of the source ranges.
         id: u32,
@@ -235,7 +239,7 @@ pub(crate) const LAYOUTS: [&Layout; 13] = [
 ];
 
 /// Numbers that both sides use, by their names in C.
-pub(crate) const NUMBERS: [(&str, u32); 10] = [
+pub(crate) const NUMBERS: [(&str, u32); 11] = [
     ("RANGE_PORT_BITS", RANGE_PORT_BITS),
     ("SERVICE_SOURCE_ID_BITS", SERVICE_SOURCE_ID_BITS),
     ("SCOPE_ADDRESS", SCOPE_ADDRESS as u32),
@@ -245,5 +249,6 @@ pub(crate) const NUMBERS: [(&str, u32); 10] = [
     ("OUTSIDE", OUTSIDE),
     ("OUTSIDE_REJECT", OUTSIDE_REJECT),
     ("SOURCE_RANGES", SOURCE_RANGES),
+    ("NODE_ALLOWED", NODE_ALLOWED),
     ("KEEP_ALWAYS", KEEP_ALWAYS),
 ];

@@ -1,4 +1,4 @@
-//! Programs at the ingress of links.
+//! Programs at the ingress and the egress of links.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, ProgramId, SchedClassifier};
 use netlink::Link;
 use render::OpError;
 
@@ -56,7 +56,7 @@ impl Hooks {
         link: &Link,
     ) -> Result<(), OpError> {
         match self {
-            Self::Tcx(pins) => attach_by_tcx(&pin(pins, link.index, program), loaded, link),
+            Self::Tcx(pins) => attach_by_tcx(pins, program, loaded, link),
             Self::Clsact(filters) => {
                 let fd = loaded.fd().map_err(|error| refused("attach a program", &error))?;
                 filters.attach(program, fd, link).map_err(from_netlink)
@@ -104,8 +104,8 @@ fn attached_by_tcx(
         let name = entry.map_err(failed)?.file_name();
         let Some((index, program)) = parse_pin(&name.to_string_lossy()) else { continue };
         let link = links.iter().find(|link| link.index == index);
-        let present = link
-            .and_then(|link| SchedClassifier::query_tcx(&link.name, TcAttachType::Ingress).ok());
+        let present =
+            link.and_then(|link| SchedClassifier::query_tcx(&link.name, program.side()).ok());
         let is_current = present.is_some_and(|(_, infos)| {
             infos.iter().any(|info| Some(&info.id()) == ids.get(&program))
         });
@@ -116,11 +116,16 @@ fn attached_by_tcx(
 
 fn parse_pin(name: &str) -> Option<(u32, Program)> {
     let (index, name) = name.split_once('-')?;
-    let program = Program::ALL.into_iter().find(|program| program.name() == name)?;
-    Some((index.parse().ok()?, program))
+    Some((index.parse().ok()?, Program::by_name(name)?))
 }
 
-fn attach_by_tcx(pin: &Path, loaded: &mut SchedClassifier, link: &Link) -> Result<(), OpError> {
+fn attach_by_tcx(
+    pins: &Path,
+    program: Program,
+    loaded: &mut SchedClassifier,
+    link: &Link,
+) -> Result<(), OpError> {
+    let pin = &pin(pins, link.index, program);
     let action = || format!("attach the program of {} to {}", pin.display(), link.name);
     if pin.exists() {
         if replace(pin, loaded).is_ok() {
@@ -129,10 +134,9 @@ fn attach_by_tcx(pin: &Path, loaded: &mut SchedClassifier, link: &Link) -> Resul
         // Detached by somebody, or of a link that had this number before.
         unpin(pin)?;
     }
-    // First, so that nobody's "accept" goes before our checks.
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let options = TcAttachOptions::TcxOrder(order(program, link));
     let attached = loaded
-        .attach_with_options(&link.name, TcAttachType::Ingress, options)
+        .attach_with_options(&link.name, program.side(), options)
         .and_then(|id| loaded.take_link(id))
         .map_err(|error| refused(&action(), &error))?;
     let attached: FdLink = attached
@@ -140,6 +144,23 @@ fn attach_by_tcx(pin: &Path, loaded: &mut SchedClassifier, link: &Link) -> Resul
         .map_err(|error: aya::programs::links::LinkError| refused(&action(), &error))?;
     attached.pin(pin).map_err(|error| refused(&action(), &error))?;
     Ok(())
+}
+
+/// First, so that nobody's "accept" goes before our checks; but after the program of Services.
+#[allow(unsafe_code)] // a program's number of the kernel's own
+fn order(program: Program, link: &Link) -> LinkOrder {
+    let services = Program::ServiceEnter.name();
+    let present = SchedClassifier::query_tcx(&link.name, program.side());
+    let found = present
+        .ok()
+        .and_then(|(_, infos)| infos.into_iter().find(|info| info.name_as_str() == Some(services)));
+    match found {
+        Some(info) if !program.is_of_services() => {
+            // SAFETY: a plain number, which the kernel named just now; one that is gone it refuses.
+            LinkOrder::after_program_id(unsafe { ProgramId::new(info.id()) })
+        }
+        _ => LinkOrder::first(),
+    }
 }
 
 /// Replaces the program of an attachment in one step: no packet goes by unchecked.

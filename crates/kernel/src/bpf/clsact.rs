@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};
 
+use aya::programs::TcAttachType;
 use netlink::message::Request;
 use netlink::socket::{Message, Socket};
 use netlink::{Error, Link};
@@ -32,9 +33,7 @@ const EGRESS: u32 = 0xffff_fff3;
 const ETH_P_ALL: u16 = 3;
 /// Bytes of `struct tcmsg`.
 const HEADER_BYTES: usize = 20;
-/// Our filters' place: first, so that nobody's "accept" goes before our checks.
-const PRIORITY: u32 = 1;
-/// Our only filter of that priority. Others that come first number theirs from 1.
+/// Our only filter of its priority. Others that come first number theirs from 1.
 const HANDLE: u32 = u32::from_be_bytes(*b"flat");
 /// Before the names of our filters.
 const NAME_PREFIX: &str = "flatnet:";
@@ -52,8 +51,12 @@ impl Clsact {
     pub(super) fn attached(&mut self, ids: &BTreeMap<Program, u32>) -> Result<Attached, Error> {
         let mut attached = Attached::new();
         for index in self.links()? {
-            for (program, id) in self.filters(index, INGRESS)?.into_iter().flatten() {
-                attached.insert((index, program), ids.get(&program) == Some(&id));
+            for side in [INGRESS, EGRESS] {
+                for (program, id) in self.filters(index, side)?.into_iter().flatten() {
+                    if let Some(own) = ids.get(&program) {
+                        attached.insert((index, program), *own == id);
+                    }
+                }
             }
         }
         Ok(attached)
@@ -75,7 +78,7 @@ impl Clsact {
             _ => {}
         }
         let fd = u32::try_from(loaded.as_fd().as_raw_fd()).unwrap_or(u32::MAX);
-        let place = header(link.index, INGRESS, HANDLE, info());
+        let place = header(link.index, side(program), HANDLE, info(program));
         // Without EXCL an older filter is replaced in one step.
         let mut filter = Request::new(RTM_NEWTFILTER, libc::NLM_F_CREATE, &place);
         filter.text(TCA_KIND, "bpf").nested(TCA_OPTIONS, &[], |options| {
@@ -90,7 +93,7 @@ impl Clsact {
     /// Takes the filter away, and the queueing discipline where nobody uses it any more.
     pub(super) fn detach(&mut self, program: Program, link_index: u32) -> Result<(), Error> {
         let action = || format!("detach the program {} from link {link_index}", program.name());
-        let place = header(link_index, INGRESS, HANDLE, info());
+        let place = header(link_index, side(program), HANDLE, info(program));
         let mut filter = Request::new(RTM_DELTFILTER, 0, &place);
         filter.text(TCA_KIND, "bpf");
         self.socket.call(&filter, action)?;
@@ -104,7 +107,7 @@ impl Clsact {
         self.socket.call(&discipline, action).map(drop)
     }
 
-    /// The links that have filters at their ingress.
+    /// The links that may have filters.
     fn links(&mut self) -> Result<BTreeSet<u32>, Error> {
         let request = Request::new(RTM_GETQDISC, 0, &header(0, 0, 0, 0));
         let messages = self.socket.dump(&request, || "list queueing disciplines".into())?;
@@ -139,14 +142,24 @@ fn parse_filter(message: &Message) -> Option<(Program, u32)> {
     let options = message.attributes(HEADER_BYTES).nested(TCA_OPTIONS)?;
     let name = options.text(TCA_BPF_NAME)?;
     let name = name.strip_prefix(NAME_PREFIX)?;
-    let program = Program::ALL.into_iter().find(|program| program.name() == name)?;
+    let program = Program::by_name(name)?;
     let options = message.attributes(HEADER_BYTES).nested(TCA_OPTIONS)?;
     Some((program, options.u32(TCA_BPF_ID)?))
 }
 
-/// `tcm_info` of a filter of ours: priority, and protocol in network byte order.
-fn info() -> u32 {
-    PRIORITY << 16 | u32::from(ETH_P_ALL.to_be())
+/// The side of the link that a program's filter is on.
+fn side(program: Program) -> u32 {
+    match program.side() {
+        TcAttachType::Egress => EGRESS,
+        _ => INGRESS,
+    }
+}
+
+/// `tcm_info` of a filter of ours: priority, and protocol in network byte order. First, so that
+/// nobody's "accept" goes before our checks; and Services before forwarding.
+fn info(program: Program) -> u32 {
+    let priority = if program.is_of_services() { 1 } else { 2 };
+    priority << 16 | u32::from(ETH_P_ALL.to_be())
 }
 
 /// `struct tcmsg`.

@@ -83,6 +83,8 @@ impl Entries {
                 }
             }
             Program::FromUplink => self.remotes.clear(),
+            // Nothing here relies on them.
+            Program::ServiceEnter | Program::ServiceLeave => {}
         }
     }
 

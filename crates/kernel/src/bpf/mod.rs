@@ -18,8 +18,11 @@ mod clsact;
 mod entries;
 mod maps;
 mod objects;
+pub mod service_nat;
 pub mod services;
 mod sockets;
+#[allow(unsafe_code)] // commands of bpf(2) that aya lacks
+mod syscalls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -240,21 +243,7 @@ impl Forwarding {
         link_index: u32,
         frame: &[u8],
     ) -> Result<(i32, Vec<u8>), OpError> {
-        let mut context = [0; CONTEXT_BYTES];
-        context[CONTEXT_LINK_INDEX..CONTEXT_LINK_INDEX + 4]
-            .copy_from_slice(&link_index.to_ne_bytes());
-        let mut left = vec![0; frame.len()];
-        let options = aya::programs::TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut left),
-            ctx_in: Some(&context),
-            ..aya::programs::TestRunOptions::new()
-        };
-        let loaded = self.objects.programs.get(&program).ok_or_else(absent)?;
-        let result = loaded
-            .test_run(options)
-            .map_err(|error| refused(&format!("run the program {}", program.name()), &error))?;
-        Ok((result.return_value.cast_signed(), left))
+        run_one(&self.objects.programs, program, link_index, frame)
     }
 
     /// Attaches what is wanted and detaches what is not. What cannot be attached leaves `entries`
@@ -297,6 +286,32 @@ impl Forwarding {
     }
 }
 
+/// Runs one of the loaded programs on one frame: see [`Forwarding::run`].
+fn run_one(
+    programs: &BTreeMap<Program, SchedClassifier>,
+    program: Program,
+    link_index: u32,
+    frame: &[u8],
+) -> Result<(i32, Vec<u8>), OpError> {
+    let mut context = [0; CONTEXT_BYTES];
+    context[CONTEXT_LINK_INDEX..CONTEXT_LINK_INDEX + 4].copy_from_slice(&link_index.to_ne_bytes());
+    let mut left = vec![0; frame.len() + GROWTH_BYTES];
+    let options = aya::programs::TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut left),
+        ctx_in: Some(&context),
+        ..aya::programs::TestRunOptions::new()
+    };
+    let loaded = programs.get(&program).ok_or_else(absent)?;
+    let result = loaded
+        .test_run(options)
+        .map_err(|error| refused(&format!("run the program {}", program.name()), &error))?;
+    left.truncate(result.data_size_out as usize);
+    Ok((result.return_value.cast_signed(), left))
+}
+
+/// Most bytes that a program adds to a frame: the headers of an ICMP error.
+const GROWTH_BYTES: usize = 48;
 /// Bytes of the kernel's `struct __sk_buff` up to and with the index of the link.
 const CONTEXT_BYTES: usize = 44;
 /// Where the index of the link is there.

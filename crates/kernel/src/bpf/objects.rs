@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{EbpfLoader, include_bytes_aligned};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -17,9 +17,10 @@ use super::refused;
 /// `bpf/forward.c`, compiled.
 static FORWARD: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forward.o"));
 
-const PROGRAMS_PREFIX: &str = "programs-";
+pub(super) const PROGRAMS_PREFIX: &str = "programs-";
 
-/// A program, by where it is attached.
+/// A program of the hook `tc`, by where it is attached. Those of Services go before those of
+/// forwarding, which then see what Services made of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
     /// To the node's end of a pod's link.
@@ -28,10 +29,17 @@ pub enum Program {
     FromTunnel,
     /// To the uplink.
     FromUplink,
+    /// To the ingress of each link that packets of Services come by.
+    ServiceEnter,
+    /// To its egress.
+    ServiceLeave,
 }
 
 impl Program {
-    pub(super) const ALL: [Self; 3] = [Self::FromPod, Self::FromTunnel, Self::FromUplink];
+    /// Those of `bpf/forward.c`.
+    pub(super) const FORWARDING: [Self; 3] = [Self::FromPod, Self::FromTunnel, Self::FromUplink];
+    /// Those of `bpf/service_nat.c`.
+    pub(super) const SERVICES: [Self; 2] = [Self::ServiceEnter, Self::ServiceLeave];
 
     /// Its name in the object file and wherever the kernel shows it.
     pub fn name(self) -> &'static str {
@@ -39,7 +47,27 @@ impl Program {
             Self::FromPod => "from_pod",
             Self::FromTunnel => "from_tunnel",
             Self::FromUplink => "from_uplink",
+            Self::ServiceEnter => "service_enter",
+            Self::ServiceLeave => "service_leave",
         }
+    }
+
+    /// The program of this name.
+    pub(super) fn by_name(name: &str) -> Option<Self> {
+        let mut all = Self::FORWARDING.into_iter().chain(Self::SERVICES);
+        all.find(|program| program.name() == name)
+    }
+
+    /// The side of a link that it is attached to.
+    pub(super) fn side(self) -> TcAttachType {
+        match self {
+            Self::ServiceLeave => TcAttachType::Egress,
+            _ => TcAttachType::Ingress,
+        }
+    }
+
+    pub(super) fn is_of_services(self) -> bool {
+        Self::SERVICES.contains(&self)
     }
 }
 
@@ -62,16 +90,19 @@ impl Objects {
         let has_all = |directory: &Path, mut names: std::slice::Iter<'_, &str>| {
             names.all(|name| directory.join(name).exists())
         };
-        let names = Program::ALL.map(Program::name);
+        let names = Program::FORWARDING.map(Program::name);
         if !has_all(&maps_directory, MAPS.iter()) {
             // Programs of other maps: what they do cannot be seen or changed any more.
             remove_programs(&directory, None)?;
             make_directory(&programs_directory)?;
         }
         let programs = if has_all(&programs_directory, names.iter()) {
-            adopt(&programs_directory)?
+            adopt(&programs_directory, &Program::FORWARDING)?
         } else {
-            let programs = load_anew(&maps_directory, &programs_directory)?;
+            let mut loader = EbpfLoader::new();
+            loader.default_map_pin_directory(&maps_directory);
+            let programs =
+                load_anew(&mut loader, FORWARD, &programs_directory, &Program::FORWARDING)?;
             remove_programs(&directory, Some(&programs_directory))?;
             programs
         };
@@ -86,7 +117,7 @@ impl Objects {
     pub(super) fn are_pinned(&self) -> bool {
         let programs = self.directory.join(programs_name());
         let maps = self.directory.join("maps");
-        Program::ALL.iter().all(|program| programs.join(program.name()).exists())
+        Program::FORWARDING.iter().all(|program| programs.join(program.name()).exists())
             && MAPS.iter().all(|map| maps.join(map).exists())
     }
 
@@ -103,7 +134,7 @@ pub(super) fn versioned(file_system: &Path) -> PathBuf {
 }
 
 /// Mounts the eBPF file system where it is not yet; on most machines systemd has done it.
-fn require_file_system(path: &Path) -> Result<(), OpError> {
+pub(super) fn require_file_system(path: &Path) -> Result<(), OpError> {
     let found = statfs(path).map(|system| system.filesystem_type() == BPF_FS_MAGIC);
     match found {
         Ok(true) => Ok(()),
@@ -128,9 +159,12 @@ pub(super) fn make_directory(path: &Path) -> Result<(), OpError> {
 }
 
 /// Takes over the programs that an earlier process of this build pinned.
-fn adopt(directory: &Path) -> Result<BTreeMap<Program, SchedClassifier>, OpError> {
+pub(super) fn adopt(
+    directory: &Path,
+    names: &[Program],
+) -> Result<BTreeMap<Program, SchedClassifier>, OpError> {
     let mut programs = BTreeMap::new();
-    for program in Program::ALL {
+    for &program in names {
         let path = directory.join(program.name());
         let pinned = SchedClassifier::from_pin(&path)
             .map_err(|error| refused(&format!("open the program {}", path.display()), &error))?;
@@ -139,15 +173,18 @@ fn adopt(directory: &Path) -> Result<BTreeMap<Program, SchedClassifier>, OpError
     Ok(programs)
 }
 
-fn load_anew(maps: &Path, directory: &Path) -> Result<BTreeMap<Program, SchedClassifier>, OpError> {
+/// Loads the programs of an object file and pins them.
+pub(super) fn load_anew(
+    loader: &mut EbpfLoader<'_>,
+    object: &[u8],
+    directory: &Path,
+    names: &[Program],
+) -> Result<BTreeMap<Program, SchedClassifier>, OpError> {
     let loading =
         |error: &(dyn std::error::Error + 'static)| refused("load the eBPF programs", error);
-    let mut object = EbpfLoader::new()
-        .default_map_pin_directory(maps)
-        .load(FORWARD)
-        .map_err(|error| loading(&error))?;
+    let mut object = loader.load(object).map_err(|error| loading(&error))?;
     let mut programs = BTreeMap::new();
-    for program in Program::ALL {
+    for &program in names {
         let found = object.program_mut(program.name()).ok_or_else(super::absent)?;
         let classifier: &mut SchedClassifier =
             found.try_into().map_err(|error: aya::programs::ProgramError| loading(&error))?;
@@ -165,7 +202,7 @@ fn load_anew(maps: &Path, directory: &Path) -> Result<BTreeMap<Program, SchedCla
 }
 
 /// Unpins programs of other builds. Attached ones work on until they are replaced.
-fn remove_programs(directory: &Path, except: Option<&Path>) -> Result<(), OpError> {
+pub(super) fn remove_programs(directory: &Path, except: Option<&Path>) -> Result<(), OpError> {
     let failed =
         |error: std::io::Error| refused(&format!("clean up {}", directory.display()), &error);
     for entry in fs::read_dir(directory).map_err(failed)? {

@@ -16,7 +16,8 @@ use std::net::SocketAddr;
 
 use ebpf_abi::address_bytes;
 use ebpf_abi::services::{
-    MASQUERADE, MemberKey, OUTSIDE, OUTSIDE_REJECT, REJECT, SOURCE_RANGES, Service, Slot, SlotKey,
+    MASQUERADE, MemberKey, NODE_ALLOWED, OUTSIDE, OUTSIDE_REJECT, REJECT, SOURCE_RANGES, Service,
+    Slot, SlotKey,
 };
 
 use super::state::{Change, EbpfObserved, EbpfOp, ServiceSource};
@@ -84,8 +85,7 @@ impl<'a> Target<'a> {
         }
         if let Some(outside) = outside.filter(|view| view.count() > 0) {
             service.outside_id = self.keep_id(present.map(|service| service.outside_id));
-            service.outside_count =
-                self.add_view(service.outside_id, outside, frontend, &service);
+            service.outside_count = self.add_view(service.outside_id, outside, frontend, &service);
         }
         for range in frontend.source_ranges.iter().flatten() {
             let source = ServiceSource { id: service.id, range: range.trunc() };
@@ -154,9 +154,8 @@ impl<'a> Target<'a> {
     /// Above all that is there, so that nothing left of an old view comes into a new one; when
     /// numbers run out, the lowest that nothing has.
     fn new_id(&mut self) -> u32 {
-        let id = self.next_id.unwrap_or_else(|| {
-            ids(self.observed).max().unwrap_or(0).saturating_add(1)
-        });
+        let id =
+            self.next_id.unwrap_or_else(|| ids(self.observed).max().unwrap_or(0).saturating_add(1));
         self.next_id = Some(id.saturating_add(1));
         if id < u32::MAX {
             return id;
@@ -176,6 +175,7 @@ fn flags(frontend: &FrontendProgram) -> u32 {
         (frontend.outside.is_some(), OUTSIDE),
         (rejects(frontend.outside.as_ref()), OUTSIDE_REJECT),
         (frontend.source_ranges.is_some(), SOURCE_RANGES),
+        (frontend.is_node_allowed, NODE_ALLOWED),
     ];
     rows.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum()
 }
@@ -234,10 +234,9 @@ fn copy_frontend(key: &FrontendKey, observed: &EbpfObserved, to: &mut EbpfObserv
 }
 
 fn compare(target: &EbpfObserved, present: &EbpfObserved) -> Vec<EbpfOp> {
-    let (new_slots, changed_slots): (Vec<_>, Vec<_>) =
-        differing(&target.slots, &present.slots)
-            .into_iter()
-            .partition(|(key, _)| !present.slots.contains_key(key));
+    let (new_slots, changed_slots): (Vec<_>, Vec<_>) = differing(&target.slots, &present.slots)
+        .into_iter()
+        .partition(|(key, _)| !present.slots.contains_key(key));
     let mut ops = vec![
         EbpfOp::OwnPods(Change::Put(differing(&target.own_pods, &present.own_pods))),
         EbpfOp::Members(Change::Put(differing(&target.members, &present.members))),

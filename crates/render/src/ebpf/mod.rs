@@ -19,9 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ebpf_abi::address_bytes;
-use ebpf_abi::services::{
-    RANGE_PORT_BITS, RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, ServiceKey,
-};
+use ebpf_abi::services::{RANGE_PORT_BITS, RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, ServiceKey};
 use ipnet::IpNet;
 use model::{ClusterConfig, Family, Protocol};
 use plan::services::{Backends, Frontend, FrontendPlan, RangeScope, Scheduling, ServicePlan};
@@ -73,6 +71,8 @@ pub struct FrontendProgram {
     pub affinity_timeout_s: Option<u32>,
     /// The only clients that may come.
     pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Whether the node itself is one of them.
+    pub is_node_allowed: bool,
     /// Whether a client gets its endpoint by a consistent hash of its address.
     pub maglev: bool,
     /// Whether flows ask later if their endpoint still is one.
@@ -94,7 +94,7 @@ pub enum View {
 pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> EbpfProgram {
     let mut frontends = BTreeMap::new();
     for service in desired.services.values() {
-        for (key, frontend) in render_service(service, config) {
+        for (key, frontend) in render_service(service, config, facts) {
             // Of two Services that claim the same frontend, which the API server prevents, the
             // first by name has it.
             frontends.entry(key).or_insert(frontend);
@@ -113,15 +113,34 @@ pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> E
 pub fn render_service(
     service: &ServicePlan,
     config: &ClusterConfig,
+    facts: &NodeFacts,
 ) -> BTreeMap<FrontendKey, FrontendProgram> {
+    // The kernel takes the first address of the uplink for what the node itself sends there.
+    let node_address = |family| facts.addresses.iter().find(|one| Family::of(one) == family);
+    let render = |plan: &FrontendPlan, is_cluster_ip, family, protocol| {
+        let everybody = if is_cluster_ip { config.masquerade_all } else { plan.outside.is_none() };
+        FrontendProgram {
+            inside: View::new(&plan.backends, &plan.scheduling),
+            outside: plan.outside.as_ref().map(|backends| View::new(backends, &plan.scheduling)),
+            masquerade: everybody,
+            affinity_timeout_s: plan.affinity_timeout_s,
+            is_node_allowed: plan.source_ranges.as_ref().is_none_or(|ranges| {
+                let is_in = |address| ranges.iter().any(|range| range.contains(address));
+                node_address(family).is_some_and(is_in)
+            }),
+            source_ranges: plan.source_ranges.clone(),
+            maglev: plan.scheduling == Scheduling::Maglev,
+            has_members: plan.affinity_timeout_s.is_some() || protocol == Protocol::Udp,
+        }
+    };
     let ports = service.frontends.iter().map(|(frontend, plan)| {
         let is_cluster_ip = matches!(frontend, Frontend::ClusterIp { .. });
-        let program = render_frontend(plan, is_cluster_ip, frontend.protocol(), config);
+        let program = render(plan, is_cluster_ip, frontend.family(), frontend.protocol());
         (FrontendKey::Port(service_key(frontend)), program)
     });
     let ranges = service.ranges.iter().map(|(range, plan)| {
         let is_cluster_ip = range.scope == RangeScope::ClusterIp;
-        let program = render_frontend(plan, is_cluster_ip, range.protocol, config);
+        let program = render(plan, is_cluster_ip, Family::of(&range.address), range.protocol);
         let key = FrontendKey::Range {
             address: range.address,
             protocol: range.protocol,
@@ -144,24 +163,6 @@ pub fn unsupported(about: &str, service: &ServicePlan) -> Vec<Finding> {
             .into(),
     };
     least_connection.then(finding).into_iter().collect()
-}
-
-fn render_frontend(
-    plan: &FrontendPlan,
-    is_cluster_ip: bool,
-    protocol: Protocol,
-    config: &ClusterConfig,
-) -> FrontendProgram {
-    let everybody = if is_cluster_ip { config.masquerade_all } else { plan.outside.is_none() };
-    FrontendProgram {
-        inside: View::new(&plan.backends, &plan.scheduling),
-        outside: plan.outside.as_ref().map(|backends| View::new(backends, &plan.scheduling)),
-        masquerade: everybody,
-        affinity_timeout_s: plan.affinity_timeout_s,
-        source_ranges: plan.source_ranges.clone(),
-        maglev: plan.scheduling == Scheduling::Maglev,
-        has_members: plan.affinity_timeout_s.is_some() || protocol == Protocol::Udp,
-    }
 }
 
 impl View {

@@ -28,13 +28,8 @@ pub fn assign(
         places.into_iter().filter_map(|place| place.or_else(|| rest.next())).collect();
     let weights: Vec<u16> = placed.iter().map(|(_, weight)| *weight).collect();
     let chances = alias_table(&weights);
-    let slot = |(((address, port), _), (keep, alias))| Slot {
-        address,
-        port,
-        zero: [0; 2],
-        keep,
-        alias,
-    };
+    let slot =
+        |(((address, port), _), (keep, alias))| Slot { address, port, zero: [0; 2], keep, alias };
     placed.into_iter().zip(chances).map(slot).collect()
 }
 
@@ -74,11 +69,7 @@ mod tests {
 
     fn slot(last: u8) -> Slot {
         let endpoint = endpoint(last);
-        Slot {
-            address: address_bytes(endpoint.ip()),
-            port: endpoint.port(),
-            ..Slot::default()
-        }
+        Slot { address: address_bytes(endpoint.ip()), port: endpoint.port(), ..Slot::default() }
     }
 
     fn chosen(present: &[(u32, u8)], endpoints: &[u8]) -> Vec<u8> {
@@ -103,11 +94,8 @@ mod tests {
             let table = alias_table(weights);
             let mut chances = vec![0.0; weights.len()];
             for (index, (keep, alias)) in table.iter().enumerate() {
-                let stays = if *keep == KEEP_ALWAYS {
-                    1.0
-                } else {
-                    f64::from(*keep) / 2_f64.powi(32)
-                };
+                let stays =
+                    if *keep == KEEP_ALWAYS { 1.0 } else { f64::from(*keep) / 2_f64.powi(32) };
                 chances[index] += stays / weights.len() as f64;
                 chances[*alias as usize] += (1.0 - stays) / weights.len() as f64;
             }

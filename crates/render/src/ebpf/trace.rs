@@ -7,11 +7,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use ebpf_abi::address_bytes;
 use ebpf_abi::services::{
     KEEP_ALWAYS, MASQUERADE, OUTSIDE, OUTSIDE_REJECT, RANGE_PORT_BITS, REJECT, RangeKey,
     SCOPE_ADDRESS, SCOPE_NODE_PORT, SOURCE_RANGES, Service, ServiceKey, Slot, SlotKey,
 };
-use ebpf_abi::address_bytes;
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::{ClusterConfig, Family};
 use plan::NodeFacts;
@@ -139,11 +139,8 @@ fn find_service(observed: &EbpfObserved, packet: &Packet) -> Option<Service> {
     };
     let node_port = || {
         let unspecified = super::unspecified(Family::of(&address));
-        let key = ServiceKey {
-            address: address_bytes(unspecified),
-            scope: SCOPE_NODE_PORT,
-            ..exact
-        };
+        let key =
+            ServiceKey { address: address_bytes(unspecified), scope: SCOPE_NODE_PORT, ..exact };
         observed.services.get(&key).filter(|_| observed.node_addresses.contains_key(&address))
     };
     observed.services.get(&exact).or_else(in_range).or_else(node_port).copied()

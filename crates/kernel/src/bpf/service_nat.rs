@@ -1,0 +1,403 @@
+//! [`ServiceNat`]: Services packet by packet, by the programs of `bpf/service_nat.c` at both sides
+//! of links. The Services themselves stand in the maps of [`super::services`].
+//!
+//! Flows outlive this process and its programs (invariant 14): a new build's programs replace the
+//! old ones in one step and find the same flows.
+//!
+//! ```text
+//! /sys/fs/bpf/flatnet/flows-v1/maps/NAME                 flows, links, settings, counters
+//!                             /programs-FINGERPRINTS/NAME  one build, with its maps of Services
+//!                             /links/INDEX-NAME            tcx: what is attached to which link
+//! ```
+
+mod maps;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use aya::programs::SchedClassifier;
+use aya::{EbpfLoader, include_bytes_aligned};
+use ebpf_abi::flows::{
+    FLOWS_VERSION, NAT_DRAINING, NAT_LINK_ETHERNET, NAT_LINK_POD, NatLink, NatSettings,
+};
+use netlink::{Link, Netlink};
+use render::OpError;
+
+use super::attach::{Hooks, unpin};
+use super::objects::{
+    Program, adopt, fingerprint, load_anew, make_directory, remove_programs, require_file_system,
+};
+use super::{Applied, Hook, from_netlink, refused};
+use maps::Maps;
+
+/// `bpf/service_nat.c`, compiled.
+static SERVICE_NAT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/service_nat.o"));
+
+/// Ports that masqueraded flows have unless told otherwise: below the node ports and Linux's
+/// ephemeral ports, above those that programs of nodes are known to listen on.
+pub const MASQUERADE_PORTS: RangeInclusive<u16> = 16_384..=29_999;
+
+const DIRECTORY_PREFIX: &str = "flows-v";
+
+/// How the programs are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The mount point of the eBPF file system; it is mounted where it is not.
+    pub file_system: PathBuf,
+    /// Where the maps of Services are pinned: [`super::services::EbpfDriver::maps_directory`].
+    pub services_maps: PathBuf,
+    /// How programs are attached.
+    pub hook: Hook,
+    /// Entries of the map of flows, two a flow and four a masqueraded one. A map that is there
+    /// keeps its size, and its flows.
+    pub flows_max: u32,
+}
+
+/// What shall be translated where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Links by name: those of pods, the uplink, the tunnels.
+    pub links: BTreeMap<String, LinkKind>,
+    /// The addresses of the node, for links that have none of their own and no bridge that has.
+    pub node_addresses: Vec<IpAddr>,
+    /// The ports that masqueraded flows get; nobody else on the node sends from them.
+    pub ports: RangeInclusive<u16>,
+    /// Whether flows that are known go on and no new ones are taken: while another backend takes
+    /// over.
+    pub draining: bool,
+}
+
+/// What a link is, to a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// The node's end of a pod's link.
+    Pod,
+    /// The uplink or a tunnel: whoever comes by it is outside of this node.
+    Outside,
+}
+
+/// What the kernel holds of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Which programs are attached to which links.
+    pub attached: BTreeSet<(String, &'static str)>,
+    /// Packets by what became of them, names as in `ebpf_abi::flows::NAT_REASONS`.
+    pub counters: BTreeMap<&'static str, u64>,
+    /// Whether new flows are left to another backend.
+    pub draining: bool,
+}
+
+/// A flow as its client began it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TrackedFlow {
+    /// The transport protocol's number.
+    pub protocol: u8,
+    /// The client.
+    pub client: SocketAddr,
+    /// What it was sent to.
+    pub frontend: SocketAddr,
+    /// Where it was led.
+    pub endpoint: SocketAddr,
+    /// What the endpoint sees in the place of the client.
+    pub masqueraded_as: Option<SocketAddr>,
+    /// Whether the endpoint has answered.
+    pub is_answered: bool,
+    /// When it was used last, in seconds since the machine started.
+    pub used_s: u32,
+}
+
+/// Loaded programs in one node's network namespace.
+pub struct ServiceNat {
+    options: Options,
+    directory: PathBuf,
+    netlink: Netlink,
+    hooks: Hooks,
+    programs: BTreeMap<Program, SchedClassifier>,
+    maps: Maps,
+}
+
+impl ServiceNat {
+    /// Loads the programs, or takes over those that this build loaded before. Nothing is attached
+    /// that was not. To be called in the node's network namespace, like all that follows.
+    ///
+    /// # Errors
+    /// When the file system cannot be mounted or the kernel refuses the programs.
+    pub fn load(options: &Options) -> Result<Self, OpError> {
+        require_file_system(&options.file_system)?;
+        let top = options.file_system.join("flatnet");
+        let directory = top.join(format!("{DIRECTORY_PREFIX}{FLOWS_VERSION}"));
+        let (maps, programs) = (directory.join("maps"), directory.join(programs_name(options)));
+        for path in [&maps, &programs, &directory.join("links")] {
+            make_directory(path)?;
+        }
+        if !maps::are_pinned(&maps) {
+            // Programs of other maps: what they do cannot be seen or changed any more.
+            remove_programs(&directory, None)?;
+            make_directory(&programs)?;
+        }
+        let loaded = if Program::SERVICES.iter().all(|one| programs.join(one.name()).exists()) {
+            adopt(&programs, &Program::SERVICES)?
+        } else {
+            let mut loader = EbpfLoader::new();
+            loader
+                .default_map_pin_directory(&options.services_maps)
+                .map_max_entries(maps::FLOWS, options.flows_max);
+            for name in maps::MAPS {
+                loader.map_pin_path(name, maps.join(name));
+            }
+            let loaded = load_anew(&mut loader, SERVICE_NAT, &programs, &Program::SERVICES)?;
+            remove_programs(&directory, Some(&programs))?;
+            loaded
+        };
+        Ok(Self {
+            options: options.clone(),
+            hooks: Hooks::open(options.hook, &directory)?,
+            netlink: Netlink::open().map_err(from_netlink)?,
+            programs: loaded,
+            maps: Maps::open(&maps)?,
+            directory,
+        })
+    }
+
+    /// Makes the kernel hold what is wanted, whatever it holds: nothing is written where nothing
+    /// differs. Repairs also an unmounted file system (R-04) and detached programs (R-22).
+    ///
+    /// Order (invariant 5): a link is known before its programs, and longer.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked at all.
+    pub fn apply(&mut self, wanted: &Wanted) -> Result<Applied, OpError> {
+        let mut done = Applied::default();
+        if !self.are_pinned() {
+            // What lost its pins is gone, or goes with this process: everything anew.
+            *self = Self::load(&self.options.clone())?;
+            done.changes.push(format!(
+                "loaded the programs of Services anew: their pins in {} were gone",
+                self.directory.display()
+            ));
+        }
+        let links = self.netlink.links().map_err(from_netlink)?;
+        let (entries, failures) = self.resolve(wanted, &links)?;
+        done.failures.extend(failures);
+        self.maps.write_settings(settings(wanted), &mut done)?;
+        self.maps.write_links(&entries, &mut done)?;
+        self.attach(&entries, &links, &mut done)?;
+        self.maps.remove_links(&entries, &mut done)?;
+        if done.failures.is_empty() {
+            self.remove_other_layouts(&mut done)?;
+        }
+        Ok(done)
+    }
+
+    /// Reads back what is ours.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn observe(&mut self) -> Result<Observed, OpError> {
+        let links = self.netlink.links().map_err(from_netlink)?;
+        let mut attached = BTreeSet::new();
+        for ((index, program), is_current) in self.hooks.attached(&self.programs, &links)? {
+            let link = links.iter().find(|link| link.index == index);
+            if let (Some(link), true) = (link, is_current) {
+                attached.insert((link.name.clone(), program.name()));
+            }
+        }
+        let draining = self.maps.settings()?.flags & NAT_DRAINING != 0;
+        Ok(Observed { attached, counters: self.maps.counters()?, draining })
+    }
+
+    /// All flows that are known, also those whose time is over and that wait for their place to be
+    /// needed.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn flows(&self) -> Result<Vec<TrackedFlow>, OpError> {
+        self.maps.flows()
+    }
+
+    /// Packets by what became of them, names as in `ebpf_abi::flows::NAT_REASONS`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, OpError> {
+        self.maps.counters()
+    }
+
+    /// Detaches and unpins everything. Flows end: their packets are the next backend's.
+    ///
+    /// # Errors
+    /// When something of ours stays.
+    pub fn remove(mut self) -> Result<(), OpError> {
+        let nothing = Wanted {
+            links: BTreeMap::new(),
+            node_addresses: Vec::new(),
+            ports: MASQUERADE_PORTS,
+            draining: true,
+        };
+        let mut done = self.apply(&nothing)?;
+        if let Some(failure) = done.failures.pop() {
+            return Err(failure);
+        }
+        fs::remove_dir_all(&self.directory)
+            .map_err(|error| refused(&format!("remove {}", self.directory.display()), &error))
+    }
+
+    /// Runs a loaded program on one frame, as if it came or went by a link, without sending
+    /// anything: its verdict (`TC_ACT_…`) and the frame as the program left it.
+    ///
+    /// # Errors
+    /// When the kernel refuses the frame.
+    pub fn run(
+        &self,
+        program: Program,
+        link_index: u32,
+        frame: &[u8],
+    ) -> Result<(i32, Vec<u8>), OpError> {
+        super::run_one(&self.programs, program, link_index, frame)
+    }
+
+    fn are_pinned(&self) -> bool {
+        let programs = self.directory.join(programs_name(&self.options));
+        Program::SERVICES.iter().all(|program| programs.join(program.name()).exists())
+            && maps::are_pinned(&self.directory.join("maps"))
+    }
+
+    /// Finds the numbers of links, and the addresses that flows get which leave by them.
+    fn resolve(
+        &mut self,
+        wanted: &Wanted,
+        links: &[Link],
+    ) -> Result<(BTreeMap<u32, NatLink>, Vec<OpError>), OpError> {
+        let addresses = self.netlink.addresses(None).map_err(from_netlink)?;
+        let of_link = |index: u32| -> Vec<IpAddr> {
+            let own = addresses.iter().filter(|one| one.link_index == index);
+            own.map(|one| one.address.addr()).collect()
+        };
+        let mut entries = BTreeMap::new();
+        let mut failures = Vec::new();
+        for (name, kind) in &wanted.links {
+            let Some(link) = links.iter().find(|link| link.name == *name) else {
+                failures.push(gone(name));
+                continue;
+            };
+            let mut found = of_link(link.master.unwrap_or(link.index));
+            found.extend(&wanted.node_addresses);
+            entries.insert(link.index, nat_link(*kind, link, &found));
+        }
+        Ok((entries, failures))
+    }
+
+    fn attach(
+        &mut self,
+        entries: &BTreeMap<u32, NatLink>,
+        links: &[Link],
+        done: &mut Applied,
+    ) -> Result<(), OpError> {
+        let attached = self.hooks.attached(&self.programs, links)?;
+        for link in links.iter().filter(|link| entries.contains_key(&link.index)) {
+            // What leaves first: an answer that finds its flow must also find its way back.
+            for program in [Program::ServiceLeave, Program::ServiceEnter] {
+                if attached.get(&(link.index, program)) == Some(&true) {
+                    continue;
+                }
+                let loaded = self.programs.get_mut(&program).ok_or_else(super::absent)?;
+                match self.hooks.attach(program, loaded, link) {
+                    Ok(()) => {
+                        done.changes.push(format!("attached {} to {}", program.name(), link.name));
+                    }
+                    Err(failure) => done.failures.push(failure),
+                }
+            }
+        }
+        for (index, program) in attached.into_keys() {
+            if entries.contains_key(&index) {
+                continue;
+            }
+            match self.hooks.detach(program, index) {
+                Ok(()) => done
+                    .changes
+                    .push(format!("detached {} from link number {index}", program.name())),
+                Err(failure) => done.failures.push(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches and unpins what an agent with another layout of flows left. Its flows end.
+    fn remove_other_layouts(&self, done: &mut Applied) -> Result<(), OpError> {
+        let top = self.options.file_system.join("flatnet");
+        for path in entries_of(&top)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !name.starts_with(DIRECTORY_PREFIX) || path == self.directory {
+                continue;
+            }
+            for link in entries_of(&path.join("links"))? {
+                unpin(&link)?;
+            }
+            fs::remove_dir_all(&path)
+                .map_err(|error| refused(&format!("remove {}", path.display()), &error))?;
+            done.changes.push(format!("removed {name}, of another version"));
+        }
+        Ok(())
+    }
+}
+
+fn settings(wanted: &Wanted) -> NatSettings {
+    let (first, last) = (u32::from(*wanted.ports.start()), u32::from(*wanted.ports.end()));
+    NatSettings {
+        flags: if wanted.draining { NAT_DRAINING } else { 0 },
+        port_first: first,
+        port_count: (last + 1).saturating_sub(first),
+    }
+}
+
+fn nat_link(kind: LinkKind, link: &Link, addresses: &[IpAddr]) -> NatLink {
+    let mut entry = NatLink::default();
+    if link.mac.is_some() {
+        entry.flags |= NAT_LINK_ETHERNET;
+    }
+    if kind == LinkKind::Pod {
+        entry.flags |= NAT_LINK_POD;
+    }
+    for address in addresses.iter().rev() {
+        match address {
+            IpAddr::V4(address) => entry.ipv4 = address.octets(),
+            IpAddr::V6(address) if !address.is_unicast_link_local() => {
+                entry.ipv6 = address.octets();
+            }
+            IpAddr::V6(_) => {}
+        }
+    }
+    entry
+}
+
+fn entries_of(directory: &Path) -> Result<Vec<PathBuf>, OpError> {
+    let failed = |error: std::io::Error| refused(&format!("read {}", directory.display()), &error);
+    match fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()
+            .map_err(failed),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The directory of the programs of this build with these maps of Services.
+fn programs_name(options: &Options) -> String {
+    let services = options.services_maps.display().to_string();
+    let services = fingerprint(services.as_bytes());
+    format!("{}{}-{services}", super::objects::PROGRAMS_PREFIX, fingerprint(SERVICE_NAT))
+}
+
+fn gone(link: &str) -> OpError {
+    OpError {
+        errno: libc::ENODEV,
+        message: format!(
+            "Services in eBPF find no link {link}: packets of Services by it go on untranslated until it is back"
+        ),
+    }
+}

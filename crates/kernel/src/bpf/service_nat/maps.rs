@@ -1,0 +1,161 @@
+//! The maps of flows and links: compared, and written where they differ.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use ebpf_abi::flows::{
+    ENTERING, FLOW_ANSWERED, FLOW_BACK, FLOW_MASQUERADED, Flow, FlowKey, NAT_REASONS, NatLink,
+    NatSettings,
+};
+use render::OpError;
+
+use super::super::{Applied, canonical, refused};
+use super::TrackedFlow;
+
+/// The map of flows.
+pub(super) const FLOWS: &str = "flows";
+/// The maps by name, as `bpf/tracking.h` declares them.
+pub(super) const MAPS: [&str; 4] = [FLOWS, "nat_links", "nat_settings", "nat_counters"];
+
+pub(super) fn are_pinned(directory: &Path) -> bool {
+    MAPS.iter().all(|name| directory.join(name).exists())
+}
+
+/// The open maps.
+pub(super) struct Maps {
+    flows: HashMap<MapData, [u8; FlowKey::BYTES], [u8; Flow::BYTES]>,
+    links: HashMap<MapData, u32, [u8; NatLink::BYTES]>,
+    settings: Array<MapData, [u8; NatSettings::BYTES]>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    pub(super) fn open(directory: &Path) -> Result<Self, OpError> {
+        let open = |name: &str| {
+            let path = directory.join(name);
+            MapData::from_pin(&path)
+                .and_then(Map::from_map_data)
+                .map_err(|error| refused(&format!("open the map {}", path.display()), &error))
+        };
+        let wrong = |error: MapError| refused("open the maps of flows", &error);
+        Ok(Self {
+            flows: open(FLOWS)?.try_into().map_err(wrong)?,
+            links: open("nat_links")?.try_into().map_err(wrong)?,
+            settings: open("nat_settings")?.try_into().map_err(wrong)?,
+            counters: open("nat_counters")?.try_into().map_err(wrong)?,
+        })
+    }
+
+    pub(super) fn settings(&self) -> Result<NatSettings, OpError> {
+        let found = self.settings.get(&0, 0);
+        let bytes =
+            found.map_err(|error| refused("read the settings of Services in eBPF", &error))?;
+        Ok(NatSettings::from_bytes(&bytes))
+    }
+
+    pub(super) fn write_settings(
+        &mut self,
+        wanted: NatSettings,
+        done: &mut Applied,
+    ) -> Result<(), OpError> {
+        if self.settings()? != wanted {
+            self.settings
+                .set(0, wanted.to_bytes(), 0)
+                .map_err(|error| refused("write the settings of Services in eBPF", &error))?;
+            done.changes.push("wrote the settings of flows".into());
+        }
+        Ok(())
+    }
+
+    /// Writes links that are absent or other. One that the kernel refuses stops no other
+    /// (invariant 6).
+    pub(super) fn write_links(
+        &mut self,
+        wanted: &BTreeMap<u32, NatLink>,
+        done: &mut Applied,
+    ) -> Result<(), OpError> {
+        let present = self.links()?;
+        for (index, link) in wanted {
+            let bytes = link.to_bytes();
+            if present.get(index) == Some(&bytes) {
+                continue;
+            }
+            match self.links.insert(index, bytes, 0) {
+                Ok(()) => done.changes.push(format!("wrote link number {index} for Services")),
+                Err(error) => done
+                    .failures
+                    .push(refused(&format!("write link number {index} for Services"), &error)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_links(
+        &mut self,
+        wanted: &BTreeMap<u32, NatLink>,
+        done: &mut Applied,
+    ) -> Result<(), OpError> {
+        for index in self.links()?.keys().filter(|index| !wanted.contains_key(index)) {
+            match self.links.remove(index) {
+                Ok(()) => done.changes.push(format!("removed link number {index} from Services")),
+                Err(error) => done
+                    .failures
+                    .push(refused(&format!("remove link number {index} from Services"), &error)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn counters(&self) -> Result<BTreeMap<&'static str, u64>, OpError> {
+        let mut counters = BTreeMap::new();
+        for (reason, name) in NAT_REASONS {
+            let values = self
+                .counters
+                .get(&reason.index(), 0)
+                .map_err(|error| refused("read the counters of Services in eBPF", &error))?;
+            counters.insert(name, values.iter().sum());
+        }
+        Ok(counters)
+    }
+
+    pub(super) fn flows(&self) -> Result<Vec<TrackedFlow>, OpError> {
+        let mut flows = Vec::new();
+        for entry in self.flows.iter() {
+            let (key, flow) =
+                entry.map_err(|error| refused("read the flows of Services in eBPF", &error))?;
+            let (key, flow) = (FlowKey::from_bytes(&key), Flow::from_bytes(&flow));
+            if u32::from(key.side) == ENTERING && flow.flags & FLOW_BACK == 0 {
+                flows.push(tracked(&key, &flow));
+            }
+        }
+        flows.sort();
+        Ok(flows)
+    }
+
+    fn links(&self) -> Result<BTreeMap<u32, [u8; NatLink::BYTES]>, OpError> {
+        self.links
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(|error| refused("read the links of Services in eBPF", &error))
+    }
+}
+
+fn tracked(key: &FlowKey, flow: &Flow) -> TrackedFlow {
+    let is_masqueraded = flow.flags & FLOW_MASQUERADED != 0 && flow.other_port != 0;
+    TrackedFlow {
+        protocol: key.protocol,
+        client: socket_address(key.source, key.source_port),
+        frontend: socket_address(key.destination, key.destination_port),
+        endpoint: socket_address(flow.address, flow.port),
+        masqueraded_as: is_masqueraded.then(|| socket_address(flow.other, flow.other_port)),
+        is_answered: flow.flags & FLOW_ANSWERED != 0,
+        used_s: flow.used_s,
+    }
+}
+
+fn socket_address(address: [u8; 16], port: u16) -> SocketAddr {
+    let address: IpAddr = canonical(Ipv6Addr::from(address));
+    SocketAddr::new(address, port)
+}
