@@ -9,7 +9,8 @@ use crate::snapshot::{Change, Snapshot};
 use crate::write::{Failure, Outcome};
 use crate::{
     deployment, endpoint_slices, endpoints, garbage, namespaces, node_lifecycle, node_ranges,
-    pod_garbage, replica_sets, scheduler, service_accounts, slice_mirroring, taint_eviction,
+    pod_garbage, replica_sets, scheduler, service_accounts, service_cidrs, slice_mirroring,
+    taint_eviction,
 };
 
 /// One controller. The order is the order in which keys that are due together run: what takes
@@ -38,6 +39,8 @@ pub enum Controller {
     Namespaces,
     /// The ServiceAccount `default` and the CA certificate in every namespace.
     ServiceAccounts,
+    /// Keeps ranges of Service addresses that are still in use.
+    ServiceCidrs,
     /// Deletes what has lost its owners.
     Garbage,
     /// Deletes pods of nodes that are no more.
@@ -109,7 +112,7 @@ pub enum Verb {
 
 impl Controller {
     /// All controllers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::EndpointSlices,
         Self::Endpoints,
         Self::SliceMirroring,
@@ -121,6 +124,7 @@ impl Controller {
         Self::TaintEviction,
         Self::Namespaces,
         Self::ServiceAccounts,
+        Self::ServiceCidrs,
         Self::Garbage,
         Self::PodGarbage,
     ];
@@ -139,6 +143,7 @@ impl Controller {
             Self::TaintEviction => taint_eviction::interested(change, snapshot, keys),
             Self::Namespaces => namespaces::interested(change, keys),
             Self::ServiceAccounts => service_accounts::interested(change, keys),
+            Self::ServiceCidrs => service_cidrs::interested(change, snapshot, keys),
             Self::Garbage => garbage::interested(change, snapshot, keys),
             Self::PodGarbage => pod_garbage::interested(change, keys),
         }
@@ -158,6 +163,7 @@ impl Controller {
             Self::TaintEviction => taint_eviction::reconcile(key, snapshot, input),
             Self::Namespaces => namespaces::reconcile(key, snapshot, input),
             Self::ServiceAccounts => service_accounts::reconcile(key, snapshot, input),
+            Self::ServiceCidrs => service_cidrs::reconcile(key, snapshot, input),
             Self::Garbage => garbage::reconcile(key, snapshot),
             Self::PodGarbage => pod_garbage::reconcile(key, snapshot, input),
         }

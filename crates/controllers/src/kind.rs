@@ -39,6 +39,10 @@ pub enum Kind {
     Ingress,
     /// networking.k8s.io/v1 NetworkPolicy.
     NetworkPolicy,
+    /// networking.k8s.io/v1 ServiceCIDR.
+    ServiceCidr,
+    /// networking.k8s.io/v1 IPAddress.
+    IpAddress,
     /// core/v1 Event: written, never watched.
     Event,
 }
@@ -72,7 +76,7 @@ const fn row(
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [KindRow; 17] = [
+pub const KINDS: [KindRow; 19] = [
     row(Kind::Namespace, "Namespace", "v1", "namespaces", false, true),
     row(Kind::Node, "Node", "v1", "nodes", false, true),
     row(Kind::Pod, "Pod", "v1", "pods", true, true),
@@ -96,6 +100,8 @@ pub const KINDS: [KindRow; 17] = [
         true,
         true,
     ),
+    row(Kind::ServiceCidr, "ServiceCIDR", "networking.k8s.io/v1", "servicecidrs", false, true),
+    row(Kind::IpAddress, "IPAddress", "networking.k8s.io/v1", "ipaddresses", false, true),
     row(Kind::Event, "Event", "v1", "events", true, false),
 ];
 

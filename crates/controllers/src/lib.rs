@@ -28,6 +28,7 @@ mod replica_sets;
 mod scheduler;
 mod selected_pods;
 mod service_accounts;
+mod service_cidrs;
 pub mod slice;
 mod slice_mirroring;
 pub mod snapshot;

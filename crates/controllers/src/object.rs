@@ -51,6 +51,8 @@ pub enum Body {
     ReplicaSet(Box<ReplicaSet>),
     /// A lease.
     Lease(Lease),
+    /// A ServiceCIDR.
+    ServiceCidr(ServiceCidr),
     /// The CA text of the ConfigMap `kube-root-ca.crt`.
     RootCa(String),
     /// Only metadata is read: of kinds that are owned or counted, and of objects whose content
@@ -75,6 +77,7 @@ impl Object {
             Kind::Deployment => part(value, |body| Body::Deployment(Box::new(body))),
             Kind::ReplicaSet => part(value, |body| Body::ReplicaSet(Box::new(body))),
             Kind::Lease => part(value, Body::Lease),
+            Kind::ServiceCidr => part(value, Body::ServiceCidr),
             Kind::ConfigMap if meta.name == ROOT_CA_CONFIG_MAP => {
                 let text = value.pointer("/data/ca.crt").and_then(Value::as_str);
                 Body::RootCa(text.unwrap_or_default().to_owned())
@@ -136,6 +139,7 @@ views! {
     deployment: Deployment => Deployment;
     replica_set: ReplicaSet => ReplicaSet;
     lease: Lease => Lease;
+    service_cidr: ServiceCidr => ServiceCidr;
     root_ca: RootCa => str;
 }
 
@@ -337,9 +341,6 @@ pub struct ServiceSpec {
     /// Which endpoints clients prefer (KEP-4444); empty for no preference.
     #[serde(deserialize_with = "null_as_default")]
     pub traffic_distribution: String,
-    /// The Service's addresses, for IPAddress objects.
-    #[serde(rename = "clusterIPs", deserialize_with = "null_as_default")]
-    pub cluster_ips: Vec<String>,
 }
 
 /// One port of a Service.
@@ -397,6 +398,34 @@ pub struct Lease {
 pub struct LeaseSpec {
     /// When its holder renewed it last.
     pub renew_time: Option<Timestamp>,
+}
+
+/// A ServiceCIDR.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidr {
+    /// `spec`.
+    pub spec: ServiceCidrSpec,
+    /// `status`.
+    pub status: ServiceCidrStatus,
+}
+
+/// `spec` of a ServiceCIDR.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrSpec {
+    /// The ranges as text: foreign text is kept, not judged.
+    #[serde(deserialize_with = "null_as_default")]
+    pub cidrs: Vec<String>,
+}
+
+/// `status` of a ServiceCIDR.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrStatus {
+    /// Ready.
+    #[serde(deserialize_with = "null_as_default")]
+    pub conditions: Vec<Condition>,
 }
 
 /// A Deployment.

@@ -78,6 +78,7 @@ async fn ensure_one(client: &Client, wanted: &Wanted) -> Result<(), ClientError>
 
 fn wanted(config: &ClusterConfig, advertised: SocketAddr) -> Vec<Wanted> {
     let mut all = roles::wanted();
+    all.push(default_service_cidr(config));
     let family = config.service_cidrs.first().map(|range| Family::of(&range.addr()));
     let Some(family) = family else { return all };
     if let Some(address) = config.kubernetes_address(family) {
@@ -93,6 +94,21 @@ fn namespace(name: &str) -> Wanted {
     Wanted {
         collection: ResourcePath::new("v1", "namespaces"),
         object: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        kept: &[],
+    }
+}
+
+/// Says which ranges are configured. It adds none to them (`store::alloc`), so that it may be of
+/// another time: its ranges cannot be changed.
+fn default_service_cidr(config: &ClusterConfig) -> Wanted {
+    Wanted {
+        collection: ResourcePath::new("networking.k8s.io/v1", "servicecidrs"),
+        object: json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": {"name": store::alloc::DEFAULT_SERVICE_CIDR},
+            "spec": {"cidrs": config.service_cidrs},
+        }),
         kept: &[],
     }
 }
