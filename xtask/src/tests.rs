@@ -42,6 +42,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("ipam", "host_local"),
     ("kernel", "bpf"),
     ("kernel", "edge"),
+    ("kernel", "iptables"),
     ("kernel", "nft"),
     ("kernel", "sockets"),
     ("kernel", "paths"),
