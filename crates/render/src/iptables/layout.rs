@@ -49,6 +49,10 @@ pub fn tables(
     facts: &NodeFacts,
 ) -> [(TableId, Table); 2] {
     let mut builder = Builder::new(family, desired, config, facts);
+    // Its questions are not tracked and come by: what is left has no service there.
+    if let Some(dns) = config.dns_address(family) {
+        builder.refused_addresses.entry(dns).or_default();
+    }
     for (key, service) in &desired.services {
         for port in ports(family, &key.to_string(), service) {
             builder.add_port(&port);
