@@ -175,6 +175,42 @@ fn repeats_and_reversals_of_the_watch_end_at_the_same_state() {
     assert_eq!(noisy.kernel.applied.len(), before, "the end state was there already");
 }
 
+/// Invariant 1, and G5's other half: what is kept up to date Service by Service is what a rendering
+/// from scratch makes, and the kernel holds that, also when an operation fails in between.
+#[test]
+fn what_is_kept_up_to_date_equals_what_is_rendered_anew() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let absent = |name: &str| Event::Absent { kind: Kind::Service, key: key(name) };
+    let steps: [Vec<Event>; 6] = [
+        vec![Event::Present(service("api")), Event::Present(slice("api"))],
+        vec![absent("web")],
+        vec![Event::Present(service("web")), absent("api"), Event::Present(service("db"))],
+        vec![Event::Present(node("node3", 4, 3)), Event::Present(slice("db"))],
+        vec![Event::Facts(NodeFacts { uplink_mtu: 1400, ..facts() }), absent("db")],
+        vec![Event::Present(service("api"))],
+    ];
+    for (number, step) in steps.into_iter().enumerate() {
+        machine.kernel.faults.insert(number % 2, 16);
+        for event in step {
+            machine.handle(event);
+        }
+        for _ in 0..2 {
+            machine.settle();
+            machine.now =
+                machine.reconciler.deadline().expect("a retry or a look").max(machine.now);
+        }
+        let config = ClusterConfig::default();
+        let mut facts = facts();
+        facts.uplink_mtu = if number < 4 { 1500 } else { 1400 };
+        let (desired, _) = plan::node(machine.reconciler.world(), &config, &facts);
+        let anew = render::render(&desired, &config, &facts);
+        assert_eq!(machine.reconciler.program(), &anew, "after step {number}");
+        machine.settle();
+        assert_eq!(render::diff(&anew, &machine.kernel.state), [], "after step {number}");
+        assert!(machine.reconciler.status().converged, "after step {number}");
+    }
+}
+
 #[test]
 fn a_failed_operation_is_retried_and_stops_no_other() {
     let mut machine = Machine::synced(FakeKernel::default());

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::kinds::{Endpoint, EndpointPort, SERVICE_NAME_LABEL, ServicePort};
-use model::world::Object;
+use model::world::{Kind, Object};
 use model::{EndpointSlice, NamespacedName, Service, World};
-use render::Observed;
+use reconcile::{Effect, Event, Reconciler};
+use render::fake::FakeKernel;
+use render::{Kernel, Observed};
 use testkit::objects;
 
 /// Numbers of Services.
@@ -59,6 +61,7 @@ fn measure(services: u32) -> Vec<(&'static str, Duration)> {
     changed.services.insert(key.clone(), plan.expect("a plan"));
     let next = render::render(&changed, &config, &facts);
     vec![
+        ("an endpoint's event, from bytes to ops", event_to_ops(services)),
         ("plan one Service", median(|| plan::services::plan(&world, &config, &facts, &key))),
         ("plan everything", median(|| plan::node(&world, &config, &facts))),
         ("render everything", median(|| render::render(&desired, &config, &facts))),
@@ -68,6 +71,58 @@ fn measure(services: u32) -> Vec<(&'static str, Duration)> {
         ("first load into the fake kernel", load),
         ("zone of cluster DNS", median(|| plan::zone::zone(&world, &config))),
     ]
+}
+
+/// G5's part before the kernel: the loop with its world, from the bytes of a slice that lost or
+/// gained an endpoint to the operations. What the kernel answers is taken in between two runs.
+fn event_to_ops(services: u32) -> Duration {
+    let config = objects::config();
+    let mut reconciler = Reconciler::new(config.clone());
+    let mut kernel = FakeKernel::default();
+    reconciler.handle(Event::Facts(objects::facts(1, &config)), Duration::ZERO);
+    for (kind, objects) in lists(services) {
+        reconciler.handle(Event::Listed { kind, objects }, Duration::ZERO);
+    }
+    settle(&mut reconciler, &mut kernel);
+    let mut endpoints = ENDPOINTS;
+    let mut times: Vec<Duration> = Vec::new();
+    for _ in 0..RUNS {
+        endpoints = if endpoints == ENDPOINTS { ENDPOINTS - 1 } else { ENDPOINTS };
+        let bytes = serde_json::to_vec(&slice(7, endpoints)).expect("a slice");
+        let start = Instant::now();
+        let slice: EndpointSlice = serde_json::from_slice(&bytes).expect("a slice");
+        let event = Event::Present(Object::EndpointSlice(Arc::new(slice)));
+        reconciler.handle(event, Duration::ZERO);
+        let effects = reconciler.poll(Duration::ZERO);
+        times.push(start.elapsed());
+        let applies = effects.iter().any(|effect| matches!(effect, Effect::Apply(_)));
+        assert!(applies, "the event changes nothing: {effects:?}");
+        carry_out(&mut reconciler, &mut kernel, effects);
+        settle(&mut reconciler, &mut kernel);
+    }
+    times.sort();
+    times[RUNS / 2]
+}
+
+fn settle(reconciler: &mut Reconciler, kernel: &mut FakeKernel) {
+    loop {
+        let effects = reconciler.poll(Duration::ZERO);
+        if effects.is_empty() {
+            return;
+        }
+        carry_out(reconciler, kernel, effects);
+    }
+}
+
+fn carry_out(reconciler: &mut Reconciler, kernel: &mut FakeKernel, effects: Vec<Effect>) {
+    for effect in effects {
+        let answer = match effect {
+            Effect::Observe => Event::Observed(kernel.observe()),
+            Effect::Apply(ops) => Event::Applied(kernel.apply(&ops)),
+            _ => continue,
+        };
+        reconciler.handle(answer, Duration::ZERO);
+    }
 }
 
 fn median<T>(mut work: impl FnMut() -> T) -> Duration {
@@ -84,20 +139,33 @@ fn median<T>(mut work: impl FnMut() -> T) -> Duration {
 
 fn world(services: u32) -> World {
     let mut world = World::default();
-    for number in 1..=3 {
-        world.set(Object::Node(Arc::new(objects::node(number, &objects::config()))));
-    }
-    for number in 0..services {
-        let mut service = Service::default();
-        service.metadata.namespace = "default".into();
-        service.metadata.name = format!("service-{number}");
-        let address = u32::from(std::net::Ipv4Addr::new(10, 96, 1, 0)) + number;
-        service.spec.cluster_ips = vec![std::net::Ipv4Addr::from(address).to_string()];
-        service.spec.ports = vec![ServicePort { port: 80, ..ServicePort::default() }];
-        world.set(Object::Service(Arc::new(service)));
-        world.set(Object::EndpointSlice(Arc::new(slice(number, ENDPOINTS))));
+    for (_, objects) in lists(services) {
+        for object in objects {
+            world.set(object);
+        }
     }
     world
+}
+
+fn lists(services: u32) -> [(Kind, Vec<Object>); 3] {
+    let node = |number| Object::Node(Arc::new(objects::node(number, &objects::config())));
+    let service = |number| Object::Service(Arc::new(service(number)));
+    let slice = |number| Object::EndpointSlice(Arc::new(slice(number, ENDPOINTS)));
+    [
+        (Kind::Node, (1..=3).map(node).collect()),
+        (Kind::Service, (0..services).map(service).collect()),
+        (Kind::EndpointSlice, (0..services).map(slice).collect()),
+    ]
+}
+
+fn service(number: u32) -> Service {
+    let mut service = Service::default();
+    service.metadata.namespace = "default".into();
+    service.metadata.name = format!("service-{number}");
+    let address = u32::from(std::net::Ipv4Addr::new(10, 96, 1, 0)) + number;
+    service.spec.cluster_ips = vec![std::net::Ipv4Addr::from(address).to_string()];
+    service.spec.ports = vec![ServicePort { port: 80, ..ServicePort::default() }];
+    service
 }
 
 fn slice(number: u32, endpoints: u8) -> EndpointSlice {
