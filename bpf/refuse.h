@@ -114,6 +114,8 @@ static __attribute__((noinline)) bool make_reset(struct __sk_buff *skb,
 	if (!packet->plain || skb_load_bytes(skb, offset, bytes, sizeof(struct tcp)))
 		return false;
 	length = (before->words >> 4) * 4;
+	/* The compiler would join the next lines with this one, and the kernel not see the bounds. */
+	asm volatile("" : "+r"(length));
 	if (length < sizeof(struct tcp) || length > TCP_BYTES_MAX ||
 	    skb_load_bytes(skb, offset, bytes, length))
 		return false;
@@ -125,7 +127,7 @@ static __attribute__((noinline)) bool make_reset(struct __sk_buff *skb,
 	reset.words = sizeof(reset) / 4 << 4;
 	reset.flags = TCP_RST | TCP_ACK;
 	reset.checksum = before->checksum;
-	__s64 difference = csum_diff(bytes, length & ~3u, &reset, sizeof(reset), 0);
+	__s64 difference = csum_diff(bytes, length, &reset, sizeof(reset), 0);
 	return skb_store_bytes(skb, offset, &reset, sizeof(reset), 0) == 0 &&
 	       l4_csum_replace(skb, offset + TCP_CHECKSUM, 0, difference, 0) == 0 &&
 	       l4_csum_replace(skb, offset + TCP_CHECKSUM, BE16(length), BE16(sizeof(reset)),

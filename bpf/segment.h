@@ -20,6 +20,8 @@
 
 /* Bytes of an ICMP error before the packet that it is about. */
 #define ICMP_BYTES 8
+/* Where that packet may begin; an error with more headers before it is left as it is. */
+#define INNER_OFFSET_MAX 256
 #define ICMP_CHECKSUM 2
 #define IPV4_CHECKSUM __builtin_offsetof(struct ipv4, checksum)
 #define TCP_CHECKSUM 16

@@ -271,13 +271,14 @@ static __attribute__((noinline)) int translate_error(struct __sk_buff *skb,
 {
 	const struct packet *packet = &outer->packet;
 	struct flow_key key = { .side = side };
+	__u32 offset = packet->payload_offset + ICMP_BYTES;
 	struct packet inner = {};
 	__u8 type;
 
 	if (skb_load_bytes(skb, packet->payload_offset, &type, 1) ||
 	    !is_error(packet->family, type))
 		return TC_NEXT;
-	if (!read_packet(skb, packet->family, packet->payload_offset + ICMP_BYTES, &inner) ||
+	if (offset > INNER_OFFSET_MAX || !read_packet(skb, packet->family, offset, &inner) ||
 	    inner.later_fragment || !has_ports(inner.protocol))
 		return TC_NEXT;
 	struct flow *flow = find_by_error(skb, &inner, &key, now);
