@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::kinds::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, SERVICE_NAME_LABEL, Service, ServicePort,
-    ServiceType, SessionAffinity, TrafficPolicy,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIngress, PORT_RANGES_ANNOTATION,
+    SERVICE_NAME_LABEL, Service, ServicePort, ServiceType, SessionAffinity, TrafficPolicy,
 };
 use model::world::Object;
 use model::{ClusterConfig, Family, NamespacedName, Protocol, World};
@@ -208,19 +208,29 @@ fn the_dns_address_is_answered_on_the_node_itself() {
     assert_eq!(frontends, [NODE_PORT]);
 }
 
+/// S-05: the same at every address of the Service.
 #[test]
 fn affinity_has_its_time() {
-    let timeout = |service| {
+    let timeout = |mut service: Service| {
+        service.spec.kind = ServiceType::LoadBalancer;
+        let ingress = LoadBalancerIngress { ip: "198.51.100.1".into(), ip_mode: None };
+        service.status.load_balancer.ingress = vec![ingress];
+        service.metadata.annotations.insert(PORT_RANGES_ANNOTATION.into(), "udp:5000".into());
         let (plan, _) = plan(service, vec![]);
-        plan.expect("frontends").frontends[&CLUSTER_IP()].affinity_timeout_s
+        let plan = plan.expect("frontends");
+        let all = plan.frontends.values().chain(plan.ranges.values());
+        let mut timeouts: Vec<Option<u32>> = all.map(|one| one.affinity_timeout_s).collect();
+        assert_eq!(timeouts.len(), 5, "ClusterIP, balancer, node port, and two of ranges");
+        timeouts.dedup();
+        timeouts
     };
     let mut service = web();
     service.spec.session_affinity_config.client_ip.timeout_seconds = Some(7);
-    assert_eq!(timeout(service.clone()), None);
+    assert_eq!(timeout(service.clone()), [None]);
     service.spec.session_affinity = SessionAffinity::ClientIP;
-    assert_eq!(timeout(service.clone()), Some(7));
+    assert_eq!(timeout(service.clone()), [Some(7)]);
     service.spec.session_affinity_config.client_ip.timeout_seconds = None;
-    assert_eq!(timeout(service), Some(10_800));
+    assert_eq!(timeout(service), [Some(10_800)]);
 }
 
 #[test]

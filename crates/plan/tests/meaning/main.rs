@@ -2,6 +2,7 @@
 //! say what the row says. The tables restate kube-proxy's own scenarios; every row is taken in both
 //! families.
 
+mod dual_stack;
 mod load_balancers;
 mod masquerade;
 mod node_ports;

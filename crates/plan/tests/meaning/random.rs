@@ -13,7 +13,7 @@ use proptest::sample::{select, subsequence};
 
 use super::scenario::{FAMILIES, Scenario};
 
-const ENDPOINTS: [&str; 12] = [
+const ENDPOINTS: [&str; 13] = [
     "1 here ready",
     "1 here leaving",
     "1 here ready zone:a node:here",
@@ -26,6 +26,7 @@ const ENDPOINTS: [&str; 12] = [
     "6 there gone node:here",
     "7 here published zone:a",
     "8 here leaving node:there",
+    "9 here serving zone:a",
 ];
 
 const CLIENTS: [&str; 9] =

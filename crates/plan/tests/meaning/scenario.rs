@@ -48,8 +48,8 @@ pub struct Scenario {
 
 impl Scenario {
     /// A Service with a ClusterIP, node port and load balancer, for the port 80. Endpoints are
-    /// `NUMBER PLACE STATE [HINT…]`: `here`, `there` or `nowhere`; `ready`, `unready`, `leaving` or
-    /// `gone`; `zone:a` or `node:here`.
+    /// `NUMBER PLACE STATE [HINT…]`: `here`, `there` or `nowhere`; `ready`, `unready`, `leaving`,
+    /// `gone`, …; `zone:a` or `node:here`.
     pub fn new(family: Family, endpoints: &[&str]) -> Self {
         let mut service = Service::default();
         service.metadata.namespace = "shop".into();
@@ -205,6 +205,8 @@ fn endpoint(family: Family, words: &str) -> Endpoint {
         "unready" => (Some(false), Some(false), Some(false)),
         "leaving" => (Some(false), Some(true), Some(true)),
         "gone" => (Some(false), Some(false), Some(true)),
+        // Neither ready nor on its way out: serving alone does not count (KEP-1669).
+        "serving" => (Some(false), Some(true), Some(false)),
         // The API's defaults: ready, serving as ready, not terminating.
         "unsaid" => (None, None, None),
         // publishNotReadyAddresses: the controller calls it ready, whatever it is.

@@ -9,7 +9,7 @@ use super::scenario::{FAMILIES, Scenario};
 #[test]
 fn endpoints_that_leave_are_used_without_ready_ones() {
     #[rustfmt::skip]
-    let rows: [(&[&str], [&str; 4]); 16] = [
+    let rows: [(&[&str], [&str; 4]); 18] = [
         (&["1 here ready", "2 here leaving", "3 there ready", "4 there leaving"], ["1 3", "1", "1 3", "1"]),
         (&["1 here leaving", "2 there ready"], ["2", "1", "2", "1"]),
         (&["1 here leaving", "2 there leaving"], ["1 2", "1", "1 2", "1"]),
@@ -25,6 +25,8 @@ fn endpoints_that_leave_are_used_without_ready_ones() {
         (&["1 here unsaid", "2 there leaving"], ["1", "1", "1", "1"]),
         (&["1 here published", "2 there ready"], ["1 2", "1", "1 2", "1"]),
         (&["1 here leaving zone:b", "2 there leaving zone:a"], ["1 2", "1", "1 2", "1"]),
+        (&["1 here serving"], ["reject", "reject", "reject", "reject"]),
+        (&["1 here serving", "2 there leaving"], ["2", "drop", "2", "drop"]),
         (&["1 there ready"], ["1", "drop", "1", "drop"]),
     ];
     for family in FAMILIES {
