@@ -79,6 +79,9 @@ impl IptablesObserved {
                 break;
             }
         }
+        if let Some(table) = self.tables.get_mut(&transaction.table) {
+            table.hooks.retain(|_, rules| !rules.is_empty());
+        }
         self.tables.retain(|_, table| !table.is_empty());
         result
     }
@@ -87,7 +90,7 @@ impl IptablesObserved {
 impl Table {
     /// Whether nothing of ours is there.
     pub fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.hooks.values().all(Vec::is_empty)
+        self.chains.is_empty() && self.hooks.is_empty()
     }
 }
 
