@@ -2,12 +2,15 @@
 //! the case runner and the laws hold against the oracle (invariant 13).
 
 use std::fmt::Debug;
+use std::net::SocketAddr;
 
-use model::ClusterConfig;
-use model::packet::{Packet, Verdict};
+use model::packet::{Packet, SourceTranslation, Verdict};
+use model::{ClusterConfig, ServiceBackend};
 use plan::{Desired, NodeFacts};
 use render::OpError;
-use render::nft::{NftObserved, NftOp, NftProgram};
+use render::ebpf::{self, EbpfObserved};
+use render::iptables::{self, IptablesObserved};
+use render::nft::{self, NftObserved, Role};
 
 use crate::verdict::normal;
 
@@ -20,10 +23,10 @@ pub struct Place<'a> {
     pub facts: &'a NodeFacts,
 }
 
-/// One way to carry out Services.
+/// One way to carry out Services, with all of a node's rules that packets meet.
 pub trait Backend {
-    /// Its name, as configuration and cases have it.
-    fn name(&self) -> &'static str;
+    /// Which one it is.
+    fn kind(&self) -> ServiceBackend;
 
     /// Brings the kernel to what the node shall hold. Answers the operations that it took.
     ///
@@ -37,58 +40,44 @@ pub trait Backend {
     /// When the tracer cannot follow what is there.
     fn trace(&self, packet: &Packet, place: Place<'_>) -> Result<Verdict, String>;
 
+    /// Whether the backend refuses something of the Services.
+    fn refuses(&self, desired: &Desired) -> bool;
+
     /// The same backend on an empty kernel.
     fn anew(&self) -> Box<dyn Backend>;
 }
 
 /// All of them, on empty kernels.
 pub fn all() -> Vec<Box<dyn Backend>> {
-    vec![Box::new(InMemory::<Nftables>::default())]
+    vec![Box::new(Nftables::default()), Box::new(Iptables::default()), Box::new(Ebpf::default())]
 }
 
-/// What `render::<name>` offers, as every backend has it.
-trait Rules {
-    const NAME: &'static str;
-    type Program;
-    type Observed: Default;
-    type Op: Debug;
-
-    fn render(desired: &Desired, place: Place<'_>) -> Self::Program;
-    fn diff(program: &Self::Program, observed: &Self::Observed) -> Vec<Self::Op>;
-    fn apply(observed: &mut Self::Observed, op: &Self::Op) -> Result<(), OpError>;
-    fn trace(
-        observed: &Self::Observed,
-        packet: &Packet,
-        place: Place<'_>,
-    ) -> Result<Verdict, String>;
+/// The name of a backend, as the configuration has it.
+pub fn name(kind: ServiceBackend) -> String {
+    format!("{kind:?}").to_lowercase()
 }
 
-struct InMemory<R: Rules> {
-    observed: R::Observed,
+/// `render::nft` alone.
+#[derive(Default)]
+struct Nftables {
+    rules: NftObserved,
 }
 
-impl<R: Rules> Default for InMemory<R> {
-    fn default() -> Self {
-        Self { observed: R::Observed::default() }
-    }
-}
-
-impl<R: Rules + 'static> Backend for InMemory<R> {
-    fn name(&self) -> &'static str {
-        R::NAME
+impl Backend for Nftables {
+    fn kind(&self) -> ServiceBackend {
+        ServiceBackend::Nftables
     }
 
     fn bring(&mut self, desired: &Desired, place: Place<'_>) -> Result<Vec<String>, String> {
-        let program = R::render(desired, place);
-        let ops = R::diff(&program, &self.observed);
-        for op in &ops {
-            R::apply(&mut self.observed, op).map_err(|error| format!("{error} at {op:?}"))?;
-        }
-        Ok(ops.iter().map(|op| format!("{op:?}")).collect())
+        bring_nft(&mut self.rules, Role::Backend, desired, place)
     }
 
     fn trace(&self, packet: &Packet, place: Place<'_>) -> Result<Verdict, String> {
-        R::trace(&self.observed, packet, place).map(normal)
+        trace_nft(&self.rules, packet, place)
+    }
+
+    fn refuses(&self, desired: &Desired) -> bool {
+        desired.services.values().any(|service| !nft::unsupported(service).is_empty())
     }
 
     fn anew(&self) -> Box<dyn Backend> {
@@ -96,29 +85,136 @@ impl<R: Rules + 'static> Backend for InMemory<R> {
     }
 }
 
-/// `render::nft`.
-struct Nftables;
+/// `render::iptables`, beside the nftables table.
+#[derive(Default)]
+struct Iptables {
+    observed: IptablesObserved,
+    beside: NftObserved,
+}
 
-impl Rules for Nftables {
-    const NAME: &'static str = "nftables";
-    type Program = NftProgram;
-    type Observed = NftObserved;
-    type Op = NftOp;
-
-    fn render(desired: &Desired, place: Place<'_>) -> NftProgram {
-        render::nft::render(desired, place.config, place.facts)
+impl Backend for Iptables {
+    fn kind(&self) -> ServiceBackend {
+        ServiceBackend::Iptables
     }
 
-    fn diff(program: &NftProgram, observed: &NftObserved) -> Vec<NftOp> {
-        render::nft::diff(program, observed)
+    fn bring(&mut self, desired: &Desired, place: Place<'_>) -> Result<Vec<String>, String> {
+        let mut done = bring_nft(&mut self.beside, Role::Beside, desired, place)?;
+        let program = iptables::render(desired, place.config, place.facts);
+        let ops = iptables::diff(&program, &self.observed);
+        done.extend(carry_out(&ops, |op| self.observed.apply(op))?);
+        Ok(done)
     }
 
-    fn apply(observed: &mut NftObserved, op: &NftOp) -> Result<(), OpError> {
-        observed.apply(op)
+    fn trace(&self, packet: &Packet, place: Place<'_>) -> Result<Verdict, String> {
+        let verdict = iptables::trace(&self.observed, packet, place.config, place.facts)
+            .map_err(|error| error.to_string())?;
+        go_on(verdict, &self.beside, packet, place)
     }
 
-    fn trace(observed: &NftObserved, packet: &Packet, place: Place<'_>) -> Result<Verdict, String> {
-        render::nft::trace(observed, packet, place.config, place.facts)
-            .map_err(|error| error.to_string())
+    fn refuses(&self, desired: &Desired) -> bool {
+        !iptables::unsupported(desired).is_empty()
     }
+
+    fn anew(&self) -> Box<dyn Backend> {
+        Box::new(Self::default())
+    }
+}
+
+/// `render::ebpf`, beside the nftables table.
+#[derive(Default)]
+struct Ebpf {
+    observed: EbpfObserved,
+    beside: NftObserved,
+}
+
+impl Backend for Ebpf {
+    fn kind(&self) -> ServiceBackend {
+        ServiceBackend::Ebpf
+    }
+
+    fn bring(&mut self, desired: &Desired, place: Place<'_>) -> Result<Vec<String>, String> {
+        let mut done = bring_nft(&mut self.beside, Role::Beside, desired, place)?;
+        let program = ebpf::render(desired, place.config, place.facts);
+        let ops = ebpf::diff(&program, &self.observed);
+        done.extend(carry_out(&ops, |op| self.observed.apply(op))?);
+        Ok(done)
+    }
+
+    fn trace(&self, packet: &Packet, place: Place<'_>) -> Result<Verdict, String> {
+        let verdict = ebpf::trace::trace(&self.observed, packet, place.config, place.facts)
+            .map_err(|error| error.to_string())?;
+        go_on(verdict, &self.beside, packet, place)
+    }
+
+    fn refuses(&self, desired: &Desired) -> bool {
+        let mut services = desired.services.iter();
+        services.any(|(key, service)| !ebpf::unsupported(&key.to_string(), service).is_empty())
+    }
+
+    fn anew(&self) -> Box<dyn Backend> {
+        Box::new(Self::default())
+    }
+}
+
+fn bring_nft(
+    rules: &mut NftObserved,
+    role: Role,
+    desired: &Desired,
+    place: Place<'_>,
+) -> Result<Vec<String>, String> {
+    let program = nft::render_as(role, desired, place.config, place.facts);
+    carry_out(&nft::diff(&program, rules), |op| rules.apply(op))
+}
+
+fn carry_out<Op: Debug>(
+    ops: &[Op],
+    mut apply: impl FnMut(&Op) -> Result<(), OpError>,
+) -> Result<Vec<String>, String> {
+    let mut done = Vec::new();
+    for op in ops {
+        apply(op).map_err(|error| format!("{error} at {op:?}"))?;
+        done.push(format!("{op:?}"));
+    }
+    Ok(done)
+}
+
+fn trace_nft(rules: &NftObserved, packet: &Packet, place: Place<'_>) -> Result<Verdict, String> {
+    let traced = nft::trace(rules, packet, place.config, place.facts);
+    traced.map(normal).map_err(|error| error.to_string())
+}
+
+/// What becomes of a packet in the end that met a backend's own rules first: the nftables table
+/// beside them sees where it goes now.
+fn go_on(
+    verdict: Verdict,
+    beside: &NftObserved,
+    packet: &Packet,
+    place: Place<'_>,
+) -> Result<Verdict, String> {
+    let Verdict::Pass { destinations, source } = normal(verdict.clone()) else {
+        return Ok(verdict);
+    };
+    let mut masqueraded_to = match &source {
+        SourceTranslation::Kept => Default::default(),
+        SourceTranslation::Masqueraded => destinations.iter().map(SocketAddr::ip).collect(),
+        SourceTranslation::MasqueradedTo(these) => these.clone(),
+    };
+    let mut reached = Vec::new();
+    for destination in &destinations {
+        let translated = Packet { destination: *destination, ..packet.clone() };
+        match trace_nft(beside, &translated, place)? {
+            Verdict::Pass { destinations, source } => {
+                reached.extend(destinations);
+                if source != SourceTranslation::Kept {
+                    masqueraded_to.insert(destination.ip());
+                }
+            }
+            refused if destinations.len() == 1 => return Ok(refused),
+            refused => return Err(format!("{destination} by chance: {refused}")),
+        }
+    }
+    Ok(normal(Verdict::Pass {
+        destinations: reached.into_iter().collect(),
+        source: SourceTranslation::MasqueradedTo(masqueraded_to),
+    }))
 }

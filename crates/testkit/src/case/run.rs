@@ -5,7 +5,7 @@
 //! starts anew on the same kernel writes nothing (invariant 14); an agent that starts on an empty
 //! kernel ends with the same verdicts; and the kernel never refuses what was not made to fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -160,12 +160,20 @@ impl Runner<'_> {
         let (desired, _) = self.node.desired();
         let place = Place { config: &self.case.settings.config, facts: &self.node.facts };
         for backend in &mut self.backends {
-            let name = backend.name();
+            let name = backend::name(backend.kind());
             let fault = match (backend.bring(&desired, place), backend.bring(&desired, place)) {
                 (Err(error), _) => format!("after {after} {name} was refused {error}"),
                 (_, Ok(ops)) if ops.is_empty() => continue,
                 (_, again) => format!("after {after} {name} wrote twice: {again:?}"),
             };
+            self.outcome.faults.push(fault);
+        }
+        let refusing = self.backends.iter().filter(|backend| backend.refuses(&desired));
+        let refusing: BTreeSet<String> =
+            refusing.map(|backend| backend::name(backend.kind())).collect();
+        let stated = &self.case.settings.unsupported;
+        if refusing != stated.keys().cloned().collect() {
+            let fault = format!("after {after} {refusing:?} refuse something, stated: {stated:?}");
             self.outcome.faults.push(fault);
         }
     }
@@ -218,7 +226,7 @@ impl Runner<'_> {
             }
             for (words, backends) in [("", &self.backends), (" made anew", &anew)] {
                 for backend in backends {
-                    let name = format!("{}{words}", backend.name());
+                    let name = backend::name(backend.kind()) + words;
                     said.push((name, backend.trace(&packet, place)));
                 }
             }

@@ -1,5 +1,6 @@
 //! The first lines of a case file: what the cluster and the node are like before anything happens.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -29,7 +30,7 @@ pub struct Settings {
     /// Further addresses of the node that is looked at.
     pub also_at: Vec<IpAddr>,
     /// Backends that refuse something of this case, with what they refuse.
-    pub unsupported: Vec<(String, String)>,
+    pub unsupported: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
@@ -40,7 +41,7 @@ impl Default for Settings {
             at: 1,
             zones: Vec::new(),
             also_at: Vec::new(),
-            unsupported: Vec::new(),
+            unsupported: BTreeMap::new(),
         }
     }
 }
@@ -78,7 +79,7 @@ impl Settings {
             "masquerade-all" => self.config.masquerade_all = yes(argument)?,
             "unsupported" => {
                 let (backend, what) = argument.split_once(' ').context("BACKEND WHAT")?;
-                self.unsupported.push((backend.into(), what.into()));
+                self.unsupported.insert(backend.into(), what.into());
             }
             _ => return Ok(false),
         }
