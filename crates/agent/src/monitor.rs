@@ -16,6 +16,9 @@ use render::owned::{NFT_TABLE, ROUTE_PROTOCOL};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// The tables of iptables that have chains of ours, by their names in nf_tables. The older variant
+/// tells nobody of its changes: those are seen when the kernel is read back.
+const IPTABLES_TABLES: [&str; 2] = ["nat", "filter"];
 /// `NFNLGRP_NFTABLES` (`include/uapi/linux/netfilter/nfnetlink.h`).
 const NFNLGRP_NFTABLES: u32 = 7;
 /// The first attribute of every nf_tables object but a generation: its table's name.
@@ -85,17 +88,20 @@ struct Names {
     /// The node's ends of pods' links.
     pods: BTreeSet<u32>,
     uplink: Option<String>,
+    /// Whether tables of iptables have chains of ours.
+    has_iptables: bool,
 }
 
 impl KernelMonitor {
-    /// Listens in the network namespace of the calling thread.
+    /// Listens in the network namespace of the calling thread; to tables of iptables too, where
+    /// Services stand there.
     ///
     /// # Errors
     /// When the system refuses a socket or the links.
-    pub(crate) fn open(own_ports: Vec<u32>) -> Result<Self> {
+    pub(crate) fn open(own_ports: Vec<u32>, has_iptables: bool) -> Result<Self> {
         let route = Monitor::open(libc::NETLINK_ROUTE, &ROUTE_GROUPS)?;
         let netfilter = Monitor::open(libc::NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
-        let mut names = Names { own_ports, ..Names::default() };
+        let mut names = Names { own_ports, has_iptables, ..Names::default() };
         // After the sockets: what appears between the two is heard of.
         for link in Netlink::open()?.links()? {
             names.learn(link.index, &link.name, link.alias.as_deref());
@@ -225,6 +231,7 @@ impl Names {
         match notice.attributes(NFT_HEADER_BYTES).text(NFTA_TABLE).as_deref() {
             Some(NFT_TABLE) => Heard::KERNEL,
             Some(table) if table.starts_with(NFT_TABLE) => Heard::EDGE,
+            Some(table) if self.has_iptables && IPTABLES_TABLES.contains(&table) => Heard::KERNEL,
             _ => Heard::NOTHING,
         }
     }
@@ -304,6 +311,10 @@ mod tests {
         };
         assert_eq!(names().of_netfilter(&table(NFT_TABLE, 1)), Heard::KERNEL);
         assert_eq!(names().of_netfilter(&table(NFT_TABLE, OWN_PORT)), Heard::NOTHING);
+        assert_eq!(names().of_netfilter(&table("nat", 1)), Heard::NOTHING);
+        let with_iptables = Names { has_iptables: true, ..names() };
+        assert_eq!(with_iptables.of_netfilter(&table("nat", 1)), Heard::KERNEL);
+        assert_eq!(with_iptables.of_netfilter(&table("raw", 1)), Heard::NOTHING);
         assert_eq!(names().of_netfilter(&table("flatnet-pods", 1)), Heard::EDGE);
         assert_eq!(names().of_netfilter(&table("docker", 1)), Heard::NOTHING);
         let mut own = notice(libc::RTM_DELADDR, TUNNEL, (0, ""));

@@ -11,7 +11,7 @@ use kernel::wireguard::KeyStore;
 use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::pool::BLOCKS_ANNOTATION;
 use model::world::Kind;
-use model::{Node, Overlay, WireguardKey};
+use model::{Node, Overlay, ServiceBackend, WireguardKey};
 use plan::zone::Zone;
 use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
@@ -89,7 +89,8 @@ impl Agent {
         let keys = KeyStore::at(&options.places.wireguard_keys);
         let kernel = kernel::Linux::with_keys(keys)?;
         let edges = Edges::open(&options.places.records)?;
-        let monitor = KernelMonitor::open(kernel.port_ids().to_vec())?;
+        let has_iptables = options.config.service_backend == ServiceBackend::Iptables;
+        let monitor = KernelMonitor::open(kernel.port_ids().to_vec(), has_iptables)?;
         Ok(Self {
             monitor,
             claimed: Claimed::default(),

@@ -11,7 +11,6 @@ use kernel::edge::Edge;
 use model::{ClusterConfig, Family, layout};
 use netlink::Netlink;
 use render::net::{LOOPBACK, NetProgram, NetState};
-use render::nft::NftProgram;
 use render::{Kernel, Program};
 
 use crate::health::STATUS_SOCKET;
@@ -64,10 +63,8 @@ fn remove_pod_links(removed: &mut Vec<String>) -> Result<()> {
 
 /// Links, routes, neighbours and tables: the way from what is there to nothing.
 fn remove_own(removed: &mut Vec<String>) -> Result<()> {
-    let nothing = Program {
-        net: NetProgram { state: Some(NetState::default()) },
-        nft: NftProgram::default(),
-    };
+    let nothing =
+        Program { net: NetProgram { state: Some(NetState::default()) }, ..Program::default() };
     let mut kernel = kernel::Linux::open()?;
     let present = kernel.observe()?;
     let rows = render::inventory::differences(&nothing, &present);

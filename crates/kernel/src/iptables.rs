@@ -64,6 +64,11 @@ impl Variant {
     }
 }
 
+/// Whether this machine has any variant.
+pub fn is_installed() -> bool {
+    Variant::ALL.into_iter().any(Variant::is_installed)
+}
+
 /// The writer of our iptables chains, in one variant.
 pub struct IptablesDriver {
     variant: Variant,

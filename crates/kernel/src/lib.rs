@@ -9,6 +9,9 @@ pub mod wireguard;
 
 use render::{Kernel, Observed, Op, OpError};
 
+use render::iptables::{IptablesObserved, IptablesOp};
+
+use iptables::IptablesDriver;
 use net::NetDriver;
 use nft::NftDriver;
 use wireguard::KeyStore;
@@ -19,6 +22,7 @@ pub struct Linux {
     pub net: NetDriver,
     /// The nftables tables.
     pub nft: NftDriver,
+    iptables: LazyIptables,
 }
 
 impl Linux {
@@ -27,7 +31,7 @@ impl Linux {
     /// # Errors
     /// When the system refuses a socket.
     pub fn open() -> Result<Self, OpError> {
-        Ok(Self { net: NetDriver::open()?, nft: NftDriver::open()? })
+        Self::with_net(NetDriver::open()?)
     }
 
     /// The same with WireGuard keys of another place than the usual.
@@ -35,7 +39,11 @@ impl Linux {
     /// # Errors
     /// When the system refuses a socket.
     pub fn with_keys(keys: KeyStore) -> Result<Self, OpError> {
-        Ok(Self { net: NetDriver::with_keys(keys)?, nft: NftDriver::open()? })
+        Self::with_net(NetDriver::with_keys(keys)?)
+    }
+
+    fn with_net(net: NetDriver) -> Result<Self, OpError> {
+        Ok(Self { net, nft: NftDriver::open()?, iptables: LazyIptables::default() })
     }
 
     /// The addresses of our sockets: what notifications of our own changes carry.
@@ -46,7 +54,11 @@ impl Linux {
 
 impl Kernel for Linux {
     fn observe(&mut self) -> Result<Observed, OpError> {
-        Ok(Observed { net: self.net.observe()?, nft: self.nft.observe()? })
+        Ok(Observed {
+            net: self.net.observe()?,
+            nft: self.nft.observe()?,
+            iptables: self.iptables.observe()?,
+        })
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
@@ -54,7 +66,41 @@ impl Kernel for Linux {
             .map(|op| match op {
                 Op::Net(op) => self.net.apply(op),
                 Op::Nft(op) => self.nft.apply(op),
+                Op::Iptables(op) => self.iptables.apply(op),
             })
             .collect()
+    }
+}
+
+/// Chains of iptables, where there are any: its programs are not run for nothing again and again,
+/// and need not be installed.
+#[derive(Default)]
+struct LazyIptables {
+    driver: Option<IptablesDriver>,
+    /// Nothing of ours was there when it was looked at, and nothing was written since.
+    is_known_empty: bool,
+}
+
+impl LazyIptables {
+    fn observe(&mut self) -> Result<IptablesObserved, OpError> {
+        if self.is_known_empty || (self.driver.is_none() && !iptables::is_installed()) {
+            return Ok(IptablesObserved::default());
+        }
+        let observed = self.driver()?.observe()?;
+        self.is_known_empty = observed.tables.is_empty();
+        Ok(observed)
+    }
+
+    fn apply(&mut self, op: &IptablesOp) -> Result<(), OpError> {
+        self.is_known_empty = false;
+        self.driver()?.apply(op)
+    }
+
+    fn driver(&mut self) -> Result<&mut IptablesDriver, OpError> {
+        let driver = match self.driver.take() {
+            Some(driver) => driver,
+            None => IptablesDriver::open()?,
+        };
+        Ok(self.driver.insert(driver))
     }
 }

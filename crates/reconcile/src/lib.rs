@@ -404,7 +404,11 @@ impl Reconciler {
         let Some(facts) = &self.facts else { return vec![] };
         let records = plan::zone::service_records(&self.world, name);
         self.zone_changed |= self.zone.set(name, records);
-        let (plan, found) = plan::services::plan(&self.world, &self.config, facts, name);
+        let (plan, mut found) = plan::services::plan(&self.world, &self.config, facts, name);
+        let unsupported = plan
+            .iter()
+            .flat_map(|plan| render::unsupported(self.config.service_backend, name, plan));
+        found.extend(unsupported);
         if self.desired.services.get(name) == plan.as_ref() {
             return found;
         }

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use model::layout;
 use serde::{Deserialize, Serialize};
 
+use crate::iptables::{self, IptablesObserved, IptablesOp, IptablesProgram};
 use crate::net::{LinkKind, LinkState, NetObserved, NetState, RouteState, WireguardPeer};
 use crate::nft::{self, NftObserved, NftOp, NftProgram};
 use crate::{Observed, Program};
@@ -45,13 +46,15 @@ pub enum RowKind {
     Route,
     /// A kernel parameter.
     Sysctl,
+    /// An iptables table, with the commands that would mend it.
+    Iptables,
     /// An nftables table, with the commands that would mend it.
     Nftables,
 }
 
 impl RowKind {
     /// All kinds, in the order of the report.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Link,
         Self::Address,
         Self::Neighbour,
@@ -59,6 +62,7 @@ impl RowKind {
         Self::Wireguard,
         Self::Route,
         Self::Sysctl,
+        Self::Iptables,
         Self::Nftables,
     ];
 
@@ -72,6 +76,7 @@ impl RowKind {
             Self::Wireguard => "wireguard",
             Self::Route => "route",
             Self::Sysctl => "sysctl",
+            Self::Iptables => "iptables",
             Self::Nftables => "nftables",
         }
     }
@@ -105,6 +110,7 @@ fn rows(program: &Program, observed: &Observed, all: bool) -> Vec<Row> {
     rows.net(wanted, present);
     rows.detached(wanted, &observed.net);
     rows.sysctls(wanted, &observed.net);
+    rows.iptables(&program.iptables, &observed.iptables);
     rows.nft(&program.nft, &observed.nft);
     rows.rows
 }
@@ -182,17 +188,42 @@ impl Rows {
                 faults.extend(transaction.commands.iter().map(ToString::to_string));
             }
         }
-        let tables: BTreeSet<_> = program.tables.keys().chain(observed.tables.keys()).collect();
-        for table in tables {
-            let faults = faults.remove(&table.to_string()).unwrap_or_default();
-            let wanted = program.tables.get(table).map(|_| "as planned".to_owned());
-            let present = observed.tables.get(table).map(|_| match faults.as_slice() {
-                [] => "as planned".to_owned(),
+        let wanted = program.tables.keys().map(ToString::to_string).collect();
+        let present = observed.tables.keys().map(ToString::to_string).collect();
+        self.tables(RowKind::Nftables, &wanted, &present, faults);
+    }
+
+    fn iptables(&mut self, program: &IptablesProgram, observed: &IptablesObserved) {
+        let mut faults: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for op in iptables::diff(program, observed) {
+            if let IptablesOp::Transaction(transaction) = op {
+                let faults = faults.entry(transaction.table.to_string()).or_default();
+                faults.extend(transaction.commands.iter().map(ToString::to_string));
+            }
+        }
+        let wanted = program.tables.keys().map(ToString::to_string).collect();
+        let present = observed.tables.keys().map(ToString::to_string).collect();
+        self.tables(RowKind::Iptables, &wanted, &present, faults);
+    }
+
+    /// Tables by name, with the commands that would mend each.
+    fn tables(
+        &mut self,
+        kind: RowKind,
+        wanted: &BTreeSet<String>,
+        present: &BTreeSet<String>,
+        mut faults: BTreeMap<String, Vec<String>>,
+    ) {
+        for table in wanted.union(present) {
+            let faults = faults.remove(table).unwrap_or_default();
+            let planned = || "as planned".to_owned();
+            let present = present.contains(table).then(|| match faults.as_slice() {
+                [] => planned(),
                 [first] => format!("needs: {first}"),
                 [first, rest @ ..] => format!("needs: {first}, and {} more", rest.len()),
             });
-            let name = format!("table {table}");
-            self.push(RowKind::Nftables, name, wanted, present, !faults.is_empty());
+            let wanted = wanted.contains(table).then(planned);
+            self.push(kind, format!("table {table}"), wanted, present, !faults.is_empty());
         }
     }
 

@@ -6,6 +6,11 @@
 //! Kernel::observe ▶ Observed┘
 //! ```
 //!
+//! Services are one backend's work ([`ClusterConfig::service_backend`]); what is no Service is
+//! always the nftables tables'. When the backend changes, the new one is there before the old one
+//! goes, and flows that are established go on: connection tracking keeps their translation, as the
+//! nftables tables keep its hooks.
+//!
 //! The same [`Observed::apply`] moves the believed state of the loop and the [`fake`] kernel.
 
 pub mod bpf;
@@ -20,9 +25,9 @@ pub mod owned;
 
 use std::collections::BTreeMap;
 
-use model::{ClusterConfig, NamespacedName};
-use plan::services::ServicePlan;
-use plan::{Desired, NodeFacts};
+use model::{ClusterConfig, NamespacedName, ServiceBackend};
+use plan::services::{Scheduling, ServicePlan};
+use plan::{Desired, Finding, NodeFacts};
 
 /// What the kernel shall hold of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub struct Program {
     pub net: net::NetProgram,
     /// The nftables tables.
     pub nft: nft::NftProgram,
+    /// Chains of iptables; none unless it is the backend of Services.
+    pub iptables: iptables::IptablesProgram,
 }
 
 /// What the kernel holds of ours, read back; foreign objects are not in it (invariant 4).
@@ -40,6 +47,8 @@ pub struct Observed {
     pub net: net::NetObserved,
     /// The nftables tables.
     pub nft: nft::NftObserved,
+    /// Chains of iptables.
+    pub iptables: iptables::IptablesObserved,
 }
 
 /// One operation on the kernel. An op succeeds or fails as a whole.
@@ -49,6 +58,8 @@ pub enum Op {
     Net(net::NetOp),
     /// One nftables transaction.
     Nft(nft::NftOp),
+    /// One iptables transaction.
+    Iptables(iptables::IptablesOp),
 }
 
 /// Why the kernel refused an op.
@@ -83,16 +94,60 @@ pub trait Kernel {
 
 /// Says a plan in the words of the kernel. A pure function of its arguments.
 pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> Program {
-    Program { net: net::render(desired, config, facts), nft: nft::render(desired, config, facts) }
+    let is_iptables = config.service_backend == ServiceBackend::Iptables;
+    let iptables = is_iptables.then(|| iptables::render(desired, config, facts));
+    Program {
+        net: net::render(desired, config, facts),
+        nft: nft::render_as(role(config), desired, config, facts),
+        iptables: iptables.unwrap_or_default(),
+    }
+}
+
+fn role(config: &ClusterConfig) -> nft::Role {
+    match config.service_backend {
+        ServiceBackend::Auto | ServiceBackend::Nftables => nft::Role::Backend,
+        ServiceBackend::Ebpf | ServiceBackend::Iptables | ServiceBackend::Ipvs => nft::Role::Beside,
+    }
+}
+
+/// What a backend cannot do of a Service, and does in another way (invariant 13).
+pub fn unsupported(
+    backend: ServiceBackend,
+    service: &NamespacedName,
+    plan: &ServicePlan,
+) -> Vec<Finding> {
+    let (name, why) = match backend {
+        ServiceBackend::Auto | ServiceBackend::Nftables => {
+            ("nftables", "counts no connections and has no consistent hash")
+        }
+        ServiceBackend::Iptables => {
+            ("iptables", "counts no connections and has no consistent hash")
+        }
+        ServiceBackend::Ebpf => ("ebpf", "counts no connections"),
+        ServiceBackend::Ipvs => return vec![],
+    };
+    let plans = plan.frontends.values().chain(plan.ranges.values());
+    let asked = plans.map(|plan| &plan.scheduling).find_map(|scheduling| match scheduling {
+        Scheduling::LeastConnection => Some("least-connection"),
+        Scheduling::Maglev if backend != ServiceBackend::Ebpf => Some("maglev"),
+        Scheduling::Random | Scheduling::Weighted(_) | Scheduling::Maglev => None,
+    });
+    let finding = |asked| Finding {
+        about: format!("Service {service}"),
+        message: format!(
+            "scheduling {asked} is not possible with the service backend {name}, which {why}: \
+             endpoints are chosen at random; choose another --service-backend, or take the \
+             annotation away"
+        ),
+    };
+    asked.map(finding).into_iter().collect()
 }
 
 /// The ops that turn what is there into what shall be: additions in dependency order, removals
 /// reversed (invariant 5). Rules come before the links that would let traffic pass without them,
 /// and go after them. `diff(p, p)` is empty.
 pub fn diff(program: &Program, observed: &Observed) -> Vec<Op> {
-    let nft = nft::diff(&program.nft, &observed.nft).into_iter().map(Op::Nft);
-    let net = net::diff(&program.net, &observed.net).into_iter().map(Op::Net);
-    nft.chain(net).collect()
+    diff_touched(program, observed, &Touched::everything())
 }
 
 /// Where a program may differ from what is there since the two agreed last.
@@ -102,28 +157,31 @@ pub struct Touched {
     pub net: bool,
     /// In the nftables tables.
     pub nft: nft::Touched,
+    /// Anywhere in chains of iptables.
+    pub iptables: bool,
 }
 
 impl Touched {
     /// Nowhere.
     pub fn nothing() -> Self {
-        Self { net: false, nft: nft::Touched::nothing() }
+        Self { net: false, nft: nft::Touched::nothing(), iptables: false }
     }
 
     /// Anywhere.
     pub fn everything() -> Self {
-        Self { net: true, nft: nft::Touched::Everything }
+        Self { net: true, nft: nft::Touched::Everything, iptables: true }
     }
 
     /// Whether the program differs nowhere.
     pub fn is_nothing(&self) -> bool {
-        !self.net && self.nft.is_nothing()
+        !self.net && !self.iptables && self.nft.is_nothing()
     }
 
     /// Adds what changed besides.
     pub fn merge(&mut self, other: Self) {
         self.net |= other.net;
         self.nft.merge(other.nft);
+        self.iptables |= other.iptables;
     }
 }
 
@@ -137,16 +195,29 @@ pub fn update(
     facts: &NodeFacts,
     before: &BTreeMap<NamespacedName, Option<ServicePlan>>,
 ) -> Touched {
-    let role = nft::Role::Backend;
-    let nft = nft::update(&mut program.nft, role, desired, config, facts, before);
-    Touched { net: false, nft }
+    let nft = nft::update(&mut program.nft, role(config), desired, config, facts, before);
+    let iptables = config.service_backend == ServiceBackend::Iptables && !before.is_empty();
+    if iptables {
+        program.iptables = iptables::render(desired, config, facts);
+    }
+    Touched { net: false, nft, iptables }
 }
 
 /// As [`diff`], at a cost that depends on what was touched since `observed` was as the program.
 pub fn diff_touched(program: &Program, observed: &Observed, touched: &Touched) -> Vec<Op> {
     let nft = nft::diff_touched(&program.nft, &observed.nft, &touched.nft);
-    let net = if touched.net { net::diff(&program.net, &observed.net) } else { vec![] };
-    nft.into_iter().map(Op::Nft).chain(net.into_iter().map(Op::Net)).collect()
+    let mut ops: Vec<Op> = nft.into_iter().map(Op::Nft).collect();
+    if touched.iptables {
+        let iptables = iptables::diff(&program.iptables, &observed.iptables);
+        // The backend that takes over is there before the one that it takes over from goes.
+        let is_backend = !program.iptables.tables.is_empty();
+        let place = if is_backend { 0 } else { ops.len() };
+        ops.splice(place..place, iptables.into_iter().map(Op::Iptables));
+    }
+    if touched.net {
+        ops.extend(net::diff(&program.net, &observed.net).into_iter().map(Op::Net));
+    }
+    ops
 }
 
 impl Observed {
@@ -158,6 +229,7 @@ impl Observed {
         match op {
             Op::Net(op) => self.net.apply(op),
             Op::Nft(op) => self.nft.apply(op),
+            Op::Iptables(op) => self.iptables.apply(op),
         }
     }
 }
