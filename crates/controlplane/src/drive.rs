@@ -23,15 +23,15 @@ const MAX_WRITES_IN_FLIGHT: usize = 16;
 /// Watch events that are taken in before writes are looked for again.
 const MAX_EVENTS_AT_ONCE: usize = 64;
 
-/// Runs all controllers until `shutdown` becomes true or its sender is gone. `root_ca` is the
-/// PEM text of the certificate authority, which every namespace gets.
-pub async fn run(
-    client: Client,
-    cluster: ClusterConfig,
-    root_ca: String,
-    mut shutdown: watch::Receiver<bool>,
-) {
-    let mut manager = Manager::new(Config::new(cluster, root_ca, now()));
+/// What the controllers run with that begin now. `root_ca` is the PEM text of the certificate
+/// authority, which every namespace gets.
+pub fn config(cluster: ClusterConfig, root_ca: String) -> Config {
+    Config::new(cluster, root_ca, now())
+}
+
+/// Runs all controllers until `shutdown` becomes true or its sender is gone.
+pub async fn run(client: Client, config: Config, mut shutdown: watch::Receiver<bool>) {
+    let mut manager = Manager::new(config);
     let mut watchers = Watchers::new(&client);
     let mut jobs: JoinSet<(Job, Vec<StepResult>)> = JoinSet::new();
     loop {

@@ -61,17 +61,26 @@ pub struct Options {
     pub advertised: SocketAddr,
     /// Where node runtimes listen, the kubelet's port everywhere but in tests.
     pub runtime_port: u16,
+    /// Most endpoints of one EndpointSlice, 1 to [`controllers::controller::MAX_ENDPOINTS_PER_SLICE`].
+    pub max_endpoints_per_slice: usize,
 }
 
 impl Options {
-    /// Options with the usual runtime port.
+    /// Options with the usual runtime port and size of slices.
     pub fn new(
         state_directory: PathBuf,
         config: ClusterConfig,
         listen: Vec<SocketAddr>,
         advertised: SocketAddr,
     ) -> Self {
-        Self { state_directory, config, listen, advertised, runtime_port: layout::RUNTIME_PORT }
+        Self {
+            state_directory,
+            config,
+            listen,
+            advertised,
+            runtime_port: layout::RUNTIME_PORT,
+            max_endpoints_per_slice: controllers::controller::DEFAULT_ENDPOINTS_PER_SLICE,
+        }
     }
 }
 
@@ -189,11 +198,12 @@ impl ControlPlane {
 /// [`StartError`], when it does not come up, or when a part of it ends by a panic.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let authority = Pki::at(&options.state_directory.join(PKI_DIRECTORY), []).authority;
-    let config = options.config.clone();
+    let (cluster, slices) = (options.config.clone(), options.max_endpoints_per_slice);
     let mut running = ControlPlane::start(options).await?;
-    let root_ca = read_file(&authority)?;
+    let mut config = drive::config(cluster, read_file(&authority)?);
+    config.max_endpoints_per_slice = slices;
     let (stop, stopping) = watch::channel(false);
-    let mut controllers = tokio::spawn(drive::run(running.client(), config, root_ca, stopping));
+    let mut controllers = tokio::spawn(drive::run(running.client(), config, stopping));
     tokio::select! {
         () = shutdown => {}
         _ = &mut controllers => return Err(StartError::Fault { part: "the controllers" }),

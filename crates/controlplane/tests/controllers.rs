@@ -27,7 +27,7 @@ impl Controllers {
     fn start(server: &Server) -> Self {
         let (stop, stopping) = watch::channel(false);
         let client = server.running.client();
-        let task = tokio::spawn(drive::run(client, config(), "CA".into(), stopping));
+        let task = tokio::spawn(drive::run(client, drive::config(config(), "CA".into()), stopping));
         Self { stop, task }
     }
 

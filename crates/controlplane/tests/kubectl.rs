@@ -150,8 +150,7 @@ async fn with_every_kubectl(name: &str, scenario: impl AsyncFn(&Kubectl, &Client
         let (stop, stopping) = tokio::sync::watch::channel(false);
         let controllers = controlplane::drive::run(
             server.running.client(),
-            support::config(),
-            String::new(),
+            controlplane::drive::config(support::config(), String::new()),
             stopping,
         );
         let controllers = tokio::spawn(controllers);
@@ -404,6 +403,33 @@ async fn deleting_a_namespace_takes_its_content_along() {
         assert!(error.contains("NotFound"), "{error}");
         let left = kubectl.ok(&["get", "all,cm,secret,endpointslices", "-A"]).await;
         assert!(!left.contains("shop "), "{left}");
+    })
+    .await;
+}
+
+/// S-13: `kubectl get` of ranges and addresses.
+#[tokio::test]
+async fn ranges_and_addresses_are_listed() {
+    with_every_kubectl("addresses", async |kubectl, _| {
+        let output = kubectl.ok(&["get", "servicecidrs"]).await;
+        let ranges = words(&output);
+        assert_eq!(ranges[0], ["NAME", "CIDRS", "AGE"]);
+        assert_eq!(ranges[1][..2], ["kubernetes", "10.96.0.0/16"]);
+        let more = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "more"}, "spec": {"cidrs": ["10.97.0.0/24"]}}"#;
+        let created = kubectl.ok_with(&["create", "-f", "-"], more).await;
+        assert_eq!(created.trim(), "servicecidr.networking.k8s.io/more created");
+        kubectl.ok(&["wait", "--for=condition=Ready", "servicecidr/more"]).await;
+        kubectl.ok(&["create", "service", "clusterip", "far", "--tcp=80"]).await;
+        let output = kubectl.ok(&["get", "ip"]).await;
+        let addresses = words(&output);
+        assert_eq!(addresses[0], ["NAME", "PARENTREF", "AGE"]);
+        let parents: Vec<&str> = addresses[1..].iter().map(|row| row[1]).collect();
+        for parent in ["default/kubernetes", "kube-system/kube-dns", "default/far"] {
+            let parent = format!("services/{parent}");
+            assert!(parents.contains(&parent.as_str()), "{parent}: {addresses:?}");
+        }
+        kubectl.ok(&["delete", "servicecidr", "more"]).await;
     })
     .await;
 }
