@@ -20,8 +20,8 @@
 
 /* Bytes of an ICMP error before the packet that it is about. */
 #define ICMP_BYTES 8
-/* Where that packet may begin; an error with more headers before it is left as it is. */
-#define INNER_OFFSET_MAX 256
+/* Where it may begin; an error with more headers before it is left as it is. */
+#define OFFSET_MAX 256
 #define ICMP_CHECKSUM 2
 #define IPV4_CHECKSUM __builtin_offsetof(struct ipv4, checksum)
 #define TCP_CHECKSUM 16
@@ -102,7 +102,7 @@ static __attribute__((noinline)) bool read_segment(struct __sk_buff *skb, __u16 
 {
 	struct packet *packet = &segment->packet;
 
-	if (!read_packet(skb, family, segment->offset, packet))
+	if (segment->offset > OFFSET_MAX || !read_packet(skb, family, segment->offset, packet))
 		return false;
 	if (packet->plain)
 		return true;

@@ -271,21 +271,21 @@ static __attribute__((noinline)) int translate_error(struct __sk_buff *skb,
 {
 	const struct packet *packet = &outer->packet;
 	struct flow_key key = { .side = side };
-	__u32 offset = packet->payload_offset + ICMP_BYTES;
-	struct packet inner = {};
+	struct segment about = { .offset = packet->payload_offset + ICMP_BYTES };
+	const struct packet *inner = &about.packet;
 	__u8 type;
 
 	if (skb_load_bytes(skb, packet->payload_offset, &type, 1) ||
 	    !is_error(packet->family, type))
 		return TC_NEXT;
-	if (offset > INNER_OFFSET_MAX || !read_packet(skb, packet->family, offset, &inner) ||
-	    inner.later_fragment || !has_ports(inner.protocol))
+	if (!read_segment(skb, packet->family, &about) || inner->later_fragment ||
+	    !has_ports(inner->protocol))
 		return TC_NEXT;
-	struct flow *flow = find_by_error(skb, &inner, &key, now);
+	struct flow *flow = find_by_error(skb, inner, &key, now);
 	if (!flow)
 		return TC_NEXT;
 	bool is_source = side == LEAVING;
-	const struct address *from = is_source ? &inner.destination : &inner.source;
+	const struct address *from = is_source ? &inner->destination : &inner->source;
 	struct change change = {
 		.from = from,
 		.to = (const struct address *)flow->address,
@@ -294,7 +294,7 @@ static __attribute__((noinline)) int translate_error(struct __sk_buff *skb,
 		/* What the error is about went the other way. */
 		.is_source = !is_source,
 	};
-	if (!rewrite_inner(skb, outer, &inner, &change))
+	if (!rewrite_inner(skb, outer, inner, &change))
 		return drop_nat(NAT_DROP_CUT);
 	change.is_source = is_source;
 	change.from = is_source ? &packet->source : &packet->destination;
