@@ -1,7 +1,9 @@
 //! What is configured once for a whole cluster, and the check of its address ranges.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -84,6 +86,41 @@ pub enum ServiceBackend {
     Iptables,
     /// The kernel's IP virtual server.
     Ipvs,
+}
+
+impl ServiceBackend {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Ebpf, Self::Nftables, Self::Iptables, Self::Ipvs];
+
+    /// The name, as in configurations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Ebpf => "ebpf",
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
+        }
+    }
+}
+
+impl fmt::Display for ServiceBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// No backend has the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the service backends are auto, ebpf, nftables, iptables and ipvs")]
+pub struct UnknownServiceBackend;
+
+impl FromStr for ServiceBackend {
+    type Err = UnknownServiceBackend;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|one| one.as_str() == text).ok_or(UnknownServiceBackend)
+    }
 }
 
 impl Default for ClusterConfig {

@@ -134,3 +134,23 @@ impl Conditions {
         self.terminating.unwrap_or(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_and_targets_are_read_as_the_api_writes_them() {
+        let text = r#"{"addresses":["10.244.1.5"],"zone":"a",
+            "hints":{"forZones":[{"name":"a"},{"name":"b"}],"forNodes":null},
+            "targetRef":{"kind":"Pod","namespace":"shop","name":"web-1","uid":"u"}}"#;
+        let endpoint: Endpoint = serde_json::from_str(text).expect("an endpoint");
+        let hints = endpoint.hints.expect("hints");
+        let zones: Vec<&str> = hints.for_zones.iter().map(|zone| zone.name.as_str()).collect();
+        assert_eq!((zones, hints.for_nodes), (vec!["a", "b"], vec![]));
+        assert_eq!(endpoint.target_ref.expect("a target").name, "web-1");
+        let bare: Endpoint =
+            serde_json::from_str(r#"{"hints":null,"targetRef":null}"#).expect("an endpoint");
+        assert_eq!(bare, Endpoint::default());
+    }
+}

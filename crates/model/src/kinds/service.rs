@@ -227,3 +227,40 @@ impl Service {
         matches!(self.spec.kind, ServiceType::NodePort | ServiceType::LoadBalancer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Service {
+        serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    #[test]
+    fn only_load_balancers_that_leave_balancing_to_nodes_have_vips() {
+        let service = |kind: &str| {
+            read(&format!(
+                r#"{{"spec":{{"type":"{kind}"}},"status":{{"loadBalancer":{{"ingress":[
+                    {{"ip":"192.0.2.1"}},
+                    {{"ip":"192.0.2.2","ipMode":"VIP","ports":[{{"port":80,"protocol":"TCP"}}]}},
+                    {{"ip":"192.0.2.3","ipMode":"Proxy"}},
+                    {{"ip":"192.0.2.4","ipMode":null}},
+                    {{"ip":"192.0.2.5","ipMode":"Later"}},
+                    {{"hostname":"balancer.example"}}]}},"conditions":[]}}}}"#
+            ))
+        };
+        let balanced = service("LoadBalancer");
+        let vips: Vec<&str> = balanced.load_balancer_vips().collect();
+        assert_eq!(vips, ["192.0.2.1", "192.0.2.2", "192.0.2.4"]);
+        assert_eq!(service("NodePort").load_balancer_vips().count(), 0);
+    }
+
+    #[test]
+    fn absent_and_null_are_the_same() {
+        let nulls = r#"{"spec":{"externalIPs":null,"loadBalancerSourceRanges":null,
+            "healthCheckNodePort":null},"status":{"loadBalancer":null}}"#;
+        for text in ["{}", nulls, r#"{"status":null}"#, r#"{"status":{"loadBalancer":{}}}"#] {
+            assert_eq!(read(text), Service::default(), "{text}");
+        }
+    }
+}

@@ -29,7 +29,7 @@ pub(super) fn addresses(
             if ranges.any(|range| range.contains(&address)) {
                 Ok(())
             } else {
-                Err("no configured range of external IPs holds it; ask who runs the cluster")
+                Err("no range of the cluster's externalIpRanges holds it; ask who runs the cluster")
             }
         };
         match usable(text, families, config).and_then(|one| allowed(one).map(|()| one)) {

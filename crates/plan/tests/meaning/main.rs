@@ -7,6 +7,7 @@ mod load_balancers;
 mod masquerade;
 mod node_ports;
 mod of_plan;
+mod opt_out;
 mod port_ranges;
 mod random;
 mod scenario;
