@@ -52,8 +52,8 @@ pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeS
 pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, config: &Config) -> Outcome {
     let mut outcome = Outcome::nothing();
     let existing: Vec<&Arc<Object>> = snapshot
-        .in_namespace(Kind::EndpointSlice, &key.name.namespace)
-        .filter(|slice| is_ours(slice, &key.name.name) && !slice.is_terminating())
+        .slices_of(&key.name)
+        .filter(|slice| is_ours(slice) && !slice.is_terminating())
         .collect();
     let found = snapshot.get(Kind::Service, &key.name).filter(|found| !found.is_terminating());
     let Some((object, service)) = found.and_then(|found| Some((found, found.service()?))) else {
@@ -104,10 +104,8 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, config: &Config) -
     outcome
 }
 
-fn is_ours(slice: &Object, service: &str) -> bool {
-    let labels = &slice.meta.labels;
-    labels.get(SERVICE_NAME_LABEL).is_some_and(|name| name == service)
-        && labels.get(MANAGED_BY_LABEL).is_some_and(|name| name == MANAGED_BY)
+fn is_ours(slice: &Object) -> bool {
+    slice.meta.labels.get(MANAGED_BY_LABEL).is_some_and(|name| name == MANAGED_BY)
 }
 
 fn is_of_family(slice: &Object, family: Family) -> bool {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use model::kinds::IntOrString;
-use model::selector::matches_map;
 use model::{Family, Timestamp};
 
 use crate::kind::{Kind, ObjectKey};
@@ -23,34 +22,23 @@ pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeS
         Kind::Service => {
             keys.insert(object.key());
         }
-        Kind::Pod => services_of(change.both(), &object.meta.namespace, snapshot, keys),
+        Kind::Pod => change.both().for_each(|pod| services_of(pod, snapshot, keys)),
         // Endpoints carry the zone of their node, and there are none on a node that is not there.
         Kind::Node => {
             let place = |node: &Option<Arc<Object>>| {
                 node.as_ref().map(|node| node.meta.labels.get(ZONE_LABEL).cloned())
             };
             if place(&change.old) != place(&change.new) {
-                for pod in snapshot.pods_on(&object.meta.name) {
-                    services_of([pod].into_iter(), &pod.meta.namespace, snapshot, keys);
-                }
+                let pods = snapshot.pods_on(&object.meta.name);
+                pods.for_each(|pod| services_of(pod, snapshot, keys));
             }
         }
         _ => {}
     }
 }
 
-fn services_of<'a>(
-    pods: impl Iterator<Item = &'a Arc<Object>> + Clone,
-    namespace: &str,
-    snapshot: &Snapshot,
-    keys: &mut BTreeSet<ObjectKey>,
-) {
-    for service in snapshot.in_namespace(Kind::Service, namespace) {
-        let Some(view) = service.service().filter(|view| view.selects()) else { continue };
-        if pods.clone().any(|pod| matches_map(&view.spec.selector, &pod.meta.labels)) {
-            keys.insert(service.key());
-        }
-    }
+fn services_of(pod: &Object, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
+    keys.extend(snapshot.services_for(pod).map(|service| service.key()));
 }
 
 /// One endpoint with the ports that it has.
@@ -73,8 +61,7 @@ pub(crate) fn selected(
     snapshot: &Snapshot,
 ) -> Vec<SelectedPod> {
     snapshot
-        .in_namespace(Kind::Pod, &object.meta.namespace)
-        .filter(|pod| matches_map(&service.spec.selector, &pod.meta.labels))
+        .pods_with(&object.meta.namespace, &service.spec.selector)
         .filter_map(|pod| {
             let view = pod.pod().filter(|view| !view.is_finished())?;
             let endpoint = endpoint(object, service, pod, view, family, snapshot)?;

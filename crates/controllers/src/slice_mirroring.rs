@@ -47,9 +47,8 @@ pub(crate) fn interested(change: &Change, keys: &mut BTreeSet<ObjectKey>) {
 pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot) -> Outcome {
     let mut outcome = Outcome::nothing();
     let existing: Vec<&Arc<Object>> = snapshot
-        .in_namespace(Kind::EndpointSlice, &key.name.namespace)
+        .slices_of(&key.name)
         .filter(|slice| is_ours(slice) && !slice.is_terminating())
-        .filter(|slice| slice.meta.labels.get(SERVICE_NAME_LABEL) == Some(&key.name.name))
         .collect();
     let service = snapshot.get(Kind::Service, &key.name).and_then(|found| found.service());
     let endpoints = snapshot.get(Kind::Endpoints, &key.name).filter(|found| is_mirrored(found));

@@ -2,13 +2,16 @@
 //! (invariant 1). It takes in watch events and the answers to our own writes alike, so that a
 //! controller never acts twice because its watch lags behind.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use model::NamespacedName;
+use model::kinds::SERVICE_NAME_LABEL;
 use model::meta::OwnerReference;
+use model::selector::matches_map;
 
 use crate::kind::{Kind, ObjectKey};
 use crate::object::Object;
@@ -52,10 +55,52 @@ pub struct Snapshot {
     dependents: BTreeMap<String, BTreeSet<ObjectKey>>,
     /// Node name (empty: not scheduled) → its pods.
     pods_by_node: BTreeMap<String, BTreeSet<NamespacedName>>,
+    /// Slices and pods of Services, without a look at all of them.
+    groups: BTreeMap<Group, BTreeSet<NamespacedName>>,
     /// The uids of objects that are gone; none is ever used again.
     tombstones: BTreeSet<String>,
     /// The same, the oldest first.
     buried: VecDeque<String>,
+}
+
+/// What objects of a kind are looked for by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    /// EndpointSlices by the Service that they are of.
+    SlicesOf(NamespacedName),
+    /// Pods by one of their labels: namespace, key, value.
+    PodsWith(String, String, String),
+    /// Services by the first label of their selector: namespace, key, value.
+    ServicesFor(String, String, String),
+}
+
+impl Group {
+    fn of(object: &Object) -> Vec<Self> {
+        let namespace = || object.meta.namespace.clone();
+        match object.kind {
+            Kind::EndpointSlice => {
+                let service = object.meta.labels.get(SERVICE_NAME_LABEL);
+                let name = |service: &String| NamespacedName::new(namespace(), service.clone());
+                service.map(name).map(Self::SlicesOf).into_iter().collect()
+            }
+            Kind::Pod => {
+                let labels = object.meta.labels.iter();
+                labels.map(|(key, value)| Self::pods(&object.meta.namespace, key, value)).collect()
+            }
+            Kind::Service => {
+                let view = object.service().filter(|view| view.selects());
+                let first = view.and_then(|view| view.spec.selector.first_key_value());
+                let group = first
+                    .map(|(key, value)| Self::ServicesFor(namespace(), key.clone(), value.clone()));
+                group.into_iter().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn pods(namespace: &str, key: &str, value: &str) -> Self {
+        Self::PodsWith(namespace.to_owned(), key.to_owned(), value.to_owned())
+    }
 }
 
 impl Snapshot {
@@ -115,6 +160,44 @@ impl Snapshot {
             .into_iter()
             .flatten()
             .filter_map(|name| self.get(Kind::Pod, name))
+    }
+
+    /// The EndpointSlices of a Service, whoever made them.
+    pub fn slices_of<'a>(
+        &'a self,
+        service: &NamespacedName,
+    ) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        self.group(&Group::SlicesOf(service.clone()), Kind::EndpointSlice)
+    }
+
+    /// The pods of a namespace with all of these labels, by name; none where there are no labels.
+    pub fn pods_with<'a>(
+        &'a self,
+        namespace: &str,
+        labels: &'a BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'a Arc<Object>> {
+        let groups = labels.iter().map(|(key, value)| Group::pods(namespace, key, value));
+        let fewest = groups.min_by_key(|group| self.groups.get(group).map_or(0, BTreeSet::len));
+        fewest
+            .into_iter()
+            .flat_map(|group| self.group(&group, Kind::Pod))
+            .filter(|pod| matches_map(labels, &pod.meta.labels))
+    }
+
+    /// The Services that select a pod.
+    pub fn services_for<'a>(&'a self, pod: &'a Object) -> impl Iterator<Item = &'a Arc<Object>> {
+        let meta = &pod.meta;
+        let groups = meta.labels.iter().map(|(key, value)| {
+            Group::ServicesFor(meta.namespace.clone(), key.clone(), value.clone())
+        });
+        groups.flat_map(|group| self.group(&group, Kind::Service)).filter(|object| {
+            object.service().is_some_and(|view| matches_map(&view.spec.selector, &meta.labels))
+        })
+    }
+
+    fn group(&self, group: &Group, kind: Kind) -> impl Iterator<Item = &Arc<Object>> + use<'_> {
+        let names = self.groups.get(group).into_iter().flatten();
+        names.filter_map(move |name| self.get(kind, name))
     }
 
     /// The owner of a reference in an object of `namespace`. `Err` when its kind is not known
@@ -211,12 +294,18 @@ impl Snapshot {
     }
 
     fn put(&mut self, name: NamespacedName, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+        for group in old.into_iter().flat_map(|old| Group::of(old)) {
+            remove_from(&mut self.groups, &group, &name);
+        }
+        for group in new.into_iter().flat_map(|new| Group::of(new)) {
+            self.groups.entry(group).or_default().insert(name.clone());
+        }
         if let Some(old) = old {
             for owner in &old.meta.owner_references {
-                remove_from(&mut self.dependents, &owner.uid, &old.key());
+                remove_from(&mut self.dependents, owner.uid.as_str(), &old.key());
             }
             if let Some(pod) = old.pod() {
-                remove_from(&mut self.pods_by_node, &pod.spec.node_name, &name);
+                remove_from(&mut self.pods_by_node, pod.spec.node_name.as_str(), &name);
             }
         }
         if let Some(new) = new {
@@ -249,7 +338,12 @@ pub fn owner_key(reference: &OwnerReference, namespace: &str) -> Option<ObjectKe
     row.watched.then(|| ObjectKey::new(kind, NamespacedName::new(namespace, &*reference.name)))
 }
 
-fn remove_from<T: Ord>(index: &mut BTreeMap<String, BTreeSet<T>>, key: &str, value: &T) {
+fn remove_from<K, Q, T>(index: &mut BTreeMap<K, BTreeSet<T>>, key: &Q, value: &T)
+where
+    K: Ord + Borrow<Q>,
+    Q: Ord + ?Sized,
+    T: Ord,
+{
     if let Some(values) = index.get_mut(key) {
         values.remove(value);
         if values.is_empty() {
@@ -301,5 +395,59 @@ mod tests {
         assert_eq!(changes.len(), 2);
         let names: Vec<_> = snapshot.all(Kind::Pod).map(|pod| pod.meta.name.clone()).collect();
         assert_eq!(names, ["listed", "ours"]);
+    }
+
+    #[test]
+    fn groups_find_what_a_look_at_everything_finds() {
+        let mut snapshot = Snapshot::default();
+        let mut version = 0;
+        let mut apply = |snapshot: &mut Snapshot, kind: Kind, name: &str, mut value: Value| {
+            version += 1;
+            value["metadata"]["name"] = json!(name);
+            value["metadata"]["namespace"] = json!("d");
+            value["metadata"]["uid"] = json!(format!("u-{name}"));
+            value["metadata"]["resourceVersion"] = json!(version.to_string());
+            assert!(snapshot.apply(kind, value).is_some());
+        };
+        let labels = |app: &str, tier: &str| json!({"metadata": {"labels": {"a": app, "t": tier}}});
+        let selecting = |selector: Value| json!({"spec": {"selector": selector}});
+        // Each is written twice: what it was before finds it no longer.
+        for (first, second) in [("x", "y"), ("y", "x"), ("x", "x")] {
+            let name = format!("{first}{second}");
+            for (index, app) in [first, second].into_iter().enumerate() {
+                apply(&mut snapshot, Kind::Pod, &format!("p{name}"), labels(app, second));
+                let selector = if index == 0 { json!({"a": app}) } else { json!({"t": app}) };
+                apply(&mut snapshot, Kind::Service, &format!("s{name}"), selecting(selector));
+                let slice = json!({"metadata": {"labels": {SERVICE_NAME_LABEL: app}}});
+                apply(&mut snapshot, Kind::EndpointSlice, &format!("e{name}"), slice);
+            }
+        }
+        apply(&mut snapshot, Kind::Service, "all", selecting(json!({})));
+        let names = |objects: Vec<&Arc<Object>>| -> BTreeSet<String> {
+            objects.iter().map(|object| object.meta.name.clone()).collect()
+        };
+        for service in snapshot.all(Kind::Service) {
+            let view = service.service().expect("a Service");
+            let selector = &view.spec.selector;
+            let by_scan = snapshot
+                .all(Kind::Pod)
+                .filter(|pod| view.selects() && matches_map(selector, &pod.meta.labels));
+            let found = names(snapshot.pods_with("d", selector).collect());
+            assert_eq!(found, names(by_scan.collect()), "{}", service.meta.name);
+            assert_eq!(snapshot.pods_with("other", selector).count(), 0);
+        }
+        for pod in snapshot.all(Kind::Pod) {
+            let by_scan = snapshot.all(Kind::Service).filter(|service| {
+                let view = service.service().expect("a Service");
+                view.selects() && matches_map(&view.spec.selector, &pod.meta.labels)
+            });
+            let found = names(snapshot.services_for(pod).collect());
+            assert_eq!(found, names(by_scan.collect()), "{}", pod.meta.name);
+        }
+        for (service, wanted) in [("x", vec!["exx", "eyx"]), ("y", vec!["exy"]), ("z", vec![])] {
+            let found = snapshot.slices_of(&NamespacedName::new("d", service));
+            let wanted: BTreeSet<String> = wanted.into_iter().map(str::to_owned).collect();
+            assert_eq!(names(found.collect()), wanted);
+        }
     }
 }

@@ -597,3 +597,31 @@ fn a_removed_service_takes_its_slices_along() {
     assert!(cluster.all(Kind::EndpointSlice).is_empty());
     assert!(cluster.get(Kind::Endpoints, "default", "web").is_none());
 }
+
+/// Pods of a node that is given up are taken out of their Services in one go: no more writes than
+/// one a pod and one a slice, and within a second.
+#[test]
+fn pods_of_a_silent_node_leave_their_services_at_once() {
+    let mut cluster = Cluster::new(17, 2);
+    cluster.create("Service", "default", service("web"));
+    cluster.create("Deployment", "default", deployment("web", 60, "a"));
+    cluster.pass(Duration::from_secs(5));
+    let ready = |cluster: &Cluster| {
+        let endpoints = endpoints(cluster, "web");
+        endpoints.iter().filter(|endpoint| endpoint["conditions"]["ready"] == true).count()
+    };
+    assert_eq!(ready(&cluster), 60);
+    cluster.dead_nodes = vec!["node2".into()];
+    let unknown = |cluster: &Cluster| {
+        let node = cluster.get(Kind::Node, "", "node2").expect("the node");
+        condition(&node, "Ready")["status"] == "Unknown"
+    };
+    cluster.writes.clear();
+    while !unknown(&cluster) {
+        cluster.pass(Duration::from_secs(1));
+    }
+    assert_eq!(ready(&cluster), 30, "as soon as the node is given up");
+    let slice_writes =
+        cluster.writes.iter().filter(|write| write.starts_with("EndpointSlices")).count();
+    assert!(slice_writes <= 30, "{slice_writes}");
+}
