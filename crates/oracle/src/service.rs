@@ -28,7 +28,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::kinds::{ServicePort, ServiceType, TrafficPolicy};
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
-use model::{ClusterConfig, Family, NamespacedName, Service, World};
+use model::{ClusterConfig, Family, NamespacedName, Protocol, Service, World};
 
 use endpoints::Endpoint;
 
@@ -36,7 +36,7 @@ use endpoints::Endpoint;
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// A Service or slice with this label wants no proxy at all (KEP-2447).
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-/// The port that the node's DNS address answers on (RFC 1035).
+/// The port that the node's DNS address answers on, by UDP and TCP (RFC 1035).
 const DNS_PORT: u16 = 53;
 
 /// The node where the packet is looked at.
@@ -114,7 +114,8 @@ pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Pa
         return Decision { verdict: Verdict::Drop, rule: Rule::LoopbackGuard };
     }
     if config.dns_address(Family::of(&to.ip())) == Some(to.ip()) {
-        let verdict = if to.port() == DNS_PORT { untouched(to) } else { Verdict::Reject };
+        let is_dns = to.port() == DNS_PORT && packet.protocol != Protocol::Sctp;
+        let verdict = if is_dns { untouched(to) } else { Verdict::Reject };
         return Decision { verdict, rule: Rule::DnsAddress };
     }
     let case = Case { world, config, node, packet };
