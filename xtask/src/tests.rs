@@ -44,6 +44,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("kernel", "edge"),
     ("kernel", "iptables"),
     ("kernel", "nft"),
+    ("kernel", "socket_services"),
     ("kernel", "sockets"),
     ("kernel", "paths"),
     ("netlink", "kernel"),

@@ -1,0 +1,86 @@
+//! Restarts, other sizes, and maps that are full.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use ebpf_abi::services::{Slot, SlotKey};
+use kernel::bpf::services::{maps_directory, missing};
+use render::ebpf::{Change, EbpfOp, Sizes};
+
+use crate::world::{From, PORT, World, ask, cluster_ip, connect, fill, open, to, udp_socket};
+use crate::{ROUNDS, alone};
+
+#[test]
+fn a_restart_with_nothing_changed_writes_nothing() {
+    let (_turn, cgroup) = alone();
+    assert_eq!(missing(), Vec::<String>::new());
+    let mut world = World::new(cgroup.own.clone());
+    let (frontend, endpoints) = (world.frontend(0), world.endpoints(0));
+    assert!(!world.set(cluster_ip(frontend, &to(&endpoints))).is_empty());
+    let servers = world.listen(0, PORT);
+    let socket = udp_socket(world.namespace(From::Pod), frontend);
+    let asked = ask(&socket, frontend, &servers);
+    assert_eq!(world.driver.attached(&cgroup.own).expect("the programs").len(), 8);
+
+    // As after `kill -9`: nothing of it was in the process.
+    let sizes = Sizes::default();
+    drop(std::mem::replace(&mut world.driver, open(&world.node, sizes)));
+    connect(world.namespace(From::Pod), frontend, &servers);
+    assert_eq!(ask(&socket, frontend, &servers), asked, "flows are remembered");
+    let ops = fill(&mut world.driver, &world.desired, &world.config, &world.facts);
+    assert_eq!(ops, []);
+    assert_eq!(world.driver.attach(&cgroup.own).expect("attached"), Vec::<String>::new());
+
+    // Somebody detached one: it comes back, the others stay.
+    let pins = world.node.file_system.join("flatnet/service-links");
+    let pin = std::fs::read_dir(&pins).expect("the pins").flatten().next().expect("a pin").path();
+    std::fs::remove_file(&pin).expect("removed");
+    assert_eq!(world.driver.attach(&cgroup.own).expect("attached").len(), 1);
+
+    world.driver.detach().expect("detached");
+    assert_eq!(world.driver.attached(&cgroup.own).expect("the programs"), Vec::<&str>::new());
+}
+
+#[test]
+fn other_sizes_take_over_while_connections_are_made() {
+    let (_turn, cgroup) = alone();
+    let mut world = World::new(cgroup.own.clone());
+    let (frontend, endpoints) = (world.frontend(0), world.endpoints(0));
+    world.set(cluster_ip(frontend, &to(&endpoints)));
+    let servers = world.listen(0, PORT);
+    let old = maps_directory(&world.node.file_system, &Sizes::default());
+    assert!(old.exists());
+    let meet = |world: &World| -> BTreeSet<SocketAddr> {
+        (0..ROUNDS).map(|_| connect(world.namespace(From::Pod), frontend, &servers).0).collect()
+    };
+
+    let sizes = Sizes { services: 100, slots: 200, clients: 300 };
+    world.driver = open(&world.node, sizes);
+    assert_eq!(meet(&world), endpoints, "empty maps are nobody's yet");
+    // Only two endpoints, so that one sees which maps the programs read.
+    let fewer: BTreeSet<SocketAddr> = endpoints.iter().copied().take(2).collect();
+    let plan = cluster_ip(frontend, &to(&fewer));
+    world.desired.services.values_mut().for_each(|one| one.frontends = plan.clone());
+    fill(&mut world.driver, &world.desired, &world.config, &world.facts);
+    assert_eq!(meet(&world), endpoints, "filled maps are nobody's yet");
+    assert_eq!(world.driver.attach(&cgroup.own).expect("attached").len(), 8);
+    assert_eq!(meet(&world), fewer);
+    world.driver.remove_others().expect("removed");
+    assert!(!old.exists());
+    assert_eq!(meet(&world), fewer);
+}
+
+#[test]
+fn a_full_map_is_named_with_what_to_do() {
+    let (_turn, cgroup) = alone();
+    let mut world = World::new(cgroup.own.clone());
+    world.driver = open(&world.node, Sizes { services: 8, slots: 8, clients: 64 });
+    let slots = (0..64).map(|slot| (SlotKey { id: 1, slot }, Slot::default())).collect();
+    let op = EbpfOp::Slots(Change::Put(slots));
+    let error = world.driver.apply(&op).expect_err("too many");
+    assert_eq!(error.errno, libc::E2BIG);
+    assert!(error.message.contains("slots is full with 8 entries"), "{}", error.message);
+    let mut believed = world.driver.observe().expect("the maps");
+    assert_eq!(believed.slots.len(), 8, "the kernel stops in the middle");
+    assert_eq!(believed.apply(&op).expect_err("the fake refuses too").errno, libc::E2BIG);
+}
