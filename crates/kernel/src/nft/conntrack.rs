@@ -13,7 +13,7 @@ use super::FAMILY_HEADER_BYTES;
 use super::decode::address;
 use super::uapi::*;
 
-/// Deletes the UDP flows.
+/// Deletes the flows.
 pub fn forget(socket: &mut Socket, stale: &StaleFlows) -> Result<(), Error> {
     let get = request(stale.family, IPCTNL_MSG_CT_GET);
     let flows = socket.dump(&get, || "read the tracked connections".into())?;
@@ -127,8 +127,12 @@ fn request(family: Family, message: u16) -> Request {
     Request::new(NFNL_SUBSYS_CTNETLINK << 8 | message, 0, &[family, 0, 0, 0])
 }
 
-/// The client sent to one of the frontends, and the answers come from none of its endpoints.
+/// The client sent to one of the frontends, and the answers come from none of its endpoints; or it
+/// pings who shall not answer.
 fn is_stale(stale: &StaleFlows, attributes: Attributes<'_>) -> bool {
+    if let Some(pinged) = attributes.nested(CTA_TUPLE_ORIG).and_then(pinged) {
+        return stale.pings.contains(&pinged);
+    }
     let original = attributes.nested(CTA_TUPLE_ORIG).and_then(tuple);
     let reply = attributes.nested(CTA_TUPLE_REPLY).and_then(tuple);
     let (Some(original), Some(reply)) = (original, reply) else { return false };
@@ -146,6 +150,14 @@ fn is_stale(stale: &StaleFlows, attributes: Attributes<'_>) -> bool {
             .iter()
             .any(|(range, endpoints)| in_range(range) && !endpoints.contains(&reply.source.ip())),
     }
+}
+
+/// Whom a flow of ICMP messages is to.
+fn pinged(attributes: Attributes<'_>) -> Option<IpAddr> {
+    let protocol = attributes.nested(CTA_TUPLE_PROTO)?.u8(CTA_PROTO_NUM)?;
+    let ip = attributes.nested(CTA_TUPLE_IP)?;
+    let to = ip.find(CTA_IP_V4_DST).or_else(|| ip.find(CTA_IP_V6_DST))?;
+    [IPPROTO_ICMP, IPPROTO_ICMPV6].contains(&protocol).then(|| address(to)).flatten()
 }
 
 struct FlowTuple {

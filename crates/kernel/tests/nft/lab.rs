@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -31,6 +31,9 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 pub const POD1: &str = "10.244.0.2";
 pub const POD2: &str = "10.244.0.6";
 pub const NODE: &str = "172.30.0.2";
+pub const POD1_V6: &str = "fd00:10:244::1:2";
+pub const POD2_V6: &str = "fd00:10:244::2:2";
+pub const NODE_V6: &str = "fd00:172:30::2";
 pub const OUTSIDE: &str = "172.30.0.9";
 /// An address outside of every range of the cluster, on the outside machine.
 pub const INTERNET: &str = "192.0.2.1";
@@ -84,6 +87,30 @@ impl Lab {
         object.spec.pod_cidrs = vec!["10.244.0.0/24".parse().expect("cidr")];
         world.set(Object::Node(Arc::new(object)));
         Self { node, pod1, pod2, outside, config: ClusterConfig::default(), facts, world }
+    }
+
+    /// The same with addresses of both families everywhere.
+    pub fn dual_stack() -> Self {
+        let mut lab = Self::new();
+        for (peer, name, near, far) in [
+            (&lab.pod1, "pod1", "fd00:10:244::1:1/126", "fd00:10:244::1:2/126"),
+            (&lab.pod2, "pod2", "fd00:10:244::2:1/126", "fd00:10:244::2:2/126"),
+            (&lab.outside, "eth0", "fd00:172:30::2/64", "fd00:172:30::9/64"),
+        ] {
+            join_v6(&lab.node, peer, name, near, far);
+        }
+        let forwarding = "net/ipv6/conf/all/forwarding";
+        lab.node.run(|| sysctl::write(forwarding, "1").expect("forwarding")).expect("node");
+        let cidr = |text: &str| text.parse().expect("cidr");
+        lab.config.pod_cidrs.push(cidr("fd00:10:244::/48"));
+        lab.config.service_cidrs.push(cidr("fd00:10:96::/108"));
+        lab.config.node_cidrs.push(cidr("fd00:172:30::/64"));
+        lab.facts.addresses.push(NODE_V6.parse().expect("address"));
+        let mut node = Node::default();
+        node.metadata.name = "node1".into();
+        node.spec.pod_cidrs = vec![cidr("10.244.0.0/24"), cidr("fd00:10:244::/64")];
+        lab.world.set(Object::Node(Arc::new(node)));
+        lab
     }
 
     pub fn desired(&self) -> Desired {
@@ -204,6 +231,28 @@ fn join(node: &Netns, peer: &Netns, name: &str, near: &str, far: &str) {
         // The node's own way to the outside.
         let far: ipnet::IpNet = far.parse().expect("cidr");
         here.add_route(&Route::via(everywhere, far.addr(), near_link, 4)).expect("default route");
+    }
+}
+
+fn join_v6(node: &Netns, peer: &Netns, name: &str, near: &str, far: &str) {
+    for (namespace, link, address) in [(node, name, near), (peer, "eth0", far)] {
+        let mut netlink = Netlink::open_in(namespace).expect("netlink");
+        // An address works at once only where nobody asks first whether it is taken.
+        let dad = format!("net/ipv6/conf/{link}/accept_dad");
+        namespace.run(|| sysctl::write(&dad, "0").expect("no detection")).expect("namespace");
+        let link = netlink.require_link(link).expect("the link").index;
+        netlink.add_address(link, address.parse().expect("cidr")).expect("address");
+    }
+    let everywhere: ipnet::IpNet = "::/0".parse().expect("cidr");
+    let [near, far]: [ipnet::IpNet; 2] = [near, far].map(|text| text.parse().expect("cidr"));
+    let default_route = |namespace: &Netns, link: &str, gateway: IpAddr| {
+        let mut netlink = Netlink::open_in(namespace).expect("netlink");
+        let link = netlink.require_link(link).expect("the link").index;
+        netlink.add_route(&Route::via(everywhere, gateway, link, 4)).expect("default route");
+    };
+    default_route(peer, "eth0", near.addr());
+    if name == "eth0" {
+        default_route(node, name, far.addr());
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod invalid;
 mod lab;
+mod ping;
+mod services;
 
 use std::time::Duration;
 

@@ -31,7 +31,7 @@ pub(super) fn stale(
     let new = frontends(wanted, &node_addresses);
     let old = frontends(present, &node_addresses);
     let none = BTreeSet::new();
-    let mut stale = StaleFlows { family, frontends: BTreeMap::new(), ranges: BTreeMap::new() };
+    let mut stale = StaleFlows::none(family);
     for frontend in new.keys().chain(old.keys()) {
         let endpoints = new.get(frontend).unwrap_or(&none);
         if old.get(frontend).is_some_and(|old| old.is_subset(endpoints)) {

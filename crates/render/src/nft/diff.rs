@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use model::{Family, Protocol};
 
 use super::language::{Chain, Datum, Name, Set, Table, TableId, Tuple, Value};
-use super::layout::{NODE_ADDRESSES, RangeView, View};
+use super::layout::{ANSWERS_PING, NODE_ADDRESSES, RangeView, View};
 use super::program::{Touched, TouchedTable};
 use super::slots;
 use super::state::{Command, NftObserved, Transaction};
@@ -224,9 +224,10 @@ fn sweep(target: &Table, present: &Table) -> Vec<Command> {
 }
 
 /// Whether elements of a set go and come at once: those that switch frontends from one class to
-/// another, and intervals, since a new one may overlap with what goes.
+/// another, those that pings are answered by, so that no flow begins after all are forgotten, and
+/// intervals, since a new one may overlap with what goes.
 fn is_switch(name: &str, set: &Set) -> bool {
-    set.spec.is_interval() || is_classes(name)
+    set.spec.is_interval() || name == ANSWERS_PING || is_classes(name)
 }
 
 fn is_classes(name: &str) -> bool {
@@ -312,7 +313,10 @@ fn stale_flows(
     let maps = maps.chain(RangeView::ALL.map(RangeView::endpoints));
     let changed: BTreeSet<Tuple> =
         maps.flat_map(|map| changed_frontends(map, target, present)).collect();
-    let mut stale = StaleFlows { family, frontends: BTreeMap::new(), ranges: BTreeMap::new() };
+    let mut stale = StaleFlows::none(family);
+    let pings = addresses(present, ANSWERS_PING).collect::<BTreeSet<IpAddr>>();
+    let still = addresses(target, ANSWERS_PING).collect();
+    stale.pings = pings.difference(&still).copied().collect();
     for frontend in changed {
         // A node port stands in two views: what either allows is not stale.
         let allowed: BTreeSet<SocketAddr> = program
@@ -327,7 +331,7 @@ fn stale_flows(
                 stale.frontends.insert(address, allowed);
             }
             Some(Place::NodePort(port)) => {
-                let nodes = node_addresses(&program.table);
+                let nodes = addresses(&program.table, NODE_ADDRESSES);
                 let places = nodes.map(|node| (SocketAddr::new(node, port), allowed.clone()));
                 stale.frontends.extend(places);
             }
@@ -338,8 +342,7 @@ fn stale_flows(
             None => {}
         }
     }
-    let any = !stale.frontends.is_empty() || !stale.ranges.is_empty();
-    any.then_some(NftOp::ForgetFlows(stale))
+    (!stale.is_none()).then_some(NftOp::ForgetFlows(stale))
 }
 
 enum Place {
@@ -365,9 +368,9 @@ fn udp_place(frontend: &Tuple) -> Option<Place> {
     }
 }
 
-fn node_addresses(table: &Table) -> impl Iterator<Item = IpAddr> {
-    let nodes = table.sets.get(NODE_ADDRESSES).into_iter();
-    nodes.flat_map(|nodes| nodes.elements.keys()).filter_map(|key| match key.as_slice() {
+fn addresses<'a>(table: &'a Table, set: &str) -> impl Iterator<Item = IpAddr> + use<'a> {
+    let elements = table.sets.get(set).into_iter().flat_map(|set| set.elements.keys());
+    elements.filter_map(|key| match key.as_slice() {
         [Value::Address(address)] => Some(*address),
         _ => None,
     })

@@ -75,13 +75,13 @@ pub struct TableProgram {
 pub enum NftOp {
     /// Commands on one of our tables that take effect together or not at all.
     Transaction(Transaction),
-    /// Forgets tracked UDP flows that lead to endpoints which are no longer there. A UDP client
-    /// with a fixed source port would otherwise stay on a dead endpoint, since each datagram
-    /// renews the entry.
+    /// Forgets tracked flows that lead to what is no longer there. A UDP client with a fixed source
+    /// port would otherwise stay on a dead endpoint, since each datagram renews the entry.
     ForgetFlows(StaleFlows),
 }
 
-/// Tracked UDP flows to forget: those to one of `frontends` that lead elsewhere than its endpoints.
+/// Tracked flows to forget: UDP to one of `frontends` that leads elsewhere than its endpoints, and
+/// pings that shall not be answered any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaleFlows {
     /// The family of all addresses here.
@@ -91,6 +91,20 @@ pub struct StaleFlows {
     pub frontends: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
     /// The same for ranges of ports, first to last, which a flow keeps.
     pub ranges: BTreeMap<(IpAddr, u16, u16), BTreeSet<IpAddr>>,
+    /// ClusterIPs that have ceased to answer an ICMP echo; each further one would renew the flow.
+    pub pings: BTreeSet<IpAddr>,
+}
+
+impl StaleFlows {
+    /// None.
+    pub fn none(family: Family) -> Self {
+        Self { family, frontends: BTreeMap::new(), ranges: BTreeMap::new(), pings: BTreeSet::new() }
+    }
+
+    /// Whether there is nothing to forget.
+    pub fn is_none(&self) -> bool {
+        self.frontends.is_empty() && self.ranges.is_empty() && self.pings.is_empty()
+    }
 }
 
 /// Says a plan in nftables, Services included. A pure function of its arguments.
