@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use model::{NamespacedName, Timestamp, layout};
+use model::{NamespacedName, ServiceBackend, Timestamp, layout};
 use render::inventory::Row;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -58,6 +58,8 @@ pub struct AgentStatus {
     pub healthy: bool,
     /// Whether the node is about to go: new connections shall be sent to others (KEP-3836).
     pub leaving: bool,
+    /// What implements Services.
+    pub service_backend: ServiceBackend,
     /// Services in the kernel.
     pub services: usize,
     /// Other nodes whose pods this node has a way to.

@@ -39,6 +39,8 @@ use reconcile::Event;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+pub use kernel::service_backend;
+
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use options::{Api, Options, Places};
 pub use paths::PathRow;
@@ -60,9 +62,10 @@ const CANARY_PERIOD: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When another agent has the node, or the kernel, the sockets or the credentials cannot be opened.
-pub async fn run(options: Options, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> Result<()> {
     let _lock = lock::take(&options.places.run)?;
     install::remember(&options.places.run, &options.config)?;
+    options.config.service_backend = service_backend(options.config.service_backend)?;
     let client = options.api.client().await?;
     let (questions, mut asked) = mpsc::channel(health::QUESTIONS_MAX);
     // They end with us.

@@ -280,6 +280,7 @@ impl Agent {
             ready: self.is_ready(),
             healthy: self.is_healthy(),
             leaving: self.is_leaving(),
+            service_backend: self.options.config.service_backend,
             services: status.services,
             peers: status.peers,
             pods: self.edges.pods(),

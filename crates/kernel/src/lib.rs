@@ -7,6 +7,7 @@ pub mod net;
 pub mod nft;
 pub mod wireguard;
 
+use model::ServiceBackend;
 use render::{Kernel, Observed, Op, OpError};
 
 use render::iptables::{IptablesObserved, IptablesOp};
@@ -23,6 +24,26 @@ pub struct Linux {
     /// The nftables tables.
     pub nft: NftDriver,
     iptables: LazyIptables,
+}
+
+/// What implements Services when the configuration asks for `wanted`; never
+/// [`ServiceBackend::Auto`].
+///
+/// # Errors
+/// When this machine does not have it.
+pub fn service_backend(wanted: ServiceBackend) -> Result<ServiceBackend, OpError> {
+    let lacking = |message: &str| Err(OpError { errno: 0, message: message.to_owned() });
+    match wanted {
+        ServiceBackend::Auto | ServiceBackend::Nftables => Ok(ServiceBackend::Nftables),
+        ServiceBackend::Iptables if iptables::is_installed() => Ok(wanted),
+        ServiceBackend::Iptables => {
+            lacking("the service backend iptables needs its programs: install iptables")
+        }
+        ServiceBackend::Ebpf | ServiceBackend::Ipvs => {
+            let message = format!("there is no service backend {wanted} yet: nftables is one");
+            lacking(&message)
+        }
+    }
 }
 
 impl Linux {

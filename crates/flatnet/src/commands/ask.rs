@@ -32,6 +32,11 @@ pub struct Agents {
 }
 
 impl Agents {
+    /// All of a cluster of this machine.
+    pub fn of_cluster(name: &str) -> Self {
+        Self { name: Some(name.to_owned()), node: None }
+    }
+
     /// The sockets of the agents.
     ///
     /// # Errors

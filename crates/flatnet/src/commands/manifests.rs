@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
-use model::{ClusterConfig, Overlay, layout};
+use model::{ClusterConfig, Overlay, ServiceBackend, layout};
 use serde_json::{Value, json};
 
 use super::cluster_config;
@@ -41,7 +41,7 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["pod_cidr", "service_cidr", "node_cidr", "node_cidr_mask_size",
-            "overlay", "cross_subnet", "cluster_domain"]
+            "overlay", "cross_subnet", "service_backend", "cluster_domain"]
     )]
     config: Option<PathBuf>,
     /// The cluster's pod range, or one of each family: what the controller manager calls
@@ -79,6 +79,9 @@ pub struct Arguments {
     /// Send directly between nodes of one L2 segment, whatever the overlay.
     #[arg(long)]
     cross_subnet: bool,
+    /// What implements Services: auto, nftables or iptables.
+    #[arg(long, value_name = "BACKEND", default_value_t)]
+    service_backend: ServiceBackend,
     /// The DNS suffix of the cluster.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -128,6 +131,7 @@ fn config(arguments: &Arguments) -> Result<ClusterConfig> {
         node_prefix_length: arguments.node_cidr_mask_size,
         overlay: arguments.overlay,
         cross_subnet: arguments.cross_subnet,
+        service_backend: arguments.service_backend,
         cluster_domain: arguments.cluster_domain.clone(),
         ..ClusterConfig::default()
     };

@@ -1,21 +1,31 @@
 //! `flatnet service`: Services as the nodes see them: what clients get, which endpoints there are,
-//! and why one is not used.
+//! and why one is not used. And what implements them.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use agent::{Answer, EndpointReport, FrontendReport, NodeServices, ServiceReport};
-use anyhow::{Result, bail};
+use agent::{AgentStatus, Answer, EndpointReport, FrontendReport, NodeServices, ServiceReport};
+use anyhow::{Context, Result, bail};
+use model::ServiceBackend;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::ask::Agents;
+use super::{ClusterName, require_root};
+use crate::cluster::supervisor;
 use crate::output::{Format, print, table};
 
 /// Something is wrong with a Service that is shown.
 const EXIT_WRONG: u8 = 1;
+/// How long all agents may take to come back with another backend.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Agents are asked this often whether they have.
+const CHANGE_POLL: Duration = Duration::from_millis(50);
 
 /// Arguments of `flatnet service`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flatnet service list --name flatnet\n  flatnet service show shop/web --name flatnet --node node1\n  flatnet service show web -n shop --output yaml   # on a node of a real cluster\n\nExit codes: 0 all is well, 1 something is wrong with a Service that is shown."
+    after_help = "Examples:\n  flatnet service list --name flatnet\n  flatnet service show shop/web --name flatnet --node node1\n  flatnet service show web -n shop --output yaml   # on a node of a real cluster\n  flatnet service backend iptables --name flatnet\n\nExit codes: 0 all is well, 1 something is wrong with a Service that is shown."
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -32,6 +42,14 @@ enum Action {
         service: String,
         #[command(flatten)]
         asked: Asked,
+    },
+    /// Say what implements Services in a cluster of this machine, or change it: established
+    /// connections go on.
+    Backend {
+        /// auto, nftables or iptables.
+        backend: Option<ServiceBackend>,
+        #[command(flatten)]
+        cluster: ClusterName,
     },
 }
 
@@ -52,6 +70,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let all_well = match &arguments.action {
         Action::List(asked) => list(asked),
         Action::Show { service, asked } => show(service, asked),
+        Action::Backend { backend, cluster } => change_backend(*backend, cluster).map(|()| true),
     };
     match all_well {
         Ok(true) => ExitCode::SUCCESS,
@@ -96,6 +115,54 @@ fn show(service: &str, asked: &Asked) -> Result<bool> {
     }
     print(asked.output, &nodes, || show_text(&nodes))?;
     Ok(is_well(&nodes))
+}
+
+/// Agents read the cluster's configuration when they start: their supervisor starts them again.
+fn change_backend(wanted: Option<ServiceBackend>, cluster: &ClusterName) -> Result<()> {
+    require_root("asking an agent")?;
+    let (paths, mut spec) = cluster.load()?;
+    let agents = Agents::of_cluster(&cluster.name);
+    if let Some(wanted) = wanted {
+        let backend = agent::service_backend(wanted)?;
+        let report = supervisor::report(&paths)?
+            .with_context(|| format!("cluster {0} does not run: `flatnet up --name {0} --service-backend {wanted}` starts it with this backend", cluster.name))?;
+        spec.config.service_backend = wanted;
+        spec.save(&paths)?;
+        for process in report.processes.iter().filter(|it| it.name.starts_with("agent/")) {
+            if let Some(pid) = process.pid {
+                kill(Pid::from_raw(pid), Signal::SIGTERM)
+                    .with_context(|| format!("restarting {}", process.name))?;
+            }
+        }
+        wait_for(backend, &agents, spec.nodes.len())?;
+    }
+    let statuses: Vec<AgentStatus> = agents.ask("/status")?;
+    let lines: Vec<[String; 3]> = statuses
+        .into_iter()
+        .map(|it| [it.node, it.service_backend.to_string(), it.services.to_string()])
+        .collect();
+    print!("{}", table(["NODE", "BACKEND", "SERVICES"], &lines));
+    Ok(())
+}
+
+fn wait_for(backend: ServiceBackend, agents: &Agents, nodes: usize) -> Result<()> {
+    let deadline = Instant::now() + CHANGE_TIMEOUT;
+    loop {
+        // Those that start again do not answer for a moment.
+        let statuses: Vec<AgentStatus> = agents.ask("/status").unwrap_or_default();
+        let has = |it: &&AgentStatus| it.converged && it.service_backend == backend;
+        if statuses.iter().filter(has).count() == nodes {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "not every agent has changed to {backend} within {} s: `flatnet status` and the \
+                 agents' logs say why",
+                CHANGE_TIMEOUT.as_secs()
+            );
+        }
+        std::thread::sleep(CHANGE_POLL);
+    }
 }
 
 fn is_well(nodes: &[NodeServices]) -> bool {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use client::{Client, ListOptions, ResourcePath};
 use controlplane::pki;
 use ipnet::IpNet;
-use model::{ClusterConfig, Family, Node, Overlay, Timestamp, layout};
+use model::{ClusterConfig, Family, Node, Overlay, ServiceBackend, Timestamp, layout};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,7 +50,7 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["overlay", "cross_subnet", "ip_family", "pod_cidr", "service_cidr",
-            "node_cidr", "node_cidr_mask_size"]
+            "node_cidr", "node_cidr_mask_size", "service_backend"]
     )]
     config: Option<PathBuf>,
     /// How many nodes (default 3).
@@ -64,6 +64,10 @@ pub struct Arguments {
     /// is.
     #[arg(long)]
     cross_subnet: bool,
+    /// What implements Services on the nodes; on a cluster that runs it is changed live, and
+    /// established connections go on (default auto: nftables).
+    #[arg(long, value_name = "BACKEND")]
+    service_backend: Option<ServiceBackend>,
     /// Which families pods, Services and nodes have; the first is the default of Services
     /// (default ipv4).
     #[arg(long)]
@@ -124,7 +128,7 @@ struct Outcome {
     service_cidrs: Vec<IpNet>,
     node_cidrs: Vec<IpNet>,
     overlay: Overlay,
-    service_backend: &'static str,
+    service_backend: ServiceBackend,
     api_server: String,
     kubeconfig: PathBuf,
     dns_addresses: Vec<std::net::IpAddr>,
@@ -164,6 +168,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     };
     preflight::check_machine()?;
     preflight::check_overlay(&spec)?;
+    agent::service_backend(spec.config.service_backend)?;
     preflight::check_routes(&paths, &spec)?;
     progress.done("machine and ranges checked");
     // An interruption waits until it can be answered by taking everything away again.
@@ -239,7 +244,7 @@ fn start(
         service_cidrs: spec.config.service_cidrs.clone(),
         node_cidrs: spec.config.node_cidrs.clone(),
         overlay: spec.config.overlay,
-        service_backend: "nftables",
+        service_backend: agent::service_backend(spec.config.service_backend)?,
         api_server: spec.local_api_url(),
         kubeconfig: paths.kubeconfig(),
         dns_addresses: spec.dns_addresses(),
@@ -282,6 +287,7 @@ fn config_of_flags(arguments: &Arguments) -> Result<ClusterConfig> {
     }
     config.overlay = arguments.overlay.unwrap_or_default();
     config.cross_subnet = arguments.cross_subnet;
+    config.service_backend = arguments.service_backend.unwrap_or_default();
     config.node_prefix_length = arguments.node_cidr_mask_size.unwrap_or(config.node_prefix_length);
     Ok(config)
 }
@@ -335,6 +341,9 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
             config.service_cidrs,
             config.node_cidrs
         );
+    }
+    if let Some(backend) = arguments.service_backend {
+        stored.config.service_backend = backend;
     }
     let asked = arguments.api_port;
     stored.api_port = preflight::api_port(asked, stored.api_port)?;
