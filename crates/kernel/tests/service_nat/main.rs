@@ -1,7 +1,10 @@
 //! Services packet by packet, on this machine's kernel: single frames through the loaded programs,
 //! and real packets between pods, nodes and clients outside. Needs root.
 
+mod frames;
 #[path = "../bpf/lab.rs"]
 mod lab;
+mod life;
 mod scene;
 mod traffic;
+mod wire;

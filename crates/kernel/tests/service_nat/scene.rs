@@ -83,7 +83,7 @@ impl Scene {
             file_system: node.file_system.clone(),
             services_maps: services.maps_directory(),
             hook,
-            flows_max: 4096,
+            flows_max: 16_384,
         };
         let load = || ServiceNat::load(&options).unwrap_or_else(|error| panic!("{error}"));
         let nat = node.run(load);

@@ -1,6 +1,6 @@
 //! Real packets: who answers, whom the server sees, and who hears of errors.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use kernel::bpf::service_nat::MASQUERADE_PORTS;
@@ -257,4 +257,58 @@ fn datagrams_of_one_port_follow_the_endpoints() {
             assert_eq!(ask(family).expect("an answer").server, "veth12", "it is back");
         }
     }
+}
+
+/// A node whose rules drop what connection tracking calls INVALID, and masquerade pods that talk
+/// to the outside: to it no flow was ever translated.
+const RULES: &str = "
+table inet test {
+    chain forward {
+        type filter hook forward priority 0
+        ct state invalid counter drop
+    }
+    chain input {
+        type filter hook input priority 0
+        ct state invalid counter drop
+    }
+    chain postrouting {
+        type nat hook postrouting priority 100
+        ip saddr 10.244.0.0/16 ip daddr != { 10.244.0.0/16, 192.0.2.0/24 } masquerade
+        ip6 saddr fd00:1::/64 ip6 daddr != { fd00::/16, 2001:db8::/64 } masquerade
+    }
+}
+";
+
+/// S-11: the kernel's connection tracking sees both directions of each flow between the same ends.
+#[test]
+fn nothing_is_invalid_to_connection_tracking() {
+    let mut scene = Scene::new(Mode::Routed);
+    let _servers = [&scene.pods[0], &scene.pods[1], &scene.remote].map(Server::start);
+    scene.node.run(|| run_nft(&["-f", "-"], RULES));
+    let endpoints = [scene.pods[0].addresses, scene.pods[1].addresses, scene.remote.addresses];
+    for endpoint in endpoints {
+        for frontend in [Frontend::CLUSTER_IP, Frontend::NODE_PORT] {
+            scene.serve(frontend, &[endpoint]);
+            for family in FAMILIES {
+                for client in [&scene.pods[0].namespace, &scene.other.namespace] {
+                    ask_all(client, frontend.address(family), "beside netfilter");
+                }
+            }
+        }
+    }
+    let listed = scene.node.run(|| run_nft(&["list", "table", "inet", "test"], ""));
+    assert_eq!(listed.matches("counter packets 0 bytes 0 drop").count(), 2, "{listed}");
+}
+
+fn run_nft(arguments: &[&str], input: &str) -> String {
+    let mut child = std::process::Command::new("nft")
+        .args(arguments)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("nft");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("written");
+    let output = child.wait_with_output().expect("its end");
+    assert!(output.status.success(), "nft {arguments:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -1,0 +1,366 @@
+//! Single frames through the loaded programs: each field of what they leave, checksums included.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ebpf_abi::flows::PORT_TRIES_MAX;
+use kernel::bpf::Program;
+use kernel::bpf::service_nat::MASQUERADE_PORTS;
+use render::ebpf::View;
+
+use crate::lab::{Mode, pod_addresses};
+use crate::scene::{FAMILIES, Frontend, PORT, Scene, TARGET, TCP, UDP, node_addresses};
+use crate::wire::{
+    ACK, RST, Read, SCTP, SYN, error, frame, packet, read, read_packet, simple, transport,
+};
+
+const TC_NEXT: i32 = -1;
+const TC_DROP: i32 = 2;
+const TC_REDIRECT: i32 = 7;
+const CLIENT_PORT: u16 = 40_000;
+const ROUNDS: u16 = 300;
+
+/// A scene whose links are silent, and the places of its frames.
+struct Bench {
+    scene: Scene,
+    pod: (u32, [u8; 6]),
+    uplink: (u32, [u8; 6]),
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut scene = Scene::new(Mode::Routed);
+        let mut place = |name: &str| {
+            let link = scene.node.netlink.require_link(name).expect("a link");
+            (link.index, link.mac.expect("a MAC address").0)
+        };
+        let (pod, uplink) = (place("veth11"), place("eth0"));
+        scene.node.silence();
+        Self { scene, pod, uplink }
+    }
+
+    fn run(&self, program: Program, link: (u32, [u8; 6]), bytes: &[u8]) -> (i32, Vec<u8>) {
+        let run = || self.scene.nat.run(program, link.0, bytes).expect("a frame that can be run");
+        self.scene.node.run(run)
+    }
+
+    fn enter(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
+        let (verdict, left) = self.run(Program::ServiceEnter, link, bytes);
+        assert_eq!(verdict, TC_NEXT);
+        read(&left)
+    }
+
+    fn leave(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
+        let (verdict, left) = self.run(Program::ServiceLeave, link, bytes);
+        assert_eq!(verdict, TC_NEXT);
+        read(&left)
+    }
+
+    /// Whether a frame goes on as it came.
+    fn is_left_alone(&self, program: Program, link: (u32, [u8; 6]), bytes: &[u8]) -> bool {
+        self.run(program, link, bytes) == (TC_NEXT, bytes.to_vec())
+    }
+
+    fn client(&self, family: usize, port: u16) -> SocketAddr {
+        SocketAddr::new(self.scene.pods[0].addresses[family], port)
+    }
+}
+
+fn endpoint(family: usize) -> SocketAddr {
+    SocketAddr::new(pod_addresses(1, 12)[family], TARGET)
+}
+
+fn segment(to: [u8; 6], protocol: u8, read: (SocketAddr, SocketAddr), flags: u8) -> Vec<u8> {
+    simple(to, protocol, read.0, read.1, flags)
+}
+
+/// Both directions of a flow of a pod, with right checksums; what is no Service's stays.
+#[test]
+fn a_pods_flow_is_translated_there_and_back() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        for (protocol, number) in [(TCP, CLIENT_PORT), (UDP, CLIENT_PORT)] {
+            let (client, frontend) =
+                (bench.client(family, number), Frontend::CLUSTER_IP.address(family));
+            let first = segment(bench.pod.1, protocol, (client, frontend), SYN);
+            let found = bench.enter(bench.pod, &first);
+            assert_eq!((found.source, found.destination), (client, endpoint(family)));
+            let answer = segment([9; 6], protocol, (endpoint(family), client), SYN | ACK);
+            let found = bench.leave(bench.pod, &answer);
+            assert_eq!((found.source, found.destination), (frontend, client));
+            // Nothing is masqueraded, and answers enter as they are.
+            let inside = segment([9; 6], protocol, (client, endpoint(family)), ACK);
+            assert!(bench.is_left_alone(Program::ServiceLeave, bench.pod, &inside));
+            assert!(bench.is_left_alone(Program::ServiceEnter, bench.pod, &answer));
+        }
+        let client = bench.client(family, 41_000);
+        let frontend = Frontend::CLUSTER_IP.address(family);
+        let rows = [
+            ("no Service's port", TCP, SocketAddr::new(frontend.ip(), PORT + 1), SYN),
+            ("a pod", TCP, endpoint(family), SYN),
+            ("the middle of an unknown connection", TCP, frontend, ACK),
+            ("a reset of an unknown connection", TCP, frontend, RST),
+            ("another protocol", SCTP, frontend, 0),
+        ];
+        for (name, protocol, target, flags) in rows {
+            let frame = segment(bench.pod.1, protocol, (client, target), flags);
+            assert!(bench.is_left_alone(Program::ServiceEnter, bench.pod, &frame), "{name}");
+        }
+    }
+}
+
+/// The four sides of a masqueraded flow, for many clients: all have ports of their own.
+#[test]
+fn a_masqueraded_flow_is_translated_on_all_four_sides() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::NODE_PORT, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        let (frontend, own) = (Frontend::NODE_PORT.address(family), node_addresses(1)[family]);
+        let mut taken = std::collections::BTreeSet::new();
+        for protocol in [TCP, UDP] {
+            for port in CLIENT_PORT..CLIENT_PORT + ROUNDS {
+                let client = SocketAddr::new(node_addresses(2)[family], port);
+                let first = segment(bench.uplink.1, protocol, (client, frontend), SYN);
+                let found = bench.enter(bench.uplink, &first);
+                assert_eq!((found.source, found.destination), (client, endpoint(family)));
+                let inside = segment([9; 6], protocol, (client, endpoint(family)), SYN);
+                let seen = bench.leave(bench.pod, &inside).source;
+                assert_eq!(seen.ip(), own);
+                assert!(MASQUERADE_PORTS.contains(&seen.port()) && taken.insert((protocol, seen)));
+                assert_eq!(bench.leave(bench.pod, &inside).source, seen, "it keeps its port");
+                let answer = segment([9; 6], protocol, (endpoint(family), seen), SYN | ACK);
+                let found = bench.enter(bench.pod, &answer);
+                assert_eq!((found.source, found.destination), (endpoint(family), client));
+                let answer = segment([9; 6], protocol, (endpoint(family), client), SYN | ACK);
+                let found = bench.leave(bench.uplink, &answer);
+                assert_eq!((found.source, found.destination), (frontend, client));
+            }
+        }
+    }
+    let flows = bench.scene.nat.flows().expect("the flows");
+    assert_eq!(flows.len(), 4 * usize::from(ROUNDS));
+    assert!(flows.iter().all(|flow| flow.masqueraded_as.is_some() && flow.is_answered));
+}
+
+/// ICMP errors about either direction: both headers are translated, on each side.
+#[test]
+fn errors_are_translated_in_both_headers() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::NODE_PORT, &[pod_addresses(1, 12)]);
+    let router: [IpAddr; 2] =
+        ["203.0.113.9", "2001:db8:9::9"].map(|text| text.parse().expect("an address"));
+    for family in FAMILIES {
+        let kinds: &[u8] = if family == 0 { &[3, 11, 12] } else { &[1, 2, 3, 4] };
+        for protocol in [TCP, UDP] {
+            let (frontend, pod) = (Frontend::NODE_PORT.address(family), endpoint(family));
+            let client = SocketAddr::new(node_addresses(2)[family], CLIENT_PORT);
+            bench.enter(bench.uplink, &segment(bench.uplink.1, protocol, (client, frontend), SYN));
+            let seen =
+                bench.leave(bench.pod, &segment([9; 6], protocol, (client, pod), SYN)).source;
+            let ip = |from: SocketAddr, to: SocketAddr| {
+                let payload = transport(protocol, (from.port(), to.port()), ACK, b"data");
+                packet(from.ip(), to.ip(), protocol, &payload)
+            };
+            for &kind in kinds {
+                // The program, its link; the error's source and destination and what it is about;
+                // then the same as they shall be.
+                let (enter, leave) = (Program::ServiceEnter, Program::ServiceLeave);
+                let rows = [
+                    (
+                        enter,
+                        bench.pod,
+                        (pod.ip(), seen.ip()),
+                        (seen, pod),
+                        (pod.ip(), client.ip()),
+                        (client, pod),
+                    ),
+                    (
+                        leave,
+                        bench.uplink,
+                        (pod.ip(), client.ip()),
+                        (client, pod),
+                        (frontend.ip(), client.ip()),
+                        (client, frontend),
+                    ),
+                    (
+                        leave,
+                        bench.uplink,
+                        (router[family], client.ip()),
+                        (client, pod),
+                        (router[family], client.ip()),
+                        (client, frontend),
+                    ),
+                    (
+                        enter,
+                        bench.uplink,
+                        (client.ip(), frontend.ip()),
+                        (frontend, client),
+                        (client.ip(), pod.ip()),
+                        (pod, client),
+                    ),
+                    (
+                        enter,
+                        bench.uplink,
+                        (router[family], frontend.ip()),
+                        (frontend, client),
+                        (router[family], pod.ip()),
+                        (pod, client),
+                    ),
+                    // Towards the endpoint nobody but the node is seen.
+                    (
+                        leave,
+                        bench.pod,
+                        (router[family], pod.ip()),
+                        (pod, client),
+                        (seen.ip(), pod.ip()),
+                        (pod, seen),
+                    ),
+                ];
+                for (program, link, outer, about, new_outer, new_about) in rows {
+                    let bytes =
+                        frame([9; 6], &error(outer.0, outer.1, kind, &ip(about.0, about.1)));
+                    let (verdict, left) = bench.run(program, link, &bytes);
+                    assert_eq!(verdict, TC_NEXT);
+                    let found = read(&left);
+                    assert_eq!(
+                        (found.source.ip(), found.destination.ip()),
+                        new_outer,
+                        "{kind} {outer:?}"
+                    );
+                    let inner = read_packet(&found.payload[8..], false);
+                    assert_eq!((inner.source, inner.destination), new_about, "{kind} {outer:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Refusals as a whole frame: a reset that fits, an error about the datagram; nothing to a reset
+/// or to data in the first segment.
+#[test]
+fn refusals_are_well_formed() {
+    let mut bench = Bench::new();
+    bench.scene.close(Frontend::CLUSTER_IP, &View::Reject);
+    for family in FAMILIES {
+        let (client, frontend) =
+            (bench.client(family, CLIENT_PORT), Frontend::CLUSTER_IP.address(family));
+        let first = segment(bench.pod.1, TCP, (client, frontend), SYN);
+        let (verdict, left) = bench.run(Program::ServiceEnter, bench.pod, &first);
+        assert_eq!(verdict, TC_REDIRECT);
+        assert_eq!((&left[..6], &left[6..12]), (&first[6..12], &first[..6]), "to who sent it");
+        let found = read(&left);
+        assert_eq!((found.source, found.destination), (frontend, client));
+        assert_eq!(found.payload.len(), 20);
+        assert_eq!(found.payload[8..12], 8_u32.to_be_bytes(), "acknowledges the SYN");
+        assert_eq!(found.payload[13], RST | ACK);
+
+        let datagram = transport(UDP, (client.port(), frontend.port()), 0, &[7; 100]);
+        let datagram = packet(client.ip(), frontend.ip(), UDP, &datagram);
+        let (verdict, left) =
+            bench.run(Program::ServiceEnter, bench.pod, &frame(bench.pod.1, &datagram));
+        assert_eq!(verdict, TC_REDIRECT);
+        let found = read(&left);
+        assert_eq!((found.source.ip(), found.destination.ip()), (frontend.ip(), client.ip()));
+        assert_eq!(found.payload[..2], [[3, 3], [1, 4]][family], "port unreachable");
+        assert_eq!(found.payload[8..], datagram[..found.payload.len() - 8], "about the datagram");
+
+        let early = transport(TCP, (client.port(), frontend.port()), SYN, b"early data");
+        let early = frame(bench.pod.1, &packet(client.ip(), frontend.ip(), TCP, &early));
+        assert_eq!(bench.run(Program::ServiceEnter, bench.pod, &early).0, TC_DROP);
+        let reset = segment(bench.pod.1, TCP, (client, frontend), RST);
+        assert!(bench.is_left_alone(Program::ServiceEnter, bench.pod, &reset));
+    }
+}
+
+/// The endpoint would take two connections of one client's port for one: the second gets another
+/// endpoint, or none. Of datagrams who was asked last answers.
+#[test]
+fn a_clients_port_leads_to_an_endpoint_by_one_frontend_at_a_time() {
+    let mut bench = Bench::new();
+    for frontend in [Frontend::CLUSTER_IP, Frontend::LOCAL_NODE_PORT] {
+        bench.scene.serve(frontend, &[pod_addresses(1, 12)]);
+    }
+    for family in FAMILIES {
+        let frontends =
+            [Frontend::CLUSTER_IP, Frontend::LOCAL_NODE_PORT].map(|one| one.address(family));
+        let client = bench.client(family, CLIENT_PORT);
+        let ask = |protocol, target| {
+            bench.run(
+                Program::ServiceEnter,
+                bench.pod,
+                &segment(bench.pod.1, protocol, (client, target), SYN),
+            )
+        };
+        assert_eq!(read(&ask(TCP, frontends[0]).1).destination, endpoint(family));
+        assert_eq!(ask(TCP, frontends[1]).0, TC_DROP);
+        for target in [frontends[0], frontends[1]] {
+            assert_eq!(read(&ask(UDP, target).1).destination, endpoint(family));
+            let answer = segment([9; 6], UDP, (endpoint(family), client), 0);
+            assert_eq!(bench.leave(bench.pod, &answer).source, target);
+        }
+    }
+    assert_eq!(bench.scene.counter("nat_drop_taken"), 2);
+    // With a second endpoint there is a way out for TCP.
+    bench.scene.serve(Frontend::LOCAL_NODE_PORT, &[pod_addresses(1, 12), pod_addresses(1, 13)]);
+    let target = Frontend::LOCAL_NODE_PORT.address(0);
+    let found = (0..PORT_TRIES_MAX).find_map(|_| {
+        let (verdict, left) = bench.run(
+            Program::ServiceEnter,
+            bench.pod,
+            &segment(bench.pod.1, TCP, (bench.client(0, CLIENT_PORT), target), SYN),
+        );
+        (verdict == TC_NEXT).then(|| read(&left).destination.ip())
+    });
+    assert_eq!(found, Some(pod_addresses(1, 13)[0]));
+}
+
+/// S-10 for masqueraded flows: without a free port the flow is dropped and counted.
+#[test]
+fn a_flow_without_a_port_is_dropped() {
+    let mut bench = Bench::new();
+    bench.scene.wanted.ports = 20_000..=20_001;
+    bench.scene.apply();
+    bench.scene.serve(Frontend::NODE_PORT, &[pod_addresses(1, 12)]);
+    let verdict = |port: u16| {
+        let client = SocketAddr::new(node_addresses(2)[0], port);
+        let target = Frontend::NODE_PORT.address(0);
+        bench.enter(bench.uplink, &segment(bench.uplink.1, UDP, (client, target), 0));
+        let inside = segment([9; 6], UDP, (client, endpoint(0)), 0);
+        bench.run(Program::ServiceLeave, bench.pod, &inside).0
+    };
+    assert_eq!([1, 2, 3, 1].map(verdict), [TC_NEXT, TC_NEXT, TC_DROP, TC_NEXT]);
+    assert_eq!(bench.scene.counter("nat_drop_ports"), 1);
+}
+
+/// Frames that end anywhere, and tagged ones, do no harm and go on.
+#[test]
+fn what_cannot_be_read_goes_on_untouched() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        for protocol in [TCP, UDP] {
+            let pair = (bench.client(family, CLIENT_PORT), Frontend::CLUSTER_IP.address(family));
+            let whole = segment(bench.pod.1, protocol, pair, SYN);
+            let header = 14 + [20, 40][family];
+            // Shorter ones the kernel does not run at all.
+            for bytes in header..header + if protocol == TCP { 14 } else { 4 } {
+                for program in [Program::ServiceEnter, Program::ServiceLeave] {
+                    assert!(bench.is_left_alone(program, bench.pod, &whole[..bytes]), "{bytes}");
+                }
+            }
+        }
+    }
+    assert_eq!(bench.scene.counter("nat_flow_new"), 0);
+}
+
+/// A datagram without a checksum keeps none (RFC 768).
+#[test]
+fn no_checksum_stays_none() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
+    let pair = (bench.client(0, CLIENT_PORT), Frontend::CLUSTER_IP.address(0));
+    let mut datagram = segment(bench.pod.1, UDP, pair, 0);
+    datagram[14 + 20 + 6..14 + 20 + 8].fill(0);
+    let found = bench.enter(bench.pod, &datagram);
+    assert_eq!((found.destination, &found.payload[6..8]), (endpoint(0), &[0, 0][..]));
+}
