@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use model::packet::{Entry, Packet, Verdict};
 use model::world::{Kind, Object};
-use model::{NamespacedName, World};
+use model::{ClusterConfig, Family, NamespacedName, World};
 use proptest::prelude::*;
 use reconcile::Event;
 use render::Kernel;
@@ -19,7 +19,7 @@ use testkit::random::{self, Choices};
 use testkit::{objects, verdict};
 
 /// Random worlds for each law.
-const WORLDS: u32 = 500;
+const WORLDS: u32 = 250;
 /// Bytes that decide one world, its packets and its events.
 const BYTES: usize = 300;
 
@@ -35,13 +35,24 @@ fn config() -> ProptestConfig {
 }
 
 fn node(kernel: FakeKernel) -> NodeLoop<FakeKernel> {
-    let config = objects::config();
+    let config = config_of_worlds();
     let facts = objects::facts(1, &config);
     NodeLoop::new(config, facts, kernel)
 }
 
 fn world_of(bytes: &[u8]) -> Vec<Object> {
-    random::nodes().into_iter().chain(random::services(&mut Choices::new(bytes))).collect()
+    let (config, mut choices) = (config_of_worlds(), Choices::new(bytes));
+    let nodes = random::nodes(&mut choices, &config).into_iter();
+    nodes.chain(random::services(&mut choices, &config)).collect()
+}
+
+/// One configuration for all worlds: those before and after a change belong to one cluster.
+fn config_of_worlds() -> ClusterConfig {
+    let ranges = ["198.51.100.0/24", "2001:db8:51::/48"];
+    ClusterConfig {
+        external_ip_ranges: ranges.iter().filter_map(|text| text.parse().ok()).collect(),
+        ..objects::config_of(&[Family::V4, Family::V6])
+    }
 }
 
 fn key(object: &Object) -> (Kind, NamespacedName) {
@@ -72,8 +83,9 @@ fn events(choices: &mut Choices<'_>, from: &[Object], to: &[Object]) -> Vec<Even
 }
 
 fn packets(choices: &mut Choices<'_>, world: &World, count: usize) -> Vec<Packet> {
-    let facts = objects::facts(1, &objects::config());
-    (0..count).map(|_| random::packet(choices, world, &facts)).collect()
+    let config = config_of_worlds();
+    let facts = objects::facts(1, &config);
+    (0..count).map(|_| random::packet(choices, world, &config, &facts)).collect()
 }
 
 fn destinations(traced: &Result<Verdict, TraceError>) -> BTreeSet<SocketAddr> {

@@ -127,7 +127,7 @@ proptest! {
         questions in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let config = objects::config();
-        let objects: Vec<Object> = random::services(&mut Choices::new(&world));
+        let objects: Vec<Object> = random::services(&mut Choices::new(&world), &config);
         let mut world = World::default();
         for object in objects {
             world.set(object);

@@ -274,7 +274,12 @@ impl Simulation {
             let kernel = agent.node.kernel.state.clone();
             for _ in 0..PACKETS {
                 let bytes = random::bytes(self.random.next(), 32);
-                let packet = random::packet(&mut Choices::new(&bytes), &world, &agent.node.facts);
+                let packet = random::packet(
+                    &mut Choices::new(&bytes),
+                    &world,
+                    &self.config,
+                    &agent.node.facts,
+                );
                 let meant = verdict::by_oracle(&world, &self.config, &agent.node.facts, &packet);
                 let traced = verdict::by_nft(&kernel.nft, &self.config, &agent.node.facts, &packet);
                 ensure!(
