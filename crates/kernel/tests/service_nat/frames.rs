@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ebpf_abi::flows::PORT_TRIES_MAX;
+use ebpf_abi::flows::{self, Flow, FlowKey, PORT_TRIES_MAX};
 use kernel::bpf::Program;
 use kernel::bpf::service_nat::MASQUERADE_PORTS;
 use render::ebpf::View;
@@ -363,4 +363,108 @@ fn no_checksum_stays_none() {
     datagram[14 + 20 + 6..14 + 20 + 8].fill(0);
     let found = bench.enter(bench.pod, &datagram);
     assert_eq!((found.destination, &found.payload[6..8]), (endpoint(0), &[0, 0][..]));
+}
+
+/// Makes all entries of flows older, as if nobody had used them for so many seconds.
+fn age(bench: &Bench, seconds: u32) {
+    let pin = bench.scene.node.file_system.join("flatnet/flows-v1/maps/flows");
+    let map = aya::maps::MapData::from_pin(pin).and_then(aya::maps::Map::from_map_data);
+    let mut flows: aya::maps::HashMap<_, [u8; FlowKey::BYTES], [u8; Flow::BYTES]> =
+        map.expect("the map").try_into().expect("a hash map");
+    let entries: Vec<_> = flows.iter().map(|entry| entry.expect("an entry")).collect();
+    for (key, flow) in entries {
+        let mut flow = Flow::from_bytes(&flow);
+        flow.used_s = flow.used_s.wrapping_sub(seconds);
+        flows.insert(key, flow.to_bytes(), 0).expect("written");
+    }
+}
+
+/// Each state of a flow has its time; after it neither direction is touched any more.
+#[test]
+fn flows_are_forgotten_when_their_time_is_over() {
+    const FIN: u8 = 1;
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
+    // Protocol, the flags of what client and endpoint send after the first packet, and the time.
+    let rows: [(u8, &[u8], &[u8], u32); 7] = [
+        (TCP, &[], &[], flows::TCP_UNANSWERED_S),
+        (TCP, &[], &[SYN | ACK], flows::TCP_ESTABLISHED_S),
+        (TCP, &[FIN | ACK], &[SYN | ACK], flows::TCP_HALF_CLOSED_S),
+        (TCP, &[FIN | ACK], &[FIN | ACK], flows::TCP_CLOSED_S),
+        (TCP, &[], &[SYN | ACK, RST], flows::TCP_CLOSED_S),
+        (UDP, &[], &[], flows::UDP_UNANSWERED_S),
+        (UDP, &[], &[0], flows::UDP_ANSWERED_S),
+    ];
+    for (number, (protocol, sent, answered, lifetime_s)) in (0..).zip(rows) {
+        for family in FAMILIES {
+            for (is_over, offset) in [(false, -2), (true, 2)] {
+                let port = CLIENT_PORT + number * 2 + u16::from(is_over);
+                let (client, frontend) =
+                    (bench.client(family, port), Frontend::CLUSTER_IP.address(family));
+                let there = |flags| segment(bench.pod.1, protocol, (client, frontend), flags);
+                let back = |flags| segment([9; 6], protocol, (endpoint(family), client), flags);
+                bench.enter(bench.pod, &there(SYN));
+                sent.iter().for_each(|flags| drop(bench.enter(bench.pod, &there(*flags))));
+                answered.iter().for_each(|flags| drop(bench.leave(bench.pod, &back(*flags))));
+                age(&bench, lifetime_s.wrapping_add_signed(offset));
+                let row = format!("row {number}, family {family}, over: {is_over}");
+                let alone = bench.is_left_alone(Program::ServiceLeave, bench.pod, &back(ACK));
+                assert_eq!(alone, is_over, "{row}: the answer");
+                if protocol == TCP {
+                    let alone = bench.is_left_alone(Program::ServiceEnter, bench.pod, &there(ACK));
+                    assert_eq!(alone, is_over, "{row}: the client");
+                }
+            }
+        }
+    }
+}
+
+/// A client that connects again from a port that it has closed gets a new flow; one that repeats
+/// its first segment does not.
+#[test]
+fn a_port_that_is_used_again_begins_a_new_flow() {
+    const FIN: u8 = 1;
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        let (client, frontend) =
+            (bench.client(family, CLIENT_PORT), Frontend::CLUSTER_IP.address(family));
+        let begin = |expected: u64, why: &str| {
+            let before = bench.scene.counter("nat_flow_new");
+            bench.enter(bench.pod, &segment(bench.pod.1, TCP, (client, frontend), SYN));
+            assert_eq!(bench.scene.counter("nat_flow_new") - before, expected, "{why}");
+        };
+        let answer = |flags| {
+            bench.leave(bench.pod, &segment([9; 6], TCP, (endpoint(family), client), flags))
+        };
+        begin(1, "new");
+        begin(0, "repeated");
+        answer(SYN | ACK);
+        begin(0, "established");
+        answer(RST | ACK);
+        begin(1, "after a reset");
+        answer(FIN | ACK);
+        bench.enter(bench.pod, &segment(bench.pod.1, TCP, (client, frontend), FIN | ACK));
+        begin(1, "after its end");
+    }
+}
+
+/// SCTP's checksum covers the ports: only an endpoint of the same port can be had.
+#[test]
+fn sctp_keeps_its_ports() {
+    let mut bench = Bench::new();
+    for family in FAMILIES {
+        for (port, is_possible) in [(PORT, true), (TARGET, false)] {
+            let target = SocketAddr::new(pod_addresses(1, 12)[family], port);
+            let plan = Frontend::CLUSTER_IP.plan(&View::Endpoints([(target, 1)].into()), SCTP);
+            bench.scene.program.frontends.insert(Frontend::CLUSTER_IP.key(family, SCTP), plan);
+            bench.scene.write();
+            let pair =
+                (bench.client(family, CLIENT_PORT + port), Frontend::CLUSTER_IP.address(family));
+            let (verdict, left) =
+                bench.run(Program::ServiceEnter, bench.pod, &segment(bench.pod.1, SCTP, pair, 0));
+            assert_eq!(verdict, if is_possible { TC_NEXT } else { TC_DROP });
+            assert!(!is_possible || read(&left).destination == target);
+        }
+    }
 }
