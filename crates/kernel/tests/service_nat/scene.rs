@@ -231,7 +231,7 @@ impl Frontend {
             address: address_bytes(address),
             port: own.port(),
             protocol,
-            scope: scope as u8,
+            scope,
         })
     }
 }
