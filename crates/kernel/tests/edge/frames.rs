@@ -20,8 +20,6 @@ use crate::lab::DEADLINE;
 
 /// Ends every frame of a test, so that nobody else's is counted.
 pub const MARK: &[u8; 8] = b"flatnet?";
-/// Ends the frame that shall always pass, and comes last.
-const LAST: &[u8; 8] = b"flatnet!";
 /// Bytes that a capture may hold: ten thousand frames with what the kernel needs for each.
 const CAPTURE_BYTES: usize = 64 << 20;
 
@@ -45,6 +43,12 @@ pub fn frame(to: MacAddress, from: MacAddress, ether_type: u16, payload: &[u8]) 
 pub fn unmarked(mut frame: Vec<u8>) -> Vec<u8> {
     frame.truncate(frame.len() - MARK.len());
     frame
+}
+
+/// The end of the frame that comes last in a round.
+pub fn last_mark(round: u32) -> [u8; 8] {
+    let [a, b, c, d] = round.to_be_bytes();
+    [b'l', b'a', b's', b't', a, b, c, d]
 }
 
 /// Keeps the calling thread on the processor where it is. A veth pair queues its frames by the
@@ -184,14 +188,6 @@ impl Sender {
             }
         }
     }
-
-    /// Sends a frame that shall pass after all others, and tells the capture's end.
-    pub fn send_last(&self, frame: &[u8]) {
-        let mut frame = frame.to_vec();
-        let end = frame.len() - LAST.len();
-        frame[end..].copy_from_slice(LAST);
-        self.send(&frame);
-    }
 }
 
 /// Sees all frames of a namespace from its opening on.
@@ -213,29 +209,54 @@ impl Capture {
             .expect("the capture's namespace")
     }
 
-    /// Counts marked frames until the last one.
-    pub fn count(&self) -> usize {
+    /// Counts marked frames until the one with this end, which `send_last` sends: again while it
+    /// does not come, for a busy machine may drop it.
+    pub fn count(&self, end: &[u8], send_last: impl Fn()) -> usize {
         let mut marked = 0;
-        self.until(|frame| {
+        send_last();
+        self.watch(|seen| {
+            let Some(frame) = seen else {
+                send_last();
+                return false;
+            };
             marked += usize::from(frame.ends_with(MARK));
-            frame.ends_with(LAST)
+            frame.ends_with(end)
         });
         marked
     }
 
     /// Shows frames until one is the last that is waited for.
     pub fn until(&self, mut is_last: impl FnMut(&[u8]) -> bool) {
+        self.watch(|seen| seen.is_some_and(&mut is_last));
+    }
+
+    /// The same, with nothing when nothing came for a moment.
+    fn watch(&self, mut is_last: impl FnMut(Option<&[u8]>) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         let mut buffer = [0; 2048];
         while Instant::now() < deadline {
-            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(length) if is_last(&buffer[..length]) => return,
-                Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            let is_end = match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) => is_last(Some(&buffer[..length])),
+                Err(Errno::EAGAIN) => is_last(None),
+                Err(Errno::EINTR) => false,
                 Err(errno) => panic!("cannot receive: {errno}"),
+            };
+            if is_end {
+                return;
             }
         }
         panic!("the last frame, which is an honest one, did not come within {DEADLINE:?}");
     }
+}
+
+/// Packets that a processor had no room for, whoever sent them (`/proc/net/softnet_stat`).
+pub fn dropped_by_the_machine() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").expect("the kernel's counters");
+    let dropped = |line: &str| {
+        let word = line.split_whitespace().nth(1).expect("the second number");
+        u64::from_str_radix(word, 16).expect("a number")
+    };
+    text.lines().map(dropped).sum()
 }
 
 pub fn v4(address: IpAddr) -> Ipv4Addr {
