@@ -32,8 +32,9 @@ const IPV6_PARAMETERS: [(&str, &str); 4] =
 /// While a host does not forward, one yes is enough: the link's or this one.
 const IPV4_REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
 
-/// Milliseconds within which the kernel takes an address into use. It is a matter of its workers.
-const ADDRESS_TIMEOUT_MS: u64 = 5_000;
+/// Milliseconds within which the kernel takes an address into use. One worker does it for all
+/// namespaces: with hundreds of pods at once on a busy machine 5 s were not enough.
+const ADDRESS_TIMEOUT_MS: u64 = 20_000;
 /// Microseconds between two looks at that.
 const ADDRESS_PAUSE_US: u64 = 50;
 
