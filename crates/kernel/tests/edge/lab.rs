@@ -9,7 +9,7 @@
 //! ```
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use kernel::edge::Edge;
@@ -19,6 +19,8 @@ use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 
 /// How long anything that shall come may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Between two looks at what comes by and by.
+const PAUSE: Duration = Duration::from_millis(1);
 pub const BRIDGE: &str = "cni0";
 pub const GATEWAY: &str = "10.50.0.1";
 pub const GATEWAY6: &str = "fd50::1";
@@ -87,7 +89,25 @@ impl Lab {
         let [a, b] = [("a", 2), ("b", 3)].map(|(name, last)| bridged(&node, name, last));
         let routed = routed(&node);
         let outside = outside(&node);
-        Self { node, a, b, routed, outside }
+        let lab = Self { node, a, b, routed, outside };
+        lab.wait_for_addresses();
+        lab
+    }
+
+    /// The kernel takes IPv6 addresses into use by and by, and answers nobody before.
+    fn wait_for_addresses(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        let pods = [&self.a, &self.b, &self.routed];
+        let own = pods.map(|pod| (&pod.namespace, pod.address6()));
+        let others = [(&self.node, "fd50::1"), (&self.node, "fe80::1"), (&self.outside, OUTSIDE6)]
+            .map(|(namespace, address)| (namespace, address.parse().expect("an address")));
+        for (namespace, address) in own.into_iter().chain(others) {
+            let mut netlink = Netlink::open_in(namespace).expect("netlink");
+            while !netlink.is_local(address).expect("an answer") {
+                assert!(Instant::now() < deadline, "{address} is not in use");
+                std::thread::sleep(PAUSE);
+            }
+        }
     }
 
     pub fn edge(&self) -> Edge {
