@@ -4,22 +4,32 @@
 //! `cargo test -p e2e --test reliability -- WORD` runs the scenarios whose names contain WORD.
 //! `./x chaos --minutes N --seed S` runs the random one longer, or again.
 
+#[path = "reliability/backends.rs"]
+mod backends;
 #[path = "reliability/chaos.rs"]
 mod chaos;
 #[path = "reliability/damage.rs"]
 mod damage;
 #[path = "reliability/foreign.rs"]
 mod foreign;
+#[path = "reliability/forgery.rs"]
+mod forgery;
 #[path = "reliability/kills.rs"]
 mod kills;
 #[path = "reliability/leaks.rs"]
 mod leaks;
+#[path = "reliability/losses.rs"]
+mod losses;
+#[path = "reliability/memory.rs"]
+mod memory;
 #[path = "reliability/places.rs"]
 mod places;
 #[path = "reliability/pods.rs"]
 mod pods;
 #[path = "reliability/schedule.rs"]
 mod schedule;
+#[path = "reliability/upgrade.rs"]
+mod upgrade;
 #[path = "reliability/world.rs"]
 mod world;
 
@@ -35,12 +45,16 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("r_01_killed_agents_cost_no_stream_datagram_or_connection", kills::killed_under_load),
     ("r_02_a_node_without_agent_goes_on", kills::down_under_load),
     ("r_03_rules_of_another_version_are_replaced_under_load", kills::upgraded_under_load),
+    ("r_03_another_build_takes_over_and_gives_back_under_load", upgrade::there_and_back),
+    ("r_04_agents_out_of_memory_cost_nothing", memory::ended),
     ("r_04_a_stopped_agent_catches_up", kills::stopped_under_load),
     ("r_04_a_full_disk_is_named_and_survived", places::full_disk),
     ("r_04_an_agent_whose_run_directory_is_wiped_comes_back", places::run_wiped),
     ("r_05_a_restart_with_nothing_changed_writes_nothing", kills::silent_restarts),
     ("r_11_a_second_agent_of_a_node_is_refused", kills::second_agent),
     ("r_22_each_kind_of_damage_is_repaired_within_a_second_and_told", damage::repaired),
+    ("r_24_the_service_backend_changes_under_load", backends::changed_under_load),
+    ("r_01_killed_agents_cost_nothing_on_each_service_backend", backends::killed_on_each),
     ("r_25_pods_that_come_and_go_leave_nothing", leaks::pods_come_and_go),
     ("the_same_seed_gives_the_same_schedule", schedule::replays),
     ("chaos_doubles_and_loses_no_address_and_leaks_nothing", chaos::random),
