@@ -53,8 +53,9 @@ pub fn tables(
     if let Some(dns) = config.dns_address(family) {
         builder.refused_addresses.entry(dns).or_default();
     }
+    let mut claimed = BTreeSet::new();
     for (key, service) in &desired.services {
-        for port in ports(family, &key.to_string(), service) {
+        for port in ports(family, &key.to_string(), service, &mut claimed) {
             builder.add_port(&port);
         }
         for &address in &service.answers_ping {
@@ -92,9 +93,18 @@ enum At {
 }
 
 /// A Service's frontends by its ports.
-fn ports<'a>(family: Family, service: &str, plan: &'a ServicePlan) -> Vec<Port<'a>> {
+///
+/// Of Services that share an external address and port, the first by name has it: without
+/// `claimed`, clients that it drops or refuses would get to the others.
+fn ports<'a>(
+    family: Family,
+    service: &str,
+    plan: &'a ServicePlan,
+    claimed: &mut BTreeSet<Frontend>,
+) -> Vec<Port<'a>> {
     let mut ports: BTreeMap<(String, Protocol, bool), Vec<Site<'a>>> = BTreeMap::new();
-    for (frontend, plan) in plan.frontends.iter().filter(|(it, _)| it.family() == family) {
+    let of_family = plan.frontends.iter().filter(|(frontend, _)| frontend.family() == family);
+    for (frontend, plan) in of_family.filter(|(frontend, _)| claimed.insert(**frontend)) {
         let (at, port) = match *frontend {
             Frontend::ClusterIp { address, port, .. } => (At::ClusterIp(address), port),
             Frontend::External { address, port, .. } => (At::External(address), port),
