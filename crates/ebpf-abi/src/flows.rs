@@ -26,9 +26,10 @@ pub const FLOWS_DEFAULT: u32 = 131_072;
 pub const NAT_LINKS_MAX: u32 = 8192;
 /// How many ports are tried for a masqueraded flow before it is refused.
 pub const PORT_TRIES_MAX: u32 = 32;
-/// How often an endpoint is chosen anew when the client's port already leads to it by another
-/// frontend.
-pub const CHOICES_MAX: u32 = 4;
+/// How many endpoints are tried when the client's port already leads to one by another frontend. A
+/// client that is dropped repeats its first segment, and so tries again; each more here would cost
+/// a quarter of a second when the kernel checks the programs.
+pub const CHOICES_MAX: u32 = 2;
 
 /// [`FlowKey::side`]: entering the node's stack.
 pub const ENTERING: u32 = 0;
