@@ -1,43 +1,96 @@
-//! Every case file with real packets in network namespaces. Needs root, and fails without.
+//! Case files with real packets in network namespaces, through the driver of every backend. Needs
+//! root, and fails without.
 //!
-//! `FLATNET_CASE=NAME` runs one.
+//! Each run takes all of the directories in [`ALWAYS`] and a part of the others, which its seed
+//! chooses: `FLATNET_SEED=N` chooses as a run did that printed N. `FLATNET_CASE=NAME` runs one.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use model::{Overlay, Protocol};
+use model::{Overlay, Protocol, ServiceBackend};
 use netlink::{LinkChange, Netlink, Netns, VethSpec};
+use testkit::backend;
 use testkit::case::{self, Case};
 use testkit::emulated::Feature;
 use testkit::lab::probe::{Answer, PATIENCE, Servers, ask};
 use testkit::lab::{Lab, run};
+use testkit::random::Generator;
 
 /// The only case whose tunnels some kernels lack. The emulated kernel has no files of ours.
 const IP_IN_IP: &str = include_str!("../../../cases/network/pod-to-pod-kept-ipip.case");
+/// The backends that have drivers.
+const BACKENDS: [ServiceBackend; 2] = [ServiceBackend::Nftables, ServiceBackend::Iptables];
+/// Directories of which every case runs.
+const ALWAYS: [&str; 2] = ["network", "upstream"];
+/// Of the others one case in so many runs.
+const ONE_IN: usize = 4;
+/// Labs at the same time: they wait more than they work.
+const LABS: usize = 4;
 
 #[test]
 fn real_packets_do_what_every_case_says() {
+    let chosen = chosen();
+    let (next, packets) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..LABS {
+            scope.spawn(|| {
+                while let Some(case) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let backend = backend::name(case.settings.config.service_backend);
+                    let name = format!("{} by {backend}", case.name);
+                    let faults = match run::run(case) {
+                        Ok((faults, sent)) => {
+                            packets.fetch_add(sent, Ordering::Relaxed);
+                            faults
+                        }
+                        Err(error) => vec![format!("{error:#}")],
+                    };
+                    let mut failed = failed.lock().expect("no lab panics");
+                    failed.extend(faults.iter().map(|fault| format!("{name}: {fault}")));
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no lab panics");
+    assert!(failed.is_empty(), "{} faults:\n  {}", failed.len(), failed.join("\n  "));
+    println!("{} cases, {packets:?} connections and datagrams", chosen.len());
+}
+
+/// The cases of this run, once for each backend.
+fn chosen() -> Vec<Case> {
     let only = std::env::var("FLATNET_CASE").ok();
-    let paths = case::find(&case::directory()).expect("the cases");
-    let (mut failed, mut count, mut packets) = (Vec::new(), 0, 0);
+    let seed = std::env::var("FLATNET_SEED").ok().and_then(|text| text.parse().ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
+    let seed: u64 = seed.unwrap_or(now.as_secs());
+    println!("FLATNET_SEED={seed} chooses these cases again");
+    let mut random = Generator::new(seed);
+    let mut is_chosen = |path: &Path| {
+        let is_in_turn = random.below(ONE_IN) == 0;
+        let directory = path.parent().and_then(Path::file_name).unwrap_or_default();
+        let name = path.file_stem().unwrap_or_default();
+        match &only {
+            Some(only) => name == only.as_str(),
+            None => is_in_turn || ALWAYS.iter().any(|always| directory == *always),
+        }
+    };
+    let mut paths: Vec<PathBuf> = case::find(&case::directory()).expect("the cases");
+    paths.retain(|path| is_chosen(path));
+    let mut chosen = Vec::new();
     for path in paths {
         let (case, _) = Case::file(&path).expect("a case");
-        let name = &case.name;
-        let is_asked_for = only.as_ref().is_none_or(|only| only == name);
-        if !is_asked_for || case.settings.config.overlay == Overlay::Ipip {
-            continue;
-        }
-        count += 1;
-        match run::run(&case) {
-            Ok((faults, sent)) => {
-                packets += sent;
-                failed.extend(faults.iter().map(|fault| format!("{name}: {fault}")));
+        for backend in BACKENDS {
+            let mut case = case.clone();
+            case.settings.config.service_backend = backend;
+            if case.settings.config.overlay != Overlay::Ipip {
+                chosen.push(case);
             }
-            Err(error) => failed.push(format!("{name}: {error:#}")),
         }
     }
-    assert!(count > 0, "no case has the name {only:?}");
-    assert!(failed.is_empty(), "{} faults:\n  {}", failed.len(), failed.join("\n  "));
-    println!("{count} cases, {packets} connections and datagrams");
+    assert!(!chosen.is_empty(), "no case has the name {only:?}");
+    chosen
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use model::Protocol;
@@ -23,6 +23,8 @@ pub const SILENCE: Duration = Duration::from_millis(400);
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// The servers look for new sockets and for their end this often, in milliseconds.
 const SERVERS_TICK_MS: u16 = 20;
+/// A port that is taken for a moment is tried again after this.
+const BIND_AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// An answer is `LOCAL PEER`, two addresses with ports.
 const ANSWER_BYTES_MAX: usize = 128;
 
@@ -86,7 +88,7 @@ fn ask_udp(
     destination: SocketAddr,
     patience: Duration,
 ) -> std::io::Result<String> {
-    let socket = UdpSocket::bind(source)?;
+    let socket = bind_udp(source, patience)?;
     socket.connect(destination)?;
     socket.set_read_timeout(Some(patience))?;
     match socket.send(b"who") {
@@ -96,8 +98,32 @@ fn ask_udp(
         sent => drop(sent?),
     }
     let mut buffer = [0; ANSWER_BYTES_MAX];
-    let length = socket.recv(&mut buffer)?;
+    let length = uninterrupted(|| socket.recv(&mut buffer))?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Binds a socket to a port that the last question from there had: while another lab starts a
+/// program, that has a copy of every socket for a moment.
+fn bind_udp(source: SocketAddr, patience: Duration) -> std::io::Result<UdpSocket> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match UdpSocket::bind(source) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(BIND_AGAIN_AFTER);
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// Signals that other labs get for their programs' ends may interrupt whoever waits.
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 fn parse(text: &str) -> Result<Answer> {

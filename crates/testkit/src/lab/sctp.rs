@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::probe::uninterrupted;
+
 /// The number of the protocol (RFC 9260, section 3).
 const SCTP: i32 = 132;
 /// Chunks: the first of a connection, and its answer.
@@ -54,7 +56,7 @@ pub(super) fn ask(source: SocketAddr, to: SocketAddr, patience: Duration) -> Res
         }
         socket.set_read_timeout(Some(left))?;
         let mut bytes = [0; PACKET_BYTES_MAX];
-        let length = socket.read(&mut bytes)?;
+        let length = uninterrupted(|| socket.read(&mut bytes))?;
         let Some(heard) = Heard::parse(payload(source.ip(), &bytes[..length])) else { continue };
         if heard.chunk == INIT_ACK && (heard.from, heard.to) == (to.port(), port) {
             return Ok(String::from_utf8_lossy(heard.cookie).into_owned());
