@@ -152,7 +152,8 @@ impl IptablesDriver {
             return Err(missing(&about(), table.family));
         };
         let arguments = ["--noflush", "-w", LOCK_WAIT_S];
-        self.run(&program, &arguments, &text::restore(transaction), &about).map(drop)
+        let input = text::restore(transaction, self.variant == Variant::Nft);
+        self.run(&program, &arguments, &input, &about).map(drop)
     }
 
     fn observe_in(&self, variant: Variant) -> Result<IptablesObserved, OpError> {

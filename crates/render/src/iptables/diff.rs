@@ -5,9 +5,9 @@
 //! The tables change one after the other, in an order that lets nobody pass meanwhile:
 //!
 //! 1. **filter, firewall**: a source that shall not be served is dropped before its address is
-//!    translated for others (invariant 7);
+//!    translated for others, and one that was not still is (invariant 7);
 //! 2. **nat**: a Service that is new is translated before its address is known to be refused;
-//! 3. **filter**: the other refusals;
+//! 3. **filter**: the other refusals, and the firewall without what it needs no more;
 //! 4. **forget** UDP flows to endpoints that are gone.
 
 use std::collections::BTreeMap;
@@ -56,7 +56,15 @@ fn is_guard(chain: &ChainName) -> bool {
 
 /// The hooks, and the chains on the way to the firewall; what else is missing stays empty.
 fn guard(wanted: &Table, present: &Table) -> Vec<Command> {
-    let changed: Vec<_> = changed(wanted, present).filter(|(chain, _)| is_guard(chain)).collect();
+    let both = firewall_of_both(wanted, present);
+    let mut changed: Vec<_> =
+        changed(wanted, present).filter(|(chain, _)| is_guard(chain)).collect();
+    for (chain, rules) in &mut changed {
+        if **chain == ChainName::from(Fixed::Firewall) {
+            *rules = &both;
+        }
+    }
+    changed.retain(|(chain, rules)| present.chains.get(*chain) != Some(*rules));
     let hooks = if wanted.is_empty() { vec![] } else { hooks(wanted, present) };
     if changed.is_empty() && hooks.is_empty() {
         return vec![];
@@ -69,8 +77,26 @@ fn guard(wanted: &Table, present: &Table) -> Vec<Command> {
     commands
 }
 
+/// What the firewall shall drop, and what it did: until nat has changed.
+fn firewall_of_both(wanted: &Table, present: &Table) -> Vec<Rule> {
+    let chain = ChainName::from(Fixed::Firewall);
+    let mut both = wanted.chains.get(&chain).cloned().unwrap_or_default();
+    for rule in present.chains.get(&chain).into_iter().flatten() {
+        let is_ours = rule.jump().is_some_and(|chain| present.chains.contains_key(chain));
+        if is_ours && !both.contains(rule) {
+            both.push(rule.clone());
+        }
+    }
+    both
+}
+
 fn rest(wanted: &Table, present: &Table) -> Vec<Command> {
-    let changed: Vec<_> = changed(wanted, present).filter(|(chain, _)| !is_guard(chain)).collect();
+    let firewall = ChainName::from(Fixed::Firewall);
+    let both = firewall_of_both(wanted, present);
+    let is_left = |chain: &ChainName, rules: &Vec<Rule>| *chain == firewall && *rules != both;
+    let changed: Vec<_> = changed(wanted, present)
+        .filter(|(chain, rules)| !is_guard(chain) || is_left(chain, rules))
+        .collect();
     let mut commands = write(&changed);
     if wanted.is_empty() {
         commands.extend(hooks(wanted, present));
@@ -96,9 +122,12 @@ fn changed<'a>(
     wanted.chains.iter().filter(differs)
 }
 
-/// All chains before any rule: rules jump to them (invariant 5).
+/// All chains before any rule: rules jump to them (invariant 5). New chains stay in this order, and
+/// the nft variant's reading sorts them by a quicksort that is slow where they have one.
 fn write(changed: &[(&ChainName, &Vec<Rule>)]) -> Vec<Command> {
-    let chains = changed.iter().map(|(chain, _)| Command::Write((*chain).clone()));
+    let mut chains: Vec<&ChainName> = changed.iter().map(|(chain, _)| *chain).collect();
+    chains.sort_by_key(|chain| chain.scattered());
+    let chains = chains.into_iter().cloned().map(Command::Write);
     let rules = changed.iter().flat_map(|(chain, rules)| {
         rules.iter().map(|rule| Command::Append((*chain).clone(), rule.clone()))
     });

@@ -247,6 +247,14 @@ impl ChainName {
         Self::Keyed(kind, Key::of(name))
     }
 
+    /// A number by which chains are in no order of their names.
+    pub(super) fn scattered(&self) -> u16 {
+        match self {
+            Self::Keyed(_, Key([.., first, second])) => u16::from_be_bytes([*first, *second]),
+            Self::Fixed(_) | Self::Other(_) => 0,
+        }
+    }
+
     /// Reads a name; `None` for chains of others (invariant 4).
     pub fn parse(text: &str) -> Option<Self> {
         let rest = text.strip_prefix(IPTABLES_PREFIX)?;

@@ -15,10 +15,18 @@ use super::state::{Command, IptablesObserved, Transaction};
 /// Decimal places of a chance in `iptables-save`: more than 31 bits need.
 const CHANCE_DIGITS: u32 = 11;
 
-/// What `iptables-restore --noflush` carries out for a transaction.
-pub fn restore(transaction: &Transaction) -> String {
+/// Commands from which on the nft variant shall read the whole table first. For each line it walks
+/// the names of all chains that the input has named, unless it knows them all: 33 s of CPU for
+/// 10,000 Services, against 2 s.
+const READ_FIRST_COMMANDS_MIN: usize = 5_000;
+
+/// What `iptables-restore --noflush` carries out for a transaction. `is_nft`: in the nft variant.
+pub fn restore(transaction: &Transaction, is_nft: bool) -> String {
     let family = transaction.table.family;
     let mut text = format!("*{}\n", transaction.table.name.text());
+    if is_nft && transaction.commands.len() >= READ_FIRST_COMMANDS_MIN {
+        text.push_str("-S\n");
+    }
     for command in &transaction.commands {
         // Writing to a String cannot fail.
         let _ = match command {
