@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::kinds::{NodeAddress, SERVICE_NAME_LABEL, ZONE_LABEL};
+use model::kinds::{NodeAddress, SCHEDULING_ANNOTATION, SERVICE_NAME_LABEL, ZONE_LABEL};
 use model::world::{Kind, Object};
 use model::{ClusterConfig, EndpointSlice, NamespacedName, Node, Service};
 use plan::NodeFacts;
@@ -350,6 +350,26 @@ fn a_node_that_moves_to_another_zone_has_other_endpoints() {
     let in_a = program_in("a");
     assert_ne!(program_in("b"), in_a);
     assert_eq!(program_in("a"), in_a);
+}
+
+/// A backend that cannot do what a Service asks for says so, and serves it all the same.
+#[test]
+fn what_the_backend_cannot_do_is_found_and_served_at_random() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let plain = machine.kernel.state.clone();
+    for (word, refused) in [("least-connection", true), ("maglev", true), ("random", false)] {
+        let Object::Service(web) = service("web") else { panic!("a Service") };
+        let mut web = (*web).clone();
+        web.metadata.annotations.insert(SCHEDULING_ANNOTATION.into(), word.into());
+        machine.handle(Event::Present(Object::Service(Arc::new(web))));
+        machine.settle();
+        let findings = machine.reconciler.status().findings;
+        let found = findings.iter().any(|one| {
+            one.about == "Service shop/web" && one.message.contains("is not possible with")
+        });
+        assert_eq!(found, refused, "{word}: {findings:?}");
+        assert_eq!(machine.kernel.state, plain, "{word}");
+    }
 }
 
 #[test]

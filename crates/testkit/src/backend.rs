@@ -77,7 +77,8 @@ impl Backend for Nftables {
     }
 
     fn refuses(&self, desired: &Desired) -> bool {
-        desired.services.values().any(|service| !nft::unsupported(service).is_empty())
+        let refused = |(name, plan)| !render::unsupported(self.kind(), name, plan).is_empty();
+        desired.services.iter().any(refused)
     }
 
     fn anew(&self) -> Box<dyn Backend> {

@@ -419,6 +419,15 @@ fn people_can_list_our_table_with_nft() {
     let mut sticky = service("sticky", "10.96.0.21", Protocol::Udp, 53, 30053);
     sticky.spec.session_affinity = SessionAffinity::ClientIP;
     lab.set_service(sticky, &endpoints(&[POD1]));
+    let mut ranged = services::balanced(Protocol::Udp);
+    ranged.metadata.name = "ranged".into();
+    ranged.spec.cluster_ips = vec!["10.96.0.22".into()];
+    ranged.spec.ports[0].node_port = 30090;
+    ranged.spec.load_balancer_source_ranges = vec!["172.16.0.0/12".into()];
+    let ranges = "udp:9000-9100".to_owned();
+    ranged.metadata.annotations.insert(model::kinds::PORT_RANGES_ANNOTATION.into(), ranges);
+    lab.config.answer_ping = true;
+    lab.set_service(ranged, &endpoints(&[POD1, POD2]));
     lab.converge(&mut lab.driver());
     let list =
         || std::process::Command::new("nft").args(["list", "table", "ip", "flatnet"]).output();
@@ -431,6 +440,10 @@ fn people_can_list_our_table_with_nft() {
         "0x01000002 : goto cluster-ip-n2",
         "{ ip saddr timeout 3h } dnat to 10.244.0.2:8080",
         "ip daddr . meta l4proto . th dport map @cluster-ip-frontends vmap @cluster-ip-classes",
+        "10.96.0.22 . udp . 9000-9100 : goto ranges-10.96.0.22-udp-9000-9100",
+        "udp . 172.16.0.0/12",
+        "meta l4proto . ip saddr != @external-own-198.51.100.7-udp-80-sources drop",
+        "ip daddr @answers-ping dnat to 172.30.0.2",
     ] {
         assert!(text.contains(words), "{words:?} is not in\n{text}");
     }

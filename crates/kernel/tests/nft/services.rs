@@ -49,7 +49,7 @@ fn of(family: Family, v4: &'static str, v6: &'static str) -> &'static str {
 }
 
 /// A load balancer Service with the address [`VIP`].
-fn balanced(protocol: Protocol) -> Service {
+pub fn balanced(protocol: Protocol) -> Service {
     let mut web = service("web", "10.96.0.20", protocol, 80, NODE_PORT);
     web.spec.kind = ServiceType::LoadBalancer;
     let ingress = LoadBalancerIngress { ip: VIP.into(), ip_mode: None };

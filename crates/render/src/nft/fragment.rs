@@ -6,9 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use model::Family;
-use plan::services::{
-    Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
-};
+use plan::services::{Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, ServicePlan};
 
 use super::Role;
 use super::language::{
@@ -57,33 +55,6 @@ pub enum Part {
     Chain(Name, Vec<Vec<Statement>>),
     /// A set of this Service alone, with its elements.
     Set(Name, Set),
-}
-
-/// Why a frontend cannot have what its Service asks for; it gets its endpoints at random instead.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Unsupported {
-    /// The Service port's name; empty when the only port has none.
-    pub port_name: String,
-    /// What nftables cannot do, why, and what to do, in one sentence.
-    pub message: String,
-}
-
-/// What of a Service's plan nftables cannot do.
-pub fn unsupported(plan: &ServicePlan) -> Vec<Unsupported> {
-    let plans = plan.frontends.values().chain(plan.ranges.values());
-    let found = plans.filter_map(|plan| {
-        let (name, why) = match plan.scheduling {
-            Scheduling::Random | Scheduling::Weighted(_) => return None,
-            Scheduling::LeastConnection => ("least-connection", "nftables counts no connections"),
-            Scheduling::Maglev => ("Maglev", "nftables has no consistent hash"),
-        };
-        let message = format!(
-            "{name} scheduling is not possible here, since {why}: endpoints are chosen at random; \
-             choose the service backend ebpf or ipvs for it"
-        );
-        Some(Unsupported { port_name: plan.port_name.clone(), message })
-    });
-    found.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// What a Service adds to the table.

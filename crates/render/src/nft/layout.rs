@@ -329,7 +329,8 @@ impl<'a> Layout<'a> {
         self.own_pods.iter().map(|pods| outside_of(Field::SourceAddress, *pods)).collect()
     }
 
-    fn from_outside(&self, then: Statement) -> Vec<Statement> {
+    /// The statement, for clients outside of this node's pods.
+    fn only_outside(&self, then: Statement) -> Vec<Statement> {
         self.not_from_own_pods().into_iter().chain([then]).collect()
     }
 
@@ -478,15 +479,15 @@ impl Builder<'_> {
         let mut rules = vec![vec![Statement::ClearMark(MARK_MASK)]];
         rules.push(vec![dispatch(View::ClusterIp)]);
         if incoming {
-            rules.push(layout.from_outside(dispatch(View::ExternalOutside)));
+            rules.push(layout.only_outside(dispatch(View::ExternalOutside)));
         }
         rules.push(vec![dispatch(View::External)]);
         if incoming {
-            rules.push(layout.from_outside(range(RangeView::Outside)));
+            rules.push(layout.only_outside(range(RangeView::Outside)));
         }
         rules.push(vec![range(RangeView::All)]);
         if incoming {
-            let outside = layout.from_outside(dispatch(View::NodePortOutside));
+            let outside = layout.only_outside(dispatch(View::NodePortOutside));
             rules.push([at_node()].into_iter().chain(outside).collect());
         }
         rules.push(vec![at_node(), dispatch(View::NodePort)]);
@@ -548,7 +549,7 @@ impl Builder<'_> {
             self.add_chain(chain, rules);
         }
         self.add_refuse_services();
-        let outside = layout.from_outside(refuse(View::NodePortOutside));
+        let outside = layout.only_outside(refuse(View::NodePortOutside));
         self.add_chain(REFUSE_NODE_PORTS, vec![outside, vec![refuse(View::NodePort)]]);
         // TCP always by a reset: ICMP errors are rate limited, and refused connects would hang.
         let tcp = Statement::ProtocolIs(Protocol::Tcp.number());
@@ -578,9 +579,9 @@ impl Builder<'_> {
         };
         let mut rules = vec![
             vec![refuse(View::ClusterIp)],
-            layout.from_outside(refuse(View::ExternalOutside)),
+            layout.only_outside(refuse(View::ExternalOutside)),
             vec![refuse(View::External)],
-            layout.from_outside(range(RangeView::Outside)),
+            layout.only_outside(range(RangeView::Outside)),
             vec![range(RangeView::All)],
             known(View::ClusterIp),
             known(View::External),

@@ -28,7 +28,6 @@ use model::{ClusterConfig, Family};
 use plan::{Desired, NodeFacts};
 
 pub use diff::{diff, diff_touched};
-pub use fragment::{Unsupported, unsupported};
 pub use program::{Touched, update};
 pub use slots::Shares;
 pub use state::{Command, NftObserved, Transaction};
