@@ -176,7 +176,13 @@ impl Runner<'_> {
     }
 
     fn is_sticky(&self, rule: &Rule) -> bool {
-        let (Rule::ClusterIp(key, _) | Rule::NodePort(key, _)) = rule else { return false };
+        let (Rule::ClusterIp(key, _)
+        | Rule::External(key, _)
+        | Rule::NodePort(key, _)
+        | Rule::PortRange(key, _)) = rule
+        else {
+            return false;
+        };
         let world = self.lab.nodes[&self.case.settings.at].node.reconciler.world();
         world
             .service(key)
