@@ -55,7 +55,7 @@ impl Branches {
             Self::Addresses6 => range(Ipv6Addr::from(first).into()),
             Self::Ports(protocol) => {
                 let last = first | ((1 << rest) - 1);
-                let [first, last] = [first, last].map(|port| low_16(port));
+                let [first, last] = [first, last].map(low_16);
                 let name = format!("{protocol} {first}-{last}");
                 let matches = vec![Match::Protocol(protocol), Match::Ports { first, last }];
                 (matches, ChainName::keyed(Kind::Ports, &name))
