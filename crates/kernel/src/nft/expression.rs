@@ -192,10 +192,7 @@ impl Writer<'_> {
                 self.load_all(key);
                 self.lookup(set, KEY, None);
             }
-            Statement::NotIn { key, set } => {
-                self.load_all(key);
-                self.absent(set);
-            }
+            Statement::NotIn { key, set } => self.absent(key, set),
             // The kernel insists on a register for a map's data.
             Statement::HasEntry { key, map } => {
                 self.load_all(key);
@@ -226,15 +223,11 @@ impl Writer<'_> {
                 self.update(set, *timeout_s);
             }
             Statement::NoTrack => self.expression("notrack", |_| {}),
-            Statement::TranslateDestination => self.translate_destination(),
-            Statement::TranslateAddress(address) => self.translate_address(*address),
-            Statement::Masquerade => self.expression("masq", |data| {
-                number(data, NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
-            }),
-            Statement::RejectWithReset => self.reject(NFT_REJECT_TCP_RST, 0),
-            Statement::RejectWithUnreachable => {
-                self.reject(NFT_REJECT_ICMP_UNREACH, port_unreachable(self.family));
-            }
+            Statement::TranslateDestination
+            | Statement::TranslateAddress(_)
+            | Statement::Masquerade
+            | Statement::RejectWithReset
+            | Statement::RejectWithUnreachable => self.translate_or_refuse(statement),
             Statement::Carries(_)
             | Statement::ToGroup
             | Statement::ArpOfIpv4
@@ -260,6 +253,21 @@ impl Writer<'_> {
             | Statement::SetMark(_)
             | Statement::ClearMark(_)
             | Statement::Verdict(_) => self.statement(statement),
+        }
+    }
+
+    fn translate_or_refuse(&mut self, statement: &Statement) {
+        match statement {
+            Statement::TranslateDestination => self.translate_destination(),
+            Statement::TranslateAddress(address) => self.translate_address(*address),
+            Statement::Masquerade => self.expression("masq", |data| {
+                number(data, NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+            }),
+            Statement::RejectWithReset => self.reject(NFT_REJECT_TCP_RST, 0),
+            Statement::RejectWithUnreachable => {
+                self.reject(NFT_REJECT_ICMP_UNREACH, port_unreachable(self.family));
+            }
+            other => self.statement(other),
         }
     }
 
@@ -372,7 +380,8 @@ impl Writer<'_> {
         });
     }
 
-    fn absent(&mut self, set: &str) {
+    fn absent(&mut self, key: &[Field], set: &str) {
+        self.load_all(key);
         self.expression("lookup", |data| {
             data.text(NFTA_LOOKUP_SET, set);
             number(data, NFTA_LOOKUP_SREG, KEY);

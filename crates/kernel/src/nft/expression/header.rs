@@ -73,16 +73,7 @@ impl Writer<'_> {
                 self.compare(NFT_CMP_GTE, &[*first]);
                 self.compare(NFT_CMP_LTE, &[*last]);
             }
-            Statement::EchoRequest(family) => {
-                let (protocol, kind) = match family {
-                    Family::V4 => (IPPROTO_ICMP, ICMP_ECHO_REQUEST),
-                    Family::V6 => (IPPROTO_ICMPV6, ICMPV6_ECHO_REQUEST),
-                };
-                self.meta(NFT_META_L4PROTO, KEY);
-                self.compare(NFT_CMP_EQ, &[protocol]);
-                self.payload(transport, 0, 1, KEY);
-                self.compare(NFT_CMP_EQ, &[kind]);
-            }
+            Statement::EchoRequest(family) => self.echo_request(*family),
             Statement::PayloadIs(bytes) => {
                 self.payload(network, IPV6_PAYLOAD_LENGTH_OFFSET, 2, KEY);
                 self.compare(NFT_CMP_EQ, &bytes.to_be_bytes());
@@ -101,6 +92,17 @@ impl Writer<'_> {
             }
             other => self.statement(other),
         }
+    }
+
+    fn echo_request(&mut self, family: Family) {
+        let (protocol, kind) = match family {
+            Family::V4 => (IPPROTO_ICMP, ICMP_ECHO_REQUEST),
+            Family::V6 => (IPPROTO_ICMPV6, ICMPV6_ECHO_REQUEST),
+        };
+        self.meta(NFT_META_L4PROTO, KEY);
+        self.compare(NFT_CMP_EQ, &[protocol]);
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, KEY);
+        self.compare(NFT_CMP_EQ, &[kind]);
     }
 
     fn later_fragment(&mut self, family: Family) {
