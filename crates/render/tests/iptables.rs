@@ -44,14 +44,22 @@ fn chains_have_the_letters_that_kube_proxy_gives_them() {
 
 #[test]
 fn rules_are_printed_as_they_are_saved() {
+    for (family, matches, target, words) in frequent_rules().into_iter().chain(other_rules()) {
+        let rule = Rule::new(matches, target);
+        assert_eq!(text::print(family, &rule), words);
+        assert_eq!(text::parse(family, &words), Some(rule), "{words}");
+    }
+}
+
+type Printed = (Family, Vec<Match>, Target, String);
+
+fn frequent_rules() -> Vec<Printed> {
     let range = |text: &str| text.parse::<ipnet::IpNet>().expect("a range");
     let sep = ChainName::keyed(Kind::Endpoint, "ns1/svc1:p80tcp10.180.0.1:80");
     let tcp = || Match::Protocol(Protocol::Tcp);
     let port = |first, last| Match::Ports { first, last };
     let v6 = |text: &str| text.parse::<IpAddr>().expect("an address");
-    let masks = ["255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
-    let list = |mask| format!("--name FLATNET-SEP-SXIVWICOYRO3J4NJ --mask {mask} --rsource");
-    let rows: Vec<(Family, Vec<Match>, Target, String)> = vec![
+    vec![
         (
             Family::V4,
             vec![
@@ -89,6 +97,15 @@ fn rules_are_printed_as_they_are_saved() {
             Target::Return,
             "-m statistic --mode random --probability 0.33333333349 -j RETURN".into(),
         ),
+    ]
+}
+
+fn other_rules() -> Vec<Printed> {
+    let sep = ChainName::keyed(Kind::Endpoint, "ns1/svc1:p80tcp10.180.0.1:80");
+    let tcp = || Match::Protocol(Protocol::Tcp);
+    let masks = ["255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
+    let list = |mask| format!("--name FLATNET-SEP-SXIVWICOYRO3J4NJ --mask {mask} --rsource");
+    vec![
         (
             Family::V4,
             vec![Match::Remembered { endpoint: sep.clone(), timeout_s: 10_800 }],
@@ -120,12 +137,7 @@ fn rules_are_printed_as_they_are_saved() {
             "-j REJECT --reject-with icmp6-port-unreachable".into(),
         ),
         (Family::V4, vec![], Target::Masquerade, "-j MASQUERADE --random-fully".into()),
-    ];
-    for (family, matches, target, words) in rows {
-        let rule = Rule::new(matches, target);
-        assert_eq!(text::print(family, &rule), words);
-        assert_eq!(text::parse(family, &words), Some(rule), "{words}");
-    }
+    ]
 }
 
 /// What we do not write is never taken for something that we do.
@@ -420,28 +432,7 @@ fn services() -> impl Strategy<Value = ServicePlan> {
             let external = Frontend::External { address, protocol, port };
             service.frontends.insert(external, plan.clone());
         }
-        let keeps = |backends: &Backends| match backends {
-            Backends::Endpoints(all) => Backends::Endpoints(
-                all.iter().map(|endpoint| SocketAddr::new(endpoint.ip(), 0)).collect(),
-            ),
-            other => other.clone(),
-        };
-        for scope in [RangeScope::ClusterIp, RangeScope::External] {
-            let address = match scope {
-                RangeScope::ClusterIp => [10, 96, 1, index],
-                RangeScope::External => [198, 51, 100, index],
-            };
-            let range =
-                RangeFrontend { scope, address: address.into(), protocol, first: 100, last: 200 };
-            let is_external = scope == RangeScope::External;
-            let plan = FrontendPlan {
-                backends: keeps(&plan.backends),
-                outside: plan.outside.as_ref().filter(|_| is_external).map(keeps),
-                source_ranges: plan.source_ranges.clone().filter(|_| is_external),
-                ..plan.clone()
-            };
-            service.ranges.insert(range, plan);
-        }
+        add_ranges(&mut service, index, &plan);
         if let Some(local) = local.filter(|_| internal_local) {
             let address = [10, 96, 1, index].into();
             let cluster_ip = Frontend::ClusterIp { address, protocol, port: 80 };
@@ -450,6 +441,33 @@ fn services() -> impl Strategy<Value = ServicePlan> {
         }
         service
     })
+}
+
+/// Ports 100 to 200 of both addresses, which endpoints see unchanged.
+fn add_ranges(service: &mut ServicePlan, index: u8, plan: &FrontendPlan) {
+    let protocol = protocol(index);
+    let keeps = |backends: &Backends| match backends {
+        Backends::Endpoints(all) => Backends::Endpoints(
+            all.iter().map(|endpoint| SocketAddr::new(endpoint.ip(), 0)).collect(),
+        ),
+        other => other.clone(),
+    };
+    for scope in [RangeScope::ClusterIp, RangeScope::External] {
+        let address = match scope {
+            RangeScope::ClusterIp => [10, 96, 1, index],
+            RangeScope::External => [198, 51, 100, index],
+        };
+        let range =
+            RangeFrontend { scope, address: address.into(), protocol, first: 100, last: 200 };
+        let is_external = scope == RangeScope::External;
+        let plan = FrontendPlan {
+            backends: keeps(&plan.backends),
+            outside: plan.outside.as_ref().filter(|_| is_external).map(keeps),
+            source_ranges: plan.source_ranges.clone().filter(|_| is_external),
+            ..plan.clone()
+        };
+        service.ranges.insert(range, plan);
+    }
 }
 
 fn states() -> impl Strategy<Value = BTreeMap<u8, ServicePlan>> {
