@@ -198,7 +198,7 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 7] = [
+const BENCHES: [(&str, &str); 8] = [
     ("cni", "cni"),
     ("memory", "agent"),
     ("edge", "kernel"),
@@ -206,6 +206,7 @@ const BENCHES: [(&str, &str); 7] = [
     ("startup", "e2e"),
     ("forwarding", "kernel"),
     ("peers", "kernel"),
+    ("services", "kernel"),
 ];
 
 /// The command `bench`: all benchmarks, or the named ones.
