@@ -109,7 +109,8 @@ static __attribute__((noinline)) bool make_reset(struct __sk_buff *skb,
 	__u8 bytes[TCP_BYTES_MAX] = {};
 	struct tcp *before = (struct tcp *)bytes;
 	struct tcp reset = {};
-	__u32 length = 0;
+	/* Of 64 bits: older kernels see no bounds of half a register. */
+	__u64 length;
 
 	if (!packet->plain || skb_load_bytes(skb, offset, bytes, sizeof(struct tcp)))
 		return false;
