@@ -14,7 +14,7 @@ mod cgroup;
 #[path = "../tests/bpf/lab.rs"]
 mod lab;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -29,6 +29,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
+use plan::network::{NetworkPlan, TunnelEnds};
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
 use render::ebpf::{EbpfObserved, Sizes};
@@ -93,7 +94,9 @@ impl World {
             let name = NamespacedName::new("shop", format!("web-{one}"));
             (name, service(one, own.unwrap_or_else(|| others(one))))
         };
-        Desired { services: (0..number).map(service).collect(), ..Desired::default() }
+        // Of pods of this node the source is kept.
+        let network = Some(network());
+        Desired { network, services: (0..number).map(service).collect() }
     }
 
     /// The median of a connect; what was connected is reset and taken from the server's queue.
@@ -244,6 +247,21 @@ fn cpu_ms() -> f64 {
 
 fn facts() -> NodeFacts {
     NodeFacts { name: "node1".into(), ..NodeFacts::default() }
+}
+
+fn network() -> NetworkPlan {
+    NetworkPlan {
+        pod_ranges: lab::pod_ranges(1).into(),
+        blocks: BTreeSet::new(),
+        agent_chooses_addresses: false,
+        gateways: vec![],
+        mtu: 1500,
+        promised_mtu: 1500,
+        ends: TunnelEnds::default(),
+        peers: BTreeMap::new(),
+        dns_addresses: vec![],
+        uplink: "eth0".into(),
+    }
 }
 
 fn frontend(number: u32) -> (std::net::IpAddr, u16) {
