@@ -22,6 +22,8 @@
 mod address;
 mod bridge;
 mod error;
+mod generic;
+pub mod ipvs;
 mod link;
 mod macvlan;
 pub mod message;

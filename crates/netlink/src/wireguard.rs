@@ -8,13 +8,9 @@ use ipnet::IpNet;
 use model::WireguardKey;
 
 use crate::Error;
+use crate::generic::{self, HEADER_BYTES};
 use crate::message::{Attributes, Request, u16_of};
 use crate::socket::{Message, Socket};
-
-const GENL_ID_CTRL: u16 = 16;
-const CTRL_CMD_GETFAMILY: u8 = 3;
-const CTRL_ATTR_FAMILY_ID: u16 = 1;
-const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 
 const WG_GENL_NAME: &str = "wireguard";
 const WG_GENL_VERSION: u8 = 1;
@@ -35,8 +31,6 @@ const WGALLOWEDIP_A_FAMILY: u16 = 1;
 const WGALLOWEDIP_A_IPADDR: u16 = 2;
 const WGALLOWEDIP_A_CIDR_MASK: u16 = 3;
 
-/// Bytes of `struct genlmsghdr`.
-const HEADER_BYTES: usize = 4;
 /// Bytes of `struct sockaddr_in` and `struct sockaddr_in6`.
 const SOCKADDR_IN_BYTES: usize = 16;
 const SOCKADDR_IN6_BYTES: usize = 28;
@@ -141,20 +135,10 @@ impl Wireguard {
     fn request(&mut self, command: u8) -> Result<Request, Error> {
         let family = match self.family {
             Some(family) => family,
-            None => self.find_family()?,
+            None => generic::family(&mut self.socket, WG_GENL_NAME)?,
         };
         self.family = Some(family);
         Ok(Request::new(family, 0, &[command, WG_GENL_VERSION, 0, 0]))
-    }
-
-    fn find_family(&mut self) -> Result<u16, Error> {
-        let action = || "find WireGuard in the kernel".to_owned();
-        let mut request = Request::new(GENL_ID_CTRL, 0, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
-        request.text(CTRL_ATTR_FAMILY_NAME, WG_GENL_NAME);
-        let messages = self.socket.call(&request, action)?;
-        let attributes = messages.iter().map(|message| message.attributes(HEADER_BYTES));
-        let number = attributes.filter_map(|one| one.find(CTRL_ATTR_FAMILY_ID)).find_map(u16_of);
-        number.ok_or_else(|| Error::malformed(action(), "the family has no number"))
     }
 }
 

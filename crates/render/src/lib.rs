@@ -19,6 +19,7 @@ pub mod edge;
 pub mod fake;
 pub mod inventory;
 pub mod iptables;
+pub mod ipvs;
 pub mod net;
 pub mod nft;
 pub mod owned;
@@ -124,7 +125,7 @@ pub fn unsupported(
             ("iptables", "counts no connections and has no consistent hash")
         }
         ServiceBackend::Ebpf => ("ebpf", "counts no connections"),
-        ServiceBackend::Ipvs => return vec![],
+        ServiceBackend::Ipvs => return ipvs::unsupported(service, plan),
     };
     let plans = plan.frontends.values().chain(plan.ranges.values());
     let asked = plans.map(|plan| &plan.scheduling).find_map(|scheduling| match scheduling {

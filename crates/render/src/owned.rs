@@ -20,6 +20,9 @@
 //! | kernel parameters | the table in `render::net` | the key; never set back |
 //! | eBPF programs, maps, attachments | pins below `/sys/fs/bpf/flatnet` | the directory |
 //! | eBPF programs without tcx | filters `flatnet:…` of `clsact` | the filter's name |
+//! | virtual servers of IPVS | flags beyond the kernel's: [`IPVS_FLAGS`] | those flags |
+//! | their link and its addresses | [`IPVS_LINK`] (dummy) | the link's name |
+//! | kernel parameters of IPVS | the table in `render::ipvs` | the key; never set back |
 //! | packet marks | bits of [`MARK_MASK`] | the mask |
 
 /// The nftables table of each family.
@@ -43,6 +46,14 @@ pub const MARK_MASK: u32 = 0x0000_4000;
 pub const MARK_MASQUERADE: u32 = 0x0000_4000;
 /// nftables priority of the destination translation (NF_IP_PRI_NAT_DST).
 pub const PRIORITY_DNAT: i32 = -100;
+/// Priority at which IPVS takes what the node sends (`ip_vs_core.c`): NF_IP_PRI_NAT_DST + 2.
+pub const PRIORITY_IPVS_OUTPUT: i32 = PRIORITY_DNAT + 2;
+/// The link that holds the addresses at which IPVS answers.
+pub const IPVS_LINK: &str = "flatnet-ipvs0";
+/// Bits of `ip_vs_service_user.flags` that the kernel keeps and does not use (it uses the low 6).
+pub const IPVS_FLAGS_MASK: u32 = 0xff00_0000;
+/// What our virtual servers have there.
+pub const IPVS_FLAGS: u32 = 0x6600_0000;
 /// nftables priority of the source translation (NF_IP_PRI_NAT_SRC).
 pub const PRIORITY_SNAT: i32 = 100;
 /// nftables priority of ports of the node that lead to pods: a Service's node port goes first.

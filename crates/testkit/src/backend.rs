@@ -10,6 +10,7 @@ use plan::{Desired, NodeFacts};
 use render::OpError;
 use render::ebpf::{self, EbpfObserved};
 use render::iptables::{self, IptablesObserved};
+use render::ipvs::{self, IpvsObserved};
 use render::nft::{self, NftObserved, Role};
 
 use crate::verdict::normal;
@@ -49,7 +50,12 @@ pub trait Backend {
 
 /// All of them, on empty kernels.
 pub fn all() -> Vec<Box<dyn Backend>> {
-    vec![Box::new(Nftables::default()), Box::new(Iptables::default()), Box::new(Ebpf::default())]
+    vec![
+        Box::new(Nftables::default()),
+        Box::new(Iptables::default()),
+        Box::new(Ebpf::default()),
+        Box::new(Ipvs::default()),
+    ]
 }
 
 /// The name of a backend, as the configuration has it.
@@ -150,6 +156,42 @@ impl Backend for Ebpf {
     fn refuses(&self, desired: &Desired) -> bool {
         let mut services = desired.services.iter();
         services.any(|(key, service)| !ebpf::unsupported(&key.to_string(), service).is_empty())
+    }
+
+    fn anew(&self) -> Box<dyn Backend> {
+        Box::new(Self::default())
+    }
+}
+
+/// `render::ipvs`, with the nftables table that it needs.
+#[derive(Default)]
+struct Ipvs {
+    observed: IpvsObserved,
+    beside: NftObserved,
+}
+
+impl Backend for Ipvs {
+    fn kind(&self) -> ServiceBackend {
+        ServiceBackend::Ipvs
+    }
+
+    fn bring(&mut self, desired: &Desired, place: Place<'_>) -> Result<Vec<String>, String> {
+        let mut done = bring_nft(&mut self.beside, Role::BeforeIpvs, desired, place)?;
+        let program = ipvs::render(desired, place.config, place.facts);
+        let ops = ipvs::diff(&program, &self.observed);
+        done.extend(carry_out(&ops, |op| self.observed.apply(op))?);
+        Ok(done)
+    }
+
+    fn trace(&self, packet: &Packet, place: Place<'_>) -> Result<Verdict, String> {
+        let Place { config, facts } = place;
+        let traced = ipvs::trace(&self.observed, &self.beside, packet, config, facts);
+        traced.map(normal).map_err(|error| error.to_string())
+    }
+
+    fn refuses(&self, desired: &Desired) -> bool {
+        let refused = |(name, plan)| !render::unsupported(self.kind(), name, plan).is_empty();
+        desired.services.iter().any(refused)
     }
 
     fn anew(&self) -> Box<dyn Backend> {

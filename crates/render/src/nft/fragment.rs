@@ -17,6 +17,7 @@ use super::layout::{
     in_set,
 };
 use super::slots::{Shares, shares};
+use crate::ipvs;
 
 /// Clients that one endpoint of a frontend with session affinity remembers. A client beyond them is
 /// served, but gets a new endpoint each time.
@@ -73,7 +74,7 @@ pub fn fragments(layout: &Layout<'_>, plan: &ServicePlan) -> Vec<Fragment> {
     for &address in plan.answers_ping.iter().filter(|one| Family::of(one) == layout.family) {
         writer.parts.push(Part::Shared(ANSWERS_PING, vec![Value::Address(address)]));
     }
-    if layout.role == Role::Backend {
+    if layout.role.translates() {
         for &address in plan.local_addresses.iter().filter(|one| Family::of(one) == layout.family) {
             writer.add_hairpin(address);
         }
@@ -95,6 +96,8 @@ struct Place<'a> {
     backends: &'a Backends,
     plan: &'a FrontendPlan,
     source: Source,
+    /// Whether IPVS can choose its endpoints.
+    is_by_ipvs: bool,
 }
 
 /// A chain of one frontend.
@@ -116,6 +119,7 @@ impl Writer<'_> {
     fn add_frontend(&mut self, frontend: &Frontend, plan: &FrontendPlan) {
         let number = frontend.protocol().number();
         let protocol = Value::Protocol(number);
+        let is_by_ipvs = ipvs::is_possible(frontend, plan);
         let (key, all, outside) = match *frontend {
             Frontend::ClusterIp { address, port, .. } => {
                 self.add_cluster_address(address);
@@ -135,13 +139,15 @@ impl Writer<'_> {
             (Some(_), None) => Source::Masqueraded,
             (Some(view), Some(outside)) => {
                 let (key, source) = (key.clone(), Source::Kept);
-                let place = Place { key, protocol: number, backends: outside, plan, source };
+                let place =
+                    Place { key, protocol: number, backends: outside, plan, source, is_by_ipvs };
                 self.add_view(view, place);
                 Source::KeptForPods
             }
         };
         let backends = &plan.backends;
-        self.add_view(all, Place { key, protocol: number, backends, plan, source });
+        let place = Place { key, protocol: number, backends, plan, source, is_by_ipvs };
+        self.add_view(all, place);
     }
 
     fn add_range(&mut self, range: &RangeFrontend, plan: &FrontendPlan) {
@@ -188,7 +194,13 @@ impl Writer<'_> {
             (Role::Beside, Backends::Endpoints(_)) => Class::Elsewhere,
             (Role::Beside, Backends::Reject) => Class::Reject,
             (Role::Beside, Backends::Drop) => Class::Drop,
-            (Role::Backend, _) => self.add_translation(view, &place),
+            (Role::BeforeIpvs, Backends::Endpoints(endpoints)) if place.is_by_ipvs => {
+                self.add_hairpins(endpoints);
+                let (count, source) = (0, place.source);
+                self.parts.push(Part::CountChain(view, count, source));
+                Class::Endpoints { count, source }
+            }
+            (Role::Backend | Role::BeforeIpvs, _) => self.add_translation(view, &place),
         };
         let number = Datum::Values(vec![Value::Number(class.number())]);
         self.parts.push(Part::Element(view.classes(), place.key.clone(), number));
@@ -196,7 +208,7 @@ impl Writer<'_> {
     }
 
     fn add_translation(&mut self, view: View, place: &Place<'_>) -> Class {
-        let Place { ref key, protocol, backends, plan, source } = *place;
+        let Place { ref key, protocol, backends, plan, source, .. } = *place;
         let count = match backends {
             Backends::Endpoints(endpoints) => {
                 self.add_hairpins(endpoints);
@@ -254,13 +266,13 @@ impl Writer<'_> {
             (_, Backends::Reject) => Some(Verdict::Goto(REJECT.into())),
             (_, Backends::Drop) => Some(Verdict::Drop),
             (Role::Beside, Backends::Endpoints(_)) => Some(Verdict::Accept),
-            (Role::Backend, Backends::Endpoints(_)) => None,
+            (Role::Backend | Role::BeforeIpvs, Backends::Endpoints(_)) => None,
         };
         if let Some(refusal) = refusal {
             let refusal = Datum::Verdict(refusal);
             self.parts.push(Part::Element(view.refusals(), key.clone(), refusal));
         }
-        if self.layout.role == Role::Backend {
+        if self.layout.role.translates() {
             let name = own_name(view.chains(), &key);
             let protocol = range.protocol.number();
             let own = OwnChain { name, protocol, plan, source, keeps_port: true };

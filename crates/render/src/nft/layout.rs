@@ -210,7 +210,7 @@ pub enum Class {
     Elsewhere,
     /// One of `count` slots by chance.
     Endpoints {
-        /// How many slots.
+        /// How many slots; none where IPVS chooses.
         count: u32,
         /// What becomes of the source.
         source: Source,
@@ -294,12 +294,17 @@ impl<'a> Layout<'a> {
         TableProgram { table, endpoints, ..TableProgram::default() }
     }
 
-    /// The rules that send a frontend of a view to one of its slots.
+    /// The rules that send a frontend of a view to one of its slots; one without slots, to whoever
+    /// comes next.
     pub fn slot_rules(&self, view: View, count: u32, source: Source) -> Vec<Vec<Statement>> {
         let mut key = view.fields();
         key.push(Field::Random { modulus: count });
         let load = Statement::Load { key, map: view.endpoints().into() };
         let mut rules: Vec<Vec<Statement>> = self.mark(source).into_iter().collect();
+        if count == 0 {
+            rules.push(vec![Statement::Verdict(Verdict::Accept)]);
+            return rules;
+        }
         rules.push(vec![load, Statement::TranslateDestination]);
         rules.push(vec![Statement::Verdict(Verdict::Drop)]);
         rules
@@ -359,7 +364,7 @@ impl Builder<'_> {
         for view in RangeView::ALL {
             self.add_set(view.refusals(), range.clone(), DataType::Verdict);
         }
-        if self.layout.role == Role::Backend {
+        if self.layout.role.translates() {
             self.add_translation_sets(&range);
         }
         for class in [Class::Reject, Class::OwnReject] {
@@ -445,7 +450,7 @@ impl Builder<'_> {
         let layout = self.layout;
         let mut prerouting = Vec::new();
         let mut output = Vec::new();
-        if layout.role == Role::Backend {
+        if layout.role.translates() {
             prerouting = self.translations(true);
             output = self.translations(false);
             for view in View::ALL {
@@ -502,7 +507,7 @@ impl Builder<'_> {
             Statement::ClearMark(MARK_MASQUERADE),
             Statement::Masquerade,
         ]];
-        if self.layout.role == Role::Backend {
+        if self.layout.role.translates() {
             rules.push(vec![
                 in_set(vec![Field::SourceAddress, Field::DestinationAddress], HAIRPIN),
                 Statement::Masquerade,
@@ -564,12 +569,13 @@ impl Builder<'_> {
     fn add_refuse_services(&mut self) {
         let layout = self.layout;
         let drop = || Statement::Verdict(Verdict::Drop);
-        // Got its endpoints between the two hooks, unless it is another backend's.
+        // Got its endpoints between the two hooks, unless it is another backend's. IPVS takes what
+        // is for the node after these hooks.
         let known = |view: View| {
             let entry = Statement::HasEntry { key: view.fields(), map: view.classes().into() };
             let then = match layout.role {
                 Role::Backend => Verdict::Drop,
-                Role::Beside => Verdict::Accept,
+                Role::Beside | Role::BeforeIpvs => Verdict::Accept,
             };
             vec![entry, Statement::Verdict(then)]
         };

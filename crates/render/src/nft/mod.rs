@@ -31,7 +31,7 @@ pub use diff::{diff, diff_touched};
 pub use program::{Touched, update};
 pub use slots::Shares;
 pub use state::{Command, NftObserved, Transaction};
-pub use trace::{TraceError, trace};
+pub use trace::{Balancer, TraceError, trace, trace_through};
 
 use language::{Name, Table, TableId, Tuple};
 use layout::Layout;
@@ -47,6 +47,16 @@ pub enum Role {
     /// ClusterIPs, refusals (of all that the plan refuses, and of service addresses that nobody
     /// has), and the chains that keep established flows translated.
     Beside,
+    /// As [`Role::Backend`], but where IPVS can choose the endpoint it does: the rules only mark whose
+    /// source is not kept, and let pass.
+    BeforeIpvs,
+}
+
+impl Role {
+    /// Whether frontends are looked up in the nat hooks.
+    fn translates(self) -> bool {
+        self != Self::Beside
+    }
 }
 
 /// What shall be: of the Services, a table in each family that the cluster uses.

@@ -2,7 +2,7 @@
 //! hooks on the way in, through or out. It interprets the rules and the maps and knows nothing of
 //! Services. Chance is explored: every slot that could be drawn is drawn once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,6 +16,7 @@ use super::language::{
 };
 use super::layout::endpoint_of;
 use super::state::NftObserved;
+use crate::owned::PRIORITY_IPVS_OUTPUT;
 
 /// Chains that may be nested: the kernel's `NFT_JUMP_STACK_SIZE`.
 const CHAIN_DEPTH_MAX: usize = 16;
@@ -62,11 +63,36 @@ pub fn trace(
     config: &ClusterConfig,
     facts: &NodeFacts,
 ) -> Result<PacketVerdict, TraceError> {
+    trace_through(observed, &Balancer::default(), packet, config, facts)
+}
+
+/// What sends elsewhere, between our hooks, what is for this node (IPVS): after the filter hook of
+/// what comes in, and between the nat and the filter hook of what goes out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balancer {
+    /// Addresses that are the node's for its sake.
+    pub addresses: BTreeSet<IpAddr>,
+    /// What it takes, and where it may send it.
+    pub destinations: BTreeMap<(Protocol, SocketAddr), BTreeSet<SocketAddr>>,
+}
+
+/// As [`trace`], with a balancer in the kernel.
+///
+/// # Errors
+/// As [`trace`].
+pub fn trace_through(
+    observed: &NftObserved,
+    balancer: &Balancer,
+    packet: &Packet,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> Result<PacketVerdict, TraceError> {
     let family = Family::of(&packet.destination.ip());
     let empty = Table::default();
     let table = observed.tables.get(&TableId::services(family)).unwrap_or(&empty);
     let mut local_addresses: BTreeSet<IpAddr> = facts.addresses.iter().copied().collect();
     local_addresses.extend(config.dns_address(family));
+    local_addresses.extend(&balancer.addresses);
     let overlay_link = match (config.overlay, family) {
         (Overlay::Vxlan, _) => layout::VXLAN_LINK,
         (Overlay::Wireguard, _) => layout::WIREGUARD_LINK,
@@ -78,6 +104,7 @@ pub fn trace(
     let mut outcomes = Vec::new();
     loop {
         let mut walk = Walk::new(table, packet, &local_addresses, overlay_link, &mut chance);
+        walk.balancer = Some(balancer);
         let outcome = walk.run()?;
         outcomes.push(outcome);
         if !chance.advance() {
@@ -200,6 +227,8 @@ struct Walk<'a> {
     local_addresses: &'a BTreeSet<IpAddr>,
     /// The link to the pods of other nodes.
     overlay_link: &'a str,
+    /// Until the packet has passed it.
+    balancer: Option<&'a Balancer>,
     chance: &'a mut Chance,
     destination: SocketAddr,
     from_loopback: bool,
@@ -223,6 +252,7 @@ impl<'a> Walk<'a> {
             packet,
             local_addresses,
             overlay_link,
+            balancer: None,
             chance,
             destination: packet.destination,
             from_loopback: false,
@@ -252,6 +282,9 @@ impl<'a> Walk<'a> {
             match hook {
                 Hook::Prerouting if self.is_local() => hooks.push(Hook::Input),
                 Hook::Prerouting => hooks.extend([Hook::Forward, Hook::Postrouting]),
+                Hook::Input if self.balance() && !self.is_local() => {
+                    hooks.extend([Hook::Output, Hook::Postrouting]);
+                }
                 // To itself: over the loopback link, which brings it in again.
                 Hook::Postrouting
                     if routed && self.packet.entry == Entry::Local && self.is_local() =>
@@ -263,6 +296,18 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(Outcome::Passed { destination: self.destination, masquerade: self.masquerade })
+    }
+
+    /// Answers whether the balancer sent the packet elsewhere.
+    fn balance(&mut self) -> bool {
+        let Some(balancer) = self.balancer else { return false };
+        let taken = (self.packet.protocol, self.destination);
+        let Some(destinations) = balancer.destinations.get(&taken) else { return false };
+        self.balancer = None;
+        let draw = self.chance.draw(u32::try_from(destinations.len()).unwrap_or(u32::MAX));
+        let chosen = destinations.iter().nth(usize::try_from(draw).unwrap_or_default());
+        self.destination = chosen.copied().unwrap_or(self.destination);
+        chosen.is_some()
     }
 
     fn is_local(&self) -> bool {
@@ -282,11 +327,14 @@ impl<'a> Walk<'a> {
             }
         }
         chains.sort_by_key(|&(priority, ..)| priority);
-        for (_, name, chain) in chains {
+        for (chain_priority, name, chain) in chains {
             // Tracking may have been switched off by a chain before.
             let is_nat = chain.base.is_some_and(|base| base.chain_type == ChainType::Nat);
             if is_nat && !self.sees_nat(hook) {
                 continue;
+            }
+            if hook == Hook::Output && chain_priority > PRIORITY_IPVS_OUTPUT {
+                self.balance();
             }
             match self.walk_chain(name, chain, 0)? {
                 End::Through | End::Accept => {}
@@ -299,7 +347,10 @@ impl<'a> Walk<'a> {
     /// A flow is translated once a side, and only a tracked one. What comes back over the loopback
     /// link was translated on its way out.
     fn sees_nat(&self, hook: Hook) -> bool {
-        self.tracked && !(hook == Hook::Prerouting && self.from_loopback)
+        let was_balanced = self.balancer.is_none();
+        self.tracked
+            && !(hook == Hook::Prerouting && self.from_loopback)
+            && !(hook == Hook::Output && was_balanced)
     }
 
     fn walk_chain(
