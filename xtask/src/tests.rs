@@ -44,6 +44,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("kernel", "service_nat"),
     ("kernel", "edge"),
     ("kernel", "iptables"),
+    ("kernel", "ipvs"),
     ("kernel", "nft"),
     ("kernel", "socket_services"),
     ("kernel", "sockets"),

@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod edge;
 pub mod iptables;
+pub mod ipvs;
 pub mod net;
 pub mod nft;
 pub mod wireguard;

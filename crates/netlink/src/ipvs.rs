@@ -1,4 +1,5 @@
-//! Virtual servers of IPVS and their destinations, by generic netlink (`include/uapi/linux/ip_vs.h`).
+//! Virtual servers of IPVS and their destinations, by generic netlink
+//! (`include/uapi/linux/ip_vs.h`).
 //! Destinations get packets with their own address (masquerading, `ip_vs_nat_xmit`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -1,4 +1,5 @@
-//! IP-in-IP and WireGuard links (`include/uapi/linux/if_tunnel.h`). VXLAN is in [`crate::link`].
+//! IP-in-IP, WireGuard and dummy links (`include/uapi/linux/if_tunnel.h`). VXLAN is in
+//! [`crate::link`].
 
 use std::net::IpAddr;
 
@@ -65,6 +66,18 @@ impl Netlink {
             info.text(IFLA_INFO_KIND, "wireguard");
         });
         self.socket.call(&request, || format!("create the WireGuard link {name}")).map(drop)
+    }
+
+    /// Makes a dummy link, down: a place for addresses that sends nothing.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name is taken, `EOPNOTSUPP` when the kernel has no such links.
+    pub fn create_dummy(&mut self, name: &str) -> Result<(), Error> {
+        let mut request = creation(name)?;
+        request.nested(IFLA_LINKINFO, &[], |info| {
+            info.text(IFLA_INFO_KIND, "dummy");
+        });
+        self.socket.call(&request, || format!("create the dummy link {name}")).map(drop)
     }
 }
 

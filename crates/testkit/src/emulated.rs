@@ -20,6 +20,7 @@ use std::io::Write as _;
 use std::process::Command;
 
 use netlink::Netns;
+use netlink::ipvs::Ipvs;
 
 /// The environment variable with the file that collects the names of deferred tests, one a line.
 pub const DEFERRED_FILE_VARIABLE: &str = "FLATNET_DEFERRED";
@@ -46,11 +47,13 @@ pub enum Feature {
     Vlan,
     /// Delay, loss and rate on a wire: the queueing discipline `netem`.
     Netem,
+    /// Virtual servers: IPVS.
+    Ipvs,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::WireGuard,
         Self::Ipip,
         Self::Ip6Tunnel,
@@ -59,11 +62,13 @@ impl Feature {
         Self::Macvlan,
         Self::Vlan,
         Self::Netem,
+        Self::Ipvs,
     ];
 
-    /// The command that works only where the feature is there, for `ip` or `tc`.
-    fn probe(self) -> &'static str {
-        match self {
+    /// The command that works only where the feature is there, for `ip` or `tc`; none where the
+    /// kernel is asked itself.
+    fn probe(self) -> Option<&'static str> {
+        let command = match self {
             Self::WireGuard => "ip link add probe type wireguard",
             Self::Ipip => "ip link add probe type ipip local 192.0.2.1 remote 192.0.2.2",
             Self::Ip6Tunnel => {
@@ -74,7 +79,9 @@ impl Feature {
             Self::Macvlan => "ip link add probe link base type macvlan mode bridge",
             Self::Vlan => "ip link add probe link base type vlan id 7",
             Self::Netem => "tc qdisc add dev lo root netem delay 1ms",
-        }
+            Self::Ipvs => return None,
+        };
+        Some(command)
     }
 
     /// Whether this kernel has it.
@@ -97,7 +104,13 @@ impl Feature {
             run("ip link add base type veth peer name other"),
             "every kernel with pods has veth"
         );
-        run(self.probe())
+        match self.probe() {
+            Some(command) => run(command),
+            None => {
+                let load = || Ipvs::open().and_then(|mut ipvs| ipvs.load());
+                namespace.run(load).expect("the namespace").is_ok()
+            }
+        }
     }
 }
 

@@ -47,8 +47,8 @@ pub enum Role {
     /// ClusterIPs, refusals (of all that the plan refuses, and of service addresses that nobody
     /// has), and the chains that keep established flows translated.
     Beside,
-    /// As [`Role::Backend`], but where IPVS can choose the endpoint it does: the rules only mark whose
-    /// source is not kept, and let pass.
+    /// As [`Role::Backend`], but where IPVS can choose the endpoint ([`crate::ipvs::is_possible`])
+    /// it does: the rules only mark whose source is not kept, and let pass.
     BeforeIpvs,
 }
 

@@ -1,0 +1,283 @@
+//! The IPVS driver and the rendered servers in a kernel that has IPVS, in both families, with real
+//! packets in network namespaces that each test makes. Needs root.
+
+#[path = "../iptables/lab.rs"]
+#[allow(dead_code, reason = "the same node, without its chains of iptables")]
+mod lab;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use kernel::iptables::Variant;
+use kernel::ipvs::IpvsDriver;
+use kernel::nft::NftDriver;
+use model::{Family, NamespacedName, Protocol};
+use netlink::Netns;
+use netlink::ipvs::{Ipvs, ServerId, ServerOptions};
+use plan::services::{FrontendPlan, Scheduling, ServicePlan};
+use render::ipvs::{IpvsOp, IpvsProgram, ServerKey};
+use render::nft::Role;
+use testkit::emulated::Feature;
+
+use lab::{
+    Answer, DEADLINE, Lab, SILENCE, Server, answered, ask, ask_udp_with, service, to, udp_socket,
+};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// A node with the rules of nftables that IPVS needs.
+struct Node {
+    lab: Lab,
+    driver: IpvsDriver,
+    nft: NftDriver,
+}
+
+impl Node {
+    fn new(family: Family) -> Self {
+        let lab = Lab::new(Variant::Nft, family);
+        let open = || (IpvsDriver::open().expect("IPVS"), NftDriver::open().expect("nftables"));
+        let (driver, nft) = lab.node.run(open).expect("the node");
+        Self { lab, driver, nft }
+    }
+
+    fn serve(&mut self, name: &str, plan: ServicePlan) -> Vec<IpvsOp> {
+        self.lab.desired.services.insert(NamespacedName::new("shop", name), plan);
+        let Lab { desired, config, facts, .. } = &self.lab;
+        let rules = render::nft::render_as(Role::BeforeIpvs, desired, config, facts);
+        let program = render::ipvs::render(desired, config, facts);
+        let present = self.nft.observe().expect("observe");
+        for op in render::nft::diff(&rules, &present) {
+            self.nft.apply(&op).unwrap_or_else(|error| panic!("{error}"));
+        }
+        self.bring(&program)
+    }
+
+    /// Brings IPVS to a program, step by step as its model says; answers the steps.
+    fn bring(&mut self, program: &IpvsProgram) -> Vec<IpvsOp> {
+        let mut believed = self.driver.observe().expect("observe");
+        let ops = render::ipvs::diff(program, &believed);
+        for op in &ops {
+            self.driver.apply(op).unwrap_or_else(|error| panic!("{error}"));
+            believed.apply(op).expect("the model of the kernel agrees");
+        }
+        ops
+    }
+
+    fn is_at(&mut self, program: &IpvsProgram) -> bool {
+        render::ipvs::diff(program, &self.driver.observe().expect("observe")).is_empty()
+    }
+}
+
+/// A server at a pod's port 8080, by the pod's name.
+fn servers(lab: &Lab) -> [Server; 2] {
+    [Server::start(&lab.pod1, "pod1", 8080), Server::start(&lab.pod2, "pod2", 8080)]
+}
+
+fn asked(from: &Netns, protocol: Protocol, address: IpAddr, port: u16) -> Answer {
+    ask(from, protocol, address, port, DEADLINE)
+}
+
+/// Each scheduler, protocol and family, affinity and weights; another's server stays, and of ours
+/// nothing remains.
+#[test]
+fn what_is_written_is_read_back_and_goes_again() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.lab.addresses();
+        let foreign = ServerId { protocol: 6, address: SocketAddr::new(at.node, 9999) };
+        let options = ServerOptions { scheduler: "rr".into(), flags: 0, affinity_timeout_s: None };
+        let mut other = node.lab.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
+        other.add_server(foreign, &options).expect("a server of another program");
+
+        let ends = [at.pod1, at.pod2].map(|address| SocketAddr::new(address, 8080));
+        let weights: BTreeMap<SocketAddr, u16> = ends.into_iter().zip([3, 1]).collect();
+        let schedulings = [
+            Scheduling::Random,
+            Scheduling::Weighted(weights),
+            Scheduling::LeastConnection,
+            Scheduling::Maglev,
+        ];
+        for (number, scheduling) in (0_u16..).zip(schedulings) {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+                let affinity_timeout_s = (number % 2 == 0).then_some(10_800);
+                let plan = FrontendPlan {
+                    affinity_timeout_s,
+                    scheduling: scheduling.clone(),
+                    ..to(&[at.pod1, at.pod2])
+                };
+                let ports = (80 + number, 30_080 + number);
+                let plan = service(at.vip, protocol, ports.0, ports.1, &plan);
+                let ops = node.serve(&format!("web{number}-{protocol}"), plan);
+                assert!(!ops.is_empty());
+            }
+        }
+        let Lab { desired, config, facts, .. } = &node.lab;
+        let program = render::ipvs::render(desired, config, facts);
+        assert_eq!(program.servers.len(), 4 * 3 * 2);
+        let observed = node.driver.observe().expect("observe");
+        for (key, server) in &program.servers {
+            assert_eq!(observed.servers[key].settings, server.settings, "{key}");
+        }
+        assert_eq!(observed.servers.len(), program.servers.len(), "without the other's");
+        assert!(node.is_at(&program), "{family}");
+
+        node.bring(&IpvsProgram::default());
+        assert_eq!(node.driver.observe().expect("observe"), Default::default());
+        let left: Vec<ServerId> =
+            other.servers().expect("servers").into_iter().map(|(id, _)| id).collect();
+        assert_eq!(left, [foreign], "{family}");
+    }
+}
+
+/// Somebody's changes are seen and undone.
+#[test]
+fn what_others_change_is_set_right() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    let mut node = Node::new(Family::V4);
+    let at = node.lab.addresses();
+    node.serve("web", service(at.vip, Protocol::Tcp, 80, 0, &to(&[at.pod1, at.pod2])));
+    let Lab { desired, config, facts, .. } = &node.lab;
+    let program = render::ipvs::render(desired, config, facts);
+    let mut other = node.lab.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
+    let id = ServerId { protocol: 6, address: SocketAddr::new(at.vip, 80) };
+    let end = |address| SocketAddr::new(address, 8080);
+    other.delete_destination(id, end(at.pod1)).expect("removed");
+    other.change_destination(id, end(at.pod2), 7).expect("changed");
+    let key = ServerKey { protocol: Protocol::Tcp, address: id.address };
+    let expected = [
+        IpvsOp::AddDestination(key, end(at.pod1), 1),
+        IpvsOp::ChangeDestination(key, end(at.pod2), 1),
+    ];
+    assert_eq!(node.bring(&program), expected);
+    assert!(node.is_at(&program));
+}
+
+/// The rows of `plan::services`: who answers, and which source it sees.
+#[test]
+fn packets_reach_endpoints_with_the_right_source() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.lab.addresses();
+        let _servers = servers(&node.lab);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let plan = service(at.vip, protocol, 80, 30_080, &to(&[at.pod2]));
+            node.serve(&format!("web-{protocol}"), plan);
+            let own = service(at.other_vip, protocol, 80, 0, &to(&[at.pod1]));
+            node.serve(&format!("own-{protocol}"), own);
+            let none = service(at.other_vip, protocol, 81, 30_081, &to(&[]));
+            node.serve(&format!("none-{protocol}"), none);
+            let Lab { node: host, pod1, outside, .. } = &node.lab;
+            let about = format!("{family} {protocol}");
+            let kept = asked(pod1, protocol, at.vip, 80);
+            assert_eq!(kept, answered("pod2", at.pod1), "a pod of the node, {about}");
+            let masqueraded = answered("pod2", at.gateway2);
+            assert_eq!(asked(host, protocol, at.vip, 80), masqueraded, "the node, {about}");
+            assert_eq!(asked(host, protocol, at.node, 30_080), masqueraded, "the node, {about}");
+            assert_eq!(asked(outside, protocol, at.vip, 80), masqueraded, "outside, {about}");
+            assert_eq!(asked(outside, protocol, at.node, 30_080), masqueraded, "outside, {about}");
+            let hairpin = asked(pod1, protocol, at.other_vip, 80);
+            assert_eq!(hairpin, answered("pod1", at.gateway1), "hairpin, {about}");
+            for (address, port) in [(at.other_vip, 81), (at.node, 30_081), (at.vip, 8080)] {
+                for from in [pod1, outside, host] {
+                    let refused = asked(from, protocol, address, port);
+                    assert_eq!(refused, Answer::Refused, "{address}:{port}, {about}");
+                }
+            }
+            let unknown = ask(pod1, protocol, at.unknown_vip, 80, SILENCE);
+            assert_eq!(unknown, Answer::Nothing, "an address without a Service, {about}");
+        }
+    }
+}
+
+/// A connection goes on while its endpoint goes; new ones go elsewhere.
+#[test]
+fn an_endpoint_that_goes_keeps_its_connections() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.lab.addresses();
+        let _servers = servers(&node.lab);
+        let web = |ends: &[IpAddr]| service(at.vip, Protocol::Tcp, 80, 0, &to(ends));
+        node.serve("web", web(&[at.pod2]));
+        let address = SocketAddr::new(at.vip, 80);
+        let connect = || TcpStream::connect_timeout(&address, DEADLINE).expect("a connection");
+        let mut stream = node.lab.outside.run(connect).expect("outside");
+        node.serve("web", web(&[at.pod1]));
+        let key = ServerKey { protocol: Protocol::Tcp, address };
+        let observed = node.driver.observe().expect("observe");
+        let old = observed.servers[&key].destinations[&SocketAddr::new(at.pod2, 8080)];
+        assert_eq!((old.weight, old.connections), (0, 1), "{family}");
+        for _ in 0..4 {
+            let answer = asked(&node.lab.outside, Protocol::Tcp, at.vip, 80);
+            assert_eq!(answer, answered("pod1", at.gateway1), "{family}");
+        }
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.write_all(b"who").expect("it is still open");
+        let mut text = [0; 64];
+        let length = stream.read(&mut text).expect("an answer");
+        assert!(text[..length].starts_with(b"pod2 "), "{family}");
+        // Back again before the last connection has gone.
+        node.serve("web", web(&[at.pod1, at.pod2]));
+        let observed = node.driver.observe().expect("observe");
+        let weights = observed.servers[&key].destinations.values().map(|one| one.weight);
+        assert_eq!(weights.collect::<Vec<_>>(), [1, 1], "{family}");
+    }
+}
+
+/// A UDP client with a fixed port does not stay with an endpoint that is gone.
+#[test]
+fn datagrams_of_one_socket_follow_the_endpoints() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.lab.addresses();
+        let _servers = servers(&node.lab);
+        let dns = |ends: &[IpAddr]| service(at.vip, Protocol::Udp, 53, 0, &to(ends));
+        let socket = udp_socket(&node.lab.outside, family);
+        let address = SocketAddr::new(at.vip, 53);
+        for (end, name) in [(at.pod2, "pod2"), (at.pod1, "pod1"), (at.pod2, "pod2")] {
+            node.serve("dns", dns(&[end]));
+            // One datagram may be lost to the former endpoint.
+            let mut answers = (0..20).map(|_| ask_udp_with(&socket, address, SILENCE));
+            let found =
+                answers.find(|answer| matches!(answer, Answer::From(who, _) if who == name));
+            assert!(found.is_some(), "{family}: {name} never answered");
+        }
+    }
+}
+
+/// A client stays with its endpoint until that goes.
+#[test]
+fn a_client_stays_with_its_endpoint() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.lab.addresses();
+        let _servers = servers(&node.lab);
+        let mut answers = |sticky: bool| {
+            let affinity_timeout_s = sticky.then_some(10_800);
+            let plan = FrontendPlan { affinity_timeout_s, ..to(&[at.pod1, at.pod2]) };
+            node.serve("web", service(at.vip, Protocol::Tcp, 80, 0, &plan));
+            let ask = |_| asked(&node.lab.outside, Protocol::Tcp, at.vip, 80);
+            (0..8).map(ask).collect::<BTreeSet<Answer>>()
+        };
+        assert_eq!(answers(false).len(), 2, "{family}: one after the other");
+        assert_eq!(answers(true).len(), 1, "{family}");
+        assert_eq!(answers(false).len(), 2, "{family}: again without");
+    }
+}

@@ -1,0 +1,241 @@
+//! The IPVS half: which frontends it has, the order of changes, endpoints that go, and what the
+//! kernel refuses. That it means what the API means is in testkit's `agreement` and `cases`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use model::{ClusterConfig, Family, NamespacedName, Protocol};
+use plan::services::{
+    Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
+};
+use plan::{Desired, NodeFacts};
+use render::ipvs::{
+    IpvsObserved, IpvsOp, IpvsProgram, ObservedDestination, Scheduler, ServerKey, ServerSettings,
+    diff, render, unsupported,
+};
+
+const NODE: &str = "172.30.0.2";
+const VIP: &str = "10.96.0.20";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().expect("an address and a port")
+}
+
+fn key(text: &str) -> ServerKey {
+    ServerKey { protocol: Protocol::Tcp, address: at(text) }
+}
+
+fn facts() -> NodeFacts {
+    NodeFacts { addresses: vec![ip(NODE), ip("fd00:30::2")], ..NodeFacts::default() }
+}
+
+fn to(endpoints: &[&str]) -> FrontendPlan {
+    FrontendPlan::new(Backends::Endpoints(endpoints.iter().map(|text| at(text)).collect()))
+}
+
+fn cluster_ip(port: u16) -> Frontend {
+    Frontend::ClusterIp { address: ip(VIP), protocol: Protocol::Tcp, port }
+}
+
+fn node_port(port: u16) -> Frontend {
+    Frontend::NodePort { family: Family::V4, protocol: Protocol::Tcp, port }
+}
+
+fn external(address: &str, port: u16) -> Frontend {
+    Frontend::External { address: ip(address), protocol: Protocol::Tcp, port }
+}
+
+fn plan(frontends: Vec<(Frontend, FrontendPlan)>) -> ServicePlan {
+    ServicePlan { frontends: frontends.into_iter().collect(), ..ServicePlan::default() }
+}
+
+fn program(services: Vec<(&str, ServicePlan)>) -> IpvsProgram {
+    let named = services.into_iter().map(|(name, plan)| (NamespacedName::new("shop", name), plan));
+    let desired = Desired { services: named.collect(), ..Desired::default() };
+    render(&desired, &ClusterConfig::default(), &facts())
+}
+
+fn web(endpoints: &[&str]) -> IpvsProgram {
+    program(vec![("web", plan(vec![(cluster_ip(80), to(endpoints))]))])
+}
+
+fn bring(observed: &mut IpvsObserved, program: &IpvsProgram) -> Vec<IpvsOp> {
+    let ops = diff(program, observed);
+    for op in &ops {
+        observed.apply(op).unwrap_or_else(|error| panic!("{error}"));
+    }
+    ops
+}
+
+#[test]
+fn a_service_has_a_server_at_each_place_that_ipvs_can_have() {
+    let local = FrontendPlan { outside: Some(Backends::Drop), ..to(&["10.244.0.2:8080"]) };
+    let guarded = FrontendPlan { source_ranges: Some(BTreeSet::new()), ..to(&["10.244.0.2:8080"]) };
+    let rows = [
+        (cluster_ip(80), to(&["10.244.0.2:8080"]), vec!["10.96.0.20:80"]),
+        (node_port(30_080), to(&["10.244.0.2:8080"]), vec!["172.30.0.2:30080"]),
+        (cluster_ip(80), FrontendPlan::new(Backends::Reject), vec![]),
+        (node_port(30_080), FrontendPlan::new(Backends::Drop), vec![]),
+        (node_port(30_080), local, vec![]),
+        (external("198.51.100.1", 80), to(&["10.244.0.2:8080"]), vec![]),
+        (external("198.51.100.1", 80), guarded, vec![]),
+    ];
+    for (frontend, chosen, expected) in rows {
+        let program = program(vec![("web", plan(vec![(frontend, chosen)]))]);
+        let servers: Vec<ServerKey> = program.servers.keys().copied().collect();
+        assert_eq!(servers, expected.into_iter().map(key).collect::<Vec<_>>(), "{frontend:?}");
+        let addresses: Vec<IpAddr> = program.addresses.iter().copied().collect();
+        let held = if servers == [key("10.96.0.20:80")] { vec![ip(VIP)] } else { vec![] };
+        assert_eq!(addresses, held, "node addresses are the node's own: {frontend:?}");
+    }
+}
+
+#[test]
+fn schedulers_are_those_that_are_asked_for() {
+    let weights: BTreeMap<SocketAddr, u16> = [(at("10.244.0.2:8080"), 3)].into();
+    for (scheduling, name, weight) in [
+        (Scheduling::Random, "rr", 1),
+        (Scheduling::Weighted(weights), "wrr", 3),
+        (Scheduling::LeastConnection, "lc", 1),
+        (Scheduling::Maglev, "mh", 1),
+    ] {
+        let chosen = FrontendPlan { scheduling, ..to(&["10.244.0.2:8080"]) };
+        let program = program(vec![("web", plan(vec![(cluster_ip(80), chosen)]))]);
+        let server = &program.servers[&key("10.96.0.20:80")];
+        assert_eq!(server.settings.scheduler.name(), name);
+        assert_eq!(server.destinations[&at("10.244.0.2:8080")], weight, "{name}");
+        assert_eq!(Scheduler::from_name(name), server.settings.scheduler);
+    }
+    assert_eq!(Scheduler::from_name("sed"), Scheduler::Other("sed".into()));
+}
+
+/// An external address of the node wins over a node port, also where nftables refuses there.
+#[test]
+fn a_frontend_has_its_first_claimant() {
+    let (one, two) = (to(&["10.244.0.2:8080"]), to(&["10.244.0.3:8080"]));
+    let refused = FrontendPlan::new(Backends::Reject);
+    let rows = [
+        (node_port(30_080), one.clone(), node_port(30_080), two.clone(), Some("10.244.0.2:8080")),
+        (node_port(30_080), one.clone(), external(NODE, 30_080), two.clone(), None),
+        (node_port(30_080), one, external(NODE, 30_080), refused, None),
+    ];
+    for (first, first_plan, second, second_plan, endpoint) in rows {
+        let program = program(vec![
+            ("a", plan(vec![(first, first_plan)])),
+            ("b", plan(vec![(second, second_plan)])),
+        ]);
+        let server = program.servers.get(&key("172.30.0.2:30080"));
+        let has = server.and_then(|server| server.destinations.keys().next().copied());
+        assert_eq!(has, endpoint.map(at), "{second:?}");
+    }
+}
+
+/// Servers before the addresses that lead to them, and the reverse (invariants 5, 7); the link
+/// first and last (invariant 4).
+#[test]
+fn no_address_is_there_without_its_server() {
+    let mut observed = IpvsObserved::default();
+    let place = |ops: &[IpvsOp], wanted: fn(&IpvsOp) -> bool| ops.iter().position(wanted);
+    let up = bring(&mut observed, &web(&["10.244.0.2:8080"]));
+    let down = bring(&mut observed, &IpvsProgram::default());
+    assert!(matches!(up.first(), Some(IpvsOp::CreateLink)), "{up:?}");
+    assert!(matches!(up.last(), Some(IpvsOp::AddAddress(_))), "{up:?}");
+    let gone = place(&down, |op| matches!(op, IpvsOp::DeleteAddress(_)));
+    let server = place(&down, |op| matches!(op, IpvsOp::DeleteServer(_)));
+    assert!(gone.is_some() && gone < server, "{down:?}");
+    assert!(matches!(down.last(), Some(IpvsOp::DeleteLink)), "{down:?}");
+    assert!(observed.servers.is_empty() && observed.link.is_none());
+}
+
+#[test]
+fn an_endpoint_that_goes_waits_for_its_connections() {
+    let (old, new) = (at("10.244.0.2:8080"), at("10.244.0.3:8080"));
+    let vip = key("10.96.0.20:80");
+    let mut observed = IpvsObserved::default();
+    bring(&mut observed, &web(&["10.244.0.2:8080"]));
+    let connections = |observed: &mut IpvsObserved, count| {
+        let destinations = &mut observed.servers.get_mut(&vip).expect("a server").destinations;
+        destinations.get_mut(&old).expect("the old endpoint").connections = count;
+    };
+    connections(&mut observed, 2);
+    let next = web(&["10.244.0.3:8080"]);
+    let expected = [IpvsOp::AddDestination(vip, new, 1), IpvsOp::RetireDestination(vip, old)];
+    assert_eq!(bring(&mut observed, &next), expected);
+    let waiting = observed.servers[&vip].destinations[&old];
+    assert_eq!(waiting, ObservedDestination { weight: 0, connections: 2 });
+    assert_eq!(diff(&next, &observed), [], "nothing to do while it waits");
+    // It comes back with its connections.
+    let both = web(&["10.244.0.2:8080", "10.244.0.3:8080"]);
+    assert_eq!(diff(&both, &observed), [IpvsOp::ChangeDestination(vip, old, 1)]);
+    connections(&mut observed, 0);
+    assert_eq!(bring(&mut observed, &next), [IpvsOp::RetireDestination(vip, old)]);
+    assert!(!observed.servers[&vip].destinations.contains_key(&old));
+}
+
+/// A client that goes on sending from one port would stay with a dead endpoint.
+#[test]
+fn an_endpoint_of_udp_waits_for_nobody() {
+    let busy = ObservedDestination { weight: 0, connections: 9 };
+    assert!(busy.is_waiting(Protocol::Tcp) && busy.is_waiting(Protocol::Sctp));
+    assert!(!busy.is_waiting(Protocol::Udp));
+}
+
+#[test]
+fn the_model_refuses_what_linux_refuses() {
+    let vip = key("10.96.0.20:80");
+    let settings = ServerSettings { scheduler: Scheduler::RoundRobin, affinity_timeout_s: None };
+    let end = at("10.244.0.9:1");
+    let mut observed = IpvsObserved::default();
+    let refused = |observed: &mut IpvsObserved, op: IpvsOp| {
+        let before = observed.clone();
+        let errno = observed.apply(&op).map_err(|error| error.errno);
+        assert_eq!(*observed, before, "{op:?} changed something");
+        errno.expect_err("a refusal")
+    };
+    assert_eq!(refused(&mut observed, IpvsOp::DeleteLink), 19);
+    assert_eq!(refused(&mut observed, IpvsOp::AddAddress(ip(VIP))), 19);
+    assert_eq!(refused(&mut observed, IpvsOp::DeleteServer(vip)), 3);
+    assert_eq!(refused(&mut observed, IpvsOp::ChangeServer(vip, settings.clone())), 3);
+    assert_eq!(refused(&mut observed, IpvsOp::AddDestination(vip, end, 1)), 3);
+    bring(&mut observed, &web(&["10.244.0.2:8080"]));
+    assert_eq!(refused(&mut observed, IpvsOp::CreateLink), 17);
+    assert_eq!(refused(&mut observed, IpvsOp::AddAddress(ip(VIP))), 17);
+    assert_eq!(refused(&mut observed, IpvsOp::DeleteAddress(ip(NODE))), 99);
+    assert_eq!(refused(&mut observed, IpvsOp::AddServer(vip, settings)), 17);
+    let there = at("10.244.0.2:8080");
+    assert_eq!(refused(&mut observed, IpvsOp::AddDestination(vip, there, 1)), 17);
+    assert_eq!(refused(&mut observed, IpvsOp::ChangeDestination(vip, end, 1)), 2);
+    assert_eq!(refused(&mut observed, IpvsOp::RetireDestination(vip, end)), 2);
+}
+
+#[test]
+fn a_scheduler_is_refused_only_where_nftables_chooses() {
+    let wish = |scheduling: Scheduling| FrontendPlan { scheduling, ..to(&["10.244.0.2:8080"]) };
+    let local = |scheduling| FrontendPlan { outside: Some(Backends::Drop), ..wish(scheduling) };
+    let vip = external("198.51.100.1", 80);
+    let rows = [
+        (cluster_ip(80), wish(Scheduling::LeastConnection), false),
+        (node_port(30_080), wish(Scheduling::Maglev), false),
+        (node_port(30_080), local(Scheduling::LeastConnection), true),
+        (node_port(30_080), local(Scheduling::Random), false),
+        (vip, wish(Scheduling::Maglev), true),
+    ];
+    let name = NamespacedName::new("shop", "web");
+    for (frontend, chosen, refused) in rows {
+        let found = unsupported(&name, &plan(vec![(frontend, chosen)]));
+        assert_eq!(!found.is_empty(), refused, "{frontend:?}");
+    }
+    let range = RangeFrontend {
+        scope: RangeScope::ClusterIp,
+        address: ip(VIP),
+        protocol: Protocol::Tcp,
+        first: 1,
+        last: 9,
+    };
+    let ranges = [(range, wish(Scheduling::LeastConnection))].into();
+    assert!(!unsupported(&name, &ServicePlan { ranges, ..ServicePlan::default() }).is_empty());
+}
