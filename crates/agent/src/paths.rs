@@ -2,13 +2,15 @@
 //! decided in [`plan::paths`].
 //!
 //! A pair is tested when either node comes, when the way between the two changes, and slowly ever
-//! after; what does not work is tested again sooner, and believed when it is found twice. A task of
-//! its own: the network never waits for it.
+//! after; what does not work is tested again sooner, and believed when it is found twice. While a
+//! pair takes a detour, the tunnel that it goes past is tried beside it, and taken again when it has
+//! worked for a whole period. A task of its own: the network never waits for it.
 
 mod exchange;
 mod keeper;
 mod packet;
 mod pair;
+mod tunnel;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,7 +21,7 @@ use model::ClusterConfig;
 use model::overlay::of_family;
 use plan::NodeFacts;
 use plan::network::{NetworkPlan, Peer, gateway, least_mtu};
-use plan::paths::{Observation, State};
+use plan::paths::{Observation, State, is_tried_beside};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -28,6 +30,7 @@ pub use keeper::PathRow;
 pub(crate) use keeper::{Keeper, count};
 use packet::Side;
 use pair::PairTarget;
+use tunnel::Tunnel;
 
 /// Pairs that are tested at once.
 const TESTS_MAX: usize = 8;
@@ -40,6 +43,11 @@ const SETTLE: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// An own address that is not there yet is tried again after this.
 const LISTEN_RETRY: Duration = Duration::from_secs(1);
+/// A detour's pair is tested so many times in a period: what it goes past must work each time for a
+/// whole period until it is taken again.
+const TRIALS_A_PERIOD: u32 = 10;
+/// Each return that proved wrong doubles the time that the next one waits, so many times at most.
+const RETURN_DOUBLINGS_MAX: u32 = 6;
 /// So many times in a row something is found wrong until it is believed.
 const BELIEVED_ROUNDS: u32 = 2;
 
@@ -59,19 +67,30 @@ pub(crate) struct Paths {
 impl Targets {
     /// The pairs of a plan. A peer without addresses of both ends' family is not tested: the plan
     /// says why its pods are not reached.
-    pub(crate) fn of(plan: &NetworkPlan, facts: &NodeFacts, node_addresses: &[IpAddr]) -> Self {
+    pub(crate) fn of(
+        plan: &NetworkPlan,
+        facts: &NodeFacts,
+        node_addresses: &[IpAddr],
+        config: &ClusterConfig,
+    ) -> Self {
         let pair = |(name, peer): (&String, &Peer)| {
             let own = of_family(node_addresses, model::Family::of(&peer.address))?;
             let own_range = plan.pod_ranges.first()?;
             let is_v4 = own_range.addr().is_ipv4();
             let range = peer.pod_ranges.iter().find(|range| range.addr().is_ipv4() == is_v4)?;
+            let nodes = (own, peer.address);
+            let pods = (gateway(own_range)?.addr(), gateway(range)?.addr());
+            let (vni, port) = (config.tunnels.vxlan_vni, config.tunnels.vxlan_port);
+            let test_port = config.tunnels.path_test_port;
+            let tunnel = Tunnel { vni, port, nodes, pods, test_port };
             let target = PairTarget {
                 way: peer.path.overlay(),
-                nodes: (own, peer.address),
-                pods: (gateway(own_range)?.addr(), gateway(range)?.addr()),
+                nodes,
+                pods,
                 nodes_mtu: facts.uplink_mtu,
                 pods_mtu: plan.promised_mtu,
                 least_mtu: least_mtu(&plan.pod_ranges),
+                tunnel: is_tried_beside(plan, peer).then_some(tunnel),
             };
             Some((name.clone(), target))
         };
@@ -84,6 +103,11 @@ impl Targets {
         own.sort_unstable();
         own.dedup();
         own
+    }
+
+    fn tunnels(&self) -> BTreeMap<String, Tunnel> {
+        let tunnels = self.0.iter().filter_map(|(name, pair)| Some((name, pair.tunnel.as_ref()?)));
+        tunnels.map(|(name, tunnel)| (name.clone(), tunnel.clone())).collect()
     }
 
     fn known(&self) -> BTreeMap<(IpAddr, Side), String> {
@@ -126,6 +150,36 @@ struct Pair {
     due: Option<Instant>,
     /// Tests in a row that found something wrong.
     wrong: u32,
+    /// Since when the way that is avoided has worked each time.
+    avoided_worked_since: Option<Instant>,
+    /// Returns from detours in a row after which the first way did not work.
+    wrong_returns: u32,
+}
+
+impl Pair {
+    fn of(target: PairTarget, before: Option<&Self>) -> Self {
+        let returns = before.is_some_and(|before| before.target.tunnel.is_some());
+        let returned = u32::from(returns && target.tunnel.is_none());
+        let wrong_returns = before.map_or(0, |before| before.wrong_returns);
+        Self {
+            target,
+            due: Some(Instant::now() + SETTLE + jitter(SETTLE)),
+            wrong: 0,
+            avoided_worked_since: None,
+            wrong_returns: wrong_returns.saturating_add(returned),
+        }
+    }
+
+    /// Takes in whether what is avoided works now; answers whether it has for long enough.
+    fn has_avoided_worked(&mut self, works: bool, period: Duration, now: Instant) -> bool {
+        if !works {
+            self.avoided_worked_since = None;
+            return false;
+        }
+        let since = *self.avoided_worked_since.get_or_insert(now);
+        let asked = period.saturating_mul(1 << self.wrong_returns.min(RETURN_DOUBLINGS_MAX));
+        now.duration_since(since) >= asked
+    }
 }
 
 impl Tester {
@@ -157,7 +211,7 @@ impl Tester {
 
     fn take_over(&mut self, targets: &Targets) {
         self.listen(targets);
-        self.exchange.know(targets.known());
+        self.exchange.know(targets.known(), targets.tunnels());
         self.pairs.retain(|peer, _| targets.0.contains_key(peer));
         self.told.send_if_modified(|found| {
             let gone = found.keys().any(|peer| !targets.0.contains_key(peer));
@@ -167,9 +221,9 @@ impl Tester {
             gone
         });
         for (peer, target) in &targets.0 {
-            if self.pairs.get(peer).is_none_or(|pair| pair.target != *target) {
-                let due = Some(Instant::now() + SETTLE + jitter(SETTLE));
-                self.pairs.insert(peer.clone(), Pair { target: target.clone(), due, wrong: 0 });
+            let before = self.pairs.get(peer);
+            if before.is_none_or(|pair| pair.target != *target) {
+                self.pairs.insert(peer.clone(), Pair::of(target.clone(), before));
             }
         }
     }
@@ -217,7 +271,16 @@ impl Tester {
         let works = state == State::Works;
         pair.wrong = if works { 0 } else { pair.wrong.saturating_add(1) };
         let backoff = RETRY_FIRST.saturating_mul(1 << pair.wrong.saturating_sub(1).min(16));
-        let wait = if works { self.period } else { backoff.min(self.period) };
+        let usual = match target.tunnel {
+            Some(_) => self.period / TRIALS_A_PERIOD,
+            None => self.period,
+        };
+        let wait = if works { usual } else { backoff.min(usual) };
+        if works && target.tunnel.is_none() {
+            pair.wrong_returns = 0;
+        }
+        let (now, works_now) = (Instant::now(), found.avoided_works);
+        found.avoided_works = pair.has_avoided_worked(works_now, self.period, now);
         pair.due = Some(Instant::now() + wait + jitter(wait / 4));
         if pair.wrong != 0 && pair.wrong < BELIEVED_ROUNDS {
             return;
@@ -268,6 +331,7 @@ mod tests {
             nodes_mtu: 1500,
             pods_mtu: 1450,
             least_mtu: 576,
+            tunnel: None,
         };
         Targets((1..=count).map(|last| (format!("node{last}"), pair(last))).collect())
     }
@@ -306,5 +370,40 @@ mod tests {
         // A node that is gone is forgotten, with all that was found of it.
         tester.take_over(&targets(0));
         assert!(tester.pairs.is_empty() && tester.told.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_detour_ends_when_what_it_avoids_has_worked_for_a_period_and_later_after_a_mistake() {
+        let plain = targets(1).0.pop_first().expect("a pair").1;
+        let tunnel =
+            Tunnel { vni: 1, port: 8472, nodes: plain.nodes, pods: plain.pods, test_port: 1 };
+        let detour = PairTarget { tunnel: Some(tunnel), way: Overlay::HostGw, ..plain.clone() };
+        let began = Instant::now();
+        let mut pair = Pair::of(detour.clone(), None);
+        let at = |pair: &mut Pair, works, seconds| {
+            pair.has_avoided_worked(works, PERIOD, began + Duration::from_secs(seconds))
+        };
+        for (seconds, works, ends) in [
+            (0, true, false),
+            (599, true, false),
+            (600, true, true),
+            // Once not, and the time runs anew.
+            (601, false, false),
+            (602, true, false),
+            (1201, true, false),
+            (1202, true, true),
+        ] {
+            assert_eq!(at(&mut pair, works, seconds), ends, "after {seconds} s");
+        }
+        // The way was taken again, and did not work: the next time it must for longer.
+        let returned = Pair::of(plain, Some(&pair));
+        let mut again = Pair::of(detour, Some(&returned));
+        assert_eq!((pair.wrong_returns, returned.wrong_returns, again.wrong_returns), (0, 1, 1));
+        for (seconds, ends) in [(0, false), (600, false), (1199, false), (1200, true)] {
+            assert_eq!(at(&mut again, true, seconds), ends, "after {seconds} s");
+        }
+        again.wrong_returns = u32::MAX;
+        assert!(!at(&mut again, true, 600 << (RETURN_DOUBLINGS_MAX - 1)));
+        assert!(at(&mut again, true, 600 << RETURN_DOUBLINGS_MAX));
     }
 }

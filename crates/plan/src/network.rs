@@ -23,7 +23,7 @@ use model::{ClusterConfig, Family, MacAddress, Node, Overlay, WireguardKey, Worl
 use crate::{Finding, NodeFacts};
 
 pub(crate) use paths::is_on_link;
-pub use paths::{Path, is_detour, overlay_between};
+pub use paths::{Path, overlay_between};
 use peers::{finding, usable_blocks, usable_ranges};
 
 /// Smallest MTU in bytes that every host must be able to receive over IPv4 (RFC 791).
@@ -119,6 +119,8 @@ pub struct Peer {
     pub pod_ranges: Vec<IpNet>,
     /// How packets to them travel.
     pub path: Path,
+    /// The way that they would take but for the detour that `path` is; `None` when it is none.
+    pub avoided: Option<Overlay>,
     /// What its WireGuard packets are known by, where it may send such: also before this node
     /// sends them itself.
     pub wireguard_key: Option<WireguardKey>,

@@ -43,6 +43,8 @@ pub struct Observation {
     pub nodes: Channel,
     /// Whether between gateways something passes as soon as it carries no checksum.
     pub passes_unchecked: bool,
+    /// Whether the way that a detour stands in for has worked beside it for as long as is asked.
+    pub avoided_works: bool,
 }
 
 /// What was found between two addresses.
@@ -146,9 +148,17 @@ pub fn detours_text(detours: &BTreeMap<String, Overlay>) -> String {
     entries.collect::<Vec<_>>().join(",")
 }
 
+/// Whether the way that a detour to a peer stands in for can be tried beside it: VXLAN, while this
+/// node has an end of it. What would go by another way the kernel sends by the detour.
+pub fn is_tried_beside(plan: &NetworkPlan, peer: &Peer) -> bool {
+    peer.avoided == Some(Overlay::Vxlan) && plan.ends.vxlan.is_some()
+}
+
 /// The detours that a node shall publish: those that it has, and the next one for each peer that
 /// cannot be reached by its present way although the peer itself can. The last one stays, working
-/// or not: trying all of them over and over would break what works now and then.
+/// or not: trying all of them over and over would break what works now and then. All of them go
+/// once the first way works again; each end finds that for itself, and the pair leaves the detour
+/// when neither publishes it.
 pub fn detours(
     config: &ClusterConfig,
     facts: &NodeFacts,
@@ -161,6 +171,10 @@ pub fn detours(
     for (name, peer) in &plan.peers {
         let present = detours.get(name).copied();
         let observed = observations.get(name).filter(|found| found.way == peer.path.overlay());
+        if observed.is_some_and(|found| found.avoided_works) {
+            detours.remove(name);
+            continue;
+        }
         let blocked = observed.is_some_and(|found| {
             let blocked = matches!(found.state(), State::BlockedOut | State::BlockedIn);
             blocked && found.nodes.rtt_us.is_some()

@@ -220,6 +220,7 @@ mod tests {
                 addresses: vec![address("192.0.2.2")],
                 pod_ranges: ranges.to_vec(),
                 path: path.clone(),
+                avoided: None,
                 wireguard_key: None,
             };
             let plan = NetworkPlan {

@@ -15,7 +15,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::packet::{PACKET_BYTES, PACKET_BYTES_MAX, Packet, Side};
+use super::packet::{PACKET_BYTES, PACKET_BYTES_MAX, Packet, Side, TUNNELLED_REQUEST_BYTES};
+use super::tunnel::Tunnel;
 
 /// Answers that one node gets in a second: more than one whole test of it takes.
 const ANSWERS_A_SECOND: u32 = 100;
@@ -42,6 +43,8 @@ pub(super) struct Line {
     to: SocketAddr,
     side: Side,
     peer: String,
+    /// Requests go through this one, past the routes.
+    tunnel: Option<Tunnel>,
     inbox: Arc<Mutex<Inbox>>,
 }
 
@@ -49,11 +52,19 @@ pub(super) struct Line {
 struct Inbox {
     /// Who may ask, by address and side.
     known: BTreeMap<(IpAddr, Side), String>,
+    /// Tunnels that detours go past, by peer: what came through one is answered through it.
+    tunnels: BTreeMap<String, Tunnel>,
     /// Requests that are under way.
-    pending: BTreeMap<u64, oneshot::Sender<()>>,
+    pending: BTreeMap<u64, Pending>,
     peers: BTreeMap<String, Heard>,
     /// Datagrams that are no answer and get none.
     refused: u64,
+}
+
+/// A request that waits for its answer.
+struct Pending {
+    tunnelled: bool,
+    answered: oneshot::Sender<()>,
 }
 
 /// What is known of one peer.
@@ -95,9 +106,14 @@ impl Exchange {
         Ok(())
     }
 
-    /// From now on these may ask. Of others everything is forgotten.
-    pub(super) fn know(&self, known: BTreeMap<(IpAddr, Side), String>) {
+    /// From now on these may ask, and through these tunnels. Of others everything is forgotten.
+    pub(super) fn know(
+        &self,
+        known: BTreeMap<(IpAddr, Side), String>,
+        tunnels: BTreeMap<String, Tunnel>,
+    ) {
         let mut inbox = lock(&self.inbox);
+        inbox.tunnels = tunnels;
         inbox.peers.retain(|name, _| known.values().any(|peer| peer == name));
         inbox.known = known;
     }
@@ -109,12 +125,18 @@ impl Exchange {
             to: SocketAddr::new(to, self.port),
             side,
             peer: peer.to_owned(),
+            tunnel: None,
             inbox: Arc::clone(&self.inbox),
         })
     }
 }
 
 impl Line {
+    /// The same through a tunnel that the routes go past.
+    pub(super) fn through(self, tunnel: Tunnel) -> Self {
+        Self { tunnel: Some(tunnel), ..self }
+    }
+
     /// Sends one request of a size, and waits for its answer. `None` when none came in time, also
     /// when the size does not even fit this node's link.
     pub(super) async fn ask(
@@ -126,14 +148,23 @@ impl Line {
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).ok()?;
         let nonce = u64::from_ne_bytes(nonce);
-        let (sender, answer) = oneshot::channel();
+        let (answered, answer) = oneshot::channel();
+        let tunnelled = self.tunnel.is_some();
         let request = {
             let mut inbox = lock(&self.inbox);
-            inbox.pending.insert(nonce, sender);
-            inbox.packet(&self.peer, self.side, nonce, unchecked)
+            inbox.pending.insert(nonce, Pending { tunnelled, answered });
+            let request = inbox.packet(&self.peer, self.side, nonce, unchecked);
+            Packet { tunnelled, ..request }
         };
         let began = Instant::now();
-        let answered = match send(&self.socket, &request, size, self.to) {
+        let sent = match &self.tunnel {
+            Some(tunnel) => {
+                let size = size.max(TUNNELLED_REQUEST_BYTES);
+                tunnel.send(&request.bytes(size)).context("sending through the tunnel")
+            }
+            None => send(&self.socket, &request, size, self.to),
+        };
+        let answered = match sent {
             Ok(()) => tokio::time::timeout(patience, answer).await.is_ok_and(|got| got.is_ok()),
             Err(_) => false,
         };
@@ -169,14 +200,21 @@ impl Inbox {
             is_answer: false,
             side,
             unchecked,
+            tunnelled: false,
             nonce,
             heard_nodes: ago(Side::Nodes),
             heard_pods: ago(Side::Pods),
         }
     }
 
-    /// Takes a datagram in and says what to answer, if anything.
-    fn take(&mut self, bytes: &[u8], from: IpAddr, side: Side, now: Instant) -> Option<Packet> {
+    /// Takes a datagram in and says what to answer, if anything, and through which tunnel.
+    fn take(
+        &mut self,
+        bytes: &[u8],
+        from: IpAddr,
+        side: Side,
+        now: Instant,
+    ) -> Option<(Packet, Option<Tunnel>)> {
         let packet = Packet::parse(bytes).filter(|packet| packet.side == side);
         let (Some(packet), Some(peer)) = (packet, self.known.get(&(from, side)).cloned()) else {
             self.refused += 1;
@@ -192,19 +230,28 @@ impl Inbox {
         }
         heard.word = Some(now);
         if packet.is_answer {
-            if let Some(waiting) = self.pending.remove(&packet.nonce) {
+            let waits = self.pending.get(&packet.nonce);
+            // What came back past the tunnel says nothing of the tunnel.
+            if waits.is_some_and(|waits| waits.tunnelled == packet.tunnelled)
+                && let Some(waiting) = self.pending.remove(&packet.nonce)
+            {
                 // Who asked may have stopped waiting.
-                let _ = waiting.send(());
+                let _ = waiting.answered.send(());
             }
             return None;
         }
-        heard.requests.insert(side, now);
-        if !heard.may_ask(now) {
+        let tunnel = self.tunnels.get(&peer).filter(|_| packet.tunnelled).cloned();
+        let answerable =
+            !packet.tunnelled || (tunnel.is_some() && bytes.len() >= TUNNELLED_REQUEST_BYTES);
+        if !packet.tunnelled {
+            heard.requests.insert(side, now);
+        }
+        if !answerable || !heard.may_ask(now) {
             self.refused += 1;
             return None;
         }
         let answer = self.packet(&peer, side, packet.nonce, packet.unchecked);
-        Some(Packet { is_answer: true, ..answer })
+        Some((Packet { is_answer: true, tunnelled: packet.tunnelled, ..answer }, tunnel))
     }
 }
 
@@ -234,10 +281,14 @@ async fn receive(socket: Arc<UdpSocket>, side: Side, inbox: Arc<Mutex<Inbox>>) {
         };
         let bytes = buffer.get(..length).unwrap_or_default();
         let answer = lock(&inbox).take(bytes, from.ip(), side, Instant::now());
-        if let Some(answer) = answer {
-            // A lost answer is what is being looked for.
-            let _ = send(&socket, &answer, PACKET_BYTES, from);
-        }
+        // A lost answer is what is being looked for.
+        let _ = match answer {
+            Some((answer, Some(tunnel))) => {
+                tunnel.send(&answer.bytes(PACKET_BYTES)).context("answering through the tunnel")
+            }
+            Some((answer, None)) => send(&socket, &answer, PACKET_BYTES, from),
+            None => Ok(()),
+        };
     }
 }
 
@@ -259,4 +310,57 @@ fn is_late(at: Instant) -> bool {
 
 fn lock(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {
     inbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(tunnelled: bool, is_answer: bool) -> Packet {
+        Packet {
+            is_answer,
+            side: Side::Pods,
+            unchecked: false,
+            tunnelled,
+            nonce: 7,
+            heard_nodes: None,
+            heard_pods: None,
+        }
+    }
+
+    #[test]
+    fn through_a_tunnel_only_what_came_through_it_is_answered_and_never_with_more() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let gateway = address("10.244.2.1");
+        let tunnel = Tunnel {
+            vni: 1,
+            port: 8472,
+            nodes: (address("172.30.0.2"), address("172.30.0.3")),
+            pods: (address("10.244.1.1"), gateway),
+            test_port: 8473,
+        };
+        let mut inbox = Inbox::default();
+        inbox.known.insert((gateway, Side::Pods), "node2".into());
+        let (through, plain) = (request(true, false), request(false, false));
+        let ask = |inbox: &mut Inbox, packet: Packet, size| {
+            inbox.take(&packet.bytes(size), gateway, Side::Pods, Instant::now())
+        };
+        let size = TUNNELLED_REQUEST_BYTES;
+        assert_eq!(ask(&mut inbox, through, size), None, "there is no detour");
+        inbox.tunnels.insert("node2".into(), tunnel.clone());
+        assert_eq!(ask(&mut inbox, through, size - 1), None, "the answer would be larger");
+        let (answer, by) = ask(&mut inbox, through, size).expect("an answer");
+        assert!(answer.is_answer && answer.tunnelled && by == Some(tunnel));
+        // What comes through it says nothing of the way that pods take.
+        assert_eq!(answer.heard_pods, None);
+        let (answer, by) = ask(&mut inbox, plain, PACKET_BYTES).expect("an answer");
+        assert!(!answer.tunnelled && by.is_none() && answer.heard_pods.is_some());
+
+        for (tunnelled, counts) in [(false, false), (true, true)] {
+            let (answered, mut answer) = oneshot::channel();
+            inbox.pending.insert(7, Pending { tunnelled: true, answered });
+            assert_eq!(ask(&mut inbox, request(tunnelled, true), PACKET_BYTES), None);
+            assert_eq!(answer.try_recv().is_ok(), counts, "an answer, tunnelled: {tunnelled}");
+        }
+    }
 }

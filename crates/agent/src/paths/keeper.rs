@@ -1,13 +1,13 @@
 //! The loop's part of the path self-test: what there is to test, and what follows from what was
 //! found.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::overlay::DETOURS_ANNOTATION;
 use model::{ClusterConfig, World};
 use plan::NodeFacts;
-use plan::network::{self, NetworkPlan};
+use plan::network::NetworkPlan;
 use plan::paths::{self, Judgement};
 use serde::{Deserialize, Serialize};
 
@@ -84,21 +84,13 @@ impl Keeper {
         let (plan, facts) = (plan?, self.facts.clone()?);
         let node = world.node(&facts.name)?;
         let addresses: Vec<_> = node.internal_ips().collect();
-        let targets = Targets::of(plan, &facts, &addresses);
+        let targets = Targets::of(plan, &facts, &addresses, config);
         self.ends.targets.send_if_modified(|present| {
             let changed = *present != targets;
             *present = targets;
             changed
         });
-        let detours: BTreeSet<String> = plan
-            .peers
-            .keys()
-            .filter(|peer| {
-                world.node(peer).is_some_and(|peer| network::is_detour(config, node, peer))
-            })
-            .cloned()
-            .collect();
-        let judgement = paths::judge(&facts.name, config, plan, &detours, &self.found);
+        let judgement = paths::judge(&facts.name, config, plan, &self.found);
         if judgement == self.judgement {
             return None;
         }

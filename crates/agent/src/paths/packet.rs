@@ -5,7 +5,7 @@
 //!  8  version 1
 //!  9  kind: 0 request, 1 answer
 //! 10  channel: 0 between nodes, 1 between gateways of pods
-//! 11  flags: 1 without checksum, the answer too
+//! 11  flags: 1 without checksum, the answer too; 2 through the tunnel that a detour goes past
 //! 12  nonce of the request              8 bytes
 //! 20  heard you between nodes, ms ago   4 bytes, all ones for never
 //! 24  heard you between gateways        4 bytes
@@ -13,11 +13,15 @@
 //! ```
 //!
 //! An answer has 64 bytes and a request no fewer: nobody can have more sent than he sends (X-26).
+//! What is to be answered through the tunnel has by the tunnel's headers more.
 
 use std::time::Duration;
 
 /// The size of an answer and of the smallest request, in bytes.
 pub(super) const PACKET_BYTES: usize = 64;
+/// The smallest request that is answered through the tunnel, in bytes: an answer with VXLAN's
+/// headers and those of IPv6 within IPv6 is no larger than it is as a plain datagram.
+pub(super) const TUNNELLED_REQUEST_BYTES: usize = 192;
 /// The largest datagram: that of a link of 65535 bytes.
 pub(super) const PACKET_BYTES_MAX: usize = 65535;
 
@@ -25,6 +29,7 @@ const MAGIC: &[u8; 8] = b"flatpath";
 const VERSION: u8 = 1;
 const NEVER: u32 = u32::MAX;
 const FLAG_UNCHECKED: u8 = 1;
+const FLAG_TUNNELLED: u8 = 2;
 
 /// Between which addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +47,9 @@ pub(super) struct Packet {
     pub(super) side: Side,
     /// Whether it travels without a checksum.
     pub(super) unchecked: bool,
+    /// Whether its sender put it into the tunnel past which the detour goes, as the answer shall
+    /// be.
+    pub(super) tunnelled: bool,
     /// What an answer is known by.
     pub(super) nonce: u64,
     /// How long ago the sender heard a request of the receiver between nodes.
@@ -59,7 +67,8 @@ impl Packet {
             Side::Nodes => 0,
             Side::Pods => 1,
         };
-        let flags = if self.unchecked { FLAG_UNCHECKED } else { 0 };
+        let flags = [(self.unchecked, FLAG_UNCHECKED), (self.tunnelled, FLAG_TUNNELLED)];
+        let flags = flags.into_iter().filter(|(on, _)| *on).map(|(_, flag)| flag).sum();
         bytes.extend([VERSION, u8::from(self.is_answer), side, flags]);
         bytes.extend(self.nonce.to_be_bytes());
         bytes.extend(milliseconds(self.heard_nodes).to_be_bytes());
@@ -91,6 +100,7 @@ impl Packet {
                 _ => return None,
             },
             unchecked: flags & FLAG_UNCHECKED != 0,
+            tunnelled: flags & FLAG_TUNNELLED != 0,
             nonce: u64::from_be_bytes(*nonce),
             heard_nodes: duration(u32::from_be_bytes(*heard_nodes)),
             heard_pods: duration(u32::from_be_bytes(*heard_pods)),
@@ -116,12 +126,17 @@ mod tests {
             is_answer: true,
             side: Side::Pods,
             unchecked: true,
+            tunnelled: true,
             nonce: 0x0102_0304_0506_0708,
             heard_nodes: Some(Duration::from_millis(17)),
             heard_pods: None,
         };
         let bytes = packet.bytes(1472);
         assert_eq!((bytes.len(), Packet::parse(&bytes)), (1472, Some(packet)));
+        for (unchecked, tunnelled) in [(true, false), (false, true), (false, false)] {
+            let other = Packet { unchecked, tunnelled, ..packet };
+            assert_eq!(Packet::parse(&other.bytes(0)), Some(other));
+        }
         assert_eq!(packet.bytes(0).len(), PACKET_BYTES);
         assert_eq!(Packet::parse(&bytes[..PACKET_BYTES - 1]), None);
         for (index, value) in [(0, b'g'), (8, 2), (9, 2), (10, 2)] {

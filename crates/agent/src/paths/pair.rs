@@ -8,6 +8,7 @@ use plan::paths::{Channel, Observation};
 
 use super::exchange::Line;
 use super::packet::PACKET_BYTES;
+use super::tunnel::Tunnel;
 
 /// How long an answer may take: longer than any way between nodes of a cluster.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -36,6 +37,8 @@ pub(crate) struct PairTarget {
     pub(crate) pods_mtu: u32,
     /// The smallest size in bytes that a link may have.
     pub(crate) least_mtu: u32,
+    /// The tunnel that the way is a detour past, to be tried beside it.
+    pub(crate) tunnel: Option<Tunnel>,
 }
 
 /// Tests a pair. It takes some milliseconds where all is well, and some seconds at most.
@@ -59,6 +62,11 @@ pub(super) async fn test(target: PairTarget, nodes: Line, pods: Line) -> Observa
     if by_pods.rtt_us.is_none() {
         passes_unchecked = channel(&pods, target.pods_mtu, true).await.rtt_us.is_some();
     }
+    let mut avoided_works = false;
+    if let Some(tunnel) = target.tunnel.clone() {
+        let through = channel(&pods.clone().through(tunnel), target.pods_mtu, false).await;
+        avoided_works = through.rtt_us.is_some();
+    }
     by_pods.hears = pods.hears();
     by_nodes.hears = nodes.hears();
     Observation {
@@ -68,6 +76,7 @@ pub(super) async fn test(target: PairTarget, nodes: Line, pods: Line) -> Observa
         pods: by_pods,
         nodes: by_nodes,
         passes_unchecked,
+        avoided_works,
     }
 }
 

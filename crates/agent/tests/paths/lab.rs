@@ -25,6 +25,8 @@ use super::server::Server;
 
 /// Longest wait for anything that shall come.
 pub const PATIENCE: Duration = Duration::from_secs(40);
+/// Pairs are tested again after this.
+pub const PATH_TEST_PERIOD: Duration = Duration::from_secs(2);
 
 pub struct Lab {
     pub nodes: Vec<Machine>,
@@ -186,7 +188,7 @@ impl Lab {
             config: config.clone(),
             uplink: None,
             cni_binary,
-            path_test_period: Duration::from_secs(2),
+            path_test_period: PATH_TEST_PERIOD,
             places,
         }
     }

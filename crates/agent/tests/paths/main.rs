@@ -8,7 +8,7 @@ mod lab;
 mod server;
 
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::layout::{PATH_TEST_PORT, UPLINK, VXLAN_LINK};
 use model::overlay::DETOURS_ANNOTATION;
@@ -73,13 +73,18 @@ fn a_sound_wire(family: Family, overlay: Overlay, mtu: u32) {
     });
 }
 
+fn close_tunnel(lab: &Lab, ports: &[&str]) {
+    for port in ports {
+        let rule = format!("iifname {port} udp dport 8472 drop");
+        lab.on_wire(&format!("nft add rule bridge fault forward {rule}"));
+    }
+}
+
 /// A packet filter that lets the tunnel through in one direction only, or in none.
-fn a_blocked_tunnel(rules: &[&str], direction: &str) {
+fn a_blocked_tunnel(ports: &[&str], direction: &str, end: impl AsyncFnOnce(&Lab)) {
     with_two_nodes(Overlay::Vxlan, async |lab| {
         filter(lab);
-        for rule in rules {
-            lab.on_wire(&format!("nft add rule bridge fault forward {rule} udp dport 8472 drop"));
-        }
+        close_tunnel(lab, ports);
         lab.start_agents();
         told(lab, &["UDP port 8472 is dropped", direction]).await;
         // Both take the direct way: they are on one segment.
@@ -104,11 +109,7 @@ fn a_blocked_tunnel(rules: &[&str], direction: &str) {
         found(lab, 0, "works", "host-gw (detour)").await;
         assert!(pods[0].reaches(&pods[1], 100));
 
-        // The operator opens the port and says so.
-        lab.on_wire("nft flush chain bridge fault forward");
-        for name in ["node1", "node2"] {
-            lab.annotate(name, DETOURS_ANNOTATION, Value::Null).await;
-        }
+        end(lab).await;
         for node in [0, 1] {
             found(lab, node, "works", "vxlan").await;
         }
@@ -118,13 +119,44 @@ fn a_blocked_tunnel(rules: &[&str], direction: &str) {
 
 #[test]
 fn a_tunnel_port_that_is_closed_in_one_direction_is_named_with_it_and_avoided() {
-    a_blocked_tunnel(&["iifname port2"], OUT);
+    a_blocked_tunnel(&["port2"], OUT, async |lab| {
+        // The operator opens the port and says so.
+        lab.on_wire("nft flush chain bridge fault forward");
+        for name in ["node1", "node2"] {
+            lab.annotate(name, DETOURS_ANNOTATION, Value::Null).await;
+        }
+    });
 }
 
 #[test]
 fn a_tunnel_port_that_is_closed_in_both_directions_is_named_and_avoided() {
     // Either end names its own direction, and the first to do so changes the way for both.
-    a_blocked_tunnel(&["iifname port2", "iifname port3"], "from node");
+    a_blocked_tunnel(&["port2", "port3"], "from node", async |lab| {
+        // One direction is not enough: three times as long as it would have to work, it stays.
+        lab.on_wire("nft flush chain bridge fault forward");
+        close_tunnel(lab, &["port3"]);
+        let until = Instant::now() + 3 * lab::PATH_TEST_PERIOD;
+        while Instant::now() < until {
+            for node in [0, 1] {
+                assert_eq!(lab.path(node).await.way, "host-gw (detour)");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // With both open the nodes return by themselves, and say so.
+        lab.on_wire("nft flush chain bridge fault forward");
+        for name in ["node1", "node2"] {
+            eventually("the detour is taken back", async || {
+                let node = lab.node(name).await;
+                let detours = node["metadata"]["annotations"][DETOURS_ANNOTATION].as_str();
+                detours.is_none_or(str::is_empty)
+            })
+            .await;
+            eventually("the condition", async || {
+                lab.condition(name).await["reason"] == "AllPathsWork"
+            })
+            .await;
+        }
+    });
 }
 
 /// A fault that comes and goes, and the MTU that node1's pods shall have meanwhile.

@@ -54,11 +54,6 @@ pub fn overlay_between(config: &ClusterConfig, one: &Node, other: &Node) -> Over
     detour_between(wished, one, other).unwrap_or(wished)
 }
 
-/// Whether the way between two nodes is a detour.
-pub fn is_detour(config: &ClusterConfig, one: &Node, other: &Node) -> bool {
-    detour_between(wished_between(config, one, other), one, other).is_some()
-}
-
 fn wished_between(config: &ClusterConfig, one: &Node, other: &Node) -> Overlay {
     if config.overlay == Overlay::Wireguard {
         return Overlay::Wireguard;
@@ -95,24 +90,26 @@ pub(super) fn check_wish(config: &ClusterConfig, node: &Node, findings: &mut Vec
     ));
 }
 
-/// The path to a peer with these addresses and ranges.
+/// The path to a peer with these addresses and ranges; behind it, where it is a detour, the way
+/// that it stands in for.
 pub(super) fn path(
     config: &ClusterConfig,
     facts: &NodeFacts,
     nodes: [&Node; 2],
     addresses: &[IpAddr],
     pod_ranges: &[IpNet],
-) -> Path {
+) -> (Path, Option<Overlay>) {
     let [own, peer] = nodes;
     let wished = wished_between(config, own, peer);
-    let detour = detour_between(wished, own, peer);
-    let overlay = detour.unwrap_or(wished);
     // With different prefix lengths two nodes may disagree on this: then one way is direct and
     // the other not, and both nodes take both.
-    let cross_subnet = config.cross_subnet && detour.is_none();
-    let direct = cross_subnet && is_on_link(facts, addresses, pod_ranges);
-    match overlay {
-        Overlay::Vxlan | Overlay::Ipip if direct => Path::Direct,
+    let direct = config.cross_subnet && is_on_link(facts, addresses, pod_ranges);
+    let first = match wished {
+        Overlay::Vxlan | Overlay::Ipip if direct => Overlay::HostGw,
+        wished => wished,
+    };
+    let detour = detour_between(wished, own, peer);
+    let path = match detour.unwrap_or(first) {
         Overlay::Vxlan => {
             let outer = addresses.first().copied();
             Path::Vxlan { mac: outer.map(MacAddress::of_vtep).unwrap_or_default() }
@@ -121,7 +118,8 @@ pub(super) fn path(
         Overlay::Ipip => Path::Ipip,
         Overlay::Wireguard => Path::Wireguard,
         Overlay::Native => Path::Native,
-    }
+    };
+    (path, detour.filter(|detour| *detour != first).and(Some(first)))
 }
 
 /// The key that a node publishes.

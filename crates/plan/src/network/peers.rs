@@ -34,10 +34,10 @@ pub(super) fn peers(
         let Some(&address) = addresses.first() else { continue };
         paths::check_wish(config, node, findings);
         let pair = [own.node, node];
-        let path = paths::path(config, facts, pair, &addresses, &pod_ranges);
+        let (path, avoided) = paths::path(config, facts, pair, &addresses, &pod_ranges);
         let encrypts = path == Path::Wireguard || config.also_receive.contains(&Overlay::Wireguard);
         let wireguard_key = if encrypts { held.claim_key(node, findings) } else { None };
-        let peer = Peer { address, addresses, pod_ranges, path, wireguard_key };
+        let peer = Peer { address, addresses, pod_ranges, path, avoided, wireguard_key };
         check_reachable(node, own, &peer, findings);
         peers.insert(node.name().to_owned(), peer);
     }

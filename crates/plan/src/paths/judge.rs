@@ -1,12 +1,12 @@
 //! From observations to sentences, choices and the Node's condition.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use model::overlay::DETOURS_ANNOTATION;
 use model::{ClusterConfig, Overlay};
 
-use super::{Observation, State};
+use super::{Observation, State, is_tried_beside};
 use crate::Finding;
 use crate::network::NetworkPlan;
 
@@ -58,17 +58,17 @@ pub struct Verdict {
     pub message: String,
 }
 
-/// What the observations of a node say. `detours` names the peers that are reached by one.
+/// What the observations of a node say.
 pub fn judge(
     own: &str,
     config: &ClusterConfig,
     plan: &NetworkPlan,
-    detours: &BTreeSet<String>,
     observations: &BTreeMap<String, Observation>,
 ) -> Judgement {
     let mut judgement = Judgement::default();
     let mut told: Vec<(State, Finding)> = Vec::new();
-    for (peer, found) in observations.iter().filter(|(peer, _)| plan.peers.contains_key(*peer)) {
+    for (peer, found) in observations {
+        let Some(planned) = plan.peers.get(peer) else { continue };
         let state = found.state();
         let mtu = found.pods.mtu;
         if let Some(mtu) = mtu.filter(|mtu| *mtu < found.pods.promised_mtu) {
@@ -76,11 +76,12 @@ pub fn judge(
             judgement.pod_mtu_limit = Some(limit);
         }
         judgement.checksum_broken |= state == State::BadChecksum;
-        let detour = detours.contains(peer);
+        let detour = planned.avoided.is_some();
         let rtt_us = found.pods.rtt_us;
         let row = Row { peer: peer.clone(), way: found.way, mtu, rtt_us, state, detour };
         judgement.rows.push(row);
-        let pair = Pair { own, peer, config, found, detour };
+        let (avoided, tried) = (planned.avoided, is_tried_beside(plan, planned));
+        let pair = Pair { own, peer, config, found, avoided, tried };
         if let Some(message) = pair.sentence() {
             told.push((state, Finding { about: format!("Node {own}"), message }));
         }
@@ -119,27 +120,21 @@ struct Pair<'a> {
     peer: &'a str,
     config: &'a ClusterConfig,
     found: &'a Observation,
-    detour: bool,
+    avoided: Option<Overlay>,
+    /// Whether the avoided way is tried all the time.
+    tried: bool,
 }
 
 impl Pair<'_> {
     /// What is wrong, the likely cause, and what to do; `None` when nothing is, or nobody can say.
     fn sentence(&self) -> Option<String> {
-        let Observation { way, own_address, peer_address, .. } = self.found;
+        let Observation { own_address, peer_address, .. } = self.found;
         let Self { own, peer, .. } = self;
         let out = format!("from {own} ({own_address}) to {peer} ({peer_address})");
         let back = format!("from {peer} ({peer_address}) to {own} ({own_address})");
         match self.found.state() {
-            State::Works if self.detour => {
-                let first = self.config.overlay;
-                let blocked = carrier(first, self.config, *own_address);
-                Some(format!(
-                    "between {own} and {peer} the path self-test found {first} blocked and {way} \
-                     working, which is used: open {blocked} both ways, then remove the annotation \
-                     {DETOURS_ANNOTATION} from both Nodes"
-                ))
-            }
-            State::Works | State::Silent => None,
+            State::Works => self.avoided.map(|avoided| self.detour(avoided)),
+            State::Silent => None,
             State::SmallMtu => Some(self.small_mtu(&out)),
             State::BadChecksum => Some(format!(
                 "packets {out} arrive only without a checksum: a link or its driver writes wrong \
@@ -154,6 +149,24 @@ impl Pair<'_> {
             State::BlockedOut => Some(self.dropped(&out)),
             State::BlockedIn => Some(self.dropped(&back)),
         }
+    }
+
+    fn detour(&self, avoided: Overlay) -> String {
+        let Self { own, peer, config, found, .. } = self;
+        let (way, carrier) = (found.way, carrier(avoided, config, found.own_address));
+        let end = match self.tried {
+            true => format!(
+                "it is tried beside and taken again by itself when it has worked for some time, \
+                 at once when the annotation {DETOURS_ANNOTATION} is removed from both Nodes"
+            ),
+            false => {
+                format!("then remove the annotation {DETOURS_ANNOTATION} from both Nodes")
+            }
+        };
+        format!(
+            "between {own} and {peer} the path self-test found {avoided} blocked and {way} \
+             working, which is used: open {carrier} both ways; {end}"
+        )
     }
 
     fn small_mtu(&self, out: &str) -> String {

@@ -1,6 +1,5 @@
 //! What each observation means, and what is chosen.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use model::kinds::{NodeAddress, NodeSpec, NodeStatus};
@@ -30,6 +29,7 @@ fn found(pods: Channel, nodes: Channel) -> Observation {
         pods,
         nodes,
         passes_unchecked: false,
+        avoided_works: false,
     }
 }
 
@@ -83,11 +83,10 @@ fn one(observation: Observation) -> BTreeMap<String, Observation> {
 }
 
 /// Judges one observation, between node1 and node2.
-fn judged(observation: Observation, config: &ClusterConfig, detour: bool) -> Judgement {
-    let nodes = [node("node1", 1, "172.30.0.2", ""), node("node2", 2, "172.30.0.3", "")];
+fn judged(observation: Observation, config: &ClusterConfig, detours: &str) -> Judgement {
+    let nodes = [node("node1", 1, "172.30.0.2", detours), node("node2", 2, "172.30.0.3", "")];
     let plan = plan_of(config, &facts(), &nodes);
-    let detours = detour.then(|| "node2".to_owned()).into_iter().collect();
-    judge("node1", config, &plan, &detours, &one(observation))
+    judge("node1", config, &plan, &one(observation))
 }
 
 #[test]
@@ -123,7 +122,7 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
     ];
     for (observation, state, words) in rows {
         assert_eq!(observation.state(), state, "{observation:?}");
-        let judgement = judged(observation, &ClusterConfig::default(), false);
+        let judgement = judged(observation, &ClusterConfig::default(), "");
         assert_eq!(judgement.findings.len(), usize::from(!words.is_empty()), "{state:?}");
         for finding in &judgement.findings {
             assert_eq!(finding.about, "Node node1");
@@ -140,13 +139,21 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
 #[test]
 fn a_detour_in_force_says_what_to_open_and_how_to_end_it() {
     let direct = Observation { way: Overlay::HostGw, ..found(channel(true), channel(true)) };
-    let judgement = judged(direct, &ClusterConfig::default(), true);
-    let [finding] = &judgement.findings[..] else { panic!("{:?}", judgement.findings) };
-    for word in ["vxlan blocked", "host-gw", "UDP port 8472", DETOURS_ANNOTATION] {
-        assert!(finding.message.contains(word), "{word:?} in {}", finding.message);
+    let ipip = ClusterConfig { overlay: Overlay::Ipip, ..ClusterConfig::default() };
+    let rows = [
+        (ClusterConfig::default(), ["vxlan blocked", "UDP port 8472"], "taken again by itself"),
+        (ipip, ["ipip blocked", "IP protocol 4"], "both ways; then remove"),
+    ];
+    for (config, words, end) in rows {
+        let judgement = judged(direct.clone(), &config, "node2=host-gw");
+        let [finding] = &judgement.findings[..] else { panic!("{:?}", judgement.findings) };
+        for word in words.into_iter().chain(["host-gw working", end, DETOURS_ANNOTATION]) {
+            assert!(finding.message.contains(word), "{word:?} in {}", finding.message);
+        }
+        assert!(judgement.rows[0].detour);
+        let verdict = judgement.verdict.expect("a condition");
+        assert_eq!((verdict.ready, verdict.reason), (true, "FaultsAvoided"));
     }
-    let verdict = judgement.verdict.expect("a condition");
-    assert_eq!((verdict.ready, verdict.reason), (true, "FaultsAvoided"));
 }
 
 #[test]
@@ -161,7 +168,7 @@ fn the_condition_stays_short_however_much_is_wrong() {
     let config = ClusterConfig::default();
     let plan = plan_of(&config, &facts(), &nodes);
     let known = observations.len();
-    let judgement = judge("node1", &config, &plan, &BTreeSet::new(), &observations);
+    let judgement = judge("node1", &config, &plan, &observations);
     let message = judgement.verdict.expect("a condition").message;
     assert!(message.len() < 1024, "{} bytes", message.len());
     assert!(message.contains(&format!("and {} more", known - 3)), "{message}");
@@ -199,6 +206,7 @@ fn a_blocked_way_is_left_for_the_next_one_that_can_be() {
     let checksum = Observation { passes_unchecked: true, ..blocked(Overlay::Vxlan) };
     let silent = Observation { way: Overlay::Vxlan, ..found(channel(false), channel(false)) };
     let works = |way| Observation { way, ..found(channel(true), channel(true)) };
+    let again = |way| Observation { avoided_works: true, ..works(way) };
     let rows = [
         (&vxlan, near, "", blocked(Overlay::Vxlan), "node2=host-gw"),
         // Without a segment in common there is nothing else.
@@ -219,6 +227,9 @@ fn a_blocked_way_is_left_for_the_next_one_that_can_be() {
         (&vxlan, near, "", works(Overlay::Vxlan), ""),
         (&encrypted, near, "", blocked(Overlay::Wireguard), ""),
         (&vxlan, near, "node7=host-gw", works(Overlay::Vxlan), ""),
+        // What works again is taken again; what was found by another way says nothing of that.
+        (&vxlan, near, "node2=host-gw", again(Overlay::HostGw), ""),
+        (&vxlan, near, "node2=host-gw", again(Overlay::Vxlan), "node2=host-gw"),
     ];
     for (config, address, before, found, expected) in rows {
         let text = format!("{before:?} and {found:?} at {address} in {}", config.overlay);
@@ -265,5 +276,26 @@ fn what_anyone_wrote_into_the_annotation_is_bounded() {
     for wrong in ["=", ",,,", "node2", "node2=", "node2=wireguard", "node2=ipip", "=host-gw,"] {
         let node = self::node("node1", 1, "172.30.0.2", wrong);
         assert_eq!(detour(&node, "node2"), None, "{wrong:?}");
+    }
+}
+
+#[test]
+fn what_a_detour_stands_in_for_is_known_and_tried_where_that_can_be() {
+    let cross = ClusterConfig { cross_subnet: true, ..ClusterConfig::default() };
+    let ipip = ClusterConfig { overlay: Overlay::Ipip, ..ClusterConfig::default() };
+    let rows = [
+        (ClusterConfig::default(), "", None, false),
+        (ClusterConfig::default(), "node2=host-gw", Some(Overlay::Vxlan), true),
+        // It is no detour where it is the way anyhow.
+        (ClusterConfig::default(), "node2=vxlan", None, false),
+        (cross.clone(), "node2=host-gw", None, false),
+        (cross, "node2=vxlan", Some(Overlay::HostGw), false),
+        (ipip, "node2=host-gw", Some(Overlay::Ipip), false),
+    ];
+    for (config, detours, avoided, tried) in rows {
+        let nodes = [node("node1", 1, "172.30.0.2", detours), node("node2", 2, "172.30.0.3", "")];
+        let plan = plan_of(&config, &facts(), &nodes);
+        let peer = &plan.peers["node2"];
+        assert_eq!((peer.avoided, is_tried_beside(&plan, peer)), (avoided, tried), "{detours:?}");
     }
 }
