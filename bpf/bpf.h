@@ -18,6 +18,10 @@ typedef _Bool bool;
 #define NULL ((void *)0)
 
 #define SEC(name) __attribute__((section(name), used))
+/* Checked by the kernel once, whatever calls it: what it is given it may not take for more than its
+ * type, and pointers not for valid. Keeps a program within the steps that Linux 6.1 checks.
+ */
+#define GLOBAL __attribute__((noinline))
 #define INLINE static inline __attribute__((always_inline))
 
 /* Declarations of maps: the members of a structure that nobody instantiates in memory. */

@@ -80,12 +80,15 @@ static __attribute__((noinline)) int translate(struct __sk_buff *skb,
 /* Writes the entries by which packets of a flow leave, where they are not there: new, or pushed
  * out of a full map.
  */
-static __attribute__((noinline)) void write_leaving(const struct flow_key *own,
-						    const struct flow *flow, __u32 now)
+GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __u32 now)
 {
-	struct flow_key key = { .protocol = own->protocol, .side = LEAVING };
-	struct flow value = { .flags = FLOW_BACK, .port = own->destination_port, .used_s = now };
+	struct flow_key key = { .side = LEAVING };
+	struct flow value = { .flags = FLOW_BACK, .used_s = now };
 
+	if (!own || !flow)
+		return 0;
+	key.protocol = own->protocol;
+	value.port = own->destination_port;
 	__builtin_memcpy(key.source, flow->address, ADDRESS_BYTES);
 	__builtin_memcpy(key.destination, own->source, ADDRESS_BYTES);
 	key.source_port = flow->port;
@@ -95,7 +98,7 @@ static __attribute__((noinline)) void write_leaving(const struct flow_key *own,
 	if (!known || !is_leading_to(known, own->destination, own->destination_port))
 		map_update(&flows, &key, &value, BPF_ANY);
 	if (!(flow->flags & FLOW_MASQUERADED))
-		return;
+		return 0;
 	__builtin_memcpy(key.source, own->source, ADDRESS_BYTES);
 	__builtin_memcpy(key.destination, flow->address, ADDRESS_BYTES);
 	key.source_port = own->source_port;
@@ -108,6 +111,7 @@ static __attribute__((noinline)) void write_leaving(const struct flow_key *own,
 	known = map_lookup(&flows, &key);
 	if (!known || known->port != value.port)
 		map_update(&flows, &key, &value, BPF_ANY);
+	return 0;
 }
 
 /* The port that an endpoint has in its slot. */
@@ -148,11 +152,13 @@ INLINE bool goes_on(struct flow *flow, const struct segment *segment, const stru
 /* Whether the client's port leads to this endpoint already, by another frontend: the endpoint
  * would take both for one connection.
  */
-static __attribute__((noinline)) bool is_taken(const struct flow_key *own,
-					       const struct flow *flow, __u32 now)
+GLOBAL int is_taken(const struct flow_key *own, const struct flow *flow, __u32 now)
 {
-	struct flow_key key = { .protocol = own->protocol, .side = LEAVING };
+	struct flow_key key = { .side = LEAVING };
 
+	if (!own || !flow)
+		return false;
+	key.protocol = own->protocol;
 	__builtin_memcpy(key.source, flow->address, ADDRESS_BYTES);
 	__builtin_memcpy(key.destination, own->source, ADDRESS_BYTES);
 	key.source_port = flow->port;
@@ -337,15 +343,19 @@ INLINE bool masquerade_address(const struct nat_link *link, __u16 family, struct
 /* Whether a port of the node can be had for a flow: nobody has it towards this endpoint, or whoever
  * had it has ended.
  */
-static __attribute__((noinline)) bool take_port(const struct flow_key *back,
-						const struct flow *value, __u32 now)
+GLOBAL int take_port(const struct flow_key *wanted, const struct flow *flow, __u32 now)
 {
-	if (map_update(&flows, back, value, BPF_NOEXIST) == 0)
-		return true;
-	struct flow *known = map_lookup(&flows, back);
-	if (known && find_owner(back, known, now))
+	if (!wanted || !flow)
 		return false;
-	return map_update(&flows, back, value, BPF_ANY) == 0;
+	/* Linux 6.1 takes entries from a function's own stack alone. */
+	struct flow_key back = *wanted;
+	struct flow value = *flow;
+	if (map_update(&flows, &back, &value, BPF_NOEXIST) == 0)
+		return true;
+	struct flow *known = map_lookup(&flows, &back);
+	if (known && find_owner(&back, known, now))
+		return false;
+	return map_update(&flows, &back, &value, BPF_ANY) == 0;
 }
 
 /* Chooses the address and the port of this node that a flow is masqueraded with, and writes the
@@ -394,12 +404,14 @@ static __attribute__((noinline)) int masquerade(const struct flow_key *key,
 }
 
 /* Writes the entry by which answers to a masqueraded flow enter, where it was pushed out. */
-static __attribute__((noinline)) void write_entering(const struct flow_key *key,
-						     const struct flow *flow, __u32 now)
+GLOBAL int write_entering(const struct flow_key *key, const struct flow *flow, __u32 now)
 {
-	struct flow_key back = { .protocol = key->protocol, .side = ENTERING };
+	struct flow_key back = { .side = ENTERING };
 	struct flow value = { .flags = FLOW_BACK, .used_s = now };
 
+	if (!key || !flow)
+		return 0;
+	back.protocol = key->protocol;
 	__builtin_memcpy(back.source, key->destination, ADDRESS_BYTES);
 	__builtin_memcpy(back.destination, flow->address, ADDRESS_BYTES);
 	back.source_port = key->destination_port;
@@ -408,7 +420,7 @@ static __attribute__((noinline)) void write_entering(const struct flow_key *key,
 	__builtin_memcpy(value.other, flow->other, ADDRESS_BYTES);
 	value.port = key->source_port;
 	value.other_port = flow->other_port;
-	map_update(&flows, &back, &value, BPF_NOEXIST);
+	return map_update(&flows, &back, &value, BPF_NOEXIST);
 }
 
 /* Whether an entry that was found for a leaving packet still holds; then it is used by it. */
