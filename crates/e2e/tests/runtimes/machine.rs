@@ -167,19 +167,19 @@ fn file_systems() -> Result<()> {
     let layers = "/run/layers";
     command("mount", &["-t", "proc", "proc", "/proc"])?;
     command("mount", &["-t", "tmpfs", "tmpfs", "/run"])?;
-    // The work tree itself may lie below /tmp.
+    // First, since the work tree may lie below /tmp, and overlays stack only twice.
+    for (part, place) in [("usr", "/usr"), ("lib", "/usr/lib")] {
+        if packages.join(part).exists() {
+            let options = format!("lowerdir={}/{part}:{place}", packages.display());
+            command("mount", &["-t", "overlay", "overlay", "-o", &options, place])?;
+        }
+    }
     for directory in ["etc", "opt", "tmp", "var"] {
         let [upper, work] = ["upper", "work"].map(|part| format!("{layers}/{directory}-{part}"));
         fs::create_dir_all(&upper)?;
         fs::create_dir_all(&work)?;
         let options = format!("lowerdir=/{directory},upperdir={upper},workdir={work}");
         command("mount", &["-t", "overlay", "overlay", "-o", &options, &format!("/{directory}")])?;
-    }
-    for (part, place) in [("usr", "/usr"), ("lib", "/usr/lib")] {
-        if packages.join(part).exists() {
-            let options = format!("lowerdir={}/{part}:{place}", packages.display());
-            command("mount", &["-t", "overlay", "overlay", "-o", &options, place])?;
-        }
     }
     command("mount", &["-t", "sysfs", "sysfs", "/sys"])?;
     // The hierarchies of the host may be of both versions; here is one, of this cgroup.
