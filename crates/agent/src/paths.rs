@@ -34,6 +34,10 @@ use tunnel::Tunnel;
 
 /// Pairs that are tested at once.
 const TESTS_MAX: usize = 8;
+/// Tests that are begun in a second, also where each is answered at once. A pair that works costs
+/// three exchanges of a request and an answer, any pair no more than [`pair::EXCHANGES_MAX`]: with
+/// 500 peers a node that starts asks for ten seconds, and then about one of them a second.
+const TESTS_A_SECOND: u32 = 50;
 /// A pair that works is looked at again after this.
 pub(crate) const PERIOD: Duration = Duration::from_secs(600);
 /// A pair is tested this long after it came or changed, and at most as long again: both ends need
@@ -127,6 +131,7 @@ pub(crate) fn spawn(config: &ClusterConfig, period: Duration, tasks: &mut JoinSe
         period,
         pairs: BTreeMap::new(),
         running: JoinSet::new(),
+        allowance: Allowance::default(),
         listen_at: None,
         told,
     };
@@ -139,9 +144,33 @@ struct Tester {
     period: Duration,
     pairs: BTreeMap<String, Pair>,
     running: JoinSet<(String, PairTarget, Observation)>,
+    allowance: Allowance,
     /// When own addresses are tried again that were not there.
     listen_at: Option<Instant>,
     told: watch::Sender<Found>,
+}
+
+/// What is left of the tests of a second.
+#[derive(Default)]
+struct Allowance {
+    /// When the second began, and the tests in it.
+    second: Option<(Instant, u32)>,
+}
+
+impl Allowance {
+    /// When the next test may begin.
+    fn next(&self, now: Instant) -> Instant {
+        let used_up = self.second.filter(|(_, begun)| *begun >= TESTS_A_SECOND);
+        used_up.map_or(now, |(began, _)| now.max(began + Duration::from_secs(1)))
+    }
+
+    fn take(&mut self, now: Instant) {
+        let present = self
+            .second
+            .filter(|(began, _)| now.saturating_duration_since(*began) < Duration::from_secs(1));
+        let (began, begun) = present.unwrap_or((now, 0));
+        self.second = Some((began, begun.saturating_add(1)));
+    }
 }
 
 struct Pair {
@@ -240,7 +269,7 @@ impl Tester {
     fn start_due(&mut self) {
         let now = Instant::now();
         for (peer, pair) in &mut self.pairs {
-            if self.running.len() >= TESTS_MAX {
+            if self.running.len() >= TESTS_MAX || self.allowance.next(now) > now {
                 return;
             }
             if pair.due.is_none_or(|due| due > now) {
@@ -254,6 +283,7 @@ impl Tester {
                 continue;
             };
             pair.due = None;
+            self.allowance.take(now);
             let (peer, target) = (peer.clone(), pair.target.clone());
             self.running.spawn(async move {
                 let found = pair::test(target.clone(), nodes, pods).await;
@@ -299,6 +329,7 @@ impl Tester {
     fn wait(&self) -> Duration {
         let free = self.running.len() < TESTS_MAX;
         let due = self.pairs.values().filter(|_| free).filter_map(|pair| pair.due).min();
+        let due = due.map(|due| due.max(self.allowance.next(Instant::now())));
         let next = [due, self.listen_at].into_iter().flatten().min();
         next.map_or(self.period, |next| next.saturating_duration_since(Instant::now()))
     }
@@ -345,6 +376,7 @@ mod tests {
             period: PERIOD,
             pairs: BTreeMap::new(),
             running: JoinSet::new(),
+            allowance: Allowance::default(),
             listen_at: None,
             told,
         };
@@ -405,5 +437,45 @@ mod tests {
         again.wrong_returns = u32::MAX;
         assert!(!at(&mut again, true, 600 << (RETURN_DOUBLINGS_MAX - 1)));
         assert!(at(&mut again, true, 600 << RETURN_DOUBLINGS_MAX));
+    }
+
+    /// However fast each test ends.
+    #[tokio::test]
+    async fn with_many_nodes_only_so_many_tests_begin_in_a_second() {
+        let (told, _found) = watch::channel(Found::default());
+        let mut tester = Tester {
+            exchange: Exchange::new(0),
+            period: PERIOD,
+            pairs: BTreeMap::new(),
+            running: JoinSet::new(),
+            allowance: Allowance::default(),
+            listen_at: None,
+            told,
+        };
+        tester.take_over(&targets(200));
+        let begin_all = |tester: &mut Tester| {
+            for pair in tester.pairs.values_mut() {
+                pair.due = Some(Instant::now());
+            }
+            let mut begun = 0;
+            for _ in 0..500 {
+                tester.start_due();
+                begun += tester.running.len();
+                tester.running = JoinSet::new();
+            }
+            begun
+        };
+        // This second's start is ahead, so that the test may take as long as it likes.
+        let ahead = Instant::now() + Duration::from_secs(60);
+        tester.allowance.second = Some((ahead, 0));
+        assert_eq!(begin_all(&mut tester), TESTS_A_SECOND as usize);
+        assert_eq!(begin_all(&mut tester), 0);
+        let wait = tester.wait();
+        assert!(wait > Duration::ZERO && wait <= Duration::from_secs(61), "{wait:?}");
+        // The next second has as many.
+        let later = ahead + Duration::from_secs(1);
+        assert_eq!(tester.allowance.next(later), later);
+        tester.allowance.take(later);
+        assert_eq!(tester.allowance.second, Some((later, 1)));
     }
 }

@@ -16,10 +16,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::packet::{PACKET_BYTES, PACKET_BYTES_MAX, Packet, Side, TUNNELLED_REQUEST_BYTES};
+use super::pair::EXCHANGES_MAX;
 use super::tunnel::Tunnel;
 
 /// Answers that one node gets in a second: more than one whole test of it takes.
 const ANSWERS_A_SECOND: u32 = 100;
+const _: () = assert!(EXCHANGES_MAX <= ANSWERS_A_SECOND as usize);
 /// After an error of a socket nothing is read for this long.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// What was heard longer ago than this says nothing of now.

@@ -20,6 +20,9 @@ const PATIENCE_ROUND_TRIPS: u32 = 8;
 const ATTEMPTS: usize = 3;
 /// Sizes between the smallest and the largest that are tried: halves 64 KiB down to a byte.
 const SIZES_MAX: usize = 17;
+/// Exchanges of one test at most: small ones between nodes, between gateways, without a checksum
+/// and through a tunnel that is avoided; and the search for a size, on both channels.
+pub(super) const EXCHANGES_MAX: usize = 4 * ATTEMPTS + 2 * (ATTEMPTS + 2 * SIZES_MAX);
 const UDP_HEADER_BYTES: u32 = 8;
 
 /// What is to be tested.
