@@ -16,12 +16,13 @@ use model::{Family, NamespacedName, Protocol};
 use netlink::Netns;
 use netlink::ipvs::{Ipvs, ServerId, ServerOptions};
 use plan::services::{FrontendPlan, Scheduling, ServicePlan};
-use render::ipvs::{IpvsOp, IpvsProgram, ServerKey};
+use render::ipvs::{IpvsOp, IpvsProgram, Scheduler, ServerKey, ServerSettings};
 use render::nft::Role;
 use testkit::emulated::Feature;
 
 use lab::{
-    Answer, DEADLINE, Lab, SILENCE, Server, answered, ask, ask_udp_with, service, to, udp_socket,
+    Answer, DEADLINE, Lab, SILENCE, Server, answered, ask, ask_udp_with, sctp_seen, service, to,
+    udp_socket,
 };
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -44,13 +45,20 @@ impl Node {
     fn serve(&mut self, name: &str, plan: ServicePlan) -> Vec<IpvsOp> {
         self.lab.desired.services.insert(NamespacedName::new("shop", name), plan);
         let Lab { desired, config, facts, .. } = &self.lab;
-        let rules = render::nft::render_as(Role::BeforeIpvs, desired, config, facts);
         let program = render::ipvs::render(desired, config, facts);
+        self.set_rules(Role::BeforeIpvs);
+        self.bring(&program)
+    }
+
+    fn set_rules(&mut self, role: Role) {
+        let Lab { desired, config, facts, .. } = &self.lab;
+        let rules = render::nft::render_as(role, desired, config, facts);
         let present = self.nft.observe().expect("observe");
         for op in render::nft::diff(&rules, &present) {
             self.nft.apply(&op).unwrap_or_else(|error| panic!("{error}"));
         }
-        self.bring(&program)
+        let present = self.nft.observe().expect("observe");
+        assert_eq!(render::nft::diff(&rules, &present), [], "{role:?}");
     }
 
     /// Brings IPVS to a program, step by step as its model says; answers the steps.
@@ -279,5 +287,76 @@ fn a_client_stays_with_its_endpoint() {
         assert_eq!(answers(false).len(), 2, "{family}: one after the other");
         assert_eq!(answers(true).len(), 1, "{family}");
         assert_eq!(answers(false).len(), 2, "{family}: again without");
+    }
+}
+
+/// SCTP: port and checksum are translated too.
+#[test]
+fn sctp_reaches_an_endpoint() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.lab.addresses();
+        let plan = service(at.vip, Protocol::Sctp, 80, 30_080, &to(&[at.pod2]));
+        node.serve("web", plan);
+        let Lab { outside, pod2, .. } = &node.lab;
+        for (address, port) in [(at.vip, 80), (at.node, 30_080)] {
+            let seen = sctp_seen(outside, address, port, pod2);
+            assert_eq!(seen, Some((at.gateway2, 8080)), "{family} {address}:{port}");
+        }
+    }
+}
+
+/// IPVS takes over from nftables: what is established goes on, new connections are its own.
+#[test]
+fn connections_of_the_nftables_backend_go_on() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.lab.addresses();
+        let _servers = servers(&node.lab);
+        let web = |end| service(at.vip, Protocol::Tcp, 80, 0, &to(&[end]));
+        node.lab.desired.services.insert(NamespacedName::new("shop", "web"), web(at.pod2));
+        node.set_rules(Role::Backend);
+        let address = SocketAddr::new(at.vip, 80);
+        let connect = || TcpStream::connect_timeout(&address, DEADLINE).expect("a connection");
+        let mut stream = node.lab.outside.run(connect).expect("outside");
+        node.serve("web", web(at.pod1));
+        let answer = asked(&node.lab.outside, Protocol::Tcp, at.vip, 80);
+        assert_eq!(answer, answered("pod1", at.gateway1), "{family}");
+        let observed = node.driver.observe().expect("observe");
+        let key = ServerKey { protocol: Protocol::Tcp, address };
+        let one = observed.servers[&key].destinations[&SocketAddr::new(at.pod1, 8080)];
+        assert_eq!(one.connections, 1, "{family}: the new one came by IPVS");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.write_all(b"who").expect("it is still open");
+        let mut text = [0; 64];
+        let length = stream.read(&mut text).expect("an answer");
+        assert!(text[..length].starts_with(b"pod2 "), "{family}");
+    }
+}
+
+/// Another program's server where ours shall be: an error that says what to do.
+#[test]
+fn a_place_that_another_program_has_is_told() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    let mut node = Node::new(Family::V4);
+    let at = node.lab.addresses();
+    let id = ServerId { protocol: 6, address: SocketAddr::new(at.node, 30_080) };
+    let options = ServerOptions { scheduler: "rr".into(), flags: 0, affinity_timeout_s: None };
+    let mut other = node.lab.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
+    other.add_server(id, &options).expect("a server of another program");
+    let key = ServerKey { protocol: Protocol::Tcp, address: id.address };
+    let settings = ServerSettings { scheduler: Scheduler::RoundRobin, affinity_timeout_s: None };
+    let error = node.driver.apply(&IpvsOp::AddServer(key, settings)).expect_err("it is taken");
+    assert_eq!(error.errno, 17);
+    for part in ["172.30.0.2:30080", "another program"] {
+        assert!(error.message.contains(part), "{error}");
     }
 }

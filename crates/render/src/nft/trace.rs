@@ -282,7 +282,7 @@ impl<'a> Walk<'a> {
             match hook {
                 Hook::Prerouting if self.is_local() => hooks.push(Hook::Input),
                 Hook::Prerouting => hooks.extend([Hook::Forward, Hook::Postrouting]),
-                Hook::Input if self.balance() && !self.is_local() => {
+                Hook::Input if self.balance()? && !self.is_local() => {
                     hooks.extend([Hook::Output, Hook::Postrouting]);
                 }
                 // To itself: over the loopback link, which brings it in again.
@@ -299,15 +299,17 @@ impl<'a> Walk<'a> {
     }
 
     /// Answers whether the balancer sent the packet elsewhere.
-    fn balance(&mut self) -> bool {
-        let Some(balancer) = self.balancer else { return false };
+    fn balance(&mut self) -> Result<bool, TraceError> {
+        let Some(balancer) = self.balancer else { return Ok(false) };
         let taken = (self.packet.protocol, self.destination);
-        let Some(destinations) = balancer.destinations.get(&taken) else { return false };
+        let Some(destinations) = balancer.destinations.get(&taken) else { return Ok(false) };
         self.balancer = None;
         let draw = self.chance.draw(u32::try_from(destinations.len()).unwrap_or(u32::MAX));
-        let chosen = destinations.iter().nth(usize::try_from(draw).unwrap_or_default());
-        self.destination = chosen.copied().unwrap_or(self.destination);
-        chosen.is_some()
+        let chosen = destinations.iter().nth(usize::try_from(draw).unwrap_or(usize::MAX));
+        self.destination = *chosen.ok_or_else(|| {
+            TraceError::Broken(format!("the virtual server {} has no endpoint", self.destination))
+        })?;
+        Ok(true)
     }
 
     fn is_local(&self) -> bool {
@@ -334,7 +336,7 @@ impl<'a> Walk<'a> {
                 continue;
             }
             if hook == Hook::Output && chain_priority > PRIORITY_IPVS_OUTPUT {
-                self.balance();
+                self.balance()?;
             }
             match self.walk_chain(name, chain, 0)? {
                 End::Through | End::Accept => {}
