@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+use model::ServiceBackend;
 use model::layout::{self, BRIDGE};
 use netlink::message::u32_of;
 use netlink::{Monitor, Netlink, Notice};
@@ -88,20 +89,20 @@ struct Names {
     /// The node's ends of pods' links.
     pods: BTreeSet<u32>,
     uplink: Option<String>,
-    /// Whether tables of iptables have chains of ours.
-    has_iptables: bool,
+    /// What implements Services.
+    backend: ServiceBackend,
 }
 
 impl KernelMonitor {
-    /// Listens in the network namespace of the calling thread; to tables of iptables too, where
-    /// Services stand there.
+    /// Listens in the network namespace of the calling thread; to tables of iptables, or links of
+    /// pods, too where Services stand there.
     ///
     /// # Errors
     /// When the system refuses a socket or the links.
-    pub(crate) fn open(own_ports: Vec<u32>, has_iptables: bool) -> Result<Self> {
+    pub(crate) fn open(own_ports: Vec<u32>, backend: ServiceBackend) -> Result<Self> {
         let route = Monitor::open(libc::NETLINK_ROUTE, &ROUTE_GROUPS)?;
         let netfilter = Monitor::open(libc::NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
-        let mut names = Names { own_ports, has_iptables, ..Names::default() };
+        let mut names = Names { own_ports, backend, ..Names::default() };
         // After the sockets: what appears between the two is heard of.
         for link in Netlink::open()?.links()? {
             names.learn(link.index, &link.name, link.alias.as_deref());
@@ -186,10 +187,11 @@ impl Names {
                 (_, 0) => Heard::FACTS,
                 _ => Heard::NOTHING,
             },
-            kind if TRAFFIC_CONTROL.contains(&kind) => match self.pods.contains(&index) {
-                true => Heard::EDGE,
-                false => Heard::NOTHING,
-            },
+            kind if TRAFFIC_CONTROL.contains(&kind) => {
+                let edge = self.pods.contains(&index);
+                let on_ours = edge || self.links.contains_key(&index);
+                Heard { edge, kernel: on_ours && self.has_programs(), facts: false }
+            }
             // Policy rules and parameters of links: rare, and read back cheaply.
             _ => kernel,
         }
@@ -209,11 +211,19 @@ impl Names {
         let mut heard = self.of_known_link(index, own);
         heard.kernel |= left && !own;
         heard.edge |= self.pods.contains(&index);
+        // A link that comes gets its programs, also one of ours.
+        let may_have_programs = heard.edge || self.links.contains_key(&index);
+        heard.kernel |= may_have_programs && self.has_programs();
         if gone && !left {
             self.links.remove(&index);
             self.pods.remove(&index);
         }
         heard
+    }
+
+    /// Whether programs at links translate packets of Services.
+    fn has_programs(&self) -> bool {
+        self.backend == ServiceBackend::Ebpf
     }
 
     /// Routes over a link that goes down go without a word, so that every word counts.
@@ -228,10 +238,11 @@ impl Names {
         if message == NFT_MSG_NEWGEN || self.own_ports.contains(&notice.port_id) {
             return Heard::NOTHING;
         }
+        let has_iptables = self.backend == ServiceBackend::Iptables;
         match notice.attributes(NFT_HEADER_BYTES).text(NFTA_TABLE).as_deref() {
             Some(NFT_TABLE) => Heard::KERNEL,
             Some(table) if table.starts_with(NFT_TABLE) => Heard::EDGE,
-            Some(table) if self.has_iptables && IPTABLES_TABLES.contains(&table) => Heard::KERNEL,
+            Some(table) if has_iptables && IPTABLES_TABLES.contains(&table) => Heard::KERNEL,
             _ => Heard::NOTHING,
         }
     }
@@ -301,6 +312,29 @@ mod tests {
     }
 
     #[test]
+    fn with_services_in_ebpf_links_of_pods_and_our_own_new_ones_are_read_back() {
+        let mut names = Names { backend: ServiceBackend::Ebpf, ..names() };
+        let with_kernel = Heard { kernel: true, ..Heard::EDGE };
+        let of = |kind, index| notice(kind, index, (0, ""));
+        let own = |mut notice: Notice| {
+            notice.port_id = OWN_PORT;
+            notice
+        };
+        let link = |index, name| notice(libc::RTM_NEWLINK, index, (IFLA_IFNAME, name));
+        let rows = [
+            (link(POD, "veth1"), with_kernel),
+            (own(link(TUNNEL, layout::VXLAN_LINK)), Heard::KERNEL),
+            (of(libc::RTM_DELQDISC, POD), with_kernel),
+            (of(libc::RTM_DELTFILTER, TUNNEL), Heard::KERNEL),
+            (link(10, "docker0"), Heard::NOTHING),
+            (of(libc::RTM_DELQDISC, 10), Heard::NOTHING),
+        ];
+        for (notice, expected) in rows {
+            assert_eq!(names.of_route(&notice), expected, "{notice:?}");
+        }
+    }
+
+    #[test]
     fn our_own_changes_and_other_tables_do_not_matter() {
         let table = |name: &str, port_id: u32| {
             let mut payload = vec![0; 4];
@@ -312,7 +346,7 @@ mod tests {
         assert_eq!(names().of_netfilter(&table(NFT_TABLE, 1)), Heard::KERNEL);
         assert_eq!(names().of_netfilter(&table(NFT_TABLE, OWN_PORT)), Heard::NOTHING);
         assert_eq!(names().of_netfilter(&table("nat", 1)), Heard::NOTHING);
-        let with_iptables = Names { has_iptables: true, ..names() };
+        let with_iptables = Names { backend: ServiceBackend::Iptables, ..names() };
         assert_eq!(with_iptables.of_netfilter(&table("nat", 1)), Heard::KERNEL);
         assert_eq!(with_iptables.of_netfilter(&table("raw", 1)), Heard::NOTHING);
         assert_eq!(names().of_netfilter(&table("flatnet-pods", 1)), Heard::EDGE);

@@ -11,7 +11,7 @@ use kernel::wireguard::KeyStore;
 use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::pool::BLOCKS_ANNOTATION;
 use model::world::Kind;
-use model::{Node, Overlay, ServiceBackend, WireguardKey};
+use model::{Node, Overlay, WireguardKey};
 use plan::zone::Zone;
 use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
@@ -89,8 +89,8 @@ impl Agent {
         let keys = KeyStore::at(&options.places.wireguard_keys);
         let kernel = kernel::Linux::with_keys(keys)?;
         let edges = Edges::open(&options.places.records)?;
-        let has_iptables = options.config.service_backend == ServiceBackend::Iptables;
-        let monitor = KernelMonitor::open(kernel.port_ids().to_vec(), has_iptables)?;
+        let backend = options.config.service_backend;
+        let monitor = KernelMonitor::open(kernel.port_ids().to_vec(), backend)?;
         Ok(Self {
             monitor,
             claimed: Claimed::default(),
@@ -156,10 +156,11 @@ impl Agent {
     /// The canary: looks at what tells nobody of its changes. Answers whether it found any.
     pub(crate) fn look(&mut self) -> bool {
         let wanted = self.reconciler.program().net.state.as_ref();
-        let wrong = wanted
+        let sysctls = wanted
             .into_iter()
             .flat_map(|state| &state.sysctls)
             .any(|(key, value)| netlink::sysctl::read(key).is_ok_and(|present| present != *value));
+        let wrong = sysctls || self.kernel.has_changed_silently();
         if wrong {
             self.reconciler.handle(Event::KernelChanged, self.now());
         }

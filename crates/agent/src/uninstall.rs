@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use kernel::edge::Edge;
 use model::{ClusterConfig, Family, layout};
 use netlink::Netlink;
+use render::ebpf::NodeObserved;
 use render::net::{LOOPBACK, NetProgram, NetState};
 use render::{Kernel, Program};
 
@@ -66,8 +67,11 @@ fn remove_own(removed: &mut Vec<String>) -> Result<()> {
     let nothing =
         Program { net: NetProgram { state: Some(NetState::default()) }, ..Program::default() };
     let mut kernel = kernel::Linux::open()?;
-    let present = kernel.observe()?;
+    let mut present = kernel.observe()?;
     let rows = render::inventory::differences(&nothing, &present);
+    // Nobody is left who could let its flows come to their end.
+    kernel.remove_ebpf()?;
+    *present.ebpf = NodeObserved::default();
     let ops = render::diff(&nothing, &present);
     let faults: Vec<String> = kernel
         .apply(&ops)

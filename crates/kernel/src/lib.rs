@@ -13,6 +13,7 @@ use render::{Kernel, Observed, Op, OpError};
 
 use render::iptables::{IptablesObserved, IptablesOp};
 
+use bpf::node::NodeServices;
 use iptables::IptablesDriver;
 use net::NetDriver;
 use nft::NftDriver;
@@ -25,6 +26,7 @@ pub struct Linux {
     /// The nftables tables.
     pub nft: NftDriver,
     iptables: LazyIptables,
+    ebpf: NodeServices,
 }
 
 /// What implements Services when the configuration asks for `wanted`; never
@@ -65,7 +67,26 @@ impl Linux {
     }
 
     fn with_net(net: NetDriver) -> Result<Self, OpError> {
-        Ok(Self { net, nft: NftDriver::open()?, iptables: LazyIptables::default() })
+        Ok(Self {
+            net,
+            nft: NftDriver::open()?,
+            iptables: LazyIptables::default(),
+            ebpf: NodeServices::default(),
+        })
+    }
+
+    /// Whether something has changed, since it was read or written, that tells nobody of its
+    /// changes and needs more than a look.
+    pub fn has_changed_silently(&mut self) -> bool {
+        self.ebpf.has_changed()
+    }
+
+    /// Removes all of eBPF at once; [`Kernel::apply`] would let flows go on.
+    ///
+    /// # Errors
+    /// When something of ours stays.
+    pub fn remove_ebpf(&mut self) -> Result<(), OpError> {
+        self.ebpf.remove()
     }
 
     /// The addresses of our sockets: what notifications of our own changes carry.
@@ -80,6 +101,7 @@ impl Kernel for Linux {
             net: self.net.observe()?,
             nft: self.nft.observe()?,
             iptables: self.iptables.observe()?,
+            ebpf: Box::new(self.ebpf.observe()?),
         })
     }
 
@@ -89,6 +111,7 @@ impl Kernel for Linux {
                 Op::Net(op) => self.net.apply(op),
                 Op::Nft(op) => self.nft.apply(op),
                 Op::Iptables(op) => self.iptables.apply(op),
+                Op::Ebpf(op) => self.ebpf.apply(op),
             })
             .collect()
     }

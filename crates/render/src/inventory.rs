@@ -7,6 +7,8 @@ use std::fmt::Debug;
 use model::layout;
 use serde::{Deserialize, Serialize};
 
+use crate::ebpf::node::{LinkPrograms, Sockets};
+use crate::ebpf::{self, EbpfOp, NodeObserved, NodeProgram};
 use crate::iptables::{self, IptablesObserved, IptablesOp, IptablesProgram};
 use crate::net::{LinkKind, LinkState, NetObserved, NetState, RouteState, WireguardPeer};
 use crate::nft::{self, NftObserved, NftOp, NftProgram};
@@ -46,6 +48,8 @@ pub enum RowKind {
     Route,
     /// A kernel parameter.
     Sysctl,
+    /// The eBPF maps of Services, or programs that use them.
+    Ebpf,
     /// An iptables table, with the commands that would mend it.
     Iptables,
     /// An nftables table, with the commands that would mend it.
@@ -54,7 +58,7 @@ pub enum RowKind {
 
 impl RowKind {
     /// All kinds, in the order of the report.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Link,
         Self::Address,
         Self::Neighbour,
@@ -62,6 +66,7 @@ impl RowKind {
         Self::Wireguard,
         Self::Route,
         Self::Sysctl,
+        Self::Ebpf,
         Self::Iptables,
         Self::Nftables,
     ];
@@ -76,6 +81,7 @@ impl RowKind {
             Self::Wireguard => "wireguard",
             Self::Route => "route",
             Self::Sysctl => "sysctl",
+            Self::Ebpf => "ebpf",
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
         }
@@ -110,6 +116,7 @@ fn rows(program: &Program, observed: &Observed, all: bool) -> Vec<Row> {
     rows.net(wanted, present);
     rows.detached(wanted, &observed.net);
     rows.sysctls(wanted, &observed.net);
+    rows.ebpf(program.ebpf.as_ref(), &observed.ebpf);
     rows.iptables(&program.iptables, &observed.iptables);
     rows.nft(&program.nft, &observed.nft);
     rows.rows
@@ -191,6 +198,48 @@ impl Rows {
         let wanted = program.tables.keys().map(ToString::to_string).collect();
         let present = observed.tables.keys().map(ToString::to_string).collect();
         self.tables(RowKind::Nftables, &wanted, &present, faults);
+    }
+
+    fn ebpf(&mut self, program: Option<&NodeProgram>, observed: &NodeObserved) {
+        if program.is_none() && *observed == NodeObserved::default() {
+            return;
+        }
+        let wanted = |text: &str| program.map(|_| text.to_owned());
+        let maps = observed.maps.as_ref().map(|maps| {
+            let ops = program.map(|program| ebpf::diff(&program.maps, maps)).unwrap_or_default();
+            match ops.iter().map(EbpfOp::count).sum() {
+                0 => "as planned".to_owned(),
+                count => format!("{count} entries are not as planned"),
+            }
+        });
+        self.texts("maps of Services", wanted("as planned"), maps);
+        let sockets = match observed.sockets {
+            Sockets::Detached => None,
+            Sockets::Partly => Some("attached in part".to_owned()),
+            Sockets::Attached => Some("attached".to_owned()),
+        };
+        self.texts("programs at sockets", wanted("attached"), sockets);
+        let packets = observed.packets.as_ref();
+        let taking = packets.map(|packets| match packets.draining {
+            true => "known flows alone".to_owned(),
+            false => "all flows".to_owned(),
+        });
+        self.texts("programs at links", wanted("all flows"), taking);
+        for (link, state) in packets.into_iter().flat_map(|packets| &packets.links) {
+            let present = match state {
+                // It comes in a moment, and nobody broke anything.
+                LinkPrograms::New => continue,
+                LinkPrograms::Attached => "attached",
+                LinkPrograms::Damaged => "attached in part",
+            };
+            let name = format!("programs at {link}");
+            self.texts(&name, wanted("attached"), Some(present.to_owned()));
+        }
+    }
+
+    fn texts(&mut self, name: &str, wanted: Option<String>, present: Option<String>) {
+        let different = wanted != present;
+        self.push(RowKind::Ebpf, name.to_owned(), wanted, present, different);
     }
 
     fn iptables(&mut self, program: &IptablesProgram, observed: &IptablesObserved) {

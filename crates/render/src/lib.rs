@@ -39,6 +39,8 @@ pub struct Program {
     pub nft: nft::NftProgram,
     /// Chains of iptables; none unless it is the backend of Services.
     pub iptables: iptables::IptablesProgram,
+    /// Maps and programs of eBPF; none unless it is the backend of Services.
+    pub ebpf: Option<ebpf::NodeProgram>,
 }
 
 /// What the kernel holds of ours, read back; foreign objects are not in it (invariant 4).
@@ -50,6 +52,8 @@ pub struct Observed {
     pub nft: nft::NftObserved,
     /// Chains of iptables.
     pub iptables: iptables::IptablesObserved,
+    /// Maps and programs of eBPF.
+    pub ebpf: Box<ebpf::NodeObserved>,
 }
 
 /// One operation on the kernel. An op succeeds or fails as a whole.
@@ -61,6 +65,8 @@ pub enum Op {
     Nft(nft::NftOp),
     /// One iptables transaction.
     Iptables(iptables::IptablesOp),
+    /// On maps and programs of eBPF.
+    Ebpf(ebpf::NodeOp),
 }
 
 /// Why the kernel refused an op.
@@ -97,10 +103,12 @@ pub trait Kernel {
 pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> Program {
     let is_iptables = config.service_backend == ServiceBackend::Iptables;
     let iptables = is_iptables.then(|| iptables::render(desired, config, facts));
+    let is_ebpf = config.service_backend == ServiceBackend::Ebpf;
     Program {
         net: net::render(desired, config, facts),
         nft: nft::render_as(role(config), desired, config, facts),
         iptables: iptables.unwrap_or_default(),
+        ebpf: is_ebpf.then(|| ebpf::render_node(desired, config, facts)),
     }
 }
 
@@ -160,22 +168,24 @@ pub struct Touched {
     pub nft: nft::Touched,
     /// Anywhere in chains of iptables.
     pub iptables: bool,
+    /// Anywhere in maps and programs of eBPF.
+    pub ebpf: bool,
 }
 
 impl Touched {
     /// Nowhere.
     pub fn nothing() -> Self {
-        Self { net: false, nft: nft::Touched::nothing(), iptables: false }
+        Self { net: false, nft: nft::Touched::nothing(), iptables: false, ebpf: false }
     }
 
     /// Anywhere.
     pub fn everything() -> Self {
-        Self { net: true, nft: nft::Touched::Everything, iptables: true }
+        Self { net: true, nft: nft::Touched::Everything, iptables: true, ebpf: true }
     }
 
     /// Whether the program differs nowhere.
     pub fn is_nothing(&self) -> bool {
-        !self.net && !self.iptables && self.nft.is_nothing()
+        !self.net && !self.iptables && !self.ebpf && self.nft.is_nothing()
     }
 
     /// Adds what changed besides.
@@ -183,6 +193,7 @@ impl Touched {
         self.net |= other.net;
         self.nft.merge(other.nft);
         self.iptables |= other.iptables;
+        self.ebpf |= other.ebpf;
     }
 }
 
@@ -201,19 +212,28 @@ pub fn update(
     if iptables {
         program.iptables = iptables::render(desired, config, facts);
     }
-    Touched { net: false, nft, iptables }
+    let ebpf = !before.is_empty() && program.ebpf.is_some();
+    if let Some(program) = program.ebpf.as_mut().filter(|_| ebpf) {
+        *program = ebpf::render_node(desired, config, facts);
+    }
+    Touched { net: false, nft, iptables, ebpf }
 }
 
 /// As [`diff`], at a cost that depends on what was touched since `observed` was as the program.
 pub fn diff_touched(program: &Program, observed: &Observed, touched: &Touched) -> Vec<Op> {
     let nft = nft::diff_touched(&program.nft, &observed.nft, &touched.nft);
     let mut ops: Vec<Op> = nft.into_iter().map(Op::Nft).collect();
+    // The backend that takes over is there before the one that it takes over from goes.
+    let place = |is_backend, ops: &[Op]| if is_backend { 0 } else { ops.len() };
     if touched.iptables {
         let iptables = iptables::diff(&program.iptables, &observed.iptables);
-        // The backend that takes over is there before the one that it takes over from goes.
-        let is_backend = !program.iptables.tables.is_empty();
-        let place = if is_backend { 0 } else { ops.len() };
+        let place = place(!program.iptables.tables.is_empty(), &ops);
         ops.splice(place..place, iptables.into_iter().map(Op::Iptables));
+    }
+    if touched.ebpf {
+        let ebpf = ebpf::diff_node(program.ebpf.as_ref(), &observed.ebpf);
+        let place = place(program.ebpf.is_some(), &ops);
+        ops.splice(place..place, ebpf.into_iter().map(Op::Ebpf));
     }
     if touched.net {
         ops.extend(net::diff(&program.net, &observed.net).into_iter().map(Op::Net));
@@ -231,6 +251,7 @@ impl Observed {
             Op::Net(op) => self.net.apply(op),
             Op::Nft(op) => self.nft.apply(op),
             Op::Iptables(op) => self.iptables.apply(op),
+            Op::Ebpf(op) => self.ebpf.apply(op),
         }
     }
 }

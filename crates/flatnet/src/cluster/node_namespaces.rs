@@ -26,6 +26,8 @@ const KINDS: [&str; 4] = ["net", "mnt", "uts", "cgroup"];
 pub const SYSTEM_CGROUP: &str = "system";
 /// Directories of the host of which a node has a version of its own.
 const OVERLAID: [&str; 3] = ["/etc", "/opt", "/var/lib"];
+/// Where the kernel has eBPF, and programs look for its file system.
+const EBPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 /// Upper limit of a node's volatile files, in bytes.
 const VOLATILE_BYTES_MAX: u64 = 64 << 20;
 /// What the child says when its namespaces are ready.
@@ -233,7 +235,17 @@ fn arrange_mounts(paths: &Paths, node: &str) -> Result<()> {
         mount(Some(kind), &hierarchy.mount, Some(kind), flags, options)
             .with_context(|| format!("mounting {}", hierarchy.mount.display()))?;
     }
-    Ok(())
+    own_ebpf_file_system()
+}
+
+/// What the node pins is its own, and goes with its mount namespace.
+fn own_ebpf_file_system() -> Result<()> {
+    if !Path::new(EBPF_FILE_SYSTEM).is_dir() {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), EBPF_FILE_SYSTEM, Some("bpf"), flags, Some("mode=700"))
+        .with_context(|| format!("mounting {EBPF_FILE_SYSTEM}"))
 }
 
 /// The host may run a CNI itself; its configurations are not this node's. Only the node's own view

@@ -17,6 +17,7 @@ mod attach;
 mod clsact;
 mod entries;
 mod maps;
+pub mod node;
 mod objects;
 pub mod service_nat;
 pub mod services;

@@ -25,6 +25,7 @@ use ebpf_abi::flows::{
 };
 use netlink::{Link, Netlink};
 use render::OpError;
+use render::ebpf::node::LinkPrograms;
 
 use super::attach::{Hooks, unpin};
 use super::objects::{
@@ -40,7 +41,7 @@ static SERVICE_NAT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/se
 /// ephemeral ports, above those that programs of nodes are known to listen on.
 pub const MASQUERADE_PORTS: RangeInclusive<u16> = 16_384..=29_999;
 
-const DIRECTORY_PREFIX: &str = "flows-v";
+pub(super) const DIRECTORY_PREFIX: &str = "flows-v";
 
 /// How the programs are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +108,21 @@ pub struct TrackedFlow {
     pub is_answered: bool,
     /// When it was used last, in seconds since the machine started.
     pub used_s: u32,
+}
+
+/// Whether flows are known here, or were.
+pub fn is_present(file_system: &Path) -> bool {
+    file_system.join("flatnet").join(format!("{DIRECTORY_PREFIX}{FLOWS_VERSION}")).exists()
+}
+
+/// Unpins the programs: they were loaded with maps of Services that are gone. Attached ones work
+/// on until others replace them.
+///
+/// # Errors
+/// When something stays.
+pub fn forget_programs(file_system: &Path) -> Result<(), OpError> {
+    let directory = file_system.join("flatnet").join(format!("{DIRECTORY_PREFIX}{FLOWS_VERSION}"));
+    if directory.exists() { remove_programs(&directory, None) } else { Ok(()) }
 }
 
 /// Loaded programs in one node's network namespace.
@@ -205,8 +221,57 @@ impl ServiceNat {
                 attached.insert((link.name.clone(), program.name()));
             }
         }
-        let draining = self.maps.settings()?.flags & NAT_DRAINING != 0;
-        Ok(Observed { attached, counters: self.maps.counters()?, draining })
+        Ok(Observed { attached, counters: self.maps.counters()?, draining: self.is_draining()? })
+    }
+
+    /// What each wanted link has: all, nothing yet, or less than it had. One that is gone is left
+    /// out.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn links(&mut self, wanted: &Wanted) -> Result<BTreeMap<String, LinkPrograms>, OpError> {
+        let links = self.netlink.links().map_err(from_netlink)?;
+        let (entries, _) = self.resolve(wanted, &links)?;
+        let attached = self.hooks.attached(&self.programs, &links)?;
+        let present = self.maps.links()?;
+        let is_attached = |index, program: &Program| attached.get(&(index, *program));
+        let state = |link: &Link| {
+            let entry = entries.get(&link.index)?;
+            let programs = Program::SERVICES.map(|one| is_attached(link.index, &one));
+            let is_known = present.get(&link.index) == Some(&entry.to_bytes());
+            Some(match programs {
+                [Some(true), Some(true)] if is_known => LinkPrograms::Attached,
+                [None, None] if !present.contains_key(&link.index) => LinkPrograms::New,
+                _ => LinkPrograms::Damaged,
+            })
+        };
+        Ok(links.iter().filter_map(|link| Some((link.name.clone(), state(link)?))).collect())
+    }
+
+    /// Whether any flow still goes on.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn has_flows(&self) -> Result<bool, OpError> {
+        self.maps.has_flows(super::syscalls::uptime_s())
+    }
+
+    /// Takes no new flows: those that are known go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn drain(&mut self) -> Result<(), OpError> {
+        let settings = self.maps.settings()?;
+        let settings = NatSettings { flags: settings.flags | NAT_DRAINING, ..settings };
+        self.maps.write_settings(settings, &mut Applied::default())
+    }
+
+    /// Whether known flows go on and no new ones are taken.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_draining(&self) -> Result<bool, OpError> {
+        Ok(self.maps.settings()?.flags & NAT_DRAINING != 0)
     }
 
     /// All flows that are known, also those whose time is over and that wait for their place to be
@@ -259,7 +324,8 @@ impl ServiceNat {
         super::run_one(&self.programs, program, link_index, frame)
     }
 
-    fn are_pinned(&self) -> bool {
+    /// Whether the next process would find the programs and maps that this one uses.
+    pub fn are_pinned(&self) -> bool {
         let programs = self.directory.join(programs_name(&self.options));
         Program::SERVICES.iter().all(|program| programs.join(program.name()).exists())
             && maps::are_pinned(&self.directory.join("maps"))

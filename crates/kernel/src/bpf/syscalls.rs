@@ -191,6 +191,14 @@ pub(super) fn namespace_cookie() -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Seconds since the machine started, as programs count them (`bpf_ktime_get_ns`).
+pub(super) fn uptime_s() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is as the call expects it and outlives it; this clock cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
+}
+
 fn address(bytes: &[u8]) -> u64 {
     bytes.as_ptr() as u64
 }

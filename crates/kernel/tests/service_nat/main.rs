@@ -5,6 +5,7 @@ mod frames;
 #[path = "../bpf/lab.rs"]
 mod lab;
 mod life;
+mod node;
 mod scene;
 mod traffic;
 mod wire;

@@ -2,12 +2,14 @@
 //!
 //! - [`EbpfProgram`]: what each frontend shall do, without numbers.
 //! - [`diff()`]: from what is there to what shall be; ids and slots are chosen here (invariant 1).
+//! - [`node`]: when maps and programs come and go.
 //! - [`state`]: what the maps hold, and what they refuse.
 //! - [`mod@trace`]: what becomes of a packet by the maps.
 //!
 //! What is no Service (tunnel guards, masquerade to the outside, unknown addresses of the Service
 //! ranges, echo requests) stays with the nftables table.
 
+pub mod node;
 pub mod state;
 pub mod trace;
 
@@ -26,6 +28,7 @@ use plan::services::{Backends, Frontend, FrontendPlan, RangeScope, Scheduling, S
 use plan::{Desired, Finding, NodeFacts};
 
 pub use diff::{diff, diff_frontends};
+pub use node::{NodeObserved, NodeOp, NodeProgram, diff_node, render_node};
 pub use state::{Change, EbpfObserved, EbpfOp, ServiceSource, Sizes};
 pub use trace::{decide, trace, trace_beside};
 

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ebpf_abi::flows::{
-    ENTERING, FLOW_ANSWERED, FLOW_BACK, FLOW_MASQUERADED, Flow, FlowKey, NAT_REASONS, NatLink,
-    NatSettings,
+    ENTERING, FLOW_ANSWERED, FLOW_BACK, FLOW_FIN_ANSWERED, FLOW_FIN_SENT, FLOW_MASQUERADED,
+    FLOW_RESET, Flow, FlowKey, NAT_REASONS, NatLink, NatSettings, SCTP_S, TCP_CLOSED_S,
+    TCP_ESTABLISHED_S, TCP_HALF_CLOSED_S, TCP_UNANSWERED_S, UDP_ANSWERED_S, UDP_UNANSWERED_S,
 };
 use render::OpError;
 
@@ -134,7 +135,22 @@ impl Maps {
         Ok(flows)
     }
 
-    fn links(&self) -> Result<BTreeMap<u32, [u8; NatLink::BYTES]>, OpError> {
+    /// Whether a flow was used within the time that one of its kind is known.
+    pub(super) fn has_flows(&self, now_s: u32) -> Result<bool, OpError> {
+        for entry in self.flows.iter() {
+            let (key, flow) =
+                entry.map_err(|error| refused("read the flows of Services in eBPF", &error))?;
+            let (key, flow) = (FlowKey::from_bytes(&key), Flow::from_bytes(&flow));
+            let is_flow = u32::from(key.side) == ENTERING && flow.flags & FLOW_BACK == 0;
+            let idle_s = now_s.saturating_sub(flow.used_s);
+            if is_flow && idle_s <= lifetime_s(key.protocol, flow.flags) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn links(&self) -> Result<BTreeMap<u32, [u8; NatLink::BYTES]>, OpError> {
         self.links
             .iter()
             .collect::<Result<_, _>>()
@@ -158,4 +174,19 @@ fn tracked(key: &FlowKey, flow: &Flow) -> TrackedFlow {
 fn socket_address(address: [u8; 16], port: u16) -> SocketAddr {
     let address: IpAddr = canonical(Ipv6Addr::from(address));
     SocketAddr::new(address, port)
+}
+
+/// As the programs judge (`bpf/tracking.h`).
+fn lifetime_s(protocol: u8, flags: u32) -> u32 {
+    let has = |flag| flags & flag != 0;
+    let is_answered = has(FLOW_ANSWERED);
+    match i32::from(protocol) {
+        libc::IPPROTO_UDP if is_answered => UDP_ANSWERED_S,
+        libc::IPPROTO_UDP => UDP_UNANSWERED_S,
+        libc::IPPROTO_SCTP => SCTP_S,
+        _ if has(FLOW_RESET) || has(FLOW_FIN_SENT) && has(FLOW_FIN_ANSWERED) => TCP_CLOSED_S,
+        _ if has(FLOW_FIN_SENT) || has(FLOW_FIN_ANSWERED) => TCP_HALF_CLOSED_S,
+        _ if is_answered => TCP_ESTABLISHED_S,
+        _ => TCP_UNANSWERED_S,
+    }
 }

@@ -45,6 +45,20 @@ pub fn maps_directory(file_system: &Path, sizes: &Sizes) -> PathBuf {
     file_system.join("flatnet").join(directory_name(sizes)).join("maps")
 }
 
+/// Whether all maps of this layout and these sizes are pinned.
+pub fn has_maps(file_system: &Path, sizes: &Sizes) -> bool {
+    sockets::are_pinned(&maps_directory(file_system, sizes), sizes)
+}
+
+/// Whether anything of Services in eBPF is pinned here.
+pub fn is_present(file_system: &Path) -> bool {
+    let prefixes = [DIRECTORY_PREFIX, sockets::LINKS, super::service_nat::DIRECTORY_PREFIX];
+    fs::read_dir(file_system.join("flatnet")).into_iter().flatten().flatten().any(|entry| {
+        let name = entry.file_name();
+        prefixes.iter().any(|prefix| name.to_string_lossy().starts_with(prefix))
+    })
+}
+
 /// Says what this kernel lacks of what Services in eBPF need; empty: it has all. Changes nothing.
 pub fn missing() -> Vec<String> {
     let helpers = [
@@ -78,12 +92,17 @@ impl EbpfDriver {
         let directory = top.join(directory_name(&sizes));
         let maps_directory = directory.join("maps");
         make_directory(&maps_directory)?;
-        sockets::make_maps(&maps_directory, &sizes)?;
+        sockets::make_maps(&directory, &maps_directory, &sizes)?;
         let maps = Maps::open(&maps_directory, sizes)?;
         let node_namespace = syscalls::namespace_cookie()
             .map_err(|error| refused("ask for the number of the network namespace", &error))?;
         maps.set(&ServiceSettings { node_namespace })?;
         Ok(Self { top, directory, sizes, maps })
+    }
+
+    /// Whether the next process would find the maps that this one uses.
+    pub fn are_pinned(&self) -> bool {
+        sockets::are_pinned(&self.maps_directory(), &self.sizes)
     }
 
     /// As [`maps_directory`].
@@ -132,6 +151,19 @@ impl EbpfDriver {
         programs.attached(&self.links(), cgroup)
     }
 
+    /// Whether all programs of this build, with these maps, are attached to a cgroup.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_attached(&self, cgroup: &Path) -> Result<bool, OpError> {
+        Ok(self.attached(cgroup)?.len() == sockets::PROGRAMS.len())
+    }
+
+    /// Whether any program is attached to any cgroup.
+    pub fn is_attached_anywhere(&self) -> bool {
+        fs::read_dir(self.links()).is_ok_and(|mut links| links.next().is_some())
+    }
+
     /// Detaches the programs at the socket: new connections go to the packet path, established
     /// ones are at their endpoints already.
     ///
@@ -155,7 +187,12 @@ impl EbpfDriver {
     /// When something of ours stays.
     pub fn remove(mut self) -> Result<(), OpError> {
         self.detach()?;
-        remove(&self.top, |_| true)
+        remove(&self.top, |_| true)?;
+        // Others of ours may have something there.
+        for directory in [self.links(), self.top] {
+            let _ = fs::remove_dir(directory);
+        }
+        Ok(())
     }
 
     fn links(&self) -> PathBuf {

@@ -23,7 +23,7 @@ static SOCKET_SERVICES: &[u8] =
     include_bytes_aligned!(concat!(env!("OUT_DIR"), "/socket_services.o"));
 
 /// The programs, by name as in the object file.
-const PROGRAMS: [(&str, CgroupSockAddrAttachType); 8] = [
+pub(super) const PROGRAMS: [(&str, CgroupSockAddrAttachType); 8] = [
     ("connect4", CgroupSockAddrAttachType::Connect4),
     ("connect6", CgroupSockAddrAttachType::Connect6),
     ("recvmsg4", CgroupSockAddrAttachType::UDPRecvMsg4),
@@ -44,13 +44,19 @@ const OWN_MAPS: [(&str, maps::SizeOf); 3] = [
 
 const PROGRAMS_PREFIX: &str = "sockets-";
 
-/// Makes the maps that are not there yet.
-pub(super) fn make_maps(directory: &Path, sizes: &Sizes) -> Result<(), OpError> {
-    let names = all_maps(sizes);
-    if names.iter().all(|(name, _)| directory.join(name).exists()) {
+/// Makes the maps that are not there yet. `top` has the programs that were loaded with them.
+pub(super) fn make_maps(top: &Path, directory: &Path, sizes: &Sizes) -> Result<(), OpError> {
+    if are_pinned(directory, sizes) {
         return Ok(());
     }
+    // Programs of other maps: what they do cannot be seen or changed any more.
+    remove_builds(top, None)?;
     load_object(directory, sizes).map(drop)
+}
+
+/// Whether all maps have their pins.
+pub(super) fn are_pinned(directory: &Path, sizes: &Sizes) -> bool {
+    all_maps(sizes).iter().all(|(name, _)| directory.join(name).exists())
 }
 
 /// The programs of one build, loaded and pinned below the directory of one layout.
@@ -135,13 +141,16 @@ pub(super) fn detach_others(links: &Path, cgroup: Option<&Path>) -> Result<(), O
 
 /// Unpins programs of other builds. Attached ones work on until they are replaced.
 pub(super) fn remove_other_builds(top: &Path) -> Result<(), OpError> {
-    let current = format!("{PROGRAMS_PREFIX}{}", fingerprint(SOCKET_SERVICES));
+    remove_builds(top, Some(&format!("{PROGRAMS_PREFIX}{}", fingerprint(SOCKET_SERVICES))))
+}
+
+fn remove_builds(top: &Path, except: Option<&str>) -> Result<(), OpError> {
     let failed = |error: std::io::Error| refused(&format!("clean up {}", top.display()), &error);
     for entry in fs::read_dir(top).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(PROGRAMS_PREFIX) && name != current {
+        if name.starts_with(PROGRAMS_PREFIX) && Some(name.as_ref()) != except {
             fs::remove_dir_all(entry.path()).map_err(failed)?;
         }
     }
@@ -226,5 +235,8 @@ fn is_attached(program: &CgroupSockAddr, pin: &Path) -> Result<bool, OpError> {
 
 /// Where attachments are pinned: one directory for all layouts, so that a new one takes over.
 pub(super) fn links_directory(top: &Path) -> PathBuf {
-    top.join("service-links")
+    top.join(LINKS)
 }
+
+/// Their name below our directory.
+pub(super) const LINKS: &str = "service-links";

@@ -1,0 +1,272 @@
+//! [`NodeServices`]: Services in eBPF on one node, as `render::ebpf::node` asks for them. Nothing
+//! of eBPF is touched on a node that never had them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ebpf_abi::flows::FLOWS_DEFAULT;
+use model::layout::{BRIDGE, POD_LINK_ALIAS_PREFIX};
+use netlink::Netlink;
+use render::OpError;
+use render::ebpf::node::{NodeObserved, NodeOp, PacketsObserved, Place, Sockets};
+use render::ebpf::{EbpfOp, Sizes};
+use render::net::OWN_LINKS;
+
+use super::service_nat::{LinkKind, MASQUERADE_PORTS, Options, ServiceNat, Wanted};
+use super::services::EbpfDriver;
+use super::{FILE_SYSTEM, from_netlink, probe, refused, service_nat, services};
+
+/// Flows of Services go on for so long at most after another backend took over: what is idle for
+/// longer meets programs that end half-open connections too.
+pub const DRAINING_MAX: Duration = Duration::from_secs(3600);
+
+/// What this node lacks of what Services in eBPF need, for people; empty: it has all.
+pub fn missing() -> Vec<String> {
+    let mut missing = services::missing();
+    if !Path::new(FILE_SYSTEM).is_dir() {
+        missing.push(format!(
+            "{FILE_SYSTEM} does not exist: the kernel has no eBPF file system, or /sys is not \
+             mounted"
+        ));
+    }
+    missing.extend(cgroup().err().map(|error| error.message));
+    missing
+}
+
+/// The programs and maps of one node. Everything is done in the network namespace of the calling
+/// thread, which is the node's.
+pub struct NodeServices {
+    file_system: PathBuf,
+    services: Option<EbpfDriver>,
+    nat: Option<ServiceNat>,
+    /// What links were brought to.
+    place: Option<Place>,
+    draining_since: Option<Instant>,
+    /// As it was read or written last.
+    last: NodeObserved,
+}
+
+impl Default for NodeServices {
+    fn default() -> Self {
+        Self::at(FILE_SYSTEM.as_ref())
+    }
+}
+
+impl NodeServices {
+    /// With another eBPF file system than the machine's own.
+    pub fn at(file_system: &Path) -> Self {
+        Self {
+            file_system: file_system.to_owned(),
+            services: None,
+            nat: None,
+            place: None,
+            draining_since: None,
+            last: NodeObserved::default(),
+        }
+    }
+
+    /// Reads back what is there, and remembers it for [`NodeServices::has_changed`].
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn observe(&mut self) -> Result<NodeObserved, OpError> {
+        self.last = self.read()?;
+        Ok(self.last.clone())
+    }
+
+    /// Whether it is otherwise than it was read or written last: maps and programs tell nobody of
+    /// their changes.
+    pub fn has_changed(&mut self) -> bool {
+        let is_nothing = self.last == NodeObserved::default();
+        !is_nothing && self.read().is_ok_and(|present| present != self.last)
+    }
+
+    /// Carries out one op.
+    ///
+    /// # Errors
+    /// The kernel's refusal, after which it has to be observed again.
+    pub fn apply(&mut self, op: &NodeOp) -> Result<(), OpError> {
+        match op {
+            NodeOp::Make => self.services().map(drop)?,
+            NodeOp::Maps(op) => self.change(op)?,
+            NodeOp::AttachLinks(place) => self.attach_links(place)?,
+            NodeOp::AttachSockets => {
+                let cgroup = cgroup()?;
+                self.services()?.attach(&cgroup)?;
+                self.services()?.remove_others()?;
+            }
+            NodeOp::DetachSockets => self.services()?.detach()?,
+            NodeOp::Drain => self.nat()?.drain()?,
+            NodeOp::Remove => self.remove()?,
+        }
+        self.last.apply(op)
+    }
+
+    /// Removes everything, wherever it comes from. Flows end.
+    ///
+    /// # Errors
+    /// When something of ours stays.
+    pub fn remove(&mut self) -> Result<(), OpError> {
+        if services::is_present(&self.file_system) {
+            self.services()?;
+            if self.nat.is_some() || service_nat::is_present(&self.file_system) {
+                self.nat()?;
+            }
+            self.nat.take().map_or(Ok(()), ServiceNat::remove)?;
+            self.services.take().map_or(Ok(()), EbpfDriver::remove)?;
+        }
+        *self = Self::at(&self.file_system);
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<NodeObserved, OpError> {
+        if self.services.is_none() && !services::is_present(&self.file_system) {
+            return Ok(NodeObserved::default());
+        }
+        let services = self.services()?;
+        let maps = Some(services.observe()?);
+        let sockets = match services.is_attached_anywhere() {
+            false => Sockets::Detached,
+            true if services.is_attached(&cgroup()?)? => Sockets::Attached,
+            true => Sockets::Partly,
+        };
+        let has_programs = self.nat.is_some() || service_nat::is_present(&self.file_system);
+        let packets = if has_programs { Some(self.read_packets()?) } else { None };
+        Ok(NodeObserved { maps, sockets, packets })
+    }
+
+    fn read_packets(&mut self) -> Result<PacketsObserved, OpError> {
+        let place = self.place.clone();
+        let wanted = place.as_ref().map(|place| self.wanted(place)).transpose()?;
+        let nat = self.nat()?;
+        let links = match wanted {
+            Some(wanted) => nat.links(&wanted)?,
+            None => BTreeMap::new(),
+        };
+        let (draining, has_flows) = (nat.is_draining()?, nat.has_flows()?);
+        if !draining {
+            self.draining_since = None;
+            return Ok(PacketsObserved { place, links, draining, drained: false });
+        }
+        let since = *self.draining_since.get_or_insert_with(Instant::now);
+        let drained = !has_flows || since.elapsed() > DRAINING_MAX;
+        Ok(PacketsObserved { place, links, draining, drained })
+    }
+
+    fn change(&mut self, op: &EbpfOp) -> Result<(), OpError> {
+        self.services()?.apply(op)
+    }
+
+    fn attach_links(&mut self, place: &Place) -> Result<(), OpError> {
+        let wanted = self.wanted(place)?;
+        let mut done = self.nat()?.apply(&wanted)?;
+        self.place = Some(place.clone());
+        match done.failures.pop() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// All links that are there now.
+    fn wanted(&self, place: &Place) -> Result<Wanted, OpError> {
+        let links = Netlink::open().and_then(|mut netlink| netlink.links());
+        let is_pod = |alias: Option<&str>| {
+            alias.is_some_and(|alias| alias.starts_with(POD_LINK_ALIAS_PREFIX))
+        };
+        let kind = |name: &str, alias: Option<&str>| match name {
+            name if name == place.uplink => Some(LinkKind::Outside),
+            // Its ports have pods' programs, or are nobody's.
+            BRIDGE => None,
+            name if OWN_LINKS.contains(&name) => Some(LinkKind::Outside),
+            _ => is_pod(alias).then_some(LinkKind::Pod),
+        };
+        let links = links.map_err(from_netlink)?.into_iter();
+        let links = links.filter_map(|link| {
+            let kind = kind(&link.name, link.alias.as_deref())?;
+            Some((link.name, kind))
+        });
+        Ok(Wanted {
+            links: links.collect(),
+            node_addresses: place.addresses.clone(),
+            ports: MASQUERADE_PORTS,
+            draining: false,
+        })
+    }
+
+    /// The maps; made anew where somebody unpinned them, and then with all that used them.
+    fn services(&mut self) -> Result<&mut EbpfDriver, OpError> {
+        let services = match self.services.take().filter(EbpfDriver::are_pinned) {
+            Some(services) => services,
+            None => {
+                if !services::has_maps(&self.file_system, &Sizes::default()) {
+                    service_nat::forget_programs(&self.file_system)?;
+                    (self.nat, self.place) = (None, None);
+                }
+                EbpfDriver::open(&self.file_system, Sizes::default())?
+            }
+        };
+        Ok(self.services.insert(services))
+    }
+
+    /// The programs at links, which need the maps.
+    fn nat(&mut self) -> Result<&mut ServiceNat, OpError> {
+        let services_maps = self.services()?.maps_directory();
+        let nat = match self.nat.take().filter(ServiceNat::are_pinned) {
+            Some(nat) => nat,
+            None => {
+                self.place = None;
+                ServiceNat::load(&Options {
+                    file_system: self.file_system.clone(),
+                    services_maps,
+                    hook: probe(&self.file_system).hook,
+                    flows_max: FLOWS_DEFAULT,
+                })?
+            }
+        };
+        Ok(self.nat.insert(nat))
+    }
+}
+
+/// The cgroup of version 2 whose processes are the node's and its pods': the root as this process
+/// sees it, also where the controllers are those of version 1.
+fn cgroup() -> Result<PathBuf, OpError> {
+    let mounts = fs::read_to_string("/proc/self/mounts")
+        .map_err(|error| refused("read /proc/self/mounts", &error))?;
+    parse_cgroup(&mounts).ok_or_else(|| OpError {
+        errno: libc::ENOENT,
+        message: "no cgroup of version 2 is mounted: mount cgroup2 on /sys/fs/cgroup, or on \
+                  /sys/fs/cgroup/unified beside version 1"
+            .into(),
+    })
+}
+
+fn parse_cgroup(mounts: &str) -> Option<PathBuf> {
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?))
+    });
+    mounts.filter(|(_, kind)| *kind == "cgroup2").map(|(path, _)| path.into()).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_of_version_2_is_found_in_both_layouts() {
+        let rows = [
+            ("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", Some("/sys/fs/cgroup")),
+            (
+                "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+                 cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n",
+                Some("/sys/fs/cgroup/unified"),
+            ),
+            ("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n", None),
+        ];
+        for (mounts, expected) in rows {
+            assert_eq!(parse_cgroup(mounts).as_deref(), expected.map(Path::new), "{mounts}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! All of Services in eBPF at one node, but for its sockets, whose cgroup is the machine's.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use kernel::bpf::node::{NodeServices, missing};
+use model::layout::POD_LINK_ALIAS_PREFIX;
+use netlink::LinkChange;
+use render::ebpf::node::{LinkPrograms, NodeObserved, NodeProgram, Place, Sockets, diff_node};
+use render::ebpf::{EbpfProgram, NodeOp, View};
+
+use crate::lab::{Mode, pod_ranges};
+use crate::scene::{FAMILIES, Frontend, Scene, Server, TARGET, TCP, ask_tcp, node_addresses};
+
+/// A node that has nothing of eBPF yet, with the other ends of a scene.
+struct Bare {
+    scene: Scene,
+    services: NodeServices,
+    program: NodeProgram,
+}
+
+impl Bare {
+    fn new() -> Self {
+        assert_eq!(missing(), Vec::<String>::new());
+        let mut scene = Scene::new(Mode::Routed);
+        for pod in &scene.pods {
+            let alias = format!("{POD_LINK_ALIAS_PREFIX}{}", pod.link);
+            let change = LinkChange { alias: Some(&alias), ..LinkChange::default() };
+            scene.node.netlink.change_link(pod.link_index, &change).expect("an alias");
+        }
+        let mut services = NodeServices::at(&scene.node.file_system);
+        scene.node.run(|| services.remove()).expect("nothing of the scene's");
+        let mut program = NodeProgram {
+            maps: EbpfProgram {
+                node_addresses: node_addresses(1).into(),
+                own_pods: pod_ranges(1).into(),
+                ..EbpfProgram::default()
+            },
+            place: Place { uplink: "eth0".into(), addresses: node_addresses(1).into() },
+        };
+        for family in FAMILIES {
+            let endpoint = SocketAddr::new(scene.pods[1].addresses[family], TARGET);
+            let plan = Frontend::CLUSTER_IP.plan(&View::Endpoints([(endpoint, 1)].into()), TCP);
+            program.maps.frontends.insert(Frontend::CLUSTER_IP.key(family, TCP), plan);
+        }
+        Self { scene, services, program }
+    }
+
+    fn observe(&mut self) -> NodeObserved {
+        self.scene.node.run(|| self.services.observe()).expect("what is there")
+    }
+
+    /// Carries out what is to do, except at sockets. Answers how many operations that took.
+    fn bring(&mut self, is_wanted: bool) -> usize {
+        let mut observed = self.observe();
+        observed.sockets = if is_wanted { Sockets::Attached } else { Sockets::Detached };
+        let program = is_wanted.then_some(&self.program);
+        let ops = diff_node(program, &observed);
+        for op in &ops {
+            let done = self.scene.node.run(|| self.services.apply(op));
+            done.unwrap_or_else(|error| panic!("{error} at {op:?}"));
+        }
+        ops.len()
+    }
+
+    fn ask(&self) -> bool {
+        let client = &self.scene.pods[0].namespace;
+        FAMILIES.iter().all(|family| ask_tcp(client, Frontend::CLUSTER_IP.address(*family)).is_ok())
+    }
+
+    fn has_changed(&mut self) -> bool {
+        self.scene.node.run(|| self.services.has_changed())
+    }
+}
+
+/// pods reach a Service once it is there, whatever others take away is noticed and put
+/// back, and in the end nothing is left.
+#[test]
+fn services_in_ebpf_come_are_mended_and_go() {
+    let mut bare = Bare::new();
+    let _server = Server::start(&bare.scene.pods[1]);
+    assert_eq!(bare.observe(), NodeObserved::default());
+    assert!(!bare.has_changed());
+    assert!(!bare.ask(), "without Services");
+    bare.bring(true);
+    assert!(bare.ask(), "with Services");
+    bare.observe();
+    assert_eq!(bare.bring(true), 0, "nothing is left to do");
+    assert!(!bare.has_changed());
+    let links = bare.observe().packets.expect("programs").links;
+    let names: Vec<&str> = links.keys().map(String::as_str).collect();
+    assert_eq!(names, ["eth0", "flatnet.1", "veth11", "veth12"]);
+    assert!(links.values().all(|link| *link == LinkPrograms::Attached), "{links:?}");
+
+    let pins = bare.scene.node.file_system.join("flatnet");
+    for broken in ["services-v", "flows-v"] {
+        let found = fs::read_dir(&pins).expect("the pins").flatten().map(|entry| entry.path());
+        let is_it = |path: &PathBuf| path.to_string_lossy().contains(broken);
+        let directory = found.into_iter().find(is_it).expect("its directory");
+        fs::remove_dir_all(directory).expect("without pins");
+        assert!(bare.has_changed(), "{broken}");
+        bare.bring(true);
+        assert!(bare.ask(), "{broken} are back");
+        assert_eq!(bare.bring(true), 0, "{broken}");
+    }
+
+    bare.bring(false);
+    assert!(!bare.ask(), "new flows are another backend's");
+    let observed = bare.observe();
+    assert!(observed.packets.is_some_and(|packets| packets.draining));
+    let remove = NodeOp::Remove;
+    bare.scene.node.run(|| bare.services.apply(&remove)).expect("the end");
+    assert_eq!(bare.observe(), NodeObserved::default());
+    assert!(!pins.exists(), "nothing stays");
+}

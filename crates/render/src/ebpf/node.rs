@@ -1,0 +1,196 @@
+//! Services in eBPF on one node: the maps, and the programs at links and sockets that use them.
+//!
+//! Pods come and go without the loop, and so do their links: the program names no links of pods.
+//! `kernel` knows them by their alias, and tells of each whether its packets are translated.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use model::ClusterConfig;
+use plan::{Desired, NodeFacts};
+
+use super::{EbpfObserved, EbpfOp, EbpfProgram};
+use crate::OpError;
+
+/// What the node shall hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeProgram {
+    /// The maps.
+    pub maps: EbpfProgram,
+    /// What links are translated by.
+    pub place: Place,
+}
+
+/// What the programs at links depend on, besides the maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The node's link to other machines. Packets of Services come by it, by the tunnels of ours,
+    /// and by the links of pods.
+    pub uplink: String,
+    /// The node's addresses, for links that have none of their own.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What is there; nothing of eBPF by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeObserved {
+    /// The maps, where there are any.
+    pub maps: Option<EbpfObserved>,
+    /// The programs at the sockets of the node and its pods.
+    pub sockets: Sockets,
+    /// The programs at links, where there are any.
+    pub packets: Option<PacketsObserved>,
+}
+
+/// Programs at sockets: there are several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sockets {
+    /// None is attached.
+    #[default]
+    Detached,
+    /// Not all are attached, or others than this build's.
+    Partly,
+    /// All are attached.
+    Attached,
+}
+
+/// Programs at links, as they were found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PacketsObserved {
+    /// What the links were brought to by this process; unknown after a restart.
+    pub place: Option<Place>,
+    /// Each link that packets of Services come by; empty while `place` is unknown.
+    pub links: BTreeMap<String, LinkPrograms>,
+    /// Whether known flows go on here, and new ones are another backend's.
+    pub draining: bool,
+    /// No flow goes on any more, or they have had their time.
+    pub drained: bool,
+}
+
+/// What the packets of a link meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkPrograms {
+    /// Nothing yet: the link has just come.
+    New,
+    /// The programs, with what they must know of the link.
+    Attached,
+    /// Less than that, though it was all there.
+    Damaged,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeOp {
+    /// Make the maps, empty.
+    Make,
+    /// Change one of them.
+    Maps(EbpfOp),
+    /// Translate packets of all links that are there, and take new flows.
+    AttachLinks(Place),
+    /// Translate at the sockets.
+    AttachSockets,
+    /// Translate at no socket any more.
+    DetachSockets,
+    /// Take no new flows.
+    Drain,
+    /// Remove all programs and maps.
+    Remove,
+}
+
+/// Says a plan in the words of eBPF. A pure function of its arguments.
+pub fn render_node(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> NodeProgram {
+    NodeProgram {
+        maps: super::render(desired, config, facts),
+        place: Place { uplink: facts.uplink.clone(), addresses: facts.addresses.clone() },
+    }
+}
+
+/// The ops from what is to what shall be. Maps are whole before programs use them, and stay as
+/// long as one does (invariant 5).
+pub fn diff_node(program: Option<&NodeProgram>, observed: &NodeObserved) -> Vec<NodeOp> {
+    match program {
+        Some(program) => build(program, observed),
+        None => dismantle(observed),
+    }
+}
+
+fn build(program: &NodeProgram, observed: &NodeObserved) -> Vec<NodeOp> {
+    let mut ops = Vec::new();
+    let empty = EbpfObserved::default();
+    let maps = observed.maps.as_ref().unwrap_or_else(|| {
+        ops.push(NodeOp::Make);
+        &empty
+    });
+    ops.extend(super::diff(&program.maps, maps).into_iter().map(NodeOp::Maps));
+    let are_attached = |packets: &PacketsObserved| {
+        packets.place.as_ref() == Some(&program.place)
+            && !packets.draining
+            && packets.links.values().all(|link| *link == LinkPrograms::Attached)
+    };
+    if !observed.packets.as_ref().is_some_and(are_attached) {
+        ops.push(NodeOp::AttachLinks(program.place.clone()));
+    }
+    if observed.sockets != Sockets::Attached {
+        ops.push(NodeOp::AttachSockets);
+    }
+    ops
+}
+
+/// New flows go elsewhere at once, known ones go on; then everything goes.
+fn dismantle(observed: &NodeObserved) -> Vec<NodeOp> {
+    let mut ops = Vec::new();
+    if observed.sockets != Sockets::Detached {
+        ops.push(NodeOp::DetachSockets);
+    }
+    match &observed.packets {
+        Some(packets) if !packets.draining => ops.push(NodeOp::Drain),
+        Some(packets) if !packets.drained => {}
+        None if observed.maps.is_none() => {}
+        _ => ops.push(NodeOp::Remove),
+    }
+    ops
+}
+
+impl NodeObserved {
+    /// The state after one op.
+    ///
+    /// # Errors
+    /// `ENOENT` where the op needs what is not there, and what the maps refuse.
+    pub fn apply(&mut self, op: &NodeOp) -> Result<(), OpError> {
+        match op {
+            NodeOp::Make => {
+                self.maps.get_or_insert_default();
+            }
+            NodeOp::Maps(op) => self.maps.as_mut().ok_or_else(without_maps)?.apply(op)?,
+            NodeOp::AttachLinks(place) => {
+                self.maps.as_ref().ok_or_else(without_maps)?;
+                let packets = self.packets.get_or_insert_default();
+                packets.place = Some(place.clone());
+                (packets.draining, packets.drained) = (false, false);
+                packets.links.values_mut().for_each(|link| *link = LinkPrograms::Attached);
+            }
+            NodeOp::AttachSockets => {
+                self.maps.as_ref().ok_or_else(without_maps)?;
+                self.sockets = Sockets::Attached;
+            }
+            NodeOp::DetachSockets => self.sockets = Sockets::Detached,
+            NodeOp::Drain => {
+                let packets = self.packets.as_mut().ok_or_else(without_programs)?;
+                // Only the next reading tells whether a flow began meanwhile.
+                (packets.draining, packets.drained) = (true, false);
+            }
+            NodeOp::Remove => *self = Self::default(),
+        }
+        Ok(())
+    }
+}
+
+const ENOENT: i32 = 2;
+
+fn without_maps() -> OpError {
+    OpError { errno: ENOENT, message: "there are no eBPF maps of Services yet".into() }
+}
+
+fn without_programs() -> OpError {
+    OpError { errno: ENOENT, message: "there are no eBPF programs of Services at links".into() }
+}
