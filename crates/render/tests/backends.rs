@@ -38,10 +38,10 @@ fn bring(observed: &mut Observed, program: &Program) {
     }
 }
 
-/// Whether the Service's address stands in what a backend has.
+/// Whether the endpoint stands in what a backend has: its address alone also does in guards.
 fn has_service(observed: &Observed) -> [bool; 2] {
-    let nft = format!("{:?}", observed.nft).contains("10.96.0.20");
-    [nft, format!("{:?}", observed.iptables).contains("10.96.0.20")]
+    let nft = format!("{:?}", observed.nft).contains("10.244.1.11");
+    [nft, format!("{:?}", observed.iptables).contains("10.244.1.11")]
 }
 
 /// at each step at least one has the Service, in the end only the new one.

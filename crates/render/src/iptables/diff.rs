@@ -5,7 +5,8 @@
 //! The tables change one after the other, in an order that lets nobody pass meanwhile:
 //!
 //! 1. **filter, firewall**: a source that shall not be served is dropped before its address is
-//!    translated for others, and one that was not still is (invariant 7);
+//!    translated for others, and one that was not still is (invariant 7): until nat has changed,
+//!    only sources of the old and the new ranges pass;
 //! 2. **nat**: a Service that is new is translated before its address is known to be refused;
 //! 3. **filter**: the other refusals, and the firewall without what it needs no more;
 //! 4. **forget** UDP flows to endpoints that are gone.
@@ -14,7 +15,9 @@ use std::collections::BTreeMap;
 
 use model::Family;
 
-use super::language::{ChainName, Fixed, Hook, Kind, Rule, Table, TableId, TableName};
+use super::language::{
+    ChainName, Fixed, Hook, Kind, Match, Rule, Table, TableId, TableName, Target,
+};
 use super::state::{Command, IptablesObserved, Transaction};
 use super::{IptablesOp, IptablesProgram, flows};
 
@@ -56,25 +59,53 @@ fn is_guard(chain: &ChainName) -> bool {
 
 /// The hooks, and the chains on the way to the firewall; what else is missing stays empty.
 fn guard(wanted: &Table, present: &Table) -> Vec<Command> {
-    let both = firewall_of_both(wanted, present);
-    let mut changed: Vec<_> =
-        changed(wanted, present).filter(|(chain, _)| is_guard(chain)).collect();
-    for (chain, rules) in &mut changed {
-        if **chain == ChainName::from(Fixed::Firewall) {
-            *rules = &both;
-        }
-    }
-    changed.retain(|(chain, rules)| present.chains.get(*chain) != Some(*rules));
+    let meanwhile: Vec<(&ChainName, Vec<Rule>)> = changed(wanted, present)
+        .filter(|(chain, _)| is_guard(chain))
+        .map(|(chain, rules)| (chain, meanwhile(chain, rules, wanted, present)))
+        .filter(|(chain, rules)| present.chains.get(*chain) != Some(rules))
+        .collect();
     let hooks = if wanted.is_empty() { vec![] } else { hooks(wanted, present) };
-    if changed.is_empty() && hooks.is_empty() {
+    if meanwhile.is_empty() && hooks.is_empty() {
         return vec![];
     }
     let missing = wanted.chains.keys().filter(|chain| !present.chains.contains_key(*chain));
     let mut commands: Vec<Command> =
         missing.filter(|chain| !is_guard(chain)).cloned().map(Command::Write).collect();
-    commands.extend(write(&changed));
+    let written: Vec<_> = meanwhile.iter().map(|(chain, rules)| (*chain, rules)).collect();
+    commands.extend(write(&written));
     commands.extend(hooks);
     commands
+}
+
+/// The rules of a chain of the guard until nat has changed.
+fn meanwhile(chain: &ChainName, rules: &[Rule], wanted: &Table, present: &Table) -> Vec<Rule> {
+    match (chain, present.chains.get(chain)) {
+        (ChainName::Fixed(Fixed::Firewall), _) => firewall_of_both(wanted, present),
+        (ChainName::Keyed(Kind::Firewall, _), Some(former)) => served_by_both(rules, former),
+        _ => rules.to_vec(),
+    }
+}
+
+/// Of two chains that let some sources return and drop all others: the sources of both.
+fn served_by_both(one: &[Rule], other: &[Rule]) -> Vec<Rule> {
+    let returns = |rule: &&Rule| rule.target == Target::Return;
+    let mut both = Vec::new();
+    for one in one.iter().filter(returns) {
+        for other in other.iter().filter(returns) {
+            let rule = match (one.matches.as_slice(), other.matches.as_slice()) {
+                ([], _) => other,
+                (_, []) => one,
+                ([Match::Source(a)], [Match::Source(b)]) if a.contains(b) => other,
+                ([Match::Source(a)], [Match::Source(b)]) if b.contains(a) => one,
+                _ => continue,
+            };
+            if !both.contains(rule) {
+                both.push(rule.clone());
+            }
+        }
+    }
+    both.push(Rule::new([], Target::Drop));
+    both
 }
 
 /// What the firewall shall drop, and what it did: until nat has changed.
@@ -91,12 +122,10 @@ fn firewall_of_both(wanted: &Table, present: &Table) -> Vec<Rule> {
 }
 
 fn rest(wanted: &Table, present: &Table) -> Vec<Command> {
-    let firewall = ChainName::from(Fixed::Firewall);
-    let both = firewall_of_both(wanted, present);
-    let is_left = |chain: &ChainName, rules: &Vec<Rule>| *chain == firewall && *rules != both;
-    let changed: Vec<_> = changed(wanted, present)
-        .filter(|(chain, rules)| !is_guard(chain) || is_left(chain, rules))
-        .collect();
+    let is_left = |(chain, rules): &(&ChainName, &Vec<Rule>)| {
+        !is_guard(chain) || meanwhile(chain, rules, wanted, present) != **rules
+    };
+    let changed: Vec<_> = changed(wanted, present).filter(is_left).collect();
     let mut commands = write(&changed);
     if wanted.is_empty() {
         commands.extend(hooks(wanted, present));
