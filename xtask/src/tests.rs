@@ -80,9 +80,13 @@ pub fn test(arguments: &[String]) -> Result<()> {
     }
     let programs = step("test programs", programs::build_all)?;
     root_tests_are_there(&programs)?;
-    let passed_pure = step("pure tests", || pure(&programs))?;
+    let mut results = Results::default();
+    step("pure tests", || {
+        pure(&programs, &mut results);
+        Ok(())
+    })?;
     if pure_only {
-        return Ok(());
+        return results.judge();
     }
     // The very programs that `./x up` installs.
     step("programs for the cluster tests", || build::build(&["--release".into()]))?;
@@ -92,13 +96,18 @@ pub fn test(arguments: &[String]) -> Result<()> {
         tools::python()
     })?;
     let deferred = Deferred::collect()?;
-    let passed_root = step("tests that need root", || privileged(&programs, &deferred))?;
+    step("tests that need root", || {
+        privileged(&programs, &deferred, &mut results);
+        Ok(())
+    })?;
     let deferred = deferred.list()?;
+    // Before the long way through the emulated kernel.
+    results.judge()?;
     let there = step("tests in an emulated kernel", || emulated::suite(&deferred))?;
     eprintln!(
         "{} tests passed on this kernel {}, {} in the emulated kernel {}; {} of these only there, \
          for what this kernel lacks",
-        passed_pure + passed_root - deferred.len(),
+        results.passed - deferred.len(),
         process::output("uname", &["-r"])?.trim(),
         there.passed,
         there.release,
@@ -107,16 +116,39 @@ pub fn test(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Answers how many tests passed.
-fn pure(programs: &[Program]) -> Result<usize> {
+/// What test programs came to. One that fails stops no other: all that is wrong is seen at once.
+#[derive(Default)]
+struct Results {
+    passed: usize,
+    failed: Vec<String>,
+}
+
+impl Results {
+    fn run(&mut self, program: &Program, arguments: &[&str], environment: &[(&str, String)]) {
+        match programs::run(program, arguments, environment) {
+            Ok(passed) => self.passed += passed,
+            Err(error) => {
+                eprintln!("   {error:#}");
+                self.failed.push(format!("{error:#}"));
+            }
+        }
+    }
+
+    fn judge(&self) -> Result<()> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        bail!("{} test programs failed:\n{}", self.failed.len(), self.failed.join("\n"))
+    }
+}
+
+fn pure(programs: &[Program], results: &mut Results) {
     let (package, modules) = ROOT_MODULES;
     let skips: Vec<&str> = modules.iter().flat_map(|module| ["--skip", *module]).collect();
-    let mut passed = 0;
     for program in programs.iter().filter(|program| program.is_test && !needs_root(program)) {
         let is_divided = program.kind == "lib" && program.package == package;
-        passed += programs::run(program, if is_divided { &skips } else { &[] }, &[])?;
+        results.run(program, if is_divided { &skips } else { &[] }, &[]);
     }
-    Ok(passed)
 }
 
 /// The file into which tests write their names when this kernel lacks what they need: the
@@ -141,19 +173,17 @@ impl Deferred {
     }
 }
 
-/// Answers how many tests passed or deferred themselves.
-fn privileged(programs: &[Program], deferred: &Deferred) -> Result<usize> {
+/// Tests that defer themselves count as passed here, and must pass in the emulated kernel.
+fn privileged(programs: &[Program], deferred: &Deferred, results: &mut Results) {
     let environment = deferred.environment();
     let (package, modules) = ROOT_MODULES;
-    let mut passed = 0;
     for program in programs.iter().filter(|program| program.is_test) {
         if program.kind == "lib" && program.package == package {
-            passed += programs::run(program, modules, &environment)?;
+            results.run(program, modules, &environment);
         } else if needs_root(program) {
-            passed += programs::run(program, &[], &environment)?;
+            results.run(program, &[], &environment);
         }
     }
-    Ok(passed)
 }
 
 fn root_tests_are_there(programs: &[Program]) -> Result<()> {
