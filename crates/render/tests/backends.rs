@@ -6,12 +6,14 @@ use std::net::SocketAddr;
 use model::{ClusterConfig, NamespacedName, Protocol, ServiceBackend};
 use plan::services::{Backends, Frontend, FrontendPlan, Scheduling, ServicePlan};
 use plan::{Desired, NodeFacts};
+use render::iptables::IptablesOp;
+use render::nft::NftOp;
 use render::{Observed, Op, Program, diff, render, unsupported};
 
 fn desired(scheduling: Scheduling) -> Desired {
     let frontend = Frontend::ClusterIp {
         address: "10.96.0.20".parse().expect("an address"),
-        protocol: Protocol::Tcp,
+        protocol: Protocol::Udp,
         port: 80,
     };
     let endpoint: SocketAddr = "10.244.1.11:8080".parse().expect("an endpoint");
@@ -44,6 +46,10 @@ fn has_service(observed: &Observed) -> [bool; 2] {
     [nft, format!("{:?}", observed.iptables).contains("10.244.1.11")]
 }
 
+fn keeps_endpoint(allowed: &BTreeSet<SocketAddr>) -> bool {
+    allowed.contains(&"10.244.1.11:8080".parse().expect("an endpoint"))
+}
+
 /// at each step at least one has the Service, in the end only the new one.
 #[test]
 fn the_new_backend_is_there_before_the_old_one_goes() {
@@ -56,6 +62,13 @@ fn the_new_backend_is_there_before_the_old_one_goes() {
         let program = program(backend);
         for op in diff(&program, &observed) {
             apply(&mut observed, &op);
+            let flows = match &op {
+                Op::Nft(NftOp::ForgetFlows(flows)) => Some(flows),
+                Op::Iptables(IptablesOp::ForgetFlows(flows)) => Some(flows),
+                _ => None,
+            };
+            let keeps = flows.is_none_or(|flows| flows.frontends.values().all(keeps_endpoint));
+            assert!(keeps, "flows to the endpoint are forgotten on the way to {backend:?}: {op:?}");
             assert!(has_service(&observed).contains(&true), "a gap on the way to {backend:?}");
         }
         assert_eq!(has_service(&observed), in_the_end, "{backend:?}");

@@ -36,7 +36,9 @@ pub fn diff(program: &IptablesProgram, observed: &IptablesObserved) -> Vec<Iptab
         let (firewall, refusals) = (guard(wanted, present), rest(wanted, present));
         let (nat, wanted, present) = table(TableName::Nat);
         let translation = whole(wanted, present);
-        let is_other = !translation.is_empty();
+        // Without a table another backend translates from now on, and judges the flows: an answer
+        // on its way needs the one that it belongs to.
+        let is_other = !translation.is_empty() && program.tables.contains_key(&nat);
         for (table, commands) in [(filter, firewall), (nat, translation), (filter, refusals)] {
             if !commands.is_empty() {
                 ops.push(IptablesOp::Transaction(Transaction { table, commands }));

@@ -302,7 +302,9 @@ fn transactions(id: &TableId, commands: Vec<Command>) -> Vec<NftOp> {
 }
 
 /// UDP frontends whose endpoints change: flows that lead to none of the new ones are stale, also
-/// those that began when there was no endpoint and were not translated.
+/// those that began when there was no endpoint and were not translated. Where another backend
+/// translates from now on, it judges the flows: an answer on its way needs the one that it belongs
+/// to.
 fn stale_flows(
     family: Family,
     program: &TableProgram,
@@ -311,6 +313,7 @@ fn stale_flows(
 ) -> Option<NftOp> {
     let maps = View::ALL.map(View::endpoints).into_iter();
     let maps = maps.chain(RangeView::ALL.map(RangeView::endpoints));
+    let maps = maps.filter(|map| target.sets.contains_key(*map));
     let changed: BTreeSet<Tuple> =
         maps.flat_map(|map| changed_frontends(map, target, present)).collect();
     let mut stale = StaleFlows::none(family);
