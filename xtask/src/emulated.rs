@@ -69,7 +69,7 @@ const fn all_of(package: &'static str, test: &'static str) -> Program {
 /// Where the machine's files are, below the workspace.
 const DIRECTORY: &str = "target/emulated";
 /// One test program is killed after so many seconds; the others still run.
-const PROGRAM_DEADLINE_S: u32 = 300;
+const PROGRAM_DEADLINE_S: u32 = 600;
 
 /// One test, as its harness names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

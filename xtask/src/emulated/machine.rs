@@ -15,7 +15,7 @@ const PACKAGE: &str = "qemu-system-x86";
 const MEMORY_MIB: &str = "2048";
 const PROCESSORS: &str = "2";
 /// A machine that is not off by then is stopped. A hung test takes its own deadline only.
-const DEADLINE: Duration = Duration::from_secs(15 * 60);
+const DEADLINE: Duration = Duration::from_secs(25 * 60);
 const POLL: Duration = Duration::from_millis(100);
 /// So many lines of the kernel's messages are shown when the machine does not end by itself.
 const CONSOLE_LINES: usize = 30;
