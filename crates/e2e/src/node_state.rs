@@ -77,7 +77,8 @@ impl NodeState {
 }
 
 /// Puts onto a node what other programs could have there: tables of three families with chains at
-/// our hooks and a set, chains of iptables as Docker has them, a link, an address, a neighbour, routes in two tables, and a rule.
+/// our hooks and a set, rules in the chains of iptables as Docker and firewalls have them (iptables
+/// itself leaves its chains behind, empty, when the last rule goes), a link, an address, a neighbour, routes in two tables, and a rule.
 ///
 /// # Errors
 /// What the programs say.
@@ -95,9 +96,12 @@ table bridge foreign { chain forward { type filter hook forward priority filter;
 END
 iptables -t nat -N FOREIGN
 iptables -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j FOREIGN
+iptables -t nat -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j FOREIGN
 iptables -t nat -A POSTROUTING -s 198.18.0.0/24 ! -o foreign0 -j MASQUERADE
 iptables -N FOREIGN
 iptables -A FORWARD -o foreign0 -j FOREIGN
+iptables -A INPUT -s 198.18.0.66/32 -j DROP
+iptables -A OUTPUT -d 198.18.0.66/32 -j DROP
 iptables -A FOREIGN -d 198.18.0.2/32 -j ACCEPT
 ip link add foreign0 type bridge
 ip link set foreign0 addrgenmode none alias 'of another program'
