@@ -66,10 +66,11 @@ impl Inventory {
     /// When anything differs.
     pub fn ensure_same_as(&self, before: &Self) -> Result<()> {
         let added: Vec<&String> = self.0.difference(&before.0).collect();
-        // Processes and namespaces of others come to their end by themselves, and so do cgroups,
-        // which whoever made them removes after their last process.
+        // Processes and namespaces of others come to their end by themselves, and so do cgroups of
+        // others, which whoever made them removes after their last process.
         let fleeting = |line: &&String| {
-            ["lsns:", "process:", "cgroup:"].iter().any(|kind| line.starts_with(kind))
+            let is_foreign_cgroup = line.starts_with("cgroup:") && !line.contains("/flatnet");
+            line.starts_with("lsns:") || line.starts_with("process:") || is_foreign_cgroup
         };
         let lost: Vec<&String> =
             before.0.difference(&self.0).filter(|line| !fleeting(line)).collect();

@@ -1,6 +1,6 @@
 //! What holds while one backend of Services takes over from another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::{ClusterConfig, NamespacedName, Protocol, ServiceBackend};
@@ -86,6 +86,7 @@ fn what_a_backend_cannot_do_is_found() {
     use ServiceBackend::{Auto, Ebpf, Iptables, Ipvs, Nftables};
     let rows = [
         (Scheduling::Random, vec![]),
+        (Scheduling::Weighted(BTreeMap::new()), vec![]),
         (Scheduling::LeastConnection, vec![Auto, Nftables, Iptables, Ebpf]),
         (Scheduling::Maglev, vec![Auto, Nftables, Iptables]),
     ];
@@ -95,7 +96,9 @@ fn what_a_backend_cannot_do_is_found() {
         for backend in [Auto, Nftables, Iptables, Ebpf, Ipvs] {
             let found = unsupported(backend, key, plan);
             assert_eq!(found.len(), usize::from(refusing.contains(&backend)), "{backend:?}");
-            assert!(found.iter().all(|finding| finding.about == "Service default/web"));
+            let asked = ["least-connection", "maglev"];
+            assert!(found.iter().all(|finding| finding.about == "Service default/web"
+                && asked.iter().any(|asked| finding.message.contains(asked))));
         }
     }
 }

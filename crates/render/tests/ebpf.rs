@@ -16,7 +16,6 @@ use plan::{Desired, NodeFacts};
 use proptest::prelude::*;
 use render::ebpf::{
     Change, EbpfObserved, EbpfOp, EbpfProgram, FrontendKey, diff, diff_frontends, render, trace,
-    unsupported,
 };
 
 const SERVICES: u8 = 4;
@@ -458,22 +457,5 @@ fn a_range_of_ports_is_covered_exactly() {
             let expected = usize::from((first..=last).contains(&port));
             assert_eq!(covered(port), expected, "{first}-{last} at {port}");
         }
-    }
-}
-
-#[test]
-fn the_least_connected_endpoint_is_nobodys_to_choose() {
-    let backends = Backends::Endpoints([([10, 244, 1, 3], 80).into()].into());
-    let plan = |scheduling| FrontendPlan { scheduling, ..FrontendPlan::new(backends.clone()) };
-    let frontend = Frontend::NodePort { family: Family::V4, protocol: Protocol::Tcp, port: 30_080 };
-    let service = |scheduling| ServicePlan {
-        frontends: [(frontend, plan(scheduling))].into(),
-        ..ServicePlan::default()
-    };
-    let found = unsupported("Service shop/web", &service(Scheduling::LeastConnection));
-    assert_eq!(found.len(), 1);
-    assert_eq!(found[0].about, "Service shop/web");
-    for scheduling in [Scheduling::Random, Scheduling::Maglev] {
-        assert_eq!(unsupported("Service shop/web", &service(scheduling)), []);
     }
 }

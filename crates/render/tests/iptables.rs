@@ -15,7 +15,7 @@ use render::iptables::language::{
     CHANCE_ONE, ChainName, Comment, Fixed, Hook, Kind, Match, Rule, TableId, TableName, Target,
 };
 use render::iptables::{
-    Command, IptablesObserved, IptablesOp, Transaction, diff, render, text, trace, unsupported,
+    Command, IptablesObserved, IptablesOp, Transaction, diff, render, text, trace,
 };
 use render::nft;
 
@@ -240,27 +240,6 @@ fn the_model_of_the_kernel_refuses_what_the_programs_refuse() {
         let error = observed.apply(&op(commands)).expect_err(reason);
         assert!(error.message.contains(reason), "{reason}: {error}");
         assert_eq!(observed, before, "{reason}");
-    }
-}
-
-#[test]
-fn what_cannot_be_scheduled_is_said() {
-    for (scheduling, words) in [
-        (Scheduling::Random, None),
-        (Scheduling::Weighted(BTreeMap::new()), None),
-        (Scheduling::LeastConnection, Some("fewest connections")),
-        (Scheduling::Maglev, Some("Maglev")),
-    ] {
-        let plan = FrontendPlan { scheduling, ..endpoints(&[1]) };
-        let findings = unsupported(&desired([(0, service(0, &plan))].into()));
-        match words {
-            None => assert_eq!(findings, []),
-            Some(words) => {
-                assert_eq!(findings.len(), 1);
-                assert_eq!(findings[0].about, "Service shop/s0");
-                assert!(findings[0].message.contains(words), "{findings:?}");
-            }
-        }
     }
 }
 

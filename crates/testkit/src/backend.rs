@@ -42,7 +42,10 @@ pub trait Backend {
     fn trace(&self, packet: &Packet, place: Place<'_>) -> Result<Verdict, String>;
 
     /// Whether the backend refuses something of the Services.
-    fn refuses(&self, desired: &Desired) -> bool;
+    fn refuses(&self, desired: &Desired) -> bool {
+        let refused = |(name, plan)| !render::unsupported(self.kind(), name, plan).is_empty();
+        desired.services.iter().any(refused)
+    }
 
     /// The same backend on an empty kernel.
     fn anew(&self) -> Box<dyn Backend>;
@@ -82,11 +85,6 @@ impl Backend for Nftables {
         trace_nft(&self.rules, packet, place)
     }
 
-    fn refuses(&self, desired: &Desired) -> bool {
-        let refused = |(name, plan)| !render::unsupported(self.kind(), name, plan).is_empty();
-        desired.services.iter().any(refused)
-    }
-
     fn anew(&self) -> Box<dyn Backend> {
         Box::new(Self::default())
     }
@@ -116,10 +114,6 @@ impl Backend for Iptables {
         let verdict = iptables::trace(&self.observed, packet, place.config, place.facts)
             .map_err(|error| error.to_string())?;
         go_on(verdict, &self.beside, packet, place)
-    }
-
-    fn refuses(&self, desired: &Desired) -> bool {
-        !iptables::unsupported(desired).is_empty()
     }
 
     fn anew(&self) -> Box<dyn Backend> {
@@ -153,11 +147,6 @@ impl Backend for Ebpf {
         go_on(verdict, &self.beside, packet, place)
     }
 
-    fn refuses(&self, desired: &Desired) -> bool {
-        let mut services = desired.services.iter();
-        services.any(|(key, service)| !ebpf::unsupported(&key.to_string(), service).is_empty())
-    }
-
     fn anew(&self) -> Box<dyn Backend> {
         Box::new(Self::default())
     }
@@ -187,11 +176,6 @@ impl Backend for Ipvs {
         let Place { config, facts } = place;
         let traced = ipvs::trace(&self.observed, &self.beside, packet, config, facts);
         traced.map(normal).map_err(|error| error.to_string())
-    }
-
-    fn refuses(&self, desired: &Desired) -> bool {
-        let refused = |(name, plan)| !render::unsupported(self.kind(), name, plan).is_empty();
-        desired.services.iter().any(refused)
     }
 
     fn anew(&self) -> Box<dyn Backend> {

@@ -19,7 +19,7 @@ use testkit::random::{self, Choices};
 use testkit::{objects, verdict};
 
 /// Random worlds for each law.
-const WORLDS: u32 = 250;
+const WORLDS: u32 = 500;
 /// Bytes that decide one world, its packets and its events.
 const BYTES: usize = 300;
 

@@ -25,7 +25,7 @@ use ebpf_abi::services::{RANGE_PORT_BITS, RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PO
 use ipnet::IpNet;
 use model::{ClusterConfig, Family, Protocol};
 use plan::services::{Backends, Frontend, FrontendPlan, RangeScope, Scheduling, ServicePlan};
-use plan::{Desired, Finding, NodeFacts};
+use plan::{Desired, NodeFacts};
 
 pub use diff::{diff, diff_frontends};
 pub use node::{NodeObserved, NodeOp, NodeProgram, diff_node, render_node};
@@ -153,19 +153,6 @@ pub fn render_service(
         (key, program)
     });
     ports.chain(ranges).collect()
-}
-
-/// What of a Service these maps cannot do; it gets the defined replacement (invariant 13).
-pub fn unsupported(about: &str, service: &ServicePlan) -> Vec<Finding> {
-    let mut plans = service.frontends.values().chain(service.ranges.values());
-    let least_connection = plans.any(|plan| plan.scheduling == Scheduling::LeastConnection);
-    let finding = || Finding {
-        about: about.to_owned(),
-        message: "the eBPF backend cannot choose the endpoint with the fewest connections: it \
-                  chooses at random; take another backend, or the scheduling maglev or random"
-            .into(),
-    };
-    least_connection.then(finding).into_iter().collect()
 }
 
 impl View {

@@ -22,8 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::{ClusterConfig, Family};
-use plan::services::{FrontendPlan, Scheduling};
-use plan::{Desired, Finding, NodeFacts};
+use plan::{Desired, NodeFacts};
 
 pub use diff::diff;
 pub use state::{Command, IptablesObserved, Transaction};
@@ -62,29 +61,4 @@ pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> I
     let open = |address: &IpAddr| config.has_node_ports_at(*address);
     let node_addresses = facts.addresses.iter().copied().filter(open).collect();
     IptablesProgram { tables, node_addresses }
-}
-
-/// What of a plan iptables cannot do: it has chances, and neither counts of connections nor hashes
-/// of clients. Such Services choose at random.
-pub fn unsupported(desired: &Desired) -> Vec<Finding> {
-    let mut findings = BTreeSet::new();
-    for (key, service) in &desired.services {
-        let plans = service.frontends.values().chain(service.ranges.values());
-        for scheduling in plans.map(|plan: &FrontendPlan| &plan.scheduling) {
-            let wanted = match scheduling {
-                Scheduling::Random | Scheduling::Weighted(_) => continue,
-                Scheduling::LeastConnection => "the endpoint with the fewest connections",
-                Scheduling::Maglev => "endpoints by consistent hashing (Maglev)",
-            };
-            findings.insert(Finding {
-                about: format!("Service {key}"),
-                message: format!(
-                    "it asks for {wanted}, which the iptables backend cannot do: its endpoints \
-                     are chosen at random; choose another --service-backend, or remove the \
-                     annotation"
-                ),
-            });
-        }
-    }
-    findings.into_iter().collect()
 }
