@@ -170,9 +170,9 @@ fn create_bridge(
         Err(error) if !error.is_present() => return Err(error.into()),
         _ => {}
     }
-    for key in ["ipv6/conf/IF/accept_ra", "ipv6/conf/IF/autoconf", "ipv6/conf/IF/accept_redirects"]
-    {
-        write_where_present(&format!("net/{}", key.replace("IF", name)), "0")?;
+    // What the agent sets too (`render::net`), with the reasons.
+    for key in ["accept_ra", "autoconf", "accept_redirects", "accept_dad"] {
+        write_where_present(&format!("net/ipv6/conf/{name}/{key}"), "0")?;
     }
     accept_bridge(node.require_link(name)?)
 }

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use model::layout::UPLINK;
-use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec};
+use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 
 use super::node_namespaces;
 use super::paths::Paths;
@@ -24,6 +24,8 @@ use super::spec::{ClusterSpec, NodeSpec};
 const BRIDGE: &str = "nodes";
 /// Who made these routes (`RTPROT_STATIC`): an administrator, not the agents, who sweep their own.
 const ROUTE_PROTOCOL: u8 = 4;
+/// The kernel's IPv6 parameters of a node's link, the one with the name of [`UPLINK`].
+const IPV6_OF_UPLINK: &str = "net/ipv6/conf/eth0";
 /// The namespace of the node network, after the cluster's name.
 pub const NETWORK: &str = "net";
 
@@ -66,6 +68,12 @@ pub fn plug_in_node(paths: &Paths, spec: &ClusterSpec, node: &NodeSpec) -> Resul
     let loopback = at_node.require_link("lo")?;
     at_node.change_link(loopback.index, &LinkChange::up())?;
     let uplink = at_node.require_link(UPLINK)?;
+    // Nobody else has these addresses, and until a check for duplicates ends, a second or two, the
+    // kernel solicits nobody for what it forwards. A kernel without IPv6 has no such directory.
+    match namespace.run(|| sysctl::write_all(IPV6_OF_UPLINK, &[("accept_dad", "0")]))? {
+        Err(error) if error.errno != libc::ENOENT => return Err(error.into()),
+        _ => {}
+    }
     for address in &node.addresses {
         at_node.add_address(uplink.index, own_prefix(spec, *address)?)?;
     }

@@ -39,6 +39,9 @@ const SYSCTLS: &[(&str, &str, Need)] = &[
     ("net/ipv6/conf/cni0/accept_ra", "0", Need::Always),
     ("net/ipv6/conf/cni0/accept_redirects", "0", Need::Always),
     ("net/ipv6/conf/cni0/autoconf", "0", Need::Always),
+    // Nobody else has the bridge's addresses. While one is being checked for duplicates, a second
+    // or two, the kernel has no source for the solicitations of what it forwards to a pod.
+    ("net/ipv6/conf/cni0/accept_dad", "0", Need::Always),
     // All that comes from the bridge has an address that is routed back there.
     ("net/ipv4/conf/cni0/rp_filter", "1", Need::Always),
 ];
@@ -62,6 +65,8 @@ const OF_TUNNELS: &[(Family, &str, &str)] = &[
     (Family::V6, "accept_ra", "0"),
     (Family::V6, "accept_redirects", "0"),
     (Family::V6, "autoconf", "0"),
+    // As for the bridge.
+    (Family::V6, "accept_dad", "0"),
 ];
 
 /// The parameters that a plan wants.
@@ -116,6 +121,11 @@ mod tests {
     fn parameters_of_links_name_links_of_ours() {
         for key in owned_sysctls() {
             assert!(link_of(&key).is_none_or(|link| OWN_LINKS.contains(&link)), "{key}");
+        }
+        // Without these, a node forwards no IPv6 to its first pod for two seconds.
+        for link in OWN_LINKS.into_iter().filter(|link| *link != IPIP_LINK) {
+            let key = format!("net/ipv6/conf/{link}/accept_dad");
+            assert!(owned_sysctls().any(|owned| owned == key), "{key}");
         }
         assert_eq!(link_of("net/ipv6/conf/flatnet.1/accept_ra"), Some(VXLAN_LINK));
         assert_eq!(link_of("net/ipv6/conf/all/forwarding"), None);

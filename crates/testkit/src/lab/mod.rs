@@ -120,6 +120,7 @@ impl Lab {
         )?;
         let mut net = Netlink::open_in(&outside)?;
         net.create_bridge(&BridgeSpec { name: NODE_BRIDGE.into(), ..BridgeSpec::default() })?;
+        outside.run(|| use_addresses_at_once(NODE_BRIDGE))??;
         let bridge = net.require_link(NODE_BRIDGE)?.index;
         let config = &case.settings.config;
         for family in objects::families(config) {
@@ -154,6 +155,7 @@ impl Lab {
         let mut inside = Netlink::open_in(&namespace)?;
         up(&mut inside, "lo")?;
         let uplink = inside.require_link(UPLINK)?.index;
+        namespace.run(|| use_addresses_at_once(UPLINK))??;
         let (settings, facts) = (&case.settings, case.settings.facts(number));
         for address in &facts.addresses {
             inside.add_address(uplink, on_node_network(*address, &settings.config)?)?;
@@ -208,6 +210,7 @@ impl Lab {
         let mut inside = Netlink::open_in(&namespace)?;
         up(&mut inside, "lo")?;
         let eth0 = inside.require_link("eth0")?.index;
+        namespace.run(|| use_addresses_at_once("eth0"))??;
         for address in &pod.addresses {
             let range = objects::pod_range(pod.node, Family::of(address));
             inside.add_address(eth0, IpNet::new(*address, range.prefix_len())?)?;
@@ -268,6 +271,12 @@ fn on_node_network(address: IpAddr, config: &ClusterConfig) -> Result<IpNet> {
         Some(range) => IpNet::new(address, range.prefix_len())?,
         None => IpNet::from(address),
     })
+}
+
+/// Without looking for duplicates of its IPv6 addresses, the link's own among them: that takes a
+/// second or two, and until then the kernel solicits nobody for what it forwards.
+fn use_addresses_at_once(link: &str) -> Result<(), netlink::Error> {
+    sysctl::write_all(&format!("net/ipv6/conf/{link}"), &[("accept_dad", "0")])
 }
 
 fn everywhere(family: Family) -> IpNet {
