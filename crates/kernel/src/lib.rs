@@ -66,6 +66,14 @@ impl Linux {
         Self::with_net(NetDriver::with_keys(keys)?)
     }
 
+    /// The same with Services in eBPF of another file system and cgroup than the machine's own.
+    ///
+    /// # Errors
+    /// When the system refuses a socket.
+    pub fn with_ebpf(ebpf: NodeServices) -> Result<Self, OpError> {
+        Ok(Self { ebpf, ..Self::open()? })
+    }
+
     fn with_net(net: NetDriver) -> Result<Self, OpError> {
         Ok(Self {
             net,

@@ -39,6 +39,8 @@ pub fn missing() -> Vec<String> {
 /// thread, which is the node's.
 pub struct NodeServices {
     file_system: PathBuf,
+    /// Whose sockets are translated; otherwise [`cgroup`] finds it.
+    cgroup: Option<PathBuf>,
     services: Option<EbpfDriver>,
     nat: Option<ServiceNat>,
     /// What links were brought to.
@@ -59,12 +61,18 @@ impl NodeServices {
     pub fn at(file_system: &Path) -> Self {
         Self {
             file_system: file_system.to_owned(),
+            cgroup: None,
             services: None,
             nat: None,
             place: None,
             draining_since: None,
             last: NodeObserved::default(),
         }
+    }
+
+    /// For the sockets of this cgroup, where several nodes share a mount of cgroups.
+    pub fn in_cgroup(self, cgroup: &Path) -> Self {
+        Self { cgroup: Some(cgroup.to_owned()), ..self }
     }
 
     /// Reads back what is there, and remembers it for [`NodeServices::has_changed`].
@@ -93,7 +101,7 @@ impl NodeServices {
             NodeOp::Maps(op) => self.change(op)?,
             NodeOp::AttachLinks(place) => self.attach_links(place)?,
             NodeOp::AttachSockets => {
-                let cgroup = cgroup()?;
+                let cgroup = self.cgroup()?;
                 self.services()?.attach(&cgroup)?;
                 self.services()?.remove_others()?;
             }
@@ -117,7 +125,7 @@ impl NodeServices {
             self.nat.take().map_or(Ok(()), ServiceNat::remove)?;
             self.services.take().map_or(Ok(()), EbpfDriver::remove)?;
         }
-        *self = Self::at(&self.file_system);
+        *self = Self { cgroup: self.cgroup.take(), ..Self::at(&self.file_system) };
         Ok(())
     }
 
@@ -125,16 +133,21 @@ impl NodeServices {
         if self.services.is_none() && !services::is_present(&self.file_system) {
             return Ok(NodeObserved::default());
         }
+        let cgroup = self.cgroup();
         let services = self.services()?;
         let maps = Some(services.observe()?);
         let sockets = match services.is_attached_anywhere() {
             false => Sockets::Detached,
-            true if services.is_attached(&cgroup()?)? => Sockets::Attached,
+            true if services.is_attached(&cgroup?)? => Sockets::Attached,
             true => Sockets::Partly,
         };
         let has_programs = self.nat.is_some() || service_nat::is_present(&self.file_system);
         let packets = if has_programs { Some(self.read_packets()?) } else { None };
         Ok(NodeObserved { maps, sockets, packets })
+    }
+
+    fn cgroup(&self) -> Result<PathBuf, OpError> {
+        self.cgroup.clone().map_or_else(cgroup, Ok)
     }
 
     fn read_packets(&mut self) -> Result<PacketsObserved, OpError> {
