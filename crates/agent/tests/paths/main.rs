@@ -81,8 +81,13 @@ fn close_tunnel(lab: &Lab, ports: &[&str]) {
 }
 
 /// A packet filter that lets the tunnel through in one direction only, or in none.
-fn a_blocked_tunnel(ports: &[&str], direction: &str, end: impl AsyncFnOnce(&Lab)) {
-    with_two_nodes(Overlay::Vxlan, async |lab| {
+fn a_blocked_tunnel(
+    family: Family,
+    ports: &[&str],
+    direction: &str,
+    end: impl AsyncFnOnce(&Lab),
+) {
+    with_two_nodes_of(family, Overlay::Vxlan, async |lab| {
         filter(lab);
         close_tunnel(lab, ports);
         lab.start_agents();
@@ -119,7 +124,7 @@ fn a_blocked_tunnel(ports: &[&str], direction: &str, end: impl AsyncFnOnce(&Lab)
 
 #[test]
 fn a_tunnel_port_that_is_closed_in_one_direction_is_named_with_it_and_avoided() {
-    a_blocked_tunnel(&["port2"], OUT, async |lab| {
+    a_blocked_tunnel(Family::V4, &["port2"], OUT, async |lab| {
         // The operator opens the port and says so.
         lab.on_wire("nft flush chain bridge fault forward");
         for name in ["node1", "node2"] {
@@ -130,8 +135,14 @@ fn a_tunnel_port_that_is_closed_in_one_direction_is_named_with_it_and_avoided() 
 
 #[test]
 fn a_tunnel_port_that_is_closed_in_both_directions_is_named_and_avoided() {
+    for family in [Family::V4, Family::V6] {
+        a_tunnel_closed_in_both_directions(family);
+    }
+}
+
+fn a_tunnel_closed_in_both_directions(family: Family) {
     // Either end names its own direction, and the first to do so changes the way for both.
-    a_blocked_tunnel(&["port2", "port3"], "from node", async |lab| {
+    a_blocked_tunnel(family, &["port2", "port3"], "from node", async |lab| {
         // One direction is not enough: three times as long as it would have to work, it stays.
         lab.on_wire("nft flush chain bridge fault forward");
         close_tunnel(lab, &["port3"]);
