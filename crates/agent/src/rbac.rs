@@ -22,6 +22,7 @@ pub const RULES: &[Rule] = &[
     Rule { group: "", resources: &["nodes/status"], verbs: &["patch"] },
     Rule { group: "", resources: &["services"], verbs: &["list", "watch"] },
     Rule { group: "discovery.k8s.io", resources: &["endpointslices"], verbs: &["list", "watch"] },
+    Rule { group: "networking.k8s.io", resources: &["servicecidrs"], verbs: &["list", "watch"] },
     Rule { group: "", resources: &["events"], verbs: &["create"] },
 ];
 

@@ -319,6 +319,7 @@ mod tests {
             (Kind::Node, vec![]),
             (Kind::Service, vec![Object::Service(service.into())]),
             (Kind::EndpointSlice, vec![Object::EndpointSlice(slice.into())]),
+            (Kind::ServiceCidr, vec![]),
         ];
         for (kind, objects) in lists {
             reconciler.handle(Event::Listed { kind, objects }, Now::ZERO);

@@ -1,20 +1,33 @@
-//! The API's objects as events of the loop: three watches, one queue.
+//! The API's objects as events of the loop: a watch a kind, one queue.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use client::{Client, ResourcePath, WatchEvent, WatchSpec};
+use client::{Client, ResourcePath, WatchEvent, WatchSpec, Watcher};
 use model::world::{Kind, Object};
-use model::{EndpointSlice, NamespacedName, Node, Service};
+use model::{EndpointSlice, NamespacedName, Node, Service, ServiceCidr};
 use reconcile::Event;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+
+/// A kind that the API server does not serve is asked for again this often: it may be upgraded.
+const MISSING_KIND_PERIOD: Duration = Duration::from_secs(60);
+/// The wait after a question that the API server did not answer.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Starts the watches. They never end by themselves, and pause while the queue is full.
 pub(crate) fn spawn(client: &Client, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
     follow::<Node>(client, events, tasks, "v1", "nodes");
     follow::<Service>(client, events, tasks, "v1", "services");
     follow::<EndpointSlice>(client, events, tasks, "discovery.k8s.io/v1", "endpointslices");
+    let path = ResourcePath::new("networking.k8s.io/v1", "servicecidrs");
+    let (client, events) = (client.clone(), events.clone());
+    tasks.spawn(async move {
+        if wait_until_served::<ServiceCidr>(&client, &events, &path).await {
+            pass_on(client.watch::<ServiceCidr>(WatchSpec::new(path)), events).await;
+        }
+    });
 }
 
 /// What our annotations begin with; others' are large, and change often.
@@ -34,31 +47,60 @@ fn follow<T: Watched>(
     group_version: &'static str,
     plural: &'static str,
 ) {
-    let mut watcher = client.watch::<T>(WatchSpec::new(ResourcePath::new(group_version, plural)));
-    let events = events.clone();
-    tasks.spawn(async move {
-        loop {
-            let event = match watcher.next().await {
-                WatchEvent::Listed(objects) => Event::Listed {
-                    kind: T::KIND,
-                    objects: objects.into_iter().map(T::object).collect(),
-                },
-                WatchEvent::Applied(object) => Event::Present(object.object()),
-                WatchEvent::Deleted(object) => Event::Absent { kind: T::KIND, key: object.key() },
-                WatchEvent::Lost { reason } => {
-                    tracing::warn!("the watch of {plural} is lost: {reason}");
-                    continue;
-                }
-                WatchEvent::Resumed => {
-                    tracing::info!("the watch of {plural} goes on");
-                    continue;
-                }
-            };
-            if events.send(event).await.is_err() {
-                return;
+    let watcher = client.watch::<T>(WatchSpec::new(ResourcePath::new(group_version, plural)));
+    tasks.spawn(pass_on(watcher, events.clone()));
+}
+
+async fn pass_on<T: Watched>(mut watcher: Watcher<T>, events: mpsc::Sender<Event>) {
+    loop {
+        let event = match watcher.next().await {
+            WatchEvent::Listed(objects) => Event::Listed {
+                kind: T::KIND,
+                objects: objects.into_iter().map(T::object).collect(),
+            },
+            WatchEvent::Applied(object) => Event::Present(object.object()),
+            WatchEvent::Deleted(object) => Event::Absent { kind: T::KIND, key: object.key() },
+            WatchEvent::Lost { reason } => {
+                tracing::warn!("the watch of kind {:?} is lost: {reason}", T::KIND);
+                continue;
             }
+            WatchEvent::Resumed => {
+                tracing::info!("the watch of kind {:?} goes on", T::KIND);
+                continue;
+            }
+        };
+        if events.send(event).await.is_err() {
+            return;
         }
-    });
+    }
+}
+
+/// Waits for a kind that older API servers do not have (ServiceCIDR came with Kubernetes 1.33): to
+/// the loop, which waits for a list of every kind, it has no objects there. False: the loop ended.
+async fn wait_until_served<T: Watched>(
+    client: &Client,
+    events: &mpsc::Sender<Event>,
+    path: &ResourcePath,
+) -> bool {
+    let mut is_told = false;
+    loop {
+        let wait = match client.get_optional::<IgnoredAny>(path).await {
+            Ok(Some(IgnoredAny)) => return true,
+            Ok(None) => {
+                let nothing = Event::Listed { kind: T::KIND, objects: vec![] };
+                if !is_told && events.send(nothing).await.is_err() {
+                    return false;
+                }
+                is_told = true;
+                MISSING_KIND_PERIOD
+            }
+            Err(error) => {
+                tracing::warn!("whether the API serves kind {:?} is not known: {error}", T::KIND);
+                RETRY
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
 }
 
 impl Watched for Node {
@@ -99,5 +141,19 @@ impl Watched for EndpointSlice {
 
     fn object(self) -> Object {
         Object::EndpointSlice(Arc::new(self))
+    }
+}
+
+impl Watched for ServiceCidr {
+    const KIND: Kind = Kind::ServiceCidr;
+
+    fn key(&self) -> NamespacedName {
+        self.metadata.key()
+    }
+
+    /// Its status changes whenever a controller looks at it.
+    fn object(mut self) -> Object {
+        self.metadata.resource_version.clear();
+        Object::ServiceCidr(Arc::new(self))
     }
 }

@@ -15,15 +15,17 @@ pub mod packet;
 pub mod pool;
 pub mod selector;
 pub mod time;
+pub mod unreachable;
 pub mod world;
 
 pub use attachment::Attachment;
 pub use cluster::{ClusterConfig, RangeError, ServiceBackend};
-pub use kinds::{EndpointSlice, Node, Pod, Service};
+pub use kinds::{EndpointSlice, Node, Pod, Service, ServiceCidr};
 pub use mac::MacAddress;
 pub use meta::ObjectMeta;
 pub use names::{Family, NamespacedName, Protocol};
 pub use overlay::{Overlay, TunnelConfig, WireguardKey};
 pub use pool::Pool;
 pub use time::Timestamp;
+pub use unreachable::Unreachable;
 pub use world::World;

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::{EndpointSlice, NamespacedName, Node, Pod, Service};
+use crate::{EndpointSlice, NamespacedName, Node, Pod, Service, ServiceCidr, Unreachable};
 
 /// The kinds that the network reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +18,8 @@ pub enum Kind {
     Service,
     /// discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice,
+    /// networking.k8s.io/v1 ServiceCIDR.
+    ServiceCidr,
     /// core/v1 Pod.
     Pod,
 }
@@ -31,6 +33,8 @@ pub enum Object {
     Service(Arc<Service>),
     /// A slice.
     EndpointSlice(Arc<EndpointSlice>),
+    /// Ranges of Service addresses.
+    ServiceCidr(Arc<ServiceCidr>),
     /// A pod.
     Pod(Arc<Pod>),
 }
@@ -42,6 +46,7 @@ impl Object {
             Self::Node(node) => node.metadata.key(),
             Self::Service(service) => service.metadata.key(),
             Self::EndpointSlice(slice) => slice.metadata.key(),
+            Self::ServiceCidr(ranges) => ranges.metadata.key(),
             Self::Pod(pod) => pod.metadata.key(),
         }
     }
@@ -52,6 +57,7 @@ impl Object {
             Self::Node(_) => Kind::Node,
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
             Self::Pod(_) => Kind::Pod,
         }
     }
@@ -62,7 +68,7 @@ impl Object {
 pub enum DirtyKey {
     /// One Service, by itself or by its slices.
     Service(NamespacedName),
-    /// The pod network: nodes, their ranges and addresses.
+    /// The pod network: nodes, their ranges and addresses; ranges of Services.
     Network,
     /// One pod.
     Pod(NamespacedName),
@@ -74,8 +80,10 @@ pub struct World {
     nodes: BTreeMap<String, Arc<Node>>,
     services: BTreeMap<NamespacedName, Arc<Service>>,
     slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
+    service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     pods: BTreeMap<NamespacedName, Arc<Pod>>,
     slices_by_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+    unreachable: Unreachable,
 }
 
 impl World {
@@ -93,6 +101,10 @@ impl World {
                 if old.as_ref() == Some(&service) { vec![] } else { vec![DirtyKey::Service(key)] }
             }
             Object::EndpointSlice(slice) => self.set_slice(key, slice),
+            Object::ServiceCidr(ranges) => {
+                let old = self.service_cidrs.insert(key.name, ranges.clone());
+                if old.as_ref() == Some(&ranges) { vec![] } else { vec![DirtyKey::Network] }
+            }
             Object::Pod(pod) => {
                 let old = self.pods.insert(key.clone(), pod.clone());
                 if old.as_ref() == Some(&pod) { vec![] } else { vec![DirtyKey::Pod(key)] }
@@ -113,6 +125,10 @@ impl World {
             },
             Kind::EndpointSlice => match self.slices.remove(key) {
                 Some(slice) => self.unlink_slice(key, &slice).into_iter().collect(),
+                None => vec![],
+            },
+            Kind::ServiceCidr => match self.service_cidrs.remove(&key.name) {
+                Some(_) => vec![DirtyKey::Network],
                 None => vec![],
             },
             Kind::Pod => match self.pods.remove(key) {
@@ -139,12 +155,33 @@ impl World {
         dirty.into_iter().collect()
     }
 
+    /// Sets what does not answer this node, and says which Services that touches.
+    pub fn set_unreachable(&mut self, unreachable: Unreachable) -> Vec<DirtyKey> {
+        let changed = self.unreachable.difference(&unreachable);
+        self.unreachable = unreachable;
+        if changed.is_empty() {
+            return vec![];
+        }
+        let concerned = self.slices.values().filter(|slice| changed.concerns(slice));
+        let services: BTreeSet<NamespacedName> =
+            concerned.filter_map(|slice| slice.service()).collect();
+        services.into_iter().map(DirtyKey::Service).collect()
+    }
+
+    /// What does not answer this node; it is of no kind, since no object says it.
+    pub fn unreachable(&self) -> &Unreachable {
+        &self.unreachable
+    }
+
     /// The names of all objects of a kind.
     pub fn keys(&self, kind: Kind) -> Vec<NamespacedName> {
         match kind {
             Kind::Node => self.nodes.values().map(|node| node.metadata.key()).collect(),
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::ServiceCidr => {
+                self.service_cidrs.values().map(|ranges| ranges.metadata.key()).collect()
+            }
             Kind::Pod => self.pods.keys().cloned().collect(),
         }
     }
@@ -176,6 +213,16 @@ impl World {
             .into_iter()
             .flatten()
             .filter_map(|key| self.slices.get(key))
+    }
+
+    /// All slices, by name.
+    pub fn slices(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices.values()
+    }
+
+    /// All objects with ranges of Service addresses, by name.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = &Arc<ServiceCidr>> {
+        self.service_cidrs.values()
     }
 
     /// One pod.
@@ -218,7 +265,8 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::SERVICE_NAME_LABEL;
+    use crate::Protocol;
+    use crate::kinds::{Endpoint, EndpointPort, SERVICE_NAME_LABEL};
 
     fn slice(name: &str, service: &str) -> Object {
         let mut slice = EndpointSlice::default();
@@ -258,6 +306,36 @@ mod tests {
         assert_eq!(world.set(slice("s", "web")), []);
         world.remove(Kind::EndpointSlice, &service_key("s"));
         assert_eq!(world.remove(Kind::EndpointSlice, &service_key("s")), []);
+    }
+
+    #[test]
+    fn what_becomes_unreachable_and_comes_back_touches_only_its_services() {
+        let mut world = World::default();
+        for (name, node, address, protocol) in [
+            ("web", "node2", "10.244.1.5", Protocol::Tcp),
+            ("db", "node3", "10.244.2.5", Protocol::Tcp),
+            ("names", "node3", "10.244.1.5", Protocol::Udp),
+        ] {
+            let Object::EndpointSlice(mut one) = slice(name, name) else { unreachable!() };
+            let stated = Arc::make_mut(&mut one);
+            stated.ports = vec![EndpointPort { name: "p".into(), protocol, port: Some(80) }];
+            stated.endpoints = vec![Endpoint {
+                addresses: vec![address.into()],
+                node_name: node.into(),
+                ..Endpoint::default()
+            }];
+            world.set(Object::EndpointSlice(one));
+        }
+        let touched = |names: &[&str]| -> Vec<DirtyKey> {
+            names.iter().map(|name| DirtyKey::Service(service_key(name))).collect()
+        };
+        let node = Unreachable { nodes: ["node3".into()].into(), ..Unreachable::default() };
+        let endpoints = ["10.244.1.5:80".parse().expect("an address")].into();
+        let endpoint = Unreachable { endpoints, ..Unreachable::default() };
+        assert_eq!(world.set_unreachable(node.clone()), touched(&["db", "names"]));
+        assert_eq!(world.set_unreachable(node), []);
+        assert_eq!(world.set_unreachable(endpoint), touched(&["db", "names", "web"]));
+        assert_eq!(world.set_unreachable(Unreachable::default()), touched(&["web"]));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod network;
 pub mod paths;
+pub mod service_ranges;
 pub mod services;
 pub mod zone;
 
@@ -55,7 +56,8 @@ pub struct Finding {
 
 /// Plans everything from scratch: what the incremental path must equal.
 pub fn node(world: &World, config: &ClusterConfig, facts: &NodeFacts) -> (Desired, Vec<Finding>) {
-    let mut findings = Vec::new();
+    let (config, mut findings) = service_ranges::extended(world, config);
+    let config = &config;
     let mut desired = Desired::default();
     let (network, found) = network::plan(world, config, facts);
     desired.network = network;

@@ -11,6 +11,8 @@
 //! what happens is decided here.
 
 mod backoff;
+mod changes;
+pub mod failover;
 mod hold;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::world::{DirtyKey, Kind, Object};
-use model::{ClusterConfig, NamespacedName, World};
+use model::{ClusterConfig, NamespacedName, Timestamp, Unreachable, World};
 use plan::network::NetworkPlan;
 use plan::services::ServicePlan;
 use plan::zone::Zone;
@@ -27,12 +29,14 @@ use render::inventory::{self, Row, RowKind};
 use render::{Observed, Op, OpError, Program, Touched};
 
 use backoff::Backoff;
+use changes::Changes;
+pub use changes::{ChangeCounts, TRIGGER_TIME_ANNOTATION, TRIGGER_TIMES_MAX};
 use hold::Held;
 pub use hold::{HOLD, HOLD_MINIMUM_OBJECTS};
 
 /// Every kind whose first complete list must be there before anything existing is changed
 /// (invariant 3).
-pub const KINDS: [Kind; 3] = [Kind::Node, Kind::Service, Kind::EndpointSlice];
+pub const KINDS: [Kind; 4] = [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::ServiceCidr];
 
 /// The kernel is read back this often even when nothing says that it changed.
 pub const OBSERVE_PERIOD: Duration = Duration::from_secs(10);
@@ -61,6 +65,8 @@ pub enum Event {
     },
     /// What the node's own links say.
     Facts(NodeFacts),
+    /// What does not answer this node, as [`failover`] found.
+    Unreachable(Unreachable),
     /// The answer to [`Effect::Observe`].
     Observed(Result<Observed, OpError>),
     /// The answer to [`Effect::Apply`]: one result an op.
@@ -105,11 +111,16 @@ pub struct Status {
     pub damage_total: BTreeMap<RowKind, u64>,
     /// Other nodes whose pods this node has a way to.
     pub peers: usize,
+    /// What became of changes.
+    pub changes: ChangeCounts,
 }
 
 /// The loop's state.
 #[derive(Debug)]
 pub struct Reconciler {
+    /// As it was given.
+    configured: ClusterConfig,
+    /// The same with the ranges of Services that objects add.
     config: ClusterConfig,
     world: World,
     facts: Option<NodeFacts>,
@@ -132,6 +143,7 @@ pub struct Reconciler {
     conflist: Option<String>,
     zone: Zone,
     zone_changed: bool,
+    changes: Changes,
     operations_total: u64,
     damage: Vec<Row>,
     damage_total: BTreeMap<RowKind, u64>,
@@ -149,6 +161,7 @@ impl Reconciler {
     pub fn new(config: ClusterConfig) -> Self {
         let zone = Zone::empty(&config);
         Self {
+            configured: config.clone(),
             config,
             world: World::default(),
             facts: None,
@@ -170,6 +183,7 @@ impl Reconciler {
             zone,
             // Also an empty zone is an answer: names do not exist, where silence is a failure.
             zone_changed: true,
+            changes: Changes::default(),
             operations_total: 0,
             damage: Vec::new(),
             damage_total: BTreeMap::new(),
@@ -184,7 +198,12 @@ impl Reconciler {
                 if let Some(held) = self.held.get_mut(&object.kind()) {
                     held.set(object.clone());
                 }
-                let dirty = self.world.set(object);
+                let kind = object.kind();
+                let dirty = self.world.set(object.clone());
+                if !dirty.is_empty() {
+                    self.changes.note_trigger(&object);
+                }
+                self.changes.note(kind, &dirty);
                 self.touch(dirty);
             }
             Event::Absent { kind, key } => {
@@ -192,6 +211,7 @@ impl Reconciler {
                     held.remove(&key);
                 }
                 let dirty = self.world.remove(kind, &key);
+                self.changes.note(kind, &dirty);
                 self.touch(dirty);
             }
             Event::Facts(facts) => {
@@ -201,6 +221,10 @@ impl Reconciler {
                     self.outdated = true;
                     self.touch_everything();
                 }
+            }
+            Event::Unreachable(unreachable) => {
+                let dirty = self.world.set_unreachable(unreachable);
+                self.touch(dirty);
             }
             Event::Observed(result) => self.observed(result, now),
             Event::Applied(results) => self.applied(results, now),
@@ -227,6 +251,7 @@ impl Reconciler {
             if ops.is_empty() {
                 if self.believed.is_some() {
                     self.touched = Touched::nothing();
+                    self.changes.finish();
                 }
                 self.backoff.succeed();
                 effects.extend(self.conflist_effect());
@@ -267,6 +292,7 @@ impl Reconciler {
             operations_total: self.operations_total,
             damage_total: self.damage_total.clone(),
             peers: self.desired.network.as_ref().map_or(0, |network| network.peers.len()),
+            changes: self.changes.counts(),
         }
     }
 
@@ -285,6 +311,12 @@ impl Reconciler {
     /// What each Service shall be at this node, as planned last.
     pub fn services(&self) -> &BTreeMap<NamespacedName, ServicePlan> {
         &self.desired.services
+    }
+
+    /// When what triggered those changes of EndpointSlices happened that the kernel has come to
+    /// hold since this was asked last.
+    pub fn take_programmed(&mut self) -> impl Iterator<Item = Timestamp> {
+        self.changes.take_programmed().into_iter()
     }
 
     /// Whether a kind was listed completely once.
@@ -315,6 +347,7 @@ impl Reconciler {
             return;
         }
         let dirty = self.world.replace(kind, objects);
+        self.changes.note(kind, &dirty);
         self.touch(dirty);
         if first {
             // Also an empty list is news: there may be something to clean up.
@@ -328,6 +361,7 @@ impl Reconciler {
         for kind in due {
             if let Some(held) = self.held.remove(&kind) {
                 let dirty = self.world.replace(kind, held.into_objects());
+                self.changes.note(kind, &dirty);
                 self.touch(dirty);
             }
         }
@@ -354,9 +388,24 @@ impl Reconciler {
         }
     }
 
+    /// Plans and rules read the ranges of Services, to which objects add (S-13).
+    fn follow_service_ranges(&mut self) -> Vec<Finding> {
+        let (config, found) = plan::service_ranges::extended(&self.world, &self.configured);
+        if config != self.config {
+            self.zone.reverse_ranges = Zone::empty(&config).reverse_ranges;
+            self.zone_changed = true;
+            self.config = config;
+            self.outdated = true;
+            self.touch_everything();
+        }
+        found
+    }
+
     fn plan_dirty(&mut self) {
+        let mut range_findings = Vec::new();
         if self.dirty.contains(&DirtyKey::Network) {
             self.follow_zone();
+            range_findings = self.follow_service_ranges();
         }
         if self.facts.is_none() || self.dirty.is_empty() {
             return;
@@ -364,7 +413,11 @@ impl Reconciler {
         let mut before = BTreeMap::new();
         for key in std::mem::take(&mut self.dirty) {
             let found = match &key {
-                DirtyKey::Network => self.plan_network(),
+                DirtyKey::Network => {
+                    let mut found = std::mem::take(&mut range_findings);
+                    found.extend(self.plan_network());
+                    found
+                }
                 DirtyKey::Service(name) => self.plan_service(name, &mut before),
                 DirtyKey::Pod(_) => vec![],
             };
@@ -416,6 +469,7 @@ impl Reconciler {
             Some(plan) => self.desired.services.insert(name.clone(), plan),
             None => self.desired.services.remove(name),
         };
+        self.changes.replan(former.as_ref(), self.desired.services.get(name));
         before.insert(name.clone(), former);
         found
     }

@@ -4,10 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::kinds::{NodeAddress, SCHEDULING_ANNOTATION, SERVICE_NAME_LABEL, ZONE_LABEL};
+use model::packet::{Entry, Packet, Verdict};
 use model::world::{Kind, Object};
-use model::{ClusterConfig, EndpointSlice, NamespacedName, Node, Service};
+use model::{
+    ClusterConfig, EndpointSlice, NamespacedName, Node, Protocol, Service, ServiceCidr, Timestamp,
+};
 use plan::NodeFacts;
-use reconcile::{Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, Reconciler};
+use reconcile::{
+    Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, Reconciler, TRIGGER_TIME_ANNOTATION,
+};
 use render::Kernel;
 use render::fake::FakeKernel;
 use render::inventory::RowKind;
@@ -44,6 +49,7 @@ impl Machine {
         machine.list(Kind::Node, vec![node("node1", 2, 1), node("node2", 3, 2)]);
         machine.list(Kind::Service, vec![service("web")]);
         machine.list(Kind::EndpointSlice, vec![slice("web")]);
+        machine.list(Kind::ServiceCidr, vec![]);
         machine.settle();
         machine
     }
@@ -138,6 +144,9 @@ fn nothing_happens_before_every_kind_was_listed() {
     assert!(machine.kernel.applied.is_empty());
     assert_eq!(machine.reconciler.deadline(), None);
     machine.list(Kind::EndpointSlice, vec![slice("web")]);
+    machine.settle();
+    assert!(machine.kernel.applied.is_empty());
+    machine.list(Kind::ServiceCidr, vec![]);
     machine.settle();
     assert!(!machine.kernel.applied.is_empty());
     assert!(machine.reconciler.status().converged);
@@ -274,6 +283,7 @@ fn a_list_after_an_outage_that_says_the_same_writes_nothing() {
     machine.list(Kind::Node, vec![node("node1", 2, 1), node("node2", 3, 2)]);
     machine.list(Kind::Service, vec![service("web")]);
     machine.list(Kind::EndpointSlice, vec![slice("web")]);
+    machine.list(Kind::ServiceCidr, vec![]);
     machine.settle();
     assert_eq!(machine.kernel.applied.len(), written);
 }
@@ -381,4 +391,133 @@ fn every_kind_that_the_loop_waits_for_can_be_listed() {
         machine.list(kind, vec![]);
     }
     assert!(machine.reconciler.status().synced);
+}
+
+fn further_range(range: &str) -> Object {
+    let mut object = ServiceCidr::default();
+    object.metadata.name = "more".into();
+    object.spec.cidrs = vec![range.into()];
+    Object::ServiceCidr(Arc::new(object))
+}
+
+/// S-13: what a pod sends to an address of a range that has no Service is stopped as in the
+/// configured range, and is not masqueraded; without the range it leaves for the outside.
+#[test]
+fn a_range_of_services_that_comes_at_run_time_is_guarded_like_the_first_one() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let packet = Packet {
+        entry: Entry::Pod,
+        source: "10.244.1.5:40000".parse().expect("a pod"),
+        destination: "10.200.0.9:80".parse().expect("an address"),
+        protocol: Protocol::Tcp,
+    };
+    let is_stopped = |machine: &Machine| {
+        let nft = &machine.kernel.state.nft;
+        let verdict = render::nft::trace(nft, &packet, &ClusterConfig::default(), &facts());
+        verdict.expect("rules that can be followed") == Verdict::Drop
+    };
+    assert!(!is_stopped(&machine));
+    let zones = machine.zones;
+    machine.handle(Event::Present(further_range("10.200.0.0/24")));
+    machine.settle();
+    assert!(is_stopped(&machine));
+    assert_eq!(machine.zones, zones + 1, "reverse names of the range are ours");
+    assert!(machine.reconciler.status().converged);
+    let written = machine.kernel.applied.len();
+    machine.handle(Event::Present(further_range("10.200.0.0/24")));
+    machine.settle();
+    assert_eq!(machine.kernel.applied.len(), written, "nothing new");
+    machine.handle(Event::Present(further_range("10.244.9.0/24")));
+    machine.settle();
+    assert!(!is_stopped(&machine));
+    let findings = machine.reconciler.status().findings;
+    assert!(findings.iter().any(|found| found.about == "ServiceCIDR more"), "{findings:?}");
+    let key = NamespacedName::new("", "more");
+    machine.handle(Event::Absent { kind: Kind::ServiceCidr, key });
+    machine.settle();
+    assert_eq!(machine.reconciler.status().findings, []);
+}
+
+/// The numbers behind kube-proxy's counters: a change counts when it comes, is pending until the
+/// kernel holds it, and its trigger time is told then and once.
+#[test]
+fn changes_are_counted_and_pending_until_the_kernel_holds_them() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let counts = |machine: &Machine| machine.reconciler.status().changes;
+    let start = counts(&machine);
+    assert_eq!((start.services_total, start.endpoints_total), (1, 1), "of the lists");
+    assert_eq!((start.services_pending, start.endpoints_pending), (0, 0));
+    assert_eq!(machine.reconciler.take_programmed().count(), 0, "lists tell no latency");
+    let Object::EndpointSlice(changed) = slice("web") else { panic!("a slice") };
+    let mut changed = EndpointSlice::clone(&changed);
+    changed.endpoints[0].addresses = vec!["10.244.1.6".into()];
+    let time = "2026-11-21T10:00:00.25Z";
+    changed.metadata.annotations.insert(TRIGGER_TIME_ANNOTATION.into(), time.into());
+    let changed = Object::EndpointSlice(Arc::new(changed));
+    machine.handle(Event::Present(changed.clone()));
+    machine.handle(Event::Present(service("db")));
+    let now = counts(&machine);
+    assert_eq!((now.services_total, now.services_pending), (2, 1));
+    assert_eq!((now.endpoints_total, now.endpoints_pending), (2, 1));
+    assert_eq!(machine.reconciler.take_programmed().count(), 0, "the kernel has it not yet");
+    // As long as the kernel refuses, they stay pending.
+    machine.kernel.faults.insert(0, 16);
+    machine.settle();
+    assert_eq!(counts(&machine).endpoints_pending, 1);
+    machine.now += Duration::from_secs(60);
+    machine.settle();
+    let now = counts(&machine);
+    assert_eq!((now.services_pending, now.endpoints_pending), (0, 0));
+    let programmed: Vec<Timestamp> = machine.reconciler.take_programmed().collect();
+    assert_eq!(programmed, [Timestamp::parse(time).expect("a time")]);
+    machine.handle(Event::Present(changed));
+    machine.settle();
+    assert_eq!(counts(&machine).endpoints_total, 2, "the same again is no change");
+    assert_eq!(machine.reconciler.take_programmed().count(), 0);
+}
+
+/// `no_local_endpoints_total`: ports, by the policy that leaves them without an endpoint here.
+#[test]
+fn ports_without_a_local_endpoint_are_counted_by_policy() {
+    let with_policies = |internal: &str, external: &str| {
+        let text = format!(
+            r#"{{"metadata":{{"namespace":"shop","name":"web"}},"spec":{{"type":"NodePort",
+            "clusterIPs":["10.96.1.7"],"internalTrafficPolicy":"{internal}",
+            "externalTrafficPolicy":"{external}","ports":[
+            {{"name":"a","port":80,"nodePort":30080,"protocol":"TCP"}},
+            {{"name":"b","port":81,"nodePort":30081,"protocol":"TCP"}}]}}}}"#
+        );
+        Object::Service(Arc::new(serde_json::from_str::<Service>(&text).expect("a Service")))
+    };
+    let endpoints_on = |node: &str| {
+        let text = format!(
+            r#"{{"metadata":{{"namespace":"shop","name":"web-1",
+            "labels":{{"{SERVICE_NAME_LABEL}":"web"}}}},"addressType":"IPv4","ports":[
+            {{"name":"a","port":8080,"protocol":"TCP"}},{{"name":"b","port":8081,"protocol":"TCP"}}],
+            "endpoints":[{{"addresses":["10.244.2.5"],"nodeName":"{node}"}}]}}"#
+        );
+        let slice = serde_json::from_str::<EndpointSlice>(&text).expect("a slice");
+        Object::EndpointSlice(Arc::new(slice))
+    };
+    let mut machine = Machine::synced(FakeKernel::default());
+    for (internal, external, node, expected) in [
+        ("Cluster", "Cluster", "node2", (0, 0)),
+        ("Local", "Cluster", "node2", (2, 0)),
+        ("Local", "Local", "node2", (2, 2)),
+        ("Cluster", "Local", "node2", (0, 2)),
+        ("Local", "Local", "node1", (0, 0)),
+    ] {
+        machine.handle(Event::Present(with_policies(internal, external)));
+        machine.handle(Event::Present(endpoints_on(node)));
+        machine.settle();
+        let counts = machine.reconciler.status().changes;
+        let counted = (counts.no_local_internal, counts.no_local_external);
+        assert_eq!(counted, expected, "internal {internal}, external {external}, on {node}");
+    }
+    machine.handle(Event::Present(endpoints_on("node2")));
+    machine.settle();
+    machine.handle(Event::Absent { kind: Kind::Service, key: key("web") });
+    machine.settle();
+    let counts = machine.reconciler.status().changes;
+    assert_eq!((counts.no_local_internal, counts.no_local_external), (0, 0));
 }

@@ -147,7 +147,7 @@ fn world(services: u32) -> World {
     world
 }
 
-fn lists(services: u32) -> [(Kind, Vec<Object>); 3] {
+fn lists(services: u32) -> [(Kind, Vec<Object>); 4] {
     let node = |number| Object::Node(Arc::new(objects::node(number, &objects::config())));
     let service = |number| Object::Service(Arc::new(service(number)));
     let slice = |number| Object::EndpointSlice(Arc::new(slice(number, ENDPOINTS)));
@@ -155,6 +155,7 @@ fn lists(services: u32) -> [(Kind, Vec<Object>); 3] {
         (Kind::Node, (1..=3).map(node).collect()),
         (Kind::Service, (0..services).map(service).collect()),
         (Kind::EndpointSlice, (0..services).map(slice).collect()),
+        (Kind::ServiceCidr, vec![]),
     ]
 }
 

@@ -48,6 +48,7 @@ fn object(value: Value) -> Result<Object> {
             to_default_namespace(&mut slice.metadata);
             Object::EndpointSlice(Arc::new(slice))
         }
+        Kind::ServiceCidr => Object::ServiceCidr(Arc::new(typed(value)?)),
         Kind::Pod => {
             let mut pod: model::Pod = typed(value)?;
             to_default_namespace(&mut pod.metadata);
@@ -65,9 +66,13 @@ pub fn kind_of(name: &str) -> Result<Kind> {
         "Node" => Kind::Node,
         "Service" => Kind::Service,
         "EndpointSlice" => Kind::EndpointSlice,
+        "ServiceCIDR" => Kind::ServiceCidr,
         "Pod" => Kind::Pod,
         other => {
-            bail!("{other:?} is no kind that the network reads: Node, Service, EndpointSlice, Pod")
+            bail!(
+                "{other:?} is no kind that the network reads: Node, Service, EndpointSlice, \
+                 ServiceCIDR, Pod"
+            )
         }
     })
 }

@@ -5,6 +5,7 @@ mod endpoint_slice;
 mod node;
 mod pod;
 mod service;
+mod service_cidr;
 
 pub use endpoint_slice::{
     Conditions, Endpoint, EndpointHints, EndpointPort, EndpointSlice, ForName, SERVICE_NAME_LABEL,
@@ -21,3 +22,4 @@ pub use service::{
     ServiceStatus, ServiceType, SessionAffinity, SessionAffinityConfig, TrafficPolicy,
     WEIGHTS_ANNOTATION,
 };
+pub use service_cidr::{ServiceCidr, ServiceCidrSpec};

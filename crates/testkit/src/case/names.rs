@@ -84,7 +84,7 @@ impl Names {
                         self.services.insert(service.metadata.key(), addresses);
                     }
                 }
-                Object::Node(_) | Object::EndpointSlice(_) => {}
+                Object::Node(_) | Object::EndpointSlice(_) | Object::ServiceCidr(_) => {}
             }
         }
         Ok(())

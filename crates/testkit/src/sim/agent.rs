@@ -175,6 +175,7 @@ fn read(kind: Kind, value: &Value) -> Result<Object> {
         Kind::Node => Object::Node(typed(value)?),
         Kind::Service => Object::Service(typed(value)?),
         Kind::EndpointSlice => Object::EndpointSlice(typed(value)?),
+        Kind::ServiceCidr => Object::ServiceCidr(typed(value)?),
         Kind::Pod => Object::Pod(typed(value)?),
     })
 }
@@ -184,6 +185,7 @@ fn api_kind(kind: Kind) -> ApiKind {
         Kind::Node => ApiKind::Node,
         Kind::Service => ApiKind::Service,
         Kind::EndpointSlice => ApiKind::EndpointSlice,
+        Kind::ServiceCidr => ApiKind::ServiceCidr,
         Kind::Pod => ApiKind::Pod,
     }
 }
