@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use plan::zone::PodRecords;
+
 use crate::index::{Found, NAME_SERVER_LABELS, Node, Target};
 use crate::message::{CLASS_IN, HEADER_OCTETS, Malformed, Query, flag, kind, rcode};
 use crate::writer::{Section, Writer, bare_response};
@@ -16,13 +18,41 @@ const MAX_ALIASES: usize = 8;
 /// The version of DNS-Based Service Discovery that the zone follows.
 const VERSION: &[u8] = b"1.1.0";
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// How the question came, which limits the answer.
+    pub transport: Transport,
+    /// Where it came from: a pod's address says which search path its resolver goes.
+    pub address: IpAddr,
+}
+
+/// What operators choose of the answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// How long clients may keep a record of the cluster, in seconds.
+    pub ttl_s: u32,
+    /// Whether a pod's search path is gone here, at its first question (`autopath` of CoreDNS).
+    pub search_path: bool,
+    /// What pods have in their search paths behind the cluster's own domains: the node's.
+    pub host_search: Vec<Name>,
+    /// Which pod records there are; `None`: as the agent says.
+    pub pods: Option<PodRecords>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { ttl_s: TTL_S, search_path: true, host_search: vec![], pods: None }
+    }
+}
+
 /// What to do with one query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send these octets back.
-    Reply(Vec<u8>),
+    /// Send back what was written.
+    Reply,
     /// Ask an upstream server, then reply.
-    Forward(Forward),
+    Forward(Box<Forward>),
     /// Do nothing: what came deserves no answer.
     Drop,
 }
@@ -38,24 +68,53 @@ pub struct Forward {
     pub(crate) aliases: Vec<Name>,
     /// The name to ask for.
     pub(crate) name: Name,
+    /// Names of the client's search path to ask for when the one before does not exist, the next
+    /// first.
+    pub(crate) more: Vec<Name>,
+    /// What to reply when no name of the search path exists, or nobody can be asked: the cluster's
+    /// own answer, with which the client goes on by itself. `None`: what the upstream server said.
+    pub(crate) otherwise: Option<Vec<u8>>,
 }
 
-/// Answers a query. Without an index, before the first zone came, nothing is known of which names
+/// Answers a query, into the buffer. Without an index, before the first zone came, nothing is known of which names
 /// are the cluster's, and the only honest answer is SERVFAIL (invariant 3).
-pub fn answer(message: &[u8], index: Option<&Index>, transport: Transport) -> Action {
+pub fn answer(
+    message: &[u8],
+    index: Option<&Index>,
+    _rules: &Rules,
+    client: Client,
+    reply: &mut Vec<u8>,
+) -> Action {
+    match answer_old(message, index, client.transport) {
+        Old::Reply(octets) => {
+            *reply = octets;
+            Action::Reply
+        }
+        Old::Forward(forward) => Action::Forward(forward),
+        Old::Drop => Action::Drop,
+    }
+}
+
+enum Old {
+    Reply(Vec<u8>),
+    Forward(Box<Forward>),
+    Drop,
+}
+
+fn answer_old(message: &[u8], index: Option<&Index>, transport: Transport) -> Old {
     let query = match Query::parse(message) {
         Ok(query) => query,
-        Err(Malformed::Silent) => return Action::Drop,
+        Err(Malformed::Silent) => return Old::Drop,
         Err(Malformed::Code { id, flags, rcode }) => {
-            return Action::Reply(bare_response(id, flags, rcode));
+            return Old::Reply(bare_response(id, flags, rcode));
         }
     };
     if let Some(rcode) = refusal(&query) {
-        return Action::Reply(failure(&query, transport, rcode));
+        return Old::Reply(failure(&query, transport, rcode));
     }
     match index {
         Some(index) => answer_from(query, index, transport),
-        None => Action::Reply(failure(&query, transport, rcode::SERVER_FAILURE)),
+        None => Old::Reply(failure(&query, transport, rcode::SERVER_FAILURE)),
     }
 }
 
@@ -79,7 +138,7 @@ fn refusal(query: &Query) -> Option<u16> {
     (query.kind == kind::OPT).then_some(rcode::FORMAT_ERROR)
 }
 
-fn answer_from(query: Query, index: &Index, transport: Transport) -> Action {
+fn answer_from(query: Query, index: &Index, transport: Transport) -> Old {
     let mut writer = Writer::response(&query, transport);
     let mut aliases = Vec::new();
     let mut name = query.name.clone();
@@ -90,15 +149,15 @@ fn answer_from(query: Query, index: &Index, transport: Transport) -> Action {
             Found::Outside if query.kind == kind::ANY => {
                 // Minimal for every name: upstream servers are not asked for whole names.
                 write_any(&mut writer, name_at);
-                return Action::Reply(writer.finish());
+                return Old::Reply(writer.finish());
             }
             Found::Outside if query.flags & flag::RECURSION_DESIRED == 0 => {
                 // An alias alone is a full answer to a client that follows it by itself.
                 writer.set_rcode(if aliases.is_empty() { rcode::REFUSED } else { rcode::NO_ERROR });
-                return Action::Reply(writer.finish());
+                return Old::Reply(writer.finish());
             }
             Found::Outside => {
-                return Action::Forward(Forward { query, transport, aliases, name });
+                return Old::Forward(Box::new(Forward { query, transport, aliases, name, more: vec![], otherwise: None }));
             }
         };
         writer.set_flag(flag::AUTHORITATIVE);
@@ -109,7 +168,7 @@ fn answer_from(query: Query, index: &Index, transport: Transport) -> Action {
                 writer.record(Section::Answer, name_at, kind::CNAME, TTL_S, &[target.wire()]);
             let Some(target_at) = written.filter(|_| aliases.len() < MAX_ALIASES) else {
                 writer.set_rcode(rcode::SERVER_FAILURE);
-                return Action::Reply(writer.finish());
+                return Old::Reply(writer.finish());
             };
             name_at = target_at;
             aliases.push(std::mem::replace(&mut name, target.clone()));
@@ -117,7 +176,7 @@ fn answer_from(query: Query, index: &Index, transport: Transport) -> Action {
         }
         let place = Place { index, name: &name, name_at, zone_labels };
         place.write(&mut writer, &query, &node);
-        return Action::Reply(writer.finish());
+        return Old::Reply(writer.finish());
     }
 }
 

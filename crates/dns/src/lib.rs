@@ -17,7 +17,7 @@ pub mod resolv_conf;
 mod response;
 mod writer;
 
-pub use answer::{Action, Forward, NEGATIVE_TTL_S, TTL_S, answer, failure};
+pub use answer::{Action, Client, Forward, Rules, NEGATIVE_TTL_S, TTL_S, answer, failure};
 pub use forward::{Forwarder, Output, Transport};
 pub use index::Index;
 pub use name::{Name, NameError};

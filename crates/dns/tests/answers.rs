@@ -1,10 +1,11 @@
 //! What the cluster's zone answers, from Kubernetes objects to octets, against a written list of
 //! expectations; and that no octets from outside do harm.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use dns::message::{flag, kind_name, kind_number, rcode_name};
-use dns::{Action, Index, Name, Record, Transport, answer, parse_response, query};
+use dns::{Action, Client, Index, Name, Record, Rules, Transport, answer, parse_response, query};
 use model::kinds::{
     Conditions, Endpoint, EndpointPort, SERVICE_NAME_LABEL, ServicePort, ServiceType,
 };
@@ -111,6 +112,21 @@ fn world() -> World {
     world
 }
 
+/// What one query leads to, asked from outside of any pod.
+fn asked(message: &[u8], index: Option<&Index>, transport: Transport) -> (Action, Vec<u8>) {
+    let client = Client { transport, address: Ipv4Addr::LOCALHOST.into() };
+    let mut reply = Vec::new();
+    let action = answer(message, index, &Rules::default(), client, &mut reply);
+    (action, reply)
+}
+
+/// The reply to a query that gets one.
+fn replied(message: &[u8], index: Option<&Index>, transport: Transport) -> Vec<u8> {
+    let (action, reply) = asked(message, index, transport);
+    assert_eq!(action, Action::Reply);
+    reply
+}
+
 fn index() -> Index {
     Index::new(plan::zone::zone(&world(), &config()), 7)
 }
@@ -119,10 +135,10 @@ fn index() -> Index {
 fn ask(index: &Index, name: &str, kind: &str) -> String {
     let number = kind_number(kind).expect("a type");
     let message = query(0, &name.parse().expect("a name"), number, true);
-    match answer(&message, Some(index), Transport::Udp) {
-        Action::Forward(_) => "forwarded".into(),
-        Action::Drop => "dropped".into(),
-        Action::Reply(reply) => {
+    match asked(&message, Some(index), Transport::Udp) {
+        (Action::Forward(_), _) => "forwarded".into(),
+        (Action::Drop, _) => "dropped".into(),
+        (Action::Reply, reply) => {
             let response = parse_response(&reply).expect("a response");
             assert_eq!(response.name.to_string().trim_end_matches('.'), name, "the case is kept");
             let mut lines: Vec<String> = response.answers.iter().map(record_text).collect();
@@ -288,7 +304,7 @@ fn aliases_in_a_ring_end_in_failure() {
 #[test]
 fn nothing_is_known_before_the_first_zone() {
     let message = query(9, &"example.com".parse().expect("a name"), 1, false);
-    let Action::Reply(reply) = answer(&message, None, Transport::Udp) else { panic!("no reply") };
+    let reply = replied(&message, None, Transport::Udp);
     assert_eq!(parse_response(&reply).map(|response| response.rcode), Some(2));
 }
 
@@ -302,9 +318,7 @@ fn answers_from_the_zone_are_authoritative_and_others_are_not() {
         ("example.com", 255, false),
     ] {
         let message = query(1, &name.parse().expect("a name"), kind, false);
-        let Action::Reply(reply) = answer(&message, Some(&index), Transport::Udp) else {
-            panic!("no reply for {name}")
-        };
+        let reply = replied(&message, Some(&index), Transport::Udp);
         let flags = u16::from_be_bytes([reply[2], reply[3]]);
         assert_eq!(flags & flag::AUTHORITATIVE != 0, authoritative, "{name}");
         assert_ne!(flags & flag::RECURSION_AVAILABLE, 0);
@@ -331,10 +345,7 @@ fn what_does_not_fit_into_a_datagram_is_cut_and_whole_over_tcp() {
         (true, Transport::Udp, 1232, true, false),
         (false, Transport::Tcp, 65535, false, true),
     ] {
-        let Action::Reply(reply) = answer(&query(1, &name, 1, with_edns), Some(&index), transport)
-        else {
-            panic!("no reply")
-        };
+        let reply = replied(&query(1, &name, 1, with_edns), Some(&index), transport);
         let response = parse_response(&reply).expect("a response");
         assert!(reply.len() <= limit && reply.len() > limit.min(3000) - 40);
         assert_eq!(response.is_truncated(), truncated);
@@ -343,10 +354,7 @@ fn what_does_not_fit_into_a_datagram_is_cut_and_whole_over_tcp() {
     // Additional addresses that do not fit are no reason to ask again.
     let small = large(8);
     let name = "_sql._tcp.big.shop.svc.cluster.local".parse().expect("a name");
-    let Action::Reply(reply) = answer(&query(1, &name, 33, false), Some(&small), Transport::Udp)
-    else {
-        panic!("no reply")
-    };
+    let reply = replied(&query(1, &name, 33, false), Some(&small), Transport::Udp);
     let response = parse_response(&reply).expect("a response");
     assert!(response.answers.len() < 8 || !response.is_truncated());
 }
@@ -356,11 +364,7 @@ fn clients_are_spread_over_the_addresses() {
     let index = large(3);
     let name: Name = "big.shop.svc.cluster.local".parse().expect("a name");
     let first = |id: u16| {
-        let Action::Reply(reply) =
-            answer(&query(id, &name, 1, false), Some(&index), Transport::Udp)
-        else {
-            panic!("no reply")
-        };
+        let reply = replied(&query(id, &name, 1, false), Some(&index), Transport::Udp);
         parse_response(&reply).expect("a response").answers[0].data.clone()
     };
     let firsts: std::collections::BTreeSet<Vec<u8>> = (0..6).map(first).collect();
@@ -393,9 +397,9 @@ fn malformed_queries_get_the_code_that_names_the_fault() {
     ];
     let index = index();
     for (what, message, expected) in rows {
-        match (answer(&message, Some(&index), Transport::Udp), expected) {
-            (Action::Drop, None) => {}
-            (Action::Reply(reply), Some(code)) => {
+        match (asked(&message, Some(&index), Transport::Udp), expected) {
+            ((Action::Drop, _), None) => {}
+            ((Action::Reply, reply), Some(code)) => {
                 assert_eq!(u16::from(reply[3] & 0x0F), code, "{what}");
                 assert_eq!(reply[..2], [0x12, 0x34], "{what}");
             }
@@ -403,10 +407,7 @@ fn malformed_queries_get_the_code_that_names_the_fault() {
         }
     }
     // BADVERS is 16: its upper bits stand in the OPT record.
-    let Action::Reply(reply) = answer(&changed(&[(opt + 6, 1)]), Some(&index), Transport::Udp)
-    else {
-        panic!("no reply")
-    };
+    let reply = replied(&changed(&[(opt + 6, 1)]), Some(&index), Transport::Udp);
     assert_eq!(reply[reply.len() - 6], 1);
 }
 
@@ -433,7 +434,7 @@ proptest! {
     fn noise_never_panics_and_never_answers_beyond_the_limit(
         noise in proptest::collection::vec(any::<u8>(), 0..600),
     ) {
-        if let Action::Reply(reply) = answer(&noise, Some(&index()), Transport::Udp) {
+        if let (Action::Reply, reply) = asked(&noise, Some(&index()), Transport::Udp) {
             prop_assert!(reply.len() <= 1232);
         }
     }
@@ -452,7 +453,7 @@ proptest! {
             }
         }
         for transport in [Transport::Udp, Transport::Tcp] {
-            if let Action::Reply(reply) = answer(&message, Some(&index()), transport) {
+            if let (Action::Reply, reply) = asked(&message, Some(&index()), transport) {
                 prop_assert_eq!(&reply[..2], &message[..2]);
                 prop_assert!(reply[2] & 0x80 != 0);
             }

@@ -2,10 +2,11 @@
 //! API objects on its own.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use dns::message::{kind, rcode};
-use dns::{Action, Index, Name, Record, Response, Transport, answer, parse_response, query};
+use dns::{Action, Client, Index, Name, Record, Response, Rules, Transport, answer, parse_response, query};
 use model::kinds::{
     Conditions, Endpoint, EndpointPort, SERVICE_NAME_LABEL, ServicePort, ServiceType,
 };
@@ -186,11 +187,13 @@ fn records(response: &Response, kind: u16) -> BTreeSet<Meaning> {
 
 fn asked(index: &Index, name: &str, kind: u16) -> Answer {
     let message = query(3, &name.parse().expect("a name"), kind, true);
-    let reply = match answer(&message, Some(index), Transport::Tcp) {
-        Action::Reply(reply) => reply,
+    let client = Client { transport: Transport::Tcp, address: Ipv4Addr::LOCALHOST.into() };
+    let mut reply = Vec::new();
+    match answer(&message, Some(index), &Rules::default(), client, &mut reply) {
+        Action::Reply => {}
         Action::Forward(_) => return Answer::NotOurs,
         Action::Drop => panic!("{name} is dropped"),
-    };
+    }
     let response = parse_response(&reply).expect("a response");
     let found = records(&response, kind);
     match response.rcode {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::exchanges::{framed, take_framed};
@@ -27,6 +27,7 @@ pub(crate) struct Clients {
 
 struct Client {
     stream: TcpStream,
+    address: IpAddr,
     received: Vec<u8>,
     unsent: Vec<u8>,
     waiting: usize,
@@ -52,8 +53,10 @@ impl Clients {
             }
         }
         self.last_number += 1;
+        let address = stream.peer_addr()?.ip();
         let client = Client {
             stream,
+            address,
             received: vec![],
             unsent: vec![],
             waiting: 0,
@@ -62,6 +65,11 @@ impl Clients {
         };
         self.open.insert(self.last_number, client);
         Ok(self.last_number)
+    }
+
+    /// Who asks on a connection.
+    pub(crate) fn address(&self, number: u64) -> Option<IpAddr> {
+        self.open.get(&number).map(|client| client.address)
     }
 
     /// Reads what there is and returns one question, if a whole one came.

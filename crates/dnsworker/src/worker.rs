@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use dns::{Action, Forwarder, Index, Output, Transport, answer};
+use dns::{Action, Client as Asker, Forwarder, Index, Output, Rules, Transport, answer};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -51,6 +51,9 @@ pub(crate) struct Worker {
     exchanges: Exchanges,
     forwarder: Forwarder<Client>,
     index: Option<Index>,
+    rules: Rules,
+    /// The answer that is being written.
+    reply: Vec<u8>,
     feed: Feed,
     zone_file: Option<ZoneFile>,
     randomness: Randomness,
@@ -70,6 +73,8 @@ impl Worker {
             exchanges: Exchanges::default(),
             forwarder: Forwarder::new(&upstreams),
             index: None,
+            rules: Rules::default(),
+            reply: Vec::new(),
             feed: Feed::new(&options.feed_socket),
             zone_file: options.cache_file.as_deref().map(ZoneFile::new),
             randomness: Randomness::default(),
@@ -133,15 +138,16 @@ impl Worker {
                 Err(_) => continue,
             };
             let message = buffer.get(..length).unwrap_or_default();
-            match answer(message, self.index.as_ref(), Transport::Udp) {
+            let asker = Asker { transport: Transport::Udp, address: address.ip() };
+            match answer(message, self.index.as_ref(), &self.rules, asker, &mut self.reply) {
                 // A client whose answer does not fit into the socket asks again.
-                Action::Reply(reply) => drop(udp.send_to(&reply, address)),
+                Action::Reply => drop(udp.send_to(&self.reply, address)),
                 Action::Forward(forward) => {
                     let now_ms = self.now_ms();
                     let client = Client::Udp { socket, address };
                     let randomness = &mut self.randomness;
                     let outputs =
-                        self.forwarder.ask(now_ms, client, forward, &mut || randomness.next());
+                        self.forwarder.ask(now_ms, client, *forward, &mut || randomness.next());
                     self.perform(outputs)?;
                 }
                 Action::Drop => {}
@@ -172,13 +178,15 @@ impl Worker {
                 break;
             }
             let Some(question) = self.clients.next_question(number, now_ms) else { break };
-            match answer(&question, self.index.as_ref(), Transport::Tcp) {
-                Action::Reply(reply) => self.clients.reply(number, &reply, now_ms),
+            let Some(address) = self.clients.address(number) else { break };
+            let asker = Asker { transport: Transport::Tcp, address };
+            match answer(&question, self.index.as_ref(), &self.rules, asker, &mut self.reply) {
+                Action::Reply => self.clients.reply(number, &self.reply, now_ms),
                 Action::Forward(forward) => {
                     let client = Client::Tcp { number };
                     let randomness = &mut self.randomness;
                     let outputs =
-                        self.forwarder.ask(now_ms, client, forward, &mut || randomness.next());
+                        self.forwarder.ask(now_ms, client, *forward, &mut || randomness.next());
                     self.perform(outputs)?;
                 }
                 Action::Drop => self.clients.drop_question(number),

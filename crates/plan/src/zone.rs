@@ -30,6 +30,20 @@ pub struct Zone {
     pub namespaces: BTreeMap<String, BTreeMap<String, ServiceRecords>>,
 }
 
+/// Which names of pods by their addresses there are (`a-b-c-d.namespace.pod.domain`); the modes
+/// of CoreDNS's `kubernetes` plugin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodRecords {
+    /// None at all.
+    Disabled,
+    /// Whatever address the name holds, in any namespace.
+    Insecure,
+    /// Those of pods that are there.
+    #[default]
+    Verified,
+}
+
 /// What the zone says of one Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceRecords {

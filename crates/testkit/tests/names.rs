@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use dns::message::{kind, rcode};
-use dns::{Action, Index, Name, Transport};
+use dns::{Action, Client, Index, Name, Rules, Transport};
 use model::World;
 use model::world::Object;
 use oracle::name::{Answer, Record, RecordType};
@@ -36,11 +36,13 @@ fn serve(index: &Index, name: &str, asked: RecordType) -> Served {
         RecordType::Txt => kind::TXT,
     };
     let query = dns::query(7, &name.parse().expect("a name"), number, true);
-    let reply = match dns::answer(&query, Some(index), Transport::Tcp) {
+    let client = Client { transport: Transport::Tcp, address: Ipv4Addr::LOCALHOST.into() };
+    let mut reply = Vec::new();
+    match dns::answer(&query, Some(index), &Rules::default(), client, &mut reply) {
         Action::Forward(_) => return Served::Forwarded,
-        Action::Reply(reply) => reply,
+        Action::Reply => {}
         Action::Drop => panic!("a good query for {name} was dropped"),
-    };
+    }
     let response = dns::parse_response(&reply).expect("a response");
     let records: BTreeSet<Record> =
         response.answers.iter().map(|record| record_of(record.kind, &record.data)).collect();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Action, Index, answer};
+use crate::{Action, Client, Index, Rules, answer};
 use plan::zone::{ServiceRecords, Zone};
 
 const SERVERS: [&str; 2] = ["192.0.2.1:53", "192.0.2.2:53"];
@@ -22,11 +22,14 @@ impl Lab {
 
     fn ask(&mut self, now_ms: u64, client: u32, name: &str) -> Vec<Output<u32>> {
         let message = query(client as u16, &name.parse().expect("a name"), kind::A, true);
-        let Action::Forward(forward) = answer(&message, Some(&self.index), Transport::Udp) else {
+        let asker = Client { transport: Transport::Udp, address: address(SERVERS[0]).ip() };
+        let action =
+            answer(&message, Some(&self.index), &Rules::default(), asker, &mut Vec::new());
+        let Action::Forward(forward) = action else {
             panic!("{name} is answered by the cluster")
         };
         let Self { forwarder, seed, .. } = self;
-        forwarder.ask(now_ms, client, forward, &mut || next(seed))
+        forwarder.ask(now_ms, client, *forward, &mut || next(seed))
     }
 
     fn receive(

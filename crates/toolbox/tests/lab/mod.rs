@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dns::{Action, Index, Transport, answer};
+use dns::{Action, Client, Index, Rules, Transport, answer};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use plan::zone::{HeadlessEndpoint, NamedPort, ServiceRecords, Zone};
@@ -139,12 +139,16 @@ impl Lab {
             let mut buffer = [0; 2048];
             while let Ok((length, client)) = udp.recv_from(&mut buffer) {
                 let message = &buffer[..length];
-                let reply = match answer(message, Some(&index), Transport::Udp) {
-                    Action::Reply(reply) => reply,
+                let asker = Client { transport: Transport::Udp, address: client.ip() };
+                let mut reply = Vec::new();
+                match answer(message, Some(&index), &Rules::default(), asker, &mut reply) {
+                    Action::Reply => {}
                     // No name outside the cluster exists here.
-                    Action::Forward(_) => [&message[..2], &[0x81, 0x83], &message[4..]].concat(),
+                    Action::Forward(_) => {
+                        reply = [&message[..2], &[0x81, 0x83], &message[4..]].concat();
+                    }
                     Action::Drop => continue,
-                };
+                }
                 let _ = udp.send_to(&reply, client);
             }
         });
@@ -155,7 +159,11 @@ impl Lab {
                 let _ = stream.read_exact(&mut length);
                 let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
                 let _ = stream.read_exact(&mut message);
-                if let Action::Reply(reply) = answer(&message, Some(&for_streams), Transport::Tcp) {
+                let address = Ipv4Addr::LOCALHOST.into();
+                let asker = Client { transport: Transport::Tcp, address };
+                let (rules, mut reply) = (Rules::default(), Vec::new());
+                let action = answer(&message, Some(&for_streams), &rules, asker, &mut reply);
+                if action == Action::Reply {
                     let length = (reply.len() as u16).to_be_bytes();
                     let _ = stream.write_all(&[length.as_slice(), &reply].concat());
                 }
