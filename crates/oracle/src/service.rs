@@ -328,12 +328,15 @@ impl Case<'_> {
     }
 
     fn verdict_by(&self, endpoints: &[Endpoint], local_only: bool, masquerade: bool) -> Verdict {
-        let destinations = if local_only {
-            endpoints::usable(endpoints.iter().filter(|endpoint| endpoint.is_local))
-        } else {
-            let zone = self.world.node(self.node.name).and_then(|node| node.zone());
-            endpoints::usable_nearby(endpoints, self.node.name, zone)
-        };
+        let zone = self.world.node(self.node.name).and_then(|node| node.zone());
+        let destinations = endpoints::preferring_answering(endpoints, |endpoints| {
+            if local_only {
+                let local = endpoints.iter().copied().filter(|endpoint| endpoint.is_local);
+                endpoints::usable(local)
+            } else {
+                endpoints::usable_nearby(endpoints, self.node.name, zone)
+            }
+        });
         if !destinations.is_empty() {
             let itself: BTreeSet<IpAddr> = destinations
                 .iter()

@@ -13,7 +13,9 @@
 //! [`ClusterConfig::masquerade_all`] changes the first row to masquerading for all.
 //!
 //! In each row ready endpoints count; where there is none, those that still serve while they
-//! terminate (KEP-1669). "All" means those nearby where hints say so. Without any endpoint in the
+//! terminate (KEP-1669). "All" means those nearby where hints say so. Endpoints that do not answer
+//! this node ([`model::Unreachable`]) count as absent where others are left; without any other
+//! they stay, since this node may be wrong about all of them. Without any endpoint in the
 //! cluster the frontend refuses; when a Local policy hides the ones that exist, it drops, since
 //! another node may answer.
 //!
@@ -232,7 +234,7 @@ pub fn plan(
     let viewer = Viewer { node: &facts.name, zone: zone(world, facts), weights: &wishes.weights };
     let mut endpoints = Endpoints::default();
     for slice in world.slices_of(&service.metadata.key()) {
-        endpoints.read(slice, viewer, &mut findings);
+        endpoints.read(slice, viewer, world.unreachable(), &mut findings);
     }
     let cluster_ips = cluster_ips(service, &mut findings);
     let families: BTreeSet<Family> = cluster_ips.iter().map(Family::of).collect();

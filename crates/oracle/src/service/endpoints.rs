@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use model::kinds::{EndpointPort, EndpointSlice, ForName, ServicePort};
-use model::{Family, Service, World};
+use model::{Family, Protocol, Service, World};
 
 use super::{HEADLESS_LABEL, Node, PROXY_NAME_LABEL, annotations};
 
@@ -14,6 +14,8 @@ pub struct Endpoint {
     pub is_ready: bool,
     pub is_leaving_but_serving: bool,
     pub is_local: bool,
+    /// Connections to it were not answered here.
+    pub is_silent: bool,
     for_nodes: BTreeSet<String>,
     for_zones: BTreeSet<String>,
 }
@@ -32,7 +34,14 @@ pub fn of_port(
     for slice in slices(world, service, family) {
         let numbers = slice.ports.iter().filter(is_meant).filter_map(|offer| offer.port);
         for number in numbers.filter(|&number| number != 0) {
-            found.extend(of_slice(node, service, slice, family, number));
+            found.extend(of_slice(
+                world,
+                node,
+                service,
+                slice,
+                family,
+                (number, Some(port.protocol)),
+            ));
         }
     }
     found
@@ -47,7 +56,22 @@ pub fn of_any_port(
     number: u16,
 ) -> Vec<Endpoint> {
     let slices = slices(world, service, family);
-    slices.into_iter().flat_map(|slice| of_slice(node, service, slice, family, number)).collect()
+    let of_slice = |slice| of_slice(world, node, service, slice, family, (number, None));
+    slices.into_iter().flat_map(of_slice).collect()
+}
+
+/// What `choose` takes among the endpoints that answer; where it takes none of these, what it takes
+/// among all: a node that believes everybody silent may be the one that is cut off.
+pub fn preferring_answering(
+    endpoints: &[Endpoint],
+    choose: impl Fn(&[&Endpoint]) -> BTreeSet<SocketAddr>,
+) -> BTreeSet<SocketAddr> {
+    let answering: Vec<&Endpoint> = endpoints.iter().filter(|one| !one.is_silent).collect();
+    let chosen = choose(&answering);
+    if !chosen.is_empty() {
+        return chosen;
+    }
+    choose(&endpoints.iter().collect::<Vec<_>>())
 }
 
 /// The ready ones; without any, those that still serve while they terminate (KEP-1669).
@@ -63,11 +87,12 @@ pub fn usable<'a>(endpoints: impl Iterator<Item = &'a Endpoint> + Clone) -> BTre
 /// They count when every ready endpoint has them and some are for this node, or else this zone;
 /// terminating endpoints are used wherever they are (KEP-2433, KEP-3015).
 pub fn usable_nearby(
-    endpoints: &[Endpoint],
+    endpoints: &[&Endpoint],
     node: &str,
     zone: Option<&str>,
 ) -> BTreeSet<SocketAddr> {
-    let ready: Vec<&Endpoint> = endpoints.iter().filter(|endpoint| endpoint.is_ready).collect();
+    let ready: Vec<&Endpoint> =
+        endpoints.iter().copied().filter(|endpoint| endpoint.is_ready).collect();
     if ready.iter().all(|endpoint| !endpoint.for_nodes.is_empty()) {
         let here = ready.iter().filter(|endpoint| endpoint.for_nodes.contains(node));
         let here = addresses(here.copied());
@@ -84,7 +109,7 @@ pub fn usable_nearby(
             return near;
         }
     }
-    usable(endpoints.iter())
+    usable(endpoints.iter().copied())
 }
 
 fn addresses<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> BTreeSet<SocketAddr> {
@@ -102,12 +127,14 @@ fn slices<'a>(world: &'a World, service: &Service, family: Family) -> Vec<&'a En
     of_family.filter(|slice| is_proxied(slice)).collect()
 }
 
+/// Of no protocol are the endpoints of port ranges: no single port of theirs is watched.
 fn of_slice(
+    world: &World,
     node: Node<'_>,
     service: &Service,
     slice: &EndpointSlice,
     family: Family,
-    number: u16,
+    (number, protocol): (u16, Option<Protocol>),
 ) -> Vec<Endpoint> {
     let mut found = Vec::new();
     for endpoint in &slice.endpoints {
@@ -126,6 +153,9 @@ fn of_slice(
                 && conditions.is_terminating()
                 && conditions.is_serving(),
             is_local: !node.name.is_empty() && endpoint.node_name == node.name,
+            is_silent: world.unreachable().nodes.contains(&endpoint.node_name)
+                || (protocol == Some(Protocol::Tcp)
+                    && world.unreachable().endpoints.contains(&(address, number).into())),
             for_nodes: names(hints.for_nodes),
             for_zones: names(hints.for_zones),
         });

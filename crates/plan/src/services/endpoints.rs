@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::kinds::{Endpoint, ForName, ServicePort, TrafficPolicy};
-use model::{EndpointSlice, Family, Protocol};
+use model::{EndpointSlice, Family, Protocol, Unreachable};
 
 use super::annotations::Weights;
 use super::{Backends, Findings, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL, Scheduling};
@@ -36,6 +36,7 @@ impl<'a> Endpoints<'a> {
         &mut self,
         slice: &'a EndpointSlice,
         viewer: Viewer<'_>,
+        unreachable: &Unreachable,
         findings: &mut Findings,
     ) {
         let family = match slice.address_type.as_str() {
@@ -50,7 +51,11 @@ impl<'a> Endpoints<'a> {
         let mut statements = Vec::with_capacity(slice.endpoints.len());
         for endpoint in &slice.endpoints {
             match usable_address(endpoint, family) {
-                Ok(address) => statements.push(Statement::new(endpoint, address, viewer)),
+                Ok(address) => {
+                    let mut statement = Statement::new(endpoint, address, viewer);
+                    statement.is_unreachable = unreachable.nodes.contains(&endpoint.node_name);
+                    statements.push(statement);
+                }
                 Err(reason) => findings.add(
                     format!("EndpointSlice {}", slice.metadata.key()),
                     format!("{reason}: the endpoint is left out; correct the slice"),
@@ -63,7 +68,10 @@ impl<'a> Endpoints<'a> {
             let key = (family, port.name.as_str(), port.protocol);
             self.by_port.entry(key).or_default().0.extend(statements.iter().map(|statement| {
                 let address = SocketAddr::new(statement.address.ip(), number);
-                Statement { address, ..*statement }
+                let silent =
+                    port.protocol == Protocol::Tcp && unreachable.endpoints.contains(&address);
+                let is_unreachable = statement.is_unreachable || silent;
+                Statement { address, is_unreachable, ..*statement }
             }));
         }
         self.by_family.entry(family).or_default().0.append(&mut statements);
@@ -114,6 +122,7 @@ struct Statement {
     /// Terminates, but serves on.
     is_leaving: bool,
     is_here: bool,
+    is_unreachable: bool,
     for_nodes: Hint,
     for_zones: Hint,
     weight: u16,
@@ -128,12 +137,16 @@ enum Hint {
 }
 
 impl Candidates {
-    /// Who takes a new client under a policy.
+    /// Who takes a new client under a policy: among those that answer this node, else among all.
     pub(super) fn backends(&self, policy: TrafficPolicy) -> Backends {
-        let chosen = match policy {
-            TrafficPolicy::Cluster => self.nearest(),
-            TrafficPolicy::Local => self.ready_else_leaving(|one| one.is_here),
+        let choose = |counts: fn(&Statement) -> bool| match policy {
+            TrafficPolicy::Cluster => self.nearest(counts),
+            TrafficPolicy::Local => self.ready_else_leaving(|one| one.is_here && counts(one)),
         };
+        let mut chosen = choose(|one| !one.is_unreachable);
+        if chosen.is_empty() {
+            chosen = choose(|_| true);
+        }
         if !chosen.is_empty() {
             return Backends::Endpoints(chosen);
         }
@@ -178,16 +191,17 @@ impl Candidates {
     /// (KEP-2433, KEP-3015). One without hints spoils them: slices are being written, and few
     /// endpoints with hints already would get everybody's clients. Terminating ones are a last
     /// resort, wherever they are.
-    fn nearest(&self) -> BTreeSet<SocketAddr> {
+    fn nearest(&self, counts: impl Fn(&Statement) -> bool) -> BTreeSet<SocketAddr> {
         let hints: [fn(&Statement) -> Hint; 2] = [|one| one.for_nodes, |one| one.for_zones];
         for hint in hints {
-            let mut ready = self.0.iter().filter(|one| one.is_ready);
-            let ours = self.set(|one| one.is_ready && hint(one) == Hint::Ours);
+            let is_ready = |one: &Statement| one.is_ready && counts(one);
+            let ours = self.set(|one| is_ready(one) && hint(one) == Hint::Ours);
+            let mut ready = self.0.iter().filter(|one| is_ready(one));
             if !ours.is_empty() && ready.all(|one| hint(one) != Hint::Unsaid) {
                 return ours;
             }
         }
-        self.ready_else_leaving(|_| true)
+        self.ready_else_leaving(counts)
     }
 
     /// KEP-1669.
@@ -212,6 +226,7 @@ impl Statement {
             is_ready: weight != 0 && conditions.is_ready(),
             is_leaving: weight != 0 && conditions.is_serving() && conditions.is_terminating(),
             is_here: node == Some(endpoint.node_name.as_str()),
+            is_unreachable: false,
             for_nodes: Hint::of(hints.map_or(&[][..], |hints| &hints.for_nodes), node),
             for_zones: Hint::of(hints.map_or(&[][..], |hints| &hints.for_zones), viewer.zone),
             weight,
