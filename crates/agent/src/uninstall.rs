@@ -11,6 +11,7 @@ use kernel::edge::Edge;
 use model::{ClusterConfig, Family, layout};
 use netlink::Netlink;
 use render::ebpf::NodeObserved;
+use render::ipvs::IpvsObserved;
 use render::net::{LOOPBACK, NetProgram, NetState};
 use render::{Kernel, Program};
 
@@ -70,7 +71,9 @@ fn remove_own(removed: &mut Vec<String>) -> Result<()> {
     let mut present = kernel.observe()?;
     let rows = render::inventory::differences(&nothing, &present);
     // Nobody is left who could let its flows come to their end.
+    kernel.remove_ipvs()?;
     kernel.remove_ebpf()?;
+    present.ipvs = IpvsObserved::default();
     *present.ebpf = NodeObserved::default();
     let ops = render::diff(&nothing, &present);
     let faults: Vec<String> = kernel

@@ -3,7 +3,9 @@
 //! The kernel has no names for virtual servers. Ours carry bits in their flags that it keeps and
 //! does not use; others' servers are not seen here and not touched (invariant 4).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use model::Protocol;
@@ -16,6 +18,12 @@ use render::ipvs::{
 };
 use render::owned::{IPVS_FLAGS, IPVS_FLAGS_MASK, IPVS_LINK};
 
+/// Connections to an endpoint that goes live on for so long at most: what is idle for longer IPVS
+/// has forgotten anyway (15 minutes for TCP), and other ways to go on are others' to choose.
+pub const DRAINING_MAX: Duration = Duration::from_secs(3600);
+/// Virtual servers that one look for changes reads: some 15 ms of processor time each 500 ms. Of
+/// more than these, another part is read each time; that many are gone is seen at once.
+pub const LOOK_SERVERS: usize = 1_024;
 /// Where the parameters are.
 const PARAMETERS_DIRECTORY: &str = "net/ipv4/vs";
 const LINK_KIND: &str = "dummy";
@@ -26,6 +34,31 @@ pub struct IpvsDriver {
     netlink: Netlink,
     /// Whose parameters are meant, whichever thread calls.
     namespace: Netns,
+    /// As it was read or written last.
+    last: IpvsObserved,
+    /// Up to which server the last look for changes went.
+    looked_at: Option<ServerKey>,
+    /// Since when an endpoint has no new connections and waits for the others.
+    draining: BTreeMap<(ServerKey, SocketAddr), Instant>,
+}
+
+/// What this machine lacks of what Services by IPVS need, for people; empty: it has all. Tried in a
+/// network namespace that lives as long as the question; modules are loaded by it.
+///
+/// # Errors
+/// When no namespace can be had to try it in.
+pub fn missing() -> Result<Vec<&'static str>, OpError> {
+    let attempt = || -> Result<Vec<&'static str>, Error> {
+        let mut missing = Vec::new();
+        if Ipvs::open()?.load().is_err() {
+            missing.push("IPVS (module ip_vs)");
+        }
+        if Netlink::open()?.create_dummy(IPVS_LINK).is_err() {
+            missing.push("dummy links (module dummy)");
+        }
+        Ok(missing)
+    };
+    Netns::create().and_then(|namespace| namespace.run(attempt)?).map_err(refused)
 }
 
 impl IpvsDriver {
@@ -36,23 +69,32 @@ impl IpvsDriver {
     /// When the system refuses the sockets.
     pub fn open() -> Result<Self, OpError> {
         let open = || {
-            let (ipvs, netlink) = (Ipvs::open()?, Netlink::open()?);
-            Ok(Self { ipvs, netlink, namespace: Netns::current()? })
+            Ok(Self {
+                ipvs: Ipvs::open()?,
+                netlink: Netlink::open()?,
+                namespace: Netns::current()?,
+                last: IpvsObserved::default(),
+                looked_at: None,
+                draining: BTreeMap::new(),
+            })
         };
         open().map_err(refused)
     }
 
-    /// Whether the kernel has IPVS; where it is a module, it is loaded now.
-    pub fn is_available(&mut self) -> bool {
-        self.ipvs.load().is_ok()
-    }
-
-    /// Reads back what is ours. Without our link there is nothing, and IPVS is not even asked.
+    /// Reads back what is ours, and remembers it for [`IpvsDriver::has_changed`]. Where IPVS is not
+    /// loaded, it is not loaded for that.
     ///
     /// # Errors
     /// When the kernel cannot be asked; nothing may be concluded about what is there.
     pub fn observe(&mut self) -> Result<IpvsObserved, OpError> {
-        self.read().map_err(refused)
+        self.last = self.read().map_err(refused)?;
+        Ok(self.last.clone())
+    }
+
+    /// Whether it is otherwise than it was read or written last: IPVS tells nobody of its changes.
+    pub fn has_changed(&mut self) -> bool {
+        let is_nothing = self.last == IpvsObserved::default();
+        !is_nothing && self.look().is_ok_and(|is_same| !is_same)
     }
 
     /// Carries out one op, wholly or not at all.
@@ -65,35 +107,119 @@ impl IpvsDriver {
             let mut refused = refused(error);
             refused.message.push_str(hint);
             refused
-        })
+        })?;
+        // Where the kernel has more connections than are known here, the next look tells.
+        self.last.apply(op)
+    }
+
+    /// Removes all that is ours at once; connections end.
+    ///
+    /// # Errors
+    /// When something of ours stays.
+    pub fn remove(&mut self) -> Result<(), OpError> {
+        let observed = self.read().map_err(refused)?;
+        if observed.link.is_some() {
+            self.write(&IpvsOp::DeleteLink).map_err(refused)?;
+        }
+        for key in observed.servers.keys() {
+            self.ipvs.delete_server(id_of(*key)).map_err(refused)?;
+        }
+        self.last = IpvsObserved::default();
+        Ok(())
     }
 
     fn read(&mut self) -> Result<IpvsObserved, Error> {
-        let Some(index) = self.link()? else { return Ok(IpvsObserved::default()) };
-        let addresses = self.netlink.addresses(Some(index))?.into_iter();
-        // The kernel gives an address of its own to each link.
-        let addresses = addresses.map(|one| one.address.addr()).filter(|one| !is_automatic(*one));
-        let mut observed =
-            IpvsObserved { link: Some(addresses.collect()), ..IpvsObserved::default() };
-        let read = |name: &str| sysctl::read(&format!("{PARAMETERS_DIRECTORY}/{name}"));
-        for (name, _) in PARAMETERS {
-            // Absent until IPVS is loaded: writing it will say so.
-            if let Ok(value) = self.namespace.run(|| read(name))? {
-                observed.parameters.insert(name, value);
-            }
+        let mut observed = IpvsObserved { link: self.addresses()?, ..IpvsObserved::default() };
+        if !self.is_loaded()? {
+            return Ok(observed);
         }
-        for (id, options) in self.ipvs.servers()? {
-            let Some(key) = key_of(id).filter(|_| is_ours(&options)) else { continue };
+        let found: Vec<_> = self
+            .ipvs
+            .servers()?
+            .into_iter()
+            .filter(|(_, options)| is_ours(options))
+            .filter_map(|(id, options)| Some((key_of(id)?, options)))
+            .collect();
+        for (key, options) in found {
             let settings = ServerSettings {
                 scheduler: Scheduler::from_name(&options.scheduler),
                 affinity_timeout_s: options.affinity_timeout_s,
             };
-            let found = self.ipvs.destinations(id)?;
-            let destinations = found.iter().map(observed_destination).collect();
-            let server = ObservedServer { settings, destinations };
+            let server = ObservedServer { settings, destinations: self.destinations(key)? };
             observed.servers.insert(key, server);
         }
+        if observed.link.is_some() {
+            observed.parameters = self.parameters()?;
+        }
+        self.draining.retain(|(key, endpoint), _| {
+            let server = observed.servers.get(key);
+            let one = server.and_then(|server| server.destinations.get(endpoint));
+            one.is_some_and(|one| one.weight == 0)
+        });
         Ok(observed)
+    }
+
+    /// Whether what a short look sees is as it was.
+    fn look(&mut self) -> Result<bool, Error> {
+        if self.addresses()? != self.last.link || self.parameters()? != self.last.parameters {
+            return Ok(false);
+        }
+        let after = self.looked_at.and_then(|key| self.last.servers.range(key..).nth(1));
+        let start = after.or(self.last.servers.first_key_value()).map(|(key, _)| *key);
+        let Some(start) = start else { return Ok(true) };
+        let part: Vec<(ServerKey, BTreeMap<SocketAddr, ObservedDestination>)> = self
+            .last
+            .servers
+            .range(start..)
+            .take(LOOK_SERVERS)
+            .map(|(key, server)| (*key, server.destinations.clone()))
+            .collect();
+        for (key, destinations) in part {
+            self.looked_at = Some(key);
+            if self.destinations(key)? != destinations {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Of our link; `None` without it.
+    fn addresses(&mut self) -> Result<Option<BTreeSet<IpAddr>>, Error> {
+        let link = self.netlink.link(IPVS_LINK)?.filter(|link| link.kind == LINK_KIND);
+        let Some(link) = link else { return Ok(None) };
+        let addresses = self.netlink.addresses(Some(link.index))?.into_iter();
+        // The kernel gives an address of its own to each link.
+        let addresses = addresses.map(|one| one.address.addr()).filter(|one| !is_automatic(*one));
+        Ok(Some(addresses.collect()))
+    }
+
+    fn parameters(&mut self) -> Result<BTreeMap<&'static str, String>, Error> {
+        let read = |name: &str| sysctl::read(&format!("{PARAMETERS_DIRECTORY}/{name}"));
+        self.namespace.run(|| {
+            // Absent until IPVS is loaded: writing it will say so.
+            let known = PARAMETERS.into_iter().map(|(name, _)| (name, read(name)));
+            known.filter_map(|(name, value)| Some((name, value.ok()?))).collect()
+        })
+    }
+
+    fn is_loaded(&self) -> Result<bool, Error> {
+        let parameter = format!("{PARAMETERS_DIRECTORY}/{}", PARAMETERS[0].0);
+        self.namespace.run(|| sysctl::read(&parameter).is_ok())
+    }
+
+    fn destinations(
+        &mut self,
+        key: ServerKey,
+    ) -> Result<BTreeMap<SocketAddr, ObservedDestination>, Error> {
+        let now = Instant::now();
+        let found = self.ipvs.destinations(id_of(key))?.into_iter().map(|one| {
+            let is_draining = one.weight == 0 && has_connections(&one);
+            let since =
+                is_draining.then(|| *self.draining.entry((key, one.address)).or_insert(now));
+            let is_busy = since.is_some_and(|since| now.duration_since(since) < DRAINING_MAX);
+            (one.address, ObservedDestination { weight: one.weight, is_busy })
+        });
+        Ok(found.collect())
     }
 
     fn write(&mut self, op: &IpvsOp) -> Result<(), Error> {
@@ -122,14 +248,14 @@ impl IpvsDriver {
             IpvsOp::ChangeServer(key, settings) => {
                 self.ipvs.change_server(id_of(*key), &options_of(settings))
             }
-            IpvsOp::DeleteServer(key) => self.ipvs.delete_server(id_of(*key)),
+            IpvsOp::RetireServer(key) => self.retire_server(*key),
             IpvsOp::AddDestination(key, endpoint, weight) => {
                 self.ipvs.add_destination(id_of(*key), *endpoint, *weight)
             }
             IpvsOp::ChangeDestination(key, endpoint, weight) => {
                 self.ipvs.change_destination(id_of(*key), *endpoint, *weight)
             }
-            IpvsOp::RetireDestination(key, endpoint) => self.retire(*key, *endpoint),
+            IpvsOp::RetireDestination(key, endpoint) => self.retire(*key, *endpoint).map(drop),
         }
     }
 
@@ -140,20 +266,25 @@ impl IpvsDriver {
         self.netlink.change_link(index, &LinkChange::up())
     }
 
-    /// First no new connections, then a look at how many there are: so none begins in between.
-    fn retire(&mut self, key: ServerKey, endpoint: SocketAddr) -> Result<(), Error> {
-        let id = id_of(key);
-        self.ipvs.change_destination(id, endpoint, 0)?;
-        let destinations = self.ipvs.destinations(id)?;
-        let mut destinations = destinations.iter().map(observed_destination);
-        let waits =
-            destinations.any(|(one, state)| one == endpoint && state.may_wait(key.protocol));
-        if waits { Ok(()) } else { self.ipvs.delete_destination(id, endpoint) }
+    fn retire_server(&mut self, key: ServerKey) -> Result<(), Error> {
+        let mut is_empty = true;
+        for one in self.ipvs.destinations(id_of(key))? {
+            is_empty &= self.retire(key, one.address)?;
+        }
+        if is_empty { self.ipvs.delete_server(id_of(key)) } else { Ok(()) }
     }
 
-    fn link(&mut self) -> Result<Option<u32>, Error> {
-        let link = self.netlink.link(IPVS_LINK)?;
-        Ok(link.filter(|link| link.kind == LINK_KIND).map(|link| link.index))
+    /// First no new connections, then a look at how many there are: so none begins in between.
+    /// Answers whether the endpoint is gone.
+    fn retire(&mut self, key: ServerKey, endpoint: SocketAddr) -> Result<bool, Error> {
+        let id = id_of(key);
+        self.ipvs.change_destination(id, endpoint, 0)?;
+        let destinations = self.destinations(key)?;
+        if destinations.get(&endpoint).is_some_and(|one| one.is_waiting(key.protocol)) {
+            return Ok(false);
+        }
+        self.ipvs.delete_destination(id, endpoint)?;
+        Ok(true)
     }
 }
 
@@ -184,9 +315,9 @@ fn key_of(id: ServerId) -> Option<ServerKey> {
     Some(ServerKey { protocol, address: id.address })
 }
 
-fn observed_destination(one: &Destination) -> (SocketAddr, ObservedDestination) {
-    let connections = one.active.saturating_add(one.inactive);
-    (one.address, ObservedDestination { weight: one.weight, connections })
+/// Open and closing ones: who has sent all may still be answered.
+fn has_connections(one: &Destination) -> bool {
+    one.active > 0 || one.inactive > 0
 }
 
 /// What to do about a refusal, where that is known.
@@ -220,8 +351,6 @@ fn refused(error: Error) -> OpError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

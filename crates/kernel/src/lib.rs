@@ -15,6 +15,7 @@ use render::iptables::{IptablesObserved, IptablesOp};
 
 use bpf::node::NodeServices;
 use iptables::IptablesDriver;
+use ipvs::IpvsDriver;
 use net::NetDriver;
 use nft::NftDriver;
 use wireguard::KeyStore;
@@ -26,6 +27,7 @@ pub struct Linux {
     /// The nftables tables.
     pub nft: NftDriver,
     iptables: LazyIptables,
+    ipvs: IpvsDriver,
     ebpf: NodeServices,
 }
 
@@ -42,7 +44,15 @@ pub fn service_backend(wanted: ServiceBackend) -> Result<ServiceBackend, OpError
         ServiceBackend::Iptables => {
             lacking("the service backend iptables needs its programs: install iptables")
         }
-        ServiceBackend::Ebpf | ServiceBackend::Ipvs => {
+        ServiceBackend::Ipvs => match ipvs::missing()?.as_slice() {
+            [] => Ok(wanted),
+            missing => lacking(&format!(
+                "the service backend ipvs needs what this kernel lacks: {}; choose another \
+                 --service-backend",
+                missing.join(", ")
+            )),
+        },
+        ServiceBackend::Ebpf => {
             let message = format!("there is no service backend {wanted} yet: nftables is one");
             lacking(&message)
         }
@@ -79,6 +89,7 @@ impl Linux {
             net,
             nft: NftDriver::open()?,
             iptables: LazyIptables::default(),
+            ipvs: IpvsDriver::open()?,
             ebpf: NodeServices::default(),
         })
     }
@@ -86,7 +97,15 @@ impl Linux {
     /// Whether something has changed, since it was read or written, that tells nobody of its
     /// changes and needs more than a look.
     pub fn has_changed_silently(&mut self) -> bool {
-        self.ebpf.has_changed()
+        self.ipvs.has_changed() || self.ebpf.has_changed()
+    }
+
+    /// Removes all of IPVS at once; [`Kernel::apply`] would let connections go on.
+    ///
+    /// # Errors
+    /// When something of ours stays.
+    pub fn remove_ipvs(&mut self) -> Result<(), OpError> {
+        self.ipvs.remove()
     }
 
     /// Removes all of eBPF at once; [`Kernel::apply`] would let flows go on.
@@ -109,6 +128,7 @@ impl Kernel for Linux {
             net: self.net.observe()?,
             nft: self.nft.observe()?,
             iptables: self.iptables.observe()?,
+            ipvs: self.ipvs.observe()?,
             ebpf: Box::new(self.ebpf.observe()?),
         })
     }
@@ -119,6 +139,7 @@ impl Kernel for Linux {
                 Op::Net(op) => self.net.apply(op),
                 Op::Nft(op) => self.nft.apply(op),
                 Op::Iptables(op) => self.iptables.apply(op),
+                Op::Ipvs(op) => self.ipvs.apply(op),
                 Op::Ebpf(op) => self.ebpf.apply(op),
             })
             .collect()

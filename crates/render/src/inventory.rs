@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::ebpf::node::{LinkPrograms, Sockets};
 use crate::ebpf::{self, EbpfOp, NodeObserved, NodeProgram};
 use crate::iptables::{self, IptablesObserved, IptablesOp, IptablesProgram};
+use crate::ipvs::{self, IpvsObserved, IpvsProgram};
 use crate::net::{LinkKind, LinkState, NetObserved, NetState, RouteState, WireguardPeer};
 use crate::nft::{self, NftObserved, NftOp, NftProgram};
 use crate::{Observed, Program};
+
+const AS_PLANNED: &str = "as planned";
 
 /// One object of ours, wanted or present.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,6 +53,8 @@ pub enum RowKind {
     Sysctl,
     /// The eBPF maps of Services, or programs that use them.
     Ebpf,
+    /// The virtual servers of IPVS, with the operations that would mend them.
+    Ipvs,
     /// An iptables table, with the commands that would mend it.
     Iptables,
     /// An nftables table, with the commands that would mend it.
@@ -58,7 +63,7 @@ pub enum RowKind {
 
 impl RowKind {
     /// All kinds, in the order of the report.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Link,
         Self::Address,
         Self::Neighbour,
@@ -67,6 +72,7 @@ impl RowKind {
         Self::Route,
         Self::Sysctl,
         Self::Ebpf,
+        Self::Ipvs,
         Self::Iptables,
         Self::Nftables,
     ];
@@ -82,6 +88,7 @@ impl RowKind {
             Self::Route => "route",
             Self::Sysctl => "sysctl",
             Self::Ebpf => "ebpf",
+            Self::Ipvs => "ipvs",
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
         }
@@ -117,6 +124,7 @@ fn rows(program: &Program, observed: &Observed, all: bool) -> Vec<Row> {
     rows.detached(wanted, &observed.net);
     rows.sysctls(wanted, &observed.net);
     rows.ebpf(program.ebpf.as_ref(), &observed.ebpf);
+    rows.ipvs(&program.ipvs, &observed.ipvs);
     rows.iptables(&program.iptables, &observed.iptables);
     rows.nft(&program.nft, &observed.nft);
     rows.rows
@@ -208,11 +216,11 @@ impl Rows {
         let maps = observed.maps.as_ref().map(|maps| {
             let ops = program.map(|program| ebpf::diff(&program.maps, maps)).unwrap_or_default();
             match ops.iter().map(EbpfOp::count).sum() {
-                0 => "as planned".to_owned(),
+                0 => AS_PLANNED.to_owned(),
                 count => format!("{count} entries are not as planned"),
             }
         });
-        self.texts("maps of Services", wanted("as planned"), maps);
+        self.texts("maps of Services", wanted(AS_PLANNED), maps);
         let sockets = match observed.sockets {
             Sockets::Detached => None,
             Sockets::Partly => Some("attached in part".to_owned()),
@@ -242,6 +250,23 @@ impl Rows {
         self.push(RowKind::Ebpf, name.to_owned(), wanted, present, different);
     }
 
+    /// What goes and waits for its connections is no fault.
+    fn ipvs(&mut self, program: &IpvsProgram, observed: &IpvsObserved) {
+        let is_there = observed.link.is_some() || !observed.servers.is_empty();
+        if !program.is_on && !is_there {
+            return;
+        }
+        let faults = ipvs::diff(program, observed);
+        let different = !faults.is_empty();
+        let present = match program.is_on || different {
+            true => state_of(&faults),
+            false => "known connections alone".to_owned(),
+        };
+        let wanted = program.is_on.then(|| AS_PLANNED.to_owned());
+        let present = is_there.then_some(present);
+        self.push(RowKind::Ipvs, "virtual servers".to_owned(), wanted, present, different);
+    }
+
     fn iptables(&mut self, program: &IptablesProgram, observed: &IptablesObserved) {
         let mut faults: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for op in iptables::diff(program, observed) {
@@ -265,13 +290,8 @@ impl Rows {
     ) {
         for table in wanted.union(present) {
             let faults = faults.remove(table).unwrap_or_default();
-            let planned = || "as planned".to_owned();
-            let present = present.contains(table).then(|| match faults.as_slice() {
-                [] => planned(),
-                [first] => format!("needs: {first}"),
-                [first, rest @ ..] => format!("needs: {first}, and {} more", rest.len()),
-            });
-            let wanted = wanted.contains(table).then(planned);
+            let present = present.contains(table).then(|| state_of(&faults));
+            let wanted = wanted.contains(table).then(|| AS_PLANNED.to_owned());
             self.push(kind, format!("table {table}"), wanted, present, !faults.is_empty());
         }
     }
@@ -305,6 +325,15 @@ impl Rows {
         if self.all || different {
             self.rows.push(Row { kind, name, wanted, present, different });
         }
+    }
+}
+
+/// What is there, by what would mend it.
+fn state_of(faults: &[impl ToString]) -> String {
+    match faults {
+        [] => AS_PLANNED.to_owned(),
+        [first] => format!("needs: {}", first.to_string()),
+        [first, rest @ ..] => format!("needs: {}, and {} more", first.to_string(), rest.len()),
     }
 }
 

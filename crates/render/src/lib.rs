@@ -17,9 +17,11 @@ pub mod bpf;
 pub mod ebpf;
 pub mod edge;
 pub mod fake;
+pub mod implementation;
 pub mod inventory;
 pub mod iptables;
 pub mod ipvs;
+pub mod names;
 pub mod net;
 pub mod nft;
 pub mod owned;
@@ -39,6 +41,8 @@ pub struct Program {
     pub nft: nft::NftProgram,
     /// Chains of iptables; none unless it is the backend of Services.
     pub iptables: iptables::IptablesProgram,
+    /// Virtual servers of IPVS; none unless it is the backend of Services.
+    pub ipvs: ipvs::IpvsProgram,
     /// Maps and programs of eBPF; none unless it is the backend of Services.
     pub ebpf: Option<ebpf::NodeProgram>,
 }
@@ -52,6 +56,8 @@ pub struct Observed {
     pub nft: nft::NftObserved,
     /// Chains of iptables.
     pub iptables: iptables::IptablesObserved,
+    /// Virtual servers of IPVS, their link and parameters.
+    pub ipvs: ipvs::IpvsObserved,
     /// Maps and programs of eBPF.
     pub ebpf: Box<ebpf::NodeObserved>,
 }
@@ -65,6 +71,8 @@ pub enum Op {
     Nft(nft::NftOp),
     /// One iptables transaction.
     Iptables(iptables::IptablesOp),
+    /// On virtual servers of IPVS.
+    Ipvs(ipvs::IpvsOp),
     /// On maps and programs of eBPF.
     Ebpf(ebpf::NodeOp),
 }
@@ -103,11 +111,14 @@ pub trait Kernel {
 pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> Program {
     let is_iptables = config.service_backend == ServiceBackend::Iptables;
     let iptables = is_iptables.then(|| iptables::render(desired, config, facts));
+    let is_ipvs = config.service_backend == ServiceBackend::Ipvs;
+    let ipvs = is_ipvs.then(|| ipvs::render(desired, config, facts));
     let is_ebpf = config.service_backend == ServiceBackend::Ebpf;
     Program {
         net: net::render(desired, config, facts),
         nft: nft::render_as(role(config), desired, config, facts),
         iptables: iptables.unwrap_or_default(),
+        ipvs: ipvs.unwrap_or_default(),
         ebpf: is_ebpf.then(|| ebpf::render_node(desired, config, facts)),
     }
 }
@@ -115,7 +126,9 @@ pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> P
 fn role(config: &ClusterConfig) -> nft::Role {
     match config.service_backend {
         ServiceBackend::Auto | ServiceBackend::Nftables => nft::Role::Backend,
-        ServiceBackend::Ebpf | ServiceBackend::Iptables | ServiceBackend::Ipvs => nft::Role::Beside,
+        ServiceBackend::Ebpf => nft::Role::BesideEbpf,
+        ServiceBackend::Iptables => nft::Role::Beside,
+        ServiceBackend::Ipvs => nft::Role::BeforeIpvs,
     }
 }
 
@@ -168,6 +181,8 @@ pub struct Touched {
     pub nft: nft::Touched,
     /// Anywhere in chains of iptables.
     pub iptables: bool,
+    /// In virtual servers of IPVS.
+    pub ipvs: ipvs::Touched,
     /// Anywhere in maps and programs of eBPF.
     pub ebpf: bool,
 }
@@ -175,17 +190,30 @@ pub struct Touched {
 impl Touched {
     /// Nowhere.
     pub fn nothing() -> Self {
-        Self { net: false, nft: nft::Touched::nothing(), iptables: false, ebpf: false }
+        Self {
+            net: false,
+            nft: nft::Touched::nothing(),
+            iptables: false,
+            ipvs: ipvs::Touched::nothing(),
+            ebpf: false,
+        }
     }
 
     /// Anywhere.
     pub fn everything() -> Self {
-        Self { net: true, nft: nft::Touched::Everything, iptables: true, ebpf: true }
+        Self {
+            net: true,
+            nft: nft::Touched::Everything,
+            iptables: true,
+            ipvs: ipvs::Touched::Everything,
+            ebpf: true,
+        }
     }
 
     /// Whether the program differs nowhere.
     pub fn is_nothing(&self) -> bool {
-        !self.net && !self.iptables && !self.ebpf && self.nft.is_nothing()
+        let others = self.nft.is_nothing() && self.ipvs.is_nothing();
+        !self.net && !self.iptables && !self.ebpf && others
     }
 
     /// Adds what changed besides.
@@ -193,6 +221,7 @@ impl Touched {
         self.net |= other.net;
         self.nft.merge(other.nft);
         self.iptables |= other.iptables;
+        self.ipvs.merge(other.ipvs);
         self.ebpf |= other.ebpf;
     }
 }
@@ -212,11 +241,15 @@ pub fn update(
     if iptables {
         program.iptables = iptables::render(desired, config, facts);
     }
+    let ipvs = match config.service_backend {
+        ServiceBackend::Ipvs => ipvs::update(&mut program.ipvs, desired, config, facts, before),
+        _ => ipvs::Touched::nothing(),
+    };
     let ebpf = !before.is_empty() && program.ebpf.is_some();
     if let Some(program) = program.ebpf.as_mut().filter(|_| ebpf) {
         *program = ebpf::render_node(desired, config, facts);
     }
-    Touched { net: false, nft, iptables, ebpf }
+    Touched { net: false, nft, iptables, ipvs, ebpf }
 }
 
 /// As [`diff`], at a cost that depends on what was touched since `observed` was as the program.
@@ -229,6 +262,14 @@ pub fn diff_touched(program: &Program, observed: &Observed, touched: &Touched) -
         let iptables = iptables::diff(&program.iptables, &observed.iptables);
         let place = place(!program.iptables.tables.is_empty(), &ops);
         ops.splice(place..place, iptables.into_iter().map(Op::Iptables));
+    }
+    if !touched.ipvs.is_nothing() {
+        // What takes over stands there first, and what goes has no new connections any more.
+        let ipvs = ipvs::diff_touched(&program.ipvs, &observed.ipvs, &touched.ipvs);
+        let is_first = |op: &ipvs::IpvsOp| ipvs::is_preparation(op, &observed.nft);
+        let (first, last): (Vec<_>, Vec<_>) = ipvs.into_iter().partition(is_first);
+        ops.splice(0..0, first.into_iter().map(Op::Ipvs));
+        ops.extend(last.into_iter().map(Op::Ipvs));
     }
     if touched.ebpf {
         let ebpf = ebpf::diff_node(program.ebpf.as_ref(), &observed.ebpf);
@@ -251,6 +292,7 @@ impl Observed {
             Op::Net(op) => self.net.apply(op),
             Op::Nft(op) => self.nft.apply(op),
             Op::Iptables(op) => self.iptables.apply(op),
+            Op::Ipvs(op) => self.ipvs.apply(op),
             Op::Ebpf(op) => self.ebpf.apply(op),
         }
     }

@@ -11,7 +11,7 @@ use plan::services::{
 use plan::{Desired, NodeFacts};
 use render::ipvs::{
     IpvsObserved, IpvsOp, IpvsProgram, ObservedDestination, Scheduler, ServerKey, ServerSettings,
-    diff, render, unsupported,
+    Touched, diff, diff_touched, render, unsupported, update,
 };
 
 const NODE: &str = "172.30.0.2";
@@ -63,12 +63,18 @@ fn web(endpoints: &[&str]) -> IpvsProgram {
     program(vec![("web", plan(vec![(cluster_ip(80), to(endpoints))]))])
 }
 
+/// What waits for others to go comes with the next ops.
 fn bring(observed: &mut IpvsObserved, program: &IpvsProgram) -> Vec<IpvsOp> {
-    let ops = diff(program, observed);
-    for op in &ops {
-        observed.apply(op).unwrap_or_else(|error| panic!("{error}"));
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        let ops = diff(program, observed);
+        for op in &ops {
+            observed.apply(op).unwrap_or_else(|error| panic!("{error}"));
+        }
+        all.extend(ops);
     }
-    ops
+    assert_eq!(diff(program, observed), [], "it comes to an end");
+    all
 }
 
 #[test]
@@ -134,21 +140,92 @@ fn a_frontend_has_its_first_claimant() {
     }
 }
 
-/// Servers before the addresses that lead to them, and the reverse (invariants 5, 7); the link
-/// first and last (invariant 4).
+/// Servers before the addresses that lead to them, on the way in and out: connections that go on
+/// need both (invariant 5).
 #[test]
-fn no_address_is_there_without_its_server() {
+fn an_address_comes_after_its_server_and_outlives_it() {
     let mut observed = IpvsObserved::default();
     let place = |ops: &[IpvsOp], wanted: fn(&IpvsOp) -> bool| ops.iter().position(wanted);
     let up = bring(&mut observed, &web(&["10.244.0.2:8080"]));
     let down = bring(&mut observed, &IpvsProgram::default());
     assert!(matches!(up.first(), Some(IpvsOp::CreateLink)), "{up:?}");
     assert!(matches!(up.last(), Some(IpvsOp::AddAddress(_))), "{up:?}");
-    let gone = place(&down, |op| matches!(op, IpvsOp::DeleteAddress(_)));
-    let server = place(&down, |op| matches!(op, IpvsOp::DeleteServer(_)));
-    assert!(gone.is_some() && gone < server, "{down:?}");
-    assert!(matches!(down.last(), Some(IpvsOp::DeleteLink)), "{down:?}");
+    assert!(matches!(down.as_slice(), [IpvsOp::RetireServer(_), IpvsOp::DeleteLink]), "{down:?}");
     assert!(observed.servers.is_empty() && observed.link.is_none());
+
+    bring(&mut observed, &web(&["10.244.0.2:8080"]));
+    let less = bring(&mut observed, &program(vec![]));
+    let server = place(&less, |op| matches!(op, IpvsOp::RetireServer(_)));
+    let address = place(&less, |op| matches!(op, IpvsOp::DeleteAddress(_)));
+    assert!(server.is_some() && server < address, "{less:?}");
+}
+
+/// A server that goes, with its address and the link, stays while an endpoint has connections.
+#[test]
+fn a_server_that_goes_waits_for_its_connections() {
+    let (busy, idle) = (at("10.244.0.2:8080"), at("10.244.0.3:8080"));
+    let vip = key("10.96.0.20:80");
+    let nobody = program(vec![]);
+    let mut observed = IpvsObserved::default();
+    bring(&mut observed, &web(&["10.244.0.2:8080", "10.244.0.3:8080"]));
+    occupy(&mut observed, vip, busy, true);
+    for program in [nobody.clone(), IpvsProgram::default()] {
+        let mut observed = observed.clone();
+        assert_eq!(bring(&mut observed, &program), [IpvsOp::RetireServer(vip)]);
+        let server = &observed.servers[&vip];
+        assert!(!server.destinations.contains_key(&idle), "{server:?}");
+        assert_eq!(server.destinations[&busy], ObservedDestination { weight: 0, is_busy: true });
+        assert!(observed.link.as_ref().is_some_and(|link| link.contains(&ip(VIP))));
+        occupy(&mut observed, vip, busy, false);
+        let last = bring(&mut observed, &program);
+        assert_eq!(last.len(), 2, "{last:?}");
+        assert!(observed.servers.is_empty());
+        assert!(observed.link.is_none_or(|link| program.is_on && link.is_empty()));
+    }
+    // It comes back with its connections.
+    bring(&mut observed, &nobody);
+    let back = bring(&mut observed, &web(&["10.244.0.2:8080"]));
+    assert_eq!(back, [IpvsOp::ChangeDestination(vip, busy, 1)]);
+}
+
+fn occupy(observed: &mut IpvsObserved, server: ServerKey, endpoint: SocketAddr, is_busy: bool) {
+    let destinations = &mut observed.servers.get_mut(&server).expect("a server").destinations;
+    destinations.get_mut(&endpoint).expect("an endpoint").is_busy = is_busy;
+}
+
+/// Step by step as from scratch, whoever comes and goes where several claim a place.
+#[test]
+fn a_program_that_is_kept_up_to_date_is_the_one_from_scratch() {
+    let (one, two) = (to(&["10.244.0.2:8080"]), to(&["10.244.0.3:8080", "10.244.0.4:8080"]));
+    let refused = FrontendPlan::new(Backends::Reject);
+    let variants = [
+        None,
+        Some(plan(vec![(cluster_ip(80), one.clone()), (node_port(30_080), one.clone())])),
+        Some(plan(vec![(cluster_ip(80), two.clone()), (cluster_ip(81), refused.clone())])),
+        Some(plan(vec![(node_port(30_080), two)])),
+        Some(plan(vec![(external(NODE, 30_080), one), (cluster_ip(81), refused)])),
+    ];
+    let config = ClusterConfig::default();
+    let mut desired = Desired::default();
+    let mut kept = render(&desired, &config, &facts());
+    let mut observed = IpvsObserved::default();
+    bring(&mut observed, &kept);
+    // Every variant of one Service beside every variant of the other, in both directions.
+    for step in 0..variants.len() * variants.len() * 2 {
+        let name = NamespacedName::new("shop", ["a", "b"][step % 2]);
+        let number = if step % 2 == 0 { step / 2 } else { step / 10 + step };
+        let former = match variants[number % variants.len()].clone() {
+            Some(plan) => desired.services.insert(name.clone(), plan),
+            None => desired.services.remove(&name),
+        };
+        let before = [(name, former)].into();
+        let touched = update(&mut kept, &desired, &config, &facts(), &before);
+        assert_eq!(kept, render(&desired, &config, &facts()), "step {step}");
+        let Touched::Only(keys) = &touched else { panic!("{touched:?}") };
+        assert!(keys.len() <= 8, "{keys:?}");
+        assert_eq!(diff_touched(&kept, &observed, &touched), diff(&kept, &observed), "{step}");
+        bring(&mut observed, &kept);
+    }
 }
 
 #[test]
@@ -157,21 +234,17 @@ fn an_endpoint_that_goes_waits_for_its_connections() {
     let vip = key("10.96.0.20:80");
     let mut observed = IpvsObserved::default();
     bring(&mut observed, &web(&["10.244.0.2:8080"]));
-    let connections = |observed: &mut IpvsObserved, count| {
-        let destinations = &mut observed.servers.get_mut(&vip).expect("a server").destinations;
-        destinations.get_mut(&old).expect("the old endpoint").connections = count;
-    };
-    connections(&mut observed, 2);
+    occupy(&mut observed, vip, old, true);
     let next = web(&["10.244.0.3:8080"]);
     let expected = [IpvsOp::AddDestination(vip, new, 1), IpvsOp::RetireDestination(vip, old)];
     assert_eq!(bring(&mut observed, &next), expected);
     let waiting = observed.servers[&vip].destinations[&old];
-    assert_eq!(waiting, ObservedDestination { weight: 0, connections: 2 });
+    assert_eq!(waiting, ObservedDestination { weight: 0, is_busy: true });
     assert_eq!(diff(&next, &observed), [], "nothing to do while it waits");
     // It comes back with its connections.
     let both = web(&["10.244.0.2:8080", "10.244.0.3:8080"]);
     assert_eq!(diff(&both, &observed), [IpvsOp::ChangeDestination(vip, old, 1)]);
-    connections(&mut observed, 0);
+    occupy(&mut observed, vip, old, false);
     assert_eq!(bring(&mut observed, &next), [IpvsOp::RetireDestination(vip, old)]);
     assert!(!observed.servers[&vip].destinations.contains_key(&old));
 }
@@ -179,7 +252,7 @@ fn an_endpoint_that_goes_waits_for_its_connections() {
 /// A client that goes on sending from one port would stay with a dead endpoint.
 #[test]
 fn an_endpoint_of_udp_waits_for_nobody() {
-    let busy = ObservedDestination { weight: 0, connections: 9 };
+    let busy = ObservedDestination { weight: 0, is_busy: true };
     assert!(busy.is_waiting(Protocol::Tcp) && busy.is_waiting(Protocol::Sctp));
     assert!(!busy.is_waiting(Protocol::Udp));
 }
@@ -198,7 +271,7 @@ fn the_model_refuses_what_linux_refuses() {
     };
     assert_eq!(refused(&mut observed, IpvsOp::DeleteLink), 19);
     assert_eq!(refused(&mut observed, IpvsOp::AddAddress(ip(VIP))), 19);
-    assert_eq!(refused(&mut observed, IpvsOp::DeleteServer(vip)), 3);
+    assert_eq!(refused(&mut observed, IpvsOp::RetireServer(vip)), 3);
     assert_eq!(refused(&mut observed, IpvsOp::ChangeServer(vip, settings.clone())), 3);
     assert_eq!(refused(&mut observed, IpvsOp::AddDestination(vip, end, 1)), 3);
     bring(&mut observed, &web(&["10.244.0.2:8080"]));

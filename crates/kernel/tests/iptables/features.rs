@@ -8,10 +8,11 @@ use plan::services::{
     Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
 };
 
-use crate::lab::{
-    Addresses, Answer, DEADLINE, EACH, Lab, SILENCE, Server, answered, ask, ask_udp_with, ping,
-    sctp_seen, service, to, udp_socket,
+use crate::common::{
+    Addresses, Answer, DEADLINE, SILENCE, Server, answered, ask, ask_udp_with, ping, sctp_seen,
+    service, to, udp_socket,
 };
+use crate::lab::{EACH, Lab};
 
 const NODE_PORT: u16 = 30080;
 const ALL: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];

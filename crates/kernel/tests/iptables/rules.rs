@@ -13,7 +13,8 @@ use render::iptables::language::{
 };
 use render::iptables::{Command, IptablesObserved, IptablesOp, IptablesProgram, Transaction, text};
 
-use crate::lab::{Addresses, DEADLINE, EACH, Lab, SILENCE, Server, answered, ask, service, to};
+use crate::common::{Addresses, DEADLINE, SILENCE, Server, answered, ask, service, to};
+use crate::lab::{EACH, Lab};
 
 /// Services with all that a plan can say.
 fn everything(at: &Addresses) -> BTreeMap<NamespacedName, ServicePlan> {
@@ -209,7 +210,7 @@ fn many_services_branch_and_all_are_reached() {
             assert_eq!(answer, answered("pod2", at.gateway2), "{number}");
         }
         let silent = ask(&lab.pod1, Protocol::Tcp, at.vip, 80, SILENCE);
-        assert_eq!(silent, crate::lab::Answer::Nothing);
+        assert_eq!(silent, crate::common::Answer::Nothing);
         // One endpoint changes: its own two chains and the choice, nothing else.
         let key = NamespacedName::new("shop", "web-7");
         let other = service(addresses[7], Protocol::Tcp, 80, 30_007, &to(&[at.pod1]));

@@ -1,15 +1,14 @@
 //! The IPVS driver and the rendered servers in a kernel that has IPVS, in both families, with real
 //! packets in network namespaces that each test makes. Needs root.
 
-#[path = "../iptables/lab.rs"]
-#[allow(dead_code, reason = "the same node, without its chains of iptables")]
-mod lab;
+#[path = "../common/mod.rs"]
+mod common;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use kernel::iptables::Variant;
 use kernel::ipvs::IpvsDriver;
 use kernel::nft::NftDriver;
 use model::{Family, NamespacedName, Protocol};
@@ -20,8 +19,8 @@ use render::ipvs::{IpvsOp, IpvsProgram, Scheduler, ServerKey, ServerSettings};
 use render::nft::Role;
 use testkit::emulated::Feature;
 
-use lab::{
-    Answer, DEADLINE, Lab, SILENCE, Server, answered, ask, ask_udp_with, sctp_seen, service, to,
+use common::{
+    Answer, DEADLINE, SILENCE, Scene, Server, answered, ask, ask_udp_with, sctp_seen, service, to,
     udp_socket,
 };
 
@@ -29,29 +28,29 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A node with the rules of nftables that IPVS needs.
 struct Node {
-    lab: Lab,
+    scene: Scene,
     driver: IpvsDriver,
     nft: NftDriver,
 }
 
 impl Node {
     fn new(family: Family) -> Self {
-        let lab = Lab::new(Variant::Nft, family);
+        let scene = Scene::new(family);
         let open = || (IpvsDriver::open().expect("IPVS"), NftDriver::open().expect("nftables"));
-        let (driver, nft) = lab.node.run(open).expect("the node");
-        Self { lab, driver, nft }
+        let (driver, nft) = scene.node.run(open).expect("the node");
+        Self { scene, driver, nft }
     }
 
     fn serve(&mut self, name: &str, plan: ServicePlan) -> Vec<IpvsOp> {
-        self.lab.desired.services.insert(NamespacedName::new("shop", name), plan);
-        let Lab { desired, config, facts, .. } = &self.lab;
+        self.scene.desired.services.insert(NamespacedName::new("shop", name), plan);
+        let Scene { desired, config, facts, .. } = &self.scene;
         let program = render::ipvs::render(desired, config, facts);
         self.set_rules(Role::BeforeIpvs);
         self.bring(&program)
     }
 
     fn set_rules(&mut self, role: Role) {
-        let Lab { desired, config, facts, .. } = &self.lab;
+        let Scene { desired, config, facts, .. } = &self.scene;
         let rules = render::nft::render_as(role, desired, config, facts);
         let present = self.nft.observe().expect("observe");
         for op in render::nft::diff(&rules, &present) {
@@ -61,15 +60,23 @@ impl Node {
         assert_eq!(render::nft::diff(&rules, &present), [], "{role:?}");
     }
 
-    /// Brings IPVS to a program, step by step as its model says; answers the steps.
+    /// Brings IPVS to a program, step by step as its model says, until nothing is left to do;
+    /// answers the steps.
     fn bring(&mut self, program: &IpvsProgram) -> Vec<IpvsOp> {
-        let mut believed = self.driver.observe().expect("observe");
-        let ops = render::ipvs::diff(program, &believed);
-        for op in &ops {
-            self.driver.apply(op).unwrap_or_else(|error| panic!("{error}"));
-            believed.apply(op).expect("the model of the kernel agrees");
+        let mut all = Vec::new();
+        loop {
+            let mut believed = self.driver.observe().expect("observe");
+            let ops = render::ipvs::diff(program, &believed);
+            if ops.is_empty() {
+                return all;
+            }
+            for op in &ops {
+                self.driver.apply(op).unwrap_or_else(|error| panic!("{error}"));
+                believed.apply(op).expect("the model of the kernel agrees");
+            }
+            all.extend(ops);
+            assert!(all.len() < 1_000, "it does not come to an end: {all:?}");
         }
-        ops
     }
 
     fn is_at(&mut self, program: &IpvsProgram) -> bool {
@@ -78,8 +85,8 @@ impl Node {
 }
 
 /// A server at a pod's port 8080, by the pod's name.
-fn servers(lab: &Lab) -> [Server; 2] {
-    [Server::start(&lab.pod1, "pod1", 8080), Server::start(&lab.pod2, "pod2", 8080)]
+fn servers(scene: &Scene) -> [Server; 2] {
+    [Server::start(&scene.pod1, "pod1", 8080), Server::start(&scene.pod2, "pod2", 8080)]
 }
 
 fn asked(from: &Netns, protocol: Protocol, address: IpAddr, port: u16) -> Answer {
@@ -95,10 +102,10 @@ fn what_is_written_is_read_back_and_goes_again() {
     }
     for family in FAMILIES {
         let mut node = Node::new(family);
-        let at = node.lab.addresses();
+        let at = node.scene.addresses();
         let foreign = ServerId { protocol: 6, address: SocketAddr::new(at.node, 9999) };
         let options = ServerOptions { scheduler: "rr".into(), flags: 0, affinity_timeout_s: None };
-        let mut other = node.lab.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
+        let mut other = node.scene.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
         other.add_server(foreign, &options).expect("a server of another program");
 
         let ends = [at.pod1, at.pod2].map(|address| SocketAddr::new(address, 8080));
@@ -123,7 +130,7 @@ fn what_is_written_is_read_back_and_goes_again() {
                 assert!(!ops.is_empty());
             }
         }
-        let Lab { desired, config, facts, .. } = &node.lab;
+        let Scene { desired, config, facts, .. } = &node.scene;
         let program = render::ipvs::render(desired, config, facts);
         assert_eq!(program.servers.len(), 4 * 3 * 2);
         let observed = node.driver.observe().expect("observe");
@@ -148,11 +155,11 @@ fn what_others_change_is_set_right() {
         return;
     }
     let mut node = Node::new(Family::V4);
-    let at = node.lab.addresses();
+    let at = node.scene.addresses();
     node.serve("web", service(at.vip, Protocol::Tcp, 80, 0, &to(&[at.pod1, at.pod2])));
-    let Lab { desired, config, facts, .. } = &node.lab;
+    let Scene { desired, config, facts, .. } = &node.scene;
     let program = render::ipvs::render(desired, config, facts);
-    let mut other = node.lab.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
+    let mut other = node.scene.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
     let id = ServerId { protocol: 6, address: SocketAddr::new(at.vip, 80) };
     let end = |address| SocketAddr::new(address, 8080);
     other.delete_destination(id, end(at.pod1)).expect("removed");
@@ -162,7 +169,9 @@ fn what_others_change_is_set_right() {
         IpvsOp::AddDestination(key, end(at.pod1), 1),
         IpvsOp::ChangeDestination(key, end(at.pod2), 1),
     ];
+    assert!(node.driver.has_changed(), "the canary sees it");
     assert_eq!(node.bring(&program), expected);
+    assert!(!node.driver.has_changed());
     assert!(node.is_at(&program));
 }
 
@@ -174,8 +183,8 @@ fn packets_reach_endpoints_with_the_right_source() {
     }
     for family in FAMILIES {
         let mut node = Node::new(family);
-        let at = node.lab.addresses();
-        let _servers = servers(&node.lab);
+        let at = node.scene.addresses();
+        let _servers = servers(&node.scene);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let plan = service(at.vip, protocol, 80, 30_080, &to(&[at.pod2]));
             node.serve(&format!("web-{protocol}"), plan);
@@ -183,7 +192,7 @@ fn packets_reach_endpoints_with_the_right_source() {
             node.serve(&format!("own-{protocol}"), own);
             let none = service(at.other_vip, protocol, 81, 30_081, &to(&[]));
             node.serve(&format!("none-{protocol}"), none);
-            let Lab { node: host, pod1, outside, .. } = &node.lab;
+            let Scene { node: host, pod1, outside, .. } = &node.scene;
             let about = format!("{family} {protocol}");
             let kept = asked(pod1, protocol, at.vip, 80);
             assert_eq!(kept, answered("pod2", at.pod1), "a pod of the node, {about}");
@@ -214,20 +223,20 @@ fn an_endpoint_that_goes_keeps_its_connections() {
     }
     for family in FAMILIES {
         let mut node = Node::new(family);
-        let at = node.lab.addresses();
-        let _servers = servers(&node.lab);
+        let at = node.scene.addresses();
+        let _servers = servers(&node.scene);
         let web = |ends: &[IpAddr]| service(at.vip, Protocol::Tcp, 80, 0, &to(ends));
         node.serve("web", web(&[at.pod2]));
         let address = SocketAddr::new(at.vip, 80);
         let connect = || TcpStream::connect_timeout(&address, DEADLINE).expect("a connection");
-        let mut stream = node.lab.outside.run(connect).expect("outside");
+        let mut stream = node.scene.outside.run(connect).expect("outside");
         node.serve("web", web(&[at.pod1]));
         let key = ServerKey { protocol: Protocol::Tcp, address };
         let observed = node.driver.observe().expect("observe");
         let old = observed.servers[&key].destinations[&SocketAddr::new(at.pod2, 8080)];
-        assert_eq!((old.weight, old.connections), (0, 1), "{family}");
+        assert_eq!((old.weight, old.is_busy), (0, true), "{family}");
         for _ in 0..4 {
-            let answer = asked(&node.lab.outside, Protocol::Tcp, at.vip, 80);
+            let answer = asked(&node.scene.outside, Protocol::Tcp, at.vip, 80);
             assert_eq!(answer, answered("pod1", at.gateway1), "{family}");
         }
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
@@ -251,10 +260,10 @@ fn datagrams_of_one_socket_follow_the_endpoints() {
     }
     for family in FAMILIES {
         let mut node = Node::new(family);
-        let at = node.lab.addresses();
-        let _servers = servers(&node.lab);
+        let at = node.scene.addresses();
+        let _servers = servers(&node.scene);
         let dns = |ends: &[IpAddr]| service(at.vip, Protocol::Udp, 53, 0, &to(ends));
-        let socket = udp_socket(&node.lab.outside, family);
+        let socket = udp_socket(&node.scene.outside, family);
         let address = SocketAddr::new(at.vip, 53);
         for (end, name) in [(at.pod2, "pod2"), (at.pod1, "pod1"), (at.pod2, "pod2")] {
             node.serve("dns", dns(&[end]));
@@ -275,13 +284,13 @@ fn a_client_stays_with_its_endpoint() {
     }
     for family in FAMILIES {
         let mut node = Node::new(family);
-        let at = node.lab.addresses();
-        let _servers = servers(&node.lab);
+        let at = node.scene.addresses();
+        let _servers = servers(&node.scene);
         let mut answers = |sticky: bool| {
             let affinity_timeout_s = sticky.then_some(10_800);
             let plan = FrontendPlan { affinity_timeout_s, ..to(&[at.pod1, at.pod2]) };
             node.serve("web", service(at.vip, Protocol::Tcp, 80, 0, &plan));
-            let ask = |_| asked(&node.lab.outside, Protocol::Tcp, at.vip, 80);
+            let ask = |_| asked(&node.scene.outside, Protocol::Tcp, at.vip, 80);
             (0..8).map(ask).collect::<BTreeSet<Answer>>()
         };
         assert_eq!(answers(false).len(), 2, "{family}: one after the other");
@@ -298,45 +307,14 @@ fn sctp_reaches_an_endpoint() {
     }
     for family in FAMILIES {
         let mut node = Node::new(family);
-        let at = node.lab.addresses();
+        let at = node.scene.addresses();
         let plan = service(at.vip, Protocol::Sctp, 80, 30_080, &to(&[at.pod2]));
         node.serve("web", plan);
-        let Lab { outside, pod2, .. } = &node.lab;
+        let Scene { outside, pod2, .. } = &node.scene;
         for (address, port) in [(at.vip, 80), (at.node, 30_080)] {
             let seen = sctp_seen(outside, address, port, pod2);
             assert_eq!(seen, Some((at.gateway2, 8080)), "{family} {address}:{port}");
         }
-    }
-}
-
-/// IPVS takes over from nftables: what is established goes on, new connections are its own.
-#[test]
-fn connections_of_the_nftables_backend_go_on() {
-    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
-        return;
-    }
-    for family in FAMILIES {
-        let mut node = Node::new(family);
-        let at = node.lab.addresses();
-        let _servers = servers(&node.lab);
-        let web = |end| service(at.vip, Protocol::Tcp, 80, 0, &to(&[end]));
-        node.lab.desired.services.insert(NamespacedName::new("shop", "web"), web(at.pod2));
-        node.set_rules(Role::Backend);
-        let address = SocketAddr::new(at.vip, 80);
-        let connect = || TcpStream::connect_timeout(&address, DEADLINE).expect("a connection");
-        let mut stream = node.lab.outside.run(connect).expect("outside");
-        node.serve("web", web(at.pod1));
-        let answer = asked(&node.lab.outside, Protocol::Tcp, at.vip, 80);
-        assert_eq!(answer, answered("pod1", at.gateway1), "{family}");
-        let observed = node.driver.observe().expect("observe");
-        let key = ServerKey { protocol: Protocol::Tcp, address };
-        let one = observed.servers[&key].destinations[&SocketAddr::new(at.pod1, 8080)];
-        assert_eq!(one.connections, 1, "{family}: the new one came by IPVS");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-        stream.write_all(b"who").expect("it is still open");
-        let mut text = [0; 64];
-        let length = stream.read(&mut text).expect("an answer");
-        assert!(text[..length].starts_with(b"pod2 "), "{family}");
     }
 }
 
@@ -347,10 +325,10 @@ fn a_place_that_another_program_has_is_told() {
         return;
     }
     let mut node = Node::new(Family::V4);
-    let at = node.lab.addresses();
+    let at = node.scene.addresses();
     let id = ServerId { protocol: 6, address: SocketAddr::new(at.node, 30_080) };
     let options = ServerOptions { scheduler: "rr".into(), flags: 0, affinity_timeout_s: None };
-    let mut other = node.lab.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
+    let mut other = node.scene.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
     other.add_server(id, &options).expect("a server of another program");
     let key = ServerKey { protocol: Protocol::Tcp, address: id.address };
     let settings = ServerSettings { scheduler: Scheduler::RoundRobin, affinity_timeout_s: None };

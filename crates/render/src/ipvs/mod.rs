@@ -19,24 +19,28 @@
 //! - refusals, sources and masquerade.
 //!
 //! An endpoint that goes gets weight 0 and is removed when its last connection is gone; for UDP, at
-//! once, since a client that goes on sending would stay for ever.
+//! once, since a client that goes on sending would stay for ever. So does a server with its
+//! endpoints, and its address with the last server: also when another backend takes over.
 
 mod diff;
+mod program;
 mod state;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Packet, Verdict};
-use model::{ClusterConfig, Family, NamespacedName, Protocol};
-use plan::services::{Backends, Frontend, FrontendPlan, Scheduling, ServicePlan};
-use plan::{Desired, Finding, NodeFacts};
+use model::{ClusterConfig, NamespacedName, Protocol};
+use plan::services::{Frontend, FrontendPlan, Scheduling, ServicePlan};
+use plan::{Finding, NodeFacts};
 
-pub use diff::diff;
+pub use diff::{diff, diff_touched, is_preparation};
+pub use program::{IpvsProgram, Touched, render, update};
 pub use state::{IpvsObserved, ObservedDestination, ObservedServer};
 
 use crate::nft::{self, NftObserved};
+use crate::owned::IPVS_LINK;
 
 /// Kernel parameters below `net/ipv4/vs`, by name.
 ///
@@ -45,17 +49,6 @@ use crate::nft::{self, NftObserved};
 /// - `expire_quiescent_template`: session affinity ends with its endpoint.
 pub const PARAMETERS: [(&str, &str); 3] =
     [("conntrack", "1"), ("expire_nodest_conn", "1"), ("expire_quiescent_template", "1")];
-
-/// What shall be; empty unless IPVS is the backend of Services.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IpvsProgram {
-    /// Whether there are the link and the parameters.
-    pub is_on: bool,
-    /// Addresses on the link.
-    pub addresses: BTreeSet<IpAddr>,
-    /// The virtual servers.
-    pub servers: BTreeMap<ServerKey, Server>,
-}
 
 /// What clients send to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -148,14 +141,32 @@ pub enum IpvsOp {
     AddServer(ServerKey, ServerSettings),
     /// Changes how it chooses.
     ChangeServer(ServerKey, ServerSettings),
-    /// Removes it with its endpoints.
-    DeleteServer(ServerKey),
+    /// No new connections for its endpoints; it goes when none of them has any.
+    RetireServer(ServerKey),
     /// Adds an endpoint with its weight.
     AddDestination(ServerKey, SocketAddr, u32),
     /// Changes an endpoint's weight.
     ChangeDestination(ServerKey, SocketAddr, u32),
     /// No new connections for an endpoint; it goes when it has none.
     RetireDestination(ServerKey, SocketAddr),
+}
+
+impl fmt::Display for IpvsOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateLink => write!(f, "create link {IPVS_LINK}"),
+            Self::DeleteLink => write!(f, "delete link {IPVS_LINK}"),
+            Self::SetParameter { name, value } => write!(f, "set parameter {name} to {value}"),
+            Self::AddAddress(address) => write!(f, "add address {address}"),
+            Self::DeleteAddress(address) => write!(f, "delete address {address}"),
+            Self::AddServer(key, _) => write!(f, "add server {key}"),
+            Self::ChangeServer(key, _) => write!(f, "change server {key}"),
+            Self::RetireServer(key) => write!(f, "retire server {key}"),
+            Self::AddDestination(key, to, _) => write!(f, "add endpoint {to} to {key}"),
+            Self::ChangeDestination(key, to, _) => write!(f, "change endpoint {to} of {key}"),
+            Self::RetireDestination(key, to) => write!(f, "retire endpoint {to} of {key}"),
+        }
+    }
 }
 
 /// Whether IPVS can choose the endpoints of a frontend.
@@ -185,23 +196,6 @@ pub fn unsupported(service: &NamespacedName, plan: &ServicePlan) -> Vec<Finding>
     asked.map(finding).into_iter().collect()
 }
 
-/// Says a plan in IPVS. A pure function of its arguments.
-pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> IpvsProgram {
-    let mut program = IpvsProgram { is_on: true, ..IpvsProgram::default() };
-    let mut claimed = BTreeSet::new();
-    // The order in which frontends win over each other (`plan::services`).
-    for rank in [Rank::ClusterIp, Rank::External, Rank::NodePort] {
-        for service in desired.services.values() {
-            for (frontend, plan) in &service.frontends {
-                if Rank::of(frontend) == rank {
-                    program.add_frontend(frontend, plan, config, facts, &mut claimed);
-                }
-            }
-        }
-    }
-    program
-}
-
 /// What becomes of a flow's first packet at this node, with the nftables table beside.
 ///
 /// # Errors
@@ -224,77 +218,4 @@ pub fn trace(
         destinations: destinations.collect(),
     };
     nft::trace_through(beside, &balancer, packet, config, facts)
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rank {
-    ClusterIp,
-    External,
-    NodePort,
-}
-
-impl Rank {
-    fn of(frontend: &Frontend) -> Self {
-        match frontend {
-            Frontend::ClusterIp { .. } => Self::ClusterIp,
-            Frontend::External { .. } => Self::External,
-            Frontend::NodePort { .. } => Self::NodePort,
-        }
-    }
-}
-
-impl IpvsProgram {
-    /// A frontend that another Service claimed before is left out, and one that nftables refuses or
-    /// translates claims its place all the same.
-    fn add_frontend(
-        &mut self,
-        frontend: &Frontend,
-        plan: &FrontendPlan,
-        config: &ClusterConfig,
-        facts: &NodeFacts,
-        claimed: &mut BTreeSet<ServerKey>,
-    ) {
-        let protocol = frontend.protocol();
-        for address in addresses_of(frontend, config, facts) {
-            let key = ServerKey { protocol, address };
-            if !claimed.insert(key) || !is_possible(frontend, plan) {
-                continue;
-            }
-            let Backends::Endpoints(endpoints) = &plan.backends else { continue };
-            self.servers.insert(key, server(endpoints, plan));
-            if Rank::of(frontend) == Rank::ClusterIp {
-                self.addresses.insert(address.ip());
-            }
-        }
-    }
-}
-
-fn addresses_of(frontend: &Frontend, config: &ClusterConfig, facts: &NodeFacts) -> Vec<SocketAddr> {
-    match *frontend {
-        Frontend::ClusterIp { address, port, .. } | Frontend::External { address, port, .. } => {
-            vec![SocketAddr::new(address, port)]
-        }
-        Frontend::NodePort { family, port, .. } => {
-            let own = facts.addresses.iter().copied();
-            own.filter(|one| Family::of(one) == family && config.has_node_ports_at(*one))
-                .map(|address| SocketAddr::new(address, port))
-                .collect()
-        }
-    }
-}
-
-fn server(endpoints: &BTreeSet<SocketAddr>, plan: &FrontendPlan) -> Server {
-    let weight = |endpoint: &SocketAddr| match &plan.scheduling {
-        Scheduling::Weighted(weights) => weights.get(endpoint).map_or(1, |&one| u32::from(one)),
-        Scheduling::Random | Scheduling::LeastConnection | Scheduling::Maglev => 1,
-    };
-    let scheduler = match &plan.scheduling {
-        Scheduling::Random => Scheduler::RoundRobin,
-        Scheduling::Weighted(_) => Scheduler::WeightedRoundRobin,
-        Scheduling::LeastConnection => Scheduler::LeastConnection,
-        Scheduling::Maglev => Scheduler::Maglev,
-    };
-    let settings = ServerSettings { scheduler, affinity_timeout_s: plan.affinity_timeout_s };
-    let destinations = endpoints.iter().map(|endpoint| (*endpoint, weight(endpoint))).collect();
-    Server { settings, destinations }
 }

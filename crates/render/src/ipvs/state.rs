@@ -19,7 +19,7 @@ const EADDRNOTAVAIL: i32 = 99;
 pub struct IpvsObserved {
     /// The addresses on our link; `None` without the link.
     pub link: Option<BTreeSet<IpAddr>>,
-    /// Of the parameters of IPVS, those that the kernel has.
+    /// Of the parameters of IPVS, those that the kernel has; not looked at without the link.
     pub parameters: BTreeMap<&'static str, String>,
     /// Our virtual servers; others' are not in it.
     pub servers: BTreeMap<ServerKey, ObservedServer>,
@@ -39,8 +39,9 @@ pub struct ObservedServer {
 pub struct ObservedDestination {
     /// Its weight; with 0 it gets no new connections.
     pub weight: u32,
-    /// Connections that it has, open and closing.
-    pub connections: u32,
+    /// Whether it has connections that still have time to end. Told only of one with weight 0:
+    /// what others do is no change of the state.
+    pub is_busy: bool,
 }
 
 impl ObservedDestination {
@@ -51,7 +52,15 @@ impl ObservedDestination {
 
     /// Whether it has connections to wait for. A UDP client may never cease to send.
     pub fn may_wait(&self, protocol: Protocol) -> bool {
-        self.connections > 0 && protocol != Protocol::Udp
+        self.is_busy && protocol != Protocol::Udp
+    }
+}
+
+impl ObservedServer {
+    /// Whether it shall go and waits for the end of connections of all the endpoints it has left.
+    pub fn is_waiting(&self, protocol: Protocol) -> bool {
+        let mut destinations = self.destinations.values();
+        !self.destinations.is_empty() && destinations.all(|one| one.is_waiting(protocol))
     }
 }
 
@@ -69,7 +78,11 @@ impl IpvsObserved {
                     Ok(())
                 }
             },
-            IpvsOp::DeleteLink => self.link.take().map(drop).ok_or_else(|| refused(ENODEV, op)),
+            IpvsOp::DeleteLink => {
+                self.link.take().ok_or_else(|| refused(ENODEV, op))?;
+                self.parameters.clear();
+                Ok(())
+            }
             IpvsOp::SetParameter { name, value } => {
                 self.parameters.insert(name, (*value).into());
                 Ok(())
@@ -99,15 +112,20 @@ impl IpvsObserved {
             IpvsOp::ChangeServer(key, settings) => {
                 self.server(key, op)?.settings = settings.clone();
             }
-            IpvsOp::DeleteServer(key) => {
-                self.servers.remove(key).ok_or_else(|| refused(ESRCH, op))?;
+            IpvsOp::RetireServer(key) => {
+                let server = self.server(key, op)?;
+                server.destinations.values_mut().for_each(|one| one.weight = 0);
+                server.destinations.retain(|_, one| one.is_waiting(key.protocol));
+                if server.destinations.is_empty() {
+                    self.servers.remove(key);
+                }
             }
             IpvsOp::AddDestination(key, endpoint, weight) => {
                 let destinations = &mut self.server(key, op)?.destinations;
                 if destinations.contains_key(endpoint) {
                     return Err(refused(EEXIST, op));
                 }
-                let added = ObservedDestination { weight: *weight, connections: 0 };
+                let added = ObservedDestination { weight: *weight, is_busy: false };
                 destinations.insert(*endpoint, added);
             }
             IpvsOp::ChangeDestination(key, endpoint, weight) => {
