@@ -25,6 +25,7 @@ use plan::network::NetworkPlan;
 use plan::services::ServicePlan;
 use plan::zone::Zone;
 use plan::{Desired, Finding, NodeFacts};
+use render::implementation::{self, KernelObject};
 use render::inventory::{self, Row, RowKind};
 use render::{Observed, Op, OpError, Program, Touched};
 
@@ -301,6 +302,14 @@ impl Reconciler {
     pub fn inventory(&self) -> Vec<Row> {
         let observed = self.believed.as_ref().filter(|_| self.is_synced());
         observed.map_or_else(Vec::new, |observed| inventory::inventory(&self.program, observed))
+    }
+
+    /// The kernel objects that implement a Service, as read back last; none before the first
+    /// reading.
+    pub fn implementation(&self, service: &NamespacedName) -> Vec<KernelObject> {
+        let (Some(observed), Some(facts)) = (&self.believed, &self.facts) else { return vec![] };
+        let kernel = (&self.program, observed);
+        implementation::of_service(service, &self.desired, &self.config, facts, kernel)
     }
 
     /// What the node's network shall be, as planned last.

@@ -30,6 +30,7 @@ use plan::{Desired, NodeFacts};
 pub use diff::{diff, diff_touched};
 pub use program::{Touched, update};
 pub use slots::Shares;
+pub(crate) use slots::elements_of;
 pub use state::{Command, NftObserved, Transaction};
 pub use trace::{Balancer, TraceError, trace, trace_through};
 
