@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::kinds::{Endpoint, ServiceType, TrafficPolicy};
-use model::{EndpointSlice, NamespacedName, Protocol, Service};
+use model::{ClusterConfig, EndpointSlice, NamespacedName, Protocol, Service, Unreachable};
 use plan::services::{Backends, Frontend, FrontendPlan, RangeFrontend, Scheduling, ServicePlan};
 use reconcile::Reconciler;
+use render::implementation::KernelObject;
 use serde::{Deserialize, Serialize};
+
+use crate::measure::Measurement;
 
 /// All Services at one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +51,8 @@ pub struct ServiceReport {
     pub frontends: Vec<FrontendReport>,
     /// What its EndpointSlices hold.
     pub endpoints: Vec<EndpointReport>,
+    /// The kernel objects that implement it, where one Service is asked for.
+    pub objects: Vec<KernelObject>,
     /// What is wrong with it, a sentence each.
     pub findings: Vec<String>,
 }
@@ -98,22 +103,54 @@ pub struct EndpointReport {
     pub state: String,
     /// Whether new connections of this node's clients may go there.
     pub used: bool,
+    /// Whether it answers this node, as far as fail-over knows.
+    pub answers: bool,
+    /// Flows of the Service to it that the node knows, closing ones included. Like the following,
+    /// told where one Service is asked for, and where it can be known.
+    pub flows: Option<u64>,
+    /// Packets of these flows, where the node counts them (`net.netfilter.nf_conntrack_acct`).
+    pub packets: Option<u64>,
+    /// Their bytes.
+    pub bytes: Option<u64>,
+    /// Microseconds from a SYN of this node to the answer.
+    pub round_trip_us: Option<u64>,
 }
 
 /// All Services that the API has, in the order of their names.
 pub(crate) fn report(reconciler: &Reconciler) -> Vec<ServiceReport> {
-    let world = reconciler.world();
     let findings = findings(reconciler);
-    let services = world.services().map(|service| {
-        let key = service.metadata.key();
-        let plan = reconciler.services().get(&key);
-        let slices = world.slices_of(&key).map(|slice| &**slice);
-        ServiceReport {
-            findings: findings.get(&key).cloned().unwrap_or_default(),
-            ..describe(service, slices, plan)
-        }
-    });
-    services.collect()
+    let services = reconciler.world().services();
+    services.map(|service| report_of(reconciler, service, &findings)).collect()
+}
+
+/// One Service with what implements it, and what to measure of it; `None` when the API has none of
+/// this name.
+pub(crate) fn report_one(
+    reconciler: &Reconciler,
+    config: &ClusterConfig,
+    key: &NamespacedName,
+) -> Option<(ServiceReport, Measurement)> {
+    let service = reconciler.world().service(key)?;
+    let mut report = report_of(reconciler, service, &findings(reconciler));
+    report.objects = reconciler.implementation(key);
+    let plan = reconciler.services().get(key);
+    let measurement = plan.map(|plan| Measurement::new(plan, config, reconciler.network()));
+    Some((report, measurement.unwrap_or_default()))
+}
+
+fn report_of(
+    reconciler: &Reconciler,
+    service: &Service,
+    findings: &BTreeMap<NamespacedName, Vec<String>>,
+) -> ServiceReport {
+    let world = reconciler.world();
+    let key = service.metadata.key();
+    let plan = reconciler.services().get(&key);
+    let slices = world.slices_of(&key).map(|slice| &**slice);
+    ServiceReport {
+        findings: findings.get(&key).cloned().unwrap_or_default(),
+        ..describe(service, slices, plan, world.unreachable())
+    }
 }
 
 /// What was found about Services, by their names.
@@ -133,11 +170,12 @@ fn describe<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice>,
     plan: Option<&ServicePlan>,
+    unreachable: &Unreachable,
 ) -> ServiceReport {
     let spec = &service.spec;
     let used: BTreeSet<IpAddr> = plan.into_iter().flat_map(used_addresses).collect();
     let mut endpoints: Vec<EndpointReport> =
-        slices.flat_map(|slice| of_slice(slice, &used)).collect();
+        slices.flat_map(|slice| of_slice(slice, &used, unreachable)).collect();
     endpoints.sort_by(|one, other| one.address.cmp(&other.address));
     endpoints.dedup();
     let is_outside = plan.is_some_and(|plan| {
@@ -158,6 +196,7 @@ fn describe<'a>(
         scheduling: plan.map_or_else(String::new, scheduling_text),
         frontends: plan.map_or_else(Vec::new, frontends),
         endpoints,
+        objects: vec![],
         findings: vec![],
     }
 }
@@ -181,6 +220,7 @@ fn scheduling_text(plan: &ServicePlan) -> String {
         Scheduling::Weighted(_) => "weighted",
         Scheduling::LeastConnection => "least-connection",
         Scheduling::Maglev => "maglev",
+        Scheduling::Ipvs(scheduler, _) => scheduler.name(),
     });
     text.max().unwrap_or_default().to_owned()
 }
@@ -250,6 +290,7 @@ fn used_addresses(plan: &ServicePlan) -> impl Iterator<Item = IpAddr> + '_ {
 fn of_slice<'a>(
     slice: &'a EndpointSlice,
     used: &'a BTreeSet<IpAddr>,
+    unreachable: &'a Unreachable,
 ) -> impl Iterator<Item = EndpointReport> + 'a {
     let ports: Vec<String> = slice
         .ports
@@ -266,7 +307,16 @@ fn of_slice<'a>(
         node: endpoint.node_name.clone(),
         state: state(endpoint).to_owned(),
         used: endpoint.address().is_some_and(|address| used.contains(&address)),
+        answers: !is_unreachable(unreachable, slice, endpoint),
+        ..EndpointReport::default()
     })
+}
+
+fn is_unreachable(unreachable: &Unreachable, slice: &EndpointSlice, endpoint: &Endpoint) -> bool {
+    let tcp = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let sockets = tcp.filter_map(|port| Some(SocketAddr::new(endpoint.address()?, port.port?)));
+    unreachable.nodes.contains(&endpoint.node_name)
+        || sockets.into_iter().any(|socket| unreachable.endpoints.contains(&socket))
 }
 
 fn state(endpoint: &Endpoint) -> &'static str {

@@ -26,6 +26,7 @@
 mod annotations;
 mod endpoints;
 mod external;
+mod ipvs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -38,6 +39,7 @@ use model::kinds::{
 use model::{ClusterConfig, Family, NamespacedName, Protocol, Service, World};
 
 pub use annotations::{PORT_RANGES_MAX, WEIGHTS_MAX};
+pub use ipvs::IpvsScheduler;
 
 use crate::{Finding, NodeFacts};
 use annotations::{PortRanges, Weights};
@@ -207,6 +209,8 @@ pub enum Scheduling {
     /// By a consistent hash of the client's address (Eisenbud et al., NSDI 2016): all nodes send a
     /// client to the same endpoint, and few clients move when endpoints change.
     Maglev,
+    /// By an algorithm that IPVS alone has, with weights where they differ.
+    Ipvs(IpvsScheduler, BTreeMap<SocketAddr, u16>),
 }
 
 /// The answer to the health checks of a load balancer (`spec.healthCheckNodePort`).
@@ -336,8 +340,11 @@ impl<'a> Wishes<'a> {
         }
         if let Some(text) = annotation(WEIGHTS_ANNOTATION) {
             match Weights::read(text) {
-                Ok(_) if wishes.scheduling != Scheduling::Random => {
-                    found(WEIGHTS_ANNOTATION, "only random scheduling has weights");
+                Ok(_) if !wishes.scheduling.has_weights() => {
+                    found(
+                        WEIGHTS_ANNOTATION,
+                        "only random scheduling and that of IPVS has weights",
+                    );
                 }
                 Ok(weights) => wishes.weights = weights,
                 Err(reason) => found(WEIGHTS_ANNOTATION, &reason),
@@ -483,11 +490,27 @@ fn with_preferences(
     plan.affinity_timeout_s = service.affinity_timeout_s();
     plan.scheduling = if wishes.weights.are_given() {
         let both = [Some(&plan.backends), plan.outside.as_ref()];
-        candidates.scheduling(both.into_iter().flatten().flat_map(Backends::endpoints))
+        let endpoints = both.into_iter().flatten().flat_map(Backends::endpoints);
+        wishes.scheduling.with_weights_of(candidates.scheduling(endpoints))
     } else {
         wishes.scheduling.clone()
     };
     plan
+}
+
+impl Scheduling {
+    fn has_weights(&self) -> bool {
+        matches!(self, Self::Random | Self::Ipvs(..))
+    }
+
+    /// The same way to choose, with the weights of another.
+    fn with_weights_of(&self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Ipvs(scheduler, _), Self::Weighted(weights)) => Self::Ipvs(*scheduler, weights),
+            (Self::Ipvs(scheduler, _), _) => Self::Ipvs(*scheduler, BTreeMap::new()),
+            (_, other) => other,
+        }
+    }
 }
 
 impl Backends {

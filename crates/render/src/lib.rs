@@ -152,6 +152,7 @@ pub fn unsupported(
     let asked = plans.map(|plan| &plan.scheduling).find_map(|scheduling| match scheduling {
         Scheduling::LeastConnection => Some("least-connection"),
         Scheduling::Maglev if backend != ServiceBackend::Ebpf => Some("maglev"),
+        Scheduling::Ipvs(scheduler, _) => Some(scheduler.name()),
         Scheduling::Random | Scheduling::Weighted(_) | Scheduling::Maglev => None,
     });
     let finding = |asked| Finding {

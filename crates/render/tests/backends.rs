@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::{ClusterConfig, NamespacedName, Protocol, ServiceBackend};
-use plan::services::{Backends, Frontend, FrontendPlan, Scheduling, ServicePlan};
+use plan::services::{Backends, Frontend, FrontendPlan, IpvsScheduler, Scheduling, ServicePlan};
 use plan::{Desired, NodeFacts};
 use render::iptables::IptablesOp;
 use render::nft::NftOp;
@@ -89,6 +89,10 @@ fn what_a_backend_cannot_do_is_found() {
         (Scheduling::Weighted(BTreeMap::new()), vec![]),
         (Scheduling::LeastConnection, vec![Auto, Nftables, Iptables, Ebpf]),
         (Scheduling::Maglev, vec![Auto, Nftables, Iptables]),
+        (
+            Scheduling::Ipvs(IpvsScheduler::ShortestExpectedDelay, BTreeMap::new()),
+            vec![Auto, Nftables, Iptables, Ebpf],
+        ),
     ];
     for (scheduling, refusing) in rows {
         let desired = desired(scheduling.clone());
@@ -96,7 +100,7 @@ fn what_a_backend_cannot_do_is_found() {
         for backend in [Auto, Nftables, Iptables, Ebpf, Ipvs] {
             let found = unsupported(backend, key, plan);
             assert_eq!(found.len(), usize::from(refusing.contains(&backend)), "{backend:?}");
-            let asked = ["least-connection", "maglev"];
+            let asked = ["least-connection", "maglev", "sed"];
             assert!(found.iter().all(|finding| finding.about == "Service default/web"
                 && asked.iter().any(|asked| finding.message.contains(asked))));
         }

@@ -46,7 +46,7 @@ fn name(op: &Op) -> &'static str {
         Op::Ebpf(NodeOp::Drain) => "drain",
         Op::Ebpf(NodeOp::Remove) => "remove",
         Op::Nft(_) => "nft",
-        Op::Net(_) | Op::Iptables(_) => "other",
+        Op::Net(_) | Op::Iptables(_) | Op::Ipvs(_) => "other",
     }
 }
 

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::{ClusterConfig, Family, NamespacedName, Protocol};
 use plan::services::{
-    Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
+    Backends, Frontend, FrontendPlan, IpvsScheduler, RangeFrontend, RangeScope, Scheduling,
+    ServicePlan,
 };
 use plan::{Desired, NodeFacts};
 use render::ipvs::{
@@ -116,7 +117,17 @@ fn schedulers_are_those_that_are_asked_for() {
         assert_eq!(server.destinations[&at("10.244.0.2:8080")], weight, "{name}");
         assert_eq!(Scheduler::from_name(name), server.settings.scheduler);
     }
-    assert_eq!(Scheduler::from_name("sed"), Scheduler::Other("sed".into()));
+    for scheduler in IpvsScheduler::ALL {
+        let weights = [(at("10.244.0.2:8080"), 7)].into();
+        let scheduling = Scheduling::Ipvs(scheduler, weights);
+        let chosen = FrontendPlan { scheduling, ..to(&["10.244.0.2:8080", "10.244.0.3:8080"]) };
+        let program = program(vec![("web", plan(vec![(cluster_ip(80), chosen)]))]);
+        let server = &program.servers[&key("10.96.0.20:80")];
+        assert_eq!(server.settings.scheduler.name(), scheduler.name());
+        let weights: Vec<u32> = server.destinations.values().copied().collect();
+        assert_eq!(weights, [7, 1], "{scheduler}");
+    }
+    assert_eq!(Scheduler::from_name("new"), Scheduler::Other("new".into()));
 }
 
 /// An external address of the node wins over a node port, also where nftables refuses there.
@@ -260,7 +271,8 @@ fn an_endpoint_of_udp_waits_for_nobody() {
 #[test]
 fn the_model_refuses_what_linux_refuses() {
     let vip = key("10.96.0.20:80");
-    let settings = ServerSettings { scheduler: Scheduler::RoundRobin, affinity_timeout_s: None };
+    let settings =
+        ServerSettings { scheduler: Scheduler::from_name("rr"), affinity_timeout_s: None };
     let end = at("10.244.0.9:1");
     let mut observed = IpvsObserved::default();
     let refused = |observed: &mut IpvsObserved, op: IpvsOp| {

@@ -14,7 +14,7 @@ use kernel::nft::NftDriver;
 use model::{Family, NamespacedName, Protocol};
 use netlink::Netns;
 use netlink::ipvs::{Ipvs, ServerId, ServerOptions};
-use plan::services::{FrontendPlan, Scheduling, ServicePlan};
+use plan::services::{FrontendPlan, IpvsScheduler, Scheduling, ServicePlan};
 use render::ipvs::{IpvsOp, IpvsProgram, Scheduler, ServerKey, ServerSettings};
 use render::nft::Role;
 use testkit::emulated::Feature;
@@ -110,12 +110,17 @@ fn what_is_written_is_read_back_and_goes_again() {
 
         let ends = [at.pod1, at.pod2].map(|address| SocketAddr::new(address, 8080));
         let weights: BTreeMap<SocketAddr, u16> = ends.into_iter().zip([3, 1]).collect();
-        let schedulings = [
+        let by_name = IpvsScheduler::ALL.map(|one| Scheduling::Ipvs(one, weights.clone()));
+        let schedulings: Vec<Scheduling> = [
             Scheduling::Random,
             Scheduling::Weighted(weights),
             Scheduling::LeastConnection,
             Scheduling::Maglev,
-        ];
+        ]
+        .into_iter()
+        .chain(by_name)
+        .collect();
+        let count = schedulings.len();
         for (number, scheduling) in (0_u16..).zip(schedulings) {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                 let affinity_timeout_s = (number % 2 == 0).then_some(10_800);
@@ -132,7 +137,7 @@ fn what_is_written_is_read_back_and_goes_again() {
         }
         let Scene { desired, config, facts, .. } = &node.scene;
         let program = render::ipvs::render(desired, config, facts);
-        assert_eq!(program.servers.len(), 4 * 3 * 2);
+        assert_eq!(program.servers.len(), count * 3 * 2);
         let observed = node.driver.observe().expect("observe");
         for (key, server) in &program.servers {
             assert_eq!(observed.servers[key].settings, server.settings, "{key}");
@@ -331,7 +336,8 @@ fn a_place_that_another_program_has_is_told() {
     let mut other = node.scene.node.run(|| Ipvs::open().expect("IPVS")).expect("the node");
     other.add_server(id, &options).expect("a server of another program");
     let key = ServerKey { protocol: Protocol::Tcp, address: id.address };
-    let settings = ServerSettings { scheduler: Scheduler::RoundRobin, affinity_timeout_s: None };
+    let settings =
+        ServerSettings { scheduler: Scheduler::from_name("rr"), affinity_timeout_s: None };
     let error = node.driver.apply(&IpvsOp::AddServer(key, settings)).expect_err("it is taken");
     assert_eq!(error.errno, 17);
     for part in ["172.30.0.2:30080", "another program"] {

@@ -24,7 +24,8 @@ pub struct Service {
 /// Ports besides those of `spec.ports`, which endpoints see unchanged: `all`, or a list such as
 /// `tcp:30000-30100,udp:5060`.
 pub const PORT_RANGES_ANNOTATION: &str = "flatnet.io/port-ranges";
-/// How endpoints are chosen: `random`, `least-connection` or `maglev`.
+/// How endpoints are chosen: `random`, `least-connection`, `maglev`, or an algorithm that IPVS alone
+/// has, such as `ipvs-sed`.
 pub const SCHEDULING_ANNOTATION: &str = "flatnet.io/scheduling";
 /// Weights of endpoints, 1 where none is given, such as `web-canary-*=5,web-*=95,10.0.0.7=0`: a
 /// pod's name, the beginning of one, or an address. The first that fits counts. An endpoint of

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use model::Protocol;
 use model::kinds::{Endpoint, ServicePort};
 
-use super::Scheduling;
+use super::{IpvsScheduler, Scheduling};
 
 /// The most ranges that one Service may ask for.
 pub const PORT_RANGES_MAX: usize = 64;
@@ -100,7 +100,13 @@ pub(super) fn scheduling(text: &str) -> Result<Scheduling, String> {
         "random" => Ok(Scheduling::Random),
         "least-connection" => Ok(Scheduling::LeastConnection),
         "maglev" => Ok(Scheduling::Maglev),
-        other => Err(format!("{other:?} is none of random, least-connection and maglev")),
+        other => match IpvsScheduler::from_annotation(other) {
+            Some(scheduler) => Ok(Scheduling::Ipvs(scheduler, BTreeMap::new())),
+            None => Err(format!(
+                "{other:?} is none of random, least-connection, maglev, and ipvs- with the name of \
+                 an algorithm of IPVS"
+            )),
+        },
     }
 }
 

@@ -528,7 +528,10 @@ fn weight(scheduling: &Scheduling, endpoint: &SocketAddr) -> u32 {
     match scheduling {
         Scheduling::Weighted(weights) => weights.get(endpoint).copied().unwrap_or(1).into(),
         // What iptables cannot do is done at random (`super::unsupported`).
-        Scheduling::Random | Scheduling::LeastConnection | Scheduling::Maglev => 1,
+        Scheduling::Random
+        | Scheduling::LeastConnection
+        | Scheduling::Maglev
+        | Scheduling::Ipvs(..) => 1,
     }
 }
 

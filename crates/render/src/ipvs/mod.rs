@@ -32,7 +32,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Packet, Verdict};
 use model::{ClusterConfig, NamespacedName, Protocol};
-use plan::services::{Frontend, FrontendPlan, Scheduling, ServicePlan};
+use plan::services::{Frontend, FrontendPlan, IpvsScheduler, Scheduling, ServicePlan};
 use plan::{Finding, NodeFacts};
 
 pub use diff::{diff, diff_touched, is_preparation};
@@ -86,14 +86,8 @@ pub struct ServerSettings {
 /// An algorithm of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scheduler {
-    /// One after the other.
-    RoundRobin,
-    /// The same, as often as the weight says.
-    WeightedRoundRobin,
-    /// The endpoint with the fewest connections.
-    LeastConnection,
-    /// Consistent hash of the client's address.
-    Maglev,
+    /// One that Services may ask for.
+    Known(IpvsScheduler),
     /// Another one, which somebody else chose.
     Other(String),
 }
@@ -102,20 +96,14 @@ impl Scheduler {
     /// The kernel's name of it.
     pub fn name(&self) -> &str {
         match self {
-            Self::RoundRobin => "rr",
-            Self::WeightedRoundRobin => "wrr",
-            Self::LeastConnection => "lc",
-            Self::Maglev => "mh",
+            Self::Known(scheduler) => scheduler.name(),
             Self::Other(name) => name,
         }
     }
 
     /// By the kernel's name.
     pub fn from_name(name: &str) -> Self {
-        let ours =
-            [Self::RoundRobin, Self::WeightedRoundRobin, Self::LeastConnection, Self::Maglev];
-        let found = ours.into_iter().find(|scheduler| scheduler.name() == name);
-        found.unwrap_or_else(|| Self::Other(name.into()))
+        IpvsScheduler::from_name(name).map_or_else(|| Self::Other(name.into()), Self::Known)
     }
 }
 
@@ -180,9 +168,10 @@ pub fn is_possible(frontend: &Frontend, plan: &FrontendPlan) -> bool {
 pub fn unsupported(service: &NamespacedName, plan: &ServicePlan) -> Vec<Finding> {
     let by_nft = plan.frontends.iter().filter(|(frontend, plan)| !is_possible(frontend, plan));
     let mut by_nft = by_nft.map(|(_, plan)| plan).chain(plan.ranges.values());
-    let asked = by_nft.find_map(|plan| match plan.scheduling {
+    let asked = by_nft.find_map(|plan| match &plan.scheduling {
         Scheduling::LeastConnection => Some("least-connection"),
         Scheduling::Maglev => Some("maglev"),
+        Scheduling::Ipvs(scheduler, _) => Some(scheduler.name()),
         Scheduling::Random | Scheduling::Weighted(_) => None,
     });
     let finding = |asked| Finding {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::{ClusterConfig, Family, NamespacedName, Protocol};
-use plan::services::{Backends, Frontend, FrontendPlan, Scheduling, ServicePlan};
+use plan::services::{Backends, Frontend, FrontendPlan, IpvsScheduler, Scheduling, ServicePlan};
 use plan::{Desired, NodeFacts};
 
 use super::{Scheduler, Server, ServerKey, ServerSettings, is_possible};
@@ -221,15 +221,19 @@ fn server(frontend: &Frontend, plan: &FrontendPlan) -> Option<Server> {
         return None;
     }
     let weight = |endpoint: &SocketAddr| match &plan.scheduling {
-        Scheduling::Weighted(weights) => weights.get(endpoint).map_or(1, |&one| u32::from(one)),
+        Scheduling::Weighted(weights) | Scheduling::Ipvs(_, weights) => {
+            weights.get(endpoint).map_or(1, |&one| u32::from(one))
+        }
         Scheduling::Random | Scheduling::LeastConnection | Scheduling::Maglev => 1,
     };
     let scheduler = match &plan.scheduling {
-        Scheduling::Random => Scheduler::RoundRobin,
-        Scheduling::Weighted(_) => Scheduler::WeightedRoundRobin,
-        Scheduling::LeastConnection => Scheduler::LeastConnection,
-        Scheduling::Maglev => Scheduler::Maglev,
+        Scheduling::Random => IpvsScheduler::RoundRobin,
+        Scheduling::Weighted(_) => IpvsScheduler::WeightedRoundRobin,
+        Scheduling::LeastConnection => IpvsScheduler::LeastConnection,
+        Scheduling::Maglev => IpvsScheduler::Maglev,
+        Scheduling::Ipvs(scheduler, _) => *scheduler,
     };
+    let scheduler = Scheduler::Known(scheduler);
     let settings = ServerSettings { scheduler, affinity_timeout_s: plan.affinity_timeout_s };
     let destinations = endpoints.iter().map(|endpoint| (*endpoint, weight(endpoint))).collect();
     Some(Server { settings, destinations })

@@ -111,6 +111,7 @@ fn frontend_line(place: &str, plan: &FrontendPlan, names: &Names) -> String {
         Scheduling::Random => {}
         Scheduling::LeastConnection => line.push_str("; by least connections"),
         Scheduling::Maglev => line.push_str("; by Maglev"),
+        Scheduling::Ipvs(scheduler, _) => line.push_str(&format!("; by {scheduler}")),
         Scheduling::Weighted(weights) => {
             let weight = |(address, weight): (&SocketAddr, &u16)| {
                 format!("{} {weight}", names.print(*address))
