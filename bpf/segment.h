@@ -125,7 +125,7 @@ INLINE bool read_key(struct __sk_buff *skb, struct segment *segment, __u8 side,
 	key->zero[0] = 0;
 	key->zero[1] = 0;
 	if (packet->later_fragment) {
-		key->side = side + FRAGMENTS;
+		key->side = side | FRAGMENTS;
 		key->source_port = segment->identification;
 		key->destination_port = segment->identification >> 16;
 		return true;

@@ -8,9 +8,13 @@
  * never translated: nothing is INVALID, and a masquerade of pods that talk to the outside works on
  * top. All of it returns TC_NEXT, for other programs of the hook.
  *
+ * In between a masqueraded flow looks as if the client talked to the endpoint itself, which it may
+ * do at the same time and from the same port. So packets of masqueraded flows carry a mark from
+ * where they enter to where they leave; by it the nftables table lets them be tracked apart.
+ *
  * Undone: direct server return, since an option or an encapsulation would have to be understood by
  * the endpoint's node, whatever its backend; a client that reaches one endpoint from the same port
- * with and without the Service at once gets all answers from the Service.
+ * directly and by a Service that keeps its source gets all answers from the Service.
  */
 #include "refuse.h"
 
@@ -20,7 +24,6 @@ INLINE struct nat_link *find_nat_link(struct __sk_buff *skb)
 
 	return map_lookup(&nat_links, &index);
 }
-
 
 /* Reads a packet of a link and what it is found by. False: not for us. */
 INLINE bool read_frame(struct __sk_buff *skb, const struct nat_link *link, __u8 side,
@@ -48,11 +51,36 @@ static __attribute__((noinline)) void remember_fragments(const struct segment *s
 	struct flow_key key = *first;
 	struct flow value = { .used_s = now };
 
-	key.side += FRAGMENTS;
+	/* For their mark. */
+	if (!(key.side & LEAVING))
+		value.flags = flow->flags & (FLOW_MASQUERADED | FLOW_BACK);
+	key.side |= FRAGMENTS;
 	key.source_port = segment->identification;
 	key.destination_port = segment->identification >> 16;
 	__builtin_memcpy(value.address, flow->address, ADDRESS_BYTES);
 	map_update(&flows, &key, &value, BPF_ANY);
+}
+
+/* Marks what enters of a masqueraded flow: who only goes by shall know it where it leaves. */
+INLINE void mark_masqueraded(struct __sk_buff *skb, const struct flow *flow, __u8 side)
+{
+	if (!(side & LEAVING) && flow->flags & (FLOW_MASQUERADED | FLOW_BACK))
+		skb->mark |= NAT_MARK;
+}
+
+/* The side on which a packet leaves, by its mark, which ends here. */
+INLINE __u8 leaving_side(struct __sk_buff *skb)
+{
+	if (!(skb->mark & NAT_MARK))
+		return LEAVING;
+	skb->mark &= ~NAT_MARK;
+	return LEAVING | MASQUERADED;
+}
+
+/* Whether this node itself made a packet: then nothing could mark it. */
+INLINE bool is_made_here(struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex == 0;
 }
 
 /* Writes what a flow says into a packet. */
@@ -70,6 +98,7 @@ static __attribute__((noinline)) int translate(struct __sk_buff *skb,
 		.is_source = is_source,
 	};
 
+	mark_masqueraded(skb, flow, key->side);
 	if (!rewrite_segment(skb, segment, &change))
 		return drop_nat(NAT_DROP_CUT);
 	if (segment->is_fragment && !segment->packet.later_fragment)
@@ -77,16 +106,23 @@ static __attribute__((noinline)) int translate(struct __sk_buff *skb,
 	return TC_NEXT;
 }
 
+/* The side on which the packets of a flow leave. */
+INLINE __u8 side_of(const struct flow *flow)
+{
+	return flow->flags & FLOW_MASQUERADED ? LEAVING | MASQUERADED : LEAVING;
+}
+
 /* Writes the entries by which packets of a flow leave, where they are not there: new, or pushed
  * out of a full map.
  */
 GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __u32 now)
 {
-	struct flow_key key = { .side = LEAVING };
+	struct flow_key key = {};
 	struct flow value = { .flags = FLOW_BACK, .used_s = now };
 
 	if (!own || !flow)
 		return 0;
+	key.side = side_of(flow);
 	key.protocol = own->protocol;
 	value.port = own->destination_port;
 	__builtin_memcpy(key.source, flow->address, ADDRESS_BYTES);
@@ -154,10 +190,11 @@ INLINE bool goes_on(struct flow *flow, const struct segment *segment, const stru
  */
 GLOBAL int is_taken(const struct flow_key *own, const struct flow *flow, __u32 now)
 {
-	struct flow_key key = { .side = LEAVING };
+	struct flow_key key = {};
 
 	if (!own || !flow)
 		return false;
+	key.side = side_of(flow);
 	key.protocol = own->protocol;
 	__builtin_memcpy(key.source, flow->address, ADDRESS_BYTES);
 	__builtin_memcpy(key.destination, own->source, ADDRESS_BYTES);
@@ -185,7 +222,9 @@ static __attribute__((noinline)) enum answer lead(const struct flow_key *key,
 	flow->id = view_id(service, outside);
 	flow->port = endpoint.port ? endpoint.port : key->destination_port;
 	flow->flags = endpoint.port ? 0 : FLOW_SAME_PORT;
-	if (needs_masquerade(service, outside, &client.name, &endpoint))
+	/* What is for the node itself never leaves it. */
+	if (needs_masquerade(service, outside, &client.name, &endpoint) &&
+	    !is_node_address((const struct address *)endpoint.address))
 		flow->flags |= FLOW_MASQUERADED;
 	return CHOSEN;
 }
@@ -261,6 +300,10 @@ static __attribute__((noinline)) struct flow *find_by_error(struct __sk_buff *sk
 	key->destination_port = ports[0];
 	key->protocol = inner->protocol;
 	struct flow *flow = map_lookup(&flows, key);
+	if (!flow && key->side == LEAVING && is_made_here(skb)) {
+		key->side |= MASQUERADED;
+		flow = map_lookup(&flows, key);
+	}
 	if (!flow || flow->port == 0)
 		return NULL;
 	if (key->side == ENTERING && !(flow->flags & FLOW_BACK))
@@ -290,7 +333,7 @@ static __attribute__((noinline)) int translate_error(struct __sk_buff *skb,
 	struct flow *flow = find_by_error(skb, inner, &key, now);
 	if (!flow)
 		return TC_NEXT;
-	bool is_source = side == LEAVING;
+	bool is_source = side & LEAVING;
 	const struct address *from = is_source ? &inner->destination : &inner->source;
 	struct change change = {
 		.from = from,
@@ -300,6 +343,7 @@ static __attribute__((noinline)) int translate_error(struct __sk_buff *skb,
 		/* What the error is about went the other way. */
 		.is_source = !is_source,
 	};
+	mark_masqueraded(skb, flow, side);
 	if (!rewrite_inner(skb, outer, inner, &change))
 		return drop_nat(NAT_DROP_CUT);
 	change.is_source = is_source;
@@ -430,7 +474,7 @@ INLINE bool holds(struct flow *flow, const struct segment *segment, const struct
 	__u8 tcp_flags = key->protocol == PROTOCOL_TCP ? segment->tcp_flags : 0;
 	bool back = flow->flags & FLOW_BACK;
 
-	if (key->side != LEAVING)
+	if (key->side & FRAGMENTS)
 		return true;
 	bool tells = back && (!(flow->flags & FLOW_ANSWERED) || tcp_flags & (TCP_FIN | TCP_RST));
 	if (flow->used_s == now && !tells)
@@ -460,12 +504,19 @@ int service_leave(struct __sk_buff *skb)
 	struct segment segment = {};
 	struct flow_key key;
 
-	if (!link || !read_frame(skb, link, LEAVING, &segment, &key))
+	if (!link)
+		return TC_NEXT;
+	__u8 side = leaving_side(skb);
+	if (!read_frame(skb, link, side, &segment, &key))
 		return TC_NEXT;
 	__u32 now = now_s();
 	if (is_icmp(segment.packet.protocol))
-		return translate_error(skb, &segment, LEAVING, now);
+		return translate_error(skb, &segment, side, now);
 	struct flow *flow = map_lookup(&flows, &key);
+	if (!flow && is_made_here(skb)) {
+		key.side |= MASQUERADED;
+		flow = map_lookup(&flows, &key);
+	}
 	if (!flow || !holds(flow, &segment, &key, now))
 		return TC_NEXT;
 	if (flow->flags & FLOW_MASQUERADED && flow->port == 0) {

@@ -12,6 +12,10 @@
 //!
 //! Each of the four is one entry, found by what the packet says there. The first is the flow
 //! itself: it knows the state, and the others hold only while it leads where they come from.
+//!
+//! C may talk to E itself at the same time, also from the same port. Between entering and leaving
+//! nothing else tells the two apart, so packets of masqueraded flows carry [`NAT_MARK`] there, and
+//! leave by entries of their own ([`MASQUERADED`]).
 
 use crate::layout::{Layout, abi_struct};
 
@@ -38,6 +42,12 @@ pub const LEAVING: u32 = 1;
 /// [`FlowKey::side`] is this more for the later fragments of a packet, whose identification
 /// stands in the place of the ports.
 pub const FRAGMENTS: u32 = 2;
+
+/// [`FlowKey::side`] has this bit for what leaves of a masqueraded flow.
+pub const MASQUERADED: u32 = 4;
+
+/// Bit of a packet's mark between entering and leaving: it is of a masqueraded flow.
+pub const NAT_MARK: u32 = 0x0000_2000;
 
 /// [`Flow::flags`]: the source becomes an address of this node.
 pub const FLOW_MASQUERADED: u32 = 1;
@@ -91,7 +101,7 @@ abi_struct! {
         destination_port: u16,
         /// The transport protocol's number.
         protocol: u8,
-        /// [`ENTERING`] or [`LEAVING`], and [`FRAGMENTS`].
+        /// [`ENTERING`] or [`LEAVING`], and [`FRAGMENTS`], [`MASQUERADED`].
         side: u8,
         /// Nothing.
         zero: [u8; 2],
@@ -148,7 +158,7 @@ pub(crate) const LAYOUTS: [&Layout; 4] =
     [&FlowKey::LAYOUT, &Flow::LAYOUT, &NatLink::LAYOUT, &NatSettings::LAYOUT];
 
 /// Numbers that both sides use, by their names in C.
-pub(crate) const NUMBERS: [(&str, u32); 25] = [
+pub(crate) const NUMBERS: [(&str, u32); 27] = [
     ("FLOWS_DEFAULT", FLOWS_DEFAULT),
     ("NAT_LINKS_MAX", NAT_LINKS_MAX),
     ("PORT_TRIES_MAX", PORT_TRIES_MAX),
@@ -156,6 +166,8 @@ pub(crate) const NUMBERS: [(&str, u32); 25] = [
     ("ENTERING", ENTERING),
     ("LEAVING", LEAVING),
     ("FRAGMENTS", FRAGMENTS),
+    ("MASQUERADED", MASQUERADED),
+    ("NAT_MARK", NAT_MARK),
     ("FLOW_MASQUERADED", FLOW_MASQUERADED),
     ("FLOW_BACK", FLOW_BACK),
     ("FLOW_SAME_PORT", FLOW_SAME_PORT),

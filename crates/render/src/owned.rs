@@ -24,6 +24,7 @@
 //! | their link and its addresses | [`IPVS_LINK`] (dummy) | the link's name |
 //! | kernel parameters of IPVS | the table in `render::ipvs` | the key; never set back |
 //! | packet marks | bits of [`MARK_MASK`] | the mask |
+//! | connections that eBPF masquerades, in connection tracking | zone [`EBPF_ZONE`] | the zone |
 
 /// The nftables table of each family.
 pub const NFT_TABLE: &str = "flatnet";
@@ -40,10 +41,16 @@ pub const NFT_FIREWALL_TABLE: &str = "flatnet-firewall";
 pub const IPTABLES_PREFIX: &str = "FLATNET-";
 /// `rtm_protocol` of our routes (`/etc/iproute2/rt_protos` leaves 100 and above free).
 pub const ROUTE_PROTOCOL: u8 = 102;
-/// All mark bits that flatnet uses: kube-proxy's own masquerade bit, so that tools know it.
-pub const MARK_MASK: u32 = 0x0000_4000;
+/// All mark bits that flatnet uses.
+pub const MARK_MASK: u32 = MARK_MASQUERADE | MARK_EBPF;
 /// Set before destination translation on packets that need masquerade; cleared in postrouting.
+/// kube-proxy's own masquerade bit, so that tools know it.
 pub const MARK_MASQUERADE: u32 = 0x0000_4000;
+/// On packets of Services that eBPF masquerades, between the programs of two links.
+pub const MARK_EBPF: u32 = ebpf_abi::flows::NAT_MARK;
+/// Connection tracking zone of packets that have it: in between they look as if their clients
+/// talked to the endpoints themselves, and clients may do that too.
+pub const EBPF_ZONE: u16 = 102;
 /// nftables priority of the destination translation (NF_IP_PRI_NAT_DST).
 pub const PRIORITY_DNAT: i32 = -100;
 /// Priority at which IPVS takes what the node sends (`ip_vs_core.c`): NF_IP_PRI_NAT_DST + 2.

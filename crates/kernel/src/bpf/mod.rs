@@ -244,7 +244,9 @@ impl Forwarding {
         link_index: u32,
         frame: &[u8],
     ) -> Result<(i32, Vec<u8>), OpError> {
-        run_one(&self.objects.programs, program, link_index, frame)
+        let passage = Passage { link_index, came_by: 0, mark: 0 };
+        let left = run_one(&self.objects.programs, program, passage, frame)?;
+        Ok((left.verdict, left.frame))
     }
 
     /// Attaches what is wanted and detaches what is not. What cannot be attached leaves `entries`
@@ -287,35 +289,74 @@ impl Forwarding {
     }
 }
 
-/// Runs one of the loaded programs on one frame: see [`Forwarding::run`].
+/// Where a frame is when a program is run on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// The link whose program it is.
+    pub link_index: u32,
+    /// The link that it came to this node by; 0: this node made it.
+    pub came_by: u32,
+    /// The packet's mark.
+    pub mark: u32,
+}
+
+/// What a program made of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// `TC_ACT_…`.
+    pub verdict: i32,
+    /// The packet's mark.
+    pub mark: u32,
+    /// The frame.
+    pub frame: Vec<u8>,
+}
+
+/// Runs one of the loaded programs on one frame, without sending anything.
 fn run_one(
     programs: &BTreeMap<Program, SchedClassifier>,
     program: Program,
-    link_index: u32,
+    passage: Passage,
     frame: &[u8],
 ) -> Result<(i32, Vec<u8>), OpError> {
     let mut context = [0; CONTEXT_BYTES];
-    context[CONTEXT_LINK_INDEX..CONTEXT_LINK_INDEX + 4].copy_from_slice(&link_index.to_ne_bytes());
+    for (place, value) in [
+        (CONTEXT_MARK, passage.mark),
+        (CONTEXT_CAME_BY, passage.came_by),
+        (CONTEXT_LINK_INDEX, passage.link_index),
+    ] {
+        context[place..place + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    let mut context_left = [0; CONTEXT_LEFT_BYTES_MAX];
     let mut left = vec![0; frame.len() + GROWTH_BYTES];
     let options = aya::programs::TestRunOptions {
         data_in: Some(frame),
         data_out: Some(&mut left),
         ctx_in: Some(&context),
         ..aya::programs::TestRunOptions::new()
+        ctx_out: Some(&mut context_left),
     };
     let loaded = programs.get(&program).ok_or_else(absent)?;
     let result = loaded
         .test_run(options)
         .map_err(|error| refused(&format!("run the program {}", program.name()), &error))?;
     left.truncate(result.data_size_out as usize);
-    Ok((result.return_value.cast_signed(), left))
+    let mut mark = [0; 4];
+    mark.copy_from_slice(&context_left[CONTEXT_MARK..CONTEXT_MARK + 4]);
+    let verdict = result.return_value.cast_signed();
+    Ok(Left { verdict, mark: u32::from_ne_bytes(mark), frame: left })
 }
 
 /// Most bytes that a program adds to a frame: the headers of an ICMP error.
 const GROWTH_BYTES: usize = 48;
 /// Bytes of the kernel's `struct __sk_buff` up to and with the index of the link.
 const CONTEXT_BYTES: usize = 44;
-/// Where the index of the link is there.
+/// Bytes of all of it, with room for what later kernels may add.
+const CONTEXT_LEFT_BYTES_MAX: usize = 512;
+/// Where the mark is there.
+const CONTEXT_MARK: usize = 8;
+/// Where the index of the link is that the frame came by.
+const CONTEXT_CAME_BY: usize = 36;
+/// Where the index of the link is.
 const CONTEXT_LINK_INDEX: usize = 40;
 
 /// An address as people write it: IPv4 where it is mapped.

@@ -31,7 +31,7 @@ use super::attach::{Hooks, unpin};
 use super::objects::{
     Program, adopt, fingerprint, load_anew, make_directory, remove_programs, require_file_system,
 };
-use super::{Applied, Hook, from_netlink, refused};
+use super::{Applied, Hook, Left, Passage, from_netlink, refused};
 use maps::Maps;
 
 /// `bpf/service_nat.c`, compiled.
@@ -311,17 +311,12 @@ impl ServiceNat {
     }
 
     /// Runs a loaded program on one frame, as if it came or went by a link, without sending
-    /// anything: its verdict (`TC_ACT_…`) and the frame as the program left it.
+    /// anything.
     ///
     /// # Errors
     /// When the kernel refuses the frame.
-    pub fn run(
-        &self,
-        program: Program,
-        link_index: u32,
-        frame: &[u8],
-    ) -> Result<(i32, Vec<u8>), OpError> {
-        super::run_one(&self.programs, program, link_index, frame)
+    pub fn run(&self, program: Program, passage: Passage, frame: &[u8]) -> Result<Left, OpError> {
+        super::run_one(&self.programs, program, passage, frame)
     }
 
     /// Whether the next process would find the programs and maps that this one uses.

@@ -223,6 +223,13 @@ impl Writer<'_> {
                 self.update(set, *timeout_s);
             }
             Statement::NoTrack => self.expression("notrack", |_| {}),
+            Statement::TrackInZone(zone) => {
+                self.constant(KEY, &zone.to_ne_bytes());
+                self.expression("ct", |data| {
+                    number(data, NFTA_CT_KEY, NFT_CT_ZONE);
+                    number(data, NFTA_CT_SREG, KEY);
+                });
+            }
             Statement::TranslateDestination
             | Statement::TranslateAddress(_)
             | Statement::Masquerade

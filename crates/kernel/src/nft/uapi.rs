@@ -159,7 +159,9 @@ pub const NFTA_IMMEDIATE_DATA: u16 = 2;
 
 pub const NFTA_CT_DREG: u16 = 1;
 pub const NFTA_CT_KEY: u16 = 2;
+pub const NFTA_CT_SREG: u16 = 4;
 pub const NFT_CT_STATE: u32 = 0;
+pub const NFT_CT_ZONE: u32 = 17;
 /// `NF_CT_STATE_INVALID_BIT`.
 pub const CT_STATE_INVALID: u32 = 1;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.

@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ebpf_abi::flows::{self, Flow, FlowKey, PORT_TRIES_MAX};
-use kernel::bpf::Program;
+use ebpf_abi::flows::{self, Flow, FlowKey, NAT_MARK, PORT_TRIES_MAX};
 use kernel::bpf::service_nat::MASQUERADE_PORTS;
+use kernel::bpf::{Left, Passage, Program};
 use render::ebpf::View;
 
 use crate::lab::{Mode, pod_addresses};
@@ -18,6 +18,8 @@ const TC_DROP: i32 = 2;
 const TC_REDIRECT: i32 = 7;
 const CLIENT_PORT: u16 = 40_000;
 const ROUNDS: u16 = 300;
+/// A mark that is not ours.
+const OTHERS_MARK: u32 = 0x10;
 
 /// A scene whose links are silent, and the places of its frames.
 struct Bench {
@@ -38,8 +40,14 @@ impl Bench {
         Self { scene, pod, uplink }
     }
 
+    /// A frame of somebody else's.
     fn run(&self, program: Program, link: (u32, [u8; 6]), bytes: &[u8]) -> (i32, Vec<u8>) {
-        let run = || self.scene.nat.run(program, link.0, bytes).expect("a frame that can be run");
+        let left = self.pass(program, passage(link, 0), bytes);
+        (left.verdict, left.frame)
+    }
+
+    fn pass(&self, program: Program, passage: Passage, bytes: &[u8]) -> Left {
+        let run = || self.scene.nat.run(program, passage, bytes).expect("a frame that can be run");
         self.scene.node.run(run)
     }
 
@@ -55,6 +63,21 @@ impl Bench {
         read(&left)
     }
 
+    /// As [`Bench::enter`], of a masqueraded flow: what enters is marked.
+    fn enter_marked(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
+        let left = self.pass(Program::ServiceEnter, passage(link, OTHERS_MARK), bytes);
+        assert_eq!((left.verdict, left.mark), (TC_NEXT, OTHERS_MARK | NAT_MARK));
+        read(&left.frame)
+    }
+
+    /// As [`Bench::leave`], of a masqueraded flow: the mark ends there.
+    fn leave_marked(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
+        let passage = passage(link, OTHERS_MARK | NAT_MARK);
+        let left = self.pass(Program::ServiceLeave, passage, bytes);
+        assert_eq!((left.verdict, left.mark), (TC_NEXT, OTHERS_MARK));
+        read(&left.frame)
+    }
+
     /// Whether a frame goes on as it came.
     fn is_left_alone(&self, program: Program, link: (u32, [u8; 6]), bytes: &[u8]) -> bool {
         self.run(program, link, bytes) == (TC_NEXT, bytes.to_vec())
@@ -63,6 +86,10 @@ impl Bench {
     fn client(&self, family: usize, port: u16) -> SocketAddr {
         SocketAddr::new(self.scene.pods[0].addresses[family], port)
     }
+}
+
+fn passage(link: (u32, [u8; 6]), mark: u32) -> Passage {
+    Passage { link_index: link.0, came_by: link.0, mark }
 }
 
 fn endpoint(family: usize) -> SocketAddr {
@@ -121,19 +148,24 @@ fn a_masqueraded_flow_is_translated_on_all_four_sides() {
             for port in CLIENT_PORT..CLIENT_PORT + ROUNDS {
                 let client = SocketAddr::new(node_addresses(2)[family], port);
                 let first = segment(bench.uplink.1, protocol, (client, frontend), SYN);
-                let found = bench.enter(bench.uplink, &first);
+                let found = bench.enter_marked(bench.uplink, &first);
                 assert_eq!((found.source, found.destination), (client, endpoint(family)));
                 let inside = segment([9; 6], protocol, (client, endpoint(family)), SYN);
-                let seen = bench.leave(bench.pod, &inside).source;
+                let seen = bench.leave_marked(bench.pod, &inside).source;
                 assert_eq!(seen.ip(), own);
                 assert!(MASQUERADE_PORTS.contains(&seen.port()) && taken.insert((protocol, seen)));
-                assert_eq!(bench.leave(bench.pod, &inside).source, seen, "it keeps its port");
+                let again = bench.leave_marked(bench.pod, &inside).source;
+                assert_eq!(again, seen, "it keeps its port");
                 let answer = segment([9; 6], protocol, (endpoint(family), seen), SYN | ACK);
-                let found = bench.enter(bench.pod, &answer);
+                let found = bench.enter_marked(bench.pod, &answer);
                 assert_eq!((found.source, found.destination), (endpoint(family), client));
                 let answer = segment([9; 6], protocol, (endpoint(family), client), SYN | ACK);
-                let found = bench.leave(bench.uplink, &answer);
+                let found = bench.leave_marked(bench.uplink, &answer);
                 assert_eq!((found.source, found.destination), (frontend, client));
+                // Without the mark it is the client's own flow to the endpoint.
+                for (link, own) in [(bench.pod, &inside), (bench.uplink, &answer)] {
+                    assert!(bench.is_left_alone(Program::ServiceLeave, link, own));
+                }
             }
         }
     }
@@ -155,8 +187,8 @@ fn errors_are_translated_in_both_headers() {
             let (frontend, pod) = (Frontend::NODE_PORT.address(family), endpoint(family));
             let client = SocketAddr::new(node_addresses(2)[family], CLIENT_PORT);
             bench.enter(bench.uplink, &segment(bench.uplink.1, protocol, (client, frontend), SYN));
-            let seen =
-                bench.leave(bench.pod, &segment([9; 6], protocol, (client, pod), SYN)).source;
+            let inside = segment([9; 6], protocol, (client, pod), SYN);
+            let seen = bench.leave_marked(bench.pod, &inside).source;
             let ip = |from: SocketAddr, to: SocketAddr| {
                 let payload = transport(protocol, (from.port(), to.port()), ACK, b"data");
                 packet(from.ip(), to.ip(), protocol, &payload)
@@ -219,9 +251,14 @@ fn errors_are_translated_in_both_headers() {
                 for (program, link, outer, about, new_outer, new_about) in rows {
                     let bytes =
                         frame([9; 6], &error(outer.0, outer.1, kind, &ip(about.0, about.1)));
-                    let (verdict, left) = bench.run(program, link, &bytes);
-                    assert_eq!(verdict, TC_NEXT);
-                    let found = read(&left);
+                    let found = match program {
+                        Program::ServiceEnter => bench.enter_marked(link, &bytes),
+                        _ => bench.leave_marked(link, &bytes),
+                    };
+                    // The node's own errors about it have no mark.
+                    let made_here = Passage { came_by: 0, ..passage(link, 0) };
+                    let left = bench.pass(program, made_here, &bytes);
+                    assert_eq!((left.verdict, read(&left.frame)), (TC_NEXT, found.clone()));
                     assert_eq!(
                         (found.source.ip(), found.destination.ip()),
                         new_outer,
@@ -326,7 +363,7 @@ fn a_flow_without_a_port_is_dropped() {
         let target = Frontend::NODE_PORT.address(0);
         bench.enter(bench.uplink, &segment(bench.uplink.1, UDP, (client, target), 0));
         let inside = segment([9; 6], UDP, (client, endpoint(0)), 0);
-        bench.run(Program::ServiceLeave, bench.pod, &inside).0
+        bench.pass(Program::ServiceLeave, passage(bench.pod, NAT_MARK), &inside).verdict
     };
     assert_eq!([1, 2, 3, 1].map(verdict), [TC_NEXT, TC_NEXT, TC_DROP, TC_NEXT]);
     assert_eq!(bench.scene.counter("nat_drop_ports"), 1);

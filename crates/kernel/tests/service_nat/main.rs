@@ -6,6 +6,7 @@ mod frames;
 mod lab;
 mod life;
 mod node;
+mod one_port;
 mod scene;
 mod traffic;
 mod wire;

@@ -313,7 +313,7 @@ pub struct Said {
     pub client: SocketAddr,
 }
 
-fn parse(answer: &[u8]) -> Said {
+pub fn parse(answer: &[u8]) -> Said {
     let text = String::from_utf8_lossy(answer);
     let (server, client) = text.trim().split_once(' ').expect("a name and an address");
     Said { server: server.into(), client: client.parse().expect("an address") }

@@ -332,6 +332,8 @@ pub enum Statement {
     ClearMark(u32),
     /// The packet is not tracked.
     NoTrack,
+    /// The packet is tracked in this zone of its own.
+    TrackInZone(u16),
     /// The flow goes to the loaded endpoint.
     TranslateDestination,
     /// The flow goes to this address, and keeps its destination port.

@@ -35,7 +35,8 @@ use super::language::{
 use super::tunnel::TunnelGuard;
 use super::{Role, TableProgram};
 use crate::owned::{
-    MARK_MASK, MARK_MASQUERADE, PRIORITY_DNAT, PRIORITY_FILTER, PRIORITY_RAW, PRIORITY_SNAT,
+    EBPF_ZONE, MARK_EBPF, MARK_MASQUERADE, PRIORITY_DNAT, PRIORITY_FILTER, PRIORITY_RAW,
+    PRIORITY_SNAT,
 };
 
 /// The set of the node's own addresses, at which node ports answer.
@@ -418,9 +419,11 @@ impl Builder<'_> {
     }
 
     /// Before connection tracking: the loopback guard, and DNS untracked, since a flow per query
-    /// would fill the table of connections.
+    /// would fill the table of connections; and what eBPF masquerades on the way, also while that
+    /// drains and the Services are ours.
     fn add_raw_chains(&mut self) {
-        let mut prerouting = Vec::new();
+        let mut prerouting =
+            vec![vec![Statement::HasMark(MARK_EBPF), Statement::TrackInZone(EBPF_ZONE)]];
         if self.layout.family == Family::V4 {
             // CVE-2020-8558: with route_localnet set by whomever, neighbours would reach what
             // listens on the node's loopback only. IPv6 has no such switch.
@@ -481,7 +484,7 @@ impl Builder<'_> {
             key: frontend_fields(),
             map: view.chains().into(),
         };
-        let mut rules = vec![vec![Statement::ClearMark(MARK_MASK)]];
+        let mut rules = vec![vec![Statement::ClearMark(MARK_MASQUERADE)]];
         rules.push(vec![dispatch(View::ClusterIp)]);
         if incoming {
             rules.push(layout.only_outside(dispatch(View::ExternalOutside)));

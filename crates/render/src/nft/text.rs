@@ -66,6 +66,7 @@ fn statement_text(family: TableFamily, statement: &Statement) -> String {
         Statement::SetMark(bits) => format!("meta mark set meta mark | {bits:#x}"),
         Statement::ClearMark(bits) => format!("meta mark set meta mark & ~{bits:#x}"),
         Statement::NoTrack => "notrack".into(),
+        Statement::TrackInZone(zone) => format!("ct zone set {zone}"),
         Statement::TranslateDestination => "dnat to endpoint".into(),
         Statement::TranslateAddress(address) => format!("dnat to {address}"),
         Statement::Masquerade => "masquerade fully-random".into(),

@@ -510,6 +510,8 @@ impl<'a> Walk<'a> {
                 self.tracked = false;
                 Step::Next
             }
+            // A traced packet is the first of its flow, in whatever zone.
+            Statement::TrackInZone(_) => Step::Next,
             Statement::RejectWithReset if self.packet.protocol != Protocol::Tcp => {
                 return Err(TraceError::Broken("a reset for what is not TCP".into()));
             }
