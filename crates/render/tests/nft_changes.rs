@@ -178,7 +178,7 @@ proptest! {
     /// The program is a function of the present plan alone (invariant 1), and what was not touched
     /// does not differ.
     #[test]
-    fn step_by_step_equals_from_scratch(changes in changes(), role in prop::sample::select(&[Role::Backend, Role::Beside, Role::BeforeIpvs][..])) {
+    fn step_by_step_equals_from_scratch(changes in changes(), role in prop::sample::select(&[Role::Backend, Role::Beside, Role::BeforeIpvs, Role::BesideEbpf][..])) {
         let mut desired = Desired::default();
         let scratch = |desired: &Desired| render_as(role, desired, &config(), &facts());
         let mut program: NftProgram = scratch(&desired);
@@ -221,7 +221,8 @@ proptest! {
     fn another_backend_takes_over_and_gives_back(plan in service(0)) {
         let desired = Desired { network: None, services: [(key(0), plan)].into() };
         let mut observed = NftObserved::default();
-        for role in [Role::Backend, Role::Beside, Role::BeforeIpvs, Role::Backend] {
+        let roles = [Role::Beside, Role::BeforeIpvs, Role::BesideEbpf];
+        for role in [Role::Backend].into_iter().chain(roles).chain([Role::Backend]) {
             let program = render_as(role, &desired, &config(), &facts());
             for op in diff(&program, &observed) {
                 let first = observed.tables.is_empty();

@@ -134,7 +134,7 @@ impl Backend for Ebpf {
     }
 
     fn bring(&mut self, desired: &Desired, place: Place<'_>) -> Result<Vec<String>, String> {
-        let mut done = bring_nft(&mut self.beside, Role::Beside, desired, place)?;
+        let mut done = bring_nft(&mut self.beside, Role::BesideEbpf, desired, place)?;
         let program = ebpf::render(desired, place.config, place.facts);
         let ops = ebpf::diff(&program, &self.observed);
         done.extend(carry_out(&ops, |op| self.observed.apply(op))?);

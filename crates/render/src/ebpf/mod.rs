@@ -7,7 +7,8 @@
 //! - [`mod@trace`]: what becomes of a packet by the maps.
 //!
 //! What is no Service (tunnel guards, masquerade to the outside, unknown addresses of the Service
-//! ranges, echo requests) stays with the nftables table.
+//! ranges, echo requests) stays with the nftables table, and so does SCTP
+//! ([`crate::nft::Role::BesideEbpf`]).
 
 pub mod node;
 pub mod state;
@@ -136,12 +137,15 @@ pub fn render_service(
             has_members: plan.affinity_timeout_s.is_some() || protocol == Protocol::Udp,
         }
     };
-    let ports = service.frontends.iter().map(|(frontend, plan)| {
+    let ports = service.frontends.iter();
+    let ports = ports.filter(|(frontend, _)| frontend.protocol() != Protocol::Sctp);
+    let ports = ports.map(|(frontend, plan)| {
         let is_cluster_ip = matches!(frontend, Frontend::ClusterIp { .. });
         let program = render(plan, is_cluster_ip, frontend.family(), frontend.protocol());
         (FrontendKey::Port(service_key(frontend)), program)
     });
-    let ranges = service.ranges.iter().map(|(range, plan)| {
+    let ranges = service.ranges.iter().filter(|(range, _)| range.protocol != Protocol::Sctp);
+    let ranges = ranges.map(|(range, plan)| {
         let is_cluster_ip = range.scope == RangeScope::ClusterIp;
         let program = render(plan, is_cluster_ip, Family::of(&range.address), range.protocol);
         let key = FrontendKey::Range {

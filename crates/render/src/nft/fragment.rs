@@ -190,17 +190,19 @@ impl Writer<'_> {
     }
 
     fn add_view(&mut self, view: View, place: Place<'_>) {
-        let class = match (self.layout.role, place.backends) {
-            (Role::Beside, Backends::Endpoints(_)) => Class::Elsewhere,
-            (Role::Beside, Backends::Reject) => Class::Reject,
-            (Role::Beside, Backends::Drop) => Class::Drop,
+        let role = self.layout.role;
+        let is_elsewhere = role.leaves_to_another(place.protocol);
+        let class = match (role, place.backends) {
+            (_, Backends::Endpoints(_)) if is_elsewhere => Class::Elsewhere,
+            (_, Backends::Reject) if is_elsewhere => Class::Reject,
+            (_, Backends::Drop) if is_elsewhere => Class::Drop,
             (Role::BeforeIpvs, Backends::Endpoints(endpoints)) if place.is_by_ipvs => {
                 self.add_hairpins(endpoints);
                 let (count, source) = (0, place.source);
                 self.parts.push(Part::CountChain(view, count, source));
                 Class::Endpoints { count, source }
             }
-            (Role::Backend | Role::BeforeIpvs, _) => self.add_translation(view, &place),
+            _ => self.add_translation(view, &place),
         };
         let number = Datum::Values(vec![Value::Number(class.number())]);
         self.parts.push(Part::Element(view.classes(), place.key.clone(), number));
@@ -262,17 +264,18 @@ impl Writer<'_> {
         let start = [Value::Address(range.address), protocol];
         let key: Tuple =
             start.into_iter().chain([Value::PortRange(range.first, range.last)]).collect();
-        let refusal = match (self.layout.role, backends) {
-            (_, Backends::Reject) => Some(Verdict::Goto(REJECT.into())),
-            (_, Backends::Drop) => Some(Verdict::Drop),
-            (Role::Beside, Backends::Endpoints(_)) => Some(Verdict::Accept),
-            (Role::Backend | Role::BeforeIpvs, Backends::Endpoints(_)) => None,
+        let is_elsewhere = self.layout.role.leaves_to_another(range.protocol.number());
+        let refusal = match backends {
+            Backends::Reject => Some(Verdict::Goto(REJECT.into())),
+            Backends::Drop => Some(Verdict::Drop),
+            Backends::Endpoints(_) if is_elsewhere => Some(Verdict::Accept),
+            Backends::Endpoints(_) => None,
         };
         if let Some(refusal) = refusal {
             let refusal = Datum::Verdict(refusal);
             self.parts.push(Part::Element(view.refusals(), key.clone(), refusal));
         }
-        if self.layout.role.translates() {
+        if !is_elsewhere {
             let name = own_name(view.chains(), &key);
             let protocol = range.protocol.number();
             let own = OwnChain { name, protocol, plan, source, keeps_port: true };

@@ -578,7 +578,7 @@ impl Builder<'_> {
             let entry = Statement::HasEntry { key: view.fields(), map: view.classes().into() };
             let then = match layout.role {
                 Role::Backend => Verdict::Drop,
-                Role::Beside | Role::BeforeIpvs => Verdict::Accept,
+                Role::Beside | Role::BeforeIpvs | Role::BesideEbpf => Verdict::Accept,
             };
             vec![entry, Statement::Verdict(then)]
         };

@@ -24,7 +24,7 @@ mod slots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use model::{ClusterConfig, Family};
+use model::{ClusterConfig, Family, Protocol};
 use plan::{Desired, NodeFacts};
 
 pub use diff::{diff, diff_touched};
@@ -51,12 +51,24 @@ pub enum Role {
     /// As [`Role::Backend`], but where IPVS can choose the endpoint ([`crate::ipvs::is_possible`])
     /// it does: the rules only mark whose source is not kept, and let pass.
     BeforeIpvs,
+    /// As [`Role::Backend`] for SCTP and as [`Role::Beside`] for all else: eBPF can neither change
+    /// a port under SCTP's checksum (RFC 9260, section 6.8) nor see the node's own associations.
+    BesideEbpf,
 }
 
 impl Role {
     /// Whether frontends are looked up in the nat hooks.
     fn translates(self) -> bool {
         self != Self::Beside
+    }
+
+    /// Whether another backend alone leads frontends of this protocol to endpoints.
+    fn leaves_to_another(self, protocol: u8) -> bool {
+        match self {
+            Self::Backend | Self::BeforeIpvs => false,
+            Self::Beside => true,
+            Self::BesideEbpf => protocol != Protocol::Sctp.number(),
+        }
     }
 }
 
