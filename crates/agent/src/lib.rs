@@ -18,6 +18,7 @@ mod facts;
 mod feed;
 mod health;
 mod install;
+mod lacking;
 mod lock;
 mod metrics;
 mod monitor;

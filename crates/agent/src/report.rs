@@ -34,8 +34,8 @@ const CONDITION: &str = "NetworkUnavailable";
 pub(crate) struct Report {
     /// Whether pods have a network, once that is known.
     pub(crate) network: Option<Network>,
-    /// What the path self-test says, once it does.
-    pub(crate) paths: Option<Condition>,
+    /// Further conditions, once they are known.
+    pub(crate) conditions: Vec<Condition>,
     /// Annotations of the own Node.
     pub(crate) annotations: BTreeMap<String, String>,
     /// Events to be told.
@@ -130,7 +130,8 @@ impl Reporter {
     /// Writes condition and annotations where they differ: every write of a Node goes to all who
     /// watch Nodes.
     async fn tell_node(&self, report: &Report) -> Result<(), ClientError> {
-        if report.network.is_none() && report.paths.is_none() && report.annotations.is_empty() {
+        if report.network.is_none() && report.conditions.is_empty() && report.annotations.is_empty()
+        {
             return Ok(());
         }
         let path = ResourcePath::new("v1", "nodes").name(&self.node);
@@ -236,7 +237,7 @@ fn patch(report: &Report, present: &OwnNode, now: Timestamp) -> Option<Value> {
     let wanted = report.network.as_ref().map(Network::condition).into_iter();
     let present_conditions = present.status.conditions.as_deref().unwrap_or_default();
     let conditions: Vec<Value> = wanted
-        .chain(report.paths.clone())
+        .chain(report.conditions.iter().cloned())
         .filter_map(|condition| condition.patch(present_conditions, now))
         .collect();
     if !conditions.is_empty() {
@@ -271,7 +272,11 @@ fn event(note: &Note, node: &str, now: Timestamp) -> (String, Value) {
         "kind": "Event",
         "metadata": { "name": format!("{name}.{hash:016x}"), "namespace": home },
         "involvedObject": {
-            "apiVersion": if kind == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" },
+            "apiVersion": match kind {
+                "EndpointSlice" => "discovery.k8s.io/v1",
+                "ServiceCIDR" => "networking.k8s.io/v1",
+                _ => "v1",
+            },
             "kind": kind,
             "namespace": namespace,
             "name": name,

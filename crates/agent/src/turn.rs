@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::blocks::{Claimed, View};
 use crate::edges::Edges;
 use crate::health::{AgentStatus, Pool, Question};
+use crate::lacking::Lacking;
 use crate::metrics::{Measures, unix_seconds};
 use crate::monitor::{Heard, KernelMonitor};
 use crate::options::Options;
@@ -75,6 +76,7 @@ pub(crate) struct Agent {
     node_problems: Vec<String>,
     /// Kinds of what was damaged since the start, for Events.
     damaged: BTreeSet<&'static str>,
+    lacking: Lacking,
     health_ports: HealthPorts,
     /// Since when the kernel does not hold what is planned.
     pending_since: Option<Duration>,
@@ -113,6 +115,7 @@ impl Agent {
             pools: vec![],
             node_problems: vec![],
             damaged: BTreeSet::new(),
+            lacking: Lacking::default(),
             health_ports: HealthPorts::default(),
             pending_since: Some(Duration::ZERO),
             options,
@@ -236,6 +239,9 @@ impl Agent {
             }
         }
         let converged = self.reconciler.status().converged;
+        if converged {
+            self.lacking.clear();
+        }
         self.pending_since = match self.pending_since {
             _ if converged => None,
             since => since.or(Some(self.now())),
@@ -327,6 +333,12 @@ impl Agent {
             reason: "FlatnetPoolExhausted",
             message: problem.clone(),
         };
+        let lacking = |advice: &'static str| Note {
+            about: about_node.clone(),
+            uid: String::new(),
+            reason: "FlatnetKernelLacksFeature",
+            message: advice.to_owned(),
+        };
         let notes = status
             .findings
             .iter()
@@ -334,9 +346,11 @@ impl Agent {
             .map(finding)
             .chain(self.damaged.iter().map(damage))
             .chain(self.claimed.problems.values().map(exhausted))
+            .chain(self.lacking.advice().map(lacking))
             .collect();
-        let paths = self.paths.condition();
-        Report { network, paths, annotations: self.annotations(), notes }
+        let kernel = self.lacking.condition(status.converged);
+        let conditions = self.paths.condition().into_iter().chain(kernel).collect();
+        Report { network, conditions, annotations: self.annotations(), notes }
     }
 
     /// What addresses of pods depend on.
@@ -497,6 +511,7 @@ impl Agent {
             Effect::Apply(ops) => {
                 let results = self.kernel.apply(&ops);
                 self.note_failures(&results);
+                self.lacking.note(&ops, &results);
                 self.reconciler.handle(Event::Applied(results), self.now());
             }
             Effect::WriteConflist(text) => {

@@ -67,7 +67,7 @@ impl NetDriver {
         self.write(op).map_err(|error| {
             let hint = hint(op, error.errno);
             let mut refused = refused(error);
-            refused.message.push_str(hint);
+            refused.message.push_str(&hint);
             refused
         })
     }

@@ -217,10 +217,14 @@ impl Lab {
 
     /// The condition of the self-test.
     pub async fn condition(&self, name: &str) -> Value {
+        self.condition_of(name, "FlatnetPathsReady").await
+    }
+
+    /// One condition of a Node.
+    pub async fn condition_of(&self, name: &str, kind: &str) -> Value {
         let node = self.node(name).await;
         let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let found = conditions.into_iter().find(|one| one["type"] == "FlatnetPathsReady");
-        found.unwrap_or(Value::Null)
+        conditions.into_iter().find(|one| one["type"] == kind).unwrap_or(Value::Null)
     }
 
     /// What was told in Events.

@@ -4,6 +4,7 @@
 mod apply;
 mod conflist;
 mod diff;
+mod feature;
 mod program;
 mod sysctls;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use plan::{Desired, NodeFacts};
 
 pub use conflist::conflist;
 pub use diff::diff;
+pub use feature::Feature;
 pub use sysctls::{OWN_LINKS, owned_sysctls};
 
 /// The loopback link. Of its addresses only those that we want are ours.
