@@ -3,14 +3,14 @@
 //!
 //! A pair is tested when either node comes, when the way between the two changes, and slowly ever
 //! after; what does not work is tested again sooner, and believed when it is found twice. While a
-//! pair takes a detour, the tunnel that it goes past is tried beside it, and taken again when it has
+//! pair takes a detour, the way that it goes past is tried beside it, and taken again when it has
 //! worked for a whole period. A task of its own: the network never waits for it.
 
+mod avoided;
 mod exchange;
 mod keeper;
 mod packet;
 mod pair;
-mod tunnel;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,12 +25,12 @@ use plan::paths::{Observation, State, is_tried_beside};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use avoided::Avoided;
 use exchange::Exchange;
 pub use keeper::PathRow;
 pub(crate) use keeper::{Keeper, count};
 use packet::Side;
 use pair::PairTarget;
-use tunnel::Tunnel;
 
 /// Pairs that are tested at once.
 const TESTS_MAX: usize = 8;
@@ -84,9 +84,8 @@ impl Targets {
             let range = peer.pod_ranges.iter().find(|range| range.addr().is_ipv4() == is_v4)?;
             let nodes = (own, peer.address);
             let pods = (gateway(own_range)?.addr(), gateway(range)?.addr());
-            let (vni, port) = (config.tunnels.vxlan_vni, config.tunnels.vxlan_port);
-            let test_port = config.tunnels.path_test_port;
-            let tunnel = Tunnel { vni, port, nodes, pods, test_port };
+            let avoided = peer.avoided.filter(|_| is_tried_beside(plan, peer));
+            let ends = (node_addresses, peer.addresses.as_slice());
             let target = PairTarget {
                 way: peer.path.overlay(),
                 nodes,
@@ -94,7 +93,7 @@ impl Targets {
                 nodes_mtu: facts.uplink_mtu,
                 pods_mtu: plan.promised_mtu,
                 least_mtu: least_mtu(&plan.pod_ranges),
-                tunnel: is_tried_beside(plan, peer).then_some(tunnel),
+                avoided: avoided.and_then(|way| Avoided::of(way, ends, pods, config)),
             };
             Some((name.clone(), target))
         };
@@ -109,9 +108,9 @@ impl Targets {
         own
     }
 
-    fn tunnels(&self) -> BTreeMap<String, Tunnel> {
-        let tunnels = self.0.iter().filter_map(|(name, pair)| Some((name, pair.tunnel.as_ref()?)));
-        tunnels.map(|(name, tunnel)| (name.clone(), tunnel.clone())).collect()
+    fn avoided(&self) -> BTreeMap<String, Avoided> {
+        let avoided = self.0.iter().filter_map(|(name, pair)| Some((name, pair.avoided.as_ref()?)));
+        avoided.map(|(name, avoided)| (name.clone(), avoided.clone())).collect()
     }
 
     fn known(&self) -> BTreeMap<(IpAddr, Side), String> {
@@ -187,8 +186,8 @@ struct Pair {
 
 impl Pair {
     fn of(target: PairTarget, before: Option<&Self>) -> Self {
-        let returns = before.is_some_and(|before| before.target.tunnel.is_some());
-        let returned = u32::from(returns && target.tunnel.is_none());
+        let returns = before.is_some_and(|before| before.target.avoided.is_some());
+        let returned = u32::from(returns && target.avoided.is_none());
         let wrong_returns = before.map_or(0, |before| before.wrong_returns);
         Self {
             target,
@@ -240,7 +239,7 @@ impl Tester {
 
     fn take_over(&mut self, targets: &Targets) {
         self.listen(targets);
-        self.exchange.know(targets.known(), targets.tunnels());
+        self.exchange.know(targets.known(), targets.avoided());
         self.pairs.retain(|peer, _| targets.0.contains_key(peer));
         self.told.send_if_modified(|found| {
             let gone = found.keys().any(|peer| !targets.0.contains_key(peer));
@@ -301,12 +300,12 @@ impl Tester {
         let works = state == State::Works;
         pair.wrong = if works { 0 } else { pair.wrong.saturating_add(1) };
         let backoff = RETRY_FIRST.saturating_mul(1 << pair.wrong.saturating_sub(1).min(16));
-        let usual = match target.tunnel {
+        let usual = match target.avoided {
             Some(_) => self.period / TRIALS_A_PERIOD,
             None => self.period,
         };
         let wait = if works { usual } else { backoff.min(usual) };
-        if works && target.tunnel.is_none() {
+        if works && target.avoided.is_none() {
             pair.wrong_returns = 0;
         }
         let (now, works_now) = (Instant::now(), found.avoided_works);
@@ -362,7 +361,7 @@ mod tests {
             nodes_mtu: 1500,
             pods_mtu: 1450,
             least_mtu: 576,
-            tunnel: None,
+            avoided: None,
         };
         Targets((1..=count).map(|last| (format!("node{last}"), pair(last))).collect())
     }
@@ -407,9 +406,10 @@ mod tests {
     #[test]
     fn a_detour_ends_when_what_it_avoids_has_worked_for_a_period_and_later_after_a_mistake() {
         let plain = targets(1).0.pop_first().expect("a pair").1;
-        let tunnel =
-            Tunnel { vni: 1, port: 8472, nodes: plain.nodes, pods: plain.pods, test_port: 1 };
-        let detour = PairTarget { tunnel: Some(tunnel), way: Overlay::HostGw, ..plain.clone() };
+        let ends = (&[plain.nodes.0][..], &[plain.nodes.1][..]);
+        let config = ClusterConfig::default();
+        let avoided = Avoided::of(Overlay::Vxlan, ends, plain.pods, &config);
+        let detour = PairTarget { avoided, way: Overlay::HostGw, ..plain.clone() };
         let began = Instant::now();
         let mut pair = Pair::of(detour.clone(), None);
         let at = |pair: &mut Pair, works, seconds| {

@@ -148,10 +148,15 @@ pub fn detours_text(detours: &BTreeMap<String, Overlay>) -> String {
     entries.collect::<Vec<_>>().join(",")
 }
 
-/// Whether the way that a detour to a peer stands in for can be tried beside it: VXLAN, while this
-/// node has an end of it. What would go by another way the kernel sends by the detour.
+/// Whether the way that a detour to a peer stands in for can be tried beside it: a tunnel, while
+/// this node has an end of it, and the direct way.
 pub fn is_tried_beside(plan: &NetworkPlan, peer: &Peer) -> bool {
-    peer.avoided == Some(Overlay::Vxlan) && plan.ends.vxlan.is_some()
+    match peer.avoided {
+        Some(Overlay::Vxlan) => plan.ends.vxlan.is_some(),
+        Some(Overlay::Ipip) => !plan.ends.ipip.is_empty(),
+        Some(Overlay::HostGw) => true,
+        Some(Overlay::Wireguard | Overlay::Native) | None => false,
+    }
 }
 
 /// The detours that a node shall publish: those that it has, and the next one for each peer that

@@ -15,9 +15,9 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::packet::{PACKET_BYTES, PACKET_BYTES_MAX, Packet, Side, TUNNELLED_REQUEST_BYTES};
+use super::avoided::Avoided;
+use super::packet::{BESIDE_REQUEST_BYTES, PACKET_BYTES, PACKET_BYTES_MAX, Packet, Side};
 use super::pair::EXCHANGES_MAX;
-use super::tunnel::Tunnel;
 
 /// Answers that one node gets in a second: more than one whole test of it takes.
 const ANSWERS_A_SECOND: u32 = 100;
@@ -45,8 +45,8 @@ pub(super) struct Line {
     to: SocketAddr,
     side: Side,
     peer: String,
-    /// Requests go through this one, past the routes.
-    tunnel: Option<Tunnel>,
+    /// Requests go by this way, past the routes.
+    avoided: Option<Avoided>,
     inbox: Arc<Mutex<Inbox>>,
 }
 
@@ -54,8 +54,8 @@ pub(super) struct Line {
 struct Inbox {
     /// Who may ask, by address and side.
     known: BTreeMap<(IpAddr, Side), String>,
-    /// Tunnels that detours go past, by peer: what came through one is answered through it.
-    tunnels: BTreeMap<String, Tunnel>,
+    /// Ways that detours go past, by peer: what came by one is answered by it.
+    avoided: BTreeMap<String, Avoided>,
     /// Requests that are under way.
     pending: BTreeMap<u64, Pending>,
     peers: BTreeMap<String, Heard>,
@@ -65,7 +65,7 @@ struct Inbox {
 
 /// A request that waits for its answer.
 struct Pending {
-    tunnelled: bool,
+    beside: bool,
     answered: oneshot::Sender<()>,
 }
 
@@ -108,14 +108,14 @@ impl Exchange {
         Ok(())
     }
 
-    /// From now on these may ask, and through these tunnels. Of others everything is forgotten.
+    /// From now on these may ask, and by these avoided ways. Of others everything is forgotten.
     pub(super) fn know(
         &self,
         known: BTreeMap<(IpAddr, Side), String>,
-        tunnels: BTreeMap<String, Tunnel>,
+        avoided: BTreeMap<String, Avoided>,
     ) {
         let mut inbox = lock(&self.inbox);
-        inbox.tunnels = tunnels;
+        inbox.avoided = avoided;
         inbox.peers.retain(|name, _| known.values().any(|peer| peer == name));
         inbox.known = known;
     }
@@ -127,16 +127,16 @@ impl Exchange {
             to: SocketAddr::new(to, self.port),
             side,
             peer: peer.to_owned(),
-            tunnel: None,
+            avoided: None,
             inbox: Arc::clone(&self.inbox),
         })
     }
 }
 
 impl Line {
-    /// The same through a tunnel that the routes go past.
-    pub(super) fn through(self, tunnel: Tunnel) -> Self {
-        Self { tunnel: Some(tunnel), ..self }
+    /// The same by a way that the routes go past.
+    pub(super) fn by(self, avoided: Avoided) -> Self {
+        Self { avoided: Some(avoided), ..self }
     }
 
     /// Sends one request of a size, and waits for its answer. `None` when none came in time, also
@@ -151,18 +151,18 @@ impl Line {
         getrandom::fill(&mut nonce).ok()?;
         let nonce = u64::from_ne_bytes(nonce);
         let (answered, answer) = oneshot::channel();
-        let tunnelled = self.tunnel.is_some();
+        let beside = self.avoided.is_some();
         let request = {
             let mut inbox = lock(&self.inbox);
-            inbox.pending.insert(nonce, Pending { tunnelled, answered });
+            inbox.pending.insert(nonce, Pending { beside, answered });
             let request = inbox.packet(&self.peer, self.side, nonce, unchecked);
-            Packet { tunnelled, ..request }
+            Packet { beside, ..request }
         };
         let began = Instant::now();
-        let sent = match &self.tunnel {
-            Some(tunnel) => {
-                let size = size.max(TUNNELLED_REQUEST_BYTES);
-                tunnel.send(&request.bytes(size)).context("sending through the tunnel")
+        let sent = match &self.avoided {
+            Some(avoided) => {
+                let size = size.max(BESIDE_REQUEST_BYTES);
+                avoided.send(&request.bytes(size)).context("sending by the avoided way")
             }
             None => send(&self.socket, &request, size, self.to),
         };
@@ -202,21 +202,22 @@ impl Inbox {
             is_answer: false,
             side,
             unchecked,
-            tunnelled: false,
+            beside: false,
             nonce,
             heard_nodes: ago(Side::Nodes),
             heard_pods: ago(Side::Pods),
         }
     }
 
-    /// Takes a datagram in and says what to answer, if anything, and through which tunnel.
+    /// Takes a datagram in and says what to answer, if anything, and by which way past
+    /// the routes.
     fn take(
         &mut self,
         bytes: &[u8],
         from: IpAddr,
         side: Side,
         now: Instant,
-    ) -> Option<(Packet, Option<Tunnel>)> {
+    ) -> Option<(Packet, Option<Avoided>)> {
         let packet = Packet::parse(bytes).filter(|packet| packet.side == side);
         let (Some(packet), Some(peer)) = (packet, self.known.get(&(from, side)).cloned()) else {
             self.refused += 1;
@@ -233,8 +234,8 @@ impl Inbox {
         heard.word = Some(now);
         if packet.is_answer {
             let waits = self.pending.get(&packet.nonce);
-            // What came back past the tunnel says nothing of the tunnel.
-            if waits.is_some_and(|waits| waits.tunnelled == packet.tunnelled)
+            // What came back by the detour says nothing of the way that it goes past.
+            if waits.is_some_and(|waits| waits.beside == packet.beside)
                 && let Some(waiting) = self.pending.remove(&packet.nonce)
             {
                 // Who asked may have stopped waiting.
@@ -242,10 +243,10 @@ impl Inbox {
             }
             return None;
         }
-        let tunnel = self.tunnels.get(&peer).filter(|_| packet.tunnelled).cloned();
+        let avoided = self.avoided.get(&peer).filter(|_| packet.beside).cloned();
         let answerable =
-            !packet.tunnelled || (tunnel.is_some() && bytes.len() >= TUNNELLED_REQUEST_BYTES);
-        if !packet.tunnelled {
+            !packet.beside || (avoided.is_some() && bytes.len() >= BESIDE_REQUEST_BYTES);
+        if !packet.beside {
             heard.requests.insert(side, now);
         }
         if !answerable || !heard.may_ask(now) {
@@ -253,7 +254,7 @@ impl Inbox {
             return None;
         }
         let answer = self.packet(&peer, side, packet.nonce, packet.unchecked);
-        Some((Packet { is_answer: true, tunnelled: packet.tunnelled, ..answer }, tunnel))
+        Some((Packet { is_answer: true, beside: packet.beside, ..answer }, avoided))
     }
 }
 
@@ -285,8 +286,8 @@ async fn receive(socket: Arc<UdpSocket>, side: Side, inbox: Arc<Mutex<Inbox>>) {
         let answer = lock(&inbox).take(bytes, from.ip(), side, Instant::now());
         // A lost answer is what is being looked for.
         let _ = match answer {
-            Some((answer, Some(tunnel))) => {
-                tunnel.send(&answer.bytes(PACKET_BYTES)).context("answering through the tunnel")
+            Some((answer, Some(avoided))) => {
+                avoided.send(&answer.bytes(PACKET_BYTES)).context("answering by the avoided way")
             }
             Some((answer, None)) => send(&socket, &answer, PACKET_BYTES, from),
             None => Ok(()),
@@ -316,14 +317,15 @@ fn lock(inbox: &Mutex<Inbox>) -> MutexGuard<'_, Inbox> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::avoided::Wrapping;
     use super::*;
 
-    fn request(tunnelled: bool, is_answer: bool) -> Packet {
+    fn request(beside: bool, is_answer: bool) -> Packet {
         Packet {
             is_answer,
             side: Side::Pods,
             unchecked: false,
-            tunnelled,
+            beside,
             nonce: 7,
             heard_nodes: None,
             heard_pods: None,
@@ -331,12 +333,11 @@ mod tests {
     }
 
     #[test]
-    fn through_a_tunnel_only_what_came_through_it_is_answered_and_never_with_more() {
+    fn by_an_avoided_way_only_what_came_by_it_is_answered_and_never_with_more() {
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         let gateway = address("10.244.2.1");
-        let tunnel = Tunnel {
-            vni: 1,
-            port: 8472,
+        let avoided = Avoided {
+            wrapping: Wrapping::Vxlan { vni: 1, port: 8472 },
             nodes: (address("172.30.0.2"), address("172.30.0.3")),
             pods: (address("10.244.1.1"), gateway),
             test_port: 8473,
@@ -347,22 +348,22 @@ mod tests {
         let ask = |inbox: &mut Inbox, packet: Packet, size| {
             inbox.take(&packet.bytes(size), gateway, Side::Pods, Instant::now())
         };
-        let size = TUNNELLED_REQUEST_BYTES;
+        let size = BESIDE_REQUEST_BYTES;
         assert_eq!(ask(&mut inbox, through, size), None, "there is no detour");
-        inbox.tunnels.insert("node2".into(), tunnel.clone());
+        inbox.avoided.insert("node2".into(), avoided.clone());
         assert_eq!(ask(&mut inbox, through, size - 1), None, "the answer would be larger");
         let (answer, by) = ask(&mut inbox, through, size).expect("an answer");
-        assert!(answer.is_answer && answer.tunnelled && by == Some(tunnel));
+        assert!(answer.is_answer && answer.beside && by == Some(avoided));
         // What comes through it says nothing of the way that pods take.
         assert_eq!(answer.heard_pods, None);
         let (answer, by) = ask(&mut inbox, plain, PACKET_BYTES).expect("an answer");
-        assert!(!answer.tunnelled && by.is_none() && answer.heard_pods.is_some());
+        assert!(!answer.beside && by.is_none() && answer.heard_pods.is_some());
 
-        for (tunnelled, counts) in [(false, false), (true, true)] {
+        for (beside, counts) in [(false, false), (true, true)] {
             let (answered, mut answer) = oneshot::channel();
-            inbox.pending.insert(7, Pending { tunnelled: true, answered });
-            assert_eq!(ask(&mut inbox, request(tunnelled, true), PACKET_BYTES), None);
-            assert_eq!(answer.try_recv().is_ok(), counts, "an answer, tunnelled: {tunnelled}");
+            inbox.pending.insert(7, Pending { beside: true, answered });
+            assert_eq!(ask(&mut inbox, request(beside, true), PACKET_BYTES), None);
+            assert_eq!(answer.try_recv().is_ok(), counts, "an answer, beside: {beside}");
         }
     }
 }

@@ -5,7 +5,7 @@
 //!  8  version 1
 //!  9  kind: 0 request, 1 answer
 //! 10  channel: 0 between nodes, 1 between gateways of pods
-//! 11  flags: 1 without checksum, the answer too; 2 through the tunnel that a detour goes past
+//! 11  flags: 1 without checksum, the answer too; 2 by the way that a detour goes past
 //! 12  nonce of the request              8 bytes
 //! 20  heard you between nodes, ms ago   4 bytes, all ones for never
 //! 24  heard you between gateways        4 bytes
@@ -13,15 +13,15 @@
 //! ```
 //!
 //! An answer has 64 bytes and a request no fewer: nobody can have more sent than he sends (X-26).
-//! What is to be answered through the tunnel has by the tunnel's headers more.
+//! What is to be answered by the way that a detour goes past has by its headers more.
 
 use std::time::Duration;
 
 /// The size of an answer and of the smallest request, in bytes.
 pub(super) const PACKET_BYTES: usize = 64;
-/// The smallest request that is answered through the tunnel, in bytes: an answer with VXLAN's
+/// The smallest request that is answered by an avoided way, in bytes: an answer with VXLAN's
 /// headers and those of IPv6 within IPv6 is no larger than it is as a plain datagram.
-pub(super) const TUNNELLED_REQUEST_BYTES: usize = 192;
+pub(super) const BESIDE_REQUEST_BYTES: usize = 192;
 /// The largest datagram: that of a link of 65535 bytes.
 pub(super) const PACKET_BYTES_MAX: usize = 65535;
 
@@ -29,7 +29,7 @@ const MAGIC: &[u8; 8] = b"flatpath";
 const VERSION: u8 = 1;
 const NEVER: u32 = u32::MAX;
 const FLAG_UNCHECKED: u8 = 1;
-const FLAG_TUNNELLED: u8 = 2;
+const FLAG_BESIDE: u8 = 2;
 
 /// Between which addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,9 +47,8 @@ pub(super) struct Packet {
     pub(super) side: Side,
     /// Whether it travels without a checksum.
     pub(super) unchecked: bool,
-    /// Whether its sender put it into the tunnel past which the detour goes, as the answer shall
-    /// be.
-    pub(super) tunnelled: bool,
+    /// Whether its sender sent it by the way that the detour goes past, as the answer shall be.
+    pub(super) beside: bool,
     /// What an answer is known by.
     pub(super) nonce: u64,
     /// How long ago the sender heard a request of the receiver between nodes.
@@ -67,7 +66,7 @@ impl Packet {
             Side::Nodes => 0,
             Side::Pods => 1,
         };
-        let flags = [(self.unchecked, FLAG_UNCHECKED), (self.tunnelled, FLAG_TUNNELLED)];
+        let flags = [(self.unchecked, FLAG_UNCHECKED), (self.beside, FLAG_BESIDE)];
         let flags = flags.into_iter().filter(|(on, _)| *on).map(|(_, flag)| flag).sum();
         bytes.extend([VERSION, u8::from(self.is_answer), side, flags]);
         bytes.extend(self.nonce.to_be_bytes());
@@ -100,7 +99,7 @@ impl Packet {
                 _ => return None,
             },
             unchecked: flags & FLAG_UNCHECKED != 0,
-            tunnelled: flags & FLAG_TUNNELLED != 0,
+            beside: flags & FLAG_BESIDE != 0,
             nonce: u64::from_be_bytes(*nonce),
             heard_nodes: duration(u32::from_be_bytes(*heard_nodes)),
             heard_pods: duration(u32::from_be_bytes(*heard_pods)),
@@ -126,15 +125,15 @@ mod tests {
             is_answer: true,
             side: Side::Pods,
             unchecked: true,
-            tunnelled: true,
+            beside: true,
             nonce: 0x0102_0304_0506_0708,
             heard_nodes: Some(Duration::from_millis(17)),
             heard_pods: None,
         };
         let bytes = packet.bytes(1472);
         assert_eq!((bytes.len(), Packet::parse(&bytes)), (1472, Some(packet)));
-        for (unchecked, tunnelled) in [(true, false), (false, true), (false, false)] {
-            let other = Packet { unchecked, tunnelled, ..packet };
+        for (unchecked, beside) in [(true, false), (false, true), (false, false)] {
+            let other = Packet { unchecked, beside, ..packet };
             assert_eq!(Packet::parse(&other.bytes(0)), Some(other));
         }
         assert_eq!(packet.bytes(0).len(), PACKET_BYTES);

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use model::Overlay;
 use plan::paths::{Channel, Observation};
 
+use super::avoided::Avoided;
 use super::exchange::Line;
 use super::packet::PACKET_BYTES;
-use super::tunnel::Tunnel;
 
 /// How long an answer may take: longer than any way between nodes of a cluster.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -21,7 +21,7 @@ const ATTEMPTS: usize = 3;
 /// Sizes between the smallest and the largest that are tried: halves 64 KiB down to a byte.
 const SIZES_MAX: usize = 17;
 /// Exchanges of one test at most: small ones between nodes, between gateways, without a checksum
-/// and through a tunnel that is avoided; and the search for a size, on both channels.
+/// and by a way that is avoided; and the search for a size, on both channels.
 pub(super) const EXCHANGES_MAX: usize = 4 * ATTEMPTS + 2 * (ATTEMPTS + 2 * SIZES_MAX);
 const UDP_HEADER_BYTES: u32 = 8;
 
@@ -40,8 +40,8 @@ pub(crate) struct PairTarget {
     pub(crate) pods_mtu: u32,
     /// The smallest size in bytes that a link may have.
     pub(crate) least_mtu: u32,
-    /// The tunnel that the way is a detour past, to be tried beside it.
-    pub(crate) tunnel: Option<Tunnel>,
+    /// What the way is a detour past, to be tried beside it.
+    pub(crate) avoided: Option<Avoided>,
 }
 
 /// Tests a pair. It takes some milliseconds where all is well, and some seconds at most.
@@ -66,9 +66,9 @@ pub(super) async fn test(target: PairTarget, nodes: Line, pods: Line) -> Observa
         passes_unchecked = channel(&pods, target.pods_mtu, true).await.rtt_us.is_some();
     }
     let mut avoided_works = false;
-    if let Some(tunnel) = target.tunnel.clone() {
-        let through = channel(&pods.clone().through(tunnel), target.pods_mtu, false).await;
-        avoided_works = through.rtt_us.is_some();
+    if let Some(avoided) = target.avoided.clone() {
+        let beside = channel(&pods.clone().by(avoided), target.pods_mtu, false).await;
+        avoided_works = beside.rtt_us.is_some();
     }
     by_pods.hears = pods.hears();
     by_nodes.hears = nodes.hears();

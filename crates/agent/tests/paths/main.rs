@@ -81,12 +81,7 @@ fn close_tunnel(lab: &Lab, ports: &[&str]) {
 }
 
 /// A packet filter that lets the tunnel through in one direction only, or in none.
-fn a_blocked_tunnel(
-    family: Family,
-    ports: &[&str],
-    direction: &str,
-    end: impl AsyncFnOnce(&Lab),
-) {
+fn a_blocked_tunnel(family: Family, ports: &[&str], direction: &str, end: impl AsyncFnOnce(&Lab)) {
     with_two_nodes_of(family, Overlay::Vxlan, async |lab| {
         filter(lab);
         close_tunnel(lab, ports);
@@ -168,6 +163,49 @@ fn a_tunnel_closed_in_both_directions(family: Family) {
             .await;
         }
     });
+}
+
+/// As where a cloud's network lets a machine send only what bears its own address.
+#[test]
+fn a_direct_way_on_which_pod_addresses_are_dropped_is_avoided_until_they_pass_again() {
+    for (family, pods) in
+        [(Family::V4, "ip saddr 10.244.0.0/16"), (Family::V6, "ip6 saddr fd00:10:244::/48")]
+    {
+        with_two_nodes_of(family, Overlay::HostGw, async |lab| {
+            for node in &lab.nodes {
+                // A namespace has what the first one has: filtering by reverse path is not meant.
+                for link in ["all", UPLINK] {
+                    node.run(&format!("sysctl -qw net.ipv4.conf.{link}.rp_filter=0"));
+                }
+            }
+            filter(lab);
+            let close = |lab: &Lab, port: &str| {
+                let rule = format!("iifname {port} {pods} drop");
+                lab.on_wire(&format!("nft add rule bridge fault forward {rule}"));
+            };
+            close(lab, "port2");
+            close(lab, "port3");
+            lab.start_agents();
+            told(lab, &["traffic of pod addresses is dropped"]).await;
+            for node in [0, 1] {
+                found(lab, node, "works", "vxlan (detour)").await;
+            }
+            // One direction is not enough: three times as long as it would have to work, it stays.
+            lab.on_wire("nft flush chain bridge fault forward");
+            close(lab, "port3");
+            let until = Instant::now() + 3 * lab::PATH_TEST_PERIOD;
+            while Instant::now() < until {
+                for node in [0, 1] {
+                    assert_eq!(lab.path(node).await.way, "vxlan (detour)");
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            lab.on_wire("nft flush chain bridge fault forward");
+            for node in [0, 1] {
+                found(lab, node, "works", "host-gw").await;
+            }
+        });
+    }
 }
 
 /// A fault that comes and goes, and the MTU that node1's pods shall have meanwhile.
@@ -252,6 +290,40 @@ fn wrong_checksums_are_told_from_lost_packets_and_the_kernel_writes_them_itself(
         let there = lab.nodes[1].namespace.run(|| netlink::offload::tx_checksum(VXLAN_LINK));
         assert_eq!(there.expect("the node"), Ok(true));
     });
+}
+
+/// Whichever of them this machine's kernel lacks.
+#[test]
+fn what_the_kernel_lacks_is_named_in_the_nodes_condition_and_in_an_event() {
+    for (overlay, link, load) in [
+        (Overlay::Vxlan, "vxlan id 1 dstport 4789", "modprobe vxlan"),
+        (Overlay::Ipip, "ipip local 172.30.0.2", "modprobe ipip"),
+        (Overlay::Wireguard, "wireguard", "modprobe wireguard"),
+    ] {
+        with_two_nodes(overlay, async |lab| {
+            let add = || {
+                let mut ip = std::process::Command::new("ip");
+                ip.args("link add trial type".split(' ')).args(link.split(' ')).status()
+            };
+            let added = lab.wire.run(add).expect("the wire").expect("ip");
+            let (status, reason, said) = match added.success() {
+                true => ("True", "AllFeaturesPresent", "what the network needs"),
+                false => ("False", "FeatureMissing", load),
+            };
+            lab.nodes[0].start();
+            eventually(&format!("{overlay}: {reason}"), async || {
+                let condition = lab.condition_of("node1", "FlatnetKernelReady").await;
+                let message = condition["message"].as_str().unwrap_or_default();
+                condition["status"] == status
+                    && condition["reason"] == reason
+                    && message.contains(said)
+            })
+            .await;
+            if !added.success() {
+                told(lab, &["the kernel lacks", load]).await;
+            }
+        });
+    }
 }
 
 /// A request of 64 bytes and more, between nodes.

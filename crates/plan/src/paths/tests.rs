@@ -138,21 +138,34 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
 
 #[test]
 fn a_detour_in_force_says_what_to_open_and_how_to_end_it() {
-    let direct = Observation { way: Overlay::HostGw, ..found(channel(true), channel(true)) };
-    let ipip = ClusterConfig { overlay: Overlay::Ipip, ..ClusterConfig::default() };
+    let by = |overlay| ClusterConfig { overlay, ..ClusterConfig::default() };
     let rows = [
-        (ClusterConfig::default(), ["vxlan blocked", "UDP port 8472"], "taken again by itself"),
-        (ipip, ["ipip blocked", "IP protocol 4"], "both ways; then remove"),
+        (Overlay::Vxlan, Overlay::HostGw, "UDP port 8472"),
+        (Overlay::Ipip, Overlay::HostGw, "IP protocol 4"),
+        (Overlay::HostGw, Overlay::Vxlan, "traffic of pod addresses"),
     ];
-    for (config, words, end) in rows {
-        let judgement = judged(direct.clone(), &config, "node2=host-gw");
-        let [finding] = &judgement.findings[..] else { panic!("{:?}", judgement.findings) };
-        for word in words.into_iter().chain(["host-gw working", end, DETOURS_ANNOTATION]) {
-            assert!(finding.message.contains(word), "{word:?} in {}", finding.message);
+    for (first, way, open) in rows {
+        let own = node("node1", 1, "172.30.0.2", &format!("node2={way}"));
+        let nodes = [own, node("node2", 2, "172.30.0.3", "")];
+        let mut plan = plan_of(&by(first), &facts(), &nodes);
+        let observed = one(Observation { way, ..found(channel(true), channel(true)) });
+        let blocked = format!("{first} blocked and {way} working");
+        for (has_ends, end) in [(true, "taken again by itself"), (false, "both ways; then remove")]
+        {
+            if !has_ends {
+                plan.ends = network::TunnelEnds::default();
+            }
+            // The direct way needs none.
+            let end = if first == Overlay::HostGw { "taken again by itself" } else { end };
+            let judgement = judge("node1", &by(first), &plan, &observed);
+            let [finding] = &judgement.findings[..] else { panic!("{:?}", judgement.findings) };
+            for word in [&blocked, open, end, DETOURS_ANNOTATION] {
+                assert!(finding.message.contains(word), "{word:?} in {}", finding.message);
+            }
+            assert!(judgement.rows[0].detour);
+            let verdict = judgement.verdict.expect("a condition");
+            assert_eq!((verdict.ready, verdict.reason), (true, "FaultsAvoided"));
         }
-        assert!(judgement.rows[0].detour);
-        let verdict = judgement.verdict.expect("a condition");
-        assert_eq!((verdict.ready, verdict.reason), (true, "FaultsAvoided"));
     }
 }
 
@@ -289,8 +302,8 @@ fn what_a_detour_stands_in_for_is_known_and_tried_where_that_can_be() {
         // It is no detour where it is the way anyhow.
         (ClusterConfig::default(), "node2=vxlan", None, false),
         (cross.clone(), "node2=host-gw", None, false),
-        (cross, "node2=vxlan", Some(Overlay::HostGw), false),
-        (ipip, "node2=host-gw", Some(Overlay::Ipip), false),
+        (cross, "node2=vxlan", Some(Overlay::HostGw), true),
+        (ipip, "node2=host-gw", Some(Overlay::Ipip), true),
     ];
     for (config, detours, avoided, tried) in rows {
         let nodes = [node("node1", 1, "172.30.0.2", detours), node("node2", 2, "172.30.0.3", "")];
