@@ -58,9 +58,11 @@ typedef _Bool bool;
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BE16(x) ((__u16)__builtin_bswap16((__u16)(x)))
 #define BE32(x) ((__u32)__builtin_bswap32((__u32)(x)))
+#define LE64(x) (x)
 #else
 #define BE16(x) ((__u16)(x))
 #define BE32(x) ((__u32)(x))
+#define LE64(x) ((__u64)__builtin_bswap64((__u64)(x)))
 #endif
 
 /* A packet as programs of the hook `tc` see it. */

@@ -43,6 +43,7 @@ const SUITE: &[Program] = &[
     all_of("kernel", "ipvs"),
     all_of("kernel", "edge"),
     all_of("kernel", "bpf"),
+    all_of("kernel", "names"),
     all_of("kernel", "service_nat"),
     all_of("kernel", "socket_services"),
     all_of("kernel", "sockets"),

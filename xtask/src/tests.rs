@@ -41,6 +41,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     // This one needs no root, but Debian's host-local.
     ("ipam", "host_local"),
     ("kernel", "bpf"),
+    ("kernel", "names"),
     ("kernel", "service_nat"),
     ("kernel", "edge"),
     ("kernel", "iptables"),

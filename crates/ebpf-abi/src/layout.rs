@@ -110,9 +110,16 @@ macro_rules! abi_struct {
     ) => {
         $(#[$about])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub struct $name {
             $( $(#[$field_about])* pub $field: $type, )*
+        }
+
+        // By hand: long arrays have no default of their own.
+        impl Default for $name {
+            fn default() -> Self {
+                Self::from_bytes(&[0; Self::BYTES])
+            }
         }
 
         impl $name {

@@ -8,6 +8,7 @@
 
 pub mod flows;
 mod layout;
+pub mod names;
 pub mod services;
 
 use std::net::IpAddr;
@@ -266,7 +267,8 @@ pub fn c_header() -> String {
     let mut text = String::from(
         "/* Written by the build from crates/ebpf-abi: change it there. */\n#pragma once\n\n",
     );
-    for (name, value) in NUMBERS.iter().chain(&services::NUMBERS).chain(&flows::NUMBERS) {
+    let numbers = NUMBERS.iter().chain(&services::NUMBERS).chain(&flows::NUMBERS);
+    for (name, value) in numbers.chain(&names::NUMBERS) {
         text.push_str(&format!("#define {name} {value}u\n"));
     }
     text.push_str("\nenum reason {\n");
@@ -279,10 +281,20 @@ pub fn c_header() -> String {
         text.push_str(&format!("\t{} = {},\n", name.to_ascii_uppercase(), reason.index()));
     }
     text.push_str("};\n");
-    for layout in LAYOUTS.iter().chain(&services::LAYOUTS).chain(&flows::LAYOUTS) {
+    text.push_str("\nenum name_reason {\n");
+    for (reason, name) in names::NAME_REASONS {
+        text.push_str(&format!("\tNAME_{} = {},\n", name.to_ascii_uppercase(), reason.index()));
+    }
+    text.push_str("};\n");
+    for layout in layouts() {
         layout.write_c(&mut text);
     }
     text
+}
+
+fn layouts() -> impl Iterator<Item = &'static Layout> {
+    let all = LAYOUTS.into_iter().chain(services::LAYOUTS).chain(flows::LAYOUTS);
+    all.chain(names::LAYOUTS)
 }
 
 #[cfg(test)]
@@ -291,7 +303,7 @@ mod tests {
 
     #[test]
     fn layouts_have_no_holes_which_the_kernel_would_compare_as_part_of_a_key() {
-        for layout in LAYOUTS.iter().chain(&services::LAYOUTS).chain(&flows::LAYOUTS) {
+        for layout in layouts() {
             let mut end = 0;
             for field in layout.fields {
                 assert_eq!(field.offset, end, "a hole before {}.{}", layout.name, field.name);

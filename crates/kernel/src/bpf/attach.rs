@@ -146,9 +146,13 @@ fn attach_by_tcx(
     Ok(())
 }
 
-/// First, so that nobody's "accept" goes before our checks; but after the program of Services.
+/// First, so that nobody's "accept" goes before our checks; but after the program of Services, and
+/// names after all.
 #[allow(unsafe_code)] // a program's number of the kernel's own
 fn order(program: Program, link: &Link) -> LinkOrder {
+    if program == Program::AnswerName {
+        return LinkOrder::last();
+    }
     let services = Program::ServiceEnter.name();
     let present = SchedClassifier::query_tcx(&link.name, program.side());
     let found = present

@@ -156,9 +156,13 @@ fn side(program: Program) -> u32 {
 }
 
 /// `tcm_info` of a filter of ours: priority, and protocol in network byte order. First, so that
-/// nobody's "accept" goes before our checks; and Services before forwarding.
+/// nobody's "accept" goes before our checks; Services before forwarding, names last.
 fn info(program: Program) -> u32 {
-    let priority = if program.is_of_services() { 1 } else { 2 };
+    let priority = match program {
+        Program::ServiceEnter | Program::ServiceLeave => 1,
+        Program::FromPod | Program::FromTunnel | Program::FromUplink => 2,
+        Program::AnswerName => 3,
+    };
     priority << 16 | u32::from(ETH_P_ALL.to_be())
 }
 

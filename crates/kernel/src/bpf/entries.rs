@@ -84,7 +84,7 @@ impl Entries {
             }
             Program::FromUplink => self.remotes.clear(),
             // Nothing here relies on them.
-            Program::ServiceEnter | Program::ServiceLeave => {}
+            Program::ServiceEnter | Program::ServiceLeave | Program::AnswerName => {}
         }
     }
 

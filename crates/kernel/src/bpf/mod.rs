@@ -17,6 +17,7 @@ mod attach;
 mod clsact;
 mod entries;
 mod maps;
+pub mod names;
 pub mod node;
 mod objects;
 pub mod service_nat;
@@ -317,7 +318,7 @@ fn run_one(
     program: Program,
     passage: Passage,
     frame: &[u8],
-) -> Result<(i32, Vec<u8>), OpError> {
+) -> Result<Left, OpError> {
     let mut context = [0; CONTEXT_BYTES];
     for (place, value) in [
         (CONTEXT_MARK, passage.mark),
@@ -332,8 +333,8 @@ fn run_one(
         data_in: Some(frame),
         data_out: Some(&mut left),
         ctx_in: Some(&context),
-        ..aya::programs::TestRunOptions::new()
         ctx_out: Some(&mut context_left),
+        ..aya::programs::TestRunOptions::new()
     };
     let loaded = programs.get(&program).ok_or_else(absent)?;
     let result = loaded
@@ -346,8 +347,8 @@ fn run_one(
     Ok(Left { verdict, mark: u32::from_ne_bytes(mark), frame: left })
 }
 
-/// Most bytes that a program adds to a frame: the headers of an ICMP error.
-const GROWTH_BYTES: usize = 48;
+/// Most bytes that a program adds to a frame: the records of a name.
+const GROWTH_BYTES: usize = 512;
 /// Bytes of the kernel's `struct __sk_buff` up to and with the index of the link.
 const CONTEXT_BYTES: usize = 44;
 /// Bytes of all of it, with room for what later kernels may add.

@@ -33,6 +33,8 @@ pub enum Program {
     ServiceEnter,
     /// To its egress.
     ServiceLeave,
+    /// To the node's end of a pod's link, behind the others: they say who may send.
+    AnswerName,
 }
 
 impl Program {
@@ -49,12 +51,13 @@ impl Program {
             Self::FromUplink => "from_uplink",
             Self::ServiceEnter => "service_enter",
             Self::ServiceLeave => "service_leave",
+            Self::AnswerName => "answer_name",
         }
     }
 
     /// The program of this name.
     pub(super) fn by_name(name: &str) -> Option<Self> {
-        let mut all = Self::FORWARDING.into_iter().chain(Self::SERVICES);
+        let mut all = Self::FORWARDING.into_iter().chain(Self::SERVICES).chain([Self::AnswerName]);
         all.find(|program| program.name() == name)
     }
 
