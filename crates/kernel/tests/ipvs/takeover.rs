@@ -113,7 +113,8 @@ impl Echo {
 }
 
 fn say(mut stream: TcpStream, name: &str) {
-    // Ends with the client.
+    // The listener's would hold here too. This ends with the client.
+    stream.set_read_timeout(None).expect("set");
     while stream.read(&mut [0; 8]).is_ok_and(|length| length > 0) {
         if stream.write_all(name.as_bytes()).is_err() {
             return;
