@@ -130,8 +130,7 @@ pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Pa
     if config.service_cidrs.iter().any(|range| range.contains(&to.ip())) {
         return Decision { verdict: Verdict::Drop, rule: Rule::NoSuchService };
     }
-    let stays = is_inside(config, to.ip()) || node.addresses.contains(&to.ip());
-    if config.is_pod_address(packet.source.ip()) && !stays {
+    if case.leaves_cluster(to.ip()) {
         let verdict = pass(BTreeSet::from([to]), SourceTranslation::Masqueraded);
         return Decision { verdict, rule: Rule::LeavesCluster };
     }
@@ -315,6 +314,12 @@ impl Case<'_> {
         endpoints::of_any_port(self.world, self.node, service, family, to.port())
     }
 
+    /// Whether a packet to this address would carry a pod's address out of the cluster.
+    fn leaves_cluster(&self, address: IpAddr) -> bool {
+        let stays = is_inside(self.config, address) || self.node.addresses.contains(&address);
+        self.config.is_pod_address(self.packet.source.ip()) && !stays
+    }
+
     fn external_verdict(&self, service: &Service, endpoints: &[Endpoint]) -> Verdict {
         match service.spec.external_traffic_policy {
             // The endpoint may be elsewhere, and would answer past this node.
@@ -338,15 +343,16 @@ impl Case<'_> {
             }
         });
         if !destinations.is_empty() {
-            let itself: BTreeSet<IpAddr> = destinations
-                .iter()
-                .map(SocketAddr::ip)
-                .filter(|address| *address == self.packet.source.ip())
-                .collect();
-            let source = match (masquerade, itself.is_empty()) {
+            // A pod gets no answer past this node from itself, nor from outside of the cluster.
+            let is_hidden = |address: &IpAddr| {
+                *address == self.packet.source.ip() || self.leaves_cluster(*address)
+            };
+            let hidden: BTreeSet<IpAddr> =
+                destinations.iter().map(SocketAddr::ip).filter(is_hidden).collect();
+            let source = match (masquerade, hidden.is_empty()) {
                 (true, _) => SourceTranslation::Masqueraded,
                 (false, true) => SourceTranslation::Kept,
-                (false, false) => SourceTranslation::MasqueradedTo(itself),
+                (false, false) => SourceTranslation::MasqueradedTo(hidden),
             };
             return pass(destinations, source);
         }
