@@ -15,6 +15,9 @@ use render::nft::{self, NftObserved, Role};
 
 use crate::verdict::normal;
 
+/// Looks at IPVS until whatever retires is gone.
+const RETIREMENT_ROUNDS: usize = 3;
+
 /// What a node is, besides the objects of the API.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
@@ -167,8 +170,12 @@ impl Backend for Ipvs {
     fn bring(&mut self, desired: &Desired, place: Place<'_>) -> Result<Vec<String>, String> {
         let mut done = bring_nft(&mut self.beside, Role::BeforeIpvs, desired, place)?;
         let program = ipvs::render(desired, place.config, place.facts);
-        let ops = ipvs::diff(&program, &self.observed);
-        done.extend(carry_out(&ops, |op| self.observed.apply(op))?);
+        // A server goes once its connections have ended, which are none here, and its address after
+        // it.
+        for _ in 0..RETIREMENT_ROUNDS {
+            let ops = ipvs::diff(&program, &self.observed);
+            done.extend(carry_out(&ops, |op| self.observed.apply(op))?);
+        }
         Ok(done)
     }
 
@@ -231,10 +238,14 @@ fn go_on(
         let translated = Packet { destination: *destination, ..packet.clone() };
         match trace_nft(beside, &translated, place)? {
             Verdict::Pass { destinations, source } => {
-                reached.extend(destinations);
-                if source != SourceTranslation::Kept {
-                    masqueraded_to.insert(destination.ip());
+                match source {
+                    SourceTranslation::Kept => {}
+                    SourceTranslation::Masqueraded => {
+                        masqueraded_to.extend(destinations.iter().map(SocketAddr::ip));
+                    }
+                    SourceTranslation::MasqueradedTo(these) => masqueraded_to.extend(these),
                 }
+                reached.extend(destinations);
             }
             refused if destinations.len() == 1 => return Ok(refused),
             refused => return Err(format!("{destination} by chance: {refused}")),
