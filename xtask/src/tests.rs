@@ -230,13 +230,15 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 8] = [
+const BENCHES: [(&str, &str); 10] = [
     ("cni", "cni"),
     ("memory", "agent"),
     ("edge", "kernel"),
     ("spine", "testkit"),
     ("startup", "e2e"),
     ("forwarding", "kernel"),
+    ("iptables", "kernel"),
+    ("names", "kernel"),
     ("peers", "kernel"),
     ("services", "kernel"),
 ];
