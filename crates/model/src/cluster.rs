@@ -69,6 +69,13 @@ pub struct ClusterConfig {
     /// Masquerade also what pods send to ClusterIPs. kube-proxy's `--masquerade-all`.
     #[serde(default)]
     pub masquerade_all: bool,
+    /// Whether nodes and endpoints that do not answer get no new connections through Services.
+    #[serde(default = "yes")]
+    pub failover: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// What implements Services.
@@ -145,6 +152,7 @@ impl Default for ClusterConfig {
             external_ip_ranges: vec![],
             answer_ping: false,
             masquerade_all: false,
+            failover: true,
         }
     }
 }

@@ -269,6 +269,33 @@ pub fn plan(
     ((!is_empty).then_some(plan), findings.0.into_iter().collect())
 }
 
+/// Which of some addresses are endpoints with this TCP port, and a Service of each. What stands on
+/// nodes that are unreachable as a whole is not among them.
+pub fn known_endpoints(
+    world: &World,
+    among: &BTreeSet<SocketAddr>,
+) -> BTreeMap<SocketAddr, NamespacedName> {
+    let silent = &world.unreachable().nodes;
+    let mut known = BTreeMap::new();
+    for slice in world.slices() {
+        let Some(service) = slice.service() else { continue };
+        for port in &slice.ports {
+            let Some(number) = port.port.filter(|_| port.protocol == Protocol::Tcp) else {
+                continue;
+            };
+            let living = slice.endpoints.iter().filter(|one| !silent.contains(&one.node_name));
+            let addresses = living.filter_map(|endpoint| endpoint.address());
+            let addresses = addresses.filter(|address| endpoints::fault_of(*address).is_none());
+            for address in addresses.map(|address| SocketAddr::new(address, number)) {
+                if among.contains(&address) {
+                    known.entry(address).or_insert_with(|| service.clone());
+                }
+            }
+        }
+    }
+    known
+}
+
 /// The zone of the node: what hints of endpoints are compared with. It comes from a label of the
 /// Node, and with it the plans of Services change.
 pub fn zone<'a>(world: &'a World, facts: &NodeFacts) -> Option<&'a str> {

@@ -14,6 +14,8 @@ use crate::verdict;
 pub const PACKETS: usize = 25;
 /// Bytes that decide a cluster, the same again for its change.
 const CLUSTER_BYTES: usize = 600;
+/// Bytes that decide what does not answer.
+const SILENT_BYTES: usize = 100;
 /// Bytes that decide one packet.
 const PACKET_BYTES: usize = 16;
 
@@ -35,6 +37,7 @@ pub struct Report {
 pub fn run(seed: u64) -> Result<Report> {
     let bytes = random::bytes(seed, 2 * CLUSTER_BYTES);
     let (before, after) = bytes.split_at(CLUSTER_BYTES);
+    let silent = random::bytes(seed.rotate_left(32), SILENT_BYTES);
     let mut choices = Choices::new(before);
     let config = random::config(&mut choices);
     let facts = random::facts(&mut choices, &config);
@@ -48,6 +51,7 @@ pub fn run(seed: u64) -> Result<Report> {
         for object in objects.chain(random::services(&mut choices, &config)) {
             world.set(object);
         }
+        world.set_unreachable(random::unreachable(&mut Choices::new(&silent), &world));
         let (desired, _) = plan::node(&world, &config, &facts);
         for backend in &mut backends {
             let name = backend::name(backend.kind());

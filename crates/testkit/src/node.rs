@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use model::ClusterConfig;
 use model::world::{Kind, Object};
+use model::{ClusterConfig, Unreachable};
 use plan::{Desired, Finding, NodeFacts};
 use reconcile::{Effect, Event, KINDS, Reconciler};
 use render::{Kernel, Observed, Op};
@@ -27,6 +27,8 @@ pub struct NodeLoop<K> {
     pub now: Duration,
     /// The CNI configuration that was written last.
     pub conflist: Option<String>,
+    /// What does not answer the node: the agent remembers it on disk.
+    pub unreachable: Unreachable,
 }
 
 /// What happened until the loop had nothing more to do.
@@ -44,7 +46,8 @@ impl<K: Kernel> NodeLoop<K> {
     /// A freshly started loop that has seen nothing yet.
     pub fn new(config: ClusterConfig, facts: NodeFacts, kernel: K) -> Self {
         let reconciler = Self::started(&config, &facts, Duration::ZERO);
-        Self { facts, config, reconciler, kernel, now: Duration::ZERO, conflist: None }
+        let unreachable = Unreachable::default();
+        Self { facts, config, reconciler, kernel, now: Duration::ZERO, conflist: None, unreachable }
     }
 
     fn started(config: &ClusterConfig, facts: &NodeFacts, now: Duration) -> Reconciler {
@@ -56,10 +59,14 @@ impl<K: Kernel> NodeLoop<K> {
     /// The process dies and a new one starts: it knows nothing, the kernel keeps everything.
     pub fn restart(&mut self) {
         self.reconciler = Self::started(&self.config, &self.facts, self.now);
+        self.handle(Event::Unreachable(self.unreachable.clone()));
     }
 
     /// Takes an event in.
     pub fn handle(&mut self, event: Event) {
+        if let Event::Unreachable(unreachable) = &event {
+            self.unreachable = unreachable.clone();
+        }
         self.reconciler.handle(event, self.now);
     }
 

@@ -70,7 +70,7 @@ pub fn forget_port(
 }
 
 /// The kernel wants the flags of both directions.
-fn write_filter(request: &mut Request, side: u16, flags: u32) {
+pub(super) fn write_filter(request: &mut Request, side: u16, flags: u32) {
     request.nested(CTA_FILTER, &[], |filter| {
         for one in [CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS] {
             filter.u32(one, if one == side { flags } else { 0 });
@@ -160,13 +160,13 @@ fn pinged(attributes: Attributes<'_>) -> Option<IpAddr> {
     [IPPROTO_ICMP, IPPROTO_ICMPV6].contains(&protocol).then(|| address(to)).flatten()
 }
 
-struct FlowTuple {
+pub(super) struct FlowTuple {
     protocol: u8,
-    source: SocketAddr,
-    destination: SocketAddr,
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
 }
 
-fn tuple(attributes: Attributes<'_>) -> Option<FlowTuple> {
+pub(super) fn tuple(attributes: Attributes<'_>) -> Option<FlowTuple> {
     let ip = attributes.nested(CTA_TUPLE_IP)?;
     let transport = attributes.nested(CTA_TUPLE_PROTO)?;
     let end = |v4: u16, v6: u16, port: u16| {

@@ -200,12 +200,21 @@ pub const IPCTNL_MSG_CT_GET: u16 = 1;
 pub const IPCTNL_MSG_CT_DELETE: u16 = 2;
 pub const CTA_TUPLE_ORIG: u16 = 1;
 pub const CTA_TUPLE_REPLY: u16 = 2;
+pub const CTA_STATUS: u16 = 3;
+pub const CTA_COUNTERS_ORIG: u16 = 9;
+pub const CTA_COUNTERS_REPLY: u16 = 10;
+pub const CTA_COUNTERS_PACKETS: u16 = 1;
+pub const CTA_COUNTERS_BYTES: u16 = 2;
 pub const CTA_ID: u16 = 12;
 pub const CTA_FILTER: u16 = 25;
+pub const CTA_STATUS_MASK: u16 = 26;
+/// The other side has answered (`nf_conntrack_common.h`).
+pub const IPS_SEEN_REPLY: u32 = 1 << 1;
 pub const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 pub const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// `CTA_FILTER_FLAG(CTA_IP_SRC)` of the kernel's `nfnetlink_conntrack.c`, and so on.
 pub const CTA_FILTER_F_CTA_IP_SRC: u32 = 1;
+pub const CTA_FILTER_F_CTA_IP_DST: u32 = 1 << 1;
 pub const CTA_FILTER_F_CTA_PROTO_NUM: u32 = 1 << 3;
 pub const CTA_FILTER_F_CTA_PROTO_DST_PORT: u32 = 1 << 5;
 pub const CTA_TUPLE_IP: u16 = 1;

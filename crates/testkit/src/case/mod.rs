@@ -27,6 +27,8 @@
 //! update:                      objects that are present now
 //! delete: Service default/web  objects that are absent now
 //! restart:                     the agent dies and starts again; it must write nothing
+//! unreachable: node2, pod web-1:8080
+//!                              what does not answer the node now; nothing, when empty
 //! fail-next-op: 2 EBUSY        the kernel refuses the next two operations of the agent
 //! ```
 //!
@@ -71,6 +73,8 @@ pub enum Section {
     Update(Vec<Object>),
     /// One object that is absent now.
     Delete(Kind, NamespacedName),
+    /// What does not answer the node that is looked at: nodes, and endpoints by name and port.
+    Unreachable(Vec<String>),
     /// The agent dies and starts again.
     Restart,
     /// The kernel refuses the next operations.
@@ -179,6 +183,10 @@ impl Case {
                     None => NamespacedName::new("", key),
                 };
                 Section::Delete(objects::kind_of(kind)?, key)
+            }
+            "unreachable" => {
+                let words = text.argument.split(',').map(|word| word.trim().to_owned());
+                Section::Unreachable(words.filter(|word| !word.is_empty()).collect())
             }
             "restart" => Section::Restart,
             "fail-next-op" => {

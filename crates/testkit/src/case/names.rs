@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Context, Result, bail};
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::world::Object;
-use model::{Family, NamespacedName};
+use model::{Family, NamespacedName, Unreachable};
 
 use super::Settings;
 use super::table::Row;
@@ -110,6 +110,24 @@ impl Names {
             destination,
             protocol: row.protocol,
         })
+    }
+
+    /// What the words of `unreachable:` mean.
+    ///
+    /// # Errors
+    /// When a name is unknown.
+    pub fn unreachable(&self, words: &[String]) -> Result<Unreachable> {
+        let mut unreachable = Unreachable::default();
+        for word in words {
+            if let Some((name, port)) = word.rsplit_once(':') {
+                let port = port.parse().with_context(|| format!("{port:?} is no port"))?;
+                unreachable.endpoints.insert(SocketAddr::new(self.destination(name)?, port));
+            } else {
+                self.address(&format!("node {word}"), self.first_family())?;
+                unreachable.nodes.insert(word.clone());
+            }
+        }
+        Ok(unreachable)
     }
 
     fn destination(&self, text: &str) -> Result<IpAddr> {

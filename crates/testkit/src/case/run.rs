@@ -104,6 +104,11 @@ impl Runner<'_> {
                 self.node.handle(Event::Absent { kind: *kind, key: key.clone() });
                 self.settle("a deletion")?;
             }
+            Section::Unreachable(words) => {
+                let unreachable = self.names.unreachable(words)?;
+                self.node.handle(Event::Unreachable(unreachable));
+                self.settle("a change of what answers")?;
+            }
             Section::Restart => {
                 self.node.restart();
                 self.list_all();
@@ -183,6 +188,7 @@ impl Runner<'_> {
         let mut node =
             NodeLoop::new(self.case.settings.config.clone(), self.node.facts.clone(), kernel);
         let objects: Vec<Object> = self.objects.values().cloned().collect();
+        node.handle(Event::Unreachable(self.node.unreachable.clone()));
         node.list(&objects);
         node
     }

@@ -83,6 +83,13 @@ impl Runner<'_> {
                 }
                 self.settle()
             }
+            Section::Unreachable(words) => {
+                let unreachable = self.names.unreachable(words)?;
+                let at = self.case.settings.at;
+                let node = self.lab.nodes.get_mut(&at).context("the node that is looked at")?;
+                node.node.handle(Event::Unreachable(unreachable));
+                self.settle()
+            }
             Section::Restart => self.restart(),
             // The real kernel fails when it wants to; the fake one has tried this.
             Section::FailNextOp { .. } | Section::Expect(_) => Ok(()),

@@ -7,12 +7,12 @@
 mod packets;
 mod services;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use model::kinds::ZONE_LABEL;
 use model::world::Object;
-use model::{ClusterConfig, Family};
+use model::{ClusterConfig, Family, Protocol, Unreachable, World};
 use plan::NodeFacts;
 
 use crate::objects;
@@ -69,6 +69,27 @@ pub fn nodes(choices: &mut Choices<'_>, config: &ClusterConfig) -> Vec<Object> {
         Object::Node(node.into())
     };
     (1..=NODES).map(&mut node).collect()
+}
+
+/// What does not answer the node that is looked at: most of the time nothing, else a node, some
+/// endpoints by their TCP ports, or both.
+pub fn unreachable(choices: &mut Choices<'_>, world: &World) -> Unreachable {
+    let mut unreachable = Unreachable::default();
+    let wanted = choices.below(4);
+    if wanted & 1 != 0 {
+        unreachable.nodes.insert(format!("node{}", 1 + choices.below(NODES.into())));
+    }
+    if wanted & 2 != 0 {
+        for slice in world.slices() {
+            let tcp = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            for port in tcp.filter_map(|port| port.port) {
+                let addresses = slice.endpoints.iter().filter_map(|endpoint| endpoint.address());
+                let silent = addresses.filter(|_| choices.once_in(2));
+                unreachable.endpoints.extend(silent.map(|address| SocketAddr::new(address, port)));
+            }
+        }
+    }
+    unreachable
 }
 
 /// Decisions read from bytes; past their end every decision is the first one.
