@@ -3,95 +3,78 @@
 mod attach;
 mod lab;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::io::IoSliceMut;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use attach::{Attached, BOTH_ONE, BOTH_TWO, attach, config};
 use lab::{LabNode, PATIENCE, Pod};
 use netlink::{LinkChange, Netlink, Netns, TokenBucket};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
+};
 use serde_json::{Value, json};
 
-/// Low enough that this machine's speed does not matter.
-const RATE_BITS_PER_S: u64 = 40_000_000;
-const SLOWER_BITS_PER_S: u64 = 24_000_000;
-const BURST_BITS: u64 = 800_000;
-/// More than a receiver's socket holds.
-const BUFFER_BYTES: usize = 8 << 20;
-/// Bytes of a stream before its rate is taken: more than the bucket, and TCP has found its pace.
-const WARM_UP_BYTES: usize = 1_500_000;
-/// Bytes whose rate is taken.
-const MEASURED_BYTES: usize = 5_000_000;
-/// Pieces that are sent beyond that, so that the stream does not end before it is measured.
-const SPARE_PIECES: usize = 16;
-/// How long a look at a socket may take: a third of a hundredth of what is measured.
-const LOOK_MAX: Duration = Duration::from_millis(5);
-const LOOKS_MAX: usize = 100;
-/// Streams of which one must have its rate. On a busy machine a sender waits for a processor, or a
-/// lost segment hides what came after it when the count begins; a wrong limit is wrong for each.
-const STREAMS_MAX: usize = 5;
-/// What a segment carries of what the limit counts: an MTU of 1500 bytes with IPv4 and TCP
-/// headers and a time stamp, and the Ethernet header besides.
-const PAYLOAD_SHARE: f64 = 1448.0 / 1514.0;
+/// Low enough that a bucket holds seconds of it.
+const RATE_BITS_PER_S: u64 = 8_000_000;
+const SLOWER_BITS_PER_S: u64 = 6_000_000;
+/// What passes at once, and so much more may wait: the limit then needs no sender any more.
+const BURST_BITS: u64 = 16_000_000;
+/// What a datagram carries, and what a limit counts of it: Ethernet, IPv4 and UDP headers besides.
+const PAYLOAD_BYTES: usize = 1400;
+const DATAGRAM_BYTES: usize = PAYLOAD_BYTES + 14 + 20 + 8;
+/// Of sockets, in bytes: more than is sent in a test, with what the kernel counts besides.
+const SOCKET_BYTES: usize = 32 << 20;
+/// How far a rate may be from the asked one.
+const TOLERANCE: f64 = 0.05;
 
 fn node() -> LabNode {
     LabNode::alone("node1", Ipv4Addr::new(172, 30, 0, 2).into())
 }
 
-/// Bits a second that the limits of a link let through, from the time that a stream takes after so
-/// many bytes.
-fn rate(client: &Netns, server: &Netns, to: &str, warm_up_bytes: usize) -> f64 {
+/// Sends so many datagrams at once. Answers the time from the first one's arrival to the last
+/// one's, by the kernel's clock: how late this thread runs does not count, nor how slowly it sends,
+/// as long as what waits at a limit does not run out.
+fn transit(client: &Netns, server: &Netns, to: &str, datagrams: usize) -> Duration {
     let to: IpAddr = to.parse().expect("an address");
-    let listener = server.run(|| TcpListener::bind((to, 0)).expect("bound")).expect("inside");
-    let address = listener.local_addr().expect("its address");
-    let taken = std::thread::scope(|scope| {
-        let receiver = scope.spawn(move || {
-            let (mut stream, _) = listener.accept().expect("accepted");
-            stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-            let mut buffer = vec![0; BUFFER_BYTES];
-            // What has arrived, read or not: how late this thread runs does not count.
-            let arrived = |stream: &TcpStream, received: usize, buffer: &mut [u8]| {
-                let (now, waiting) = at_once(|| stream.peek(buffer).expect("what waits"));
-                (now, received + waiting)
-            };
-            let (mut received, mut begin) = (0, None);
-            while received < warm_up_bytes + MEASURED_BYTES {
-                let length = stream.read(&mut buffer[..64 * 1024]).expect("data");
-                assert!(length > 0, "the stream ends after {received} bytes");
-                received += length;
-                if received >= warm_up_bytes && begin.is_none() {
-                    begin = Some(arrived(&stream, received, &mut buffer));
-                }
-            }
-            let (begin, before) = begin.expect("more than the warm-up");
-            let (end, after) = arrived(&stream, received, &mut buffer);
-            (end - begin, after - before)
-        });
-        let connect = || TcpStream::connect_timeout(&address, PATIENCE).expect("connected");
-        let mut stream = client.run(connect).expect("inside");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-        let piece = vec![7; 64 * 1024];
-        for _ in 0..(warm_up_bytes + MEASURED_BYTES) / piece.len() + SPARE_PIECES {
-            if stream.write_all(&piece).is_err() {
-                break; // the receiver has enough
-            }
-        }
-        receiver.join().expect("received")
-    });
-    let (time, bytes): (Duration, usize) = taken;
-    bytes as f64 * 8.0 / time.as_secs_f64() / PAYLOAD_SHARE
+    let receiver = server.run(|| UdpSocket::bind((to, 0)).expect("bound")).expect("inside");
+    receiver.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    setsockopt(&receiver, sockopt::RcvBufForce, &SOCKET_BYTES).expect("a larger buffer");
+    setsockopt(&receiver, sockopt::ReceiveTimestampns, &true).expect("times of arrival");
+    let address = receiver.local_addr().expect("its address");
+    let sender = client.run(|| UdpSocket::bind("0.0.0.0:0").expect("bound")).expect("inside");
+    setsockopt(&sender, sockopt::SndBufForce, &SOCKET_BYTES).expect("a larger buffer");
+    let send = || sender.send_to(&[7; PAYLOAD_BYTES], address).expect("sent");
+    // One before, alone: neighbours are known then.
+    send();
+    arrival(&receiver);
+    for _ in 0..datagrams {
+        send();
+    }
+    // One may overtake another on the way: processors take turns with them.
+    let arrivals: Vec<Duration> = (0..datagrams).map(|_| arrival(&receiver)).collect();
+    let first = arrivals.iter().min().expect("a datagram");
+    *arrivals.iter().max().expect("a datagram") - *first
 }
 
-/// Looks, and answers when: a thread that was put aside in between looks again.
-fn at_once<T>(mut look: impl FnMut() -> T) -> (Instant, T) {
-    let mut seen = (Instant::now(), look());
-    for _ in 1..LOOKS_MAX {
-        if seen.0.elapsed() < LOOK_MAX {
-            break;
-        }
-        seen = (Instant::now(), look());
-    }
-    seen
+/// When the next datagram arrived. A lost one is waited for in vain.
+fn arrival(receiver: &UdpSocket) -> Duration {
+    let mut payload = [0; PAYLOAD_BYTES];
+    let mut control = nix::cmsg_space!(nix::libc::timespec);
+    let mut pieces = [IoSliceMut::new(&mut payload)];
+    let received = recvmsg::<SockaddrStorage>(
+        receiver.as_raw_fd(),
+        &mut pieces,
+        Some(&mut control),
+        MsgFlags::empty(),
+    );
+    let received = received.expect("a datagram");
+    let at = received.cmsgs().expect("room").find_map(|message| match message {
+        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+        _ => None,
+    });
+    at.expect("a time of arrival")
 }
 
 fn limits(ingress: u64, egress: u64) -> Value {
@@ -111,25 +94,46 @@ fn pair(node: &LabNode, datapath: &str, keys: Value) -> (Pod, Pod, Attached) {
     (limited, free, attached.expect("made"))
 }
 
+/// The rate in bits a second of a limit that passes `burst_bits` at once, by a stream that empties
+/// the bucket and then waits at it.
+fn rate(client: &Netns, server: &Netns, to: &str, burst_bits: u64) -> f64 {
+    // Nearly as much waits as may.
+    let bits = burst_bits + burst_bits / 10 * 9;
+    let datagrams = bits as usize / 8 / DATAGRAM_BYTES;
+    let time = transit(client, server, to, datagrams);
+    let waited_bits = (datagrams * DATAGRAM_BYTES * 8) as f64 - burst_bits as f64;
+    waited_bits / time.as_secs_f64()
+}
+
+fn is_within_tolerance(rate: f64, asked: u64) -> bool {
+    (rate / asked as f64 - 1.0).abs() <= TOLERANCE
+}
+
 /// BW: the measured rate is within 5 % of the asked one, each direction by its own.
 #[test]
 fn streams_have_the_rates_that_were_asked_for() {
     for datapath in ["bridge", "routed"] {
         let node = node();
         let keys = limits(RATE_BITS_PER_S, SLOWER_BITS_PER_S);
-        let (limited, free, _) = pair(&node, datapath, keys);
+        let (limited, free, attached) = pair(&node, datapath, keys);
         let rows = [
             ("ingress", &free, &limited, "10.244.1.2", RATE_BITS_PER_S),
             ("egress", &limited, &free, "10.244.1.3", SLOWER_BITS_PER_S),
         ];
         for (direction, from, to, address, asked) in rows {
-            let mut ratios = Vec::new();
-            let held = (0..STREAMS_MAX).any(|_| {
-                let rate = rate(&from.namespace, &to.namespace, address, WARM_UP_BYTES);
-                ratios.push(rate / asked as f64);
-                ratios.last().is_some_and(|ratio| (0.95..=1.05).contains(ratio))
-            });
-            assert!(held, "{datapath} {direction}: {ratios:.3?} of {asked}");
+            let rate = rate(&from.namespace, &to.namespace, address, BURST_BITS);
+            assert!(is_within_tolerance(rate, asked), "{datapath} {direction}: {rate} of {asked}");
+        }
+        // What is wrong by little more is seen.
+        let mut netlink = node.netlink();
+        let near = netlink.require_link(attached.near()).expect("the node's end").index;
+        let right = netlink.token_bucket(near).expect("read").expect("a limit");
+        for percent in [92, 108] {
+            let rate_bytes_per_s = right.rate_bytes_per_s * percent / 100;
+            let wrong = TokenBucket { rate_bytes_per_s, ..right };
+            netlink.set_token_bucket(near, &wrong).expect("changed");
+            let rate = rate(&free.namespace, &limited.namespace, "10.244.1.2", BURST_BITS);
+            assert!(!is_within_tolerance(rate, RATE_BITS_PER_S), "{percent} %: {rate}");
         }
     }
 }
@@ -139,12 +143,10 @@ fn streams_have_the_rates_that_were_asked_for() {
 fn a_direction_without_a_limit_is_not_slowed() {
     let node = node();
     let (limited, free, attached) = pair(&node, "bridge", limits(RATE_BITS_PER_S, 0));
-    // From the first byte: later ones wait for a receiver that is late, all at once. A limit would
-    // slow each stream, a busy machine only some.
-    let unlimited = (0..STREAMS_MAX)
-        .map(|_| rate(&limited.namespace, &free.namespace, "10.244.1.3", 0))
-        .any(|rate| rate > 4.0 * RATE_BITS_PER_S as f64);
-    assert!(unlimited, "none of {STREAMS_MAX} streams was faster");
+    let datagrams = (2 * RATE_BITS_PER_S) as usize / 8 / DATAGRAM_BYTES;
+    let time = transit(&limited.namespace, &free.namespace, "10.244.1.3", datagrams);
+    // Under the other direction's limit these are two seconds' worth.
+    assert!(time < Duration::from_secs(1), "{time:?}");
     let kinds: Vec<String> =
         node.netlink().links().expect("links").into_iter().map(|link| link.kind).collect();
     assert!(!kinds.iter().any(|kind| kind == "ifb"), "{kinds:?}");
