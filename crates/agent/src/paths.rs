@@ -11,6 +11,7 @@ mod exchange;
 mod keeper;
 mod packet;
 mod pair;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

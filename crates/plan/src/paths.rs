@@ -43,6 +43,8 @@ pub struct Observation {
     pub nodes: Channel,
     /// Whether between gateways something passes as soon as it carries no checksum.
     pub passes_unchecked: bool,
+    /// Whether streams get through between gateways as they are sent; `None` when none was tried.
+    pub passes_streams: Option<bool>,
     /// Whether the way that a detour stands in for has worked beside it for as long as is asked.
     pub avoided_works: bool,
 }
@@ -69,6 +71,8 @@ pub enum State {
     Works,
     /// Only smaller packets pass.
     SmallMtu,
+    /// Datagrams of every size pass, and this node's streams crawl: trains of segments are lost.
+    BadSegments,
     /// This node's packets arrive with wrong checksums.
     BadChecksum,
     /// The other node's packets do.
@@ -83,9 +87,10 @@ pub enum State {
 
 impl State {
     /// All of them, for counting.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Works,
         Self::SmallMtu,
+        Self::BadSegments,
         Self::BadChecksum,
         Self::BadChecksumIn,
         Self::BlockedOut,
@@ -98,6 +103,7 @@ impl State {
         match self {
             Self::Works => "works",
             Self::SmallMtu => "small-mtu",
+            Self::BadSegments => "bad-segments",
             Self::BadChecksum => "bad-checksum",
             Self::BadChecksumIn => "bad-checksum-in",
             Self::BlockedOut => "blocked-out",
@@ -117,7 +123,11 @@ impl Observation {
     pub fn state(&self) -> State {
         if self.pods.rtt_us.is_some() {
             let small = self.pods.mtu.is_some_and(|mtu| mtu < self.pods.promised_mtu);
-            return if small { State::SmallMtu } else { State::Works };
+            return match self.passes_streams {
+                _ if small => State::SmallMtu,
+                Some(false) => State::BadSegments,
+                _ => State::Works,
+            };
         }
         match self.pods.heard {
             // An answer to what has no checksum has none either.

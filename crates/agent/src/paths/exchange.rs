@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use super::avoided::Avoided;
 use super::packet::{BESIDE_REQUEST_BYTES, PACKET_BYTES, PACKET_BYTES_MAX, Packet, Side};
 use super::pair::EXCHANGES_MAX;
+use super::stream;
 
 /// Answers that one node gets in a second: more than one whole test of it takes.
 const ANSWERS_A_SECOND: u32 = 100;
@@ -59,6 +60,8 @@ struct Inbox {
     /// Requests that are under way.
     pending: BTreeMap<u64, Pending>,
     peers: BTreeMap<String, Heard>,
+    /// Where this node takes streams, at the gateway of its pods; 0 for nowhere.
+    stream_port: u16,
     /// Datagrams that are no answer and get none.
     refused: u64,
 }
@@ -78,6 +81,8 @@ struct Heard {
     ours: BTreeMap<Side, Instant>,
     /// When it last said anything.
     word: Option<Instant>,
+    /// Where it takes streams; 0 for nowhere.
+    stream_port: u16,
     /// The present second of the limit, and the answers in it.
     second: Option<(Instant, u32)>,
 }
@@ -102,6 +107,12 @@ impl Exchange {
             let socket = Arc::new(socket);
             let mut receiver = Receiver::new();
             receiver.spawn(receive(Arc::clone(&socket), *side, Arc::clone(&self.inbox)));
+            if *side == Side::Pods {
+                let inbox = Arc::clone(&self.inbox);
+                let known = move |from| lock(&inbox).known.contains_key(&(from, Side::Pods));
+                let port = stream::listen(*address, known, &mut receiver);
+                lock(&self.inbox).stream_port = port.context("taking streams of the self-test")?;
+            }
             self.sockets.insert(*address, socket);
             self.receivers.insert(*address, receiver);
         }
@@ -174,6 +185,14 @@ impl Line {
         answered.then(|| began.elapsed())
     }
 
+    /// Whether a stream gets through to the peer as it is sent; `None` when there was none.
+    pub(super) async fn passes_streams(&self, patience: Duration) -> Option<bool> {
+        let port = lock(&self.inbox).peers.get(&self.peer)?.stream_port;
+        let from = self.socket.local_addr().ok()?.ip();
+        let to = (port != 0).then_some(SocketAddr::new(self.to.ip(), port))?;
+        stream::passes(from, to, patience).await
+    }
+
     /// Whether the peer says that it heard this side's requests since then; `None` when it said
     /// nothing since.
     pub(super) fn is_heard_since(&self, since: Instant) -> Option<bool> {
@@ -206,6 +225,7 @@ impl Inbox {
             nonce,
             heard_nodes: ago(Side::Nodes),
             heard_pods: ago(Side::Pods),
+            stream_port: self.stream_port,
         }
     }
 
@@ -232,6 +252,7 @@ impl Inbox {
             }
         }
         heard.word = Some(now);
+        heard.stream_port = packet.stream_port;
         if packet.is_answer {
             let waits = self.pending.get(&packet.nonce);
             // What came back by the detour says nothing of the way that it goes past.
@@ -329,6 +350,7 @@ mod tests {
             nonce: 7,
             heard_nodes: None,
             heard_pods: None,
+            stream_port: 0,
         }
     }
 

@@ -9,7 +9,8 @@
 //! 12  nonce of the request              8 bytes
 //! 20  heard you between nodes, ms ago   4 bytes, all ones for never
 //! 24  heard you between gateways        4 bytes
-//! 28  zeros to byte 64; of a request, zeros up to the size that is tried
+//! 28  TCP port of the sender's gateway for streams, 0 for none   2 bytes
+//! 30  zeros to byte 64; of a request, zeros up to the size that is tried
 //! ```
 //!
 //! An answer has 64 bytes and a request no fewer: nobody can have more sent than he sends (X-26).
@@ -55,6 +56,8 @@ pub(super) struct Packet {
     pub(super) heard_nodes: Option<Duration>,
     /// The same between gateways.
     pub(super) heard_pods: Option<Duration>,
+    /// Where the sender takes streams, at the gateway of its pods; 0 for nowhere.
+    pub(super) stream_port: u16,
 }
 
 impl Packet {
@@ -72,6 +75,7 @@ impl Packet {
         bytes.extend(self.nonce.to_be_bytes());
         bytes.extend(milliseconds(self.heard_nodes).to_be_bytes());
         bytes.extend(milliseconds(self.heard_pods).to_be_bytes());
+        bytes.extend(self.stream_port.to_be_bytes());
         bytes.resize(size.max(PACKET_BYTES), 0);
         bytes
     }
@@ -83,7 +87,8 @@ impl Packet {
         let (&[version, kind, side, flags], rest) = rest.split_first_chunk()?;
         let (nonce, rest) = rest.split_first_chunk()?;
         let (heard_nodes, rest) = rest.split_first_chunk()?;
-        let (heard_pods, _) = rest.split_first_chunk()?;
+        let (heard_pods, rest) = rest.split_first_chunk()?;
+        let (stream_port, _) = rest.split_first_chunk()?;
         if magic != MAGIC || version != VERSION {
             return None;
         }
@@ -103,6 +108,7 @@ impl Packet {
             nonce: u64::from_be_bytes(*nonce),
             heard_nodes: duration(u32::from_be_bytes(*heard_nodes)),
             heard_pods: duration(u32::from_be_bytes(*heard_pods)),
+            stream_port: u16::from_be_bytes(*stream_port),
         })
     }
 }
@@ -129,6 +135,7 @@ mod tests {
             nonce: 0x0102_0304_0506_0708,
             heard_nodes: Some(Duration::from_millis(17)),
             heard_pods: None,
+            stream_port: 4321,
         };
         let bytes = packet.bytes(1472);
         assert_eq!((bytes.len(), Packet::parse(&bytes)), (1472, Some(packet)));

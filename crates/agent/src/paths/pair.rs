@@ -1,4 +1,5 @@
-//! The test of one pair: small packets first, then the largest, then in between.
+//! The test of one pair: small packets first, then the largest, then in between; where all
+//! arrive, a stream.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -55,6 +56,10 @@ pub(super) async fn test(target: PairTarget, nodes: Line, pods: Line) -> Observa
         by_pods.mtu = Some(sizes.largest(&pods).await);
     }
     let is_small = by_pods.mtu.is_some_and(|mtu| mtu < target.pods_mtu);
+    let mut passes_streams = None;
+    if by_pods.rtt_us.is_some() && !is_small {
+        passes_streams = streams(&pods).await;
+    }
     if let Some(rtt_us) = by_nodes.rtt_us.filter(|_| is_small) {
         let sizes = Sizes::of(&target, target.nodes_mtu, target.nodes.0, rtt_us);
         by_nodes.mtu = Some(sizes.largest(&nodes).await);
@@ -79,6 +84,7 @@ pub(super) async fn test(target: PairTarget, nodes: Line, pods: Line) -> Observa
         pods: by_pods,
         nodes: by_nodes,
         passes_unchecked,
+        passes_streams,
         avoided_works,
     }
 }
@@ -88,6 +94,18 @@ async fn channel(line: &Line, promised_mtu: u32, unchecked: bool) -> Channel {
     for _ in 0..ATTEMPTS {
         if let Some(took) = line.ask(PACKET_BYTES, unchecked, PATIENCE).await {
             found.rtt_us = Some(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+            break;
+        }
+    }
+    found
+}
+
+/// Whether streams get through; only what is found each time is believed.
+async fn streams(pods: &Line) -> Option<bool> {
+    let mut found = None;
+    for _ in 0..ATTEMPTS {
+        found = pods.passes_streams(PATIENCE).await;
+        if found != Some(false) {
             break;
         }
     }

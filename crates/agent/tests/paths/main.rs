@@ -292,6 +292,38 @@ fn wrong_checksums_are_told_from_lost_packets_and_the_kernel_writes_them_itself(
     });
 }
 
+/// As a network card does that cannot cut apart what is within a tunnel.
+#[test]
+fn lost_trains_of_segments_are_told_from_lost_packets_and_the_kernel_cuts_them_itself() {
+    for family in [Family::V4, Family::V6] {
+        with_two_nodes_of(family, Overlay::Vxlan, async |lab| {
+            lab.start_agents();
+            for node in [0, 1] {
+                found(lab, node, "works", "vxlan").await;
+            }
+            let node = &lab.nodes[0];
+            node.run("nft add table netdev fault");
+            node.run(&format!(
+                "nft add chain netdev fault out {{ type filter hook egress device {UPLINK} priority 0 ; }}"
+            ));
+            node.run("nft add rule netdev fault out udp dport 8472 meta length > 1600 drop");
+            told(lab, &["from node1", "streams crawl", "update the driver"]).await;
+            // The tunnel link gives whole trains to nobody any more.
+            let offload =
+                || lab.nodes[0].namespace.run(|| netlink::offload::tx_checksum(VXLAN_LINK));
+            eventually("the offload is off", async || {
+                offload().is_ok_and(|read| read.is_ok_and(|on| !on))
+            })
+            .await;
+            found(lab, 0, "works", "vxlan").await;
+            // The other end's are not lost.
+            found(lab, 1, "works", "vxlan").await;
+            let there = lab.nodes[1].namespace.run(|| netlink::offload::tx_checksum(VXLAN_LINK));
+            assert_eq!(there.expect("the node"), Ok(true));
+        });
+    }
+}
+
 /// Whichever of them this machine's kernel lacks.
 #[test]
 fn what_the_kernel_lacks_is_named_in_the_nodes_condition_and_in_an_event() {

@@ -21,6 +21,9 @@ const CONFIG_KEY: &str = "config.yaml";
 /// dropped. The agent has no `SYS_ADMIN`: with it, it could enter pods' namespaces, where its one
 /// errand would be the MTU of pods that ran before the network's changed. It names those instead.
 const AGENT_CAPABILITIES: &[&str] = &["NET_ADMIN"];
+/// And this where pods' packets may travel in IP in IP or plainly: while a pair of nodes takes a
+/// detour, the path self-test can send nothing else by the way that it goes past.
+const PACKETS_CAPABILITY: &str = "NET_RAW";
 /// The worker binds port 53, and then gives up this too.
 const DNS_CAPABILITIES: &[&str] = &["NET_BIND_SERVICE"];
 /// For the one module that no use of it loads; the container ends before the agent starts.
@@ -203,7 +206,7 @@ fn objects(arguments: &Arguments) -> Result<Vec<Value>> {
             "metadata": own,
             "spec": {
                 "selector": { "matchLabels": labels() },
-                "template": { "metadata": { "labels": labels() }, "spec": pod(arguments) },
+                "template": { "metadata": { "labels": labels() }, "spec": pod(arguments, &config) },
             },
         }),
     ]);
@@ -223,7 +226,7 @@ fn labels() -> Value {
     json!({ "app.kubernetes.io/name": NAME })
 }
 
-fn pod(arguments: &Arguments) -> Value {
+fn pod(arguments: &Arguments, config: &ClusterConfig) -> Value {
     json!({
         "serviceAccountName": NAME,
         "hostNetwork": true,
@@ -236,7 +239,7 @@ fn pod(arguments: &Arguments) -> Value {
         // What is in the kernel stays; there is nothing to wait for.
         "terminationGracePeriodSeconds": 5,
         "initContainers": [modules(arguments)],
-        "containers": [agent(arguments), dns(arguments)],
+        "containers": [agent(arguments, config), dns(arguments)],
         "volumes": volumes(),
     })
 }
@@ -252,8 +255,11 @@ fn modules(arguments: &Arguments) -> Value {
     })
 }
 
-fn agent(arguments: &Arguments) -> Value {
+fn agent(arguments: &Arguments, config: &ClusterConfig) -> Value {
     let (cpu, memory) = AGENT_REQUESTS;
+    let plain = config.cross_subnet || matches!(config.overlay, Overlay::Ipip | Overlay::HostGw);
+    let mut capabilities = AGENT_CAPABILITIES.to_vec();
+    capabilities.extend(plain.then_some(PACKETS_CAPABILITY));
     let host = ["run", "cni-configuration", "cni-plugin", "cni-state", "state", "sysctls"];
     json!({
         "name": "agent",
@@ -264,7 +270,7 @@ fn agent(arguments: &Arguments) -> Value {
             "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } },
         }],
         "resources": { "requests": { "cpu": cpu, "memory": memory } },
-        "securityContext": security(AGENT_CAPABILITIES),
+        "securityContext": security(&capabilities),
         "readinessProbe": probe("/readyz", 5),
         "livenessProbe": probe("/livez", 30),
         "volumeMounts": mounts(&host, &[CONFIG]),
@@ -435,6 +441,23 @@ mod tests {
         let agent = &pod["containers"][0];
         assert!(mounted(agent, &format!("{}/net", netlink::sysctl::HOST_ROOT)).is_some());
         assert_eq!(mounted(&pod["containers"][1], "/var/lib/flatnet"), None, "the node's keys");
+    }
+
+    /// What only packets of other protocols need comes with ways that are such.
+    #[test]
+    fn the_agent_makes_packets_of_its_own_only_where_pods_travel_without_udp() {
+        for (flags, may) in [
+            (&[][..], false),
+            (&["--overlay=wireguard"], false),
+            (&["--overlay=ipip"], true),
+            (&["--overlay=host-gw"], true),
+            (&["--cross-subnet"], true),
+        ] {
+            let pod = &find(flags, "DaemonSet")["spec"]["template"]["spec"];
+            let added = &pod["containers"][0]["securityContext"]["capabilities"]["add"];
+            let wanted = if may { json!(["NET_ADMIN", "NET_RAW"]) } else { json!(["NET_ADMIN"]) };
+            assert_eq!(*added, wanted, "{flags:?}");
+        }
     }
 
     /// Rights that only pools need, in their own place, come with pools.

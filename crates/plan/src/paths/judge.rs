@@ -20,7 +20,9 @@ const FINDINGS_MAX: usize = 20;
 pub struct Judgement {
     /// The largest packet in bytes that reaches all peers, where that is less than promised.
     pub pod_mtu_limit: Option<u32>,
-    /// Whether this node's links write wrong checksums into tunnel packets.
+    /// Whether this node's links write wrong checksums into tunnel packets, or lose trains of
+    /// segments that they shall cut apart: both they do only where the tunnel link leaves it to
+    /// them.
     pub checksum_broken: bool,
     /// What an operator should know, the worst first.
     pub findings: Vec<Finding>,
@@ -75,7 +77,7 @@ pub fn judge(
             let limit = judgement.pod_mtu_limit.map_or(mtu, |limit| limit.min(mtu));
             judgement.pod_mtu_limit = Some(limit);
         }
-        judgement.checksum_broken |= state == State::BadChecksum;
+        judgement.checksum_broken |= matches!(state, State::BadChecksum | State::BadSegments);
         let detour = planned.avoided.is_some();
         let rtt_us = found.pods.rtt_us;
         let row = Row { peer: peer.clone(), way: found.way, mtu, rtt_us, state, detour };
@@ -136,6 +138,7 @@ impl Pair<'_> {
             State::Works => self.avoided.map(|avoided| self.detour(avoided)),
             State::Silent => None,
             State::SmallMtu => Some(self.small_mtu(&out)),
+            State::BadSegments => Some(self.bad_segments(&out)),
             State::BadChecksum => Some(format!(
                 "packets {out} arrive only without a checksum: a link or its driver writes wrong \
                  checksums into tunnel packets; the tunnel link now writes them itself, which \
@@ -184,6 +187,20 @@ impl Pair<'_> {
             "packets of pods {out} arrive up to {mtu} bytes and not up to {promised}: {cause}; \
              pods of {} use {mtu}: raise the MTU of that network, or lower that of the uplinks",
             self.own
+        )
+    }
+
+    fn bad_segments(&self, out: &str) -> String {
+        let avoided = match self.found.way {
+            Overlay::Vxlan => {
+                "the tunnel link now cuts and checks them itself, which costs time: update the \
+                 driver, or switch off tx-udp_tnl-segmentation and tx-udp_tnl-csum-segmentation"
+            }
+            _ => "update the driver, or switch off tso and gso of the uplink with ethtool -K",
+        };
+        format!(
+            "datagrams {out} arrive in every size and streams crawl: a link or its driver loses \
+             segments of TCP that it shall cut apart; {avoided}"
         )
     }
 

@@ -29,6 +29,7 @@ fn found(pods: Channel, nodes: Channel) -> Observation {
         pods,
         nodes,
         passes_unchecked: false,
+        passes_streams: None,
         avoided_works: false,
     }
 }
@@ -97,10 +98,15 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
     let direct = Observation { way: Overlay::HostGw, ..blocked(Some(false)) };
     let wireguard = Observation { way: Overlay::Wireguard, ..blocked(Some(true)) };
     let inner = Channel { mtu: Some(1500), promised_mtu: 1500, ..channel(true) };
+    let streams = |way| Observation {
+        way,
+        passes_streams: Some(false),
+        ..found(channel(true), channel(true))
+    };
     let only_tunnel = Observation { nodes: inner, ..small(1300) };
     let out = "from node1 (172.30.0.2) to node2 (172.30.0.3)";
     let back = "from node2 (172.30.0.3) to node1 (172.30.0.2)";
-    let rows: [(Observation, State, &[&str]); 13] = [
+    let rows: [(Observation, State, &[&str]); 15] = [
         (found(channel(true), channel(true)), State::Works, &[]),
         // The port of the test may be closed between nodes: pods do not need it.
         (found(channel(true), channel(false)), State::Works, &[]),
@@ -116,6 +122,12 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
             &["nothing arrives", out, "asymmetric routes", "UDP port 8472"],
         ),
         (small(1350), State::SmallMtu, &[out, "up to 1350 bytes", "carries 1400 bytes", "raise"]),
+        (
+            streams(Overlay::Vxlan),
+            State::BadSegments,
+            &[out, "streams crawl", "switch off tx-udp_tnl-segmentation"],
+        ),
+        (streams(Overlay::HostGw), State::BadSegments, &[out, "driver", "tso and gso"]),
         (only_tunnel, State::SmallMtu, &["up to 1300 bytes", "those by vxlan do not"]),
         (unchecked(Some(true)), State::BadChecksumIn, &[back, "wrong checksums", "of node2"]),
         (unchecked(Some(false)), State::BadChecksum, &[out, "wrong checksums", "driver"]),
@@ -131,7 +143,8 @@ fn what_was_found_names_its_cause_direction_and_remedy() {
         }
         let verdict = judgement.verdict.expect("a condition");
         assert_eq!(verdict.ready, !state.is_broken(), "{state:?}");
-        assert_eq!(judgement.checksum_broken, state == State::BadChecksum);
+        let offloads = matches!(state, State::BadChecksum | State::BadSegments);
+        assert_eq!(judgement.checksum_broken, offloads);
         assert_eq!(judgement.pod_mtu_limit.is_some(), state == State::SmallMtu);
     }
 }
