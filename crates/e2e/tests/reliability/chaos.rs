@@ -24,6 +24,11 @@ const LIVE_MAX: u64 = 50;
 /// 10 s for its next start.
 const HEALED: Duration = Duration::from_secs(30);
 
+/// Reasons of refused pods that are told apart: some name the pod, and a run may last for hours.
+const REFUSALS_MAX: usize = 20;
+/// How further reasons are counted.
+const OTHER_REFUSALS: &str = "for other reasons";
+
 /// What happened.
 #[derive(Debug, Default)]
 struct Tally {
@@ -93,6 +98,8 @@ fn play(world: &World, tick: &Tick, pods: &mut Pods, tally: &mut Tally) -> Resul
     tally.deleted += pods.delete(&world.cluster, node, tick.deletes, tick.namespaces_first)?;
     let adds = tick.adds.min(LIVE_MAX - pods.on(node));
     for why in pods.add(&world.cluster, node, adds)? {
+        let known = tally.refused.contains_key(&why) || tally.refused.len() < REFUSALS_MAX;
+        let why = if known { why } else { OTHER_REFUSALS.to_owned() };
         *tally.refused.entry(why).or_default() += 1;
     }
     run(&world.cluster, node, "flatnet ipam check").map(drop)
