@@ -71,7 +71,7 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     let (questions, mut asked) = mpsc::channel(health::QUESTIONS_MAX);
     // They end with us.
     let mut tasks = JoinSet::new();
-    let feed = feed::serve(&options.places.run, &mut tasks)?;
+    let feed = feed::Feed::serve(&options.places.run, &options.config, &client, &mut tasks)?;
     let chooses_addresses = options.config.agent_chooses_addresses();
     let (view, viewed) = watch::channel(View::default());
     let (claims, mut claimed) = watch::channel(Claimed::default());
@@ -103,9 +103,13 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let wait = agent.wait();
+        let mut heard_us = None;
         tokio::select! {
             _ = shutdown.changed() => return Ok(()),
-            Some(event) = queue.recv() => agent.take_in(event, &mut queue),
+            Some(event) = queue.recv() => {
+                heard_us = Some(feed::unix_us());
+                agent.take_in(event, &mut queue);
+            }
             heard = agent.monitor.heard() => {
                 agent.hear(heard?);
                 continue;
@@ -118,8 +122,8 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
             () = sleep(wait) => {}
         }
         agent.follow_paths();
-        if let Some(zone) = agent.work() {
-            feed.send_replace(Some(zone));
+        if let Some(changes) = agent.work() {
+            feed.publish(changes, heard_us.unwrap_or_else(feed::unix_us));
         }
         let report = agent.report();
         reports.send_if_modified(|present| {

@@ -21,6 +21,8 @@ pub const RULES: &[Rule] = &[
     Rule { group: "", resources: &["nodes"], verbs: &["get", "list", "watch"] },
     Rule { group: "", resources: &["nodes/status"], verbs: &["patch"] },
     Rule { group: "", resources: &["services"], verbs: &["list", "watch"] },
+    // Names of pods by their addresses, and their search paths, in cluster DNS.
+    Rule { group: "", resources: &["pods"], verbs: &["list", "watch"] },
     Rule { group: "discovery.k8s.io", resources: &["endpointslices"], verbs: &["list", "watch"] },
     Rule { group: "networking.k8s.io", resources: &["servicecidrs"], verbs: &["list", "watch"] },
     Rule { group: "", resources: &["events"], verbs: &["create"] },

@@ -12,7 +12,7 @@ use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::pool::BLOCKS_ANNOTATION;
 use model::world::Kind;
 use model::{Node, Overlay, WireguardKey};
-use plan::zone::Zone;
+use plan::zone::ZoneChanges;
 use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
 use render::{Kernel, OpError};
@@ -222,11 +222,11 @@ impl Agent {
         }
     }
 
-    /// Carries out effects until there are none. Answers the zone to publish, the newest only.
-    pub(crate) fn work(&mut self) -> Option<Arc<Zone>> {
+    /// Carries out effects until there are none. Answers what changed in the zone.
+    pub(crate) fn work(&mut self) -> Option<ZoneChanges> {
         self.act_on_heard();
         let began = Instant::now();
-        let mut zone = None;
+        let mut zone: Option<ZoneChanges> = None;
         let mut touched = false;
         for _ in 0..TURNS_MAX {
             let effects = self.reconciler.poll(self.now());
@@ -235,7 +235,11 @@ impl Agent {
             }
             for effect in effects {
                 touched |= matches!(effect, Effect::Observe | Effect::Apply(_));
-                zone = self.carry_out(effect).or(zone);
+                match (&mut zone, self.carry_out(effect)) {
+                    (Some(before), Some(later)) => before.merge(later),
+                    (_, None) => {}
+                    (None, first) => zone = first,
+                }
             }
         }
         let converged = self.reconciler.status().converged;
@@ -502,7 +506,7 @@ impl Agent {
         }
     }
 
-    fn carry_out(&mut self, effect: Effect) -> Option<Arc<Zone>> {
+    fn carry_out(&mut self, effect: Effect) -> Option<ZoneChanges> {
         match effect {
             Effect::Observe => {
                 let observed = self.kernel.observe();
@@ -523,7 +527,7 @@ impl Agent {
                 self.damaged.extend(rows.iter().map(|row| row.kind.name()));
                 log_damage(&rows);
             }
-            Effect::PublishZone(zone) => return Some(zone),
+            Effect::PublishZone(changes) => return Some(changes),
         }
         None
     }

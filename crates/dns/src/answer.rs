@@ -1,11 +1,20 @@
 //! Answers one query from the cluster's zone, or says what to ask of an upstream server.
+//!
+//! Nothing is allocated on the way to an answer from the zone: the query is read where it stands,
+//! names are compared where they stand, and the answer is written into the caller's buffer.
 
 use std::net::IpAddr;
 
 use plan::zone::PodRecords;
 
-use crate::index::{Found, NAME_SERVER_LABELS, Node, Target};
-use crate::message::{CLASS_IN, HEADER_OCTETS, Malformed, Query, flag, kind, rcode};
+use crate::explain::{Step, Trace};
+use crate::index::{Found, MAILBOX, NAME_SERVER, Node, Pointers};
+use crate::message::{
+    CLASS_IN, HEADER_OCTETS, Malformed, Query, QueryRef, flag, kind, rcode,
+};
+use crate::name::{MAX_NAME_OCTETS, labels};
+use crate::records::{Addresses, Ports};
+use crate::search::{Buffer, SearchPath};
 use crate::writer::{Section, Writer, bare_response};
 use crate::{Index, Name, Transport};
 
@@ -36,7 +45,7 @@ pub struct Rules {
     pub search_path: bool,
     /// What pods have in their search paths behind the cluster's own domains: the node's.
     pub host_search: Vec<Name>,
-    /// Which pod records there are; `None`: as the agent says.
+    /// Which pod records there are; left out, the verified ones.
     pub pods: Option<PodRecords>,
 }
 
@@ -76,57 +85,60 @@ pub struct Forward {
     pub(crate) otherwise: Option<Vec<u8>>,
 }
 
-/// Answers a query, into the buffer. Without an index, before the first zone came, nothing is known of which names
-/// are the cluster's, and the only honest answer is SERVFAIL (invariant 3).
+/// Answers a query, into the buffer. Without an index, before the first zone came, nothing is
+/// known of which names are the cluster's, and the only honest answer is SERVFAIL (invariant 3).
 pub fn answer(
     message: &[u8],
     index: Option<&Index>,
-    _rules: &Rules,
+    rules: &Rules,
     client: Client,
     reply: &mut Vec<u8>,
 ) -> Action {
-    match answer_old(message, index, client.transport) {
-        Old::Reply(octets) => {
-            *reply = octets;
-            Action::Reply
-        }
-        Old::Forward(forward) => Action::Forward(forward),
-        Old::Drop => Action::Drop,
-    }
+    answer_traced(message, index, rules, client, reply, &mut ())
 }
 
-enum Old {
-    Reply(Vec<u8>),
-    Forward(Box<Forward>),
-    Drop,
-}
-
-fn answer_old(message: &[u8], index: Option<&Index>, transport: Transport) -> Old {
-    let query = match Query::parse(message) {
+/// The same, telling each step (invariant 12).
+pub(crate) fn answer_traced(
+    message: &[u8],
+    index: Option<&Index>,
+    rules: &Rules,
+    client: Client,
+    reply: &mut Vec<u8>,
+    trace: &mut impl Trace,
+) -> Action {
+    let query = match QueryRef::parse(message) {
         Ok(query) => query,
-        Err(Malformed::Silent) => return Old::Drop,
+        Err(Malformed::Silent) => return Action::Drop,
         Err(Malformed::Code { id, flags, rcode }) => {
-            return Old::Reply(bare_response(id, flags, rcode));
+            *reply = bare_response(id, flags, rcode);
+            return Action::Reply;
         }
     };
-    if let Some(rcode) = refusal(&query) {
-        return Old::Reply(failure(&query, transport, rcode));
-    }
-    match index {
-        Some(index) => answer_from(query, index, transport),
-        None => Old::Reply(failure(&query, transport, rcode::SERVER_FAILURE)),
-    }
+    let writer = Writer::into(std::mem::take(reply), &query, client.transport);
+    let refused = refusal(&query).or(index.is_none().then_some(rcode::SERVER_FAILURE));
+    let (Some(index), None) = (index, refused) else {
+        *reply = fail(writer, refused.unwrap_or(rcode::SERVER_FAILURE));
+        trace.step(Step::Refused);
+        return Action::Reply;
+    };
+    let pods = rules.pods.unwrap_or_default();
+    let answering =
+        Answering { index, rules, pods, query, transport: client.transport, writer, trace };
+    answering.answer(client.address, reply)
 }
 
 /// A response without records.
 pub fn failure(query: &Query, transport: Transport, rcode: u16) -> Vec<u8> {
-    let mut writer = Writer::response(query, transport);
+    fail(Writer::response(query, transport), rcode)
+}
+
+fn fail(mut writer: Writer, rcode: u16) -> Vec<u8> {
     writer.set_rcode(rcode);
     writer.finish()
 }
 
 /// What is refused whatever the name is.
-fn refusal(query: &Query) -> Option<u16> {
+fn refusal(query: &QueryRef<'_>) -> Option<u16> {
     if query.edns.is_some_and(|edns| edns.version != 0) {
         return Some(rcode::BAD_VERSION);
     }
@@ -138,184 +150,346 @@ fn refusal(query: &Query) -> Option<u16> {
     (query.kind == kind::OPT).then_some(rcode::FORMAT_ERROR)
 }
 
-fn answer_from(query: Query, index: &Index, transport: Transport) -> Old {
-    let mut writer = Writer::response(&query, transport);
-    let mut aliases = Vec::new();
-    let mut name = query.name.clone();
-    let mut name_at = HEADER_OCTETS;
-    loop {
-        let (zone_labels, node) = match index.find(&name.to_lower()) {
-            Found::Inside { zone_labels, node } => (zone_labels, node),
-            Found::Outside if query.kind == kind::ANY => {
-                // Minimal for every name: upstream servers are not asked for whole names.
-                write_any(&mut writer, name_at);
-                return Old::Reply(writer.finish());
-            }
-            Found::Outside if query.flags & flag::RECURSION_DESIRED == 0 => {
-                // An alias alone is a full answer to a client that follows it by itself.
-                writer.set_rcode(if aliases.is_empty() { rcode::REFUSED } else { rcode::NO_ERROR });
-                return Old::Reply(writer.finish());
-            }
-            Found::Outside => {
-                return Old::Forward(Box::new(Forward { query, transport, aliases, name, more: vec![], otherwise: None }));
-            }
-        };
-        writer.set_flag(flag::AUTHORITATIVE);
-        if let Node::Alias(target) = &node
-            && !matches!(query.kind, kind::CNAME | kind::ANY)
-        {
-            let written =
-                writer.record(Section::Answer, name_at, kind::CNAME, TTL_S, &[target.wire()]);
-            let Some(target_at) = written.filter(|_| aliases.len() < MAX_ALIASES) else {
-                writer.set_rcode(rcode::SERVER_FAILURE);
-                return Old::Reply(writer.finish());
-            };
-            name_at = target_at;
-            aliases.push(std::mem::replace(&mut name, target.clone()));
-            continue;
-        }
-        let place = Place { index, name: &name, name_at, zone_labels };
-        place.write(&mut writer, &query, &node);
-        return Old::Reply(writer.finish());
-    }
+struct Answering<'a, T> {
+    index: &'a Index,
+    rules: &'a Rules,
+    pods: PodRecords,
+    query: QueryRef<'a>,
+    transport: Transport,
+    writer: Writer,
+    trace: &'a mut T,
+}
+
+/// The aliases that were followed: their targets, where they stand.
+#[derive(Default)]
+struct Aliases<'n> {
+    targets: [&'n [u8]; MAX_ALIASES],
+    count: usize,
 }
 
 /// The name that is answered for, where it stands in the message, and its zone.
-struct Place<'a> {
-    index: &'a Index,
-    name: &'a Name,
+struct Place<'n> {
+    name: &'n [u8],
     name_at: usize,
     zone_labels: usize,
 }
 
-impl Place<'_> {
-    fn write(&self, writer: &mut Writer, query: &Query, node: &Node<'_>) {
-        if *node == Node::Missing {
-            writer.set_rcode(rcode::NAME_ERROR);
-            return self.write_soa(writer, Section::Authority);
+impl<'a, T: Trace> Answering<'a, T> {
+    fn answer(self, client: IpAddr, reply: &mut Vec<u8>) -> Action {
+        let lower = Buffer::lower(self.query.name);
+        let found = self.index.find(lower.wire(), self.pods);
+        self.trace.step(Step::Looked { name: lower.wire(), found: &found });
+        if !matches!(found, Found::Inside { node: Node::Missing, .. }) || !self.may_search() {
+            return self.follow(lower.wire(), HEADER_OCTETS, found, Aliases::default(), reply);
         }
-        let found = match (query.kind, node) {
-            (kind::ANY, _) => write_any(writer, self.name_at),
+        match SearchPath::new(self.index, self.rules, client, lower.wire()) {
+            Some(path) => self.search(&path, lower.wire(), found, reply),
+            None => self.follow(lower.wire(), HEADER_OCTETS, found, Aliases::default(), reply),
+        }
+    }
+
+    /// Search paths are gone for addresses alone, and for clients that want all of an answer.
+    fn may_search(&self) -> bool {
+        let is_address = matches!(self.query.kind, kind::A | kind::AAAA);
+        is_address && self.rules.search_path && self.query.flags & flag::RECURSION_DESIRED != 0
+    }
+
+    /// Looks for the first name of the client's search path that exists. What the cluster itself
+    /// has decides at once; for others, upstream servers are asked, and the cluster's own answer is
+    /// kept for when they have none.
+    fn search(
+        mut self,
+        path: &SearchPath<'_>,
+        name: &[u8],
+        missing: Found<'_>,
+        reply: &mut Vec<u8>,
+    ) -> Action {
+        let mut asks: Vec<Name> = Vec::new();
+        let mut candidate = Buffer::default();
+        let mut own = None;
+        for step in path.steps() {
+            if !path.write(step, &mut candidate) {
+                continue;
+            }
+            let found = self.index.find(candidate.wire(), self.pods);
+            self.trace.step(Step::Searched { name: candidate.wire(), found: &found });
+            match found {
+                Found::Outside => asks.push(Name::of_wire(candidate.wire())),
+                Found::Inside { node: Node::Missing, .. } => {}
+                Found::Inside { .. } => {
+                    own = Some(found);
+                    break;
+                }
+            }
+        }
+        let (query, transport) = (self.query, self.transport);
+        let action = match own {
+            Some(found) => {
+                self.writer.set_flag(flag::AUTHORITATIVE);
+                let mut aliases = Aliases::default();
+                match self.write_alias(HEADER_OCTETS, candidate.wire(), &mut aliases) {
+                    Some(at) => self.follow(candidate.wire(), at, found, aliases, reply),
+                    None => self.finish(rcode::SERVER_FAILURE, reply),
+                }
+            }
+            None => self.follow(name, HEADER_OCTETS, missing, Aliases::default(), reply),
+        };
+        if asks.is_empty() || action != Action::Reply {
+            return action;
+        }
+        let (more, otherwise) = (asks.split_off(1), Some(std::mem::take(reply)));
+        let Some(first) = asks.pop() else { return action };
+        let query = query.to_query();
+        let aliases = vec![query.name.clone()];
+        Action::Forward(Box::new(Forward {
+            query,
+            transport,
+            aliases,
+            name: first,
+            more,
+            otherwise,
+        }))
+    }
+
+    /// Follows aliases from a name, and answers for the last one.
+    fn follow<'n>(
+        mut self,
+        mut name: &'n [u8],
+        mut name_at: usize,
+        mut found: Found<'n>,
+        mut aliases: Aliases<'n>,
+        reply: &mut Vec<u8>,
+    ) -> Action
+    where
+        'a: 'n,
+    {
+        let index = self.index;
+        loop {
+            let Found::Inside { zone_labels, node } = found else {
+                return self.leave(name, name_at, &aliases, reply);
+            };
+            self.writer.set_flag(flag::AUTHORITATIVE);
+            match node {
+                Node::Alias(target) if !matches!(self.query.kind, kind::CNAME | kind::ANY) => {
+                    name = target.wire();
+                    let Some(at) = self.write_alias(name_at, name, &mut aliases) else {
+                        return self.finish(rcode::SERVER_FAILURE, reply);
+                    };
+                    name_at = at;
+                    found = index.find(name, self.pods);
+                    self.trace.step(Step::Looked { name, found: &found });
+                }
+                node => {
+                    let code = self.write(&Place { name, name_at, zone_labels }, &node);
+                    return self.finish(code, reply);
+                }
+            }
+        }
+    }
+
+    /// What is not the cluster's is asked of others.
+    fn leave(
+        mut self,
+        name: &[u8],
+        name_at: usize,
+        aliases: &Aliases<'_>,
+        reply: &mut Vec<u8>,
+    ) -> Action {
+        if self.query.kind == kind::ANY {
+            // Minimal for every name: upstream servers are not asked for whole names.
+            write_any(&mut self.writer, name_at, self.rules.ttl_s);
+            return self.finish(rcode::NO_ERROR, reply);
+        }
+        if self.query.flags & flag::RECURSION_DESIRED == 0 {
+            // An alias alone is a full answer to a client that follows it by itself.
+            let is_alone = aliases.count == 0;
+            let code = if is_alone { rcode::REFUSED } else { rcode::NO_ERROR };
+            return self.finish(code, reply);
+        }
+        let query = self.query.to_query();
+        let targets = aliases.targets.get(..aliases.count).unwrap_or_default();
+        let names = std::iter::once(query.name.wire()).chain(targets.iter().copied());
+        let aliases = names.take(aliases.count).map(Name::of_wire).collect();
+        // Without aliases the name keeps the client's letter case.
+        let name = if targets.is_empty() { query.name.clone() } else { Name::of_wire(name) };
+        *reply = self.writer.into_buffer();
+        Action::Forward(Box::new(Forward {
+            query,
+            transport: self.transport,
+            aliases,
+            name,
+            more: vec![],
+            otherwise: None,
+        }))
+    }
+
+    fn finish(mut self, rcode: u16, reply: &mut Vec<u8>) -> Action {
+        self.writer.set_rcode(rcode);
+        *reply = self.writer.finish();
+        Action::Reply
+    }
+
+    /// Returns where the target stands; `None` when it does not fit, or there are too many.
+    fn write_alias<'n>(
+        &mut self,
+        name_at: usize,
+        target: &'n [u8],
+        aliases: &mut Aliases<'n>,
+    ) -> Option<usize> {
+        let (data, ttl_s) = ([target], self.rules.ttl_s);
+        let at = self.writer.record(Section::Answer, name_at, kind::CNAME, ttl_s, &data)?;
+        *aliases.targets.get_mut(aliases.count)? = target;
+        aliases.count += 1;
+        Some(at)
+    }
+
+    /// Writes what stands at a name, and returns the response code.
+    fn write(&mut self, place: &Place<'_>, node: &Node<'_>) -> u16 {
+        if matches!(node, Node::Missing) {
+            self.write_soa(place, Section::Authority);
+            return rcode::NAME_ERROR;
+        }
+        let (at, ttl_s) = (place.name_at, self.rules.ttl_s);
+        let has_data = match (self.query.kind, node) {
+            (kind::ANY, _) => write_any(&mut self.writer, at, ttl_s),
             (kind::SOA, Node::Apex) => {
-                self.write_soa(writer, Section::Answer);
+                self.write_soa(place, Section::Answer);
                 true
             }
-            (kind::NS, Node::Apex) => self.write_name_server(writer),
+            (kind::NS, Node::Apex) => {
+                let data = [NAME_SERVER, self.index.apex().wire()];
+                self.writer.record(Section::Answer, at, kind::NS, ttl_s, &data);
+                true
+            }
             (kind::TXT, Node::Version) => {
-                let length = [VERSION.len() as u8];
-                let data: [&[u8]; 2] = [&length, VERSION];
-                writer.record(Section::Answer, self.name_at, kind::TXT, TTL_S, &data);
+                let data = [&[VERSION.len() as u8], VERSION];
+                self.writer.record(Section::Answer, at, kind::TXT, ttl_s, &data);
                 true
             }
             (kind::A | kind::AAAA, Node::Addresses(addresses)) => {
-                self.write_addresses(writer, query, addresses)
+                self.write_addresses(at, addresses)
             }
-            (kind::SRV, Node::Ports(targets)) => self.write_targets(writer, targets),
-            (kind::CNAME, Node::Alias(target)) => {
-                let data: [&[u8]; 1] = [target.wire()];
-                writer.record(Section::Answer, self.name_at, kind::CNAME, TTL_S, &data);
+            (kind::SRV, Node::Ports(below, ports)) => {
+                self.write_ports(at, below, *ports);
                 true
             }
-            (kind::PTR, Node::Pointers(names)) => {
-                for name in *names {
-                    let data: [&[u8]; 1] = [name.wire()];
-                    writer.record(Section::Answer, self.name_at, kind::PTR, TTL_S, &data);
-                }
+            (kind::CNAME, Node::Alias(target)) => {
+                self.writer.record(Section::Answer, at, kind::CNAME, ttl_s, &[target.wire()]);
+                true
+            }
+            (kind::PTR, Node::Pointers(pointers)) => {
+                self.write_pointers(at, pointers);
                 true
             }
             _ => false,
         };
-        if !found {
-            self.write_soa(writer, Section::Authority);
+        if !has_data {
+            self.write_soa(place, Section::Authority);
         }
+        rcode::NO_ERROR
     }
 
     /// Many clients use the first address only. The client's own random number turns the list, so
     /// that clients spread without any state or randomness here.
-    fn write_addresses(&self, writer: &mut Writer, query: &Query, addresses: &[IpAddr]) -> bool {
-        let wanted: Vec<&IpAddr> =
-            addresses.iter().filter(|address| address_kind(address) == query.kind).collect();
-        let turn = usize::from(query.id) % wanted.len().max(1);
-        for address in wanted.iter().cycle().skip(turn).take(wanted.len()) {
-            if write_address(writer, Section::Answer, self.name_at, address).is_none() {
+    fn write_addresses(&mut self, at: usize, addresses: &Addresses<'_>) -> bool {
+        let range = addresses.of_family(self.query.kind == kind::A);
+        let turn = range.start + usize::from(self.query.id) % range.len().max(1);
+        for address in (turn..range.end).chain(range.start..turn) {
+            let Some(address) = addresses.get(address) else { continue };
+            let ttl_s = self.rules.ttl_s;
+            if write_address(&mut self.writer, Section::Answer, at, address, ttl_s).is_none() {
                 break;
             }
         }
-        !wanted.is_empty()
+        !range.is_empty()
     }
 
-    fn write_targets(&self, writer: &mut Writer, targets: &[Target]) -> bool {
-        let mut written = Vec::with_capacity(targets.len());
-        for target in targets {
-            let (weight, port) = (target.weight.to_be_bytes(), target.port.to_be_bytes());
+    /// `below` are the Service's labels below the domain. The addresses of the targets go along.
+    fn write_ports(&mut self, at: usize, below: &[u8], ports: Ports<'_>) {
+        let ttl_s = self.rules.ttl_s;
+        // Together the weights are about 100, as users of cluster DNS know them.
+        let weight = u16::try_from(100 / ports.len().max(1)).unwrap_or(1).max(1).to_be_bytes();
+        let apex = self.index.apex().wire();
+        let mut written = 0;
+        let mut record_at = self.writer.position();
+        for record in ports.iter() {
+            let port = record.port.to_be_bytes();
             // Priority, weight, port, target (RFC 2782); the target is not compressed.
-            let data: [&[u8]; 4] = [&[0, 0], &weight, &port, target.name.wire()];
-            match writer.record(Section::Answer, self.name_at, kind::SRV, TTL_S, &data) {
-                Some(data_at) => written.push((target, data_at + 6)),
-                None => return true,
+            let fits = record.with_label(|length, label| {
+                let data = [&[0, 0], &weight, &port, length, label, below, apex];
+                let is_name = label.len() + below.len() + apex.len() < MAX_NAME_OCTETS;
+                let record = || self.writer.record(Section::Answer, at, kind::SRV, ttl_s, &data);
+                is_name.then(record).is_some_and(|data_at| data_at.is_some())
+            });
+            if !fits {
+                return;
             }
+            written += 1;
         }
-        for (target, name_at) in written {
-            for address in &target.addresses {
-                write_address(writer, Section::Additional, name_at, address);
+        for record in ports.iter().take(written) {
+            // Owner, type, class, TTL, length; priority, weight, port.
+            let target_at = record_at + 12 + 6;
+            for address in record.addresses.iter() {
+                write_address(&mut self.writer, Section::Additional, target_at, address, ttl_s);
             }
+            let label = record.with_label(|length, label| length.len() + label.len());
+            record_at = target_at + label + below.len() + apex.len();
         }
-        true
     }
 
-    fn write_name_server(&self, writer: &mut Writer) -> bool {
-        if let Some(server) = self.index.below_apex(&NAME_SERVER_LABELS) {
-            let data: [&[u8]; 1] = [server.wire()];
-            writer.record(Section::Answer, self.name_at, kind::NS, TTL_S, &data);
-        }
-        true
+    fn write_pointers(&mut self, at: usize, pointers: &Pointers<'_>) {
+        let apex = self.index.apex().wire();
+        let ttl_s = self.rules.ttl_s;
+        pointers.each(|parts| {
+            let mut data = [apex; Pointers::PARTS + 1];
+            let octets = parts.iter().map(|part| part.len()).sum::<usize>() + apex.len();
+            for (place, part) in data.iter_mut().zip(parts) {
+                *place = part;
+            }
+            let data = data.get(..=parts.len()).filter(|_| octets <= MAX_NAME_OCTETS);
+            if let Some(data) = data {
+                self.writer.record(Section::Answer, at, kind::PTR, ttl_s, data);
+            }
+        });
     }
 
     /// The SOA of the zone; its last number is how long absence may be kept.
-    fn write_soa(&self, writer: &mut Writer, section: Section) {
-        let index = self.index;
-        let (Some(server), Some(mailbox)) =
-            (index.below_apex(&NAME_SERVER_LABELS), index.below_apex(&[b"hostmaster"]))
-        else {
-            return;
-        };
+    fn write_soa(&mut self, place: &Place<'_>, section: Section) {
         let mut numbers = [0; 20];
         // Serial, refresh, retry, expire, minimum.
-        let values = [index.serial(), 7200, 1800, 86400, NEGATIVE_TTL_S];
+        let values = [self.index.serial(), 7200, 1800, 86400, NEGATIVE_TTL_S];
         for (place, value) in numbers.chunks_exact_mut(4).zip(values) {
             place.copy_from_slice(&value.to_be_bytes());
         }
-        let data: [&[u8]; 3] = [server.wire(), mailbox.wire(), &numbers];
-        writer.record(section, self.zone_at(), kind::SOA, NEGATIVE_TTL_S, &data);
+        let apex = self.index.apex().wire();
+        let data: [&[u8]; 5] = [NAME_SERVER, apex, MAILBOX, apex, &numbers];
+        self.writer.record(section, place.zone_at(), kind::SOA, NEGATIVE_TTL_S, &data);
     }
+}
 
+impl Place<'_> {
     /// Where the zone's name stands in the message: it is the tail of the name asked for.
     fn zone_at(&self) -> usize {
-        let labels: Vec<&[u8]> = self.name.labels().collect();
-        let above = labels.len().saturating_sub(self.zone_labels);
-        self.name_at + labels.iter().take(above).map(|label| label.len() + 1).sum::<usize>()
+        let above = labels(self.name).count().saturating_sub(self.zone_labels);
+        self.name_at + labels(self.name).take(above).map(|label| label.len() + 1).sum::<usize>()
     }
 }
 
 /// RFC 8482: one small record stands for all.
-fn write_any(writer: &mut Writer, name_at: usize) -> bool {
-    let data: [&[u8]; 1] = [b"\x07RFC8482\x00"];
-    writer.record(Section::Answer, name_at, kind::HINFO, TTL_S, &data);
+fn write_any(writer: &mut Writer, name_at: usize, ttl_s: u32) -> bool {
+    writer.record(Section::Answer, name_at, kind::HINFO, ttl_s, &[b"\x07RFC8482\x00"]);
     true
-}
-
-fn address_kind(address: &IpAddr) -> u16 {
-    if address.is_ipv4() { kind::A } else { kind::AAAA }
 }
 
 fn write_address(
     writer: &mut Writer,
     section: Section,
     name_at: usize,
-    address: &IpAddr,
+    address: IpAddr,
+    ttl_s: u32,
 ) -> Option<usize> {
     match address {
-        IpAddr::V4(v4) => writer.record(section, name_at, kind::A, TTL_S, &[&v4.octets()]),
-        IpAddr::V6(v6) => writer.record(section, name_at, kind::AAAA, TTL_S, &[&v6.octets()]),
+        IpAddr::V4(v4) => writer.record(section, name_at, kind::A, ttl_s, &[&v4.octets()]),
+        IpAddr::V6(v6) => writer.record(section, name_at, kind::AAAA, ttl_s, &[&v6.octets()]),
     }
 }

@@ -1,124 +1,181 @@
-//! How an agent hands zones to the DNS worker: frames over a stream, each a whole zone.
+//! How an agent hands its zone to the DNS worker: frames over a stream. First a snapshot in parts,
+//! then every change under a number of its own. A worker that finds a number missing, or that
+//! reads too late, connects anew and gets a snapshot again.
 //!
 //! A frame is its length in octets as a little-endian 32-bit number, and that many octets of
-//! JSON. Each frame replaces all earlier ones, so a worker that connects anew, or reads late,
-//! misses nothing.
+//! JSON. The worker keeps the frames in a file as they came.
 
-use plan::zone::Zone;
+mod follower;
+mod publisher;
 
-/// The largest frame in octets: about a hundred thousand endpoints.
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use model::{ClusterConfig, NamespacedName};
+use plan::zone::{PodNames, ServiceRecords, Zone};
+use serde::{Deserialize, Serialize};
+
+use crate::Index;
+use crate::records::Records;
+
+pub use follower::{Follower, News, Place, Received};
+pub use publisher::Publisher;
+
+/// The largest frame in octets: one Service with half a million endpoints.
 pub const MAX_FRAME_OCTETS: usize = 32 << 20;
+/// Changes in one frame of a snapshot.
+const CHANGES_PER_PART: usize = 256;
 const LENGTH_OCTETS: usize = 4;
+
+/// What a zone says besides Services and pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The cluster's domain in lower case, without a final dot.
+    pub domain: String,
+    /// The addresses that the zone is served at.
+    pub name_servers: Vec<IpAddr>,
+    /// Ranges whose reverse names belong to the cluster.
+    pub reverse_ranges: Vec<IpNet>,
+}
+
+/// One thing that is another now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// A Service.
+    Service {
+        /// Its namespace.
+        namespace: Box<str>,
+        /// Its name.
+        name: Box<str>,
+        /// Its records; `None`: it has none.
+        records: Option<Records>,
+    },
+    /// The pods at an address.
+    Pod {
+        /// The address.
+        address: IpAddr,
+        /// Whose they are; `None`: there are none.
+        names: Option<PodNames>,
+    },
+}
+
+/// One message of the feed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Frame {
+    /// A snapshot begins: an empty zone with these settings.
+    Begin(Settings),
+    /// A part of it.
+    Part(Vec<Change>),
+    /// It is whole, and all changes up to this number are in it.
+    End {
+        /// The number.
+        sequence: u64,
+    },
+    /// What changed next.
+    Delta {
+        /// One more than the number before.
+        sequence: u64,
+        /// When the agent heard of it, in microseconds since 1970.
+        heard_us: u64,
+        /// What changed.
+        changes: Vec<Change>,
+    },
+}
 
 /// Why a frame cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
-    /// The zone does not fit.
+    /// The frame does not fit.
     #[error(
-        "the zone takes {octets} octets, more than the {MAX_FRAME_OCTETS} that a frame holds: the cluster has more names than one DNS worker serves"
+        "a part of the zone takes {octets} octets, more than the {MAX_FRAME_OCTETS} that a frame holds: one Service has more endpoints than a DNS worker serves"
     )]
     TooLarge {
         /// The size.
         octets: usize,
     },
-    /// The octets are no zone.
+    /// The octets are no frame.
     #[error("a zone cannot be read: {0}; agent and DNS worker may be of different versions")]
-    NotAZone(#[from] serde_json::Error),
+    NotAFrame(#[from] serde_json::Error),
+    /// A change was missed, or came before its snapshot.
+    #[error("change {found} of the zone does not follow {expected:?}: a snapshot is needed")]
+    Missed {
+        /// The number that came last.
+        expected: Option<u64>,
+        /// The number that came now.
+        found: u64,
+    },
 }
 
-/// Writes a zone as one frame.
-///
-/// # Errors
-/// When the zone is too large for a frame.
-pub fn frame(zone: &Zone) -> Result<Vec<u8>, FeedError> {
-    let mut written = vec![0; LENGTH_OCTETS];
-    serde_json::to_writer(&mut written, zone)?;
-    let octets = written.len() - LENGTH_OCTETS;
-    match u32::try_from(octets) {
-        Ok(length) if octets <= MAX_FRAME_OCTETS => {
-            written[..LENGTH_OCTETS].copy_from_slice(&length.to_le_bytes());
-            Ok(written)
+impl Settings {
+    /// Those of a cluster.
+    pub fn new(config: &ClusterConfig) -> Self {
+        Self::of(&Zone::empty(config))
+    }
+
+    pub(crate) fn of(zone: &Zone) -> Self {
+        Self {
+            domain: zone.domain.clone(),
+            name_servers: zone.name_servers.clone(),
+            reverse_ranges: zone.reverse_ranges.clone(),
         }
-        _ => Err(FeedError::TooLarge { octets }),
+    }
+
+    /// Whether names of an address are the cluster's.
+    pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
+        self.reverse_ranges.iter().any(|range| range.contains(&address))
     }
 }
 
-/// Collects octets of a stream and gives the newest whole frame.
-#[derive(Debug, Default)]
-pub struct Decoder {
-    octets: Vec<u8>,
-}
-
-impl Decoder {
-    /// Takes what came.
-    pub fn push(&mut self, octets: &[u8]) {
-        self.octets.extend_from_slice(octets);
+impl Change {
+    /// A Service has these records now.
+    pub fn of_service(key: &NamespacedName, records: Option<&ServiceRecords>) -> Self {
+        Self::service(&key.namespace, &key.name, records)
     }
 
-    /// The JSON of the newest frame that is whole; earlier ones are passed over, since it
-    /// replaces them.
+    pub(crate) fn service(namespace: &str, name: &str, records: Option<&ServiceRecords>) -> Self {
+        let records = records.map(Records::new);
+        Self::Service { namespace: namespace.into(), name: name.into(), records }
+    }
+}
+
+impl Frame {
+    /// The frames of a whole zone, up to a change.
+    pub fn snapshot(index: &Index, sequence: u64) -> impl Iterator<Item = Self> {
+        let mut changes = index.changes().peekable();
+        let parts = std::iter::from_fn(move || {
+            changes.peek()?;
+            Some(Self::Part(changes.by_ref().take(CHANGES_PER_PART).collect()))
+        });
+        let begin = Self::Begin(index.settings().clone());
+        std::iter::once(begin).chain(parts).chain([Self::End { sequence }])
+    }
+
+    /// The octets of the frame.
     ///
     /// # Errors
-    /// When a frame claims to be larger than any may be: the stream is then of no use any more.
-    pub fn newest(&mut self) -> Result<Option<Vec<u8>>, FeedError> {
-        let mut newest = None;
-        let mut start = 0;
-        while let Some(length) = self.octets.get(start..start + LENGTH_OCTETS) {
-            let octets = length.iter().rev().fold(0, |sum, octet| sum << 8 | usize::from(*octet));
-            if octets > MAX_FRAME_OCTETS {
-                return Err(FeedError::TooLarge { octets });
+    /// When there are too many.
+    pub fn encode(&self) -> Result<Vec<u8>, FeedError> {
+        let mut written = vec![0; LENGTH_OCTETS];
+        serde_json::to_writer(&mut written, self)?;
+        let octets = written.len() - LENGTH_OCTETS;
+        match (u32::try_from(octets), written.first_chunk_mut()) {
+            (Ok(length), Some(place)) if octets <= MAX_FRAME_OCTETS => {
+                *place = length.to_le_bytes();
+                Ok(written)
             }
-            let body = start + LENGTH_OCTETS..start + LENGTH_OCTETS + octets;
-            if body.end > self.octets.len() {
-                break;
-            }
-            start = body.end;
-            newest = Some(body);
+            _ => Err(FeedError::TooLarge { octets }),
         }
-        let frame = newest.and_then(|body| self.octets.get(body)).map(<[u8]>::to_vec);
-        self.octets.drain(..start);
-        // A large frame must not be paid for in memory ever after.
-        self.octets.shrink_to(self.octets.len());
-        Ok(frame)
     }
 }
 
-/// Reads the JSON of a frame, or of the file that the worker keeps it in.
+/// A snapshot of a whole zone as one run of octets, such as a test serves it.
 ///
 /// # Errors
-/// When it is no zone.
-pub fn decode(json: &[u8]) -> Result<Zone, FeedError> {
-    Ok(serde_json::from_slice(json)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use model::ClusterConfig;
-
-    use super::*;
-
-    #[test]
-    fn the_newest_whole_frame_counts_however_the_stream_is_cut() {
-        let first = Zone::empty(&ClusterConfig::default());
-        let second = Zone { domain: "other.example".into(), ..first.clone() };
-        let stream = [frame(&first).expect("fits"), frame(&second).expect("fits")].concat();
-        for piece in [1, 3, 7, stream.len()] {
-            let mut decoder = Decoder::default();
-            let mut last = None;
-            for octets in stream.chunks(piece) {
-                decoder.push(octets);
-                last = decoder.newest().expect("a frame").or(last);
-            }
-            let zone = decode(&last.expect("a frame")).expect("a zone");
-            assert_eq!(zone, second, "in pieces of {piece}");
-            assert!(decoder.octets.is_empty());
-        }
+/// When a part does not fit into a frame.
+pub fn snapshot(index: &Index, sequence: u64) -> Result<Vec<u8>, FeedError> {
+    let mut octets = Vec::new();
+    for frame in Frame::snapshot(index, sequence) {
+        octets.extend(frame.encode()?);
     }
-
-    #[test]
-    fn an_impossible_length_ends_the_stream() {
-        let mut decoder = Decoder::default();
-        decoder.push(&u32::MAX.to_le_bytes());
-        assert!(matches!(decoder.newest(), Err(FeedError::TooLarge { .. })));
-    }
+    Ok(octets)
 }

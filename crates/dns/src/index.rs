@@ -3,29 +3,61 @@
 //! The shape of the names is fixed by the DNS-Based Service Discovery specification, so a lookup
 //! walks the labels from the domain downwards. There is no list of all names: names that exist
 //! only because others are below them (empty non-terminals, RFC 8020) come out of the walk.
+//!
+//! A change costs what it changes and a step down two trees, however large the zone is.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod labels;
+mod reverse;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use model::Protocol;
-use plan::zone::{HeadlessEndpoint, NamedPort, ServiceRecords, Zone};
+use plan::zone::{PodNames, PodRecords, Zone};
 
 use crate::Name;
+use crate::feed::{Change, Settings};
+use crate::records::{Addresses, Label, Ports, Records, address_of_label};
+
+pub(crate) use labels::Labels;
 
 /// The label of the zone's name server below `dns`: the name that SOA and NS give.
-pub(crate) const NAME_SERVER_LABELS: [&[u8]; 2] = [b"ns", b"dns"];
+pub(crate) const NAME_SERVER: &[u8] = b"\x02ns\x03dns";
+/// Whom SOA names as responsible, below the domain.
+pub(crate) const MAILBOX: &[u8] = b"\x0Ahostmaster";
 
 /// A zone, ready to be asked.
 #[derive(Clone, Debug)]
 pub struct Index {
-    zone: Zone,
+    settings: Settings,
     apex: Name,
+    name_servers: Vec<IpAddr>,
     serial: u32,
-    reverse: BTreeMap<IpAddr, Vec<Name>>,
+    namespaces: BTreeMap<Box<str>, Namespace>,
+    /// By number, which stays while the Service is there.
+    services: BTreeMap<u32, Service>,
+    last_number: u32,
+    /// Addresses, and the Services that they lead back to.
+    reverse: BTreeSet<(IpAddr, u32)>,
+    /// Addresses of pods, with the pods' namespaces.
+    pods: BTreeMap<IpAddr, PodNames>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Namespace {
+    services: BTreeMap<Box<str>, u32>,
+    pods: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Service {
+    /// The Service's labels below the domain, in the wire format.
+    wire: Box<[u8]>,
+    records: Records,
 }
 
 /// Where a name leads.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Found<'a> {
     /// To no zone of the cluster.
     Outside,
@@ -39,7 +71,7 @@ pub(crate) enum Found<'a> {
 }
 
 /// What stands at one name.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Node<'a> {
     /// Nothing, and nothing below.
     Missing,
@@ -50,32 +82,54 @@ pub(crate) enum Node<'a> {
     /// The version of the specification.
     Version,
     /// Addresses, and the family that is asked for decides which.
-    Addresses(Vec<IpAddr>),
-    /// SRV records.
-    Ports(Vec<Target>),
+    Addresses(Addresses<'a>),
+    /// SRV records, whose targets are names below these labels in the wire format.
+    Ports(&'a [u8], Ports<'a>),
     /// An alias.
-    Alias(Name),
-    /// The names of an address.
-    Pointers(&'a [Name]),
+    Alias(&'a Name),
+    /// The names of an address, at least one.
+    Pointers(Pointers<'a>),
 }
 
-/// One SRV record and the addresses of its target.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Target {
-    pub(crate) port: u16,
-    pub(crate) weight: u16,
-    pub(crate) name: Name,
-    pub(crate) addresses: Vec<IpAddr>,
+/// The names of an address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pointers<'a> {
+    index: &'a Index,
+    address: IpAddr,
+    /// Whether pods' names count.
+    with_pods: bool,
 }
 
 impl Index {
-    /// Prepares a zone. The serial stands in its SOA record and should grow from one to the next.
-    /// A domain that is no name serves nothing: every name is then outside.
+    /// Prepares a whole zone. The serial stands in its SOA record and should grow from one to the
+    /// next. A domain that is no name serves nothing: every name is then outside.
     pub fn new(zone: Zone, serial: u32) -> Self {
-        let apex = zone.domain.parse().map_or_else(|_| Name::root(), |name: Name| name.to_lower());
-        let mut index = Self { zone, apex, serial, reverse: BTreeMap::new() };
-        index.reverse = index.reverse_names();
+        let mut index = Self::empty(Settings::of(&zone));
+        index.serial = serial;
+        for (namespace, services) in &zone.namespaces {
+            for (name, records) in services {
+                index.apply(Change::service(namespace, name, Some(records)));
+            }
+        }
         index
+    }
+
+    /// A zone without Services and pods.
+    pub fn empty(settings: Settings) -> Self {
+        let apex = settings.domain.parse().map_or_else(|_| Name::root(), |name: Name| name.to_lower());
+        let mut name_servers = settings.name_servers.clone();
+        name_servers.sort_unstable();
+        Self {
+            settings,
+            apex,
+            name_servers,
+            serial: 0,
+            namespaces: BTreeMap::new(),
+            services: BTreeMap::new(),
+            last_number: 0,
+            reverse: BTreeSet::new(),
+            pods: BTreeMap::new(),
+        }
     }
 
     /// The serial number of the zone.
@@ -83,247 +137,248 @@ impl Index {
         self.serial
     }
 
-    /// A name below the apex; `None` when it is too long to be one.
-    pub(crate) fn below_apex<'a>(&'a self, labels: &[&'a [u8]]) -> Option<Name> {
-        Name::from_labels(labels.iter().copied().chain(self.apex.labels())).ok()
+    /// Gives the zone its next serial number.
+    pub fn set_serial(&mut self, serial: u32) {
+        self.serial = serial;
     }
 
-    /// Looks up a name in lower case.
-    pub(crate) fn find(&self, name: &Name) -> Found<'_> {
-        let mut labels: Vec<&[u8]> = name.labels().collect();
-        labels.reverse();
-        let apex_labels = self.apex.labels().count();
-        let below_apex = || {
-            let (top, below) = labels.split_at_checked(apex_labels)?;
-            let same = self.apex.labels().eq(top.iter().rev().copied());
-            (same && apex_labels > 0).then_some(below)
-        };
-        if let Some(below) = below_apex() {
-            return Found::Inside { zone_labels: apex_labels, node: self.find_below_apex(below) };
-        }
-        match labels.as_slice() {
-            [b"arpa", b"in-addr", rest @ ..] => self.find_reverse(rest, 8),
-            [b"arpa", b"ip6", rest @ ..] => self.find_reverse(rest, 4),
-            _ => Found::Outside,
-        }
+    /// What the zone says besides Services and pods.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
-    /// `labels` are below the zone's name, the uppermost first.
-    fn find_below_apex(&self, labels: &[&[u8]]) -> Node<'_> {
-        match labels {
-            [] => Node::Apex,
-            [b"dns-version"] => Node::Version,
-            [b"dns"] | [b"svc"] => Node::Empty,
-            [b"dns", b"ns"] => Node::Addresses(self.zone.name_servers.clone()),
-            [b"svc", namespace] => match self.namespace(namespace) {
-                Some(_) => Node::Empty,
-                None => Node::Missing,
-            },
-            [b"svc", namespace, service, below @ ..] => {
-                self.find_service(namespace, service, below).unwrap_or(Node::Missing)
-            }
-            _ => Node::Missing,
-        }
+    /// What the zone says of one Service.
+    pub fn records(&self, namespace: &str, name: &str) -> Option<&Records> {
+        let number = self.namespaces.get(namespace)?.services.get(name)?;
+        self.services.get(number).map(|service| &service.records)
     }
 
-    fn find_service(&self, namespace: &[u8], service: &[u8], below: &[&[u8]]) -> Option<Node<'_>> {
-        let records = self.namespace(namespace)?.get(std::str::from_utf8(service).ok()?)?;
-        match (records, below) {
-            (ServiceRecords::ExternalName { target }, []) => Some(match target {
-                // The plan made it a name that fits.
-                Some(target) => target.parse().map_or(Node::Empty, Node::Alias),
-                None => Node::Empty,
-            }),
-            (ServiceRecords::ExternalName { .. }, _) => None,
-            (ServiceRecords::ClusterIp { addresses, .. }, []) => {
-                Some(Node::Addresses(addresses.clone()))
-            }
-            (ServiceRecords::Headless { endpoints }, []) => {
-                Some(Node::Addresses(distinct_addresses(endpoints)))
-            }
-            (_, [label]) => match protocol_of(label) {
-                Some(protocol) => {
-                    let mut ports = named_ports(records);
-                    ports.any(|port| port.protocol == protocol).then_some(Node::Empty)
+    /// Whose pods have an address.
+    pub fn pods_at(&self, address: IpAddr) -> Option<&PodNames> {
+        self.pods.get(&address)
+    }
+
+    /// How many Services have records.
+    pub fn services(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Takes one change in.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Service { namespace, name, records } => {
+                self.remove_service(&namespace, &name);
+                if let Some(records) = records {
+                    self.add_service(namespace, name, records);
                 }
-                None => {
-                    let endpoints = endpoints_with_label(records, label);
-                    (!endpoints.is_empty()).then(|| Node::Addresses(distinct_addresses(endpoints)))
+            }
+            Change::Pod { address, names } => {
+                if let Some(old) = self.pods.remove(&address) {
+                    self.count_pods(&old, false);
                 }
-            },
-            (_, [protocol, port]) => {
-                let protocol = protocol_of(protocol)?;
-                let port = std::str::from_utf8(port.strip_prefix(b"_")?).ok()?;
-                let is_it = |named: &NamedPort| named.protocol == protocol && named.name == port;
-                let targets = self.targets(namespace, service, records, is_it);
-                (!targets.is_empty()).then_some(Node::Ports(targets))
+                if let Some(names) = names.filter(|names| !names.namespaces.is_empty()) {
+                    self.count_pods(&names, true);
+                    self.pods.insert(address, names);
+                }
+            }
+        }
+    }
+
+    /// The namespace of the pod that has an address to itself.
+    pub(crate) fn namespace_of_pod(&self, address: IpAddr) -> Option<&str> {
+        match self.pods.get(&address) {
+            Some(PodNames { namespaces, is_own: true }) if namespaces.len() == 1 => {
+                namespaces.first().map(AsRef::as_ref)
             }
             _ => None,
         }
     }
 
-    /// The SRV records of one named port: one for a Service with an address, one for each label
-    /// and port of a headless one.
-    fn targets(
-        &self,
-        namespace: &[u8],
-        service: &[u8],
-        records: &ServiceRecords,
-        is_it: impl Fn(&NamedPort) -> bool,
-    ) -> Vec<Target> {
-        let service_labels: [&[u8]; 3] = [service, namespace, b"svc"];
-        let mut found: BTreeMap<(&str, u16), Vec<IpAddr>> = BTreeMap::new();
-        match records {
-            ServiceRecords::ClusterIp { addresses, ports } => {
-                for port in ports.iter().filter(|port| is_it(port)) {
-                    found.insert(("", port.port), addresses.clone());
-                }
-            }
-            ServiceRecords::Headless { endpoints } => {
-                for endpoint in endpoints {
-                    for port in endpoint.ports.iter().filter(|port| is_it(port)) {
-                        let addresses = found.entry((&endpoint.label, port.port)).or_default();
-                        addresses.push(endpoint.address);
-                    }
-                }
-            }
-            ServiceRecords::ExternalName { .. } => {}
-        }
-        // Together the weights are about 100, as users of cluster DNS know them.
-        let weight = u16::try_from(100 / found.len().max(1)).unwrap_or(1).max(1);
-        let target = |((label, port), addresses): ((&str, u16), Vec<IpAddr>)| {
-            let own: &[&[u8]] = if label.is_empty() { &[] } else { &[label.as_bytes()] };
-            let labels = own.iter().chain(&service_labels).copied().chain(self.apex.labels());
-            let name = Name::from_labels(labels).ok()?;
-            Some(Target { port, weight, name, addresses })
-        };
-        found.into_iter().filter_map(target).collect()
+    /// The cluster's domain.
+    pub(crate) fn apex(&self) -> &Name {
+        &self.apex
     }
 
-    /// `labels` are below `in-addr.arpa` or `ip6.arpa`, the uppermost first; each is `label_bits`
-    /// of an address.
-    fn find_reverse(&self, labels: &[&[u8]], label_bits: u32) -> Found<'_> {
-        let address_bits = if label_bits == 8 { 32 } else { 128 };
-        let (parsed, bits) = leading_bits(labels, label_bits, address_bits);
-        let full_labels = (address_bits / label_bits) as usize;
-        let exact = (parsed == labels.len() && parsed == full_labels)
-            .then(|| self.reverse.get(&address_of(bits, address_bits)))
-            .flatten();
-        let Some(cut) = self.reverse_cut(bits, parsed, label_bits, address_bits) else {
-            // The address of a pod in the node's own network lies outside the cluster's ranges.
-            return match exact {
-                Some(names) => {
-                    Found::Inside { zone_labels: labels.len() + 2, node: Node::Pointers(names) }
-                }
-                None => Found::Outside,
+    /// Looks up a name in lower case.
+    pub(crate) fn find(&self, name: &[u8], pods: PodRecords) -> Found<'_> {
+        let Some(labels) = Labels::new(name) else { return Found::Outside };
+        if let Some(below) = labels.below(self.apex.wire()) {
+            let zone_labels = labels.count() - below.count();
+            let node = match below.whole() {
+                Some(below) => self.find_below_apex(below, pods),
+                // So many labels has no name.
+                None => Node::Missing,
             };
-        };
-        let node = if let Some(names) = exact {
-            Node::Pointers(names)
-        } else if parsed == labels.len() && parsed == cut {
-            Node::Apex
-        } else if parsed == labels.len()
-            && self.has_reverse_below(bits, parsed, label_bits, address_bits)
-        {
-            Node::Empty
-        } else {
-            Node::Missing
-        };
-        Found::Inside { zone_labels: cut + 2, node }
+            return Found::Inside { zone_labels, node };
+        }
+        for (above, label_bits) in [(b"\x07in-addr\x04arpa\0".as_slice(), 8), (b"\x03ip6\x04arpa\0", 4)] {
+            if let Some(below) = labels.below(above) {
+                return self.find_reverse(&below, label_bits, pods);
+            }
+        }
+        Found::Outside
     }
 
-    /// How many labels below `arpa`'s child the reverse zone has that these bits lie in. A range
-    /// whose prefix ends within a label is as many zones as the label has values in it (a /12 is
-    /// sixteen zones of two labels), so the cut is the prefix rounded up.
-    fn reverse_cut(
-        &self,
-        bits: u128,
-        parsed: usize,
-        label_bits: u32,
-        address_bits: u32,
-    ) -> Option<usize> {
-        let address = address_of(bits, address_bits);
-        self.zone.reverse_ranges.iter().find_map(|range| {
-            let cut = u32::from(range.prefix_len()).div_ceil(label_bits) as usize;
-            (cut > 0 && parsed >= cut && range.contains(&address)).then_some(cut)
-        })
+    /// `labels` are below the zone's name, the uppermost first.
+    fn find_below_apex(&self, labels: &[&[u8]], pods: PodRecords) -> Node<'_> {
+        match labels {
+            [] => Node::Apex,
+            [b"dns-version"] => Node::Version,
+            [b"dns"] | [b"svc"] => Node::Empty,
+            [b"dns", b"ns"] => Node::Addresses(Addresses::List(&self.name_servers)),
+            [b"svc", namespace] => match self.namespace(namespace) {
+                Some(namespace) if !namespace.services.is_empty() => Node::Empty,
+                _ => Node::Missing,
+            },
+            [b"svc", namespace, service, below @ ..] => {
+                self.find_service(namespace, service, below).unwrap_or(Node::Missing)
+            }
+            [b"pod", below @ ..] => self.find_pod(below, pods).unwrap_or(Node::Missing),
+            _ => Node::Missing,
+        }
     }
 
-    fn has_reverse_below(
-        &self,
-        bits: u128,
-        parsed: usize,
-        label_bits: u32,
-        address_bits: u32,
-    ) -> bool {
-        let free_bits = address_bits - parsed as u32 * label_bits;
-        let span = 1_u128.checked_shl(free_bits).map_or(u128::MAX, |span| span - 1);
-        let last = address_of(bits.saturating_add(span), address_bits);
-        self.reverse.range(address_of(bits, address_bits)..=last).next().is_some()
+    fn find_service(&self, namespace: &[u8], service: &[u8], below: &[&[u8]]) -> Option<Node<'_>> {
+        let services = &self.namespace(namespace)?.services;
+        let number = services.get(std::str::from_utf8(service).ok()?)?;
+        let Service { wire, records } = self.services.get(number)?;
+        match (records, below) {
+            (Records::Alias(target), []) => {
+                Some(target.as_ref().map_or(Node::Empty, Node::Alias))
+            }
+            (Records::Alias(_), _) => None,
+            (Records::ClusterIp(addresses, _), []) => {
+                Some(Node::Addresses(Addresses::List(addresses)))
+            }
+            (Records::Headless(headless), []) => {
+                Some(Node::Addresses(Addresses::Endpoints(headless)))
+            }
+            (records, [label]) => match (protocol_of(label), records) {
+                (Some(protocol), _) => records.has_port_over(protocol).then_some(Node::Empty),
+                (None, Records::Headless(headless)) => headless.labelled(label).map(Node::Addresses),
+                (None, _) => None,
+            },
+            (records, [protocol, port]) => {
+                let ports = records.ports_named(port.strip_prefix(b"_")?, protocol_of(protocol)?);
+                ports.map(|ports| Node::Ports(wire, ports))
+            }
+            _ => None,
+        }
     }
 
-    fn namespace(&self, label: &[u8]) -> Option<&BTreeMap<String, ServiceRecords>> {
-        self.zone.namespaces.get(std::str::from_utf8(label).ok()?)
+    /// `below`: labels below `pod`, the uppermost first.
+    fn find_pod(&self, below: &[&[u8]], pods: PodRecords) -> Option<Node<'_>> {
+        match (pods, below) {
+            (PodRecords::Disabled, _) => None,
+            // Which namespaces there are, nobody looks at.
+            (_, []) | (PodRecords::Insecure, [_]) => Some(Node::Empty),
+            (PodRecords::Insecure, [_, label]) => {
+                Some(Node::Addresses(Addresses::One(address_of_label(label)?)))
+            }
+            (PodRecords::Verified, [namespace]) => {
+                (self.namespace(namespace)?.pods > 0).then_some(Node::Empty)
+            }
+            (PodRecords::Verified, [namespace, label]) => {
+                let address = address_of_label(label)?;
+                let names = self.pods.get(&address)?;
+                let mut namespaces = names.namespaces.iter();
+                let is_there = namespaces.any(|one| one.as_bytes() == *namespace);
+                is_there.then_some(Node::Addresses(Addresses::One(address)))
+            }
+            _ => None,
+        }
     }
 
-    /// Addresses of Services, and of endpoints with hostnames, point back to their names.
-    fn reverse_names(&self) -> BTreeMap<IpAddr, Vec<Name>> {
-        let mut reverse: BTreeMap<IpAddr, Vec<Name>> = BTreeMap::new();
-        let services = self.zone.namespaces.iter().flat_map(|(namespace, services)| {
-            services.iter().map(move |(service, records)| (namespace, service, records))
+    fn namespace(&self, label: &[u8]) -> Option<&Namespace> {
+        self.namespaces.get(std::str::from_utf8(label).ok()?)
+    }
+
+    fn add_service(&mut self, namespace: Box<str>, name: Box<str>, records: Records) {
+        let labels = [name.as_bytes(), namespace.as_bytes(), b"svc"];
+        // What is no label, or too long, has no name.
+        let Ok(wire) = Name::from_labels(labels.into_iter().chain(self.apex.labels())) else { return };
+        let octets = wire.wire().len() - self.apex.wire().len();
+        let wire: Box<[u8]> = wire.wire().get(..octets).unwrap_or_default().into();
+        self.last_number += 1;
+        let number = self.last_number;
+        let is_trusted = matches!(records, Records::ClusterIp(..));
+        for address in records.pointing_back() {
+            if is_trusted || self.settings.is_inside(address) {
+                self.reverse.insert((address, number));
+            }
+        }
+        self.services.insert(number, Service { wire, records });
+        self.namespaces.entry(namespace).or_default().services.insert(name, number);
+    }
+
+    fn remove_service(&mut self, namespace: &str, name: &str) {
+        let Some(inside) = self.namespaces.get_mut(namespace) else { return };
+        let Some(number) = inside.services.remove(name) else { return };
+        self.drop_empty(namespace);
+        let Some(service) = self.services.remove(&number) else { return };
+        for address in service.records.pointing_back() {
+            self.reverse.remove(&(address, number));
+        }
+    }
+
+    fn count_pods(&mut self, names: &PodNames, more: bool) {
+        for namespace in &names.namespaces {
+            let inside = self.namespaces.entry(namespace.clone()).or_default();
+            inside.pods = if more { inside.pods + 1 } else { inside.pods.saturating_sub(1) };
+            self.drop_empty(namespace);
+        }
+    }
+
+    fn drop_empty(&mut self, namespace: &str) {
+        let empty = |one: &Namespace| one.services.is_empty() && one.pods == 0;
+        if self.namespaces.get(namespace).is_some_and(empty) {
+            self.namespaces.remove(namespace);
+        }
+    }
+
+    /// All that [`Index::apply`] took in and that still holds.
+    pub fn changes(&self) -> impl Iterator<Item = Change> {
+        let services = self.namespaces.iter().flat_map(|(namespace, inside)| {
+            inside.services.iter().filter_map(|(name, number)| {
+                let records = Some(self.services.get(number)?.records.clone());
+                Some(Change::Service { namespace: namespace.clone(), name: name.clone(), records })
+            })
         });
-        for (namespace, service, records) in services {
-            let base = [service.as_bytes(), namespace.as_bytes(), b"svc".as_slice()];
-            let mut add = |address: IpAddr, labels: &[&[u8]]| {
-                if let Some(name) = self.below_apex(labels) {
-                    reverse.entry(address).or_default().push(name);
-                }
-            };
-            match records {
-                ServiceRecords::ClusterIp { addresses, .. } => {
-                    addresses.iter().for_each(|address| add(*address, &base));
-                }
-                ServiceRecords::Headless { endpoints } => {
-                    for endpoint in endpoints.iter().filter(|endpoint| endpoint.has_hostname) {
-                        let [service, namespace, svc] = base;
-                        add(
-                            endpoint.address,
-                            &[endpoint.label.as_bytes(), service, namespace, svc],
-                        );
+        let pods = self.pods.iter().map(|(address, names)| Change::Pod {
+            address: *address,
+            names: Some(names.clone()),
+        });
+        services.chain(pods)
+    }
+}
+
+impl Pointers<'_> {
+    /// Parts that a name comes in at most.
+    pub(crate) const PARTS: usize = 5;
+
+    /// Gives each name: its labels below the domain, in the wire format, in parts.
+    pub(crate) fn each(&self, mut take: impl FnMut(&[&[u8]])) {
+        let mut has_name = false;
+        for service in self.index.services_at(self.address) {
+            has_name = true;
+            match &service.records {
+                Records::Headless(headless) => {
+                    for hostname in headless.hostnames_of(self.address) {
+                        take(&[&[hostname.len() as u8], hostname.as_bytes(), &service.wire]);
                     }
                 }
-                ServiceRecords::ExternalName { .. } => {}
+                _ => take(&[&service.wire]),
             }
         }
-        reverse
-    }
-}
-
-fn named_ports(records: &ServiceRecords) -> Box<dyn Iterator<Item = &NamedPort> + '_> {
-    match records {
-        ServiceRecords::ClusterIp { ports, .. } => Box::new(ports.iter()),
-        ServiceRecords::Headless { endpoints } => {
-            Box::new(endpoints.iter().flat_map(|endpoint| &endpoint.ports))
+        let names = self.index.pods.get(&self.address).filter(|_| self.with_pods && !has_name);
+        for namespace in names.into_iter().flat_map(|names| &names.namespaces) {
+            Label::Address(self.address).with(|label| {
+                let lengths = [label.len() as u8, namespace.len() as u8];
+                let [own, above] = lengths.each_ref().map(std::slice::from_ref);
+                take(&[own, label, above, namespace.as_bytes(), b"\x03pod"]);
+            });
         }
-        ServiceRecords::ExternalName { .. } => Box::new(std::iter::empty()),
     }
-}
-
-/// The plan orders endpoints by label, so those of one label are neighbours.
-fn endpoints_with_label<'a>(records: &'a ServiceRecords, label: &[u8]) -> &'a [HeadlessEndpoint] {
-    let ServiceRecords::Headless { endpoints } = records else { return &[] };
-    let start = endpoints.partition_point(|endpoint| endpoint.label.as_bytes() < label);
-    let tail = endpoints.get(start..).unwrap_or_default();
-    let count = tail.partition_point(|endpoint| endpoint.label.as_bytes() == label);
-    tail.get(..count).unwrap_or_default()
-}
-
-/// One address may stand under two labels while an endpoint gets its hostname.
-fn distinct_addresses(endpoints: &[HeadlessEndpoint]) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
 }
 
 fn protocol_of(label: &[u8]) -> Option<Protocol> {
@@ -332,43 +387,5 @@ fn protocol_of(label: &[u8]) -> Option<Protocol> {
         b"_udp" => Some(Protocol::Udp),
         b"_sctp" => Some(Protocol::Sctp),
         _ => None,
-    }
-}
-
-/// Reads labels of a reverse name into the upper bits of an address, until one is no number in
-/// its only spelling. Returns how many were read.
-fn leading_bits(labels: &[&[u8]], label_bits: u32, address_bits: u32) -> (usize, u128) {
-    let mut bits = 0;
-    let mut free_bits = address_bits;
-    for (index, label) in labels.iter().enumerate() {
-        let value = if label_bits == 8 { octet_of(label) } else { nibble_of(label) };
-        let (Some(value), Some(left)) = (value, free_bits.checked_sub(label_bits)) else {
-            return (index, bits);
-        };
-        free_bits = left;
-        bits |= u128::from(value) << free_bits;
-    }
-    (labels.len(), bits)
-}
-
-fn octet_of(label: &[u8]) -> Option<u8> {
-    let text = std::str::from_utf8(label).ok()?;
-    let value: u8 = text.parse().ok()?;
-    (value.to_string() == text).then_some(value)
-}
-
-fn nibble_of(label: &[u8]) -> Option<u8> {
-    match label {
-        [digit @ b'0'..=b'9'] => Some(digit - b'0'),
-        [digit @ b'a'..=b'f'] => Some(digit - b'a' + 10),
-        _ => None,
-    }
-}
-
-fn address_of(bits: u128, address_bits: u32) -> IpAddr {
-    if address_bits == 32 {
-        Ipv4Addr::from(bits as u32).into()
-    } else {
-        Ipv6Addr::from(bits).into()
     }
 }

@@ -8,18 +8,34 @@
 
 mod answer;
 mod cache;
+pub mod config;
+pub mod corefile;
+mod explain;
 pub mod feed;
 mod forward;
 mod index;
+mod limits;
 pub mod message;
 mod name;
+mod records;
 pub mod resolv_conf;
 mod response;
+mod rules;
+mod search;
+mod server;
+mod stats;
+mod template;
 mod writer;
 
-pub use answer::{Action, Client, Forward, Rules, NEGATIVE_TTL_S, TTL_S, answer, failure};
-pub use forward::{Forwarder, Output, Transport};
+pub use answer::{Action, Client, Forward, NEGATIVE_TTL_S, Rules, TTL_S, answer, failure};
+pub use config::Config;
+pub use forward::{ForwardCounts, Forwarder, Health, Output, Random, Source, Transport};
+pub use explain::{Explanation, explain};
 pub use index::Index;
 pub use name::{Name, NameError};
+pub use limits::ClientCounts;
+pub use records::Records;
 pub use response::{Record, Response, parse_response};
+pub use server::{Asker, Handled, Server};
+pub use stats::{Snapshot, Top, TopClient, TopName, TopServer};
 pub use writer::query;

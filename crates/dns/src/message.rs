@@ -1,6 +1,6 @@
 //! Queries as they come from outside, and the numbers of the protocol.
 
-use crate::Name;
+use crate::{Name, name};
 
 /// Octets of the header (RFC 1035, 4.1.1).
 pub const HEADER_OCTETS: usize = 12;
@@ -26,6 +26,8 @@ pub mod flag {
     pub const RECURSION_DESIRED: u16 = 0x0100;
     /// The server recurses.
     pub const RECURSION_AVAILABLE: u16 = 0x0080;
+    /// The server checked the signatures, or the client wants to hear whether (RFC 6840, 5.7).
+    pub const AUTHENTIC_DATA: u16 = 0x0020;
     /// The client checks signatures itself (RFC 4035).
     pub const CHECKING_DISABLED: u16 = 0x0010;
     /// Where the operation code stands.
@@ -78,6 +80,12 @@ pub mod kind {
     pub const DNAME: u16 = 39;
     /// EDNS (RFC 6891).
     pub const OPT: u16 = 41;
+    /// A signature (RFC 4034).
+    pub const RRSIG: u16 = 46;
+    /// Proof that a name or type is not there (RFC 4034).
+    pub const NSEC: u16 = 47;
+    /// The same with hashed names (RFC 5155).
+    pub const NSEC3: u16 = 50;
     /// Incremental zone transfer.
     pub const IXFR: u16 = 251;
     /// Zone transfer.
@@ -117,6 +125,18 @@ pub struct Query {
     pub edns: Option<Edns>,
 }
 
+/// A query where it stands in its message: nothing of it is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QueryRef<'m> {
+    pub(crate) id: u16,
+    pub(crate) flags: u16,
+    /// The octets of the name, without compression.
+    pub(crate) name: &'m [u8],
+    pub(crate) kind: u16,
+    pub(crate) class: u16,
+    pub(crate) edns: Option<Edns>,
+}
+
 /// What stands where a query should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
@@ -139,6 +159,23 @@ impl Query {
     /// # Errors
     /// What to answer, or not, when it is none.
     pub fn parse(message: &[u8]) -> Result<Self, Malformed> {
+        Ok(QueryRef::parse(message)?.to_query())
+    }
+
+    /// The header's flags to answer with, before the answer's own are added.
+    pub fn echoed_flags(&self) -> u16 {
+        self.by_ref().echoed_flags()
+    }
+
+    pub(crate) fn by_ref(&self) -> QueryRef<'_> {
+        let Self { id, flags, kind, class, edns, .. } = *self;
+        QueryRef { id, flags, name: self.name.wire(), kind, class, edns }
+    }
+}
+
+impl<'m> QueryRef<'m> {
+    /// Reads a query. See [`Query::parse`].
+    pub(crate) fn parse(message: &'m [u8]) -> Result<Self, Malformed> {
         let (Some(id), Some(flags), true) =
             (u16_at(message, 0), u16_at(message, 2), message.len() >= HEADER_OCTETS)
         else {
@@ -154,20 +191,22 @@ impl Query {
         Self::parse_body(message, id, flags).ok_or(refuse(rcode::FORMAT_ERROR))
     }
 
-    /// The header's flags to answer with, before the answer's own are added.
-    pub fn echoed_flags(&self) -> u16 {
+    pub(crate) fn to_query(self) -> Query {
+        let Self { id, flags, kind, class, edns, .. } = self;
+        Query { id, flags, name: Name::of_wire(self.name), kind, class, edns }
+    }
+
+    pub(crate) fn echoed_flags(&self) -> u16 {
         self.flags & (flag::RECURSION_DESIRED | flag::CHECKING_DISABLED)
     }
 
-    fn parse_body(message: &[u8], id: u16, flags: u16) -> Option<Self> {
+    fn parse_body(message: &'m [u8], id: u16, flags: u16) -> Option<Self> {
         if u16_at(message, 4)? != 1 || u16_at(message, 6)? != 0 {
             return None;
         }
-        let (name, end) = Name::read(message, HEADER_OCTETS).ok()?;
         // Before the question there is nothing that a pointer could lead to.
-        if end != HEADER_OCTETS + name.wire().len() {
-            return None;
-        }
+        let name = name::read_plain(message, HEADER_OCTETS).ok()?;
+        let end = HEADER_OCTETS + name.len();
         let (kind, class) = (u16_at(message, end)?, u16_at(message, end + 2)?);
         let records = u32::from(u16_at(message, 8)?) + u32::from(u16_at(message, 10)?);
         if records > MAX_QUERY_RECORDS {
@@ -176,7 +215,8 @@ impl Query {
         let mut position = end + 4;
         let mut edns = None;
         for _ in 0..records {
-            let (owner, fields) = Name::read(message, position).ok()?;
+            let at_root = message.get(position) == Some(&0);
+            let fields = name::skip(message, position).ok()?;
             let data_octets = usize::from(u16_at(message, fields + 8)?);
             position = fields + 10 + data_octets;
             if position > message.len() {
@@ -184,7 +224,7 @@ impl Query {
             }
             if u16_at(message, fields)? == kind::OPT {
                 // One OPT, at the root (RFC 6891, 6.1.1).
-                if edns.is_some() || owner != Name::root() {
+                if edns.is_some() || !at_root {
                     return None;
                 }
                 edns = Some(Edns {
@@ -228,7 +268,7 @@ pub fn rcode_name(number: u16) -> String {
     }
 }
 
-const KIND_NAMES: [(&str, u16); 14] = [
+const KIND_NAMES: [(&str, u16); 18] = [
     ("A", kind::A),
     ("NS", kind::NS),
     ("CNAME", kind::CNAME),
@@ -240,6 +280,10 @@ const KIND_NAMES: [(&str, u16); 14] = [
     ("AAAA", kind::AAAA),
     ("SRV", kind::SRV),
     ("DNAME", kind::DNAME),
+    ("HINFO", kind::HINFO),
+    ("RRSIG", kind::RRSIG),
+    ("NSEC", kind::NSEC),
+    ("NSEC3", kind::NSEC3),
     ("IXFR", kind::IXFR),
     ("AXFR", kind::AXFR),
     ("ANY", kind::ANY),

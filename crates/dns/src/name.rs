@@ -3,10 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// The longest name in octets, length octets and root included (RFC 1035, 2.3.4).
-const MAX_NAME_OCTETS: usize = 255;
+pub(crate) const MAX_NAME_OCTETS: usize = 255;
 /// The longest label in octets.
-const MAX_LABEL_OCTETS: usize = 63;
+pub(crate) const MAX_LABEL_OCTETS: usize = 63;
 
 /// A domain name, uncompressed, in the letter case that it was written in. Two names that differ
 /// in case only are different values: compare [`Name::to_lower`] forms, or use [`Name::is`].
@@ -101,6 +104,11 @@ impl Name {
         Ok(Self { wire })
     }
 
+    /// The name of octets that were read by [`read_plain`], or come from a name.
+    pub(crate) fn of_wire(wire: &[u8]) -> Self {
+        Self { wire: wire.to_vec() }
+    }
+
     /// The octets of the wire format, uncompressed.
     pub fn wire(&self) -> &[u8] {
         &self.wire
@@ -108,16 +116,7 @@ impl Name {
 
     /// The labels, the leftmost first, without the root.
     pub fn labels(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = self.wire.as_slice();
-        std::iter::from_fn(move || {
-            let (length, tail) = rest.split_first()?;
-            if *length == 0 {
-                return None;
-            }
-            let (label, tail) = tail.split_at_checked(usize::from(*length))?;
-            rest = tail;
-            Some(label)
-        })
+        labels(&self.wire)
     }
 
     /// The same name in lower case. Length octets are below 64 and so no letters.
@@ -128,6 +127,71 @@ impl Name {
     /// Whether both are one name, in any letter case (RFC 1035, 2.3.3).
     pub fn is(&self, other: &Self) -> bool {
         self.wire.eq_ignore_ascii_case(&other.wire)
+    }
+}
+
+/// The labels of a name's octets, the leftmost first.
+pub(crate) fn labels(wire: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = wire;
+    std::iter::from_fn(move || {
+        let (length, tail) = rest.split_first()?;
+        if *length == 0 {
+            return None;
+        }
+        let (label, tail) = tail.split_at_checked(usize::from(*length))?;
+        rest = tail;
+        Some(label)
+    })
+}
+
+/// The octets of a name without compression, where they stand.
+pub(crate) fn read_plain(message: &[u8], at: usize) -> Result<&[u8], NameError> {
+    let mut position = at;
+    loop {
+        let length = usize::from(*message.get(position).ok_or(NameError::Cut)?);
+        match length {
+            0..=MAX_LABEL_OCTETS => position += length + 1,
+            0xC0.. => return Err(NameError::BadPointer),
+            _ => return Err(NameError::BadLabel),
+        }
+        if position - at > MAX_NAME_OCTETS {
+            return Err(NameError::TooLong);
+        }
+        if length == 0 {
+            return message.get(at..position).ok_or(NameError::Cut);
+        }
+    }
+}
+
+/// The offset behind a name, which ends at its first pointer; where that leads is not looked at.
+pub(crate) fn skip(message: &[u8], at: usize) -> Result<usize, NameError> {
+    let mut position = at;
+    loop {
+        let length = usize::from(*message.get(position).ok_or(NameError::Cut)?);
+        match length {
+            0 => return Ok(position + 1),
+            1..=MAX_LABEL_OCTETS => position += length + 1,
+            0xC0.. => return Ok(position + 2),
+            _ => return Err(NameError::BadLabel),
+        }
+    }
+}
+
+/// In octets of the wire format; read back only when they are a name.
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.wire)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wire = Vec::<u8>::deserialize(deserializer)?;
+        match read_plain(&wire, 0) {
+            Ok(name) if name.len() == wire.len() => Ok(Self { wire }),
+            Ok(_) => Err(D::Error::custom("octets behind a name")),
+            Err(error) => Err(D::Error::custom(error)),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Reads responses of other servers.
 
+use std::net::IpAddr;
+
 use crate::Name;
 use crate::message::{HEADER_OCTETS, flag, kind, u16_at, u32_at};
 
@@ -42,6 +44,45 @@ impl Response {
     pub fn is_truncated(&self) -> bool {
         self.flags & flag::TRUNCATED != 0
     }
+}
+
+impl Record {
+    /// The data as master files write it.
+    pub fn data_text(&self) -> String {
+        let data = self.data.as_slice();
+        let name = |at: usize| match Name::read(data, at) {
+            Ok((name, _)) => name.to_string(),
+            Err(error) => format!("({error})"),
+        };
+        let number = |at: usize| u16_at(data, at).unwrap_or_default();
+        match self.kind {
+            kind::A | kind::AAAA => {
+                let v4 = <[u8; 4]>::try_from(data).map(IpAddr::from).ok();
+                let address = v4.or_else(|| <[u8; 16]>::try_from(data).map(IpAddr::from).ok());
+                address.map_or_else(|| "(no address)".into(), |address| address.to_string())
+            }
+            kind::CNAME | kind::PTR | kind::NS | kind::DNAME => name(0),
+            kind::SRV => format!("{} {} {} {}", number(0), number(2), number(4), name(6)),
+            kind::MX => format!("{} {}", number(0), name(2)),
+            kind::SOA => match Name::read(data, 0) {
+                Ok((server, end)) => format!("{server} {}", name(end)),
+                Err(error) => format!("({error})"),
+            },
+            kind::TXT | kind::HINFO => strings(data),
+            _ => data.iter().map(|octet| format!("{octet:02x}")).collect(),
+        }
+    }
+}
+
+/// Strings behind their lengths, in quotes.
+fn strings(mut data: &[u8]) -> String {
+    let mut texts = Vec::new();
+    while let Some((length, rest)) = data.split_first() {
+        let (text, rest) = rest.split_at_checked(usize::from(*length)).unwrap_or((rest, &[]));
+        texts.push(format!("\"{}\"", text.escape_ascii()));
+        data = rest;
+    }
+    texts.join(" ")
 }
 
 /// Reads a response to a single question. `None` for anything else. Of a cut one, the records

@@ -1,7 +1,7 @@
 //! Writes responses, and queries to upstream servers.
 
 use crate::message::{
-    CLASS_IN, HEADER_OCTETS, PLAIN_UDP_OCTETS, Query, TCP_MESSAGE_OCTETS, UDP_PAYLOAD_OCTETS, flag,
+    CLASS_IN, HEADER_OCTETS, PLAIN_UDP_OCTETS, Query, QueryRef, TCP_MESSAGE_OCTETS, UDP_PAYLOAD_OCTETS, flag,
     kind,
 };
 use crate::{Name, Record, Transport};
@@ -34,6 +34,11 @@ pub(crate) struct Writer {
 impl Writer {
     /// A response to a query that came over this transport.
     pub(crate) fn response(query: &Query, transport: Transport) -> Self {
+        Self::into(Vec::with_capacity(PLAIN_UDP_OCTETS), &query.by_ref(), transport)
+    }
+
+    /// The same, in place of what a buffer holds.
+    pub(crate) fn into(buffer: Vec<u8>, query: &QueryRef<'_>, transport: Transport) -> Self {
         let limit = match (transport, query.edns) {
             (Transport::Tcp, _) => TCP_MESSAGE_OCTETS,
             (Transport::Udp, None) => PLAIN_UDP_OCTETS,
@@ -41,10 +46,11 @@ impl Writer {
                 usize::from(edns.payload_octets).clamp(PLAIN_UDP_OCTETS, UDP_PAYLOAD_OCTETS)
             }
         };
-        let mut message = Vec::with_capacity(PLAIN_UDP_OCTETS);
+        let mut message = buffer;
+        message.clear();
         message.extend_from_slice(&query.id.to_be_bytes());
         message.extend_from_slice(&[0; HEADER_OCTETS - 2]);
-        message.extend_from_slice(query.name.wire());
+        message.extend_from_slice(query.name);
         message.extend_from_slice(&query.kind.to_be_bytes());
         message.extend_from_slice(&query.class.to_be_bytes());
         Self {
@@ -122,6 +128,11 @@ impl Writer {
                 known.push((target, data_at));
             }
         }
+    }
+
+    /// The buffer, without a message.
+    pub(crate) fn into_buffer(self) -> Vec<u8> {
+        self.message
     }
 
     /// The finished message.

@@ -67,13 +67,8 @@ impl Clients {
         Ok(self.last_number)
     }
 
-    /// Who asks on a connection.
-    pub(crate) fn address(&self, number: u64) -> Option<IpAddr> {
-        self.open.get(&number).map(|client| client.address)
-    }
-
-    /// Reads what there is and returns one question, if a whole one came.
-    pub(crate) fn next_question(&mut self, number: u64, now_ms: u64) -> Option<Vec<u8>> {
+    /// Reads what there is and returns one question and who asks, if a whole one came.
+    pub(crate) fn next_question(&mut self, number: u64, now_ms: u64) -> Option<(Vec<u8>, IpAddr)> {
         let client = self.open.get_mut(&number)?;
         loop {
             if !client.may_ask() {
@@ -82,7 +77,7 @@ impl Clients {
             if let Some(question) = take_framed(&mut client.received) {
                 client.idle_since_ms = now_ms;
                 client.waiting += 1;
-                return Some(question);
+                return Some((question, client.address));
             }
             if client.has_ended {
                 return None;

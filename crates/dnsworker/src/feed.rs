@@ -1,21 +1,23 @@
-//! Zones: from the agent over its socket, and from the file that keeps the newest one.
+//! The zone: from the agent over its socket, and from the file that keeps it.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use dns::feed::{Decoder, FeedError};
+use dns::Index;
+use dns::feed::{Follower, News, Place, Received};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// The first wait before connecting to the agent again, in milliseconds; it doubles each time.
 const MIN_BACK_OFF_MS: u64 = 20;
 /// The longest wait, in milliseconds.
 const MAX_BACK_OFF_MS: u64 = 1000;
-/// The file is written at most once in this time, in milliseconds.
-const FILE_INTERVAL_MS: u64 = 1000;
+/// Changes in the file are as many octets as its snapshot, or as these, before it is made anew.
+const MIN_APPENDED_OCTETS: u64 = 1 << 20;
+/// The largest file that is read, in octets: ten times a zone of 100,000 endpoints.
+const MAX_FILE_OCTETS: u64 = 128 << 20;
 /// Bytes read from the agent at once.
 const READ_BYTES: usize = 64 << 10;
 
@@ -23,7 +25,7 @@ const READ_BYTES: usize = 64 << 10;
 pub(crate) struct Feed {
     path: PathBuf,
     socket: Option<Socket>,
-    decoder: Decoder,
+    follower: Follower,
     back_off_ms: u64,
     connect_at_ms: u64,
     was_connected: bool,
@@ -34,7 +36,7 @@ impl Feed {
         Self {
             path: path.to_owned(),
             socket: None,
-            decoder: Decoder::default(),
+            follower: Follower::default(),
             back_off_ms: MIN_BACK_OFF_MS,
             connect_at_ms: 0,
             was_connected: true,
@@ -46,16 +48,15 @@ impl Feed {
         self.socket.is_none().then_some(self.connect_at_ms)
     }
 
-    /// Connects when it is time. Returns the socket to watch when that was done now.
-    pub(crate) fn connect(&mut self, now_ms: u64) -> Option<BorrowedFd<'_>> {
+    /// Connects when it is time.
+    pub(crate) fn connect(&mut self, now_ms: u64) {
         if self.socket.is_some() || now_ms < self.connect_at_ms {
-            return None;
+            return;
         }
         match self.try_connect() {
             Ok(socket) => {
                 self.was_connected = true;
                 self.socket = Some(socket);
-                self.socket.as_ref().map(AsFd::as_fd)
             }
             Err(error) => {
                 // Once, not at every try.
@@ -66,46 +67,50 @@ impl Feed {
                     );
                 }
                 self.wait(now_ms);
-                None
             }
         }
     }
 
-    /// Reads what is there. Returns the JSON of the newest zone, if a whole one came.
-    pub(crate) fn read(&mut self, now_ms: u64) -> Option<Vec<u8>> {
-        let mut buffer = vec![0; READ_BYTES];
-        let mut newest = None;
+    /// The socket to watch, if there is a connection.
+    pub(crate) fn socket(&self) -> Option<&Socket> {
+        self.socket.as_ref()
+    }
+
+    /// The next frame that came, if a whole one did.
+    pub(crate) fn next(&mut self, now_ms: u64) -> Option<Received> {
+        let mut buffer = [0; READ_BYTES];
         while let Some(socket) = &mut self.socket {
-            let taken: Result<usize> = match socket.read(&mut buffer) {
-                Ok(0) => Err(anyhow::anyhow!("the agent closed the connection")),
-                Ok(count) => Ok(count),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return newest,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => Err(error.into()),
-            };
-            let frame = taken.and_then(|count| {
-                self.decoder.push(buffer.get(..count).unwrap_or_default());
-                self.decoder.newest().map_err(|error: FeedError| error.into())
-            });
-            match frame {
-                Ok(frame) => {
-                    if frame.is_some() {
-                        self.back_off_ms = MIN_BACK_OFF_MS;
-                        newest = frame;
+            let error = match self.follower.next() {
+                Ok(Some(received)) => {
+                    self.back_off_ms = MIN_BACK_OFF_MS;
+                    return Some(received);
+                }
+                Ok(None) => match socket.read(&mut buffer) {
+                    Ok(0) => anyhow::anyhow!("the agent closed the connection"),
+                    Ok(count) => {
+                        self.follower.push(buffer.get(..count).unwrap_or_default());
+                        continue;
                     }
-                }
-                Err(error) => {
-                    tracing::warn!("the feed of zones ended: {error}; connecting again");
-                    self.socket = None;
-                    self.wait(now_ms);
-                }
-            }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Err(error) => error.into(),
+                },
+                Err(error) => error.into(),
+            };
+            tracing::warn!("the feed of the zone ended: {error}; connecting again");
+            self.disconnect(now_ms);
         }
-        newest
+        None
+    }
+
+    /// Ends the connection; the next one begins with a snapshot.
+    pub(crate) fn disconnect(&mut self, now_ms: u64) {
+        self.socket = None;
+        self.wait(now_ms);
     }
 
     fn try_connect(&mut self) -> io::Result<Socket> {
-        self.decoder = Decoder::default();
+        self.follower = Follower::default();
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // A full queue at the agent must not stop the answers.
         socket.set_nonblocking(true)?;
@@ -119,51 +124,102 @@ impl Feed {
     }
 }
 
-/// The file with the newest zone. It is a cache: a damaged one is as good as none.
+/// The file with the newest zone: the frames of the feed as they came, a snapshot and the changes
+/// behind it. It is a cache: of a damaged one, what is whole counts.
 pub(crate) struct ZoneFile {
     path: PathBuf,
-    waiting: Option<Vec<u8>>,
-    write_at_ms: u64,
+    /// The snapshot that is coming, beside the file.
+    coming: Option<File>,
+    /// The file, when changes can be added to it.
+    present: Option<File>,
+    snapshot_octets: u64,
+    appended_octets: u64,
 }
 
 impl ZoneFile {
     pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), waiting: None, write_at_ms: 0 }
-    }
-
-    /// The zone's JSON as it was kept, if there is one.
-    pub(crate) fn load(&self) -> Option<Vec<u8>> {
-        let file = std::fs::File::open(&self.path).ok()?;
-        let mut json = Vec::new();
-        let limit = dns::feed::MAX_FRAME_OCTETS as u64;
-        file.take(limit).read_to_end(&mut json).ok()?;
-        Some(json)
-    }
-
-    /// Keeps a zone, now or when the last write is long enough ago.
-    pub(crate) fn keep(&mut self, json: Vec<u8>, now_ms: u64) {
-        self.waiting = Some(json);
-        self.write_when_due(now_ms);
-    }
-
-    /// When to call [`ZoneFile::write_when_due`], if something waits.
-    pub(crate) fn next_deadline_ms(&self) -> Option<u64> {
-        self.waiting.as_ref().map(|_| self.write_at_ms)
-    }
-
-    pub(crate) fn write_when_due(&mut self, now_ms: u64) {
-        if now_ms < self.write_at_ms {
-            return;
+        Self {
+            path: path.to_owned(),
+            coming: None,
+            present: None,
+            snapshot_octets: 0,
+            appended_octets: 0,
         }
-        let Some(json) = self.waiting.take() else { return };
-        self.write_at_ms = now_ms + FILE_INTERVAL_MS;
-        if let Err(error) = replace(&self.path, &json) {
+    }
+
+    /// The zone as it was kept, if there is one.
+    pub(crate) fn load(&self) -> Option<Index> {
+        let mut file = File::open(&self.path).ok()?.take(MAX_FILE_OCTETS);
+        let mut follower = Follower::default();
+        let mut kept: Option<Index> = None;
+        let mut buffer = [0; READ_BYTES];
+        loop {
+            match follower.next() {
+                Ok(Some(received)) => {
+                    if let Some(news) = received.news {
+                        take(news, &mut kept);
+                    }
+                }
+                Ok(None) => match file.read(&mut buffer) {
+                    Ok(count) if count > 0 => {
+                        follower.push(buffer.get(..count).unwrap_or_default());
+                    }
+                    _ => return kept,
+                },
+                Err(error) => {
+                    tracing::warn!("{}: {error}; what stands before it counts", self.path.display());
+                    return kept;
+                }
+            }
+        }
+    }
+
+    /// Keeps a frame. Returns whether changes are so many that a snapshot is worth it.
+    pub(crate) fn keep(&mut self, received: &Received) -> bool {
+        if let Err(error) = self.write(received) {
             tracing::warn!(
-                "the zone cannot be kept in {}: {error}; a restarted worker will know no names \
-                 until the agent runs",
+                "the zone cannot be kept in {}: {error}; a restarted worker will know names of \
+                 long ago, or none, until the agent runs",
                 self.path.display()
             );
+            (self.coming, self.present) = (None, None);
         }
+        self.appended_octets > self.snapshot_octets.max(MIN_APPENDED_OCTETS)
+    }
+
+    fn write(&mut self, received: &Received) -> io::Result<()> {
+        let octets = received.frame.len() as u64;
+        if received.place == Place::Begin {
+            self.coming = Some(make(&self.path.with_extension("new"))?);
+            self.snapshot_octets = 0;
+        }
+        if received.place == Place::Behind {
+            self.appended_octets += octets;
+            let Some(file) = &mut self.present else { return Ok(()) };
+            return file.write_all(&received.frame);
+        }
+        self.snapshot_octets += octets;
+        let Some(file) = &mut self.coming else { return Ok(()) };
+        file.write_all(&received.frame)?;
+        if received.place == Place::End {
+            // A reader finds the old or the new file, never a part.
+            std::fs::rename(self.path.with_extension("new"), &self.path)?;
+            self.present = self.coming.take();
+            self.appended_octets = 0;
+        }
+        Ok(())
+    }
+}
+
+/// Takes news into a zone. Changes need one that they are changes of.
+pub(crate) fn take(news: News, index: &mut Option<Index>) {
+    match (news, index) {
+        (News::Zone(zone), index) => *index = Some(*zone),
+        (News::Changes { serial, changes, .. }, Some(index)) => {
+            changes.into_iter().for_each(|change| index.apply(change));
+            index.set_serial(serial);
+        }
+        (News::Changes { .. }, None) => {}
     }
 }
 
@@ -177,11 +233,12 @@ pub(crate) fn make_directory(directory: &Path) -> Result<()> {
         .with_context(|| format!("making the directory {}", directory.display()))
 }
 
-/// A reader finds the old or the new file, never a part.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+/// A new file for its owner alone, in place of what a killed worker left.
+fn make(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(&temporary)?.write_all(content)?;
-    std::fs::rename(&temporary, path)
+    options.write(true).create_new(true).mode(0o600).open(path)
 }

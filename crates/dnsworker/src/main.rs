@@ -7,13 +7,16 @@ use dnsworker::Options;
 
 const USAGE: &str = "\
 Usage: flatnet-dnsworker --socket FD... --feed PATH [--upstream ADDRESS:PORT]...
-                         [--upstream-netns PATH] [--cache-file PATH]
+                         [--upstream-netns PATH] [--cache-file PATH] [--config PATH]
+                         [--control PATH]
 
   --socket          an inherited UDP or listening TCP socket at the DNS address; repeat
   --feed            the agent's unix socket that zones come from
   --upstream        a server for names outside the cluster, the preferred first; repeat
   --upstream-netns  the network namespace that upstream servers are reached from
   --cache-file      keeps the newest zone for a restarted worker
+  --config          the configuration
+  --control         the unix socket to answer root's questions at
 ";
 
 fn main() -> ExitCode {
@@ -25,13 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn read(mut words: impl Iterator<Item = String>) -> Result<Options> {
-    let mut options = Options {
-        sockets: vec![],
-        upstreams: vec![],
-        upstream_network_namespace: None,
-        feed_socket: Default::default(),
-        cache_file: None,
-    };
+    let mut options = Options::default();
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value\n{USAGE}"));
         match word.as_str() {
@@ -39,6 +36,8 @@ fn read(mut words: impl Iterator<Item = String>) -> Result<Options> {
             "--upstream" => options.upstreams.push(value()?.parse().context("--upstream")?),
             "--upstream-netns" => options.upstream_network_namespace = Some(value()?.into()),
             "--feed" => options.feed_socket = value()?.into(),
+            "--config" => options.config_file = Some(value()?.into()),
+            "--control" => options.control_socket = Some(value()?.into()),
             "--cache-file" => options.cache_file = Some(value()?.into()),
             _ => bail!("there is no option {word}\n{USAGE}"),
         }

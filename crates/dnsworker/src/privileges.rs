@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Open files that the worker can make use of: its clients, and a few sockets for each question
 /// that waits for an upstream server.
-const FILES_WANTED: u64 = 2048;
+const FILES_WANTED: u64 = 16384;
 /// Capability numbers are tried up to this one; the kernel says where they end.
 const MAX_CAPABILITY: libc::c_ulong = 63;
 

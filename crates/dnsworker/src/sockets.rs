@@ -1,12 +1,14 @@
 //! The sockets that clients ask at: opened by the worker's starter, inherited by the worker.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::stat::{SFlag, fstat};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Room for questions that wait while a worker is replaced, in bytes.
@@ -14,32 +16,154 @@ const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 /// TCP connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
+/// The most threads, and so sockets of one address: one of them answers 100,000 questions a
+/// second, more than the pods of a node ask.
+const MAX_THREADS: usize = 4;
+
+/// Sockets that are looked for among the passed descriptors: both kinds for every thread at four
+/// addresses, and as many again.
+const MAX_PASSED: RawFd = 64;
+
+/// Sockets of one address.
+pub struct Listening {
+    /// For datagrams, one a thread.
+    pub udp: Vec<UdpSocket>,
+    /// For connections, one a thread.
+    pub tcp: Vec<TcpListener>,
+}
+
 /// The inherited sockets, sorted by what they are.
+#[derive(Default)]
 pub(crate) struct Inherited {
     pub(crate) udp: Vec<UdpSocket>,
     pub(crate) tcp: Vec<TcpListener>,
 }
 
-/// Opens the two sockets of one address in the current network namespace. The address need not
-/// exist yet.
+/// Opens the sockets of one address in the current network namespace: one of each kind for every
+/// processor, to the limit. The address need not exist yet.
 ///
 /// # Errors
 /// The kernel's, such as for a port in use.
-pub fn listen(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
-    let domain = Domain::for_address(address);
-    let udp = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-    let tcp = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    udp.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
-    tcp.set_reuse_address(true)?;
-    for socket in [&udp, &tcp] {
-        match address {
-            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
-            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
-        }
-        socket.bind(&address.into())?;
+pub fn listen(address: SocketAddr) -> io::Result<Listening> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let mut listening = Listening { udp: vec![], tcp: vec![] };
+    for _ in 0..threads {
+        let udp = open(address, Type::DGRAM, Protocol::UDP)?;
+        udp.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+        listening.udp.push(udp.into());
+        let tcp = open(address, Type::STREAM, Protocol::TCP)?;
+        tcp.listen(BACKLOG)?;
+        listening.tcp.push(tcp.into());
     }
-    tcp.listen(BACKLOG)?;
-    Ok((udp.into(), tcp.into()))
+    // One program a group, attached by any of its sockets.
+    if let (Some(udp), Some(tcp)) = (listening.udp.first(), listening.tcp.first()) {
+        steer_by_client(udp, address, threads)?;
+        steer_by_client(tcp, address, threads)?;
+    }
+    Ok(listening)
+}
+
+fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => {
+            socket.set_only_v6(true)?;
+            socket.set_freebind_v6(true)?;
+        }
+    }
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Has the kernel choose among the sockets of a group by the client's address alone.
+fn steer_by_client(socket: &impl AsRawFd, address: SocketAddr, sockets: usize) -> io::Result<()> {
+    // The last four octets of the source address, from the start of the network header.
+    let offset = if address.is_ipv4() { 12 } else { 20 };
+    let network_header = libc::SKF_NET_OFF as u32;
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut program = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, network_header.wrapping_add(offset)),
+        statement(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets as u32),
+        statement(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the option reads one `sock_fprog`, whose statements live until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as u32,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// An upstream server that is ourselves would be asked without end.
+pub(crate) fn without_own(upstreams: &[SocketAddr], own: &Inherited) -> Result<Vec<SocketAddr>> {
+    let mut kept = upstreams.to_vec();
+    for socket in &own.udp {
+        let own = socket.local_addr().context("reading the address of an inherited socket")?;
+        if kept.contains(&own) {
+            tracing::warn!(
+                "{own} is this DNS worker's own address and not asked as upstream server"
+            );
+        }
+        kept.retain(|upstream| *upstream != own);
+    }
+    Ok(kept)
+}
+
+/// Deals the sockets out to threads: each gets one of every address, as far as they go.
+pub(crate) fn share(inherited: Inherited) -> Result<Vec<Inherited>> {
+    let mut shares: Vec<Inherited> = Vec::new();
+    let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    for udp in inherited.udp {
+        let place = seen.entry(udp.local_addr()?).or_default();
+        if *place >= shares.len() {
+            shares.push(Inherited::default());
+        }
+        if let Some(share) = shares.get_mut(*place) {
+            share.udp.push(udp);
+        }
+        *place += 1;
+    }
+    seen.clear();
+    for tcp in inherited.tcp {
+        let place = seen.entry(tcp.local_addr()?).or_default();
+        let thread = *place % shares.len().max(1);
+        if let Some(share) = shares.get_mut(thread) {
+            share.tcp.push(tcp);
+        }
+        *place += 1;
+    }
+    Ok(shares)
+}
+
+impl Listening {
+    /// All of them, to be passed to a worker.
+    pub fn into_descriptors(self) -> Vec<OwnedFd> {
+        let udp = self.udp.into_iter().map(OwnedFd::from);
+        udp.chain(self.tcp.into_iter().map(OwnedFd::from)).collect()
+    }
+}
+
+/// The sockets that a starter passed, one behind the other from a number on.
+pub fn passed(first: RawFd) -> Vec<RawFd> {
+    let is_socket = |number: &RawFd| {
+        // SAFETY: the number is only asked about, and not kept beyond this.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
+        fstat(descriptor).is_ok_and(|state| {
+            SFlag::from_bits_truncate(state.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFSOCK
+        })
+    };
+    (first..first + MAX_PASSED).take_while(is_socket).collect()
 }
 
 /// Takes over inherited sockets.

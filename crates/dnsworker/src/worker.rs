@@ -1,36 +1,27 @@
-//! The loop: waits for sockets and deadlines, carries bytes to the core and back.
+//! One thread of the worker: waits for sockets and deadlines, carries bytes to its server and back.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
-use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-use dns::{Action, Client as Asker, Forwarder, Index, Output, Rules, Transport, answer};
+use anyhow::{Context, Result};
+use dns::config::Carrier;
+use dns::{Client, Handled, Output, Server, Transport};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::Options;
+use crate::batch::{Batch, MAX_BATCH};
 use crate::clients::{Clients, Interest};
 use crate::exchanges::{Event, Exchanges};
-use crate::feed::{Feed, ZoneFile};
+use crate::random::Randomness;
+use crate::secure::{Inbox, Secure};
+use crate::shared::{Shared, Waiting};
 use crate::sockets::Inherited;
 
 /// Events taken from the kernel at once.
 const MAX_EVENTS: usize = 64;
-/// Questions, or connections, taken from one socket before others have their turn.
-const MAX_BATCH: usize = 64;
-/// The largest question taken over UDP, in octets; real ones take a tenth.
-const QUESTION_OCTETS: usize = 2048;
-
-/// Who asked, for the forwarder.
-#[derive(Clone, Copy, Debug)]
-enum Client {
-    Udp { socket: usize, address: SocketAddr },
-    Tcp { number: u64 },
-}
 
 /// What an event is about. In the kernel's 64 bits: a kind in the upper byte, a number below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,47 +30,48 @@ enum Token {
     Listener(usize),
     Client(u64),
     Exchange(u64),
-    Feed,
+    Inbox,
 }
 
-/// All state of the worker.
+/// All state of the thread that others do not look at.
 pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    thread: usize,
     epoll: Epoll,
     udp: Vec<UdpSocket>,
     listeners: Vec<TcpListener>,
     clients: Clients,
     exchanges: Exchanges,
-    forwarder: Forwarder<Client>,
-    index: Option<Index>,
-    rules: Rules,
-    /// The answer that is being written.
-    reply: Vec<u8>,
-    feed: Feed,
-    zone_file: Option<ZoneFile>,
+    secure: Secure,
+    inbox: Inbox,
+    batch: Batch,
     randomness: Randomness,
     /// Connections with questions that were read but not answered yet: no event tells of them.
     unfinished: BTreeSet<u64>,
-    started: Instant,
+    reply: Vec<u8>,
 }
 
 impl Worker {
-    pub(crate) fn new(options: &Options, inherited: Inherited) -> Result<Self> {
-        let upstreams = without_loops(&options.upstreams, &inherited.udp)?;
-        let mut worker = Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        thread: usize,
+        inherited: Inherited,
+        secure: Secure,
+    ) -> Result<Self> {
+        let worker = Self {
+            shared,
+            thread,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             udp: inherited.udp,
             listeners: inherited.tcp,
             clients: Clients::default(),
             exchanges: Exchanges::default(),
-            forwarder: Forwarder::new(&upstreams),
-            index: None,
-            rules: Rules::default(),
-            reply: Vec::new(),
-            feed: Feed::new(&options.feed_socket),
-            zone_file: options.cache_file.as_deref().map(ZoneFile::new),
+            secure,
+            inbox: Inbox::new()?,
+            batch: Batch::new(),
             randomness: Randomness::default(),
             unfinished: BTreeSet::new(),
-            started: Instant::now(),
+            reply: Vec::new(),
         };
         for (index, socket) in worker.udp.iter().enumerate() {
             worker.epoll.add(socket, Token::Udp(index).readable())?;
@@ -87,73 +79,79 @@ impl Worker {
         for (index, listener) in worker.listeners.iter().enumerate() {
             worker.epoll.add(listener, Token::Listener(index).readable())?;
         }
-        if let Some(json) = worker.zone_file.as_ref().and_then(ZoneFile::load) {
-            worker.set_zone(&json);
-        }
+        worker.epoll.add(worker.inbox.event(), Token::Inbox.readable())?;
         Ok(worker)
     }
 
     pub(crate) fn run(mut self) -> Result<Infallible> {
+        let shared = self.shared.clone();
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
         loop {
-            self.meet_deadlines()?;
-            let count = match self.epoll.wait(&mut events, self.timeout()) {
+            let timeout = self.meet_deadlines(&shared)?;
+            let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error).context("waiting for DNS questions"),
             };
+            let Some(mut server) = shared.server(self.thread) else { continue };
             for event in events.iter().take(count) {
-                self.handle(Token::of(event.data()))?;
+                self.handle(Token::of(event.data()), &shared, &mut server)?;
             }
             for number in std::mem::take(&mut self.unfinished) {
-                self.serve_client(number)?;
+                self.serve_client(number, &shared, &mut server)?;
+            }
+            let log = server.take_log();
+            drop(server);
+            for line in log {
+                tracing::info!(target: "dns", "{line}");
             }
         }
     }
 
-    fn handle(&mut self, token: Token) -> Result<()> {
+    fn handle(&mut self, token: Token, shared: &Shared, server: &mut Server<Waiting>) -> Result<()> {
         match token {
-            Token::Udp(socket) => self.answer_datagrams(socket),
+            Token::Udp(socket) => self.answer_datagrams(socket, shared, server),
             Token::Listener(listener) => {
                 self.accept(listener);
                 Ok(())
             }
-            Token::Client(number) => self.serve_client(number),
-            Token::Exchange(number) => self.advance_exchange(number),
-            Token::Feed => {
-                self.read_feed();
-                Ok(())
-            }
+            Token::Client(number) => self.serve_client(number, shared, server),
+            Token::Exchange(number) => self.advance_exchange(number, server),
+            Token::Inbox => self.read_inbox(server),
         }
     }
 
-    fn answer_datagrams(&mut self, socket: usize) -> Result<()> {
-        let mut buffer = [0; QUESTION_OCTETS];
-        for _ in 0..MAX_BATCH {
-            let Some(udp) = self.udp.get(socket) else { return Ok(()) };
-            let (length, address) = match udp.recv_from(&mut buffer) {
-                Ok(received) => received,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                // Such as the ICMP error of an earlier answer, to a client that went.
-                Err(_) => continue,
-            };
-            let message = buffer.get(..length).unwrap_or_default();
-            let asker = Asker { transport: Transport::Udp, address: address.ip() };
-            match answer(message, self.index.as_ref(), &self.rules, asker, &mut self.reply) {
-                // A client whose answer does not fit into the socket asks again.
-                Action::Reply => drop(udp.send_to(&self.reply, address)),
-                Action::Forward(forward) => {
-                    let now_ms = self.now_ms();
-                    let client = Client::Udp { socket, address };
-                    let randomness = &mut self.randomness;
-                    let outputs =
-                        self.forwarder.ask(now_ms, client, *forward, &mut || randomness.next());
-                    self.perform(outputs)?;
+    fn answer_datagrams(
+        &mut self,
+        socket: usize,
+        shared: &Shared,
+        server: &mut Server<Waiting>,
+    ) -> Result<()> {
+        let Some(udp) = self.udp.get(socket) else { return Ok(()) };
+        // Nothing, or the ICMP error of an earlier answer, to a client that went.
+        let Ok(count) = self.batch.receive(udp) else { return Ok(()) };
+        let now_us = shared.now_us();
+        let mut outputs = Vec::new();
+        {
+            let index = shared.index();
+            let Self { batch, randomness, .. } = self;
+            for place in 0..count.min(MAX_BATCH) {
+                let Some((question, address, reply)) = batch.question(place) else { continue };
+                let waiting = Waiting::Udp { socket, address };
+                let from = Client { transport: Transport::Udp, address: address.ip() };
+                let random = &mut || randomness.next();
+                match server.question(now_us, waiting, from, question, index.as_ref(), reply, random) {
+                    Handled::Reply => {}
+                    Handled::Drop => reply.clear(),
+                    Handled::Wait(more) => {
+                        reply.clear();
+                        outputs.extend(more);
+                    }
                 }
-                Action::Drop => {}
             }
         }
-        Ok(())
+        self.batch.send(udp, count);
+        self.perform(outputs, server)
     }
 
     fn accept(&mut self, listener: usize) {
@@ -169,7 +167,12 @@ impl Worker {
         }
     }
 
-    fn serve_client(&mut self, number: u64) -> Result<()> {
+    fn serve_client(
+        &mut self,
+        number: u64,
+        shared: &Shared,
+        server: &mut Server<Waiting>,
+    ) -> Result<()> {
         let now_ms = self.now_ms();
         self.clients.flush(number);
         for taken in 0.. {
@@ -177,36 +180,32 @@ impl Worker {
                 self.unfinished.insert(number);
                 break;
             }
-            let Some(question) = self.clients.next_question(number, now_ms) else { break };
-            let Some(address) = self.clients.address(number) else { break };
-            let asker = Asker { transport: Transport::Tcp, address };
-            match answer(&question, self.index.as_ref(), &self.rules, asker, &mut self.reply) {
-                Action::Reply => self.clients.reply(number, &self.reply, now_ms),
-                Action::Forward(forward) => {
-                    let client = Client::Tcp { number };
-                    let randomness = &mut self.randomness;
-                    let outputs =
-                        self.forwarder.ask(now_ms, client, *forward, &mut || randomness.next());
-                    self.perform(outputs)?;
-                }
-                Action::Drop => self.clients.drop_question(number),
+            let Some((question, address)) = self.clients.next_question(number, now_ms) else { break };
+            let from = Client { transport: Transport::Tcp, address };
+            let (waiting, now_us) = (Waiting::Tcp { number }, shared.now_us());
+            let handled = {
+                let index = shared.index();
+                let Self { randomness, reply, .. } = self;
+                reply.clear();
+                let random = &mut || randomness.next();
+                server.question(now_us, waiting, from, &question, index.as_ref(), reply, random)
+            };
+            match handled {
+                Handled::Reply => self.clients.reply(number, &self.reply, now_ms),
+                Handled::Drop => self.clients.drop_question(number),
+                Handled::Wait(outputs) => self.perform(outputs, server)?,
             }
         }
         self.watch_client(number);
         Ok(())
     }
 
-    fn advance_exchange(&mut self, number: u64) -> Result<()> {
-        let Some((server, event)) = self.exchanges.advance(number) else { return Ok(()) };
-        let now_ms = self.now_ms();
+    fn advance_exchange(&mut self, number: u64, server: &mut Server<Waiting>) -> Result<()> {
+        let Some((address, event)) = self.exchanges.advance(number) else { return Ok(()) };
         match event {
             Event::Messages(messages) => {
                 for message in messages {
-                    let randomness = &mut self.randomness;
-                    let outputs =
-                        self.forwarder
-                            .receive(now_ms, number, server, &message, &mut || randomness.next());
-                    self.perform(outputs)?;
+                    self.receive(number, address, &message, server)?;
                 }
                 if let Some((socket, wants_room)) = self.exchanges.interest(number) {
                     let token = Token::Exchange(number);
@@ -215,69 +214,78 @@ impl Worker {
                 Ok(())
             }
             Event::Failed(error) => {
-                tracing::debug!("the DNS server {server} cannot be asked: {error}");
-                let randomness = &mut self.randomness;
-                let outputs = self.forwarder.fail(now_ms, number, &mut || randomness.next());
-                self.perform(outputs)
+                tracing::debug!("the DNS server {address} cannot be asked: {error}");
+                self.fail(number, server)
             }
         }
     }
 
-    fn read_feed(&mut self) {
-        let now_ms = self.now_ms();
-        let Some(json) = self.feed.read(now_ms) else { return };
-        if self.set_zone(&json)
-            && let Some(file) = &mut self.zone_file
-        {
-            file.keep(json, now_ms);
-        }
-    }
-
-    /// Serves a zone from now on. One that cannot be read leaves the one before in place.
-    fn set_zone(&mut self, json: &[u8]) -> bool {
-        match dns::feed::decode(json) {
-            Ok(zone) => {
-                let services: usize = zone.namespaces.values().map(|services| services.len()).sum();
-                let previous = self.index.as_ref().map(Index::serial);
-                if previous.is_none() {
-                    tracing::info!("serving {} with {services} Services", zone.domain);
+    /// Takes what came over TLS.
+    fn read_inbox(&mut self, server: &mut Server<Waiting>) -> Result<()> {
+        for arrived in self.inbox.take() {
+            match arrived.message {
+                Ok(message) => self.receive(arrived.exchange, arrived.from, &message, server)?,
+                Err(error) => {
+                    tracing::debug!("the DNS server {} cannot be asked: {error}", arrived.from);
+                    self.fail(arrived.exchange, server)?;
                 }
-                let serial = unix_seconds().max(previous.map_or(0, |serial| serial + 1));
-                self.index = Some(Index::new(zone, serial));
-                true
-            }
-            Err(error) => {
-                tracing::warn!("{error}");
-                false
             }
         }
+        Ok(())
     }
 
-    /// Does what the forwarder wants, and what follows from that.
-    fn perform(&mut self, outputs: Vec<Output<Client>>) -> Result<()> {
+    fn receive(
+        &mut self,
+        exchange: u64,
+        from: SocketAddr,
+        message: &[u8],
+        server: &mut Server<Waiting>,
+    ) -> Result<()> {
+        let randomness = &mut self.randomness;
+        let now_us = self.shared.now_us();
+        let outputs =
+            server.receive(now_us, exchange, from, message, &mut || randomness.next());
+        self.perform(outputs, server)
+    }
+
+    fn fail(&mut self, exchange: u64, server: &mut Server<Waiting>) -> Result<()> {
+        let randomness = &mut self.randomness;
+        let outputs = server.fail(self.shared.now_us(), exchange, &mut || randomness.next());
+        self.perform(outputs, server)
+    }
+
+    /// Does what the server wants, and what follows from that.
+    fn perform(
+        &mut self,
+        outputs: Vec<Output<Waiting>>,
+        server: &mut Server<Waiting>,
+    ) -> Result<()> {
         self.randomness.check()?;
         let now_ms = self.now_ms();
         let mut outputs = VecDeque::from(outputs);
         while let Some(output) = outputs.pop_front() {
             match output {
                 Output::Send { exchange, to, transport, message } => {
-                    if let Err(error) = self.open_exchange(exchange, to, transport, &message) {
+                    if to.carrier != Carrier::Plain {
+                        self.secure.send(&self.inbox, exchange, to, message);
+                    } else if let Err(error) =
+                        self.open_exchange(exchange, to.address, transport, &message)
+                    {
                         tracing::debug!("the DNS server {to} cannot be asked: {error}");
                         self.exchanges.close(exchange);
                         let randomness = &mut self.randomness;
-                        outputs.extend(
-                            self.forwarder.fail(now_ms, exchange, &mut || randomness.next()),
-                        );
+                        let now_us = self.shared.now_us();
+                        outputs.extend(server.fail(now_us, exchange, &mut || randomness.next()));
                         self.randomness.check()?;
                     }
                 }
                 Output::Close { exchange } => self.exchanges.close(exchange),
-                Output::Reply { client: Client::Udp { socket, address }, message } => {
+                Output::Reply { client: Waiting::Udp { socket, address }, message, .. } => {
                     if let Some(socket) = self.udp.get(socket) {
                         let _ = socket.send_to(&message, address);
                     }
                 }
-                Output::Reply { client: Client::Tcp { number }, message } => {
+                Output::Reply { client: Waiting::Tcp { number }, message, .. } => {
                     self.clients.reply(number, &message, now_ms);
                     self.unfinished.insert(number);
                 }
@@ -305,41 +313,28 @@ impl Worker {
         }
     }
 
-    fn meet_deadlines(&mut self) -> Result<()> {
+    fn meet_deadlines(&mut self, shared: &Shared) -> Result<EpollTimeout> {
         let now_ms = self.now_ms();
-        if let Some(socket) = self.feed.connect(now_ms) {
-            self.epoll.add(socket, Token::Feed.readable())?;
-        }
-        if let Some(file) = &mut self.zone_file {
-            file.write_when_due(now_ms);
-        }
         self.clients.close_idle(now_ms);
+        let Some(mut server) = shared.server(self.thread) else { return Ok(EpollTimeout::NONE) };
         let randomness = &mut self.randomness;
-        let outputs = self.forwarder.tick(now_ms, &mut || randomness.next());
-        self.perform(outputs)
-    }
-
-    fn timeout(&self) -> EpollTimeout {
+        let outputs = server.tick(shared.now_us(), &mut || randomness.next());
+        self.perform(outputs, &mut server)?;
         if !self.unfinished.is_empty() {
-            return EpollTimeout::ZERO;
+            return Ok(EpollTimeout::ZERO);
         }
-        let deadlines = [
-            self.forwarder.next_deadline_ms(),
-            self.feed.next_deadline_ms(),
-            self.zone_file.as_ref().and_then(ZoneFile::next_deadline_ms),
-            self.clients.next_deadline_ms(),
-        ];
-        match deadlines.into_iter().flatten().min() {
+        let deadlines = [server.next_deadline_ms(), self.clients.next_deadline_ms()];
+        Ok(match deadlines.into_iter().flatten().min() {
             Some(deadline_ms) => {
                 let wait_ms = deadline_ms.saturating_sub(self.now_ms());
                 EpollTimeout::try_from(wait_ms).unwrap_or(EpollTimeout::MAX)
             }
             None => EpollTimeout::NONE,
-        }
+        })
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.shared.now_us() / 1000
     }
 }
 
@@ -353,7 +348,7 @@ impl Token {
             1 => Self::Listener(number as usize),
             2 => Self::Client(number),
             3 => Self::Exchange(number),
-            _ => Self::Feed,
+            _ => Self::Inbox,
         }
     }
 
@@ -363,7 +358,7 @@ impl Token {
             Self::Listener(index) => (1, index as u64),
             Self::Client(number) => (2, number),
             Self::Exchange(number) => (3, number),
-            Self::Feed => (4, 0),
+            Self::Inbox => (4, 0),
         };
         kind << Self::NUMBER_BITS | number
     }
@@ -384,54 +379,4 @@ impl Token {
 /// out by its deadline.
 fn watch(epoll: &Epoll, socket: BorrowedFd<'_>, token: Token, interest: Interest) {
     let _ = epoll.modify(socket, &mut token.event(interest));
-}
-
-/// Random numbers of the kernel, fetched in handfuls.
-#[derive(Default)]
-struct Randomness {
-    numbers: Vec<u64>,
-    error: Option<getrandom::Error>,
-}
-
-impl Randomness {
-    /// Numbers fetched at once.
-    const HANDFUL: usize = 32;
-
-    fn next(&mut self) -> u64 {
-        if self.numbers.is_empty() {
-            let mut octets = [0; Self::HANDFUL * 8];
-            self.error = getrandom::fill(&mut octets).err().or(self.error);
-            let numbers = octets.as_chunks::<8>().0.iter().map(|one| u64::from_ne_bytes(*one));
-            self.numbers.extend(numbers);
-        }
-        self.numbers.pop().unwrap_or_default()
-    }
-
-    /// Nothing is sent under a number that can be guessed.
-    fn check(&self) -> Result<()> {
-        match &self.error {
-            Some(error) => bail!("the kernel gives no random numbers: {error}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// An upstream server that is ourselves would be asked without end.
-fn without_loops(upstreams: &[SocketAddr], own: &[UdpSocket]) -> Result<Vec<SocketAddr>> {
-    let mut kept = upstreams.to_vec();
-    for socket in own {
-        let own = socket.local_addr().context("reading the address of an inherited socket")?;
-        if upstreams.contains(&own) {
-            tracing::warn!(
-                "{own} is this DNS worker's own address and not asked as upstream server"
-            );
-        }
-        kept.retain(|upstream| *upstream != own);
-    }
-    Ok(kept)
-}
-
-fn unix_seconds() -> u32 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u32::try_from(elapsed.as_secs()).unwrap_or(u32::MAX)
 }

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use model::kinds::{Endpoint, ServicePort, ServiceType};
-use model::{ClusterConfig, EndpointSlice, Family, NamespacedName, Service, World};
+use model::{ClusterConfig, EndpointSlice, Family, NamespacedName, Pod, Service, World};
 
 /// The record types that the specification defines for a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +76,20 @@ pub fn answer(world: &World, config: &ClusterConfig, name: &str, kind: RecordTyp
             let mut inside = world.services().filter(|one| one.metadata.namespace == *namespace);
             let exists = inside.any(|one| has_name(world, one, &zone));
             if exists { Answer::NoData } else { Answer::NoSuchName }
+        }
+        ["pod"] => Answer::NoData,
+        ["pod", namespace] => {
+            let mut addresses = pod_addresses(world);
+            let exists = addresses.any(|(_, of)| of == *namespace);
+            if exists { Answer::NoData } else { Answer::NoSuchName }
+        }
+        ["pod", namespace, label] => {
+            let spelt = |address: &IpAddr| address.to_string().replace(['.', ':'], "-");
+            let mut found = pod_addresses(world).filter(|(_, of)| of == namespace);
+            match found.find(|(address, _)| spelt(address) == *label) {
+                Some((address, _)) => addresses(std::iter::once(address), kind),
+                None => Answer::NoSuchName,
+            }
         }
         ["svc", namespace, service, rest @ ..] => {
             let key = NamespacedName::new(*namespace, *service);
@@ -170,7 +185,9 @@ fn hosts(world: &World, service: &Service, zone: &str) -> Vec<Host> {
     let mut found = Vec::new();
     for slice in world.slices_of(&key) {
         let ports: Vec<_> = slice_ports(slice);
-        for endpoint in slice.endpoints.iter().filter(|one| one.conditions.is_ready()) {
+        let with_others = service.spec.publish_not_ready_addresses;
+        let published = |one: &&Endpoint| with_others || one.conditions.is_ready();
+        for endpoint in slice.endpoints.iter().filter(published) {
             let Some(address) = endpoint.address() else { continue };
             let label = label_of(endpoint, address);
             let name = format!("{label}.{base}");
@@ -238,21 +255,38 @@ fn srv(hosts: &[Host], port: &str, protocol: &str, kind: RecordType) -> Answer {
 
 fn reverse(world: &World, config: &ClusterConfig, address: IpAddr, kind: RecordType) -> Answer {
     let zone = config.cluster_domain.to_ascii_lowercase();
+    let ours = config.is_pod_address(address)
+        || config.service_cidrs.iter().any(|range| range.contains(&address));
     let mut names = BTreeSet::new();
     for service in world.services().filter(|one| one.spec.kind != ServiceType::ExternalName) {
         for host in hosts(world, service, &zone) {
-            if host.address == address && host.has_reverse {
+            // Whoever writes an endpoint does not answer for addresses of others.
+            let is_believed = ours || !service.is_headless();
+            if host.address == address && host.has_reverse && is_believed {
                 names.insert(Record::Ptr(host.name));
             }
         }
     }
-    let ours = config.is_pod_address(address)
-        || config.service_cidrs.iter().any(|range| range.contains(&address));
+    if names.is_empty() && ours {
+        let label = address.to_string().replace(['.', ':'], "-");
+        let here = pod_addresses(world).filter(|(one, _)| *one == address);
+        names.extend(here.map(|(_, of)| Record::Ptr(format!("{label}.{of}.pod.{zone}"))));
+    }
     match (names.is_empty(), ours) {
         (false, _) => records_of(kind, RecordType::Ptr, || names),
         (true, true) => Answer::NoSuchName,
         (true, false) => Answer::NotOurs,
     }
+}
+
+/// Addresses of pods that have not ended, with their namespaces.
+fn pod_addresses(world: &World) -> impl Iterator<Item = (IpAddr, &str)> {
+    let runs = |pod: &&Arc<Pod>| !matches!(pod.status.phase.as_str(), "Succeeded" | "Failed");
+    world.pods().filter(runs).flat_map(|pod| {
+        let texts = pod.status.pod_ips.iter().map(|one| one.ip.as_str());
+        let texts = texts.chain([pod.status.pod_ip.as_str()]);
+        texts.filter_map(|text| Some((text.parse().ok()?, pod.metadata.namespace.as_str())))
+    })
 }
 
 /// The address that a name below `in-addr.arpa` or `ip6.arpa` stands for (RFC 1035, RFC 3596).
@@ -273,8 +307,6 @@ fn reverse_address(name: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use model::kinds::{Conditions, EndpointPort, SERVICE_NAME_LABEL};
     use model::world::Object;

@@ -4,6 +4,8 @@
 //! what differs from Service to Service; the shape of names (`_port._protocol.service.namespace
 //! .svc.domain`) belongs to the `dns` crate, which reads this value.
 
+mod pods;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -11,6 +13,8 @@ use ipnet::IpNet;
 use model::kinds::ServiceType;
 use model::{ClusterConfig, Family, NamespacedName, Protocol, Service, World};
 use serde::{Deserialize, Serialize};
+
+pub use pods::{PodAddresses, PodNames};
 
 /// The longest label of a domain name, in octets (RFC 1035, 2.3.4).
 const MAX_LABEL_OCTETS: usize = 63;
@@ -91,6 +95,29 @@ pub struct HeadlessEndpoint {
     pub has_hostname: bool,
     /// The endpoint's ports that have names.
     pub ports: Vec<NamedPort>,
+}
+
+/// What may be another in the zone: the newest records of some Services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneChanges {
+    /// All ranges whose reverse names belong to the cluster.
+    pub reverse_ranges: Vec<IpNet>,
+    /// The records of these Services as they are now; `None`: a Service has none.
+    pub services: BTreeMap<NamespacedName, Option<ServiceRecords>>,
+}
+
+impl ZoneChanges {
+    /// No changes to the zone of a cluster.
+    pub fn none(config: &ClusterConfig) -> Self {
+        let reverse_ranges = Zone::empty(config).reverse_ranges;
+        Self { reverse_ranges, services: BTreeMap::new() }
+    }
+
+    /// Adds later changes.
+    pub fn merge(&mut self, later: Self) {
+        self.reverse_ranges = later.reverse_ranges;
+        self.services.extend(later.services);
+    }
 }
 
 /// The whole zone, from scratch: what [`Zone::set`], key by key, must equal.

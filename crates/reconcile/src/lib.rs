@@ -16,14 +16,13 @@ pub mod failover;
 mod hold;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use model::world::{DirtyKey, Kind, Object};
 use model::{ClusterConfig, NamespacedName, Timestamp, Unreachable, World};
 use plan::network::NetworkPlan;
 use plan::services::ServicePlan;
-use plan::zone::Zone;
+use plan::zone::ZoneChanges;
 use plan::{Desired, Finding, NodeFacts};
 use render::implementation::{self, KernelObject};
 use render::inventory::{self, Row, RowKind};
@@ -85,8 +84,8 @@ pub enum Effect {
     Apply(Vec<Op>),
     /// Write the CNI configuration: the network is in the kernel, pods can be added.
     WriteConflist(String),
-    /// Give the DNS worker this zone.
-    PublishZone(Arc<Zone>),
+    /// Tell the DNS worker what changed; the first time, everything.
+    PublishZone(ZoneChanges),
     /// Tell the operator what somebody else broke; it is being put back.
     TellDamage(Vec<Row>),
 }
@@ -142,8 +141,8 @@ pub struct Reconciler {
     observe_at: Now,
     failures: Vec<String>,
     conflist: Option<String>,
-    zone: Zone,
-    zone_changed: bool,
+    /// What the DNS worker was not told yet.
+    zone_changes: Option<ZoneChanges>,
     changes: Changes,
     operations_total: u64,
     damage: Vec<Row>,
@@ -160,7 +159,8 @@ enum Underway {
 impl Reconciler {
     /// A loop that knows nothing yet.
     pub fn new(config: ClusterConfig) -> Self {
-        let zone = Zone::empty(&config);
+        // Also an empty zone is an answer: names do not exist, where silence is a failure.
+        let zone_changes = Some(ZoneChanges::none(&config));
         Self {
             configured: config.clone(),
             config,
@@ -181,9 +181,7 @@ impl Reconciler {
             observe_at: Now::ZERO,
             failures: Vec::new(),
             conflist: None,
-            zone,
-            // Also an empty zone is an answer: names do not exist, where silence is a failure.
-            zone_changed: true,
+            zone_changes,
             changes: Changes::default(),
             operations_total: 0,
             damage: Vec::new(),
@@ -401,9 +399,9 @@ impl Reconciler {
     fn follow_service_ranges(&mut self) -> Vec<Finding> {
         let (config, found) = plan::service_ranges::extended(&self.world, &self.configured);
         if config != self.config {
-            self.zone.reverse_ranges = Zone::empty(&config).reverse_ranges;
-            self.zone_changed = true;
             self.config = config;
+            let ranges = ZoneChanges::none(&self.config);
+            self.zone_changes.get_or_insert_with(|| ranges.clone()).merge(ranges);
             self.outdated = true;
             self.touch_everything();
         }
@@ -465,7 +463,8 @@ impl Reconciler {
     ) -> Vec<Finding> {
         let Some(facts) = &self.facts else { return vec![] };
         let records = plan::zone::service_records(&self.world, name);
-        self.zone_changed |= self.zone.set(name, records);
+        let changes = self.zone_changes.get_or_insert_with(|| ZoneChanges::none(&self.config));
+        changes.services.insert(name.clone(), records);
         let (plan, mut found) = plan::services::plan(&self.world, &self.config, facts, name);
         let unsupported = plan
             .iter()
@@ -556,7 +555,6 @@ impl Reconciler {
     }
 
     fn zone_effect(&mut self) -> Option<Effect> {
-        std::mem::take(&mut self.zone_changed)
-            .then(|| Effect::PublishZone(Arc::new(self.zone.clone())))
+        self.zone_changes.take().map(Effect::PublishZone)
     }
 }

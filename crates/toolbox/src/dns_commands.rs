@@ -2,9 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use dns::message::{kind, kind_number, rcode, u16_at};
+use dns::message::{kind, kind_number, rcode};
 use dns::resolv_conf::DNS_PORT;
-use dns::{Name, Record};
 
 use crate::arguments::Arguments;
 use crate::resolver;
@@ -31,7 +30,7 @@ pub(crate) fn dns(arguments: &Arguments) -> CommandResult {
         return Ok(Outcome::Failed);
     }
     for record in &response.answers {
-        println!("{}", data_text(record));
+        println!("{}", record.data_text());
     }
     Ok(Outcome::Success)
 }
@@ -69,7 +68,7 @@ fn reverse(servers: &[SocketAddr], address: IpAddr) -> CommandResult {
     let response = resolver::ask(servers, &name, kind::PTR, false)?;
     let mut found = false;
     for record in response.answers.iter().filter(|record| record.kind == kind::PTR) {
-        println!("{name}\tname = {}", data_text(record));
+        println!("{name}\tname = {}", record.data_text());
         found = true;
     }
     if !found {
@@ -100,41 +99,6 @@ fn server(arguments: &Arguments, text: &str) -> Result<SocketAddr, String> {
     address
         .or_else(|_| text.parse())
         .map_err(|_| arguments.misuse(format!("{text} is no address of a server")))
-}
-
-/// The data of a record as master files write it.
-fn data_text(record: &Record) -> String {
-    let name = |at: usize| match Name::read(&record.data, at) {
-        Ok((name, _)) => name.to_string(),
-        Err(error) => format!("({error})"),
-    };
-    let number = |at: usize| u16_at(&record.data, at).unwrap_or_default();
-    match record.kind {
-        kind::A | kind::AAAA => match resolver::address(&record.data) {
-            Some(address) => address.to_string(),
-            None => "(no address)".into(),
-        },
-        kind::CNAME | kind::PTR | kind::NS | kind::DNAME => name(0),
-        kind::SRV => format!("{} {} {} {}", number(0), number(2), number(4), name(6)),
-        kind::MX => format!("{} {}", number(0), name(2)),
-        kind::SOA => match Name::read(&record.data, 0) {
-            Ok((server, end)) => format!("{server} {}", name(end)),
-            Err(error) => format!("({error})"),
-        },
-        kind::TXT | kind::HINFO => strings(&record.data),
-        _ => record.data.iter().map(|octet| format!("{octet:02x}")).collect(),
-    }
-}
-
-/// Strings behind their lengths, in quotes.
-fn strings(mut data: &[u8]) -> String {
-    let mut texts = Vec::new();
-    while let Some((length, rest)) = data.split_first() {
-        let (text, rest) = rest.split_at_checked(usize::from(*length)).unwrap_or((rest, &[]));
-        texts.push(format!("\"{}\"", text.escape_ascii()));
-        data = rest;
-    }
-    texts.join(" ")
 }
 
 #[cfg(test)]

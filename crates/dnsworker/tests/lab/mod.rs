@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use dns::Index;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns, unshare};
 use plan::zone::Zone;
@@ -25,7 +26,7 @@ pub const UPSTREAM: &str = "127.0.0.1:53";
 /// A network namespace, held by its handle.
 struct Namespace(File);
 
-/// The newest frame, and how often it changed.
+/// The newest snapshot, and a wake-up when it changes.
 type Newest = Arc<(Mutex<Option<Vec<u8>>>, Condvar)>;
 
 /// One node with its worker.
@@ -33,7 +34,7 @@ pub struct Lab {
     directory: PathBuf,
     node: Namespace,
     host: Namespace,
-    sockets: [OwnedFd; 2],
+    sockets: Vec<OwnedFd>,
     worker: Option<Child>,
     newest: Newest,
     is_fed: bool,
@@ -54,13 +55,13 @@ impl Lab {
             std::thread::spawn(move || serve_datagrams(&udp));
             std::thread::spawn(move || serve_streams(&tcp));
         });
-        let (udp, tcp) = node.within(|| dnsworker::listen(DNS_ADDRESS.into()).expect("sockets"));
+        let sockets = node.within(|| dnsworker::listen(DNS_ADDRESS.into()).expect("sockets"));
         let newest: Newest = Arc::default();
         Self {
             directory,
             node,
             host,
-            sockets: [udp.into(), tcp.into()],
+            sockets: sockets.into_descriptors(),
             worker: None,
             newest,
             is_fed: false,
@@ -69,7 +70,7 @@ impl Lab {
 
     /// Starts a worker on the sockets that this lab keeps.
     pub fn start_worker(&mut self, upstreams: &[&str]) -> u32 {
-        for handle in [&self.sockets[0], &self.sockets[1]] {
+        for handle in &self.sockets {
             fcntl(handle, FcntlArg::F_SETFD(FdFlag::empty())).expect("an open socket");
         }
         fcntl(&self.host.0, FcntlArg::F_SETFD(FdFlag::empty())).expect("an open namespace");
@@ -79,6 +80,10 @@ impl Lab {
             .arg(self.directory.join("feed.sock"))
             .arg("--cache-file")
             .arg(self.zone_file())
+            .arg("--config")
+            .arg(self.config_file())
+            .arg("--control")
+            .arg(self.control_socket())
             .arg("--upstream-netns")
             .arg(format!("/proc/self/fd/{}", self.host.0.as_raw_fd()));
         for socket in &self.sockets {
@@ -103,9 +108,9 @@ impl Lab {
 
     /// Serves a zone from now on, as an agent does.
     pub fn feed(&mut self, zone: &Zone) {
-        let frame = dns::feed::frame(zone).expect("fits");
+        let octets = dns::feed::snapshot(&Index::new(zone.clone(), 0), 1).expect("fits");
         let (lock, changed) = &*self.newest;
-        *lock.lock().expect("a lock") = Some(frame);
+        *lock.lock().expect("a lock") = Some(octets);
         changed.notify_all();
         if std::mem::replace(&mut self.is_fed, true) {
             return;
@@ -134,6 +139,16 @@ impl Lab {
         let _ = std::fs::remove_file(path);
         self.newest = Newest::default();
         self.is_fed = false;
+    }
+
+    /// Where the worker's configuration stands; there is none at first.
+    pub fn config_file(&self) -> PathBuf {
+        self.directory.join("dns.yaml")
+    }
+
+    /// Where the worker answers root.
+    pub fn control_socket(&self) -> PathBuf {
+        self.directory.join("control.sock")
     }
 
     pub fn zone_file(&self) -> PathBuf {

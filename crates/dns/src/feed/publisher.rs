@@ -1,0 +1,121 @@
+//! The agent's side: the zone as it is, and what changed lately.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{Change, FeedError, Frame, Settings};
+use crate::Index;
+
+/// Changes kept for readers that are behind; one that is further behind gets a snapshot.
+const MAX_KEPT_FRAMES: usize = 1024;
+/// Octets of changes kept.
+const MAX_KEPT_OCTETS: usize = 4 << 20;
+
+/// The zone of an agent, and its newest changes.
+#[derive(Debug)]
+pub struct Publisher {
+    index: Index,
+    sequence: u64,
+    /// The newest changes, up to `sequence`.
+    kept: VecDeque<Arc<[u8]>>,
+    kept_octets: usize,
+}
+
+impl Publisher {
+    /// A zone without Services and pods. The first number should be larger than all of an earlier
+    /// agent: it becomes the serial number of the zone.
+    pub fn new(settings: Settings, sequence: u64) -> Self {
+        let index = Index::empty(settings);
+        Self { index, sequence, kept: VecDeque::new(), kept_octets: 0 }
+    }
+
+    /// Serves reverse names of these ranges from now on. Readers get a snapshot.
+    pub fn set_reverse_ranges(&mut self, ranges: &[IpNet]) {
+        if self.index.settings().reverse_ranges == ranges {
+            return;
+        }
+        let settings =
+            Settings { reverse_ranges: ranges.to_vec(), ..self.index.settings().clone() };
+        let mut index = Index::empty(settings);
+        self.index.changes().for_each(|change| index.apply(change));
+        self.index = index;
+        self.sequence += 1;
+        self.forget();
+    }
+
+    /// Takes changes in, those that change something under the next number. Returns whether there
+    /// was one.
+    ///
+    /// # Errors
+    /// When they do not fit into a frame; the zone has them all the same, and readers get a
+    /// snapshot.
+    pub fn publish(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+        heard_us: u64,
+    ) -> Result<bool, FeedError> {
+        let changes: Vec<Change> =
+            changes.into_iter().filter(|change| !self.has(change)).collect();
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        for change in &changes {
+            self.index.apply(change.clone());
+        }
+        self.sequence += 1;
+        match (Frame::Delta { sequence: self.sequence, heard_us, changes }).encode() {
+            Ok(frame) => {
+                self.keep(frame.into());
+                Ok(true)
+            }
+            Err(error) => {
+                self.forget();
+                Err(error)
+            }
+        }
+    }
+
+    /// The number of the newest change.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The changes behind a number. `None` when they are not kept: a snapshot is needed.
+    pub fn since(&self, sequence: u64) -> Option<impl Iterator<Item = Arc<[u8]>>> {
+        let behind = usize::try_from(self.sequence.checked_sub(sequence)?).ok()?;
+        let skipped = self.kept.len().checked_sub(behind)?;
+        Some(self.kept.iter().skip(skipped).cloned())
+    }
+
+    /// The whole zone.
+    pub fn snapshot(&self) -> impl Iterator<Item = Result<Vec<u8>, FeedError>> {
+        Frame::snapshot(&self.index, self.sequence).map(|frame| frame.encode())
+    }
+
+    /// Whether a change says what already is.
+    fn has(&self, change: &Change) -> bool {
+        match change {
+            Change::Service { namespace, name, records } => {
+                self.index.records(namespace, name) == records.as_ref()
+            }
+            Change::Pod { address, names } => self.index.pods_at(*address) == names.as_ref(),
+        }
+    }
+
+    /// What is kept must not have a hole.
+    fn forget(&mut self) {
+        self.kept.clear();
+        self.kept_octets = 0;
+    }
+
+    fn keep(&mut self, frame: Arc<[u8]>) {
+        self.kept_octets += frame.len();
+        self.kept.push_back(frame);
+        while self.kept.len() > MAX_KEPT_FRAMES || self.kept_octets > MAX_KEPT_OCTETS {
+            let Some(oldest) = self.kept.pop_front() else { return };
+            self.kept_octets -= oldest.len();
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The worker's first thread: the cluster's zone from the agent, and the configuration.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use dns::feed::News;
+use dns::{Config, Rules};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::feed::{self, Feed, ZoneFile};
+use crate::random::Randomness;
+use crate::shared::Shared;
+
+/// How often the file of the configuration is looked at, in milliseconds.
+const CONFIG_INTERVAL_MS: u64 = 500;
+
+/// The file of the configuration, and what was read from it last. A ConfigMap's file changes by
+/// the target of a link above it, so that the content alone says whether it changed.
+pub(crate) struct ConfigFile {
+    path: Option<PathBuf>,
+    text: String,
+}
+
+impl ConfigFile {
+    /// Reads it. A file that is not there counts as empty.
+    ///
+    /// # Errors
+    /// When it is there and wrong: a server that starts does not guess.
+    pub(crate) fn load(path: Option<&Path>) -> Result<(Self, Config)> {
+        let mut file = Self { path: path.map(Path::to_owned), text: String::new() };
+        let text = file.read()?.unwrap_or_default();
+        let config = Config::parse(&text).with_context(|| file.name())?;
+        file.text = text;
+        Ok((file, config))
+    }
+
+    /// A configuration, if the file says another than before.
+    fn changed(&mut self) -> Option<Result<Config>> {
+        let text = match self.read() {
+            Ok(text) => text.unwrap_or_default(),
+            Err(error) => return Some(Err(error)),
+        };
+        if text == self.text {
+            return None;
+        }
+        self.text = text;
+        Some(Config::parse(&self.text).with_context(|| self.name()))
+    }
+
+    fn read(&self) -> Result<Option<String>> {
+        let Some(path) = &self.path else { return Ok(None) };
+        match std::fs::metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| self.name()),
+            Ok(data) if data.len() > dns::config::MAX_CONFIG_OCTETS as u64 => {
+                bail!("{}: {} bytes are too many", self.name(), data.len())
+            }
+            Ok(_) => {}
+        }
+        std::fs::read_to_string(path).map(Some).with_context(|| self.name())
+    }
+
+    fn name(&self) -> String {
+        let path = self.path.as_deref().unwrap_or(Path::new(""));
+        format!("the DNS configuration {}", path.display())
+    }
+}
+
+/// What the first thread works with.
+pub(crate) struct Control {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) feed: Feed,
+    pub(crate) zone_file: Option<ZoneFile>,
+    pub(crate) config_file: ConfigFile,
+    pub(crate) rules: Rules,
+    pub(crate) host: Vec<SocketAddr>,
+    pub(crate) randomness: Randomness,
+}
+
+impl Control {
+    /// Serves the zone that was kept, if there is one.
+    pub(crate) fn load_zone(&mut self) {
+        if let Some(index) = self.zone_file.as_ref().and_then(ZoneFile::load) {
+            self.take_in(News::Zone(Box::new(index)));
+        }
+    }
+
+    pub(crate) fn run(mut self) -> Result<std::convert::Infallible> {
+        let mut config_at_ms = 0;
+        loop {
+            let now_ms = self.shared.now_us() / 1000;
+            if now_ms >= config_at_ms {
+                config_at_ms = now_ms + CONFIG_INTERVAL_MS;
+                self.reload_when_changed();
+            }
+            self.feed.connect(now_ms);
+            self.read_feed(now_ms);
+            let feed_ms = self.feed.next_deadline_ms().unwrap_or(config_at_ms);
+            let deadline_ms = feed_ms.min(config_at_ms);
+            let wait_ms = deadline_ms.saturating_sub(self.shared.now_us() / 1000);
+            let timeout = PollTimeout::try_from(wait_ms).unwrap_or(PollTimeout::MAX);
+            let mut sockets: Vec<PollFd<'_>> = self
+                .feed
+                .socket()
+                .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
+                .into_iter()
+                .collect();
+            match poll(&mut sockets, timeout) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error).context("waiting for the agent"),
+            }
+        }
+    }
+
+    fn read_feed(&mut self, now_ms: u64) {
+        while let Some(received) = self.feed.next(now_ms) {
+            let is_outgrown =
+                self.zone_file.as_mut().is_some_and(|file| file.keep(&received));
+            if let Some(news) = received.news {
+                self.take_in(news);
+            }
+            if is_outgrown {
+                self.feed.disconnect(now_ms);
+            }
+        }
+    }
+
+    /// Serves a zone, or its changes, from now on.
+    fn take_in(&self, news: News) {
+        if let News::Zone(index) = &news {
+            let (domain, services) = (&index.settings().domain, index.services());
+            tracing::info!("serving {domain} with {services} Services");
+        }
+        let heard_us = match &news {
+            News::Zone(_) => None,
+            News::Changes { heard_us, .. } => Some(*heard_us),
+        };
+        feed::take(news, &mut self.shared.index_mut());
+        if let Some(heard_us) = heard_us {
+            self.shared.lag.record_us(unix_us().saturating_sub(heard_us));
+        }
+    }
+
+    /// Takes another configuration between two batches of questions: none is lost.
+    fn reload_when_changed(&mut self) {
+        let Some(config) = self.config_file.changed() else { return };
+        match config {
+            Ok(config) => {
+                let config = Arc::new(config);
+                for mut server in self.shared.servers() {
+                    let randomness = &mut self.randomness;
+                    let rules = self.rules.clone();
+                    server.configure(config.clone(), rules, &self.host, &mut || randomness.next());
+                }
+                self.shared.reloads.fetch_add(1, Ordering::Relaxed);
+                tracing::info!("{} was read anew", self.config_file.name());
+            }
+            Err(error) => {
+                self.shared.failed_reloads.fetch_add(1, Ordering::Relaxed);
+                tracing::error!("{error:#}; the configuration before it stays in force");
+            }
+        }
+    }
+}
+
+fn unix_us() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+}

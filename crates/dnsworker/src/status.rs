@@ -1,0 +1,110 @@
+//! What the worker tells of itself over HTTP: metrics on a TCP port, everything on a unix socket
+//! that is root's alone.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::shared::Shared;
+
+/// The largest request read, in octets.
+const REQUEST_OCTETS: usize = 4096;
+/// A client that has not sent its request, or not taken its answer, after this long is left.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Names and clients that are told at most.
+const TOP_ROWS: usize = 256;
+
+/// The sockets, opened before the worker gives up its rights.
+pub(crate) struct Listeners {
+    metrics: Option<TcpListener>,
+    control: Option<UnixListener>,
+}
+
+impl Listeners {
+    /// Opens them. Without the port of the metrics the worker answers all the same.
+    pub(crate) fn open(metrics: SocketAddr, control: Option<&Path>) -> Result<Self> {
+        let bound = TcpListener::bind(metrics);
+        if let Err(error) = &bound {
+            tracing::warn!("no metrics at {metrics}: {error} (does another program have the port?)");
+        }
+        let control = control.map(bind).transpose()?;
+        Ok(Self { metrics: bound.ok(), control })
+    }
+
+    /// Answers in threads of their own.
+    pub(crate) fn serve(self, shared: &Arc<Shared>) -> Result<()> {
+        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        if let Some(listener) = self.metrics {
+            let shared = shared.clone();
+            named("metrics").spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let _ = stream.set_read_timeout(Some(TIMEOUT));
+                    let _ = stream.set_write_timeout(Some(TIMEOUT));
+                    answer(stream, &shared, false);
+                }
+            })?;
+        }
+        if let Some(listener) = self.control {
+            let shared = shared.clone();
+            named("control").spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let _ = stream.set_read_timeout(Some(TIMEOUT));
+                    let _ = stream.set_write_timeout(Some(TIMEOUT));
+                    answer(stream, &shared, true);
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn bind(path: &Path) -> Result<UnixListener> {
+    let binding = || format!("opening the control socket {}", path.display());
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(binding);
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(binding)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(binding)?;
+    Ok(listener)
+}
+
+fn answer(mut stream: impl Read + Write, shared: &Shared, is_root: bool) {
+    let Some(path) = path(&mut stream) else { return };
+    let (code, kind, body) = match path.as_str() {
+        "/metrics" => ("200 OK", "text/plain; version=0.0.4", shared.metrics()),
+        "/top" if is_root => {
+            let top = serde_json::to_string(&shared.snapshot().top(TOP_ROWS));
+            ("200 OK", "application/json", top.unwrap_or_default())
+        }
+        _ => ("404 Not Found", "text/plain", "there are /metrics and, for root, /top\n".into()),
+    };
+    let head = format!(
+        "HTTP/1.1 {code}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+}
+
+/// The path of a GET request.
+fn path(stream: &mut impl Read) -> Option<String> {
+    let mut request = Vec::new();
+    let mut buffer = [0; 512];
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let count = stream.read(&mut buffer).ok().filter(|count| *count > 0)?;
+        request.extend_from_slice(buffer.get(..count)?);
+        if request.len() > REQUEST_OCTETS {
+            return None;
+        }
+    }
+    let text = String::from_utf8(request).ok()?;
+    Some(text.strip_prefix("GET ")?.split_whitespace().next()?.to_owned())
+}
