@@ -26,10 +26,11 @@ use tokio::task::JoinSet;
 
 use crate::addressing::{Addressing, Refusal};
 use crate::feed::bind;
+use crate::measure::Measurement;
 use crate::metrics::{self, Measures, unix_seconds};
 use crate::paths::PathRow;
 use crate::service_health;
-use crate::services::NodeServices;
+use crate::services::{NodeServices, ServiceReport};
 
 /// The socket's name in the run directory.
 pub const STATUS_SOCKET: &str = layout::AGENT_SOCKET;
@@ -37,6 +38,8 @@ pub const STATUS_SOCKET: &str = layout::AGENT_SOCKET;
 const CONNECTIONS_MAX: usize = 32;
 /// A client that has not sent its request after this long is left.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the path of the question about one Service begins with.
+const ONE_SERVICE: &str = "/services/";
 /// Questions to the loop that wait.
 pub(crate) const QUESTIONS_MAX: usize = 8;
 
@@ -96,6 +99,8 @@ pub(crate) enum Question {
     Network(oneshot::Sender<Vec<Row>>),
     /// The Services, as they are at this node.
     Services(oneshot::Sender<NodeServices>),
+    /// One Service with what implements it, and what to measure of it.
+    Service(NamespacedName, oneshot::Sender<Option<(ServiceReport, Measurement)>>),
 }
 
 /// What the loop tells the listeners.
@@ -244,6 +249,9 @@ async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
         ("/status", Audience::Root) => json(&status),
         ("/network", Audience::Root) => ask_loop(source, Question::Network).await,
         ("/services", Audience::Root) => ask_loop(source, Question::Services).await,
+        (path, Audience::Root) if path.starts_with(ONE_SERVICE) => {
+            one_service(path.trim_start_matches(ONE_SERVICE), &status.node, source).await
+        }
         (cni::agent::PATH, _) => pod_addresses(uri.query().unwrap_or_default(), source).await,
         _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
     };
@@ -286,15 +294,39 @@ async fn ask_loop<T: Serialize>(
     source: &Source,
     question: fn(oneshot::Sender<T>) -> Question,
 ) -> (StatusCode, String) {
+    match ask(source, question).await {
+        Some(answer) => json(&answer),
+        None => busy(),
+    }
+}
+
+/// `None`: the loop has too much to do.
+async fn ask<T>(
+    source: &Source,
+    question: impl FnOnce(oneshot::Sender<T>) -> Question,
+) -> Option<T> {
     let (sender, answer) = oneshot::channel();
-    let busy = (StatusCode::SERVICE_UNAVAILABLE, "the agent is busy: ask again".to_owned());
-    if source.questions.try_send(question(sender)).is_err() {
-        return busy;
+    source.questions.try_send(question(sender)).ok()?;
+    answer.await.ok()
+}
+
+fn busy() -> (StatusCode, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, "the agent is busy: ask again".to_owned())
+}
+
+/// One Service, `NAMESPACE/NAME`, with what is measured now; of a name that nobody has, none.
+async fn one_service(name: &str, node: &str, source: &Source) -> (StatusCode, String) {
+    let (namespace, name) = name.split_once('/').unwrap_or_default();
+    let key = NamespacedName::new(namespace, name);
+    let Some(answer) = ask(source, |sender| Question::Service(key, sender)).await else {
+        return busy();
+    };
+    let mut services = Vec::new();
+    if let Some((mut report, measurement)) = answer {
+        measurement.carry_out(&mut report).await;
+        services.push(report);
     }
-    match answer.await {
-        Ok(answer) => json(&answer),
-        Err(_) => busy,
-    }
+    json(&NodeServices { node: node.to_owned(), services })
 }
 
 /// The plugin's question. Names of pods need no decoding.
@@ -333,7 +365,7 @@ mod tests {
         assert_eq!(code("/readyz", &status, Audience::Loopback).await, 503);
         status.ready = true;
         assert_eq!(code("/readyz", &status, Audience::Loopback).await, 200);
-        for path in ["/status", "/network", "/services"] {
+        for path in ["/status", "/network", "/services", "/services/shop/web"] {
             assert_eq!(code(path, &status, Audience::Loopback).await, 404, "{path}");
         }
         assert_eq!(code("/status", &status, Audience::Root).await, 200);

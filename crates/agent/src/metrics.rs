@@ -1,33 +1,42 @@
-//! Numbers of the agent in the Prometheus text format, version 0.0.4. Names are kube-proxy's
-//! behind our prefix where kube-proxy has the same thing, and the client libraries' for the
-//! process itself.
+//! Numbers of the agent in the Prometheus text format, version 0.0.4. What kube-proxy has too
+//! bears its name, so that dashboards and alerts go on; the process itself, the names of the client
+//! libraries.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use model::Timestamp;
+use reconcile::ChangeCounts;
+
 use crate::health::AgentStatus;
 use crate::paths;
 
-/// Upper bounds in seconds of the histogram of a synchronisation: kube-proxy's, 1 ms doubled.
-const BUCKETS: usize = 15;
+/// Upper bounds of a synchronisation: kube-proxy's, 1 ms doubled.
+const SYNC_BUCKETS: u32 = 15;
 /// Bytes of a file below `/proc` that are read.
 const PROC_BYTES_MAX: u64 = 64 * 1024;
 
 /// How long things took.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Histogram {
-    counts: [u64; BUCKETS],
+    /// Upper bounds in seconds, and how many took no longer.
+    buckets: Vec<(f64, u64)>,
     count: u64,
     sum_seconds: f64,
 }
 
 impl Histogram {
+    fn with_bounds(bounds_seconds: impl Iterator<Item = f64>) -> Self {
+        let buckets = bounds_seconds.map(|bound| (bound, 0)).collect();
+        Self { buckets, count: 0, sum_seconds: 0.0 }
+    }
+
     pub(crate) fn record(&mut self, took: Duration) {
         let seconds = took.as_secs_f64();
-        for (index, count) in self.counts.iter_mut().enumerate() {
-            if seconds <= bound_seconds(index) {
+        for (bound, count) in &mut self.buckets {
+            if seconds <= *bound {
                 *count += 1;
             }
         }
@@ -37,31 +46,78 @@ impl Histogram {
 
     fn print(&self, text: &mut String, name: &str, help: &str) {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
-        for (index, count) in self.counts.iter().enumerate() {
-            let _ = writeln!(text, "{name}_bucket{{le=\"{}\"}} {count}", bound_seconds(index));
+        for (bound, count) in &self.buckets {
+            let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {count}");
         }
         let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {}", self.count);
         let _ = writeln!(text, "{name}_sum {}\n{name}_count {}", self.sum_seconds, self.count);
     }
 }
 
-fn bound_seconds(index: usize) -> f64 {
-    0.001 * f64::from(1_u32 << index)
+/// The bounds of kube-proxy's `network_programming_duration_seconds`: a quarter of a second up to
+/// five minutes.
+fn programming_bounds() -> impl Iterator<Item = f64> {
+    let steps = |first: u32, step: u32, count: u32| {
+        (0..count).map(move |number| f64::from(first + step * number))
+    };
+    [0.25, 0.5].into_iter().chain(steps(1, 1, 59)).chain(steps(60, 5, 12)).chain(steps(120, 30, 7))
 }
 
 /// What is counted besides the status.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Measures {
     /// From the first look at the kernel to the last operation of a turn.
     pub(crate) sync: Histogram,
+    /// From the change of a pod or Service that endpoints follow to the kernel.
+    pub(crate) programming: Histogram,
+    /// What became of changes that the API told.
+    pub(crate) changes: ChangeCounts,
+    /// When the API told of a change last, in seconds since 1970.
+    pub(crate) last_queued_seconds: f64,
     /// When the kernel held last what was planned, in seconds since 1970.
     pub(crate) last_sync_seconds: f64,
     /// Operations that the kernel refused.
     pub(crate) failures_total: u64,
+    /// Of these, transactions of nftables and of iptables.
+    pub(crate) nftables_failures_total: u64,
+    pub(crate) iptables_failures_total: u64,
     /// Questions to `/healthz`, by answer.
     pub(crate) healthz: Answers,
     /// Questions to `/livez`, by answer.
     pub(crate) livez: Answers,
+}
+
+impl Default for Measures {
+    fn default() -> Self {
+        let sync = (0..SYNC_BUCKETS).map(|number| 0.001 * f64::from(1_u32 << number));
+        Self {
+            sync: Histogram::with_bounds(sync),
+            programming: Histogram::with_bounds(programming_bounds()),
+            changes: ChangeCounts::default(),
+            last_queued_seconds: 0.0,
+            last_sync_seconds: 0.0,
+            failures_total: 0,
+            nftables_failures_total: 0,
+            iptables_failures_total: 0,
+            healthz: Answers::default(),
+            livez: Answers::default(),
+        }
+    }
+}
+
+impl Measures {
+    /// The kernel holds `now` what was triggered then. What was triggered before this process
+    /// started waited for the start, not for it.
+    pub(crate) fn record_programmed(
+        &mut self,
+        triggers: impl Iterator<Item = Timestamp>,
+        started: Timestamp,
+        now: Timestamp,
+    ) {
+        for trigger in triggers.filter(|trigger| *trigger > started) {
+            self.programming.record(now.since(trigger));
+        }
+    }
 }
 
 /// Answers by HTTP status code.
@@ -114,28 +170,96 @@ pub(crate) fn text(status: &AgentStatus, measures: &Measures) -> String {
             "Operations on the kernel that were refused.",
             measures.failures_total as f64,
         ),
+    ];
+    print_rows(&mut text, &rows);
+    proxy(&mut text, measures);
+    repairs(&mut text, status);
+    addresses(&mut text, status);
+    paths(&mut text, status);
+    process(&mut text);
+    text
+}
+
+fn print_rows(text: &mut String, rows: &[(&str, &str, &str, f64)]) {
+    for (name, kind, help, value) in rows {
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+    }
+}
+
+/// kube-proxy's own numbers, as far as they mean something here.
+fn proxy(text: &mut String, measures: &Measures) {
+    let changes = &measures.changes;
+    let rows = [
         (
-            "flatnet_sync_proxy_rules_last_timestamp_seconds",
+            "kubeproxy_sync_proxy_rules_service_changes_pending",
+            "gauge",
+            "Services whose changes the kernel does not hold yet.",
+            changes.services_pending as f64,
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_service_changes_total",
+            "counter",
+            "Changes of Services.",
+            changes.services_total as f64,
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+            "gauge",
+            "Services whose changes of endpoints the kernel does not hold yet.",
+            changes.endpoints_pending as f64,
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+            "counter",
+            "Changes of EndpointSlices.",
+            changes.endpoints_total as f64,
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "gauge",
+            "When the API told of a change last.",
+            measures.last_queued_seconds,
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
             "gauge",
             "When the kernel held last what was planned.",
             measures.last_sync_seconds,
         ),
+        (
+            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+            "counter",
+            "Transactions of nftables that the kernel refused.",
+            measures.nftables_failures_total as f64,
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+            "counter",
+            "Transactions of iptables that were refused.",
+            measures.iptables_failures_total as f64,
+        ),
     ];
-    for (name, kind, help, value) in rows {
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+    print_rows(text, &rows);
+    let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+    let help = "Ports of Services with a Local policy and endpoints on other nodes alone.";
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+    for (policy, number) in
+        [("internal", changes.no_local_internal), ("external", changes.no_local_external)]
+    {
+        let _ = writeln!(text, "{name}{{traffic_policy=\"{policy}\"}} {number}");
     }
-    repairs(&mut text, status);
-    addresses(&mut text, status);
-    paths(&mut text, status);
-    measures.healthz.print(&mut text, "flatnet_proxy_healthz_total", "Answers of /healthz.");
-    measures.livez.print(&mut text, "flatnet_proxy_livez_total", "Answers of /livez.");
+    measures.healthz.print(text, "kubeproxy_proxy_healthz_total", "Answers of /healthz.");
+    measures.livez.print(text, "kubeproxy_proxy_livez_total", "Answers of /livez.");
     measures.sync.print(
-        &mut text,
-        "flatnet_sync_proxy_rules_duration_seconds",
+        text,
+        "kubeproxy_sync_proxy_rules_duration_seconds",
         "How long a turn of the loop worked on the kernel.",
     );
-    process(&mut text);
-    text
+    measures.programming.print(
+        text,
+        "kubeproxy_network_programming_duration_seconds",
+        "From the change that endpoints follow to the kernel.",
+    );
 }
 
 fn repairs(text: &mut String, status: &AgentStatus) {
@@ -215,6 +339,23 @@ mod tests {
     fn page() -> String {
         let mut measures = Measures::default();
         measures.sync.record(Duration::from_millis(3));
+        measures.changes = ChangeCounts {
+            services_total: 11,
+            services_pending: 2,
+            endpoints_total: 23,
+            endpoints_pending: 5,
+            no_local_internal: 3,
+            no_local_external: 4,
+        };
+        (measures.last_queued_seconds, measures.last_sync_seconds) = (1_700_000_001.5, 1.7e9);
+        measures.nftables_failures_total = 6;
+        measures.iptables_failures_total = 8;
+        measures.healthz.count(hyper::StatusCode::OK);
+        measures.livez.count(hyper::StatusCode::SERVICE_UNAVAILABLE);
+        let at = |seconds| Timestamp::from_microseconds(seconds * 1_000_000 / 2);
+        // Half seconds: 3.5 s, half a second, and one from before the start.
+        let triggers = [at(13), at(19), at(1)];
+        measures.record_programmed(triggers.into_iter(), at(2), at(20));
         let status = AgentStatus {
             services: 3,
             repairs: [("route".to_owned(), 2)].into(),
@@ -232,10 +373,29 @@ mod tests {
             "flatnet_repairs_total{kind=\"route\"} 2",
             "flatnet_ipam_addresses{range=\"10.244.1.0/24\",state=\"held\"} 4",
             "flatnet_ipam_addresses{range=\"10.244.1.0/24\",state=\"free\"} 249",
-            "flatnet_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\"} 0",
-            "flatnet_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\"} 1",
-            "flatnet_sync_proxy_rules_duration_seconds_bucket{le=\"16.384\"} 1",
-            "flatnet_sync_proxy_rules_duration_seconds_count 1",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 2",
+            "kubeproxy_sync_proxy_rules_service_changes_total 11",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 5",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 23",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\"} 3",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 4",
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds 1700000001.5",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1700000000",
+            "kubeproxy_sync_proxy_rules_nftables_sync_failures_total 6",
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total 8",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"503\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\"} 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"16.384\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.25\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"3\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"4\"} 2",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"300\"} 2",
+            "kubeproxy_network_programming_duration_seconds_sum 4",
+            "kubeproxy_network_programming_duration_seconds_count 2",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
         }

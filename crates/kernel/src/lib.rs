@@ -6,6 +6,7 @@ pub mod iptables;
 pub mod ipvs;
 pub mod net;
 pub mod nft;
+pub mod round_trip;
 pub mod wireguard;
 
 use model::ServiceBackend;

@@ -443,7 +443,7 @@ fn a_range_of_services_that_comes_at_run_time_is_guarded_like_the_first_one() {
 #[test]
 fn changes_are_counted_and_pending_until_the_kernel_holds_them() {
     let mut machine = Machine::synced(FakeKernel::default());
-    let counts = |machine: &Machine| machine.reconciler.status().changes;
+    let counts = |machine: &Machine| machine.reconciler.changes();
     let start = counts(&machine);
     assert_eq!((start.services_total, start.endpoints_total), (1, 1), "of the lists");
     assert_eq!((start.services_pending, start.endpoints_pending), (0, 0));
@@ -510,7 +510,7 @@ fn ports_without_a_local_endpoint_are_counted_by_policy() {
         machine.handle(Event::Present(with_policies(internal, external)));
         machine.handle(Event::Present(endpoints_on(node)));
         machine.settle();
-        let counts = machine.reconciler.status().changes;
+        let counts = machine.reconciler.changes();
         let counted = (counts.no_local_internal, counts.no_local_external);
         assert_eq!(counted, expected, "internal {internal}, external {external}, on {node}");
     }
@@ -518,6 +518,6 @@ fn ports_without_a_local_endpoint_are_counted_by_policy() {
     machine.settle();
     machine.handle(Event::Absent { kind: Kind::Service, key: key("web") });
     machine.settle();
-    let counts = machine.reconciler.status().changes;
+    let counts = machine.reconciler.changes();
     assert_eq!((counts.no_local_internal, counts.no_local_external), (0, 0));
 }

@@ -5,6 +5,7 @@ mod conntrack;
 mod decode;
 mod encode;
 mod expression;
+pub mod flows;
 pub mod handshakes;
 mod uapi;
 

@@ -1,6 +1,7 @@
 //! The nftables driver and the rendered rules on this machine's kernel, with real packets, in
 //! network namespaces that each test makes. Needs root.
 
+mod flows;
 mod handshakes;
 mod invalid;
 mod lab;
