@@ -49,6 +49,7 @@ fn node_ends(netlink: &mut Netlink) -> Vec<String> {
     links.into_iter().filter(|link| link.kind == "veth").map(|link| link.name).collect()
 }
 
+/// CNI-09: both interfaces, the one in the pod with its sandbox, and the address on that one.
 #[test]
 fn add_makes_what_its_result_says_and_del_takes_it_back() {
     let node = node();
