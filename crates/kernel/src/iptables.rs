@@ -4,6 +4,9 @@
 //! blob under `/run/xtables.lock`, and the nft variant keeps its rules in a form of its own. Both are
 //! on most machines. Rules in both apply, so we stay in the one that others use.
 
+mod legacy;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
@@ -16,8 +19,9 @@ use netlink::{Error, Netns};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use render::OpError;
+use render::iptables::language::TableId;
 use render::iptables::state::EIO;
-use render::iptables::{IptablesObserved, IptablesOp, Transaction, text};
+use render::iptables::{IptablesObserved, IptablesOp, IptablesProgram, Transaction, diff, text};
 use render::nft::NftOp;
 
 use crate::nft::NftDriver;
@@ -76,6 +80,8 @@ pub struct IptablesDriver {
     namespace: Netns,
     /// Forgets tracked flows.
     flows: NftDriver,
+    /// Of tables of the legacy variant, as they were read or written last.
+    shapes: BTreeMap<TableId, legacy::Shape>,
 }
 
 impl IptablesDriver {
@@ -101,6 +107,7 @@ impl IptablesDriver {
         let mut driver = Self::with(first)?;
         if installed.len() > 1 {
             driver.variant = driver.variant_in_use()?;
+            driver.sweep_others()?;
         }
         Ok(driver)
     }
@@ -111,7 +118,8 @@ impl IptablesDriver {
     /// When the system refuses.
     pub fn with(variant: Variant) -> Result<Self, OpError> {
         let namespace = Netns::current().map_err(refused)?;
-        Ok(Self { variant, namespace, flows: NftDriver::open()? })
+        let flows = NftDriver::open()?;
+        Ok(Self { variant, namespace, flows, shapes: BTreeMap::new() })
     }
 
     /// The variant that it writes.
@@ -124,7 +132,16 @@ impl IptablesDriver {
     /// # Errors
     /// When a program fails; nothing may be concluded about what is there.
     pub fn observe(&mut self) -> Result<IptablesObserved, OpError> {
+        // First, so that what changes meanwhile is seen by the next look.
+        self.note_shapes()?;
         self.observe_in(self.variant)
+    }
+
+    /// Whether the tables have changed since they were read or written, at the cost of some system
+    /// calls. The nft variant tells of its changes itself, as all of nf_tables.
+    pub fn has_changed(&self) -> bool {
+        let present = || legacy::shapes(&self.namespace);
+        self.variant == Variant::Legacy && present().is_ok_and(|present| present != self.shapes)
     }
 
     /// Carries out one op.
@@ -133,12 +150,36 @@ impl IptablesDriver {
     /// What the program says, with the table and the first of the commands.
     pub fn apply(&mut self, op: &IptablesOp) -> Result<(), OpError> {
         match op {
-            IptablesOp::Transaction(transaction) => self.commit(transaction),
+            IptablesOp::Transaction(transaction) => {
+                self.commit_in(self.variant, transaction)?;
+                self.note_shapes()
+            }
             IptablesOp::ForgetFlows(stale) => self.flows.apply(&NftOp::ForgetFlows(stale.clone())),
         }
     }
 
-    fn commit(&self, transaction: &Transaction) -> Result<(), OpError> {
+    fn note_shapes(&mut self) -> Result<(), OpError> {
+        if self.variant == Variant::Legacy {
+            self.shapes = legacy::shapes(&self.namespace).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what stands in other variants than ours. Nobody keeps it up to date, and both
+    /// would apply.
+    fn sweep_others(&self) -> Result<(), OpError> {
+        for variant in Variant::ALL.into_iter().filter(|variant| *variant != self.variant) {
+            let left = self.observe_in(variant)?;
+            for op in diff(&IptablesProgram::default(), &left) {
+                if let IptablesOp::Transaction(transaction) = op {
+                    self.commit_in(variant, &transaction)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn commit_in(&self, variant: Variant, transaction: &Transaction) -> Result<(), OpError> {
         let table = transaction.table;
         let about = || match transaction.commands.as_slice() {
             [] => format!("cannot change table {table}"),
@@ -148,11 +189,11 @@ impl IptablesDriver {
                 transaction.commands.len() - 1
             ),
         };
-        let Some(program) = self.variant.program(table.family, "restore") else {
+        let Some(program) = variant.program(table.family, "restore") else {
             return Err(missing(&about(), table.family));
         };
         let arguments = ["--noflush", "-w", LOCK_WAIT_S];
-        let input = text::restore(transaction, self.variant == Variant::Nft);
+        let input = text::restore(transaction, variant == Variant::Nft);
         self.run(&program, &arguments, &input, &about).map(drop)
     }
 
@@ -182,13 +223,7 @@ impl IptablesDriver {
     /// make tables, with hooks on every packet's way.
     fn saved(&self, variant: Variant, family: Family) -> Result<String, OpError> {
         if variant == Variant::Legacy {
-            let path = match family {
-                Family::V4 => "/proc/thread-self/net/ip_tables_names",
-                Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-            };
-            // No such file: a kernel without legacy tables.
-            let read = || std::fs::read_to_string(path).unwrap_or_default();
-            if self.namespace.run(read).map_err(refused)?.is_empty() {
+            if self.namespace.run(|| legacy::names(family)).map_err(refused)?.is_empty() {
                 return Ok(String::new());
             }
         }

@@ -98,7 +98,7 @@ impl Linux {
     /// Whether something has changed, since it was read or written, that tells nobody of its
     /// changes and needs more than a look.
     pub fn has_changed_silently(&mut self) -> bool {
-        self.ipvs.has_changed() || self.ebpf.has_changed()
+        self.iptables.has_changed() || self.ipvs.has_changed() || self.ebpf.has_changed()
     }
 
     /// Removes all of IPVS at once; [`Kernel::apply`] would let connections go on.
@@ -164,6 +164,10 @@ impl LazyIptables {
         let observed = self.driver()?.observe()?;
         self.is_known_empty = observed.tables.is_empty();
         Ok(observed)
+    }
+
+    fn has_changed(&self) -> bool {
+        !self.is_known_empty && self.driver.as_ref().is_some_and(IptablesDriver::has_changed)
     }
 
     fn apply(&mut self, op: &IptablesOp) -> Result<(), OpError> {

@@ -24,7 +24,8 @@ use plan::{Desired, NodeFacts};
 
 #[allow(unused_imports, reason = "each test program uses its part")]
 pub use traffic::{
-    Answer, DEADLINE, SILENCE, Server, answered, ask, ask_udp_with, ping, sctp_seen, udp_socket,
+    Answer, DEADLINE, SILENCE, Server, answered, ask, ask_udp_with, ping, ping_as, sctp_seen,
+    udp_socket,
 };
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];

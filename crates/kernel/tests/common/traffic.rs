@@ -201,16 +201,20 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 /// Whether an echo request is answered.
 pub fn ping(from: &Netns, address: IpAddr, patience: Duration) -> bool {
+    // Each has an identifier of its own: one that was answered is a flow that goes on.
+    static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
+    ping_as(IDENTIFIERS.fetch_add(1, Ordering::Relaxed), from, address, patience)
+}
+
+/// Whether the echo request of a client that goes on pinging is answered.
+pub fn ping_as(identifier: u16, from: &Netns, address: IpAddr, patience: Duration) -> bool {
     let (domain, number, request) = match Family::of(&address) {
         Family::V4 => (Domain::IPV4, 1, 8),
         Family::V6 => (Domain::IPV6, 58, 128),
     };
     let open = || Socket::new(domain, Type::RAW, Some(socket2::Protocol::from(number)));
     let mut socket = from.run(open).expect("the client's namespace").expect("a raw socket");
-    // Type, code, checksum, identifier, number. The kernel sums those of IPv6. Each has an
-    // identifier of its own: one that was answered is a flow that goes on.
-    static IDENTIFIERS: AtomicU16 = AtomicU16::new(1);
-    let identifier = IDENTIFIERS.fetch_add(1, Ordering::Relaxed);
+    // Type, code, checksum, identifier, number. The kernel sums those of IPv6.
     let mut echo = [request, 0, 0, 0, 0, 0, 0, 1];
     echo[4..6].copy_from_slice(&identifier.to_be_bytes());
     if domain == Domain::IPV4 {

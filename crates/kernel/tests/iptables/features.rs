@@ -9,8 +9,8 @@ use plan::services::{
 };
 
 use crate::common::{
-    Addresses, Answer, DEADLINE, SILENCE, Server, answered, ask, ask_udp_with, ping, sctp_seen,
-    service, to, udp_socket,
+    Addresses, Answer, DEADLINE, SILENCE, Server, answered, ask, ask_udp_with, ping, ping_as,
+    sctp_seen, service, to, udp_socket,
 };
 use crate::lab::{EACH, Lab};
 
@@ -351,10 +351,14 @@ fn a_cluster_ip_answers_ping_while_it_shall() {
         for client in [&lab.pod1, &lab.node, &lab.outside] {
             assert!(ping(client, at.vip, DEADLINE));
         }
+        // One that goes on pinging, too, hears no more.
+        let running = 40_000;
+        assert!(ping_as(running, &lab.outside, at.vip, DEADLINE));
         plan.answers_ping.clear();
         lab.serve("web", plan);
         for client in [&lab.pod1, &lab.node, &lab.outside] {
             assert!(!ping(client, at.vip, SILENCE));
         }
+        assert!(!ping_as(running, &lab.outside, at.vip, SILENCE));
     });
 }

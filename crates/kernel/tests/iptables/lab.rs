@@ -6,9 +6,11 @@ use std::ops::{Deref, DerefMut};
 use std::process::{Command, Stdio};
 
 use kernel::iptables::{IptablesDriver, Variant};
+use kernel::nft::NftDriver;
 use model::{Family, NamespacedName};
 use plan::services::ServicePlan;
 use render::iptables::{IptablesObserved, IptablesOp, IptablesProgram};
+use render::nft;
 
 use crate::common::Scene;
 
@@ -71,10 +73,24 @@ impl Lab {
         ops
     }
 
-    /// Sets a Service and its rules.
+    /// Sets a Service and its rules, with those of the nftables table that refuses beside them.
     pub fn serve(&mut self, name: &str, plan: ServicePlan) {
         self.desired.services.insert(NamespacedName::new("shop", name), plan);
         self.converge(&mut self.driver());
+        self.refuse();
+    }
+
+    /// Brings the nftables table to what is desired.
+    pub fn refuse(&self) {
+        let rules = nft::render_as(nft::Role::Beside, &self.desired, &self.config, &self.facts);
+        let refuse = || {
+            let mut driver = NftDriver::open().expect("nftables");
+            let present = driver.observe().expect("observe");
+            for op in nft::diff(&rules, &present) {
+                driver.apply(&op).unwrap_or_else(|error| panic!("{error}"));
+            }
+        };
+        self.node.run(refuse).expect("node");
     }
 
     /// Runs `iptables` of the variant in the node's namespace.

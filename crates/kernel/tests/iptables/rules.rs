@@ -102,6 +102,36 @@ fn a_driver_takes_the_variant_that_is_in_use() {
     assert_eq!(open().variant(), Variant::Nft);
 }
 
+/// Chains of ours in the variant that is not used any more go, others' stay.
+#[test]
+fn nothing_of_ours_is_left_in_the_other_variant() {
+    for (variant, family) in EACH {
+        let mut lab = Lab::new(variant, family);
+        let at = lab.addresses();
+        lab.serve("web", service(at.vip, Protocol::Tcp, 80, 30080, &to(&[at.pod2])));
+        let whole = lab.observe();
+        let mut other = Lab {
+            variant: if variant == Variant::Nft { Variant::Legacy } else { Variant::Nft },
+            ..lab
+        };
+        other.run("-t nat -N KUBE-SERVICES");
+        let others = other.saved();
+        other.converge(&mut other.driver());
+        assert_eq!(other.observe(), whole);
+        let open = || IptablesDriver::open().expect("a driver");
+        let driver = other.node.run(open).expect("node");
+        assert_eq!(driver.variant(), Variant::Nft);
+        let (used, left) = (Variant::Nft, Variant::Legacy);
+        other.variant = left;
+        assert_eq!(other.observe(), IptablesObserved::default(), "{variant:?} {family}");
+        if variant == Variant::Nft {
+            assert_eq!(other.saved(), others);
+        }
+        other.variant = used;
+        assert_eq!(other.observe(), whole, "{variant:?} {family}");
+    }
+}
+
 /// S-02: whatever of ours is deleted by hand is seen, and comes back.
 #[test]
 fn rules_that_somebody_flushed_are_missed_and_come_back() {
@@ -119,12 +149,16 @@ fn rules_that_somebody_flushed_are_missed_and_come_back() {
             format!("-t nat -I {choice} -p tcp -m limit --limit 1/hour -j RETURN"),
             "-t nat -A FLATNET-SERVICES -j FLATNET-SERVICES-OLD".into(),
             "-t filter -D FORWARD 1".into(),
-            "-t filter -A INPUT -m conntrack --ctstate NEW -j FLATNET-SERVICES".into(),
+            "-t filter -A INPUT -m conntrack --ctstate NEW -j FLATNET-FIREWALL".into(),
         ] {
             if damage.ends_with("OLD") {
                 lab.run("-t nat -N FLATNET-SERVICES-OLD");
             }
+            let mut driver = lab.driver();
+            driver.observe().expect("observe");
             lab.run(&damage);
+            // The nft variant tells of it itself.
+            assert_eq!(driver.has_changed(), variant == Variant::Legacy, "{family}: {damage}");
             assert_ne!(lab.observe(), whole, "{variant:?} {family}: {damage}");
             lab.converge(&mut lab.driver());
             assert_eq!(lab.observe(), whole, "{variant:?} {family}: {damage}");
@@ -203,6 +237,7 @@ fn many_services_branch_and_all_are_reached() {
             lab.desired.services.insert(name, plan);
         }
         lab.converge(&mut lab.driver());
+        lab.refuse();
         for (number, &address) in (0..).zip(&addresses).step_by(17) {
             let answer = ask(&lab.pod1, Protocol::Tcp, address, 80, DEADLINE);
             assert_eq!(answer, answered("pod2", at.pod1), "{address}");

@@ -8,7 +8,7 @@
 //!    translated for others, and one that was not still is (invariant 7): until nat has changed,
 //!    only sources of the old and the new ranges pass;
 //! 2. **nat**: a Service that is new is translated before its address is known to be refused;
-//! 3. **filter**: the other refusals, and the firewall without what it needs no more;
+//! 3. **filter**: the firewall without what it needs no more;
 //! 4. **forget** UDP flows to endpoints that are gone.
 
 use std::collections::BTreeMap;
@@ -52,30 +52,17 @@ pub fn diff(program: &IptablesProgram, observed: &IptablesObserved) -> Vec<Iptab
     ops
 }
 
-fn is_guard(chain: &ChainName) -> bool {
-    matches!(
-        chain,
-        ChainName::Fixed(Fixed::Services | Fixed::Firewall) | ChainName::Keyed(Kind::Firewall, _)
-    )
-}
-
-/// The hooks, and the chains on the way to the firewall; what else is missing stays empty.
+/// The hooks and the firewall.
 fn guard(wanted: &Table, present: &Table) -> Vec<Command> {
     let meanwhile: Vec<(&ChainName, Vec<Rule>)> = changed(wanted, present)
-        .filter(|(chain, _)| is_guard(chain))
         .map(|(chain, rules)| (chain, meanwhile(chain, rules, wanted, present)))
         .filter(|(chain, rules)| present.chains.get(*chain) != Some(rules))
         .collect();
-    let hooks = if wanted.is_empty() { vec![] } else { hooks(wanted, present) };
-    if meanwhile.is_empty() && hooks.is_empty() {
-        return vec![];
-    }
-    let missing = wanted.chains.keys().filter(|chain| !present.chains.contains_key(*chain));
-    let mut commands: Vec<Command> =
-        missing.filter(|chain| !is_guard(chain)).cloned().map(Command::Write).collect();
     let written: Vec<_> = meanwhile.iter().map(|(chain, rules)| (*chain, rules)).collect();
-    commands.extend(write(&written));
-    commands.extend(hooks);
+    let mut commands = write(&written);
+    if !wanted.is_empty() {
+        commands.extend(hooks(wanted, present));
+    }
     commands
 }
 
@@ -125,7 +112,7 @@ fn firewall_of_both(wanted: &Table, present: &Table) -> Vec<Rule> {
 
 fn rest(wanted: &Table, present: &Table) -> Vec<Command> {
     let is_left = |(chain, rules): &(&ChainName, &Vec<Rule>)| {
-        !is_guard(chain) || meanwhile(chain, rules, wanted, present) != **rules
+        meanwhile(chain, rules, wanted, present) != **rules
     };
     let changed: Vec<_> = changed(wanted, present).filter(is_left).collect();
     let mut commands = write(&changed);

@@ -37,7 +37,7 @@ impl fmt::Display for TableId {
 pub enum TableName {
     /// Translation of addresses; sees the first packet of a flow.
     Nat,
-    /// Refusals.
+    /// What is dropped.
     Filter,
 }
 
@@ -104,14 +104,8 @@ pub enum Fixed {
     Services,
     /// By node port.
     NodePorts,
-    /// Refusals at external addresses.
-    ExternalServices,
-    /// Refusals at the cluster's own Service addresses.
-    ClusterIps,
     /// Sources that external addresses do not serve.
     Firewall,
-    /// The answer that refuses.
-    Reject,
     /// Marks what needs another source.
     MarkMasquerade,
     /// Does so for all but this node's pods.
@@ -121,13 +115,10 @@ pub enum Fixed {
 }
 
 impl Fixed {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 6] = [
         Self::Services,
         Self::NodePorts,
-        Self::ExternalServices,
-        Self::ClusterIps,
         Self::Firewall,
-        Self::Reject,
         Self::MarkMasquerade,
         Self::MarkOthers,
         Self::Postrouting,
@@ -137,10 +128,7 @@ impl Fixed {
         match self {
             Self::Services => "SERVICES",
             Self::NodePorts => "NODEPORTS",
-            Self::ExternalServices => "EXTERNAL-SERVICES",
-            Self::ClusterIps => "CLUSTER-IPS",
             Self::Firewall => "FIREWALL",
-            Self::Reject => "REJECT",
             Self::MarkMasquerade => "MARK-MASQ",
             Self::MarkOthers => "MARK-OTHERS",
             Self::Postrouting => "POSTROUTING",
@@ -339,8 +327,6 @@ pub enum Match {
         /// The last, itself included.
         last: u16,
     },
-    /// An ICMP echo request.
-    EchoRequest,
     /// The source is an address of this node.
     FromThisNode,
     /// The first packet of a tracked flow.
@@ -409,10 +395,6 @@ pub enum Target {
     },
     /// Another source for the flow: the node's own address at the outgoing link.
     Masquerade,
-    /// A TCP reset.
-    RejectWithReset,
-    /// An ICMP port unreachable.
-    RejectWithUnreachable,
     /// A rule of a chain of ours that we did not write, as it was read.
     Unknown(Box<str>),
 }

@@ -7,14 +7,13 @@
 //!                              │  └▶ FW-port ─▶ EXT-port ─▶ SVL-port    external addresses
 //!                              └───▶ NODEPORTS ──▲                      node ports
 //! nat POSTROUTING ─▶ POSTROUTING                                        what MARK-MASQ marked
-//! filter INPUT, FORWARD, OUTPUT, of new flows ─▶ SERVICES ─▶ FIREWALL, EXTERNAL-SERVICES,
-//!                                                            NODEPORTS, CLUSTER-IPS ─▶ REJECT
+//! filter INPUT, FORWARD, OUTPUT, of new flows ─▶ FIREWALL ─▶ FW-port    sources not served
 //! ```
 //!
 //! Where ours differs:
 //! - Beyond [`tree::LEAF_RULES_MAX`] rules, lists by address or port branch (`NET-…`, `NPT-…`).
-//! - What was not translated is refused by address, not by frontend: an endpoint that comes or goes
-//!   changes the nat table only.
+//! - Refusals and answers to pings are not here: the nftables table beside has them
+//!   ([`crate::nft::Role::Beside`]), and forgets pings that shall be answered no more.
 //! - Node ports answer at the node's own addresses by name, never at `--dst-type LOCAL`: the DNS
 //!   address on `lo` would expose them.
 //! - Only dispatching rules have comments: each costs the kernel 256 bytes.
@@ -49,19 +48,10 @@ pub fn tables(
     facts: &NodeFacts,
 ) -> [(TableId, Table); 2] {
     let mut builder = Builder::new(family, desired, config, facts);
-    // Its questions are not tracked and come by: what is left has no service there.
-    if let Some(dns) = config.dns_address(family) {
-        builder.refused_addresses.entry(dns).or_default();
-    }
     let mut claimed = BTreeSet::new();
     for (key, service) in &desired.services {
         for port in ports(family, &key.to_string(), service, &mut claimed) {
             builder.add_port(&port);
-        }
-        for &address in &service.answers_ping {
-            if Family::of(&address) == family {
-                builder.add_ping(address);
-            }
         }
     }
     builder.finish()
@@ -136,7 +126,6 @@ struct Builder<'a> {
     family: Family,
     /// The ranges of this node's pods.
     own_pods: Vec<IpNet>,
-    service_cidrs: Vec<IpNet>,
     /// The node's own addresses.
     addresses: Vec<IpAddr>,
     config: &'a ClusterConfig,
@@ -145,10 +134,7 @@ struct Builder<'a> {
     /// Rules of nat by destination address, and by node port.
     by_address: BTreeMap<u128, Vec<Rule>>,
     by_node_port: BTreeMap<Protocol, BTreeMap<u128, Vec<Rule>>>,
-    /// Rules of filter: for the cluster's own addresses by address, and the others.
-    refused_addresses: BTreeMap<IpAddr, Vec<Rule>>,
-    refused_externals: Vec<Rule>,
-    refused_node_ports: Vec<Rule>,
+    /// Rules of filter.
     firewall: Vec<Rule>,
 }
 
@@ -168,16 +154,12 @@ impl<'a> Builder<'a> {
         Self {
             family,
             own_pods: in_family(own),
-            service_cidrs: in_family(&config.service_cidrs),
             addresses: addresses.filter(|address| Family::of(address) == family).collect(),
             config,
             nat: Table::default(),
             filter: Table::default(),
             by_address: BTreeMap::new(),
             by_node_port: BTreeMap::new(),
-            refused_addresses: BTreeMap::new(),
-            refused_externals: vec![],
-            refused_node_ports: vec![],
             firewall: vec![],
         }
     }
@@ -294,19 +276,10 @@ impl<'a> Builder<'a> {
     }
 
     fn add_cluster_ip(&mut self, kind: Kind, port: &Port<'_>, site: &Site<'_>, address: IpAddr) {
-        let refused = self.refused_addresses.entry(address).or_default();
-        match &site.plan.backends {
-            Backends::Endpoints(_) => {
-                let chain = ChainName::keyed(kind, &port.id);
-                let rule = Rule::new(self.named(port, site, address), chain);
-                self.by_address.entry(tree::key_of(address)).or_default().push(rule);
-            }
-            // As every port of the address that is not translated.
-            Backends::Reject => {}
-            Backends::Drop => {
-                let matches = to_port(address, port.protocol, site.first, site.last);
-                refused.push(Rule::new(matches, Target::Drop));
-            }
+        if let Backends::Endpoints(_) = &site.plan.backends {
+            let chain = ChainName::keyed(kind, &port.id);
+            let rule = Rule::new(self.named(port, site, address), chain);
+            self.by_address.entry(tree::key_of(address)).or_default().push(rule);
         }
     }
 
@@ -327,14 +300,6 @@ impl<'a> Builder<'a> {
         if let Some(target) = target {
             let rule = Rule::new(self.named(port, site, address), target);
             self.by_address.entry(tree::key_of(address)).or_default().push(rule);
-        }
-        let to = || self.to(port, site, address);
-        match refusal(site.plan) {
-            None => {}
-            Some(Refusal::Drop) => self.refused_externals.push(Rule::new(to(), Target::Drop)),
-            Some(Refusal::Reject) => {
-                self.refused_externals.push(Rule::new(to(), Fixed::Reject));
-            }
         }
     }
 
@@ -362,29 +327,13 @@ impl<'a> Builder<'a> {
     }
 
     fn add_node_port(&mut self, port: &Port<'_>, site: &Site<'_>) {
-        let matches =
-            [Match::Protocol(port.protocol), Match::Ports { first: site.first, last: site.last }];
         if let Backends::Endpoints(_) = &site.plan.backends {
-            let named = matches.clone().into_iter().chain([comment(port)]);
+            let ports = Match::Ports { first: site.first, last: site.last };
+            let named = [Match::Protocol(port.protocol), ports, comment(port)];
             let rule = Rule::new(named, ChainName::keyed(Kind::External, &port.id));
             let ports = self.by_node_port.entry(port.protocol).or_default();
             ports.entry(u128::from(site.first)).or_default().push(rule);
         }
-        match refusal(site.plan) {
-            None => {}
-            Some(Refusal::Drop) => self.refused_node_ports.push(Rule::new(matches, Target::Drop)),
-            Some(Refusal::Reject) => {
-                self.refused_node_ports.push(Rule::new(matches, Fixed::Reject));
-            }
-        }
-    }
-
-    /// The node itself answers for the Service.
-    fn add_ping(&mut self, address: IpAddr) {
-        let Some(&node) = self.addresses.first() else { return };
-        let matches = [Match::Destination(IpNet::from(address)), Match::EchoRequest];
-        let rule = Rule::new(matches, Target::Translate { address: node, port: None });
-        self.by_address.entry(tree::key_of(address)).or_default().push(rule);
     }
 
     fn to(&self, port: &Port<'_>, site: &Site<'_>, address: IpAddr) -> Vec<Match> {
@@ -444,44 +393,9 @@ impl<'a> Builder<'a> {
     }
 
     fn finish_filter(&mut self) {
-        let mut services =
-            vec![Rule::new([], Fixed::Firewall), Rule::new([], Fixed::ExternalServices)];
-        services.extend(self.at_node_addresses());
-        let ranges = self.service_cidrs.iter();
-        services
-            .extend(ranges.map(|range| Rule::new([Match::Destination(*range)], Fixed::ClusterIps)));
-        // An unknown port of a Service's address is refused; an address without a Service is
-        // dropped, since it may be one that this node has not heard of yet.
-        let mut refused_externals = std::mem::take(&mut self.refused_externals);
-        let mut by_address = BTreeMap::new();
-        for (&address, dropped) in &self.refused_addresses {
-            let mut rules = dropped.clone();
-            rules.push(Rule::new([Match::Destination(IpNet::from(address))], Fixed::Reject));
-            if self.service_cidrs.iter().any(|range| range.contains(&address)) {
-                by_address.insert(tree::key_of(address), rules);
-            } else {
-                refused_externals.extend(rules);
-            }
-        }
-        let branches = Branches::of(self.family);
-        let mut cluster_ips = tree::plant(&mut self.filter.chains, branches, &by_address);
-        cluster_ips.push(Rule::new([], Target::Drop));
-        // TCP always by a reset: ICMP errors are rate limited, and refused connects would hang.
-        let reject = vec![
-            Rule::new([Match::Protocol(Protocol::Tcp)], Target::RejectWithReset),
-            Rule::new([], Target::RejectWithUnreachable),
-        ];
-        for (chain, rules) in [
-            (Fixed::Services, services),
-            (Fixed::Firewall, std::mem::take(&mut self.firewall)),
-            (Fixed::ExternalServices, refused_externals),
-            (Fixed::NodePorts, std::mem::take(&mut self.refused_node_ports)),
-            (Fixed::ClusterIps, cluster_ips),
-            (Fixed::Reject, reject),
-        ] {
-            self.filter.chains.insert(chain.into(), rules);
-        }
-        let new = || vec![Rule::new([Match::NewFlow], Fixed::Services)];
+        let firewall = std::mem::take(&mut self.firewall);
+        self.filter.chains.insert(Fixed::Firewall.into(), firewall);
+        let new = || vec![Rule::new([Match::NewFlow], Fixed::Firewall)];
         self.filter.hooks =
             [Hook::Input, Hook::Forward, Hook::Output].map(|hook| (hook, new())).into();
     }
@@ -491,24 +405,6 @@ impl<'a> Builder<'a> {
         let open = self.addresses.iter().filter(|&&it| self.config.has_node_ports_at(it));
         open.map(|&address| Rule::new([Match::Destination(IpNet::from(address))], Fixed::NodePorts))
             .collect()
-    }
-}
-
-/// How a frontend refuses those that are not translated.
-enum Refusal {
-    Reject,
-    Drop,
-}
-
-/// What was translated has another destination, so that whoever still comes is refused: nobody has
-/// endpoints, or those outside have none.
-fn refusal(plan: &FrontendPlan) -> Option<Refusal> {
-    match (&plan.backends, &plan.outside) {
-        (Backends::Reject, _) => Some(Refusal::Reject),
-        (Backends::Drop, _) => Some(Refusal::Drop),
-        (Backends::Endpoints(_), Some(Backends::Reject)) => Some(Refusal::Reject),
-        (Backends::Endpoints(_), Some(Backends::Drop)) => Some(Refusal::Drop),
-        (Backends::Endpoints(_), None | Some(Backends::Endpoints(_))) => None,
     }
 }
 

@@ -196,13 +196,7 @@ impl Work<'_> {
             (Target::Translate { .. } | Target::Masquerade, TableName::Filter) => {
                 Err("addresses are translated in the nat table only".into())
             }
-            (
-                Target::Drop | Target::RejectWithReset | Target::RejectWithUnreachable,
-                TableName::Nat,
-            ) => Err("the nat table filters nothing".into()),
-            (Target::RejectWithReset, _) if protocol != Some(model::Protocol::Tcp) => {
-                Err("a reset needs -p tcp".into())
-            }
+            (Target::Drop, TableName::Nat) => Err("the nat table filters nothing".into()),
             (Target::Translate { port: Some(_), .. }, _) if protocol.is_none() => {
                 Err("a port needs a protocol".into())
             }

@@ -55,7 +55,7 @@ pub fn print(family: Family, rule: &Rule) -> String {
         }
         words.push(print_match(family, protocol, one));
     }
-    words.push(print_target(family, &rule.target));
+    words.push(print_target(&rule.target));
     words.join(" ")
 }
 
@@ -68,10 +68,6 @@ fn print_match(family: Family, protocol: Protocol, one: &Match) -> String {
             format!("-m {} --dport {first}", word(protocol))
         }
         Match::Ports { first, last } => format!("-m {} --dport {first}:{last}", word(protocol)),
-        Match::EchoRequest => match family {
-            Family::V4 => "-p icmp -m icmp --icmp-type 8".into(),
-            Family::V6 => "-p ipv6-icmp -m icmp6 --icmpv6-type 128".into(),
-        },
         Match::FromThisNode => "-m addrtype --src-type LOCAL".into(),
         Match::NewFlow => "-m conntrack --ctstate NEW".into(),
         Match::WithoutMark(bits) => format!("-m mark ! --mark {bits:#x}/{bits:#x}"),
@@ -89,7 +85,7 @@ fn print_match(family: Family, protocol: Protocol, one: &Match) -> String {
     }
 }
 
-fn print_target(family: Family, target: &Target) -> String {
+fn print_target(target: &Target) -> String {
     match target {
         Target::Jump(chain) => format!("-j {chain}"),
         Target::Return => "-j RETURN".into(),
@@ -102,8 +98,6 @@ fn print_target(family: Family, target: &Target) -> String {
             format!("-j DNAT --to-destination {}", SocketAddr::new(*address, *port))
         }
         Target::Masquerade => "-j MASQUERADE --random-fully".into(),
-        Target::RejectWithReset => "-j REJECT --reject-with tcp-reset".into(),
-        Target::RejectWithUnreachable => format!("-j REJECT --reject-with {}", unreachable(family)),
         Target::Unknown(text) => text.to_string(),
     }
 }
@@ -155,13 +149,10 @@ pub fn parse(family: Family, text: &str) -> Option<Rule> {
         match words.next()? {
             "-s" => matches.push(Match::Source(parse_range(family, words.next()?)?)),
             "-d" => matches.push(Match::Destination(parse_range(family, words.next()?)?)),
-            "-p" => match words.next()? {
-                "icmp" | "ipv6-icmp" => matches.push(parse_echo(&mut words)?),
-                protocol => matches.push(Match::Protocol(parse_protocol(protocol)?)),
-            },
+            "-p" => matches.push(Match::Protocol(parse_protocol(words.next()?)?)),
             "-m" => matches.push(parse_match(family, words.next()?, &mut words)?),
             "-j" => {
-                let target = parse_target(family, words.next()?, &mut words)?;
+                let target = parse_target(words.next()?, &mut words)?;
                 return words.next().is_none().then_some(Rule { matches, target });
             }
             _ => return None,
@@ -213,17 +204,6 @@ fn parse_match<'a>(
     })
 }
 
-/// After the protocol, which stands for nothing else.
-fn parse_echo<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Match> {
-    (words.next()? == "-m").then_some(())?;
-    match [words.next()?, words.next()?, words.next()?] {
-        ["icmp", "--icmp-type", "8"] | ["icmp6", "--icmpv6-type", "128"] => {
-            Some(Match::EchoRequest)
-        }
-        _ => None,
-    }
-}
-
 fn parse_list<'a>(family: Family, words: &mut impl Iterator<Item = &'a str>) -> Option<ChainName> {
     (words.next()? == "--name").then_some(())?;
     let list = ChainName::parse(words.next()?)?;
@@ -232,11 +212,7 @@ fn parse_list<'a>(family: Family, words: &mut impl Iterator<Item = &'a str>) -> 
     Some(list)
 }
 
-fn parse_target<'a>(
-    family: Family,
-    name: &str,
-    words: &mut impl Iterator<Item = &'a str>,
-) -> Option<Target> {
+fn parse_target<'a>(name: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<Target> {
     Some(match name {
         "RETURN" => Target::Return,
         "ACCEPT" => Target::Accept,
@@ -254,14 +230,6 @@ fn parse_target<'a>(
             parse_destination(words.next()?)?
         }
         "MASQUERADE" => (words.next()? == "--random-fully").then_some(Target::Masquerade)?,
-        "REJECT" => {
-            (words.next()? == "--reject-with").then_some(())?;
-            match words.next()? {
-                "tcp-reset" => Target::RejectWithReset,
-                with if with == unreachable(family) => Target::RejectWithUnreachable,
-                _ => return None,
-            }
-        }
         chain => Target::Jump(ChainName::parse(chain)?),
     })
 }
@@ -346,12 +314,5 @@ const fn whole_mask(family: Family) -> &'static str {
     match family {
         Family::V4 => "255.255.255.255",
         Family::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
-    }
-}
-
-const fn unreachable(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "icmp-port-unreachable",
-        Family::V6 => "icmp6-port-unreachable",
     }
 }

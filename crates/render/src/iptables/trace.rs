@@ -98,7 +98,6 @@ pub fn trace(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Passed { destination: SocketAddr, masquerade: Option<Reason> },
-    Rejected,
     Dropped,
 }
 
@@ -127,9 +126,8 @@ fn merge(outcomes: &BTreeSet<Outcome>) -> Result<Verdict, TraceError> {
                     only_to.insert(destination.ip());
                 }
             }
-            Outcome::Rejected if outcomes.len() == 1 => return Ok(Verdict::Reject),
             Outcome::Dropped if outcomes.len() == 1 => return Ok(Verdict::Drop),
-            Outcome::Rejected | Outcome::Dropped => return undecided(),
+            Outcome::Dropped => return undecided(),
         }
     }
     let source = match masquerades.first() {
@@ -176,7 +174,6 @@ enum End {
     Through,
     Accept,
     Drop,
-    Reject,
 }
 
 struct Walk<'a> {
@@ -209,7 +206,6 @@ impl<'a> Walk<'a> {
         while let Some(&(table, hook)) = hooks.get(index) {
             match self.call(table, hook)? {
                 End::Drop => return Ok(Outcome::Dropped),
-                End::Reject => return Ok(Outcome::Rejected),
                 End::Accept | End::Through => {}
             }
             index += 1;
@@ -290,9 +286,6 @@ impl<'a> Walk<'a> {
                     self.masquerade = self.marked_for.or(Some(Reason::AnyDestination));
                     return Ok(End::Accept);
                 }
-                Target::RejectWithReset | Target::RejectWithUnreachable => {
-                    return Ok(End::Reject);
-                }
                 Target::Unknown(rule) => {
                     let rule = rule.to_string();
                     return Err(TraceError::UnknownRule { chain: name.into(), rule });
@@ -326,8 +319,6 @@ impl<'a> Walk<'a> {
             Match::Destination(range) => range.contains(&self.destination.ip()),
             Match::Protocol(protocol) => self.packet.protocol == *protocol,
             Match::Ports { first, last } => (*first..=*last).contains(&self.destination.port()),
-            // A traced packet has a transport protocol.
-            Match::EchoRequest => false,
             Match::FromThisNode => {
                 let source = self.packet.source.ip();
                 self.packet.entry == Entry::Local

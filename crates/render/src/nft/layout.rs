@@ -572,13 +572,14 @@ impl Builder<'_> {
     fn add_refuse_services(&mut self) {
         let layout = self.layout;
         let drop = || Statement::Verdict(Verdict::Drop);
-        // Got its endpoints between the two hooks, unless it is another backend's. IPVS takes what
-        // is for the node after these hooks.
+        // Got or lost its endpoints between the two hooks, or is a source that iptables does not
+        // serve. What eBPF translates was never here, and IPVS takes what is for the node after
+        // these hooks.
         let known = |view: View| {
             let entry = Statement::HasEntry { key: view.fields(), map: view.classes().into() };
             let then = match layout.role {
-                Role::Backend => Verdict::Drop,
-                Role::Beside | Role::BeforeIpvs | Role::BesideEbpf => Verdict::Accept,
+                Role::Backend | Role::Beside => Verdict::Drop,
+                Role::BeforeIpvs | Role::BesideEbpf => Verdict::Accept,
             };
             vec![entry, Statement::Verdict(then)]
         };

@@ -44,7 +44,7 @@ pub enum Role {
     /// They do.
     #[default]
     Backend,
-    /// Another backend does. Here remain the guards, masquerade to the outside, pings of
+    /// Chains of iptables do. Here remain the guards, masquerade to the outside, pings of
     /// ClusterIPs, refusals (of all that the plan refuses, and of service addresses that nobody
     /// has), and the chains that keep established flows translated.
     Beside,
