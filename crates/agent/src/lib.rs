@@ -20,6 +20,7 @@ mod health;
 mod install;
 mod lacking;
 mod lock;
+mod measure;
 mod metrics;
 mod monitor;
 mod options;
@@ -45,6 +46,7 @@ pub use kernel::service_backend;
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use options::{Api, Options, Places};
 pub use paths::PathRow;
+pub use render::implementation::KernelObject;
 pub use services::{Answer, EndpointReport, FrontendReport, NodeServices, ServiceReport};
 pub use uninstall::uninstall;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -11,11 +11,11 @@ use kernel::wireguard::KeyStore;
 use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::pool::BLOCKS_ANNOTATION;
 use model::world::Kind;
-use model::{Node, Overlay, WireguardKey};
+use model::{Node, Overlay, Timestamp, WireguardKey};
 use plan::zone::ZoneChanges;
 use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
-use render::{Kernel, OpError};
+use render::{Kernel, Op, OpError};
 use tokio::sync::mpsc;
 
 use crate::blocks::{Claimed, View};
@@ -58,6 +58,7 @@ pub(crate) struct Agent {
     kernel: kernel::Linux,
     measures: Arc<Mutex<Measures>>,
     started: Instant,
+    started_at: Timestamp,
     heard: Heard,
     heard_at: Option<Duration>,
     /// The configuration that shall be there, once the network is.
@@ -101,6 +102,7 @@ impl Agent {
             kernel,
             measures,
             started: Instant::now(),
+            started_at: now(),
             heard: Heard::default(),
             heard_at: None,
             conflist: None,
@@ -131,12 +133,16 @@ impl Agent {
 
     pub(crate) fn take_in(&mut self, first: Event, queue: &mut mpsc::Receiver<Event>) {
         let now = self.now();
+        let before = self.reconciler.changes();
         self.reconciler.handle(first, now);
         for _ in 0..BURST_EVENTS {
             match queue.try_recv() {
                 Ok(event) => self.reconciler.handle(event, now),
                 Err(_) => break,
             }
+        }
+        if self.reconciler.changes() != before {
+            self.measures().last_queued_seconds = unix_seconds();
         }
         // Which link is the uplink may depend on the Node's addresses.
         if self.reconciler.is_listed(Kind::Node) && self.node_addresses() != self.facts_for {
@@ -211,6 +217,12 @@ impl Agent {
                 let services = services::report(&self.reconciler);
                 let _ = sender.send(NodeServices { node, services });
             }
+            Question::Service(key, sender) => {
+                let observed = self.kernel.observe();
+                self.reconciler.handle(Event::Observed(observed), self.now());
+                let config = &self.options.config;
+                let _ = sender.send(services::report_one(&self.reconciler, config, &key));
+            }
         }
     }
 
@@ -251,13 +263,17 @@ impl Agent {
             since => since.or(Some(self.now())),
         };
         self.health_ports.follow(self.reconciler.services().iter(), self.is_healthy());
+        let (changes, programmed) = (self.reconciler.changes(), self.reconciler.take_programmed());
+        let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
+        measures.changes = changes;
+        measures.record_programmed(programmed, self.started_at, now());
         if touched {
-            let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
             measures.sync.record(began.elapsed());
             if converged {
                 measures.last_sync_seconds = unix_seconds();
             }
         }
+        drop(measures);
         zone
     }
 
@@ -514,7 +530,7 @@ impl Agent {
             }
             Effect::Apply(ops) => {
                 let results = self.kernel.apply(&ops);
-                self.note_failures(&results);
+                self.note_failures(&ops, &results);
                 self.lacking.note(&ops, &results);
                 self.reconciler.handle(Event::Applied(results), self.now());
             }
@@ -541,15 +557,27 @@ impl Agent {
         self.installed = installed.map_err(|error| format!("{error:#}"));
     }
 
-    fn note_failures(&self, results: &[Result<(), OpError>]) {
-        let mut failures = 0;
-        for error in results.iter().filter_map(|result| result.as_ref().err()) {
+    fn note_failures(&self, ops: &[Op], results: &[Result<(), OpError>]) {
+        let mut measures = self.measures();
+        for (op, result) in ops.iter().zip(results) {
+            let Err(error) = result else { continue };
             tracing::warn!(errno = error.errno, "{}", error.message);
-            failures += 1;
+            measures.failures_total += 1;
+            match op {
+                Op::Nft(_) => measures.nftables_failures_total += 1,
+                Op::Iptables(_) => measures.iptables_failures_total += 1,
+                Op::Net(_) | Op::Ipvs(_) | Op::Ebpf(_) => {}
+            }
         }
-        let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
-        measures.failures_total += failures;
     }
+
+    fn measures(&self) -> MutexGuard<'_, Measures> {
+        self.measures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_microseconds((unix_seconds() * 1e6) as i64)
 }
 
 /// Names what was damaged and how: the operator looks for who did it.

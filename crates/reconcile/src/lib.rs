@@ -111,8 +111,6 @@ pub struct Status {
     pub damage_total: BTreeMap<RowKind, u64>,
     /// Other nodes whose pods this node has a way to.
     pub peers: usize,
-    /// What became of changes.
-    pub changes: ChangeCounts,
 }
 
 /// The loop's state.
@@ -291,7 +289,6 @@ impl Reconciler {
             operations_total: self.operations_total,
             damage_total: self.damage_total.clone(),
             peers: self.desired.network.as_ref().map_or(0, |network| network.peers.len()),
-            changes: self.changes.counts(),
         }
     }
 
@@ -318,6 +315,11 @@ impl Reconciler {
     /// What each Service shall be at this node, as planned last.
     pub fn services(&self) -> &BTreeMap<NamespacedName, ServicePlan> {
         &self.desired.services
+    }
+
+    /// What became of the changes that the API told.
+    pub fn changes(&self) -> ChangeCounts {
+        self.changes.counts()
     }
 
     /// When what triggered those changes of EndpointSlices happened that the kernel has come to
