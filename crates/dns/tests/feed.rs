@@ -1,0 +1,143 @@
+//! The feed: whoever follows it, however late and in whatever pieces, has the publisher's zone.
+
+use std::net::IpAddr;
+
+use dns::Index;
+use dns::feed::{Change, FeedError, Follower, Frame, News, Publisher, Settings};
+use model::NamespacedName;
+use plan::zone::{PodNames, ServiceRecords};
+use proptest::prelude::*;
+
+fn settings() -> Settings {
+    Settings { domain: "cluster.local".into(), ..Settings::default() }
+}
+
+fn change(service: u8, value: Option<u8>) -> Change {
+    let records = value.map(|last| ServiceRecords::ClusterIp {
+        addresses: vec![IpAddr::from([10, 96, 0, last])],
+        ports: vec![],
+    });
+    let key = NamespacedName::new(format!("n{}", service % 2), format!("s{service}"));
+    Change::of_service(&key, records.as_ref())
+}
+
+fn pod(last: u8, namespace: Option<u8>) -> Change {
+    let names = namespace
+        .map(|number| PodNames { namespaces: vec![format!("n{number}").into()], is_own: true });
+    Change::Pod { address: IpAddr::from([10, 244, 0, last]), names }
+}
+
+/// All that a zone says, in its order.
+fn content(index: &Index) -> Vec<String> {
+    index.changes().map(|change| format!("{change:?}")).collect()
+}
+
+/// What a reader has after these octets, read in pieces.
+fn follow(follower: &mut Follower, index: &mut Option<Index>, octets: &[u8], piece: usize) {
+    for piece in octets.chunks(piece) {
+        follower.push(piece);
+        while let Some(received) = follower.next().expect("a good stream") {
+            match (received.news, index.as_mut()) {
+                (Some(News::Zone(zone)), _) => *index = Some(*zone),
+                (Some(News::Changes { serial, changes, .. }), Some(index)) => {
+                    changes.into_iter().for_each(|change| index.apply(change));
+                    index.set_serial(serial);
+                }
+                (Some(News::Changes { .. }), None) => panic!("changes of nothing"),
+                (None, _) => {}
+            }
+        }
+    }
+}
+
+fn snapshot(publisher: &Publisher) -> Vec<u8> {
+    publisher.snapshot().map(|frame| frame.expect("fits")).collect::<Vec<_>>().concat()
+}
+
+proptest! {
+    #[test]
+    fn a_reader_has_what_was_published(
+        steps in proptest::collection::vec(
+            (any::<bool>(), 0u8..6, proptest::option::of(0u8..4), any::<bool>()), 0..60),
+        piece in 1usize..200,
+    ) {
+        let mut publisher = Publisher::new(settings(), 1000);
+        let (mut follower, mut index, mut sent) = (Follower::default(), None, None);
+        for (is_pod, name, value, reads) in steps {
+            let one = if is_pod { pod(name, value) } else { change(name, value) };
+            publisher.publish([one.clone()], 5).expect("fits");
+            prop_assert!(!publisher.publish([one], 5).expect("fits"), "the same again is no change");
+            if reads {
+                let octets = match sent.and_then(|sent| publisher.since(sent)) {
+                    Some(frames) => frames.map(|frame| frame.to_vec()).collect::<Vec<_>>().concat(),
+                    None => snapshot(&publisher),
+                };
+                sent = Some(publisher.sequence());
+                follow(&mut follower, &mut index, &octets, piece);
+                let mut fresh = None;
+                follow(&mut Follower::default(), &mut fresh, &snapshot(&publisher), 64 << 10);
+                let index = index.as_ref().expect("a zone");
+                prop_assert_eq!(content(index), content(fresh.as_ref().expect("a zone")));
+                prop_assert_eq!(u64::from(index.serial()), publisher.sequence());
+            }
+        }
+    }
+
+    #[test]
+    fn noise_never_panics(noise in proptest::collection::vec(any::<u8>(), 0..300), length in 0u32..300) {
+        let mut follower = Follower::default();
+        follower.push(&length.to_le_bytes());
+        follower.push(&noise);
+        for _ in 0..300 {
+            if !matches!(follower.next(), Ok(Some(_))) {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_is_far_behind_gets_a_snapshot() {
+    let mut publisher = Publisher::new(settings(), 1);
+    let first = publisher.sequence();
+    for number in 0..1100_u32 {
+        publisher.publish([change(1, Some(number as u8))], 0).expect("fits");
+    }
+    assert!(publisher.since(first).is_none());
+    assert_eq!(publisher.since(publisher.sequence()).map(Iterator::count), Some(0));
+    assert_eq!(publisher.since(publisher.sequence() - 3).map(Iterator::count), Some(3));
+    assert!(publisher.since(publisher.sequence() + 1).is_none(), "a number of the future");
+    let newest = publisher.sequence();
+    publisher.set_reverse_ranges(&["10.0.0.0/8".parse().expect("a range")]);
+    assert!(publisher.since(newest).is_none(), "settings come with a snapshot alone");
+}
+
+#[test]
+fn a_missed_change_ends_the_stream() {
+    let delta = |sequence| Frame::Delta { sequence, heard_us: 0, changes: vec![] };
+    for (frames, ends) in [
+        (vec![Frame::Begin(settings()), Frame::End { sequence: 7 }, delta(8)], false),
+        (vec![Frame::Begin(settings()), Frame::End { sequence: 7 }, delta(9)], true),
+        (vec![Frame::Begin(settings()), Frame::End { sequence: 7 }, delta(7)], true),
+        (vec![Frame::Begin(settings()), delta(1)], true),
+        (vec![Frame::Part(vec![])], true),
+        (vec![Frame::End { sequence: 1 }], true),
+    ] {
+        let mut follower = Follower::default();
+        for frame in &frames {
+            follower.push(&frame.encode().expect("fits"));
+        }
+        let ended = loop {
+            match follower.next() {
+                Ok(Some(_)) => {}
+                Ok(None) => break false,
+                Err(FeedError::Missed { .. }) => break true,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(ended, ends, "{frames:?}");
+    }
+    let mut follower = Follower::default();
+    follower.push(&u32::MAX.to_le_bytes());
+    assert!(matches!(follower.next(), Err(FeedError::TooLarge { .. })));
+}
