@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use model::{NamespacedName, ServiceBackend, Timestamp, layout};
+use model::{NamespacedName, ServiceBackend, Timestamp, Unreachable, layout};
 use render::inventory::Row;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -77,8 +77,29 @@ pub struct AgentStatus {
     pub pools: Vec<Pool>,
     /// Paths to other nodes, as the self-test found them.
     pub paths: Arc<Vec<PathRow>>,
+    /// What gets no new connections, because it does not answer this node.
+    pub unreachable: UnreachableRows,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
+}
+
+/// What fail-over leaves out of new connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UnreachableRows {
+    /// Other nodes, by name.
+    pub nodes: Vec<String>,
+    /// Single endpoints, by address and TCP port.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl UnreachableRows {
+    pub(crate) fn of(unreachable: &Unreachable) -> Self {
+        Self {
+            nodes: unreachable.nodes.iter().cloned().collect(),
+            endpoints: unreachable.endpoints.iter().copied().collect(),
+        }
+    }
 }
 
 /// The addresses of one pod range.

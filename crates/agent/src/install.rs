@@ -117,7 +117,11 @@ fn configuration(directory: &Path, text: &str) -> Result<bool> {
     Ok(true)
 }
 
-fn replace(
+/// Writes a file anew, whole or not at all.
+///
+/// # Errors
+/// The file system's.
+pub(crate) fn replace(
     directory: &Path,
     target: &Path,
     mode: u32,

@@ -15,6 +15,7 @@ mod addressing;
 mod blocks;
 mod edges;
 mod facts;
+mod failover;
 mod feed;
 mod health;
 mod install;
@@ -99,7 +100,12 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     tracing::info!(node = options.node_name, "the agent runs");
     let paths = paths::spawn(&options.config, options.path_test_period, &mut tasks);
     let paths = paths::Keeper::new(paths);
-    let mut agent = Agent::open(options, told.measures, paths).context("opening the kernel")?;
+    let failover = match options.config.failover {
+        true => failover::spawn(&options.places.run, &mut tasks),
+        false => failover::Keeper::default(),
+    };
+    let mut agent =
+        Agent::open(options, told.measures, paths, failover).context("opening the kernel")?;
     let mut facts_timer = tokio::time::interval(FACTS_PERIOD);
     let mut canary = tokio::time::interval(CANARY_PERIOD);
     canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -119,11 +125,13 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
             Some(question) = asked.recv() => agent.answer(question),
             Ok(()) = claimed.changed() => agent.claimed = claimed.borrow_and_update().clone(),
             () = agent.paths.heard() => {}
+            () = agent.failover.heard() => {}
             _ = facts_timer.tick() => agent.read_node(),
             _ = canary.tick() => if !agent.look() { continue },
             () = sleep(wait) => {}
         }
         agent.follow_paths();
+        agent.follow_failover();
         if let Some(changes) = agent.work() {
             feed.publish(changes, heard_us.unwrap_or_else(feed::unix_us));
         }

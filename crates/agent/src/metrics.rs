@@ -157,6 +157,18 @@ pub(crate) fn text(status: &AgentStatus, measures: &Measures) -> String {
         ),
         ("flatnet_services", "gauge", "Services in the kernel.", number(status.services)),
         ("flatnet_peers", "gauge", "Nodes with a way to their pods.", number(status.peers)),
+        (
+            "flatnet_failover_unreachable_nodes",
+            "gauge",
+            "Nodes that get no new connections, because they do not answer this one.",
+            number(status.unreachable.nodes.len()),
+        ),
+        (
+            "flatnet_failover_unreachable_endpoints",
+            "gauge",
+            "Single endpoints that get none for the same reason.",
+            number(status.unreachable.endpoints.len()),
+        ),
         ("flatnet_problems", "gauge", "Problems known now.", number(status.problems.len())),
         (
             "flatnet_kernel_operations_total",
@@ -352,7 +364,7 @@ mod tests {
         measures.iptables_failures_total = 8;
         measures.healthz.count(hyper::StatusCode::OK);
         measures.livez.count(hyper::StatusCode::SERVICE_UNAVAILABLE);
-        let at = |seconds| Timestamp::from_microseconds(seconds * 1_000_000 / 2);
+        let at = |seconds: i64| Timestamp::from_microseconds(seconds * 1_000_000 / 2);
         // Half seconds: 3.5 s, half a second, and one from before the start.
         let triggers = [at(13), at(19), at(1)];
         measures.record_programmed(triggers.into_iter(), at(2), at(20));

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::blocks::{Claimed, View};
 use crate::edges::Edges;
-use crate::health::{AgentStatus, Pool, Question};
+use crate::health::{AgentStatus, Pool, Question, UnreachableRows};
 use crate::lacking::Lacking;
 use crate::metrics::{Measures, unix_seconds};
 use crate::monitor::{Heard, KernelMonitor};
@@ -28,7 +28,7 @@ use crate::options::Options;
 use crate::report::{Network, Note, Report};
 use crate::service_health::HealthPorts;
 use crate::services::NodeServices;
-use crate::{facts, install, paths, pools, services};
+use crate::{facts, failover, install, paths, pools, services};
 
 /// Events taken in before the loop plans: bursts collapse into one plan.
 const BURST_EVENTS: usize = 4096;
@@ -53,6 +53,7 @@ pub(crate) struct Agent {
     /// What the node has of pools.
     pub(crate) claimed: Claimed,
     pub(crate) paths: paths::Keeper,
+    pub(crate) failover: failover::Keeper,
     options: Options,
     reconciler: Reconciler,
     kernel: kernel::Linux,
@@ -88,6 +89,7 @@ impl Agent {
         options: Options,
         measures: Arc<Mutex<Measures>>,
         paths: paths::Keeper,
+        failover: failover::Keeper,
     ) -> Result<Self> {
         let keys = KeyStore::at(&options.places.wireguard_keys);
         let kernel = kernel::Linux::with_keys(keys)?;
@@ -98,6 +100,7 @@ impl Agent {
             monitor,
             claimed: Claimed::default(),
             paths,
+            failover,
             reconciler: Reconciler::new(options.config.clone()),
             kernel,
             measures,
@@ -234,6 +237,14 @@ impl Agent {
         }
     }
 
+    /// The same between fail-over and the plan.
+    pub(crate) fn follow_failover(&mut self) {
+        let (world, network) = (self.reconciler.world(), self.reconciler.network());
+        if let Some(unreachable) = self.failover.follow(world, network) {
+            self.reconciler.handle(Event::Unreachable(unreachable), self.now());
+        }
+    }
+
     /// Carries out effects until there are none. Answers what changed in the zone.
     pub(crate) fn work(&mut self) -> Option<ZoneChanges> {
         self.act_on_heard();
@@ -315,6 +326,7 @@ impl Agent {
             repairs,
             pools: self.pools.clone(),
             paths: self.paths.rows(),
+            unreachable: UnreachableRows::of(self.failover.unreachable()),
             problems,
         }
     }
@@ -359,6 +371,7 @@ impl Agent {
             reason: "FlatnetKernelLacksFeature",
             message: advice.to_owned(),
         };
+        let left_out = |note: Note| Note { uid: self.uid(&note.about), ..note };
         let notes = status
             .findings
             .iter()
@@ -366,6 +379,7 @@ impl Agent {
             .map(finding)
             .chain(self.damaged.iter().map(damage))
             .chain(self.claimed.problems.values().map(exhausted))
+            .chain(self.failover.notes().into_iter().map(left_out))
             .chain(self.lacking.advice().map(lacking))
             .collect();
         let kernel = self.lacking.condition(status.converged);

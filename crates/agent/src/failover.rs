@@ -1,0 +1,334 @@
+//! Fail-over: a dead node or endpoint is noticed by the data path and gets no new connections, long
+//! before the API says so. What follows from what is observed is decided in [`reconcile::failover`];
+//! here are the packets. A task of its own: the network never waits for it.
+//!
+//! ```text
+//! echo between nodes ──┐                                        ┌─▶ echo requests, handshakes
+//! unanswered flows ────┼─▶ task: reconcile::failover::Failover ─┤
+//! answers to probes ───┘      ▲ peers, endpoints in question    └─▶ Unreachable ─▶ loop ─▶ World
+//!                             └── loop (what the API knows)
+//! ```
+
+mod echo;
+mod probe;
+mod remembered;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kernel::nft::handshakes::Handshakes;
+use model::layout::RUNTIME_PORT;
+use model::{NamespacedName, Unreachable, World};
+use plan::network::NetworkPlan;
+use plan::services::known_endpoints;
+use reconcile::failover::{Act, Failover, Targets};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::report::Note;
+use echo::Echo;
+
+/// Unanswered handshakes are read this often.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
+/// Reading them takes at most one part in so many of a processor: with millions of connections it
+/// is done less often.
+const LOOK_SHARE: u32 = 50;
+/// What is in question is held against the API's endpoints at most this often.
+const KNOWN_PERIOD: Duration = Duration::from_millis(100);
+/// A poll is never further away than this.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What there is to watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Watched {
+    /// Other nodes and their addresses.
+    peers: BTreeMap<String, IpAddr>,
+    /// Of what was in question.
+    endpoints: BTreeSet<SocketAddr>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Found {
+    unreachable: Unreachable,
+    in_question: BTreeSet<SocketAddr>,
+}
+
+/// The loop's end. Without fail-over nothing is ever unreachable.
+#[derive(Default)]
+pub(crate) struct Keeper {
+    ends: Option<(watch::Sender<Watched>, watch::Receiver<Found>)>,
+    found: Found,
+    /// What is in question and the API knows, with a Service of each.
+    known: BTreeMap<SocketAddr, NamespacedName>,
+    known_at: Option<Instant>,
+}
+
+/// Starts the task, which goes on from what the agent before knew.
+pub(crate) fn spawn(run_directory: &Path, tasks: &mut JoinSet<()>) -> Keeper {
+    let place = run_directory.join(remembered::FILE);
+    let unreachable = remembered::read(&place);
+    let in_question = unreachable.endpoints.clone();
+    let found = Found { unreachable, in_question };
+    let (watched, wanted) = watch::channel(Watched::default());
+    let (told, finds) = watch::channel(found.clone());
+    let watcher = Watcher {
+        machine: Failover::new(&found.unreachable),
+        started: Instant::now(),
+        peers: BTreeMap::new(),
+        echo: Echo::open(),
+        probes: JoinSet::new(),
+        look: Look::start(),
+        place,
+        told,
+    };
+    tasks.spawn(watcher.run(wanted));
+    let mut keeper = Keeper { ends: Some((watched, finds)), ..Keeper::default() };
+    keeper.found = found;
+    keeper
+}
+
+impl Keeper {
+    /// Waits until something else is found.
+    pub(crate) async fn heard(&mut self) {
+        // Without fail-over there is no task; else it ends with the agent.
+        let Some((_, finds)) = &mut self.ends else { return std::future::pending().await };
+        if finds.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        self.found = finds.borrow_and_update().clone();
+    }
+
+    /// Tells the task what there is to watch. Answers what is unreachable, when the world does not
+    /// know that yet.
+    pub(crate) fn follow(
+        &mut self,
+        world: &World,
+        plan: Option<&NetworkPlan>,
+    ) -> Option<Unreachable> {
+        let (watched, _) = self.ends.as_ref()?;
+        let news = (self.found.unreachable != *world.unreachable())
+            .then(|| self.found.unreachable.clone());
+        // Before the first plan nothing is known of anybody, and nothing forgotten (invariant 3).
+        let Some(plan) = plan else { return news };
+        let is_new = self.found.in_question.iter().any(|one| !self.known.contains_key(one));
+        let is_due = self.known_at.is_none_or(|at| at.elapsed() >= KNOWN_PERIOD);
+        if self.found.in_question.is_empty() {
+            self.known.clear();
+        } else if is_due || is_new {
+            self.known = known_endpoints(world, &self.found.in_question);
+            self.known_at = Some(Instant::now());
+        }
+        let peers = plan.peers.iter().map(|(name, peer)| (name.clone(), peer.address)).collect();
+        let wanted = Watched { peers, endpoints: self.known.keys().copied().collect() };
+        watched.send_if_modified(|present| {
+            let changed = *present != wanted;
+            *present = wanted;
+            changed
+        });
+        news
+    }
+
+    /// What gets no new connections now.
+    pub(crate) fn unreachable(&self) -> &Unreachable {
+        &self.found.unreachable
+    }
+
+    /// Events about what is left out.
+    pub(crate) fn notes(&self) -> Vec<Note> {
+        let node = |name: &String| Note {
+            about: format!("Node {name}"),
+            uid: String::new(),
+            reason: "FlatnetNodeUnreachable",
+            message: format!(
+                "node {name} answers neither echo requests nor handshakes of other nodes: new \
+                 connections through Services go to endpoints elsewhere until it does; look at \
+                 the machine and its link"
+            ),
+        };
+        let endpoint = |address: &SocketAddr| {
+            let service = self.known.get(address)?;
+            Some(Note {
+                about: format!("Service {service}"),
+                uid: String::new(),
+                reason: "FlatnetEndpointUnreachable",
+                message: format!(
+                    "endpoint {address} does not answer handshakes: new connections go to other \
+                     endpoints until it does; look whether its program accepts connections"
+                ),
+            })
+        };
+        let unreachable = self.unreachable();
+        let endpoints = unreachable.endpoints.iter().filter_map(endpoint);
+        unreachable.nodes.iter().map(node).chain(endpoints).collect()
+    }
+}
+
+struct Watcher {
+    machine: Failover,
+    started: Instant,
+    peers: BTreeMap<String, IpAddr>,
+    echo: Echo,
+    /// Handshakes under way, with what they answer.
+    probes: JoinSet<(Act, bool)>,
+    look: Look,
+    place: PathBuf,
+    told: watch::Sender<Found>,
+}
+
+impl Watcher {
+    async fn run(mut self, mut wanted: watch::Receiver<Watched>) {
+        loop {
+            let wait = self.machine.deadline().map_or(IDLE, |at| at.saturating_sub(self.now()));
+            tokio::select! {
+                changed = wanted.changed() => match changed {
+                    Ok(()) => self.follow(wanted.borrow_and_update().clone()),
+                    Err(_) => return,
+                },
+                heard = self.echo.heard() => {
+                    let now = self.now();
+                    for (from, number) in heard {
+                        let peers = self.peers.iter().filter(|(_, address)| **address == from);
+                        peers.for_each(|(name, _)| self.machine.heard(name, number, now));
+                    }
+                }
+                Some(probed) = self.probes.join_next() => match probed {
+                    Ok((act, answered)) => self.take_in(act, answered),
+                    Err(error) => tracing::warn!("a probe ended early: {error}"),
+                },
+                unanswered = self.look.done() => self.machine.handshakes(&unanswered, self.now()),
+                () = tokio::time::sleep(wait) => {}
+            }
+            for act in self.machine.poll(self.now()) {
+                self.carry_out(act);
+            }
+            self.tell();
+        }
+    }
+
+    fn follow(&mut self, wanted: Watched) {
+        let peers = wanted.peers.keys().cloned().collect();
+        let targets = Targets { peers, endpoints: wanted.endpoints };
+        self.peers = wanted.peers;
+        self.machine.follow(&targets, self.now());
+    }
+
+    fn take_in(&mut self, act: Act, answered: bool) {
+        let now = self.now();
+        match act {
+            Act::Beat { .. } => {}
+            Act::Confirm(peer) => self.machine.confirmed(&peer, answered, now),
+            Act::Probe(endpoint) => self.machine.probed(endpoint, answered, now),
+        }
+    }
+
+    fn carry_out(&mut self, act: Act) {
+        let target = match &act {
+            Act::Beat { peer, number } => {
+                if let Some(address) = self.peers.get(peer) {
+                    self.echo.ask(*address, *number);
+                }
+                return;
+            }
+            Act::Confirm(peer) => {
+                self.peers.get(peer).map(|address| SocketAddr::new(*address, RUNTIME_PORT))
+            }
+            Act::Probe(endpoint) => Some(*endpoint),
+        };
+        self.probes.spawn(async move {
+            let answered = match target {
+                Some(target) => probe::is_answered(target).await,
+                None => true,
+            };
+            (act, answered)
+        });
+    }
+
+    fn tell(&mut self) {
+        let found = Found {
+            unreachable: self.machine.unreachable(),
+            in_question: self.machine.in_question(),
+        };
+        let changed = self.told.borrow().unreachable.difference(&found.unreachable);
+        for node in &changed.nodes {
+            let out = found.unreachable.nodes.contains(node);
+            tracing::info!(node, out, "fail-over: a node");
+        }
+        for endpoint in &changed.endpoints {
+            let out = found.unreachable.endpoints.contains(endpoint);
+            tracing::info!(%endpoint, out, "fail-over: an endpoint");
+        }
+        if !changed.is_empty()
+            && let Err(error) = remembered::write(&self.place, &found.unreachable)
+        {
+            tracing::warn!("a restart will not know what is unreachable: {error:#}");
+        }
+        self.told.send_if_modified(|present| {
+            let changed = *present != found;
+            *present = found;
+            changed
+        });
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// What one reading found, and how long it took; with the socket for the next.
+type Reading = (Option<Handshakes>, BTreeMap<u64, SocketAddr>, Duration);
+
+/// Reads the unanswered handshakes again and again, beside the loop.
+struct Look {
+    reading: JoinHandle<Reading>,
+}
+
+impl Look {
+    fn start() -> Self {
+        Self { reading: tokio::spawn(async { (None, BTreeMap::new(), Duration::ZERO) }) }
+    }
+
+    /// Waits for the reading that is under way, and begins the next.
+    async fn done(&mut self) -> BTreeMap<u64, SocketAddr> {
+        let (handshakes, unanswered, took) = match (&mut self.reading).await {
+            Ok(reading) => reading,
+            Err(error) => {
+                tracing::warn!("reading unanswered handshakes ended early: {error}");
+                (None, BTreeMap::new(), LOOK_PERIOD)
+            }
+        };
+        let wait = LOOK_PERIOD.max(took.saturating_mul(LOOK_SHARE));
+        self.reading = tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let read = tokio::task::spawn_blocking(move || read(handshakes)).await;
+            read.unwrap_or_else(|_| (None, BTreeMap::new(), LOOK_PERIOD))
+        });
+        unanswered
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+fn read(handshakes: Option<Handshakes>) -> Reading {
+    let began = Instant::now();
+    let read = match handshakes {
+        Some(handshakes) => Ok(handshakes),
+        None => Handshakes::open(),
+    };
+    let read = read.and_then(|mut handshakes| {
+        let unanswered = handshakes.unanswered()?;
+        Ok((Some(handshakes), unanswered))
+    });
+    let (handshakes, unanswered) = read.unwrap_or_else(|error| {
+        // Of what is not known nothing is concluded; a new socket is tried.
+        tracing::debug!("unanswered handshakes are not read: {error}");
+        (None, BTreeMap::new())
+    });
+    (handshakes, unanswered, began.elapsed())
+}
