@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use model::{ClusterConfig, NamespacedName, Protocol, ServiceBackend};
 use plan::services::{Backends, Frontend, FrontendPlan, IpvsScheduler, Scheduling, ServicePlan};
 use plan::{Desired, NodeFacts};
+use render::inventory::{Row, RowKind, damage, differences, inventory};
 use render::iptables::IptablesOp;
+use render::ipvs::{IpvsObserved, IpvsOp, ObservedDestination, ServerKey};
 use render::nft::NftOp;
 use render::{Observed, Op, Program, diff, render, unsupported};
 
@@ -78,6 +80,61 @@ fn the_new_backend_is_there_before_the_old_one_goes() {
     assert!(chains.count() > 0);
     bring(&mut observed, &Program::default());
     assert_eq!(has_service(&observed), [false, false]);
+}
+
+/// whom nftables lets through finds its server there, also while IPVS gives back. But no
+/// address comes before the table that guards it (invariant 7).
+#[test]
+fn ipvs_comes_before_nftables_changes_and_goes_after() {
+    let is_ipvs = |op: &Op| matches!(op, Op::Ipvs(_));
+    let mut observed = Observed::default();
+    bring(&mut observed, &program(ServiceBackend::Nftables));
+    let ops = diff(&program(ServiceBackend::Ipvs), &observed);
+    let count = ops.iter().filter(|op| is_ipvs(op)).count();
+    assert!(count > 5 && ops.iter().take(count).all(is_ipvs), "{ops:?}");
+    bring(&mut observed, &program(ServiceBackend::Ipvs));
+    assert_eq!(diff(&program(ServiceBackend::Ipvs), &observed), []);
+
+    let ops = diff(&program(ServiceBackend::Nftables), &observed);
+    let place = ops.iter().position(is_ipvs).expect("IPVS goes");
+    assert!(place > 0 && ops.iter().skip(place).all(is_ipvs), "{ops:?}");
+    bring(&mut observed, &program(ServiceBackend::Nftables));
+    bring(&mut observed, &program(ServiceBackend::Nftables));
+    assert_eq!(observed.ipvs, IpvsObserved::default());
+
+    let ops = diff(&program(ServiceBackend::Ipvs), &Observed::default());
+    let first = ops.iter().position(|op| matches!(op, Op::Ipvs(IpvsOp::AddAddress(_))));
+    let last = ops.iter().rposition(|op| matches!(op, Op::Nft(_)));
+    assert!(first > last && last.is_some(), "{ops:?}");
+}
+
+/// What others did to the virtual servers is damage; that connections end is none.
+#[test]
+fn virtual_servers_have_a_row_for_people() {
+    let wanted = program(ServiceBackend::Ipvs);
+    let mut whole = Observed::default();
+    bring(&mut whole, &wanted);
+    let of_ipvs = |rows: Vec<Row>| -> Vec<(Option<String>, Option<String>)> {
+        let rows = rows.into_iter().filter(|row| row.kind == RowKind::Ipvs);
+        rows.map(|row| (row.wanted, row.present)).collect()
+    };
+    let planned = || Some("as planned".to_owned());
+    assert_eq!(of_ipvs(inventory(&wanted, &whole)), [(planned(), planned())]);
+    let mut broken = whole.clone();
+    let server = broken.ipvs.servers.values_mut().next().expect("a server");
+    server.destinations.clear();
+    let needs = "needs: add endpoint 10.244.1.11:8080 to 10.96.0.20:80/UDP".to_owned();
+    assert_eq!(of_ipvs(damage(&wanted, &whole, &broken)), [(planned(), Some(needs))]);
+
+    let mut leaving = whole.clone();
+    let (key, mut server) = leaving.ipvs.servers.pop_first().expect("a server");
+    let waits = ObservedDestination { weight: 0, is_busy: true };
+    server.destinations.values_mut().for_each(|one| *one = waits);
+    leaving.ipvs.servers.insert(ServerKey { protocol: Protocol::Tcp, ..key }, server);
+    let without = program(ServiceBackend::Nftables);
+    let alone = Some("known connections alone".to_owned());
+    assert_eq!(of_ipvs(inventory(&without, &leaving)), [(None, alone)]);
+    assert_eq!(of_ipvs(differences(&without, &leaving)), []);
 }
 
 /// Invariant 13: the operator is told what a backend does in another way.
