@@ -61,6 +61,8 @@ struct dns_opt {
 	__u16 octets;
 } __attribute__((packed));
 
+/* Two names of the root, and five numbers. */
+#define SOA_OCTETS_MIN 22
 /* The longest question with an OPT record, and the longest answer, up to multiples of 4. */
 #define QUESTION_OCTETS_MAX 156
 #define ANSWER_OCTETS_MAX 448
@@ -338,7 +340,8 @@ INLINE __u32 write_records(struct __sk_buff *skb, struct name_scratch *scratch,
 		return 0;
 	asm volatile("" : "+r"(octets));
 	if (count) {
-		if (octets < 1 || octets > sizeof(scratch->records) ||
+		/* Lower bounds that the kernel keeps; 0 alone is none to older ones. */
+		if (octets < sizeof(struct dns_record) || octets > sizeof(scratch->records) ||
 		    skb_store_bytes(skb, place, scratch->records, octets, 0))
 			return 0;
 	} else {
@@ -349,7 +352,7 @@ INLINE __u32 write_records(struct __sk_buff *skb, struct name_scratch *scratch,
 		soa.class = DNS_CLASS_IN;
 		soa.ttl_s = BE32(settings->negative_ttl_s);
 		soa.octets = BE16(octets);
-		if (octets < 1 || octets > SOA_OCTETS_MAX ||
+		if (octets < SOA_OCTETS_MIN || octets > SOA_OCTETS_MAX ||
 		    skb_store_bytes(skb, place, &soa, sizeof(soa), 0) ||
 		    skb_store_bytes(skb, place + sizeof(soa), settings->soa, octets, 0))
 			return 0;
@@ -359,9 +362,13 @@ INLINE __u32 write_records(struct __sk_buff *skb, struct name_scratch *scratch,
 	return end - asked->offset;
 }
 
-/* The difference of the two messages' sums; both are in the scratch, with zeros behind them. */
-INLINE bool sum_difference(struct __sk_buff *skb, struct name_scratch *scratch,
-			   const struct asked *asked, __u64 octets, __s64 *difference)
+/* The difference of the two messages' sums; both are in the scratch, with zeros behind them. By
+ * itself, so that bounds stay in registers, where the kernel sees them.
+ */
+static __attribute__((noinline)) bool sum_difference(struct __sk_buff *skb,
+						     struct name_scratch *scratch,
+						     const struct asked *asked, __u64 octets,
+						     __s64 *difference)
 {
 	__u64 before = (asked->octets + 3) & ~3u, after = (octets + 3) & ~3ull;
 
