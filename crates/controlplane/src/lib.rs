@@ -32,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+pub use controllers::controller::{DEFAULT_ENDPOINTS_PER_SLICE, MAX_ENDPOINTS_PER_SLICE};
 pub use disk::{DiskError, FILE as STORE_FILE};
 pub use tls::{TlsError, User};
 
@@ -61,7 +62,7 @@ pub struct Options {
     pub advertised: SocketAddr,
     /// Where node runtimes listen, the kubelet's port everywhere but in tests.
     pub runtime_port: u16,
-    /// Most endpoints of one EndpointSlice, 1 to [`controllers::controller::MAX_ENDPOINTS_PER_SLICE`].
+    /// Most endpoints of one EndpointSlice, 1 to [`MAX_ENDPOINTS_PER_SLICE`].
     pub max_endpoints_per_slice: usize,
 }
 
@@ -79,7 +80,7 @@ impl Options {
             listen,
             advertised,
             runtime_port: layout::RUNTIME_PORT,
-            max_endpoints_per_slice: controllers::controller::DEFAULT_ENDPOINTS_PER_SLICE,
+            max_endpoints_per_slice: DEFAULT_ENDPOINTS_PER_SLICE,
         }
     }
 }

@@ -35,6 +35,9 @@ pub struct ClusterSpec {
     pub api_port: u16,
     /// Where DNS questions outside the cluster go.
     pub upstream_resolvers: Vec<IpAddr>,
+    /// Most endpoints of one EndpointSlice; absent: the controller's own number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_endpoints_per_slice: Option<usize>,
 }
 
 /// One node.
@@ -80,6 +83,7 @@ impl ClusterSpec {
             host_addresses,
             api_port,
             upstream_resolvers: vec![],
+            max_endpoints_per_slice: None,
         })
     }
 

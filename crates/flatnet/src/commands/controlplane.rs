@@ -22,7 +22,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let advertised = spec.api_address()?;
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, spec.api_port));
     let listen = vec![advertised, loopback];
-    let options = controlplane::Options::new(paths.state(), spec.config, listen, advertised);
+    let slices = spec.max_endpoints_per_slice;
+    let mut options = controlplane::Options::new(paths.state(), spec.config, listen, advertised);
+    options.max_endpoints_per_slice = slices.unwrap_or(options.max_endpoints_per_slice);
     run_daemon(|mut shutdown| async move {
         let stop = async move {
             // An error means that the sender is gone, which is a stop as well.

@@ -4,7 +4,9 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use agent::{AgentStatus, Answer, EndpointReport, FrontendReport, NodeServices, ServiceReport};
+use agent::{
+    AgentStatus, Answer, EndpointReport, FrontendReport, KernelObject, NodeServices, ServiceReport,
+};
 use anyhow::{Context, Result, bail};
 use model::ServiceBackend;
 use nix::sys::signal::{Signal, kill};
@@ -102,10 +104,8 @@ fn show(service: &str, asked: &Asked) -> Result<bool> {
         (Some(both), _) => both,
         (None, namespace) => (namespace.as_deref().unwrap_or("default"), service),
     };
-    let mut nodes: Vec<NodeServices> = asked.agents.ask("/services")?;
-    for node in &mut nodes {
-        node.services.retain(|one| one.namespace == namespace && one.name == name);
-    }
+    let question = format!("/services/{}", segments(namespace, name)?);
+    let mut nodes: Vec<NodeServices> = asked.agents.ask(&question)?;
     nodes.retain(|node| !node.services.is_empty());
     if nodes.is_empty() {
         bail!(
@@ -115,6 +115,18 @@ fn show(service: &str, asked: &Asked) -> Result<bool> {
     }
     print(asked.output, &nodes, || show_text(&nodes))?;
     Ok(is_well(&nodes))
+}
+
+/// Names of Services are DNS labels (RFC 1123): nothing else gets into the question.
+fn segments(namespace: &str, name: &str) -> Result<String> {
+    let is_label = |text: &str| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        !text.is_empty() && text.len() <= 63 && text.chars().all(allowed)
+    };
+    match is_label(namespace) && is_label(name) {
+        true => Ok(format!("{namespace}/{name}")),
+        false => bail!("{namespace}/{name} is no name of a Service: use NAMESPACE/NAME"),
+    }
 }
 
 /// Agents read the cluster's configuration when they start: their supervisor starts them again.
@@ -220,12 +232,22 @@ fn show_text(nodes: &[NodeServices]) -> String {
         let header = ["NODE", "FRONTEND", "ADDRESS", "CLIENTS GET", "FROM OUTSIDE"];
         text.push_str(&format!("\n{}", table(header, &frontends)));
     }
-    let endpoints: Vec<[String; 7]> = of_nodes()
+    let endpoints: Vec<[String; 11]> = of_nodes()
         .flat_map(|(node, service)| service.endpoints.iter().map(|it| endpoint_line(node, it)))
         .collect();
     if !endpoints.is_empty() {
-        let header = ["NODE", "ENDPOINT", "PORTS", "TARGET", "ON NODE", "STATE", "USED"];
+        let header = [
+            "NODE", "ENDPOINT", "PORTS", "TARGET", "ON NODE", "STATE", "USED", "FLOWS", "PACKETS",
+            "BYTES", "RTT",
+        ];
         text.push_str(&format!("\n{}", table(header, &endpoints)));
+    }
+    let objects: Vec<[String; 5]> = of_nodes()
+        .flat_map(|(node, service)| service.objects.iter().map(|it| object_line(node, it)))
+        .collect();
+    if !objects.is_empty() {
+        let header = ["NODE", "IN", "OBJECT", "ENTRY OR RULE", "IN KERNEL"];
+        text.push_str(&format!("\n{}", table(header, &objects)));
     }
     for (node, service) in of_nodes() {
         for finding in &service.findings {
@@ -277,15 +299,35 @@ fn answer_text(answer: &Answer) -> String {
     }
 }
 
-fn endpoint_line(node: &str, endpoint: &EndpointReport) -> [String; 7] {
+fn endpoint_line(node: &str, endpoint: &EndpointReport) -> [String; 11] {
+    let silent = if endpoint.answers { "" } else { ", no answer" };
+    let number = |number: Option<u64>| or_dash(number.map(|it| it.to_string()).unwrap_or_default());
     [
         node.to_owned(),
         endpoint.address.clone(),
         endpoint.ports.join(","),
         or_dash(endpoint.target.clone()),
         or_dash(endpoint.node.clone()),
-        endpoint.state.clone(),
+        format!("{}{silent}", endpoint.state),
         if endpoint.used { "yes" } else { "no" }.to_owned(),
+        number(endpoint.flows),
+        number(endpoint.packets),
+        number(endpoint.bytes),
+        or_dash(endpoint.round_trip_us.map(round_trip_text).unwrap_or_default()),
+    ]
+}
+
+fn round_trip_text(microseconds: u64) -> String {
+    format!("{}.{:03} ms", microseconds / 1000, microseconds % 1000)
+}
+
+fn object_line(node: &str, object: &KernelObject) -> [String; 5] {
+    [
+        node.to_owned(),
+        object.within.clone(),
+        object.object.clone(),
+        object.text.clone(),
+        if object.present { "yes" } else { "NO" }.to_owned(),
     ]
 }
 
@@ -305,6 +347,10 @@ mod tests {
             node: "node1".into(),
             state: state.into(),
             used,
+            answers: used,
+            flows: used.then_some(7),
+            round_trip_us: used.then_some(1_042),
+            ..EndpointReport::default()
         };
         ServiceReport {
             namespace: "shop".into(),
@@ -325,6 +371,12 @@ mod tests {
                 endpoint("10.244.1.5", "Ready", true),
                 endpoint("10.244.1.6", "NotReady", false),
             ],
+            objects: vec![KernelObject {
+                within: "nftables ip flatnet".into(),
+                object: "map cluster-ip-frontends".into(),
+                text: "10.96.0.7 . tcp . 80 : 0x1".into(),
+                present: false,
+            }],
             ..ServiceReport::default()
         }
     }
@@ -363,5 +415,22 @@ mod tests {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }
         assert_eq!(text.matches("IPv4:30080/TCP").count(), 2, "a line a node:\n{text}");
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = text.lines().map(words).collect();
+        for expected in [
+            "node1 10.244.1.5 8080/TCP web-a node1 Ready yes 7 - - 1.042 ms",
+            "node2 10.244.1.6 8080/TCP web-a node1 NotReady, no answer no - - - -",
+            "node2 nftables ip flatnet map cluster-ip-frontends 10.96.0.7 . tcp . 80 : 0x1 NO",
+        ] {
+            assert!(lines.iter().any(|line| line == expected), "{expected} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn only_names_of_services_are_asked_for() {
+        assert_eq!(segments("shop", "web-1").expect("a name"), "shop/web-1");
+        for (namespace, name) in [("", "web"), ("shop", ""), ("shop", "a/b"), ("shop", "web?x")] {
+            assert!(segments(namespace, name).is_err(), "{namespace}/{name}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
 use client::{Client, ListOptions, ResourcePath};
-use controlplane::pki;
+use controlplane::{MAX_ENDPOINTS_PER_SLICE, pki};
 use ipnet::IpNet;
 use model::{ClusterConfig, Family, Node, Overlay, ServiceBackend, Timestamp, layout};
 use nix::sys::signal::{SigSet, Signal};
@@ -50,7 +50,7 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["overlay", "cross_subnet", "ip_family", "pod_cidr", "service_cidr",
-            "node_cidr", "node_cidr_mask_size", "service_backend"]
+            "node_cidr", "node_cidr_mask_size", "service_backend", "failover"]
     )]
     config: Option<PathBuf>,
     /// How many nodes (default 3).
@@ -68,6 +68,10 @@ pub struct Arguments {
     /// established connections go on (default auto: nftables).
     #[arg(long, value_name = "BACKEND")]
     service_backend: Option<ServiceBackend>,
+    /// Whether nodes and endpoints that do not answer get no new connections through Services
+    /// (default true).
+    #[arg(long, value_name = "BOOL")]
+    failover: Option<bool>,
     /// Which families pods, Services and nodes have; the first is the default of Services
     /// (default ipv4).
     #[arg(long)]
@@ -86,6 +90,10 @@ pub struct Arguments {
     /// The prefix length of one node's IPv4 pod range (default 24).
     #[arg(long, value_name = "BITS")]
     node_cidr_mask_size: Option<u8>,
+    /// How many endpoints one EndpointSlice has at most, 1 to 1000 (default 100). Slices of a
+    /// cluster that was kept are packed anew as they change.
+    #[arg(long, value_name = "NUMBER", value_parser = parse_slice_size)]
+    max_endpoints_per_slice: Option<usize>,
     /// The API server's port (default: 6443, or the next free one).
     #[arg(long)]
     api_port: Option<u16>,
@@ -261,6 +269,7 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
     let port = preflight::api_port(arguments.api_port, layout::API_PORT)?;
     let mut spec = ClusterSpec::new(config, arguments.nodes.unwrap_or(3), port)?;
     spec.upstream_resolvers = preflight::host_resolvers();
+    spec.max_endpoints_per_slice = arguments.max_endpoints_per_slice;
     Ok(spec)
 }
 
@@ -288,6 +297,7 @@ fn config_of_flags(arguments: &Arguments) -> Result<ClusterConfig> {
     config.overlay = arguments.overlay.unwrap_or_default();
     config.cross_subnet = arguments.cross_subnet;
     config.service_backend = arguments.service_backend.unwrap_or_default();
+    config.failover = arguments.failover.unwrap_or(config.failover);
     config.node_prefix_length = arguments.node_cidr_mask_size.unwrap_or(config.node_prefix_length);
     Ok(config)
 }
@@ -345,10 +355,19 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
     if let Some(backend) = arguments.service_backend {
         stored.config.service_backend = backend;
     }
+    stored.config.failover = arguments.failover.unwrap_or(stored.config.failover);
     let asked = arguments.api_port;
     stored.api_port = preflight::api_port(asked, stored.api_port)?;
     stored.upstream_resolvers = preflight::host_resolvers();
+    let slices = arguments.max_endpoints_per_slice;
+    stored.max_endpoints_per_slice = slices.or(stored.max_endpoints_per_slice);
     Ok(stored)
+}
+
+fn parse_slice_size(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok();
+    let allowed = number.filter(|number| (1..=MAX_ENDPOINTS_PER_SLICE).contains(number));
+    allowed.ok_or_else(|| format!("use a number from 1 to {MAX_ENDPOINTS_PER_SLICE}"))
 }
 
 fn write_credentials(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
@@ -509,4 +528,35 @@ fn text(outcome: &Outcome) -> String {
         text.push_str(&demo::text(demo));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
+        let command = <Arguments as clap::Args>::augment_args(clap::Command::new("up"));
+        let matches = command.try_get_matches_from(["up"].iter().chain(words))?;
+        Arguments::from_arg_matches(&matches)
+    }
+
+    /// S-17: up to 1,000 endpoints a slice.
+    #[test]
+    fn the_size_of_slices_is_1_to_1000() {
+        for (given, expected) in
+            [("1", Some(1)), ("1000", Some(1000)), ("0", None), ("1001", None), ("many", None)]
+        {
+            let parsed = parse(&["--max-endpoints-per-slice", given]);
+            match (parsed, expected) {
+                (Ok(arguments), Some(number)) => {
+                    assert_eq!(arguments.max_endpoints_per_slice, Some(number));
+                }
+                (Err(error), None) => assert!(error.to_string().contains("1 to 1000"), "{error}"),
+                (parsed, _) => panic!("{given}: accepted is {}", parsed.is_ok()),
+            }
+        }
+        assert_eq!(parse(&[]).expect("no flag").max_endpoints_per_slice, None);
+    }
 }
