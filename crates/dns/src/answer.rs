@@ -9,9 +9,7 @@ use plan::zone::PodRecords;
 
 use crate::explain::{Step, Trace};
 use crate::index::{Found, MAILBOX, NAME_SERVER, Node, Pointers};
-use crate::message::{
-    CLASS_IN, HEADER_OCTETS, Malformed, Query, QueryRef, flag, kind, rcode,
-};
+use crate::message::{CLASS_IN, HEADER_OCTETS, Malformed, Query, QueryRef, flag, kind, rcode};
 use crate::name::{MAX_NAME_OCTETS, labels};
 use crate::records::{Addresses, Ports};
 use crate::search::{Buffer, SearchPath};

@@ -54,9 +54,8 @@ impl Resolved {
         let mut name = question.name.clone();
         let mut is_found = false;
         for _ in 0..=MAX_ALIASES {
-            let here = |kind: u16| {
-                response.answers.iter().filter(move |record| record.kind == kind)
-            };
+            let here =
+                |kind: u16| response.answers.iter().filter(move |record| record.kind == kind);
             let start = answers.len();
             answers.extend(here(question.kind).filter(|record| record.owner.is(&name)).cloned());
             is_found = answers.len() > start;
@@ -255,8 +254,14 @@ impl Shelf {
         self.octets += resolved.octets();
         let expires_ms = now_ms + u64::from(resolved.ttl_s) * 1000;
         self.by_expiry.insert((expires_ms, question.clone()));
-        let entry =
-            Entry { resolved, stored_ms: now_ms, expires_ms, last_used_ms: now_ms, uses: 0, failed_ms: None };
+        let entry = Entry {
+            resolved,
+            stored_ms: now_ms,
+            expires_ms,
+            last_used_ms: now_ms,
+            uses: 0,
+            failed_ms: None,
+        };
         self.entries.insert(question, entry);
         while self.entries.len() > capacity || self.octets > MAX_OCTETS {
             let Some((_, first)) = self.by_expiry.first().cloned() else { return };

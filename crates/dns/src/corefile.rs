@@ -364,9 +364,13 @@ impl Import {
             words.remove(0);
         }
         let (kind, from, to, rest) = match words.as_slice() {
-            ["name", kind @ ("exact" | "prefix" | "suffix" | "substring" | "regex"), from, to, rest @ ..] => {
-                (*kind, *from, *to, rest)
-            }
+            [
+                "name",
+                kind @ ("exact" | "prefix" | "suffix" | "substring" | "regex"),
+                from,
+                to,
+                rest @ ..,
+            ] => (*kind, *from, *to, rest),
             ["name", from, to, rest @ ..] => ("exact", *from, *to, rest),
             _ => return self.lose(directive, "only names are rewritten"),
         };

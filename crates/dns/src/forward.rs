@@ -234,7 +234,7 @@ impl<C: Clone> Forwarder<C> {
             && response.class == CLASS_IN
             && response.kind == pending.question.kind
             && response.name.is(&attempt.name);
-                let same_case = response.name == attempt.name;
+        let same_case = response.name == attempt.name;
         if !is_ours {
             self.counts.mismatches += 1;
             return vec![];
@@ -425,9 +425,8 @@ impl<C: Clone> Forwarder<C> {
         if order.is_empty() {
             return Err(rcode::SERVER_FAILURE);
         }
-        let of_group = || {
-            self.pending.values().filter(|pending| Arc::ptr_eq(&pending.group, &group)).count()
-        };
+        let of_group =
+            || self.pending.values().filter(|pending| Arc::ptr_eq(&pending.group, &group)).count();
         let held = on_behalf_of.and_then(|from| self.by_client.get(&from)).copied();
         if self.pending.len() >= MAX_PENDING
             || held.unwrap_or(0) >= MAX_PENDING_PER_CLIENT
@@ -461,7 +460,8 @@ impl<C: Clone> Forwarder<C> {
     fn next_attempt(&mut self, now_ms: u64, number: u64, random: Random) -> Vec<Output<C>> {
         let Some(pending) = self.pending.get_mut(&number) else { return vec![] };
         let turn = pending.made % pending.order.len().max(1);
-        let Some(upstream) = pending.order.get(turn).copied().filter(|_| pending.made < MAX_ATTEMPTS)
+        let Some(upstream) =
+            pending.order.get(turn).copied().filter(|_| pending.made < MAX_ATTEMPTS)
         else {
             return self.give_up(now_ms, number, random);
         };
@@ -512,7 +512,8 @@ impl<C: Clone> Forwarder<C> {
             if matches!(rcode, rcode::FORMAT_ERROR | rcode::NOT_IMPLEMENTED) && pending.with_edns {
                 // The same server again, as it wants to be asked.
                 pending.with_edns = false;
-                pending.made = pending.made.saturating_sub(usize::from(pending.made < MAX_ATTEMPTS));
+                pending.made =
+                    pending.made.saturating_sub(usize::from(pending.made < MAX_ATTEMPTS));
             }
         }
         outputs.extend(self.next_attempt(now_ms, number, random));
@@ -610,8 +611,7 @@ impl<C: Clone> Forwarder<C> {
         let mut outputs = Vec::new();
         for waiting in clients {
             self.counts.served_stale += 1;
-            outputs
-                .extend(self.reply(now_ms, waiting, stale, u32::MAX, Source::Stale, random));
+            outputs.extend(self.reply(now_ms, waiting, stale, u32::MAX, Source::Stale, random));
         }
         outputs
     }

@@ -116,7 +116,8 @@ impl Index {
 
     /// A zone without Services and pods.
     pub fn empty(settings: Settings) -> Self {
-        let apex = settings.domain.parse().map_or_else(|_| Name::root(), |name: Name| name.to_lower());
+        let apex =
+            settings.domain.parse().map_or_else(|_| Name::root(), |name: Name| name.to_lower());
         let mut name_servers = settings.name_servers.clone();
         name_servers.sort_unstable();
         Self {
@@ -211,7 +212,9 @@ impl Index {
             };
             return Found::Inside { zone_labels, node };
         }
-        for (above, label_bits) in [(b"\x07in-addr\x04arpa\0".as_slice(), 8), (b"\x03ip6\x04arpa\0", 4)] {
+        for (above, label_bits) in
+            [(b"\x07in-addr\x04arpa\0".as_slice(), 8), (b"\x03ip6\x04arpa\0", 4)]
+        {
             if let Some(below) = labels.below(above) {
                 return self.find_reverse(&below, label_bits, pods);
             }
@@ -243,9 +246,7 @@ impl Index {
         let number = services.get(std::str::from_utf8(service).ok()?)?;
         let Service { wire, records } = self.services.get(number)?;
         match (records, below) {
-            (Records::Alias(target), []) => {
-                Some(target.as_ref().map_or(Node::Empty, Node::Alias))
-            }
+            (Records::Alias(target), []) => Some(target.as_ref().map_or(Node::Empty, Node::Alias)),
             (Records::Alias(_), _) => None,
             (Records::ClusterIp(addresses, _), []) => {
                 Some(Node::Addresses(Addresses::List(addresses)))
@@ -255,7 +256,9 @@ impl Index {
             }
             (records, [label]) => match (protocol_of(label), records) {
                 (Some(protocol), _) => records.has_port_over(protocol).then_some(Node::Empty),
-                (None, Records::Headless(headless)) => headless.labelled(label).map(Node::Addresses),
+                (None, Records::Headless(headless)) => {
+                    headless.labelled(label).map(Node::Addresses)
+                }
                 (None, _) => None,
             },
             (records, [protocol, port]) => {
@@ -296,7 +299,9 @@ impl Index {
     fn add_service(&mut self, namespace: Box<str>, name: Box<str>, records: Records) {
         let labels = [name.as_bytes(), namespace.as_bytes(), b"svc"];
         // What is no label, or too long, has no name.
-        let Ok(wire) = Name::from_labels(labels.into_iter().chain(self.apex.labels())) else { return };
+        let Ok(wire) = Name::from_labels(labels.into_iter().chain(self.apex.labels())) else {
+            return;
+        };
         let octets = wire.wire().len() - self.apex.wire().len();
         let wire: Box<[u8]> = wire.wire().get(..octets).unwrap_or_default().into();
         self.last_number += 1;
@@ -344,10 +349,10 @@ impl Index {
                 Some(Change::Service { namespace: namespace.clone(), name: name.clone(), records })
             })
         });
-        let pods = self.pods.iter().map(|(address, names)| Change::Pod {
-            address: *address,
-            names: Some(names.clone()),
-        });
+        let pods = self
+            .pods
+            .iter()
+            .map(|(address, names)| Change::Pod { address: *address, names: Some(names.clone()) });
         services.chain(pods)
     }
 }

@@ -29,11 +29,11 @@ mod writer;
 
 pub use answer::{Action, Client, Forward, NEGATIVE_TTL_S, Rules, TTL_S, answer, failure};
 pub use config::Config;
-pub use forward::{ForwardCounts, Forwarder, Health, Output, Random, Source, Transport};
 pub use explain::{Explanation, explain};
+pub use forward::{ForwardCounts, Forwarder, Health, Output, Random, Source, Transport};
 pub use index::Index;
-pub use name::{Name, NameError};
 pub use limits::ClientCounts;
+pub use name::{Name, NameError};
 pub use records::Records;
 pub use response::{Record, Response, parse_response};
 pub use server::{Asker, Handled, Server};

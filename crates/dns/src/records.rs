@@ -121,9 +121,9 @@ impl Records {
         let all = self.ports();
         let key = |port: &NamedPort| (port.name.as_bytes(), port.protocol) < (name, protocol);
         let start = all.partition_point(key);
-        let count = all.get(start..)?.partition_point(|port| {
-            port.name.as_bytes() == name && port.protocol == protocol
-        });
+        let count = all
+            .get(start..)?
+            .partition_point(|port| port.name.as_bytes() == name && port.protocol == protocol);
         let ports = all.get(start..start + count).filter(|ports| !ports.is_empty())?;
         match self {
             Self::ClusterIp(addresses, _) => Some(Ports::OfService(addresses, ports)),

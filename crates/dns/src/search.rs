@@ -99,9 +99,8 @@ impl<'a> SearchPath<'a> {
         let rest = first_domain.strip_prefix(namespace)?.strip_prefix(b"\x03svc")?;
         let is_first = usize::from(*length) == namespace.len() && rest == apex.wire();
         // Whether the cut is between labels.
-        let is_cut = labels(name).try_fold(0, |at, label| {
-            if at >= above { Err(at) } else { Ok(at + label.len() + 1) }
-        });
+        let is_cut = labels(name)
+            .try_fold(0, |at, label| if at >= above { Err(at) } else { Ok(at + label.len() + 1) });
         let is_cut = is_cut == Err(above);
         (is_first && is_cut && !base.is_empty()).then_some(Self {
             base,

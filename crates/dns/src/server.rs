@@ -79,7 +79,13 @@ impl<C: Clone> Server<C> {
     }
 
     /// Goes on by another configuration. Questions under way are answered.
-    pub fn configure(&mut self, config: Arc<Config>, rules: Rules, host: &[SocketAddr], random: Random) {
+    pub fn configure(
+        &mut self,
+        config: Arc<Config>,
+        rules: Rules,
+        host: &[SocketAddr],
+        random: Random,
+    ) {
         self.forwarder.configure(&config, host, random);
         self.limits.configure(config.rate_limit);
         self.take(config, rules);
@@ -328,7 +334,8 @@ impl<C: Clone> Server<C> {
         reply: &mut Vec<u8>,
     ) -> bool {
         let config = self.config.clone();
-        let made = config.template.iter().find_map(|one| Some((one, template::make(one, query, name)?)));
+        let made =
+            config.template.iter().find_map(|one| Some((one, template::make(one, query, name)?)));
         let Some((template, records)) = made else { return false };
         self.stats.templates += 1;
         let mut writer = Writer::response(query, from.transport);
@@ -372,9 +379,13 @@ impl<C: Clone> Server<C> {
                 Output::Reply { mut client, message, source } => {
                     if let Some(forward) = self.ask_for_ipv4(&mut client, &message) {
                         let from = client.from.address;
-                        waiting.extend(
-                            self.forwarder.ask(now_us / 1000, client, from, forward, random),
-                        );
+                        waiting.extend(self.forwarder.ask(
+                            now_us / 1000,
+                            client,
+                            from,
+                            forward,
+                            random,
+                        ));
                         continue;
                     }
                     let message = self.with_synthesis(&mut client, message);
@@ -422,7 +433,9 @@ impl<C: Clone> Server<C> {
         let mut known = vec![(asker.query.name.clone(), HEADER_OCTETS)];
         let mut records = response.answers;
         for record in &mut records {
-            if let (kind::A, Ok(octets)) = (record.kind, <[u8; 4]>::try_from(record.data.as_slice())) {
+            if let (kind::A, Ok(octets)) =
+                (record.kind, <[u8; 4]>::try_from(record.data.as_slice()))
+            {
                 record.kind = kind::AAAA;
                 record.data = synthesised(&dns64, octets.into()).octets().to_vec();
             }
@@ -443,20 +456,33 @@ impl<C: Clone> Server<C> {
             let (name, kind) = (&asker.query.name, crate::message::kind_name(asker.query.kind));
             self.note(format!("no server answered {kind} {name} of {}", asker.from.address));
         }
-        let question =
-            Question { name: asker.query.name.wire(), kind: asker.query.kind, end: 0 };
-        self.count_answer(asker.from, question, wants_dnssec(&asker.query), rcode, plugin, latency_us);
+        let question = Question { name: asker.query.name.wire(), kind: asker.query.kind, end: 0 };
+        self.count_answer(
+            asker.from,
+            question,
+            wants_dnssec(&asker.query),
+            rcode,
+            plugin,
+            latency_us,
+        );
     }
 
-    fn count(&mut self, from: Client, message: &[u8], reply: &[u8], plugin: &'static str, latency_us: u64) {
+    fn count(
+        &mut self,
+        from: Client,
+        message: &[u8],
+        reply: &[u8],
+        plugin: &'static str,
+        latency_us: u64,
+    ) {
         let rcode = u16_at(reply, 2).unwrap_or_default() & flag::RCODE;
         let Some(question) = Question::of(message) else {
             return self.count_answer(from, Question::NONE, false, rcode, plugin, latency_us);
         };
         // Beside the question there is seldom more than an OPT record.
         let flags = u16_at(message, question.end + 7).unwrap_or_default();
-        let dnssec_ok = message.get(question.end..question.end + 3) == Some(&[0, 0, 41])
-            && flags & 0x8000 != 0;
+        let dnssec_ok =
+            message.get(question.end..question.end + 3) == Some(&[0, 0, 41]) && flags & 0x8000 != 0;
         self.count_answer(from, question, dnssec_ok, rcode, plugin, latency_us);
     }
 
@@ -560,7 +586,10 @@ fn named_back(query: &Query, name: &Name, from: Client, reply: &[u8]) -> Vec<u8>
     writer.set_rcode(response.rcode);
     writer.set_flag(response.flags & flag::AUTHORITATIVE);
     let mut known = vec![(query.name.clone(), HEADER_OCTETS), (name.clone(), HEADER_OCTETS)];
-    let aged = |record| -> (&crate::Record, u32) { let record: &crate::Record = record; (record, record.ttl_s) };
+    let aged = |record| -> (&crate::Record, u32) {
+        let record: &crate::Record = record;
+        (record, record.ttl_s)
+    };
     writer.records(Section::Answer, response.answers.iter().map(aged), &mut known);
     writer.records(Section::Authority, response.authority.iter().map(aged), &mut known);
     writer.finish()

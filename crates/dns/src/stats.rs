@@ -97,8 +97,7 @@ impl Stats {
                 return;
             };
             self.names.remove(&name);
-            let inherited =
-                NameCounts { asked, at_most_too_many: asked, ..NameCounts::default() };
+            let inherited = NameCounts { asked, at_most_too_many: asked, ..NameCounts::default() };
             self.names.insert(answered.name.to_ascii_lowercase(), inherited);
         }
         let counts = match self.names.get_mut(answered.name) {
@@ -208,7 +207,10 @@ impl Snapshot {
             let proto = if *transport == Transport::Udp { "udp" } else { "tcp" };
             let family = if *is_v4 { 1 } else { 2 };
             let kind = if *kind == 0 { "other".to_owned() } else { type_label(*kind) };
-            text.line(&format!("{place},proto=\"{proto}\",family=\"{family}\",type=\"{kind}\""), *count);
+            text.line(
+                &format!("{place},proto=\"{proto}\",family=\"{family}\",type=\"{kind}\""),
+                *count,
+            );
         }
         text.head("coredns_dns_responses_total", "counter", "Answers.");
         for ((rcode, plugin), count) in &stats.responses {
@@ -225,7 +227,11 @@ impl Snapshot {
         text.line(&format!("{of_cache},type=\"denial\""), cache.1 as u64);
         for (name, help, count) in [
             ("coredns_cache_hits_total", "Answers from the cache.", forward.cache_hits),
-            ("coredns_cache_misses_total", "Questions that the cache did not answer.", forward.cache_misses),
+            (
+                "coredns_cache_misses_total",
+                "Questions that the cache did not answer.",
+                forward.cache_misses,
+            ),
             ("coredns_cache_prefetch_total", "Questions asked ahead of time.", forward.prefetches),
             ("coredns_cache_served_stale_total", "Answers that had expired.", forward.served_stale),
         ] {
@@ -233,24 +239,52 @@ impl Snapshot {
             text.line(of_cache, count);
         }
         for (name, help, count) in [
-            ("coredns_forward_max_concurrent_rejects_total", "Questions refused since too many waited.", forward.rejected),
-            ("coredns_dns64_requests_translated_total", "Answers made by DNS64.", stats.synthesised),
+            (
+                "coredns_forward_max_concurrent_rejects_total",
+                "Questions refused since too many waited.",
+                forward.rejected,
+            ),
+            (
+                "coredns_dns64_requests_translated_total",
+                "Answers made by DNS64.",
+                stats.synthesised,
+            ),
             ("coredns_template_matches_total", "Answers of templates.", stats.templates),
-            ("flatnet_dns_rate_limited_total", "Questions over the limit of their client.", stats.limited),
-            ("flatnet_dns_upstream_mismatches_total", "What came to sockets and answered no question.", forward.mismatches),
+            (
+                "flatnet_dns_rate_limited_total",
+                "Questions over the limit of their client.",
+                stats.limited,
+            ),
+            (
+                "flatnet_dns_upstream_mismatches_total",
+                "What came to sockets and answered no question.",
+                forward.mismatches,
+            ),
         ] {
             text.head(name, "counter", help);
             text.bare(count);
         }
         text.head("coredns_acl_blocked_requests_total", "counter", "Questions refused by a rule.");
         text.bare(stats.acl.get("block").copied().unwrap_or(0));
-        text.head("coredns_acl_filtered_requests_total", "counter", "Questions answered empty by a rule.");
+        text.head(
+            "coredns_acl_filtered_requests_total",
+            "counter",
+            "Questions answered empty by a rule.",
+        );
         text.bare(stats.acl.get("filter").copied().unwrap_or(0));
         text.head("coredns_acl_dropped_requests_total", "counter", "Questions dropped by a rule.");
         text.bare(stats.acl.get("drop").copied().unwrap_or(0));
-        text.head("coredns_acl_allowed_requests_total", "counter", "Questions that rules looked at and let pass.");
+        text.head(
+            "coredns_acl_allowed_requests_total",
+            "counter",
+            "Questions that rules looked at and let pass.",
+        );
         text.bare(stats.acl.get("allow").copied().unwrap_or(0));
-        text.head("coredns_proxy_healthcheck_failures_total", "counter", "Probes without an answer.");
+        text.head(
+            "coredns_proxy_healthcheck_failures_total",
+            "counter",
+            "Probes without an answer.",
+        );
         text.line("proxy_name=\"forward\"", forward.failed_probes);
         text.head("flatnet_dns_upstream_up", "gauge", "Whether a server is taken for alive.");
         for health in &self.health {

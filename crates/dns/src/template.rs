@@ -17,7 +17,11 @@ pub(crate) type Made = (Name, u16, u32, Vec<u8>);
 
 /// The records that a template makes for a name. `None` when it is not for it; a record that
 /// comes out as none that DNS can carry is a failure.
-pub(crate) fn make(template: &Template, query: &Query, name: &Name) -> Option<Result<Vec<Made>, ()>> {
+pub(crate) fn make(
+    template: &Template,
+    query: &Query,
+    name: &Name,
+) -> Option<Result<Vec<Made>, ()>> {
     let is_kind = template.kind.0 == kind::ANY || template.kind.0 == query.kind;
     let zone = template.zones.iter().find(|zone| zone.holds(name))?;
     if !is_kind {

@@ -1,8 +1,8 @@
 //! Writes responses, and queries to upstream servers.
 
 use crate::message::{
-    CLASS_IN, HEADER_OCTETS, PLAIN_UDP_OCTETS, Query, QueryRef, TCP_MESSAGE_OCTETS, UDP_PAYLOAD_OCTETS, flag,
-    kind,
+    CLASS_IN, HEADER_OCTETS, PLAIN_UDP_OCTETS, Query, QueryRef, TCP_MESSAGE_OCTETS,
+    UDP_PAYLOAD_OCTETS, flag, kind,
 };
 use crate::{Name, Record, Transport};
 

@@ -36,7 +36,7 @@ fn content(index: &Index) -> Vec<String> {
 fn follow(follower: &mut Follower, index: &mut Option<Index>, octets: &[u8], piece: usize) {
     for piece in octets.chunks(piece) {
         follower.push(piece);
-        while let Some(received) = follower.next().expect("a good stream") {
+        while let Some(received) = follower.next_frame().expect("a good stream") {
             match (received.news, index.as_mut()) {
                 (Some(News::Zone(zone)), _) => *index = Some(*zone),
                 (Some(News::Changes { serial, changes, .. }), Some(index)) => {
@@ -89,7 +89,7 @@ proptest! {
         follower.push(&length.to_le_bytes());
         follower.push(&noise);
         for _ in 0..300 {
-            if !matches!(follower.next(), Ok(Some(_))) {
+            if !matches!(follower.next_frame(), Ok(Some(_))) {
                 break;
             }
         }
@@ -128,7 +128,7 @@ fn a_missed_change_ends_the_stream() {
             follower.push(&frame.encode().expect("fits"));
         }
         let ended = loop {
-            match follower.next() {
+            match follower.next_frame() {
                 Ok(Some(_)) => {}
                 Ok(None) => break false,
                 Err(FeedError::Missed { .. }) => break true,
@@ -139,5 +139,5 @@ fn a_missed_change_ends_the_stream() {
     }
     let mut follower = Follower::default();
     follower.push(&u32::MAX.to_le_bytes());
-    assert!(matches!(follower.next(), Err(FeedError::TooLarge { .. })));
+    assert!(matches!(follower.next_frame(), Err(FeedError::TooLarge { .. })));
 }

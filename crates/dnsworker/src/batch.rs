@@ -107,12 +107,7 @@ impl Batch {
             // SAFETY: the headers from the first on point to answers and addresses that live
             // until the call returns; there are `used` of them.
             let result = unsafe {
-                libc::sendmmsg(
-                    socket.as_raw_fd(),
-                    first,
-                    (used - sent) as u32,
-                    libc::MSG_DONTWAIT,
-                )
+                libc::sendmmsg(socket.as_raw_fd(), first, (used - sent) as u32, libc::MSG_DONTWAIT)
             };
             // An error is the first message's: the others still go.
             sent += usize::try_from(result).unwrap_or(0).max(1);
@@ -159,10 +154,7 @@ mod tests {
             for place in 0..count {
                 let (question, address, answer) = batch.question(place).expect("a question");
                 let number = question[0];
-                assert_eq!(
-                    address,
-                    clients[usize::from(number)].local_addr().expect("an address")
-                );
+                assert_eq!(address, clients[usize::from(number)].local_addr().expect("an address"));
                 // One gets none.
                 if number != 3 {
                     answer.extend_from_slice(&[number, 99]);

@@ -119,8 +119,7 @@ impl Control {
 
     fn read_feed(&mut self, now_ms: u64) {
         while let Some(received) = self.feed.next(now_ms) {
-            let is_outgrown =
-                self.zone_file.as_mut().is_some_and(|file| file.keep(&received));
+            let is_outgrown = self.zone_file.as_mut().is_some_and(|file| file.keep(&received));
             if let Some(news) = received.news {
                 self.take_in(news);
             }

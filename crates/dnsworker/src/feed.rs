@@ -80,7 +80,7 @@ impl Feed {
     pub(crate) fn next(&mut self, now_ms: u64) -> Option<Received> {
         let mut buffer = [0; READ_BYTES];
         while let Some(socket) = &mut self.socket {
-            let error = match self.follower.next() {
+            let error = match self.follower.next_frame() {
                 Ok(Some(received)) => {
                     self.back_off_ms = MIN_BACK_OFF_MS;
                     return Some(received);
@@ -154,7 +154,7 @@ impl ZoneFile {
         let mut kept: Option<Index> = None;
         let mut buffer = [0; READ_BYTES];
         loop {
-            match follower.next() {
+            match follower.next_frame() {
                 Ok(Some(received)) => {
                     if let Some(news) = received.news {
                         take(news, &mut kept);
@@ -167,7 +167,10 @@ impl ZoneFile {
                     _ => return kept,
                 },
                 Err(error) => {
-                    tracing::warn!("{}: {error}; what stands before it counts", self.path.display());
+                    tracing::warn!(
+                        "{}: {error}; what stands before it counts",
+                        self.path.display()
+                    );
                     return kept;
                 }
             }

@@ -41,7 +41,10 @@ impl Lag {
             let _ = writeln!(text, "{NAME}_bucket{{le=\"{bound}\"}} {below}");
         }
         let sum = self.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
-        let _ = writeln!(text, "{NAME}_bucket{{le=\"+Inf\"}} {count}\n{NAME}_sum {sum}\n{NAME}_count {count}");
+        let _ = writeln!(
+            text,
+            "{NAME}_bucket{{le=\"+Inf\"}} {count}\n{NAME}_sum {sum}\n{NAME}_count {count}"
+        );
         text
     }
 }
@@ -55,7 +58,13 @@ mod tests {
         let lag = Lag::default();
         [400, 1_500, 2_000_000].into_iter().for_each(|took_us| lag.record_us(took_us));
         let text = lag.metrics();
-        for line in ["{le=\"0.0005\"} 1", "{le=\"0.002\"} 2", "{le=\"1\"} 2", "{le=\"+Inf\"} 3", "_sum 2.0019"] {
+        for line in [
+            "{le=\"0.0005\"} 1",
+            "{le=\"0.002\"} 2",
+            "{le=\"1\"} 2",
+            "{le=\"+Inf\"} 3",
+            "_sum 2.0019",
+        ] {
             assert!(text.contains(line), "{line} in {text}");
         }
     }

@@ -183,7 +183,12 @@ impl Pool {
         }
     }
 
-    async fn ask_tls(&self, server: &Server, name: Option<&str>, message: &[u8]) -> Result<Vec<u8>> {
+    async fn ask_tls(
+        &self,
+        server: &Server,
+        name: Option<&str>,
+        message: &[u8],
+    ) -> Result<Vec<u8>> {
         loop {
             let idle = self.idle.borrow_mut().get_mut(server).and_then(Vec::pop);
             // A server may have closed what was idle: only a new connection's failure counts.

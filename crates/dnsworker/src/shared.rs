@@ -93,7 +93,9 @@ impl Shared {
             ("coredns_reload_failed_total", "Configurations refused.", &self.failed_reloads),
         ] {
             let count = count.load(Ordering::Relaxed);
-            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} counter\n{name} {count}\n"));
+            text.push_str(&format!(
+                "# HELP {name} {help}\n# TYPE {name} counter\n{name} {count}\n"
+            ));
         }
         text
     }

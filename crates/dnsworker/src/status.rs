@@ -31,7 +31,9 @@ impl Listeners {
     pub(crate) fn open(metrics: SocketAddr, control: Option<&Path>) -> Result<Self> {
         let bound = TcpListener::bind(metrics);
         if let Err(error) = &bound {
-            tracing::warn!("no metrics at {metrics}: {error} (does another program have the port?)");
+            tracing::warn!(
+                "no metrics at {metrics}: {error} (does another program have the port?)"
+            );
         }
         let control = control.map(bind).transpose()?;
         Ok(Self { metrics: bound.ok(), control })

@@ -108,7 +108,12 @@ impl Worker {
         }
     }
 
-    fn handle(&mut self, token: Token, shared: &Shared, server: &mut Server<Waiting>) -> Result<()> {
+    fn handle(
+        &mut self,
+        token: Token,
+        shared: &Shared,
+        server: &mut Server<Waiting>,
+    ) -> Result<()> {
         match token {
             Token::Udp(socket) => self.answer_datagrams(socket, shared, server),
             Token::Listener(listener) => {
@@ -140,7 +145,15 @@ impl Worker {
                 let waiting = Waiting::Udp { socket, address };
                 let from = Client { transport: Transport::Udp, address: address.ip() };
                 let random = &mut || randomness.next();
-                match server.question(now_us, waiting, from, question, index.as_ref(), reply, random) {
+                match server.question(
+                    now_us,
+                    waiting,
+                    from,
+                    question,
+                    index.as_ref(),
+                    reply,
+                    random,
+                ) {
                     Handled::Reply => {}
                     Handled::Drop => reply.clear(),
                     Handled::Wait(more) => {
@@ -180,7 +193,9 @@ impl Worker {
                 self.unfinished.insert(number);
                 break;
             }
-            let Some((question, address)) = self.clients.next_question(number, now_ms) else { break };
+            let Some((question, address)) = self.clients.next_question(number, now_ms) else {
+                break;
+            };
             let from = Client { transport: Transport::Tcp, address };
             let (waiting, now_us) = (Waiting::Tcp { number }, shared.now_us());
             let handled = {
@@ -243,8 +258,7 @@ impl Worker {
     ) -> Result<()> {
         let randomness = &mut self.randomness;
         let now_us = self.shared.now_us();
-        let outputs =
-            server.receive(now_us, exchange, from, message, &mut || randomness.next());
+        let outputs = server.receive(now_us, exchange, from, message, &mut || randomness.next());
         self.perform(outputs, server)
     }
 

@@ -63,8 +63,7 @@ enum Command {
     /// Load the kernel modules that a node needs (started by the DaemonSet before the agent).
     #[command(hide = true)]
     LoadModules,
-    /// Run a node's DNS worker (started by the supervisor, or the DaemonSet).
-    #[command(hide = true)]
+    /// Cluster DNS: check or import a configuration, see who asks what; or run a node's worker.
     Dns(commands::dns::Arguments),
 }
 
@@ -96,7 +95,7 @@ fn main() -> ExitCode {
             commands::load_modules::run();
             Ok(())
         }
-        Command::Dns(arguments) => commands::dns::run(arguments),
+        Command::Dns(arguments) => return commands::dns::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

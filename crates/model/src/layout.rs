@@ -48,6 +48,8 @@ pub const RUN_DIRECTORY: &str = "/run/flatnet";
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// Below [`RUN_DIRECTORY`]: where the agent serves zone snapshots to the DNS worker.
 pub const DNS_FEED_SOCKET: &str = "dns.sock";
+/// Below [`RUN_DIRECTORY`]: where the DNS worker answers root's questions.
+pub const DNS_CONTROL_SOCKET: &str = "dns-control.sock";
 /// TCP port of a node runtime's log and exec endpoint, the kubelet's.
 pub const RUNTIME_PORT: u16 = 10250;
 /// TCP port of an agent's `/healthz` and `/livez`, kube-proxy's health port; of its `/metrics`

@@ -17,7 +17,9 @@ fn every_option_is_read() {
     assert_eq!(config.kubernetes.ttl.seconds(), 30);
     assert_eq!(config.forward.len(), 3);
     assert_eq!(config.forward[0].policy, Policy::RoundRobin);
-    assert!(matches!(&config.forward[1].to[0], Target::Server(Server { carrier: Carrier::Tls { .. }, address }) if address.port() == 853));
+    assert!(
+        matches!(&config.forward[1].to[0], Target::Server(Server { carrier: Carrier::Tls { .. }, address }) if address.port() == 853)
+    );
     assert_eq!(config.cache.prefetch.percentage, 20);
     assert_eq!(config.cache.serve_stale.refresh_mode, RefreshMode::Immediate);
     assert_eq!(config.hosts.entries.len(), 1);
@@ -36,14 +38,32 @@ fn errors_name_field_and_line() {
     for (text, parts) in [
         ("forwards: []\n", &["forwards", "line 1"] as &[&str]),
         ("cache:\n  succes: {ttl: 5s}\n", &["cache", "succes", "line 2"]),
-        ("forward:\n- to: [9.9.9.9]\n- to: [dns.example]\n", &["forward[1].to", "dns.example", "line 3"]),
+        (
+            "forward:\n- to: [9.9.9.9]\n- to: [dns.example]\n",
+            &["forward[1].to", "dns.example", "line 3"],
+        ),
         ("forward:\n- to: []\n", &["forward[0]", "`to` needs one to 15 servers", "line 2"]),
-        ("forward:\n- to: [9.9.9.9]\n  policy: fast\n", &["forward[0].policy", "round_robin", "line 3"]),
-        ("forward:\n- to: [9.9.9.9]\n  health_check: soon\n", &["health_check", "no duration", "line 3"]),
-        ("rewrite:\n- {from: a, to: b}\n- {type: regex, from: '(', to: x}\n", &["rewrite", "expression", "line 3"]),
+        (
+            "forward:\n- to: [9.9.9.9]\n  policy: fast\n",
+            &["forward[0].policy", "round_robin", "line 3"],
+        ),
+        (
+            "forward:\n- to: [9.9.9.9]\n  health_check: soon\n",
+            &["health_check", "no duration", "line 3"],
+        ),
+        (
+            "rewrite:\n- {from: a, to: b}\n- {type: regex, from: '(', to: x}\n",
+            &["rewrite", "expression", "line 3"],
+        ),
         ("rewrite:\n- {from: a, too: b}\n", &["rewrite[0]", "too", "line 2"]),
-        ("template:\n- {type: A, answer: ['{{ .Nme }} 60 IN A 192.0.2.1']}\n", &["template[0].answer", ".Nme", "line 2"]),
-        ("template:\n- {type: A, answer: ['x 60 IN NS y']}\n", &["template[0].answer", "type is none of", "line 2"]),
+        (
+            "template:\n- {type: A, answer: ['{{ .Nme }} 60 IN A 192.0.2.1']}\n",
+            &["template[0].answer", ".Nme", "line 2"],
+        ),
+        (
+            "template:\n- {type: A, answer: ['x 60 IN NS y']}\n",
+            &["template[0].answer", "type is none of", "line 2"],
+        ),
         ("dns64:\n  prefix: 64:ff9b::/90\n", &["dns64", "`prefix`", "96 bits", "line 2"]),
         ("acl:\n- {action: allow, networks: [10.0.0.0/33]}\n", &["acl[0].networks", "line 2"]),
         ("acl:\n- {zones: [.]}\n", &["acl[0]", "action", "line 2"]),
@@ -58,7 +78,10 @@ fn errors_name_field_and_line() {
     }
     let long = format!("# {}\n", "x".repeat(MAX_CONFIG_OCTETS));
     assert!(matches!(Config::parse(&long), Err(ConfigError::TooLarge { .. })));
-    let many = format!("hosts:\n  entries:\n{}", (0..1001).map(|n| format!("    h{n}: []\n")).collect::<String>());
+    let many = format!(
+        "hosts:\n  entries:\n{}",
+        (0..1001).map(|n| format!("    h{n}: []\n")).collect::<String>()
+    );
     assert!(matches!(Config::parse(&many), Err(ConfigError::TooMany { count: 1001, .. })));
 }
 
@@ -75,9 +98,8 @@ fn durations_are_written_as_in_go() {
 /// X-26 (GO-2026-5417): a zone holds names by labels, whatever their text ends with.
 #[test]
 fn zones_are_compared_by_labels() {
-    let domain = |text: &str| -> Domain {
-        serde_yaml_ng::from_str(&format!("'{text}'")).expect("a domain")
-    };
+    let domain =
+        |text: &str| -> Domain { serde_yaml_ng::from_str(&format!("'{text}'")).expect("a domain") };
     for (zone, name, expected) in [
         ("example.com", "www.Example.COM", true),
         ("example.com", "example.com", true),

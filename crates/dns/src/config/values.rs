@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use ipnet::Ipv6Net;
 use regex_lite::{Regex, RegexBuilder};
-use serde::de::{Deserializer, Error, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
 
 use super::{Matcher, Rewrite};
 use crate::Name;
@@ -126,7 +126,10 @@ impl FromStr for Duration {
                 _ => return Err(wrong()),
             };
             let number: u64 = number.parse().map_err(|_| wrong())?;
-            ms = number.checked_mul(unit_ms).and_then(|part| ms.checked_add(part)).ok_or_else(wrong)?;
+            ms = number
+                .checked_mul(unit_ms)
+                .and_then(|part| ms.checked_add(part))
+                .ok_or_else(wrong)?;
             rest = behind;
         }
         if text.is_empty() {
@@ -157,10 +160,8 @@ impl Pattern {
     /// # Errors
     /// Saying where it is wrong.
     pub fn new(text: &str) -> Result<Self, String> {
-        let compiled = RegexBuilder::new(text)
-            .case_insensitive(true)
-            .size_limit(MAX_PATTERN_BYTES)
-            .build();
+        let compiled =
+            RegexBuilder::new(text).case_insensitive(true).size_limit(MAX_PATTERN_BYTES).build();
         compiled.map(Self).map_err(|error| format!("the expression {text:?}: {error}"))
     }
 
@@ -299,7 +300,9 @@ impl FromStr for RecordLine {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| {
-            format!("{text:?}: {what}; a record is written like `{{{{ .Name }}}} 60 IN A 192.0.2.1`")
+            format!(
+                "{text:?}: {what}; a record is written like `{{{{ .Name }}}} 60 IN A 192.0.2.1`"
+            )
         };
         let words = words(text);
         let [owner, ttl, class, kind, data @ ..] = words.as_slice() else {
@@ -308,9 +311,10 @@ impl FromStr for RecordLine {
         if !class.eq_ignore_ascii_case("IN") {
             return Err(wrong("the class is not IN"));
         }
-        let kind = kind_number(kind)
-            .filter(|kind| crate::template::WRITTEN_KINDS.contains(kind))
-            .ok_or_else(|| wrong("the type is none of A, AAAA, CNAME, PTR, TXT, MX and SRV"))?;
+        let kind =
+            kind_number(kind)
+                .filter(|kind| crate::template::WRITTEN_KINDS.contains(kind))
+                .ok_or_else(|| wrong("the type is none of A, AAAA, CNAME, PTR, TXT, MX and SRV"))?;
         let ttl_s = ttl.parse().map_err(|_| wrong("the second word is no number of seconds"))?;
         if data.is_empty() {
             return Err(wrong("there is no data"));
@@ -397,7 +401,9 @@ impl TryFrom<WrittenRewrite> for Rewrite {
 pub(super) fn capacity<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
     let capacity = usize::deserialize(from)?;
     if capacity > MAX_CAPACITY {
-        return Err(D::Error::custom(format!("`capacity`: {capacity} is more than {MAX_CAPACITY} answers")));
+        return Err(D::Error::custom(format!(
+            "`capacity`: {capacity} is more than {MAX_CAPACITY} answers"
+        )));
     }
     Ok(capacity)
 }
@@ -414,7 +420,9 @@ pub(super) fn cluster_ttl<'de, D: Deserializer<'de>>(from: D) -> Result<Duration
 pub(super) fn percentage<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     let percentage = u32::deserialize(from)?;
     if !(1..=90).contains(&percentage) {
-        return Err(D::Error::custom(format!("`percentage`: {percentage} is not between 1 and 90")));
+        return Err(D::Error::custom(format!(
+            "`percentage`: {percentage} is not between 1 and 90"
+        )));
     }
     Ok(percentage)
 }

@@ -62,7 +62,7 @@ impl Follower {
     ///
     /// # Errors
     /// When it is none, or a change is missing before it: the stream is of no use any more.
-    pub fn next(&mut self) -> Result<Option<Received>, FeedError> {
+    pub fn next_frame(&mut self) -> Result<Option<Received>, FeedError> {
         let Some(length) = self.octets.first_chunk::<LENGTH_OCTETS>() else { return Ok(None) };
         let octets = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
         if octets > MAX_FRAME_OCTETS {

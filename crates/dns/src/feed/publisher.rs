@@ -56,8 +56,7 @@ impl Publisher {
         changes: impl IntoIterator<Item = Change>,
         heard_us: u64,
     ) -> Result<bool, FeedError> {
-        let changes: Vec<Change> =
-            changes.into_iter().filter(|change| !self.has(change)).collect();
+        let changes: Vec<Change> = changes.into_iter().filter(|change| !self.has(change)).collect();
         if changes.is_empty() {
             return Ok(false);
         }

@@ -59,8 +59,8 @@ pub(super) fn compose(forward: &Forward, resolved: &Resolved, age_s: u32) -> Vec
     let query = &forward.query;
     let mut writer = Writer::response(query, forward.transport);
     writer.set_rcode(resolved.rcode);
-    let wants_proof = query.flags & flag::AUTHENTIC_DATA != 0
-        || query.edns.is_some_and(|edns| edns.dnssec_ok);
+    let wants_proof =
+        query.flags & flag::AUTHENTIC_DATA != 0 || query.edns.is_some_and(|edns| edns.dnssec_ok);
     if resolved.is_authentic && wants_proof && forward.aliases.is_empty() {
         writer.set_flag(flag::AUTHENTIC_DATA);
     }

@@ -181,8 +181,10 @@ impl Servers {
             },
         };
         let turned = group.servers.iter().cycle().skip(first).take(group.servers.len());
-        let mut order: Vec<u32> =
-            turned.filter(|id| !self.get(**id).is_some_and(|server| server.is_loop)).copied().collect();
+        let mut order: Vec<u32> = turned
+            .filter(|id| !self.get(**id).is_some_and(|server| server.is_loop))
+            .copied()
+            .collect();
         order.sort_by_key(|id| {
             self.get(*id).is_none_or(|server| server.is_suspect || server.is_down())
         });
@@ -272,8 +274,7 @@ impl Servers {
     /// Says whether a question is one of our own probes, come back; its server is not asked any
     /// more until the configuration is read anew.
     pub(super) fn is_own_probe(&mut self, name: &Name) -> Option<String> {
-        let returned =
-            self.upstreams.values_mut().find(|upstream| upstream.loop_name.is(name))?;
+        let returned = self.upstreams.values_mut().find(|upstream| upstream.loop_name.is(name))?;
         returned.is_loop = true;
         Some(returned.server.to_string())
     }

@@ -38,11 +38,8 @@ impl Lab {
     fn ask(&mut self, now_ms: u64, client: u32, name: &str) -> Vec<Output<u32>> {
         let message = query(client as u16, &name.parse().expect("a name"), kind::A, true);
         let asker = Client { transport: Transport::Udp, address: address(SERVERS[0]).ip() };
-        let action =
-            answer(&message, Some(&self.index), &Rules::default(), asker, &mut Vec::new());
-        let Action::Forward(forward) = action else {
-            panic!("{name} is answered by the cluster")
-        };
+        let action = answer(&message, Some(&self.index), &Rules::default(), asker, &mut Vec::new());
+        let Action::Forward(forward) = action else { panic!("{name} is answered by the cluster") };
         let Self { forwarder, seed, from, .. } = self;
         forwarder.ask(now_ms, client, *from, *forward, &mut || next(seed))
     }
@@ -516,8 +513,7 @@ fn dnssec_is_asked_for_and_kept_apart() {
         let flags_at = message.len() - 4;
         message[flags_at] |= if dnssec_ok { 0x80 } else { 0 };
         let asker = Client { transport: Transport::Udp, address: lab.from };
-        let action =
-            answer(&message, Some(&lab.index), &Rules::default(), asker, &mut Vec::new());
+        let action = answer(&message, Some(&lab.index), &Rules::default(), asker, &mut Vec::new());
         let Action::Forward(forward) = action else { panic!("it is not the cluster's") };
         let Lab { forwarder, seed, from, .. } = lab;
         forwarder.ask(0, 1, *from, *forward, &mut || next(seed))

@@ -92,7 +92,9 @@ impl Read {
         let mut free_bits = address_bits;
         for label in labels {
             let value = if label_bits == 8 { octet_of(label) } else { nibble_of(label) };
-            let (Some(value), Some(left)) = (value, free_bits.checked_sub(label_bits)) else { break };
+            let (Some(value), Some(left)) = (value, free_bits.checked_sub(label_bits)) else {
+                break;
+            };
             free_bits = left;
             read.bits |= u128::from(value) << free_bits;
             read.labels += 1;

@@ -26,8 +26,7 @@ impl Lab {
         let config = Config::parse(config).expect("a configuration");
         let upstream = UPSTREAM.parse().expect("an address");
         let rules = Rules { search_path: false, ..Rules::default() };
-        let server =
-            Server::new(Arc::new(config), rules, &[upstream], &mut || next(&mut seed));
+        let server = Server::new(Arc::new(config), rules, &[upstream], &mut || next(&mut seed));
         Self { server, index: Index::new(zone, 1), seed, now_us: 0, from: CLIENT.into() }
     }
 
@@ -183,7 +182,10 @@ fn templates_make_answers_of_questions() {
     assert_eq!(found, one("ip-2-7.nip.example.", &[192, 0, 2, 7]));
     assert_eq!(seen(lab.ask("x.gone.example", kind::TXT)).0, rcode::NAME_ERROR);
     assert_eq!(seen(lab.ask("ip-2-777.nip.example", kind::A)).0, rcode::SERVER_FAILURE);
-    assert_eq!(seen(lab.ask("www.nip.example", kind::A)), one("www.nip.example.", &[192, 0, 2, 80]));
+    assert_eq!(
+        seen(lab.ask("www.nip.example", kind::A)),
+        one("www.nip.example.", &[192, 0, 2, 80])
+    );
 }
 
 /// RFC 6147.
@@ -247,7 +249,8 @@ fn the_log_has_what_was_chosen() {
     let all = lines("all");
     assert_eq!(all.len(), 3);
     assert!(
-        all[0].starts_with("10.240.0.7 \"A IN web.shop.svc.cluster.local. udp\" NOERROR kubernetes"),
+        all[0]
+            .starts_with("10.240.0.7 \"A IN web.shop.svc.cluster.local. udp\" NOERROR kubernetes"),
         "{}",
         all[0]
     );
@@ -259,15 +262,8 @@ fn a_new_configuration_loses_no_question() {
     let message = crate::query(9, &"www.example".parse().expect("a name"), kind::A, true);
     let from = Client { transport: Transport::Udp, address: lab.from };
     let Lab { server, index, seed, .. } = &mut lab;
-    let handled = server.question(
-        0,
-        1,
-        from,
-        &message,
-        Some(index),
-        &mut Vec::new(),
-        &mut || next(seed),
-    );
+    let handled =
+        server.question(0, 1, from, &message, Some(index), &mut Vec::new(), &mut || next(seed));
     let Handled::Wait(outputs) = handled else { panic!("{handled:?}") };
     let other = Config::parse("forward: [{to: [198.51.100.1]}]\nloop: false").expect("one");
     server.configure(Arc::new(other), Rules::default(), &[], &mut || next(seed));

@@ -42,9 +42,17 @@ impl Agents {
     /// # Errors
     /// When there is no such cluster or node, or it does not run.
     pub fn sockets(&self) -> Result<Vec<PathBuf>> {
-        require_root("asking an agent")?;
+        self.sockets_of("agent", agent::STATUS_SOCKET)
+    }
+
+    /// The sockets of another process of the nodes.
+    ///
+    /// # Errors
+    /// As [`Agents::sockets`].
+    pub fn sockets_of(&self, component: &str, socket: &str) -> Result<Vec<PathBuf>> {
+        require_root("asking a node's processes")?;
         let Some(name) = &self.name else {
-            return Ok(vec![Path::new(layout::RUN_DIRECTORY).join(agent::STATUS_SOCKET)]);
+            return Ok(vec![Path::new(layout::RUN_DIRECTORY).join(socket)]);
         };
         let (paths, spec) = ClusterName { name: name.clone() }.load()?;
         let report = supervisor::report(&paths)?
@@ -52,12 +60,12 @@ impl Agents {
         let wanted = |node: &str| self.node.as_deref().is_none_or(|only| only == node);
         let mut sockets = Vec::new();
         for node in spec.nodes.iter().filter(|node| wanted(&node.name)) {
-            let unit = format!("agent/{}", node.name);
+            let unit = format!("{component}/{}", node.name);
             let process = report.processes.iter().find(|process| process.name == unit);
             let pid = process.and_then(|process| process.pid).with_context(|| {
-                format!("the agent of {} does not run: `flatnet status` says why", node.name)
+                format!("the {component} of {} does not run: `flatnet status` says why", node.name)
             })?;
-            sockets.push(socket_of(pid));
+            sockets.push(in_run_of(pid, socket));
         }
         if sockets.is_empty() {
             let names: Vec<&str> = spec.nodes.iter().map(|node| node.name.as_str()).collect();
@@ -71,25 +79,36 @@ impl Agents {
     /// # Errors
     /// The first agent's that does not answer.
     pub fn ask<T: DeserializeOwned>(&self, question: &str) -> Result<Vec<T>> {
-        let sockets = self.sockets()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let mut answers = Vec::new();
-            for socket in sockets {
-                let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(&socket, question)).await;
-                let answer = asked.with_context(|| {
-                    format!("the agent at {} does not answer in time", socket.display())
-                })?;
-                answers.push(answer?);
-            }
-            Ok(answers)
-        })
+        ask_all(self.sockets()?, question)
     }
+}
+
+/// Asks all of them the same.
+///
+/// # Errors
+/// The first one's that does not answer.
+pub fn ask_all<T: DeserializeOwned>(sockets: Vec<PathBuf>, question: &str) -> Result<Vec<T>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut answers = Vec::new();
+        for socket in sockets {
+            let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(&socket, question)).await;
+            let answer = asked.with_context(|| {
+                format!("the agent at {} does not answer in time", socket.display())
+            })?;
+            answers.push(answer?);
+        }
+        Ok(answers)
+    })
 }
 
 /// The socket of an agent through its own view of the file system: it lies in the node's `/run`.
 pub fn socket_of(pid: i32) -> PathBuf {
-    format!("/proc/{pid}/root{}/{}", layout::RUN_DIRECTORY, agent::STATUS_SOCKET).into()
+    in_run_of(pid, agent::STATUS_SOCKET)
+}
+
+fn in_run_of(pid: i32, socket: &str) -> PathBuf {
+    format!("/proc/{pid}/root{}/{socket}", layout::RUN_DIRECTORY).into()
 }
 
 /// One question to one agent.

@@ -1,12 +1,19 @@
-//! `flatnet dns`: a node's DNS worker.
+//! `flatnet dns`: a node's DNS worker, and what people ask of it.
+
+mod check;
+mod import;
+mod top;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use dns::Name;
+use dns::resolv_conf::ResolvConf;
 use dnsworker::Options;
-use model::{ClusterConfig, Family, layout};
+use model::{Family, layout};
 
 use super::{ClusterName, cluster_config, start_log};
 use crate::cluster::preflight;
@@ -16,11 +23,18 @@ const DNS_PORT: u16 = 53;
 /// The file of the newest zone, in its directory.
 const ZONE_FILE: &str = "zone.json";
 
+/// The file of the configuration, beside that of the cluster: another key of one ConfigMap.
+const CONFIG_FILE: &str = "dns.yaml";
+
 /// Arguments of `flatnet dns`.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
-    /// The cluster's ranges, as `flatnet manifests` prints them.
-    #[arg(long, value_name = "FILE", required_unless_present = "name")]
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The cluster's ranges, as `flatnet manifests` prints them: runs this node's DNS worker. Its
+    /// own configuration is the file dns.yaml beside this one.
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A cluster of this machine that the node is of (set by its supervisor).
     #[arg(long, hide = true, conflicts_with = "config", requires = "node_name")]
@@ -30,19 +44,41 @@ pub struct Arguments {
     node_name: Option<String>,
 }
 
-/// The first descriptor that the supervisor passes: a datagram and a listening socket an address
-/// of cluster DNS, then the host's network namespace.
+/// What people ask for.
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Check a configuration of the DNS worker.
+    Check(check::Arguments),
+    /// Translate a Corefile of CoreDNS, and list what it could not carry over.
+    Import(import::Arguments),
+    /// Names and clients that ask most.
+    Top(top::Arguments),
+}
+
+/// The first descriptor that the supervisor passes: the host's network namespace. Behind it come
+/// the sockets.
 const FIRST_DESCRIPTOR: i32 = 3;
 
-/// Runs until it is killed.
-///
-/// # Errors
-/// See [`dnsworker::run`].
-pub fn run(arguments: Arguments) -> Result<()> {
+/// Runs the worker until it is killed, or does what was asked for.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let result = match arguments.command {
+        Some(Command::Check(arguments)) => check::run(&arguments),
+        Some(Command::Import(arguments)) => import::run(&arguments),
+        Some(Command::Top(arguments)) => top::run(&arguments),
+        None => work(arguments.name, arguments.node_name, arguments.config.as_deref()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn work(name: Option<String>, node: Option<String>, config: Option<&Path>) -> Result<ExitCode> {
     start_log();
-    let options = match (arguments.name, arguments.node_name) {
-        (Some(name), Some(node)) => of_cluster(name, &node)?,
-        _ => of_node(arguments.config.as_deref())?,
+    let options = match (name, node, config) {
+        (Some(name), Some(node), _) => of_cluster(name, &node)?,
+        (_, _, Some(config)) => of_node(config)?,
+        _ => bail!("name the cluster's configuration with --config, or see `flatnet dns --help`"),
     };
     match dnsworker::run(&options)? {}
 }
@@ -50,20 +86,22 @@ pub fn run(arguments: Arguments) -> Result<()> {
 /// A node of a cluster that `flatnet up` made.
 fn of_cluster(name: String, node: &str) -> Result<Options> {
     let (paths, spec) = ClusterName { name }.load()?;
-    let namespace = FIRST_DESCRIPTOR + 2 * spec.dns_addresses().len() as i32;
     Ok(Options {
-        sockets: (FIRST_DESCRIPTOR..namespace).collect(),
+        sockets: dnsworker::passed(FIRST_DESCRIPTOR + 1),
         upstreams: upstreams(&spec.upstream_resolvers),
-        upstream_network_namespace: Some(format!("/proc/self/fd/{namespace}").into()),
-        feed_socket: feed_socket(),
+        host_search: vec![],
+        upstream_network_namespace: Some(format!("/proc/self/fd/{FIRST_DESCRIPTOR}").into()),
+        feed_socket: in_run(layout::DNS_FEED_SOCKET),
         cache_file: Some(paths.node(node).join("dns").join(ZONE_FILE)),
+        config_file: Some(paths.state().join(CONFIG_FILE)),
+        control_socket: Some(in_run(layout::DNS_CONTROL_SOCKET)),
     })
 }
 
 /// A node of a real cluster: nobody keeps the sockets, so that questions that come while the
 /// worker is replaced are lost, and asked again.
-fn of_node(config: Option<&Path>) -> Result<Options> {
-    let config = config.map_or_else(|| Ok(ClusterConfig::default()), cluster_config::read)?;
+fn of_node(file: &Path) -> Result<Options> {
+    let config = cluster_config::read(file)?;
     let families = [Family::V4, Family::V6];
     let own: Vec<IpAddr> =
         families.into_iter().filter_map(|family| config.dns_address(family)).collect();
@@ -73,20 +111,30 @@ fn of_node(config: Option<&Path>) -> Result<Options> {
     Ok(Options {
         sockets: listen(&own)?,
         upstreams: upstreams(&resolvers),
+        host_search: host_search(),
         upstream_network_namespace: None,
-        feed_socket: feed_socket(),
+        feed_socket: in_run(layout::DNS_FEED_SOCKET),
         cache_file: Some(Path::new(layout::DNS_ZONE_DIRECTORY).join(ZONE_FILE)),
+        config_file: Some(file.with_file_name(CONFIG_FILE)),
+        control_socket: Some(in_run(layout::DNS_CONTROL_SOCKET)),
     })
+}
+
+/// What the node's own search path is, and so the end of its pods'.
+fn host_search() -> Vec<Name> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let search = ResolvConf::parse(&text).search;
+    search.iter().filter_map(|domain| domain.parse().ok()).collect()
 }
 
 fn listen(addresses: &[IpAddr]) -> Result<Vec<RawFd>> {
     let mut sockets = Vec::new();
     for address in addresses {
         let address = SocketAddr::new(*address, DNS_PORT);
-        let (udp, tcp) = dnsworker::listen(address).with_context(|| {
+        let listening = dnsworker::listen(address).with_context(|| {
             format!("opening the DNS sockets {address} (does another DNS server have the port?)")
         })?;
-        sockets.extend([udp.into_raw_fd(), tcp.into_raw_fd()]);
+        sockets.extend(listening.into_descriptors().into_iter().map(IntoRawFd::into_raw_fd));
     }
     Ok(sockets)
 }
@@ -95,6 +143,6 @@ fn upstreams(resolvers: &[IpAddr]) -> Vec<SocketAddr> {
     resolvers.iter().map(|address| SocketAddr::new(*address, DNS_PORT)).collect()
 }
 
-fn feed_socket() -> PathBuf {
-    Path::new(layout::RUN_DIRECTORY).join(layout::DNS_FEED_SOCKET)
+fn in_run(socket: &str) -> PathBuf {
+    Path::new(layout::RUN_DIRECTORY).join(socket)
 }

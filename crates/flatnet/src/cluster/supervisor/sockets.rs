@@ -14,20 +14,19 @@ use super::super::spec::ClusterSpec;
 /// The port of DNS.
 const DNS_PORT: u16 = 53;
 
-/// What a worker inherits: UDP and TCP at each of the cluster's DNS addresses, opened in the node's
-/// network namespace, and last the handle of the host's, where upstream servers are asked from.
+/// What a worker inherits: the handle of the host's network namespace, where upstream servers are
+/// asked from, and then UDP and TCP at each of the cluster's DNS addresses, opened in the node's.
 /// The addresses need not exist yet: the agent adds them to `lo`.
 pub(super) fn dns(paths: &Paths, spec: &ClusterSpec, node: &str) -> Result<Vec<OwnedFd>> {
     let namespace = Netns::open(&paths.netns(node))?;
-    let mut inherited: Vec<OwnedFd> = Vec::new();
+    let host = File::open("/proc/self/ns/net").context("opening the host's network namespace")?;
+    let mut inherited: Vec<OwnedFd> = vec![host.into()];
     for address in spec.dns_addresses() {
         let address = SocketAddr::new(address, DNS_PORT);
-        let (udp, tcp) = namespace
+        let listening = namespace
             .run(|| dnsworker::listen(address))?
             .with_context(|| format!("opening the DNS sockets {address} of {node}"))?;
-        inherited.extend([OwnedFd::from(udp), tcp.into()]);
+        inherited.extend(listening.into_descriptors());
     }
-    let host = File::open("/proc/self/ns/net").context("opening the host's network namespace")?;
-    inherited.push(host.into());
     Ok(inherited)
 }
