@@ -116,8 +116,17 @@ const LAYERS: &[Layer] = &[
 ];
 
 /// Libraries of others that a pure crate may use: values, formats, errors.
-const PURE_LIBRARIES: &[&str] =
-    &["serde", "serde_json", "serde_yaml_ng", "ipnet", "jiff", "thiserror", "base64", "sha2"];
+const PURE_LIBRARIES: &[&str] = &[
+    "serde",
+    "serde_json",
+    "serde_yaml_ng",
+    "ipnet",
+    "jiff",
+    "thiserror",
+    "base64",
+    "sha2",
+    "regex-lite",
+];
 
 /// What a pure crate must not name, and what it does instead.
 const PURE_BANS: &[(&str, &str)] = &[
@@ -151,7 +160,7 @@ const RESERVED_LIBRARIES: &[(&str, &[&str])] = &[
     ("redb", &["controlplane"]),
     ("aya", &["kernel"]),
     ("rcgen", &["controlplane", "flatnet"]),
-    ("hyper", &["client", "controlplane", "runtime", "toolbox", "agent", "flatnet"]),
+    ("hyper", &["client", "controlplane", "runtime", "toolbox", "agent", "flatnet", "dnsworker"]),
     ("clap", &["flatnet", "toolbox"]),
 ];
 
