@@ -44,7 +44,7 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["pod_cidr", "service_cidr", "node_cidr", "node_cidr_mask_size",
-            "overlay", "cross_subnet", "service_backend", "cluster_domain"]
+            "overlay", "cross_subnet", "service_backend", "failover", "cluster_domain"]
     )]
     config: Option<PathBuf>,
     /// The cluster's pod range, or one of each family: what the controller manager calls
@@ -85,6 +85,9 @@ pub struct Arguments {
     /// What implements Services: auto, nftables or iptables.
     #[arg(long, value_name = "BACKEND", default_value_t)]
     service_backend: ServiceBackend,
+    /// Whether nodes and endpoints that do not answer get no new connections through Services.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    failover: bool,
     /// The DNS suffix of the cluster.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -135,6 +138,7 @@ fn config(arguments: &Arguments) -> Result<ClusterConfig> {
         overlay: arguments.overlay,
         cross_subnet: arguments.cross_subnet,
         service_backend: arguments.service_backend,
+        failover: arguments.failover,
         cluster_domain: arguments.cluster_domain.clone(),
         ..ClusterConfig::default()
     };
