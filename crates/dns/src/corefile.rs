@@ -372,6 +372,15 @@ impl Import {
                 rest @ ..,
             ] => (*kind, *from, *to, rest),
             ["name", from, to, rest @ ..] => ("exact", *from, *to, rest),
+            // A block: its lines one by one, where only the rule for the question matters.
+            [] if directive.block.iter().any(|inner| inner.name() == "name") => {
+                for inner in directive.block.iter().filter(|inner| inner.name() == "name") {
+                    let mut words = vec!["rewrite".to_owned()];
+                    words.extend(inner.words.iter().cloned());
+                    self.rewrite(&Directive { line: inner.line, words, block: vec![] });
+                }
+                return;
+            }
             _ => return self.lose(directive, "only names are rewritten"),
         };
         if !matches!(rest, [] | ["answer", "auto"]) {

@@ -3,13 +3,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use dns::{Client, Name, Transport};
 
 use crate::shared::Shared;
 
@@ -68,6 +69,11 @@ impl Listeners {
 
 fn bind(path: &Path) -> Result<UnixListener> {
     let binding = || format!("opening the control socket {}", path.display());
+    // The worker may start before the agent, whose directory it is.
+    if let Some(directory) = path.parent() {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(directory).with_context(binding)?;
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(binding);
@@ -87,13 +93,33 @@ fn answer(mut stream: impl Read + Write, shared: &Shared, is_root: bool) {
             let top = serde_json::to_string(&shared.snapshot().top(TOP_ROWS));
             ("200 OK", "application/json", top.unwrap_or_default())
         }
-        _ => ("404 Not Found", "text/plain", "there are /metrics and, for root, /top\n".into()),
+        question if is_root && question.starts_with("/query/") => match explained(shared, question)
+        {
+            Some(explanation) => ("200 OK", "application/json", explanation),
+            None => ("400 Bad Request", "text/plain", "/query/NAME/TYPE/ADDRESS\n".into()),
+        },
+        _ => {
+            let paths = "there are /metrics and, for root, /top and /query/NAME/TYPE/ADDRESS\n";
+            ("404 Not Found", "text/plain", paths.into())
+        }
     };
     let head = format!(
         "HTTP/1.1 {code}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+}
+
+/// Why a question gets its answer from the zone; `None`: it is none.
+fn explained(shared: &Shared, path: &str) -> Option<String> {
+    let mut words = path.strip_prefix("/query/")?.split('/');
+    let name: Name = words.next()?.parse().ok()?;
+    let kind = words.next()?.parse().ok()?;
+    let address = words.next()?.parse().ok()?;
+    let rules = shared.server(0)?.rules().clone();
+    let client = Client { transport: Transport::Udp, address };
+    let explanation = dns::explain(&name, kind, shared.index().as_ref(), &rules, client);
+    serde_json::to_string(&explanation).ok()
 }
 
 /// The path of a GET request.

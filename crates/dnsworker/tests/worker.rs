@@ -294,3 +294,67 @@ fn read_framed(stream: &mut TcpStream) -> Response {
     stream.read_exact(&mut message).expect("a message");
     parse_response(&message).expect("a response")
 }
+
+/// What the worker answers at its control socket.
+fn told(lab: &Lab, path: &str) -> String {
+    let mut stream =
+        std::os::unix::net::UnixStream::connect(lab.control_socket()).expect("connects");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: dns\r\n\r\n").expect("sends");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    text
+}
+
+/// Issue 5, item 4: a new configuration is taken while questions are asked, and none is lost; a
+/// wrong one changes nothing.
+#[test]
+fn a_configuration_is_taken_without_losing_a_question() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let host = |lab: &Lab| ask(lab, "box.example", 1).expect("no question is lost").answers;
+    assert_eq!(host(&lab)[0].data, [192, 0, 2, 80]);
+    for number in 1..6_u8 {
+        let text = format!("hosts: {{entries: {{box.example: [192.0.2.{number}]}}}}\n");
+        fs::write(lab.config_file(), text).expect("writes");
+        until("the configuration is taken", DEADLINE, || host(&lab)[0].data == [192, 0, 2, number]);
+    }
+    fs::write(lab.config_file(), "hosts: {entry: 1}\n").expect("writes");
+    until("the fault is counted", DEADLINE, || {
+        told(&lab, "/metrics").contains("\ncoredns_reload_failed_total 1\n")
+    });
+    assert_eq!(host(&lab)[0].data, [192, 0, 2, 5], "the one before it stays in force");
+    let top = told(&lab, "/top");
+    assert!(top.contains("\"name\":\"box.example.\""), "{top}");
+}
+
+/// a flood of names that do not exist, from one pod, leaves the questions of others alone.
+#[test]
+fn a_flood_from_one_client_does_not_reach_others() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    fs::write(lab.config_file(), "rate_limit: {queries_per_second: 200, burst: 200}\n")
+        .expect("writes");
+    lab.start_worker(&[UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let flooder = lab.udp_client_at("127.0.0.66");
+    let mut answered = 0;
+    for number in 0..5000_u16 {
+        send(&flooder, number, &format!("n{number}.shop.svc.cluster.local"), 1);
+        if number % 500 == 0 {
+            assert!(web_address(&lab).is_some(), "others are answered");
+        }
+    }
+    flooder.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+    while receive(&flooder).is_some() {
+        answered += 1;
+    }
+    assert!((1..5000).contains(&answered), "{answered} of the flood were answered");
+    let top = told(&lab, "/top");
+    assert!(top.contains("\"client\":\"127.0.0.66\""), "{top}");
+    let metrics = told(&lab, "/metrics");
+    let limited =
+        metrics.lines().find_map(|line| line.strip_prefix("flatnet_dns_rate_limited_total "));
+    assert_ne!(limited, Some("0"), "the limit held");
+}

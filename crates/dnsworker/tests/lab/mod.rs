@@ -160,6 +160,11 @@ impl Lab {
         self.node.within(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"))
     }
 
+    /// A client's socket at an address of the node.
+    pub fn udp_client_at(&self, address: &str) -> UdpSocket {
+        self.node.within(|| UdpSocket::bind((address, 0)).expect("a socket"))
+    }
+
     /// A client's connection in the node's namespace.
     pub fn tcp_client(&self) -> TcpStream {
         self.node.within(|| {
