@@ -92,7 +92,11 @@ fn open(family: Family, secret: u64) -> io::Result<UdpSocket> {
         Family::V6 => (Domain::IPV6, Protocol::ICMPV6),
     };
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-    socket.attach_filter(&filter(family, secret))?;
+    let program: Vec<SockFilter> = filter(family, secret)
+        .into_iter()
+        .map(|(code, on_false, value)| SockFilter::new(code, 0, on_false, value))
+        .collect();
+    socket.attach_filter(&program)?;
     socket.set_nonblocking(true)?;
     // All that is used of it works on any socket for datagrams.
     UdpSocket::from_std(socket.into())
@@ -141,17 +145,17 @@ fn checksum(message: &[u8]) -> u16 {
     !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
-/// A classic filter that lets pass what [`answer`] takes (`linux/filter.h`). A packet that is too
-/// short for a load is dropped.
-fn filter(family: Family, secret: u64) -> Vec<SockFilter> {
+/// A classic filter that lets pass what [`answer`] takes (`linux/filter.h`): codes, how far to jump
+/// when two values differ, and values. A packet that is too short for a load is dropped.
+fn filter(family: Family, secret: u64) -> Vec<(u16, u8, u32)> {
     const LOAD_HEADER_LENGTH: u16 = 0xb1; // ldxb 4*([k]&0xf)
     const LOAD_X: u16 = 0x01; // ldx #k
     const LOAD_BYTE: u16 = 0x50; // ldb [x + k]
     const LOAD_WORD: u16 = 0x40; // ld [x + k]
     const JUMP_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
-    let at = |code, k| SockFilter::new(code, 0, 0, k);
-    let unless_to_end = |value, rest| SockFilter::new(JUMP_EQUAL, 0, rest, value);
+    let at = |code, value| (code, 0, value);
+    let unless_to_end = |value, rest| (JUMP_EQUAL, rest, value);
     let start = match family {
         Family::V4 => at(LOAD_HEADER_LENGTH, 0),
         Family::V6 => at(LOAD_X, 0),
@@ -196,7 +200,7 @@ mod tests {
         let program = filter(family, secret);
         let (mut a, mut x, mut at) = (0_u32, 0_usize, 0);
         loop {
-            let libc::sock_filter { code, jf, k, .. } = program[at].into();
+            let (code, on_false, k) = program[at];
             let load = |bytes: usize| {
                 let from = x + k as usize;
                 let bytes = packet.get(from..from + bytes)?;
@@ -210,7 +214,7 @@ mod tests {
                     Some(loaded) => a = loaded,
                     None => return false,
                 },
-                0x15 => at += if a == k { 0 } else { usize::from(jf) },
+                0x15 => at += if a == k { 0 } else { usize::from(on_false) },
                 0x06 => return k != 0,
                 other => panic!("{other:#x} is not used"),
             }

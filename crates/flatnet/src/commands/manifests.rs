@@ -24,6 +24,9 @@ const AGENT_CAPABILITIES: &[&str] = &["NET_ADMIN"];
 /// And this where pods' packets may travel in IP in IP or plainly: while a pair of nodes takes a
 /// detour, the path self-test can send nothing else by the way that it goes past.
 const PACKETS_CAPABILITY: &str = "NET_RAW";
+/// And these for Services in eBPF: to load programs and maps, and to let the kernel check programs
+/// as quickly as those of root.
+const EBPF_CAPABILITIES: &[&str] = &["BPF", "PERFMON"];
 /// The worker binds port 53, and then gives up this too.
 const DNS_CAPABILITIES: &[&str] = &["NET_BIND_SERVICE"];
 /// For the one module that no use of it loads; the container ends before the agent starts.
@@ -82,7 +85,7 @@ pub struct Arguments {
     /// Send directly between nodes of one L2 segment, whatever the overlay.
     #[arg(long)]
     cross_subnet: bool,
-    /// What implements Services: auto, nftables or iptables.
+    /// What implements Services: auto, nftables, iptables, ipvs or ebpf.
     #[arg(long, value_name = "BACKEND", default_value_t)]
     service_backend: ServiceBackend,
     /// Whether nodes and endpoints that do not answer get no new connections through Services.
@@ -244,7 +247,7 @@ fn pod(arguments: &Arguments, config: &ClusterConfig) -> Value {
         "terminationGracePeriodSeconds": 5,
         "initContainers": [modules(arguments)],
         "containers": [agent(arguments, config), dns(arguments)],
-        "volumes": volumes(),
+        "volumes": volumes(config),
     })
 }
 
@@ -264,7 +267,11 @@ fn agent(arguments: &Arguments, config: &ClusterConfig) -> Value {
     let plain = config.cross_subnet || matches!(config.overlay, Overlay::Ipip | Overlay::HostGw);
     let mut capabilities = AGENT_CAPABILITIES.to_vec();
     capabilities.extend(plain.then_some(PACKETS_CAPABILITY));
-    let host = ["run", "cni-configuration", "cni-plugin", "cni-state", "state", "sysctls"];
+    let mut host = vec!["run", "cni-configuration", "cni-plugin", "cni-state", "state", "sysctls"];
+    if config.service_backend == ServiceBackend::Ebpf {
+        capabilities.extend(EBPF_CAPABILITIES);
+        host.extend(EBPF_PATHS.map(|(name, ..)| name));
+    }
     json!({
         "name": "agent",
         "image": arguments.image,
@@ -338,6 +345,12 @@ const HOST_PATHS: [(&str, &str, &str); 8] = [
     ("sysctls", "/proc/sys/net", SYSCTLS),
     ("modules", MODULES, MODULES),
 ];
+/// The same for Services in eBPF: where pins are, and the cgroup of all processes, of which a
+/// container has another view.
+const EBPF_PATHS: [(&str, &str, &str); 2] =
+    [("ebpf", EBPF_PINS, EBPF_PINS), ("cgroups", CGROUPS, "/host/sys/fs/cgroup")];
+const EBPF_PINS: &str = "/sys/fs/bpf";
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where the agent looks for parameters that it cannot write in its own `/proc/sys`.
 const SYSCTLS: &str = "/host/proc/sys/net";
 /// Where modprobe looks; nothing writes there.
@@ -348,19 +361,22 @@ const CONFIG: (&str, &str) = ("config", CONFIG_DIRECTORY);
 const NO_TOKEN: (&str, &str) = ("no-token", client::SERVICE_ACCOUNT_DIRECTORY);
 
 fn mounts(host: &[&str], further: &[(&str, &str)]) -> Value {
-    let host = HOST_PATHS.iter().filter(|(name, ..)| host.contains(name)).map(
-        |(name, _, path)| json!({ "name": name, "mountPath": path, "readOnly": *path == MODULES }),
-    );
+    let own = HOST_PATHS.iter().chain(&EBPF_PATHS).filter(|(name, ..)| host.contains(name));
+    let host = own.map(|(name, from, path)| {
+        let is_read_only = [MODULES, CGROUPS].contains(from);
+        json!({ "name": name, "mountPath": path, "readOnly": is_read_only })
+    });
     let further = further
         .iter()
         .map(|(name, path)| json!({ "name": name, "mountPath": path, "readOnly": true }));
     host.chain(further).collect()
 }
 
-fn volumes() -> Value {
-    let host = HOST_PATHS.iter().map(|(name, path, _)| {
+fn volumes(config: &ClusterConfig) -> Value {
+    let ebpf: &[_] = if config.service_backend == ServiceBackend::Ebpf { &EBPF_PATHS } else { &[] };
+    let host = HOST_PATHS.iter().chain(ebpf).map(|(name, path, _)| {
         let kind = match *path {
-            path if path.starts_with("/proc") => "Directory",
+            path if path.starts_with("/proc") || path.starts_with("/sys") => "Directory",
             // No trace on a node that has none.
             MODULES => "",
             _ => "DirectoryOrCreate",
@@ -461,6 +477,29 @@ mod tests {
             let added = &pod["containers"][0]["securityContext"]["capabilities"]["add"];
             let wanted = if may { json!(["NET_ADMIN", "NET_RAW"]) } else { json!(["NET_ADMIN"]) };
             assert_eq!(*added, wanted, "{flags:?}");
+        }
+    }
+
+    /// Services in eBPF bring what they need, and no other backend does.
+    #[test]
+    fn ebpf_brings_its_rights_and_places() {
+        for backend in ["auto", "nftables", "iptables", "ipvs", "ebpf"] {
+            let flag = format!("--service-backend={backend}");
+            let pod = &find(&[&flag], "DaemonSet")["spec"]["template"]["spec"];
+            let is_ebpf = backend == "ebpf";
+            let agent = &pod["containers"][0];
+            let added = agent["securityContext"]["capabilities"]["add"].to_string();
+            assert_eq!(added.contains("\"BPF\",\"PERFMON\""), is_ebpf, "{backend}: {added}");
+            assert!(!added.contains("SYS_ADMIN"));
+            for (name, path, is_read_only) in
+                [("ebpf", "/sys/fs/bpf", false), ("cgroups", "/host/sys/fs/cgroup", true)]
+            {
+                let mount = json!({ "name": name, "mountPath": path, "readOnly": is_read_only });
+                let mounts = agent["volumeMounts"].as_array().expect("mounts");
+                assert_eq!(mounts.contains(&mount), is_ebpf, "{backend}: {path}");
+                let volumes = pod["volumes"].as_array().expect("volumes");
+                assert_eq!(volumes.iter().any(|one| one["name"] == name), is_ebpf, "{backend}");
+            }
         }
     }
 

@@ -298,7 +298,6 @@ fn config_of_flags(arguments: &Arguments) -> Result<ClusterConfig> {
     config.cross_subnet = arguments.cross_subnet;
     config.service_backend = arguments.service_backend.unwrap_or_default();
     config.failover = arguments.failover.unwrap_or(config.failover);
-    config.failover = arguments.failover.unwrap_or(config.failover);
     config.node_prefix_length = arguments.node_cidr_mask_size.unwrap_or(config.node_prefix_length);
     Ok(config)
 }
@@ -356,7 +355,6 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
     if let Some(backend) = arguments.service_backend {
         stored.config.service_backend = backend;
     }
-    stored.config.failover = arguments.failover.unwrap_or(stored.config.failover);
     stored.config.failover = arguments.failover.unwrap_or(stored.config.failover);
     let asked = arguments.api_port;
     stored.api_port = preflight::api_port(asked, stored.api_port)?;
