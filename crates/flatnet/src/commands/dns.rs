@@ -2,6 +2,7 @@
 
 mod check;
 mod import;
+mod query;
 mod top;
 
 use std::net::{IpAddr, SocketAddr};
@@ -51,6 +52,8 @@ enum Command {
     Check(check::Arguments),
     /// Translate a Corefile of CoreDNS, and list what it could not carry over.
     Import(import::Arguments),
+    /// Why a name gets the answer that it gets.
+    Query(query::Arguments),
     /// Names and clients that ask most.
     Top(top::Arguments),
 }
@@ -64,6 +67,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let result = match arguments.command {
         Some(Command::Check(arguments)) => check::run(&arguments),
         Some(Command::Import(arguments)) => import::run(&arguments),
+        Some(Command::Query(arguments)) => query::run(&arguments),
         Some(Command::Top(arguments)) => top::run(&arguments),
         None => work(arguments.name, arguments.node_name, arguments.config.as_deref()),
     };
