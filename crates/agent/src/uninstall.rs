@@ -73,7 +73,7 @@ fn remove_own(removed: &mut Vec<String>) -> Result<()> {
     // Nobody is left who could let its flows come to their end.
     kernel.remove_ipvs()?;
     kernel.remove_ebpf()?;
-    present.ipvs = IpvsObserved::default();
+    *present.ipvs = IpvsObserved::default();
     *present.ebpf = NodeObserved::default();
     let ops = render::diff(&nothing, &present);
     let faults: Vec<String> = kernel

@@ -222,10 +222,9 @@ impl IptablesDriver {
     /// All tables as text. Where there is none, no program runs: one of the legacy variant would
     /// make tables, with hooks on every packet's way.
     fn saved(&self, variant: Variant, family: Family) -> Result<String, OpError> {
-        if variant == Variant::Legacy {
-            if self.namespace.run(|| legacy::names(family)).map_err(refused)?.is_empty() {
-                return Ok(String::new());
-            }
+        let names = || self.namespace.run(|| legacy::names(family)).map_err(refused);
+        if variant == Variant::Legacy && names()?.is_empty() {
+            return Ok(String::new());
         }
         let Some(program) = variant.program(family, "save") else { return Ok(String::new()) };
         self.run(&program, &[], "", &|| format!("cannot read the tables of {family}"))

@@ -129,7 +129,7 @@ impl Kernel for Linux {
             net: self.net.observe()?,
             nft: self.nft.observe()?,
             iptables: self.iptables.observe()?,
-            ipvs: self.ipvs.observe()?,
+            ipvs: Box::new(self.ipvs.observe()?),
             ebpf: Box::new(self.ebpf.observe()?),
         })
     }

@@ -57,7 +57,7 @@ pub struct Observed {
     /// Chains of iptables.
     pub iptables: iptables::IptablesObserved,
     /// Virtual servers of IPVS, their link and parameters.
-    pub ipvs: ipvs::IpvsObserved,
+    pub ipvs: Box<ipvs::IpvsObserved>,
     /// Maps and programs of eBPF.
     pub ebpf: Box<ebpf::NodeObserved>,
 }

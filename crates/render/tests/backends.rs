@@ -100,7 +100,7 @@ fn ipvs_comes_before_nftables_changes_and_goes_after() {
     assert!(place > 0 && ops.iter().skip(place).all(is_ipvs), "{ops:?}");
     bring(&mut observed, &program(ServiceBackend::Nftables));
     bring(&mut observed, &program(ServiceBackend::Nftables));
-    assert_eq!(observed.ipvs, IpvsObserved::default());
+    assert_eq!(*observed.ipvs, IpvsObserved::default());
 
     let ops = diff(&program(ServiceBackend::Ipvs), &Observed::default());
     let first = ops.iter().position(|op| matches!(op, Op::Ipvs(IpvsOp::AddAddress(_))));

@@ -274,7 +274,7 @@ fn all_of_ipvs_goes_at_once_where_nobody_stays() {
     let linux = &mut node.linux;
     let remove = || {
         linux.remove_ipvs().expect("removed");
-        linux.observe().expect("observe").ipvs
+        *linux.observe().expect("observe").ipvs
     };
     assert_eq!(node.scene.node.run(remove).expect("the node"), Default::default());
     assert!(!node.has_link());
