@@ -36,6 +36,6 @@ pub use limits::ClientCounts;
 pub use name::{Name, NameError};
 pub use records::Records;
 pub use response::{Record, Response, parse_response};
-pub use server::{Asker, Handled, Server};
+pub use server::{Asker, Handled, Incoming, Server};
 pub use stats::{Snapshot, Top, TopClient, TopName, TopServer};
 pub use writer::query;

@@ -37,6 +37,16 @@ struct Synthesis {
     plain: Option<Vec<u8>>,
 }
 
+/// A question that came.
+pub struct Incoming<'a, C> {
+    /// Who waits for the answer, in the worker's terms.
+    pub client: C,
+    /// Who asks.
+    pub from: Client,
+    /// The octets that came.
+    pub message: &'a [u8],
+}
+
 /// What to do with a question now.
 #[derive(Debug)]
 pub enum Handled<C> {
@@ -120,13 +130,12 @@ impl<C: Clone> Server<C> {
     pub fn question(
         &mut self,
         now_us: u64,
-        client: C,
-        from: Client,
-        message: &[u8],
+        incoming: Incoming<'_, C>,
         index: Option<&Index>,
         reply: &mut Vec<u8>,
         random: Random,
     ) -> Handled<C> {
+        let Incoming { client, from, message } = incoming;
         if !self.limits.allows(from.address, now_us) {
             self.stats.limited += 1;
             return Handled::Drop;
@@ -237,10 +246,10 @@ impl<C: Clone> Server<C> {
                 return (action, "acl");
             }
         }
-        if self.from_hosts(&query, &name, from, reply) {
+        if self.answer_from_hosts(&query, &name, from, reply) {
             return (Action::Reply, "hosts");
         }
-        if self.from_templates(&query, &name, from, reply) {
+        if self.answer_from_templates(&query, &name, from, reply) {
             return (Action::Reply, "template");
         }
         let mut action = match &new {
@@ -295,7 +304,13 @@ impl<C: Clone> Server<C> {
         Some(Action::Reply)
     }
 
-    fn from_hosts(&self, query: &Query, name: &Name, from: Client, reply: &mut Vec<u8>) -> bool {
+    fn answer_from_hosts(
+        &self,
+        query: &Query,
+        name: &Name,
+        from: Client,
+        reply: &mut Vec<u8>,
+    ) -> bool {
         let hosts = &self.config.hosts;
         let lower = name.to_lower();
         let mut writer = Writer::response(query, from.transport);
@@ -326,7 +341,7 @@ impl<C: Clone> Server<C> {
         true
     }
 
-    fn from_templates(
+    fn answer_from_templates(
         &mut self,
         query: &Query,
         name: &Name,

@@ -25,6 +25,9 @@ const LATENCY_BUCKETS_US: [u64; 16] = [
     2_048_000, 4_096_000, 8_192_000,
 ];
 
+/// The labels of one server, zone and view, which CoreDNS's metrics have.
+const PLACE: &str = "server=\"dns://.:53\",zone=\".\",view=\"\"";
+
 /// One answered question.
 pub(crate) struct Answered<'a> {
     pub(crate) name: &'a [u8],
@@ -200,101 +203,92 @@ impl Snapshot {
     /// The metrics in the text format of Prometheus, under CoreDNS's names.
     pub fn metrics(&self) -> String {
         let mut text = Metrics::default();
+        self.write_answers(&mut text);
+        self.write_latency(&mut text);
+        self.write_cache(&mut text);
+        self.write_rules(&mut text);
+        self.write_servers(&mut text);
+        text.text
+    }
+
+    fn write_answers(&self, text: &mut Metrics) {
         let stats = &self.stats;
-        let place = "server=\"dns://.:53\",zone=\".\",view=\"\"";
         text.head("coredns_dns_requests_total", "counter", "Questions.");
         for ((transport, is_v4, kind), count) in &stats.requests {
             let proto = if *transport == Transport::Udp { "udp" } else { "tcp" };
             let family = if *is_v4 { 1 } else { 2 };
             let kind = if *kind == 0 { "other".to_owned() } else { type_label(*kind) };
-            text.line(
-                &format!("{place},proto=\"{proto}\",family=\"{family}\",type=\"{kind}\""),
-                *count,
-            );
+            let labels = format!("{PLACE},proto=\"{proto}\",family=\"{family}\",type=\"{kind}\"");
+            text.line(&labels, *count);
         }
         text.head("coredns_dns_responses_total", "counter", "Answers.");
         for ((rcode, plugin), count) in &stats.responses {
             let rcode = rcode_name(*rcode);
-            text.line(&format!("{place},rcode=\"{rcode}\",plugin=\"{plugin}\""), *count);
+            text.line(&format!("{PLACE},rcode=\"{rcode}\",plugin=\"{plugin}\""), *count);
         }
         text.head("coredns_dns_do_requests_total", "counter", "Questions with DNSSEC.");
-        text.line(place, stats.dnssec_ok);
-        self.write_latency(&mut text, place);
-        let (forward, cache) = (&self.forward, self.cache_entries);
-        let of_cache = "server=\"dns://.:53\",zones=\".\",view=\"\"";
+        text.line(PLACE, stats.dnssec_ok);
+    }
+
+    fn write_cache(&self, text: &mut Metrics) {
+        let (forward, entries) = (&self.forward, self.cache_entries);
+        let place = "server=\"dns://.:53\",zones=\".\",view=\"\"";
         text.head("coredns_cache_entries", "gauge", "Answers kept.");
-        text.line(&format!("{of_cache},type=\"success\""), cache.0 as u64);
-        text.line(&format!("{of_cache},type=\"denial\""), cache.1 as u64);
+        text.line(&format!("{place},type=\"success\""), entries.0 as u64);
+        text.line(&format!("{place},type=\"denial\""), entries.1 as u64);
         for (name, help, count) in [
             ("coredns_cache_hits_total", "Answers from the cache.", forward.cache_hits),
-            (
-                "coredns_cache_misses_total",
-                "Questions that the cache did not answer.",
-                forward.cache_misses,
-            ),
+            ("coredns_cache_misses_total", "Questions it had no answer to.", forward.cache_misses),
             ("coredns_cache_prefetch_total", "Questions asked ahead of time.", forward.prefetches),
             ("coredns_cache_served_stale_total", "Answers that had expired.", forward.served_stale),
         ] {
             text.head(name, "counter", help);
-            text.line(of_cache, count);
+            text.line(place, count);
         }
+    }
+
+    fn write_rules(&self, text: &mut Metrics) {
+        let stats = &self.stats;
+        let by_acl = |action: &str| stats.acl.get(action).copied().unwrap_or(0);
         for (name, help, count) in [
-            (
-                "coredns_forward_max_concurrent_rejects_total",
-                "Questions refused since too many waited.",
-                forward.rejected,
-            ),
-            (
-                "coredns_dns64_requests_translated_total",
-                "Answers made by DNS64.",
-                stats.synthesised,
-            ),
+            ("coredns_acl_blocked_requests_total", "Refused by a rule.", by_acl("block")),
+            ("coredns_acl_filtered_requests_total", "Answered empty by a rule.", by_acl("filter")),
+            ("coredns_acl_dropped_requests_total", "Dropped by a rule.", by_acl("drop")),
+            ("coredns_acl_allowed_requests_total", "Passed by rules.", by_acl("allow")),
             ("coredns_template_matches_total", "Answers of templates.", stats.templates),
-            (
-                "flatnet_dns_rate_limited_total",
-                "Questions over the limit of their client.",
-                stats.limited,
-            ),
-            (
-                "flatnet_dns_upstream_mismatches_total",
-                "What came to sockets and answered no question.",
-                forward.mismatches,
-            ),
+            ("coredns_dns64_requests_translated_total", "Made by DNS64.", stats.synthesised),
+            ("flatnet_dns_rate_limited_total", "Over their client's limit.", stats.limited),
         ] {
             text.head(name, "counter", help);
             text.bare(count);
         }
-        text.head("coredns_acl_blocked_requests_total", "counter", "Questions refused by a rule.");
-        text.bare(stats.acl.get("block").copied().unwrap_or(0));
+    }
+
+    fn write_servers(&self, text: &mut Metrics) {
+        let forward = &self.forward;
         text.head(
-            "coredns_acl_filtered_requests_total",
+            "coredns_forward_max_concurrent_rejects_total",
             "counter",
-            "Questions answered empty by a rule.",
+            "Questions refused since too many waited.",
         );
-        text.bare(stats.acl.get("filter").copied().unwrap_or(0));
-        text.head("coredns_acl_dropped_requests_total", "counter", "Questions dropped by a rule.");
-        text.bare(stats.acl.get("drop").copied().unwrap_or(0));
+        text.bare(forward.rejected);
         text.head(
-            "coredns_acl_allowed_requests_total",
+            "flatnet_dns_upstream_mismatches_total",
             "counter",
-            "Questions that rules looked at and let pass.",
+            "What came to sockets and answered no question.",
         );
-        text.bare(stats.acl.get("allow").copied().unwrap_or(0));
-        text.head(
-            "coredns_proxy_healthcheck_failures_total",
-            "counter",
-            "Probes without an answer.",
-        );
+        text.bare(forward.mismatches);
+        text.head("coredns_proxy_healthcheck_failures_total", "counter", "Probes without answer.");
         text.line("proxy_name=\"forward\"", forward.failed_probes);
         text.head("flatnet_dns_upstream_up", "gauge", "Whether a server is taken for alive.");
         for health in &self.health {
             let server = health.server.replace('"', "");
             text.line(&format!("to=\"{server}\""), u64::from(!health.is_down && !health.is_loop));
         }
-        text.text
     }
 
-    fn write_latency(&self, text: &mut Metrics, place: &str) {
+    fn write_latency(&self, text: &mut Metrics) {
+        let place = PLACE;
         let stats = &self.stats;
         text.head("coredns_dns_request_duration_seconds", "histogram", "Time to answer.");
         let mut sum = 0;

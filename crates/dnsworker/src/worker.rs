@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use dns::config::Carrier;
-use dns::{Client, Handled, Output, Server, Transport};
+use dns::{Client, Handled, Incoming, Output, Server, Transport};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
@@ -142,18 +142,11 @@ impl Worker {
             let Self { batch, randomness, .. } = self;
             for place in 0..count.min(MAX_BATCH) {
                 let Some((question, address, reply)) = batch.question(place) else { continue };
-                let waiting = Waiting::Udp { socket, address };
                 let from = Client { transport: Transport::Udp, address: address.ip() };
+                let client = Waiting::Udp { socket, address };
+                let incoming = Incoming { client, from, message: question };
                 let random = &mut || randomness.next();
-                match server.question(
-                    now_us,
-                    waiting,
-                    from,
-                    question,
-                    index.as_ref(),
-                    reply,
-                    random,
-                ) {
+                match server.question(now_us, incoming, index.as_ref(), reply, random) {
                     Handled::Reply => {}
                     Handled::Drop => reply.clear(),
                     Handled::Wait(more) => {
@@ -197,13 +190,14 @@ impl Worker {
                 break;
             };
             let from = Client { transport: Transport::Tcp, address };
-            let (waiting, now_us) = (Waiting::Tcp { number }, shared.now_us());
+            let (client, now_us) = (Waiting::Tcp { number }, shared.now_us());
+            let incoming = Incoming { client, from, message: &question };
             let handled = {
                 let index = shared.index();
                 let Self { randomness, reply, .. } = self;
                 reply.clear();
                 let random = &mut || randomness.next();
-                server.question(now_us, waiting, from, &question, index.as_ref(), reply, random)
+                server.question(now_us, incoming, index.as_ref(), reply, random)
             };
             match handled {
                 Handled::Reply => self.clients.reply(number, &self.reply, now_ms),

@@ -305,6 +305,19 @@ fn told(lab: &Lab, path: &str) -> String {
     text
 }
 
+/// Issue 5, item 7: root hears why a name gets its answer, from the code that answers.
+#[test]
+fn an_answer_is_explained_at_the_control_socket() {
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let text = told(&lab, "/query/web.shop.svc.cluster.local./1/10.244.1.5");
+    assert!(text.contains("web.shop.svc.cluster.local.: 1 addresses"), "{text}");
+    assert!(text.contains("web.shop.svc.cluster.local. 5 A 10.96.1.1"), "{text}");
+    assert!(told(&lab, "/query/a..b/1/10.244.1.5").starts_with("HTTP/1.1 400 "));
+}
+
 /// Issue 5, item 4: a new configuration is taken while questions are asked, and none is lost; a
 /// wrong one changes nothing.
 #[test]

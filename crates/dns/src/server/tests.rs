@@ -39,14 +39,14 @@ impl Lab {
     fn ask_message(&mut self, message: &[u8]) -> Option<Response> {
         let from = Client { transport: Transport::Udp, address: self.from };
         let mut reply = Vec::new();
+        let incoming = Incoming { client: 1, from, message };
         let Self { server, index, seed, now_us, .. } = self;
         let random = &mut || next(seed);
-        let outputs =
-            match server.question(*now_us, 1, from, message, Some(index), &mut reply, random) {
-                Handled::Reply => return parse_response(&reply),
-                Handled::Drop => return None,
-                Handled::Wait(outputs) => outputs,
-            };
+        let outputs = match server.question(*now_us, incoming, Some(index), &mut reply, random) {
+            Handled::Reply => return parse_response(&reply),
+            Handled::Drop => return None,
+            Handled::Wait(outputs) => outputs,
+        };
         let mut waiting = std::collections::VecDeque::from(outputs);
         while let Some(output) = waiting.pop_front() {
             match output {
@@ -222,7 +222,8 @@ fn nobody_is_flooded_by_our_answers() {
         let mut reply = Vec::new();
         let Lab { server, index, seed, .. } = &mut lab;
         let random = &mut || next(seed);
-        server.question(0, 1, from, &message, Some(index), &mut reply, random);
+        let incoming = Incoming { client: 1, from, message: &message };
+        server.question(0, incoming, Some(index), &mut reply, random);
         assert!(reply.len() <= message.len() + 30, "{kind}: {} octets", reply.len());
     }
     let name = "web.shop.svc.cluster.local";
@@ -262,8 +263,8 @@ fn a_new_configuration_loses_no_question() {
     let message = crate::query(9, &"www.example".parse().expect("a name"), kind::A, true);
     let from = Client { transport: Transport::Udp, address: lab.from };
     let Lab { server, index, seed, .. } = &mut lab;
-    let handled =
-        server.question(0, 1, from, &message, Some(index), &mut Vec::new(), &mut || next(seed));
+    let incoming = Incoming { client: 1, from, message: &message };
+    let handled = server.question(0, incoming, Some(index), &mut Vec::new(), &mut || next(seed));
     let Handled::Wait(outputs) = handled else { panic!("{handled:?}") };
     let other = Config::parse("forward: [{to: [198.51.100.1]}]\nloop: false").expect("one");
     server.configure(Arc::new(other), Rules::default(), &[], &mut || next(seed));
