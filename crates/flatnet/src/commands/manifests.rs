@@ -85,7 +85,7 @@ pub struct Arguments {
     /// Send directly between nodes of one L2 segment, whatever the overlay.
     #[arg(long)]
     cross_subnet: bool,
-    /// What implements Services: auto, nftables, iptables, ipvs or ebpf.
+    /// What implements Services: auto, nftables, iptables or ipvs.
     #[arg(long, value_name = "BACKEND", default_value_t)]
     service_backend: ServiceBackend,
     /// Whether nodes and endpoints that do not answer get no new connections through Services.

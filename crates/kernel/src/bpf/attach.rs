@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -12,7 +13,7 @@ use render::OpError;
 
 use super::clsact::Clsact;
 use super::objects::Program;
-use super::{Hook, from_netlink, refused};
+use super::{Hook, from_netlink, refused, syscalls};
 
 /// Attached programs by link index, and whether it is the program of this build.
 pub(super) type Attached = BTreeMap<(u32, Program), bool>;
@@ -103,13 +104,13 @@ fn attached_by_tcx(
     for entry in fs::read_dir(pins).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let Some((index, program)) = parse_pin(&name.to_string_lossy()) else { continue };
-        let link = links.iter().find(|link| link.index == index);
-        let present =
-            link.and_then(|link| SchedClassifier::query_tcx(&link.name, program.side()).ok());
-        let is_current = present.is_some_and(|(_, infos)| {
-            infos.iter().any(|info| Some(&info.id()) == ids.get(&program))
+        let is_there = links.iter().any(|link| link.index == index);
+        let pin = pins.join(&name);
+        let present = syscalls::open_pin(&pin).and_then(|link| syscalls::attachment(link.as_fd()));
+        let is_current = present.is_ok_and(|present| {
+            present.link_index == index && Some(&present.program_id) == ids.get(&program)
         });
-        attached.insert((index, program), is_current);
+        attached.insert((index, program), is_there && is_current);
     }
     Ok(attached)
 }

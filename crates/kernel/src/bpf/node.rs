@@ -242,12 +242,12 @@ impl NodeServices {
     }
 }
 
-/// The cgroup of version 2 whose processes are the node's and its pods': the root as this process
-/// sees it, also where the controllers are those of version 1.
+/// The cgroup of version 2 whose processes are the node's and its pods': the outermost that is
+/// mounted here, also where the controllers are those of version 1.
 fn cgroup() -> Result<PathBuf, OpError> {
-    let mounts = fs::read_to_string("/proc/self/mounts")
-        .map_err(|error| refused("read /proc/self/mounts", &error))?;
-    parse_cgroup(&mounts).ok_or_else(|| OpError {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|error| refused("read /proc/self/mountinfo", &error))?;
+    outermost_cgroup(&mounts).ok_or_else(|| OpError {
         errno: libc::ENOENT,
         message: "no cgroup of version 2 is mounted: mount cgroup2 on /sys/fs/cgroup, or on \
                   /sys/fs/cgroup/unified beside version 1"
@@ -255,12 +255,20 @@ fn cgroup() -> Result<PathBuf, OpError> {
     })
 }
 
-fn parse_cgroup(mounts: &str) -> Option<PathBuf> {
+/// A container's own mount shows its own cgroup as `/`; one of the host's, beside it, shows what is
+/// above as `/..` (cgroup_namespaces(7)).
+fn outermost_cgroup(mounts: &str) -> Option<PathBuf> {
     let mounts = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        Some((fields.next()?, fields.next()?))
+        let (place, system) = line.split_once(" - ")?;
+        let mut fields = place.split(' ').skip(3);
+        let (root, path) = (fields.next()?, fields.next()?);
+        (system.split(' ').next() == Some("cgroup2")).then_some((root, path))
     });
-    mounts.filter(|(_, kind)| *kind == "cgroup2").map(|(path, _)| path.into()).next()
+    let levels_up = |root: &str| root.split('/').filter(|part| *part == "..").count();
+    // Of equals the first: a later one may be a part of it.
+    mounts
+        .reduce(|best, next| if levels_up(next.0) > levels_up(best.0) { next } else { best })
+        .map(|(_, path)| path.into())
 }
 
 #[cfg(test)]
@@ -268,18 +276,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cgroup_of_version_2_is_found_in_both_layouts() {
+    fn the_nodes_cgroup_is_found_in_all_layouts() {
+        const OWN: &str = "31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup rw\n";
+        const HOST: &str =
+            "40 24 0:27 /../../.. /host/sys/fs/cgroup ro - cgroup2 cgroup rw,nsdelegate\n";
+        const OLD: &str = "32 24 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
+        const BESIDE: &str = "33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let rows = [
-            ("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n", Some("/sys/fs/cgroup")),
-            (
-                "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
-                 cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n",
-                Some("/sys/fs/cgroup/unified"),
-            ),
-            ("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n", None),
+            (vec![OWN], Some("/sys/fs/cgroup")),
+            (vec![OWN, HOST], Some("/host/sys/fs/cgroup")),
+            (vec![HOST, OWN], Some("/host/sys/fs/cgroup")),
+            (vec![OLD, BESIDE], Some("/sys/fs/cgroup/unified")),
+            (vec![OLD], None),
         ];
         for (mounts, expected) in rows {
-            assert_eq!(parse_cgroup(mounts).as_deref(), expected.map(Path::new), "{mounts}");
+            let found = outermost_cgroup(&mounts.concat());
+            assert_eq!(found.as_deref(), expected.map(Path::new), "{mounts:?}");
         }
     }
 }

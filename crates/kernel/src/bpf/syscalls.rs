@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
@@ -53,6 +54,39 @@ struct ObjGet {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// `info` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct GetInfo {
+    fd: u32,
+    bytes: u32,
+    info: u64,
+}
+
+/// The first members of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program_id: u32,
+    padding: u32,
+    /// Of a cgroup its number; of tcx the link's index, and how it is attached.
+    place: [u32; 2],
+    further: [u32; 2],
+}
+
+/// What an attachment attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attachment {
+    /// The program's number.
+    pub program_id: u32,
+    /// To which link, where it is one of tcx; 0: to none any more.
+    pub link_index: u32,
+    /// Whether a cgroup has it, where it is one of cgroups: somebody may have detached it.
+    pub has_cgroup: bool,
 }
 
 /// Writes entries over what is there. `keys` and `values` hold `count` of each, one after another.
@@ -150,6 +184,27 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut get) }?;
     // SAFETY: the kernel made the descriptor for us just now.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What an attachment attaches, and to what. Needs no right to see programs of others.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn attachment(link: BorrowedFd<'_>) -> io::Result<Attachment> {
+    let mut info = LinkInfo::default();
+    let mut get = GetInfo {
+        fd: link.as_raw_fd().cast_unsigned(),
+        bytes: size_of::<LinkInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: `get` is the member of `union bpf_attr` that the command reads; `info` has as many
+    // bytes as it says, and outlives the call.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get) }?;
+    Ok(Attachment {
+        program_id: info.program_id,
+        link_index: info.place[0],
+        has_cgroup: info.place != [0; 2],
+    })
 }
 
 /// Gives an attachment another program in one step.

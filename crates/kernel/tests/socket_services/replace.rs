@@ -1,7 +1,11 @@
 //! Restarts, other sizes, and maps that are full.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use ebpf_abi::services::{Slot, SlotKey};
 use kernel::bpf::services::{maps_directory, missing};
@@ -37,8 +41,34 @@ fn a_restart_with_nothing_changed_writes_nothing() {
     std::fs::remove_file(&pin).expect("removed");
     assert_eq!(world.driver.attach(&cgroup.own).expect("attached").len(), 1);
 
+    // Somebody detached one by force: its pin attaches nothing any more.
+    force_detach(&pins.join(pin.file_name().expect("a name")));
+    assert_eq!(world.driver.attached(&cgroup.own).expect("the programs").len(), 7);
+    assert_eq!(world.driver.attach(&cgroup.own).expect("attached").len(), 1);
+    connect(world.namespace(From::Pod), frontend, &servers);
+
     world.driver.detach().expect("detached");
     assert_eq!(world.driver.attached(&cgroup.own).expect("the programs"), Vec::<&str>::new());
+}
+
+/// As `bpftool link detach` does.
+#[allow(unsafe_code)] // bpf(2)
+fn force_detach(pin: &Path) {
+    const BPF_OBJ_GET: libc::c_long = 7;
+    const BPF_LINK_DETACH: libc::c_long = 34;
+    let path = CString::new(pin.as_os_str().as_bytes()).expect("a path");
+    let bpf = |command: libc::c_long, attributes: [u64; 2]| {
+        // SAFETY: both commands read the two numbers at most; the path outlives the call.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, command, &raw const attributes, size_of_val(&attributes))
+        };
+        assert!(result >= 0, "{}", std::io::Error::last_os_error());
+        u64::try_from(result).expect("a descriptor")
+    };
+    let link = bpf(BPF_OBJ_GET, [path.as_ptr() as u64, 0]);
+    bpf(BPF_LINK_DETACH, [link, 0]);
+    // SAFETY: the kernel made the descriptor for us.
+    drop(unsafe { OwnedFd::from_raw_fd(i32::try_from(link).expect("a descriptor")) });
 }
 
 #[test]

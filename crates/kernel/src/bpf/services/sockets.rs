@@ -227,10 +227,11 @@ fn is_attached(program: &CgroupSockAddr, pin: &Path) -> Result<bool, OpError> {
     let failed = |error: &(dyn std::error::Error + 'static)| {
         refused(&format!("look at {}", pin.display()), error)
     };
-    let link = aya::programs::links::PinnedLink::from_pin(pin).map_err(|error| failed(&error))?;
-    let info = FdLink::from(link).info().map_err(|error| failed(&error))?;
+    let link = syscalls::open_pin(pin).map_err(|error| failed(&error))?;
+    let present = syscalls::attachment(link.as_fd()).map_err(|error| failed(&error))?;
     let own = program.info().map_err(|error| failed(&error))?;
-    Ok(info.program_id() == own.id())
+    // Somebody may have detached it: then the pin attaches nothing.
+    Ok(present.has_cgroup && present.program_id == own.id())
 }
 
 /// Where attachments are pinned: one directory for all layouts, so that a new one takes over.
