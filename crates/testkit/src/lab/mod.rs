@@ -8,26 +8,30 @@
 //! The node's loop writes each node's kernel exactly as the agent does. All namespaces are unnamed:
 //! they end with the test, whatever happens to it. Needs root.
 
+mod cgroups;
 pub mod probe;
 pub mod run;
 mod sctp;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kernel::Linux;
-use model::layout::{BRIDGE, UPLINK};
-use model::{ClusterConfig, Family, Overlay};
+use model::layout::{BRIDGE, POD_LINK_ALIAS_PREFIX, UPLINK};
+use model::{ClusterConfig, Family, Overlay, ServiceBackend};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
+use reconcile::Event;
 use render::{Kernel, Observed, Op, OpError};
 
 use crate::case::names::{Pod, outside as outside_address};
 use crate::case::{Case, Settings};
-use crate::node::NodeLoop;
+use crate::node::{NodeLoop, Settled};
 use crate::objects;
+use cgroups::NodeCgroup;
 
 /// `rtm_protocol` of the lab's own routes (RTPROT_STATIC).
 const PROTOCOL_STATIC: u8 = 4;
@@ -45,11 +49,45 @@ const fn gateway(family: Family) -> IpAddr {
 }
 
 /// Where the cases' load balancer addresses and externalIPs are (RFC 5737 and 3849): the world
-/// behind the default route finds them through one node, as it finds Services.
-fn external_ranges() -> [IpNet; 2] {
-    let v4 = Ipv4Net::new_assert([198, 51, 100, 0].into(), 24);
+/// behind the default route finds them through one node, as it finds Services. What comes from
+/// there untranslated finds them in the world itself.
+fn external_ranges() -> [IpNet; 3] {
+    let v4 =
+        [[198, 51, 100, 0], [203, 0, 113, 0]].map(|range| Ipv4Net::new_assert(range.into(), 24));
     let v6 = Ipv6Net::new_assert([0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 0].into(), 48);
-    [v4.into(), v6.into()]
+    [v4[0].into(), v4[1].into(), v6.into()]
+}
+
+/// Has all addresses of some ranges, for what comes over the node network. The world asks there too,
+/// and gets its own packets back where no node takes them.
+fn be_the_world(ranges: &[IpNet], families: &[Family]) -> Result<()> {
+    for family in families {
+        let (version, name) = match family {
+            Family::V4 => ("-4", "ipv4"),
+            Family::V6 => ("-6", "ipv6"),
+        };
+        sysctl::write(&format!("net/{name}/ip_nonlocal_bind"), "1")?;
+        for range in ranges.iter().filter(|range| Family::of(&range.addr()) == *family) {
+            let range = range.to_string();
+            ip(&[version, "route", "add", "local", &range, "dev", "lo"])?;
+            ip(&[
+                version, "rule", "add", "pref", "5", "iif", "lo", "to", &range, "lookup", "main",
+            ])?;
+        }
+        // Local addresses come first unless they are told to come later.
+        ip(&[version, "rule", "add", "pref", "10", "lookup", "local"])?;
+        ip(&[version, "rule", "del", "pref", "0"])?;
+    }
+    sysctl::write(&format!("net/ipv4/conf/{NODE_BRIDGE}/accept_local"), "1")?;
+    Ok(())
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let done = Command::new("ip").args(arguments).output().context("cannot run ip (iproute2)")?;
+    if !done.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&done.stderr).trim());
+    }
+    Ok(())
 }
 
 /// A kernel seen from inside one namespace.
@@ -66,6 +104,18 @@ impl LinuxIn {
     pub fn open(namespace: Arc<Netns>) -> Result<Self> {
         let linux = namespace.run(Linux::open)??;
         Ok(Self { namespace, linux })
+    }
+
+    /// The same with Services in eBPF of a node that shares its machine with others.
+    fn open_in_cgroup(namespace: Arc<Netns>, cgroup: &NodeCgroup) -> Result<Self> {
+        let linux = namespace.run(|| Linux::with_ebpf(cgroup.services()))??;
+        Ok(Self { namespace, linux })
+    }
+
+    /// As [`Linux::has_changed_silently`].
+    fn has_changed_silently(&mut self) -> Result<bool> {
+        let Self { namespace, linux } = self;
+        Ok(namespace.run(|| linux.has_changed_silently())?)
     }
 }
 
@@ -97,6 +147,33 @@ pub struct LabNode {
     pub namespace: Arc<Netns>,
     /// Its loop.
     pub node: NodeLoop<LinuxIn>,
+    /// Where its processes and those of its pods are, if their sockets matter.
+    cgroup: Option<NodeCgroup>,
+}
+
+impl LabNode {
+    /// Does the work as a process of the node, or of one of its pods, within their namespace.
+    ///
+    /// # Errors
+    /// When the namespace or the node's cgroup cannot be entered.
+    pub fn run_in<T>(&self, namespace: &Netns, work: impl FnOnce() -> T) -> Result<T> {
+        let work = || namespace.run(work);
+        Ok(match &self.cgroup {
+            Some(cgroup) => cgroup.run(work)??,
+            None => work()?,
+        })
+    }
+
+    /// Lets the loop act until the kernel holds what it planned, also where others changed it.
+    ///
+    /// # Errors
+    /// When it does not converge.
+    pub fn settle(&mut self) -> Result<Settled> {
+        if self.node.kernel.has_changed_silently()? {
+            self.node.handle(Event::KernelChanged);
+        }
+        self.node.settle().map_err(anyhow::Error::msg)
+    }
 }
 
 /// Namespaces of a cluster.
@@ -134,6 +211,8 @@ impl Lab {
             let node = lab.new_node(case, &mut net, bridge, number)?;
             lab.nodes.insert(number, node);
         }
+        let families: Vec<Family> = objects::families(config).collect();
+        lab.outside.run(|| be_the_world(&external_ranges(), &families))??;
         // The world behind the default route finds Services and pods through one node.
         let own = case.settings.also_at.iter().copied().map(IpNet::from);
         let ranges = config.service_cidrs.iter().chain(&config.pod_cidrs).copied();
@@ -173,9 +252,14 @@ impl Lab {
                 }
             }
         }
-        let kernel = LinuxIn::open(namespace.clone())?;
+        let is_ebpf = settings.config.service_backend == ServiceBackend::Ebpf;
+        let cgroup = is_ebpf.then(NodeCgroup::new).transpose()?;
+        let kernel = match &cgroup {
+            Some(cgroup) => LinuxIn::open_in_cgroup(namespace.clone(), cgroup)?,
+            None => LinuxIn::open(namespace.clone())?,
+        };
         let node = NodeLoop::new(settings.config.clone(), facts, kernel);
-        Ok(LabNode { namespace, node })
+        Ok(LabNode { namespace, node, cgroup })
     }
 
     /// Makes the pods that are not there yet. The nodes' bridges must exist.
@@ -206,7 +290,8 @@ impl Lab {
         net.create_veth(&spec.master(bridge.index))?;
         let near = net.require_link(&near)?.index;
         net.set_hairpin(near, true)?;
-        net.change_link(near, &LinkChange::up())?;
+        let alias = format!("{POD_LINK_ALIAS_PREFIX}{name}");
+        net.change_link(near, &LinkChange { alias: Some(&alias), ..LinkChange::up() })?;
         let mut inside = Netlink::open_in(&namespace)?;
         up(&mut inside, "lo")?;
         let eth0 = inside.require_link("eth0")?.index;
@@ -250,6 +335,11 @@ impl Lab {
         })??;
         Ok(())
     }
+}
+
+/// Whether an address is the world's own, unless a Service has it.
+pub fn is_external(address: IpAddr) -> bool {
+    external_ranges().iter().any(|range| range.contains(&address))
 }
 
 /// Whether an address is a node's own: on the node network, on its bridge or on its tunnel.

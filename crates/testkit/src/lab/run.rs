@@ -4,18 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, Result, anyhow};
-use model::kinds::SessionAffinity;
+use anyhow::{Context, Result};
+use model::kinds::{SCHEDULING_ANNOTATION, SessionAffinity};
 use model::layout::UPLINK;
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::world::{Kind, Object};
-use model::{Family, NamespacedName, Protocol};
+use model::{Family, NamespacedName, Protocol, Service, ServiceBackend};
 use netlink::Netns;
 use oracle::service::{Decision, Rule};
 use reconcile::Event;
 
 use super::probe::{self, Answer, PATIENCE, SILENCE, Servers};
-use super::{Lab, NODE_BRIDGE, is_node_address};
+use super::{Lab, LabNode, NODE_BRIDGE, is_external, is_node_address};
 use crate::case::names::{Names, outside};
 use crate::case::table::Row;
 use crate::case::{Case, Section, Settings};
@@ -106,13 +106,18 @@ impl Runner<'_> {
     }
 
     fn settle(&mut self) -> Result<()> {
+        self.settle_nodes()?;
+        self.lab.add_pods(self.names.pods())?;
+        self.settle_nodes()
+    }
+
+    fn settle_nodes(&mut self) -> Result<()> {
         for node in self.lab.nodes.values_mut() {
-            let settled = node.node.settle().map_err(anyhow::Error::msg)?;
-            for failure in settled.failures {
+            for failure in node.settle()?.failures {
                 self.faults.push(format!("{}: Linux refused: {failure}", node.node.facts.name));
             }
         }
-        self.lab.add_pods(self.names.pods())
+        Ok(())
     }
 
     fn restart(&mut self) -> Result<()> {
@@ -144,7 +149,12 @@ impl Runner<'_> {
             }
         }
         let sender = self.sender(row)?;
-        let answers = questions(sender, &packet, &decision, sticky)?;
+        let ask = || questions(&packet, &decision, sticky);
+        let answers = match self.node_of(row)? {
+            Some(node) => node.run_in(sender, ask),
+            None => sender.run(ask).map_err(anyhow::Error::from),
+        };
+        let answers = answers.context("cannot ask from the sender's namespace")?;
         self.packets += answers.values().sum::<usize>();
         let unexpected = judge(&packet, &decision, sticky, &self.case.settings, &answers);
         self.faults.extend(unexpected.into_iter().map(|fault| {
@@ -182,6 +192,7 @@ impl Runner<'_> {
         (1..=settings.nodes).find(|number| settings.facts(*number).addresses.contains(&address))
     }
 
+    /// Whether one client always gets one endpoint.
     fn is_sticky(&self, rule: &Rule) -> bool {
         let (Rule::ClusterIp(key, _)
         | Rule::External(key, _)
@@ -191,21 +202,37 @@ impl Runner<'_> {
             return false;
         };
         let world = self.lab.nodes[&self.case.settings.at].node.reconciler.world();
-        world
-            .service(key)
-            .is_some_and(|service| service.spec.session_affinity == SessionAffinity::ClientIP)
+        let is_hashed = |service: &Service| {
+            let asked = service.metadata.annotations.get(SCHEDULING_ANNOTATION);
+            self.backend() == ServiceBackend::Ebpf && asked.is_some_and(|how| how == "maglev")
+        };
+        world.service(key).is_some_and(|service| {
+            service.spec.session_affinity == SessionAffinity::ClientIP || is_hashed(service)
+        })
+    }
+
+    fn backend(&self) -> ServiceBackend {
+        self.case.settings.config.service_backend
     }
 
     fn sender(&self, row: &Row) -> Result<&Netns> {
         if let Some(name) = row.from.strip_prefix("pod ") {
             return self.lab.pods.get(name).with_context(|| format!("there is no pod {name}"));
         }
-        let number = match row.from.strip_prefix("node ") {
-            Some(name) => name.trim_start_matches("node").parse()?,
-            None if row.from == "node" => self.case.settings.at,
-            None => return Ok(&self.lab.outside),
+        Ok(self.node_of(row)?.map_or(&self.lab.outside, |node| &node.namespace))
+    }
+
+    /// The node whose process sends, or whose pod's; none outside.
+    fn node_of(&self, row: &Row) -> Result<Option<&LabNode>> {
+        let number = match row.from.split_once(' ') {
+            Some(("pod", name)) => {
+                self.names.pods().get(name).with_context(|| format!("there is no pod {name}"))?.node
+            }
+            Some(("node", name)) => name.trim_start_matches("node").parse()?,
+            _ if row.from == "node" => self.case.settings.at,
+            _ => return Ok(None),
         };
-        Ok(&self.lab.nodes.get(&number).context("there is no such node")?.namespace)
+        Ok(Some(self.lab.nodes.get(&number).context("there is no such node")?))
     }
 
     /// The namespace that has an address.
@@ -216,7 +243,9 @@ impl Runner<'_> {
         }
         let number = match self.node_at(address) {
             Some(number) => number,
-            None if address == outside(Family::of(&address)) => return Ok(&self.lab.outside),
+            None if address == outside(Family::of(&address)) || is_external(address) => {
+                return Ok(&self.lab.outside);
+            }
             // The DNS address and loopback are every node's own.
             None => self.case.settings.at,
         };
@@ -242,12 +271,7 @@ impl Runner<'_> {
 }
 
 /// Asks until every possible destination has answered, or until it is clear that one does not.
-fn questions(
-    sender: &Netns,
-    packet: &Packet,
-    decision: &Decision,
-    sticky: bool,
-) -> Result<BTreeMap<Answer, usize>> {
+fn questions(packet: &Packet, decision: &Decision, sticky: bool) -> BTreeMap<Answer, usize> {
     let (wanted, patience) = match &decision.verdict {
         Verdict::Pass { destinations, .. } => (destinations.len(), PATIENCE),
         Verdict::Reject => (1, PATIENCE),
@@ -258,24 +282,21 @@ fn questions(
         Verdict::Reject | Verdict::Drop => 1,
     };
     let wanted = if sticky { usize::MAX } else { wanted };
-    let answers = sender.run(|| {
-        let mut answers: BTreeMap<Answer, usize> = BTreeMap::new();
-        for number in 0..most {
-            // The first datagram of every row has the same source port: a flow that is tracked
-            // towards an endpoint of an earlier step must not hold it (S-10).
-            let is_same_flow = number == 0 && packet.protocol == Protocol::Udp;
-            let port = if is_same_flow { packet.source.port() } else { 0 };
-            let source = SocketAddr::new(packet.source.ip(), port);
-            let answer = probe::ask(packet.protocol, source, packet.destination, patience);
-            let is_served = matches!(answer, Answer::Served { .. });
-            *answers.entry(answer).or_default() += 1;
-            if answers.len() >= wanted || !is_served {
-                break;
-            }
+    let mut answers: BTreeMap<Answer, usize> = BTreeMap::new();
+    for number in 0..most {
+        // The first datagram of every row has the same source port: a flow that is tracked
+        // towards an endpoint of an earlier step must not hold it (S-10).
+        let is_same_flow = number == 0 && packet.protocol == Protocol::Udp;
+        let port = if is_same_flow { packet.source.port() } else { 0 };
+        let source = SocketAddr::new(packet.source.ip(), port);
+        let answer = probe::ask(packet.protocol, source, packet.destination, patience);
+        let is_served = matches!(answer, Answer::Served { .. });
+        *answers.entry(answer).or_default() += 1;
+        if answers.len() >= wanted || !is_served {
+            break;
         }
-        answers
-    });
-    answers.map_err(|error| anyhow!("cannot ask from the sender's namespace: {error}"))
+    }
+    answers
 }
 
 /// What is wrong with the answers.
@@ -305,9 +326,13 @@ fn judge(
             SourceTranslation::Masqueraded => true,
             SourceTranslation::MasqueradedTo(towards) => towards.contains(&by.ip()),
         };
+        let is_own = *saw == packet.source.ip();
+        // At the socket a pod meets itself without leaving its namespace (`socket_services.c`).
+        let never_left = is_own && by.ip() == *saw && packet.entry == Entry::Pod;
         let is_right = match masqueraded {
+            true if settings.config.service_backend == ServiceBackend::Ebpf && never_left => true,
             true => is_node_address(settings, *saw),
-            false => *saw == packet.source.ip(),
+            false => is_own,
         };
         if !is_right {
             faults.push(format!("{by} saw the source {saw}"));

@@ -2,7 +2,10 @@
 //! root, and fails without.
 //!
 //! Each run takes all of the directories in [`ALWAYS`] and a part of the others, which its seed
-//! chooses: `FLATNET_SEED=N` chooses as a run did that printed N. `FLATNET_CASE=NAME` runs one.
+//! chooses: `FLATNET_SEED=N` chooses as a run did that printed N. `FLATNET_CASE=NAME` runs one, and
+//! `FLATNET_BACKEND=ebpf` runs the chosen ones by that backend alone.
+
+mod flows;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,8 +23,8 @@ use testkit::lab::{Lab, run};
 use testkit::random::Generator;
 
 /// The only case whose tunnels some kernels lack. The emulated kernel has no files of ours.
-const IP_IN_IP: &str = include_str!("../../../cases/network/pod-to-pod-kept-ipip.case");
-/// The backends that have drivers.
+const IP_IN_IP: &str = include_str!("../../../../cases/network/pod-to-pod-kept-ipip.case");
+/// The backends of an ordinary run.
 const BACKENDS: [ServiceBackend; 2] = [ServiceBackend::Nftables, ServiceBackend::Iptables];
 /// Directories of which every case runs.
 const ALWAYS: [&str; 2] = ["network", "upstream"];
@@ -78,10 +81,14 @@ fn chosen() -> Vec<Case> {
     };
     let mut paths: Vec<PathBuf> = case::find(&case::directory()).expect("the cases");
     paths.retain(|path| is_chosen(path));
+    let backends = match std::env::var("FLATNET_BACKEND") {
+        Ok(name) => vec![name.parse().expect("a backend of Services")],
+        Err(_) => BACKENDS.to_vec(),
+    };
     let mut chosen = Vec::new();
     for path in paths {
         let (case, _) = Case::file(&path).expect("a case");
-        for backend in BACKENDS {
+        for &backend in &backends {
             let mut case = case.clone();
             case.settings.config.service_backend = backend;
             if case.settings.config.overlay != Overlay::Ipip {

@@ -1,0 +1,604 @@
+//! S-10, R-18: a UDP client that keeps its socket reaches the right place with the first datagram
+//! after whatever change, or is told that there is none; S-07: established connections of TCP go
+//! on. By every backend, from every kind of client, at every address of a Service.
+
+use std::io::{Error, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::kinds::{
+    Conditions, Endpoint, EndpointPort, EndpointSlice, LoadBalancerIngress, SERVICE_NAME_LABEL,
+    Service, ServicePort, ServiceType, SessionAffinity, TrafficPolicy, WEIGHTS_ANNOTATION,
+};
+use model::world::{Kind, Object};
+use model::{Protocol, ServiceBackend};
+use netlink::Netns;
+use nix::sys::socket::{setsockopt, sockopt};
+use reconcile::Event;
+use testkit::backend;
+use testkit::case::Case;
+use testkit::case::names::Names;
+use testkit::lab::Lab;
+use testkit::lab::probe::{PATIENCE, Servers};
+
+/// All that run on any kernel.
+const BACKENDS: [ServiceBackend; 3] =
+    [ServiceBackend::Nftables, ServiceBackend::Iptables, ServiceBackend::Ebpf];
+/// Changes of each kind.
+const TRIALS: usize = 20;
+/// An answer that shall not come would have come by then, in most of the trials.
+const NOTHING_COMES_FOR: Duration = Duration::from_millis(50);
+/// One node is enough: what a flow is led to is decided where it enters.
+const CASE: &str = "\
+# A client and two pods.
+
+nodes: 1
+external-ip-ranges: 198.51.100.0/24
+also-at: 172.31.0.2
+
+objects:
+  {kind: Pod, metadata: {name: client}, spec: {nodeName: node1}, status: {podIP: 10.244.1.9}}
+  ---
+  {kind: Pod, metadata: {name: web-1}, spec: {nodeName: node1}, status: {podIP: 10.244.1.11}}
+  ---
+  {kind: Pod, metadata: {name: web-2}, spec: {nodeName: node1}, status: {podIP: 10.244.1.12}}
+
+packets:
+  from | to | protocol
+  node | node:1 | TCP
+";
+const CLUSTER_IP: &str = "10.96.0.20";
+const VIP: &str = "198.51.100.20";
+const OTHER_VIP: &str = "198.51.100.21";
+const EXTERNAL_IP: &str = "198.51.100.30";
+const FURTHER_ADDRESS: &str = "172.31.0.2";
+/// The client that is a process of the node.
+const NODE: &str = "the node";
+const WEB_1: &str = "10.244.1.11";
+const WEB_2: &str = "10.244.1.12";
+const PORT: u16 = 53;
+const TARGET: u16 = 5353;
+const OTHER_TARGET: u16 = 5454;
+const NODE_PORT: u16 = 30053;
+
+/// What the API says at a moment.
+#[derive(Clone)]
+struct State {
+    service: Option<Service>,
+    endpoints: Vec<(&'static str, u16, Conditions)>,
+}
+
+/// What becomes of a datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    /// This server answers.
+    At(&'static str, u16),
+    /// An ICMP error comes back.
+    Refused,
+    /// Nothing comes back: the address of a Service that nobody has.
+    Swallowed,
+}
+use End::{At, Refused, Swallowed};
+
+/// What clients send to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frontend {
+    ClusterIp,
+    NodePort,
+    FurtherAddress,
+    LoadBalancer,
+    ExternalIp,
+}
+use Frontend::{ClusterIp, ExternalIp, FurtherAddress, LoadBalancer, NodePort};
+
+const FRONTENDS: [Frontend; 5] = [ClusterIp, NodePort, FurtherAddress, LoadBalancer, ExternalIp];
+
+/// What happens to the API.
+type Change = fn(&mut State);
+
+/// A change, there and back.
+struct Row {
+    name: &'static str,
+    before: Change,
+    after: Change,
+    /// Where datagrams to all frontends end before and after, but for the exceptions.
+    ends: [End; 2],
+    exceptions: &'static [(Frontend, End)],
+}
+
+const FIRST: End = At(WEB_1, TARGET);
+const SECOND: End = At(WEB_2, TARGET);
+
+const ROWS: [Row; 15] = [
+    row("an endpoint follows another", as_it_is, second, [FIRST, SECOND], &[]),
+    row("the last endpoint goes", as_it_is, nobody, [FIRST, Refused], &[]),
+    row("the last endpoint is not ready any more", as_it_is, unready, [FIRST, Refused], &[]),
+    row("an endpoint leaves and another is ready", as_it_is, leaving, [FIRST, SECOND], &[]),
+    row("the target port changes", as_it_is, other_target, [FIRST, At(WEB_1, OTHER_TARGET)], &[]),
+    row("the port changes", as_it_is, other_port, [FIRST, Refused], &STAYS_AT_NODE_PORTS),
+    row("the node port changes", as_it_is, other_node_port, [FIRST, FIRST], &CLOSES_NODE_PORTS),
+    row("the load balancer's address changes", as_it_is, other_vip, [FIRST, FIRST], &LEAVES_VIP),
+    row("the external address goes", as_it_is, no_external, [FIRST, FIRST], &LEAVES_EXTERNAL),
+    row("the type changes", as_it_is, cluster_ip, [FIRST, FIRST], &CLOSES_ALL_BUT_EXTERNAL),
+    row("the Service goes", as_it_is, no_service, [FIRST, Refused], &LEAVES_ALL),
+    row("affinity comes and its endpoint goes", sticky, sticky_second, [FIRST, SECOND], &[]),
+    row("affinity goes with its endpoint", sticky, second, [FIRST, SECOND], &[]),
+    row("an endpoint gets weight 0", as_it_is, weightless, [FIRST, SECOND], &[]),
+    row("the policies become Local", as_it_is, local_second, [FIRST, SECOND], &[]),
+];
+
+/// Addresses of no Service are the world's.
+const WORLD_VIP: End = At(VIP, PORT);
+const WORLD_EXTERNAL: End = At(EXTERNAL_IP, PORT);
+
+const STAYS_AT_NODE_PORTS: [(Frontend, End); 4] = [
+    (NodePort, FIRST),
+    (FurtherAddress, FIRST),
+    (LoadBalancer, WORLD_VIP),
+    (ExternalIp, WORLD_EXTERNAL),
+];
+const LEAVES_ALL: [(Frontend, End); 3] =
+    [(ClusterIp, Swallowed), (LoadBalancer, WORLD_VIP), (ExternalIp, WORLD_EXTERNAL)];
+const CLOSES_NODE_PORTS: [(Frontend, End); 2] = [(NodePort, Refused), (FurtherAddress, Refused)];
+const LEAVES_VIP: [(Frontend, End); 1] = [(LoadBalancer, WORLD_VIP)];
+const LEAVES_EXTERNAL: [(Frontend, End); 1] = [(ExternalIp, WORLD_EXTERNAL)];
+const CLOSES_ALL_BUT_EXTERNAL: [(Frontend, End); 3] =
+    [(NodePort, Refused), (FurtherAddress, Refused), (LoadBalancer, WORLD_VIP)];
+
+const fn row(
+    name: &'static str,
+    before: Change,
+    after: Change,
+    ends: [End; 2],
+    exceptions: &'static [(Frontend, End)],
+) -> Row {
+    Row { name, before, after, ends, exceptions }
+}
+
+const READY: Conditions = conditions(true, true, false);
+const UNREADY: Conditions = conditions(false, false, false);
+const LEAVING: Conditions = conditions(false, true, true);
+
+const fn conditions(ready: bool, serving: bool, terminating: bool) -> Conditions {
+    Conditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) }
+}
+
+fn as_it_is(_: &mut State) {}
+
+fn second(state: &mut State) {
+    state.endpoints = vec![(WEB_2, TARGET, READY)];
+}
+
+fn nobody(state: &mut State) {
+    state.endpoints = vec![];
+}
+
+fn unready(state: &mut State) {
+    state.endpoints = vec![(WEB_1, TARGET, UNREADY)];
+}
+
+fn leaving(state: &mut State) {
+    state.endpoints = vec![(WEB_1, TARGET, LEAVING), (WEB_2, TARGET, READY)];
+}
+
+fn other_target(state: &mut State) {
+    state.endpoints = vec![(WEB_1, OTHER_TARGET, READY)];
+}
+
+fn other_port(state: &mut State) {
+    state.change(|service| service.spec.ports[0].port = PORT + 1);
+}
+
+fn other_node_port(state: &mut State) {
+    state.change(|service| service.spec.ports[0].node_port = NODE_PORT + 1);
+}
+
+fn other_vip(state: &mut State) {
+    state.change(|service| service.status.load_balancer.ingress = vec![ingress(OTHER_VIP)]);
+}
+
+fn no_external(state: &mut State) {
+    state.change(|service| service.spec.external_ips = vec![]);
+}
+
+fn cluster_ip(state: &mut State) {
+    state.change(|service| {
+        service.spec.kind = ServiceType::ClusterIP;
+        service.spec.ports[0].node_port = 0;
+        service.status.load_balancer.ingress = vec![];
+    });
+}
+
+fn no_service(state: &mut State) {
+    state.service = None;
+}
+
+fn sticky(state: &mut State) {
+    state.change(|service| service.spec.session_affinity = SessionAffinity::ClientIP);
+}
+
+fn sticky_second(state: &mut State) {
+    sticky(state);
+    second(state);
+}
+
+fn weightless(state: &mut State) {
+    state.endpoints.push((WEB_2, TARGET, READY));
+    state.change(|service| {
+        let weights = format!("{WEB_1}=0");
+        service.metadata.annotations.insert(WEIGHTS_ANNOTATION.into(), weights);
+    });
+}
+
+fn local_second(state: &mut State) {
+    second(state);
+    state.change(|service| {
+        service.spec.internal_traffic_policy = TrafficPolicy::Local;
+        service.spec.external_traffic_policy = TrafficPolicy::Local;
+    });
+}
+
+impl State {
+    fn new(protocol: Protocol) -> Self {
+        let mut service = Service::default();
+        service.metadata.namespace = "default".into();
+        service.metadata.name = "web".into();
+        service.spec.kind = ServiceType::LoadBalancer;
+        service.spec.cluster_ips = vec![CLUSTER_IP.into()];
+        service.spec.external_ips = vec![EXTERNAL_IP.into()];
+        let port = ServicePort { protocol, port: PORT, node_port: NODE_PORT, ..Default::default() };
+        service.spec.ports = vec![port];
+        service.status.load_balancer.ingress = vec![ingress(VIP)];
+        let endpoints = vec![(WEB_1, TARGET, READY)];
+        Self { service: Some(service), endpoints }
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Service)) {
+        change(self.service.as_mut().expect("a Service"));
+    }
+
+    /// One slice for each target port, as the controller writes them.
+    fn slices(&self, protocol: Protocol) -> Vec<EndpointSlice> {
+        let slice = |target: u16| {
+            let mut slice =
+                EndpointSlice { address_type: "IPv4".into(), ..EndpointSlice::default() };
+            slice.metadata.namespace = "default".into();
+            slice.metadata.name = format!("web-{target}");
+            slice.metadata.labels.insert(SERVICE_NAME_LABEL.into(), "web".into());
+            slice.ports = vec![EndpointPort { name: String::new(), protocol, port: Some(target) }];
+            let own = self.endpoints.iter().filter(|(_, port, _)| *port == target);
+            let endpoint = |(address, _, conditions): &(&str, u16, Conditions)| Endpoint {
+                addresses: vec![address.to_string()],
+                node_name: "node1".into(),
+                conditions: conditions.clone(),
+                ..Endpoint::default()
+            };
+            slice.endpoints = own.map(endpoint).collect();
+            slice
+        };
+        [TARGET, OTHER_TARGET].map(slice).into()
+    }
+}
+
+fn ingress(address: &str) -> LoadBalancerIngress {
+    LoadBalancerIngress { ip: address.into(), ip_mode: None }
+}
+
+/// A node by one backend, with its pods and the world.
+struct Scene {
+    lab: Lab,
+    /// Nodes and pods.
+    objects: Vec<Object>,
+    protocol: Protocol,
+    state: State,
+}
+
+impl Scene {
+    fn new(backend: ServiceBackend, protocol: Protocol) -> Self {
+        let mut case = Case::parse("flows", CASE).expect("a case");
+        case.settings.config.service_backend = backend;
+        let mut lab = Lab::new(&case).expect("a lab (these tests need root)");
+        let mut names = Names::new(&case.settings);
+        let mut objects = case.settings.node_objects();
+        for section in &case.sections {
+            if let testkit::case::Section::Objects(pods) = section {
+                names.learn(pods).expect("pods");
+                objects.extend(pods.iter().cloned());
+            }
+        }
+        let node = lab.nodes.get_mut(&1).expect("the node");
+        node.node.list(&objects);
+        node.settle().expect("links");
+        lab.add_pods(names.pods()).expect("pods");
+        let state = State::new(protocol);
+        let mut scene = Self { lab, objects, protocol, state: state.clone() };
+        scene.bring(state);
+        scene
+    }
+
+    /// Lets the API and the node be so, until the kernel follows.
+    fn bring(&mut self, state: State) {
+        let node = self.lab.nodes.get_mut(&1).expect("the node");
+        let key = model::NamespacedName::new("default", "web");
+        let service = match state.service.clone() {
+            Some(service) => Event::Present(Object::Service(Arc::new(service))),
+            None => Event::Absent { kind: Kind::Service, key },
+        };
+        node.node.handle(service);
+        for slice in state.slices(self.protocol) {
+            node.node.handle(Event::Present(Object::EndpointSlice(Arc::new(slice))));
+        }
+        let settled = node.settle().expect("the loop converges");
+        assert_eq!(settled.failures, Vec::<String>::new());
+        self.state = state;
+    }
+
+    /// The same kernel under an agent with another backend.
+    fn change_backend(&mut self, backend: ServiceBackend) {
+        let node = self.lab.nodes.get_mut(&1).expect("the node");
+        node.node.config.service_backend = backend;
+        let mut objects = self.objects.clone();
+        let service = self.state.service.clone();
+        objects.extend(service.map(|service| Object::Service(Arc::new(service))));
+        let slices = self.state.slices(self.protocol).into_iter();
+        objects.extend(slices.map(|slice| Object::EndpointSlice(Arc::new(slice))));
+        node.node.restart();
+        node.node.list(&objects);
+        node.settle().expect("the loop converges");
+    }
+
+    fn address(&self, frontend: Frontend) -> SocketAddr {
+        let (address, port) = match frontend {
+            ClusterIp => (CLUSTER_IP, PORT),
+            NodePort => ("172.30.0.2", NODE_PORT),
+            FurtherAddress => (FURTHER_ADDRESS, NODE_PORT),
+            LoadBalancer => (VIP, PORT),
+            ExternalIp => (EXTERNAL_IP, PORT),
+        };
+        SocketAddr::new(address.parse().expect("an address"), port)
+    }
+
+    /// Does the work as each kind of client.
+    fn clients<T>(&self, mut work: impl FnMut(&'static str) -> T) -> Vec<T> {
+        let node = &self.lab.nodes[&1];
+        let mut within = |namespace: &Netns, name| node.run_in(namespace, || work(name));
+        let mut done = vec![
+            within(&self.lab.pods["client"], "a pod").expect("a client"),
+            within(&node.namespace, NODE).expect("a client"),
+        ];
+        done.push(self.lab.outside.run(|| work("outside")).expect("a client"));
+        done
+    }
+}
+
+/// A socket that a client keeps.
+struct Flow {
+    client: &'static str,
+    frontend: Frontend,
+    to: SocketAddr,
+    is_connected: bool,
+    socket: UdpSocket,
+}
+
+impl Flow {
+    fn open(client: &'static str, frontend: Frontend, to: SocketAddr, is_connected: bool) -> Self {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        // ICMP errors are told to sockets without a peer too.
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true).expect("IP_RECVERR");
+        if is_connected {
+            socket.connect(to).expect("a peer");
+        }
+        Self { client, frontend, to, is_connected, socket }
+    }
+
+    /// Where the next datagram ends: by one alone.
+    fn ends(&self, expected: &End) -> Result<(), String> {
+        let patience = if *expected == Swallowed { NOTHING_COMES_FOR } else { PATIENCE };
+        self.socket.set_read_timeout(Some(patience)).map_err(|error| error.to_string())?;
+        let sent = match self.is_connected {
+            true => self.socket.send(b"who"),
+            false => self.socket.send_to(b"who", self.to),
+        };
+        let mut buffer = [0; 128];
+        let received = match sent {
+            // What the node's own rules stop does not leave `send`.
+            Err(error) if error.kind() != ErrorKind::PermissionDenied => Err(error),
+            _ => self.socket.recv(&mut buffer),
+        };
+        let is_right = match (&received, expected) {
+            (Ok(length), At(address, port)) => String::from_utf8_lossy(&buffer[..*length])
+                .starts_with(&format!("{address}:{port} ")),
+            (Err(error), Refused) => error.kind() == ErrorKind::ConnectionRefused,
+            (Err(error), Swallowed) => is_silence(error),
+            _ => false,
+        };
+        if is_right {
+            return Ok(());
+        }
+        let got = received.map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned());
+        let kind = if self.is_connected { "connected" } else { "unconnected" };
+        let Self { client, frontend, .. } = self;
+        Err(format!("{client} to {frontend:?}, {kind}: meant {expected:?}, got {got:?}"))
+    }
+}
+
+fn is_silence(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// The sockets of all clients. With eBPF a connected one of the node itself is led to an endpoint
+/// when it connects, and stays there (`socket_services.c`).
+fn flows(scene: &Scene, backend: ServiceBackend) -> Vec<Flow> {
+    let mut flows = Vec::new();
+    for frontend in FRONTENDS {
+        for is_connected in [false, true] {
+            let to = scene.address(frontend);
+            flows.extend(scene.clients(|client| Flow::open(client, frontend, to, is_connected)));
+        }
+    }
+    let stays = |flow: &Flow| flow.client == NODE && flow.is_connected;
+    flows.retain(|flow| backend != ServiceBackend::Ebpf || !stays(flow));
+    flows
+}
+
+fn servers(scene: &Scene) -> Servers {
+    let servers = Servers::start();
+    for (name, address, port) in
+        [("web-1", WEB_1, TARGET), ("web-2", WEB_2, TARGET), ("web-1", WEB_1, OTHER_TARGET)]
+    {
+        let at = SocketAddr::new(address.parse().expect("an address"), port);
+        servers.listen(&scene.lab.pods[name], Protocol::Udp, at).expect("a server");
+    }
+    for frontend in [LoadBalancer, ExternalIp] {
+        let at = scene.address(frontend);
+        servers.listen(&scene.lab.outside, Protocol::Udp, at).expect("a server of the world");
+    }
+    servers
+}
+
+fn for_each_backend(work: impl Fn(ServiceBackend) -> Vec<String> + Sync) {
+    let mut failed = Vec::new();
+    std::thread::scope(|scope| {
+        let work = &work;
+        let started = BACKENDS.map(|kind| (kind, scope.spawn(move || work(kind))));
+        for (kind, thread) in started {
+            let faults = thread.join().expect("no backend panics");
+            failed.extend(faults.iter().map(|fault| format!("{}: {fault}", backend::name(kind))));
+        }
+    });
+    assert!(failed.is_empty(), "{} faults:\n  {}", failed.len(), failed.join("\n  "));
+}
+
+#[test]
+fn the_first_datagram_after_any_change_ends_where_it_shall() {
+    for_each_backend(|kind| {
+        let mut scene = Scene::new(kind, Protocol::Udp);
+        let _servers = servers(&scene);
+        let flows = flows(&scene, kind);
+        let initial = scene.state.clone();
+        let mut failed = Vec::new();
+        for row in &ROWS {
+            let first = (0..TRIALS).find_map(|trial| {
+                let faults = row.faults(&mut scene, &initial, &flows);
+                (!faults.is_empty()).then_some((trial, faults))
+            });
+            let (trial, faults) = first.unwrap_or_default();
+            failed.extend(faults.iter().map(|fault| format!("{} #{trial}: {fault}", row.name)));
+        }
+        failed
+    });
+}
+
+impl Row {
+    /// What is wrong with the first datagrams after the change, there and back.
+    fn faults(&self, scene: &mut Scene, initial: &State, flows: &[Flow]) -> Vec<String> {
+        let mut faults = Vec::new();
+        let [before, after] = &self.ends;
+        let steps = [(self.before, before, &[][..]), (self.after, after, self.exceptions)];
+        for (change, meant, exceptions) in steps {
+            let mut state = initial.clone();
+            change(&mut state);
+            scene.bring(state);
+            for flow in flows {
+                let exception = exceptions.iter().find(|one| one.0 == flow.frontend);
+                let meant = exception.map_or(meant, |(_, end)| end);
+                faults.extend(flow.ends(meant).err());
+            }
+        }
+        faults
+    }
+}
+
+/// A connection, with both its ends.
+struct Stream {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Stream {
+    fn open(client: TcpStream, listener: &TcpListener) -> Self {
+        let (server, _) = listener.accept().expect("the client");
+        for stream in [&client, &server] {
+            stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        }
+        Self { client, server }
+    }
+
+    /// A word each way.
+    fn carries(&mut self) -> bool {
+        let mut word = [0; 4];
+        self.client.write_all(b"ping").is_ok()
+            && self.server.read_exact(&mut word).is_ok()
+            && self.server.write_all(b"pong").is_ok()
+            && self.client.read_exact(&mut word).is_ok()
+    }
+}
+
+/// S-07: what is established goes on while its endpoint terminates, and as long as its pod is there.
+#[test]
+fn established_connections_outlive_what_made_them() {
+    for_each_backend(|kind| {
+        let mut scene = Scene::new(kind, Protocol::Tcp);
+        let at = SocketAddr::new(WEB_1.parse().expect("an address"), TARGET);
+        let bind = || TcpListener::bind(at).expect("a listener");
+        let listener = scene.lab.pods["web-1"].run(bind).expect("the pod");
+        let mut streams = Vec::new();
+        for frontend in FRONTENDS {
+            let to = scene.address(frontend);
+            streams.extend(scene.clients(|client| {
+                let connected = TcpStream::connect_timeout(&to, Duration::from_secs(10));
+                let connected =
+                    connected.unwrap_or_else(|error| panic!("{client} to {to}: {error}"));
+                (format!("{client} to {frontend:?}"), Stream::open(connected, &listener))
+            }));
+        }
+        let initial = scene.state.clone();
+        let changes: [(&str, Change); 6] = [
+            ("its endpoint terminates", leaving),
+            ("its endpoint is gone", second),
+            ("no endpoint is left", nobody),
+            ("its node port changes", other_node_port),
+            ("the Service has another type", cluster_ip),
+            ("the Service is gone", no_service),
+        ];
+        let mut failed = Vec::new();
+        for (name, change) in changes {
+            let mut state = initial.clone();
+            change(&mut state);
+            scene.bring(state);
+            for (who, stream) in &mut streams {
+                if !stream.carries() {
+                    failed.push(format!("{name}: the connection of {who} broke"));
+                }
+            }
+        }
+        failed
+    });
+}
+
+/// A backend takes over from another of those that the kernel tracks flows for: flows go on, and
+/// follow their endpoint under the new one.
+#[test]
+fn flows_go_on_from_backend_to_backend() {
+    let mut scene = Scene::new(ServiceBackend::Nftables, Protocol::Udp);
+    let _servers = servers(&scene);
+    let flows = flows(&scene, ServiceBackend::Nftables);
+    let initial = scene.state.clone();
+    let mut failed = Vec::new();
+    for kind in [ServiceBackend::Iptables, ServiceBackend::Nftables, ServiceBackend::Iptables] {
+        scene.change_backend(kind);
+        let changes: [(Change, End); 4] =
+            [(as_it_is, FIRST), (second, SECOND), (nobody, Refused), (as_it_is, FIRST)];
+        for (change, meant) in changes {
+            let mut state = initial.clone();
+            change(&mut state);
+            scene.bring(state);
+            let name = backend::name(kind);
+            let faults = flows.iter().filter_map(|flow| flow.ends(&meant).err());
+            failed.extend(faults.map(|fault| format!("{name}: {fault}")));
+        }
+    }
+    assert!(failed.is_empty(), "{} faults:\n  {}", failed.len(), failed.join("\n  "));
+}
