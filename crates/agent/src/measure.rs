@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use kernel::nft::flows::{self, Destination, FlowCounts};
 use kernel::round_trip;
 use model::{ClusterConfig, Family, Protocol, ServiceBackend};
-use plan::network::NetworkPlan;
 use plan::services::{Backends, Frontend, RangeFrontend, ServicePlan};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -33,18 +33,13 @@ pub(crate) struct Measurement {
 }
 
 impl Measurement {
-    pub(crate) fn new(
-        plan: &ServicePlan,
-        config: &ClusterConfig,
-        network: Option<&NetworkPlan>,
-    ) -> Self {
+    pub(crate) fn new(plan: &ServicePlan, config: &ClusterConfig, own_pods: &[IpNet]) -> Self {
         let endpoints: BTreeSet<(Protocol, SocketAddr)> = endpoints(plan).collect();
         let mut measurement = Self::default();
         if config.service_backend == ServiceBackend::Ebpf {
             // Translated at the socket or before connection tracking, which sees the endpoint's
             // own address; between pods of one node the bridge leads past it.
-            let own = network.map_or(&[][..], |network| &network.pod_ranges);
-            let is_own = |address: IpAddr| own.iter().any(|range| range.contains(&address));
+            let is_own = |address: IpAddr| own_pods.iter().any(|range| range.contains(&address));
             for (protocol, endpoint) in endpoints.iter().filter(|(_, it)| it.port() != 0) {
                 if is_own(endpoint.ip()) {
                     measurement.unseen.insert(endpoint.ip());
@@ -149,4 +144,76 @@ fn destination(
 ) -> Destination {
     let family = Family::of(&address);
     Destination { protocol, family, address: Some(address), first_port, last_port }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use plan::services::FrontendPlan;
+
+    use super::*;
+    use crate::services::EndpointReport;
+
+    fn socket(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    fn plan_of(cluster_ip: &str, endpoints: &[&str]) -> ServicePlan {
+        let at = socket(cluster_ip);
+        let (protocol, port) = (Protocol::Tcp, at.port());
+        let frontend = Frontend::ClusterIp { address: at.ip(), protocol, port };
+        let backends = Backends::Endpoints(endpoints.iter().map(|one| socket(one)).collect());
+        ServicePlan {
+            frontends: [(frontend, FrontendPlan::new(backends))].into(),
+            ..ServicePlan::default()
+        }
+    }
+
+    /// Each backend leads flows past connection tracking in its own way, or not at all.
+    #[test]
+    fn flows_are_looked_for_where_connection_tracking_sees_them() {
+        let plan = plan_of("10.96.0.7:80", &["10.244.1.5:8080", "10.244.2.5:8080"]);
+        let own_pods = ["10.244.1.0/24".parse().expect("a range")];
+        for (service_backend, destination, unseen) in [
+            (ServiceBackend::Nftables, "10.96.0.7:80", None),
+            (ServiceBackend::Iptables, "10.96.0.7:80", None),
+            (ServiceBackend::Ipvs, "10.96.0.7:80", None),
+            (ServiceBackend::Ebpf, "10.244.2.5:8080", Some("10.244.1.5")),
+        ] {
+            let config = ClusterConfig { service_backend, ..ClusterConfig::default() };
+            let measurement = Measurement::new(&plan, &config, &own_pods);
+            let found: Vec<SocketAddr> = measurement
+                .destinations
+                .iter()
+                .map(|it| SocketAddr::new(it.address.expect("one address"), it.first_port))
+                .collect();
+            assert_eq!(found, [socket(destination)], "{service_backend}");
+            let unseen: BTreeSet<IpAddr> =
+                unseen.into_iter().map(|it: &str| it.parse().expect("an address")).collect();
+            assert_eq!(measurement.unseen, unseen, "{service_backend}");
+        }
+        let dns = plan_of("10.96.0.10:53", &["10.244.1.5:5353"]);
+        let measurement = Measurement::new(&dns, &ClusterConfig::default(), &[]);
+        assert!(measurement.destinations.is_empty(), "questions are not tracked");
+    }
+
+    #[tokio::test]
+    async fn who_answers_has_a_round_trip_and_who_does_not_has_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let answering = listener.local_addr().expect("an address");
+        let refusing = SocketAddr::from(([127, 0, 0, 2], answering.port()));
+        let probes = [answering, refusing].map(|it| (it.ip(), it)).into();
+        let measurement = Measurement { probes, ..Measurement::default() };
+        let endpoint = |it: SocketAddr| EndpointReport {
+            address: it.ip().to_string(),
+            ..EndpointReport::default()
+        };
+        let endpoints = [answering, refusing].map(endpoint).into();
+        let mut report = ServiceReport { endpoints, ..ServiceReport::default() };
+        measurement.carry_out(&mut report).await;
+        let told = report.endpoints.iter().map(|it| (it.round_trip_us.is_some(), it.flows));
+        // Nothing was counted, and so nothing is told of flows.
+        assert_eq!(told.collect::<Vec<_>>(), [(true, None), (false, None)]);
+    }
 }

@@ -134,7 +134,8 @@ pub(crate) fn report_one(
     let mut report = report_of(reconciler, service, &findings(reconciler));
     report.objects = reconciler.implementation(key);
     let plan = reconciler.services().get(key);
-    let measurement = plan.map(|plan| Measurement::new(plan, config, reconciler.network()));
+    let own_pods = reconciler.network().map_or(&[][..], |network| &network.pod_ranges);
+    let measurement = plan.map(|plan| Measurement::new(plan, config, own_pods));
     Some((report, measurement.unwrap_or_default()))
 }
 
