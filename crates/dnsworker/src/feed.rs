@@ -245,3 +245,53 @@ fn make(path: &Path) -> io::Result<File> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).open(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use dns::feed::{Change, Publisher, Settings};
+    use model::NamespacedName;
+    use plan::zone::ServiceRecords;
+
+    use super::*;
+
+    fn change(last: u8) -> Change {
+        let addresses = vec![IpAddr::from([10, 96, 0, last])];
+        let records = ServiceRecords::ClusterIp { addresses, ports: vec![] };
+        Change::of_service(&NamespacedName::new("shop", format!("s{last}")), Some(&records))
+    }
+
+    /// A worker that was killed while it added a change to the file, and that no agent feeds,
+    /// answers by all changes that are whole.
+    #[test]
+    fn the_file_gives_the_snapshot_and_the_changes_that_are_whole() {
+        let directory = std::env::temp_dir().join(format!("flatnet-zone-{}", std::process::id()));
+        make_directory(&directory).expect("a directory");
+        let path = directory.join("zone.json");
+        let (mut publisher, mut file) =
+            (Publisher::new(Settings::default(), 1), ZoneFile::new(&path));
+        publisher.publish([change(1)], 0).expect("fits");
+        let mut frames: Vec<Vec<u8>> =
+            publisher.snapshot().map(|frame| frame.expect("fits")).collect();
+        let sent = publisher.sequence();
+        publisher.publish([change(2)], 0).expect("fits");
+        publisher.publish([change(3)], 0).expect("fits");
+        frames.extend(publisher.since(sent).expect("kept").map(|frame| frame.to_vec()));
+        let mut follower = Follower::default();
+        let mut kept = vec![];
+        for frame in &frames {
+            follower.push(frame);
+            while let Some(received) = follower.next_frame().expect("a good stream") {
+                assert!(!file.keep(&received), "a snapshot is not worth it yet");
+                kept.push(file.load().map(|index| index.services()));
+            }
+        }
+        assert_eq!(kept, [None, None, Some(1), Some(2), Some(3)]);
+        let content = std::fs::read(&path).expect("the file");
+        std::fs::write(&path, content.get(..content.len() - 1).expect("octets")).expect("writes");
+        let cut = file.load().map(|index| index.services());
+        std::fs::remove_dir_all(&directory).expect("removes");
+        assert_eq!(cut, Some(2));
+    }
+}
