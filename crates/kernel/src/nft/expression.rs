@@ -223,13 +223,7 @@ impl Writer<'_> {
                 self.update(set, *timeout_s);
             }
             Statement::NoTrack => self.expression("notrack", |_| {}),
-            Statement::TrackInZone(zone) => {
-                self.constant(KEY, &zone.to_ne_bytes());
-                self.expression("ct", |data| {
-                    number(data, NFTA_CT_KEY, NFT_CT_ZONE);
-                    number(data, NFTA_CT_SREG, KEY);
-                });
-            }
+            Statement::TrackInZone(zone) => self.track_in_zone(*zone),
             Statement::TranslateDestination
             | Statement::TranslateAddress(_)
             | Statement::Masquerade
@@ -261,6 +255,14 @@ impl Writer<'_> {
             | Statement::ClearMark(_)
             | Statement::Verdict(_) => self.statement(statement),
         }
+    }
+
+    fn track_in_zone(&mut self, zone: u16) {
+        self.constant(KEY, &zone.to_ne_bytes());
+        self.expression("ct", |data| {
+            number(data, NFTA_CT_KEY, NFT_CT_ZONE);
+            number(data, NFTA_CT_SREG, KEY);
+        });
     }
 
     fn translate_or_refuse(&mut self, statement: &Statement) {
