@@ -7,6 +7,8 @@
 mod controllers;
 #[path = "cluster/dns.rs"]
 mod dns;
+#[path = "cluster/failover.rs"]
+mod failover;
 #[path = "cluster/families.rs"]
 mod families;
 #[path = "cluster/kills.rs"]
@@ -43,6 +45,8 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("a_pod_reaches_itself_through_its_service", services::hairpin),
     ("a_service_without_endpoints_refuses_at_once", services::refused_without_endpoints),
     ("readiness_false_stops_traffic_within_a_second", services::readiness),
+    ("a_node_that_is_cut_off_gets_no_new_connections_and_comes_back", failover::cut_node),
+    ("without_fail_over_connections_to_a_frozen_pod_go_on_failing", failover::switched_off),
     ("names_resolve_inside_a_pod_with_usual_tools", dns::usual_tools),
     ("headless_and_srv_names_resolve_to_pods", dns::headless_and_srv),
     ("names_that_do_not_exist_are_answered_so", dns::absent_names),

@@ -145,7 +145,8 @@ spec:
     )
 }
 
-const ECHO_SERVICE: &str = r#"---
+/// The Services of these pods.
+pub const ECHO_SERVICE: &str = r#"---
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: lab}

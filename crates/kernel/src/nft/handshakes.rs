@@ -33,7 +33,12 @@ impl Handshakes {
     /// # Errors
     /// What the kernel refused.
     pub fn unanswered(&mut self) -> Result<BTreeMap<u64, SocketAddr>, Error> {
-        let flows = self.socket.dump(&request(), || "read unanswered handshakes".into())?;
+        // A filter by protocol asks for one family.
+        let mut flows = Vec::new();
+        for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
+            let get = request(family);
+            flows.extend(self.socket.dump(&get, || "read unanswered handshakes".into())?);
+        }
         let lead_to = flows.iter().filter_map(|message| {
             let attributes = message.attributes(FAMILY_HEADER_BYTES);
             let id = u32_of(attributes.find(CTA_ID)?)?;
@@ -44,9 +49,9 @@ impl Handshakes {
     }
 }
 
-fn request() -> Request {
-    let any_family = [0; 4];
-    let mut get = Request::new(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, 0, &any_family);
+fn request(family: u8) -> Request {
+    let header = [family, 0, 0, 0];
+    let mut get = Request::new(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, 0, &header);
     get.nested(CTA_TUPLE_ORIG, &[], |tuple| {
         tuple.nested(CTA_TUPLE_PROTO, &[], |transport| {
             transport.u8(CTA_PROTO_NUM, model::Protocol::Tcp.number());

@@ -2,7 +2,6 @@
 //! network namespaces that each test makes. Needs root.
 
 mod flows;
-mod handshakes;
 mod invalid;
 mod lab;
 mod ping;
