@@ -198,6 +198,17 @@ fn print_rows(text: &mut String, rows: &[(&str, &str, &str, f64)]) {
     }
 }
 
+fn no_local_endpoints(text: &mut String, changes: &ChangeCounts) {
+    let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+    let help = "Ports of Services with a Local policy and endpoints on other nodes alone.";
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+    for (policy, number) in
+        [("internal", changes.no_local_internal), ("external", changes.no_local_external)]
+    {
+        let _ = writeln!(text, "{name}{{traffic_policy=\"{policy}\"}} {number}");
+    }
+}
+
 /// kube-proxy's own numbers, as far as they mean something here.
 fn proxy(text: &mut String, measures: &Measures) {
     let changes = &measures.changes;
@@ -252,14 +263,7 @@ fn proxy(text: &mut String, measures: &Measures) {
         ),
     ];
     print_rows(text, &rows);
-    let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
-    let help = "Ports of Services with a Local policy and endpoints on other nodes alone.";
-    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
-    for (policy, number) in
-        [("internal", changes.no_local_internal), ("external", changes.no_local_external)]
-    {
-        let _ = writeln!(text, "{name}{{traffic_policy=\"{policy}\"}} {number}");
-    }
+    no_local_endpoints(text, changes);
     measures.healthz.print(text, "kubeproxy_proxy_healthz_total", "Answers of /healthz.");
     measures.livez.print(text, "kubeproxy_proxy_livez_total", "Answers of /livez.");
     measures.sync.print(
