@@ -105,7 +105,8 @@ fn frontend_line(place: &str, plan: &FrontendPlan, names: &Names) -> String {
     }
     if let Some(ranges) = &plan.source_ranges {
         let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
-        line.push_str(&format!("; only for {}", ranges.join(", ")));
+        let whom = if ranges.is_empty() { "nobody".to_string() } else { ranges.join(", ") };
+        line.push_str(&format!("; only for {whom}"));
     }
     match &plan.scheduling {
         Scheduling::Random => {}
