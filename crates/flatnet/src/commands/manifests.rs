@@ -519,7 +519,13 @@ mod tests {
         assert!(of("ClusterRole").to_string().contains("namespaces"));
         assert_eq!(of("Role")["metadata"]["namespace"], "kube-system");
         assert!(of("ConfigMap").to_string().contains("10.245.0.0/16"));
-        assert!(!find(&[], "ClusterRole").to_string().contains("pods"));
+        // Cluster DNS hears of all pods; only pools ask for one.
+        let role = find(&[], "ClusterRole");
+        assert!(!role.to_string().contains("namespaces"));
+        let of_pods = role["rules"].as_array().expect("rules").iter();
+        let of_pods: Vec<_> = of_pods.filter(|rule| rule["resources"] == json!(["pods"])).collect();
+        assert_eq!(of_pods.len(), 1);
+        assert_eq!(of_pods[0]["verbs"], json!(["list", "watch"]));
     }
 
     #[test]
