@@ -53,10 +53,8 @@ impl Feed {
     pub(crate) fn publish(&self, changes: ZoneChanges, heard_us: u64) {
         let mut publisher = self.publisher();
         publisher.set_reverse_ranges(&changes.reverse_ranges);
-        let services = changes
-            .services
-            .iter()
-            .map(|(key, records)| Change::of_service(key, records.as_ref()));
+        let services =
+            changes.services.iter().map(|(key, records)| Change::of_service(key, records.as_ref()));
         if let Err(error) = publisher.publish(services, heard_us) {
             tracing::error!("a change cannot be sent to the DNS worker: {error}");
         }

@@ -106,6 +106,7 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     };
     let mut agent =
         Agent::open(options, told.measures, paths, failover).context("opening the kernel")?;
+    let listeners = Listeners { feed, reports, status: told.status, view, chooses_addresses };
     let mut facts_timer = tokio::time::interval(FACTS_PERIOD);
     let mut canary = tokio::time::interval(CANARY_PERIOD);
     canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -132,19 +133,37 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
         }
         agent.follow_paths();
         agent.follow_failover();
+        listeners.tell(&mut agent, heard_us);
+    }
+}
+
+/// Who hears of each turn.
+struct Listeners {
+    feed: feed::Feed,
+    reports: watch::Sender<report::Report>,
+    status: watch::Sender<AgentStatus>,
+    view: watch::Sender<View>,
+    /// Whether anybody looks at the view.
+    chooses_addresses: bool,
+}
+
+impl Listeners {
+    /// Does the turn's work, and tells what came of it. `heard_us`: when the API told what it is
+    /// about, in microseconds since 1970.
+    fn tell(&self, agent: &mut Agent, heard_us: Option<u64>) {
         if let Some(changes) = agent.work() {
-            feed.publish(changes, heard_us.unwrap_or_else(feed::unix_us));
+            self.feed.publish(changes, heard_us.unwrap_or_else(feed::unix_us));
         }
         let report = agent.report();
-        reports.send_if_modified(|present| {
+        self.reports.send_if_modified(|present| {
             let changed = *present != report;
             *present = report;
             changed
         });
-        if chooses_addresses {
-            view.send_replace(agent.view());
+        if self.chooses_addresses {
+            self.view.send_replace(agent.view());
         }
-        told.status.send_replace(agent.status());
+        self.status.send_replace(agent.status());
     }
 }
 
