@@ -1,6 +1,7 @@
 //! Names of the cluster answered at pods' links (`bpf/names.c`): the same answers as the DNS
 //! worker's, and everything else left to it. Needs root.
 
+mod frames;
 #[path = "../bpf/lab.rs"]
 mod lab;
 mod question;
@@ -11,11 +12,12 @@ use std::time::Duration;
 
 use dns::{Action, Client, Index, Rules, Transport};
 use ebpf_abi::names::NameSettings;
+use frames::{Ends, frame, read};
 use kernel::bpf::names::{NameAnswers, Wanted};
 use kernel::bpf::{Hook, probe};
 use lab::{BRIDGE_MAC, Mode, Node, TestPod, address, mac};
 use plan::zone::{HeadlessEndpoint, ServiceRecords, Zone};
-use question::{Ends, Question, TYPE_A, TYPE_AAAA, frame, read};
+use question::{Question, TYPE_A};
 use render::names::{Client as Pod, Names, Times, of_zone};
 use testkit::random::Generator;
 
@@ -23,6 +25,7 @@ use testkit::random::Generator;
 const NEXT: i32 = -1;
 const DROPPED: i32 = 2;
 const ANSWERED: i32 = 7;
+const TYPE_AAAA: u16 = 28;
 const SERIAL: u32 = 7;
 const DOMAIN: &str = "cluster.local";
 const SERVERS: [&str; 3] = ["10.96.0.10", "169.254.20.10", "fd00:96::a"];
