@@ -2,6 +2,7 @@
 //! network namespaces that each test makes. Needs root.
 
 mod flows;
+mod handshakes;
 mod invalid;
 mod lab;
 mod ping;
