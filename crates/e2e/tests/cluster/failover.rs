@@ -1,4 +1,4 @@
-//! Fail-over: dead nodes get no new connections (issue 4, item 5). How soon is printed;
+//! Fail-over: dead nodes and endpoints get no new connections (issue 4, item 5). How soon is printed;
 //! that it is within a second is shown where time is made (`reconcile::failover`). Here it has to be
 //! long before the API says anything, on a machine however busy.
 
@@ -38,7 +38,7 @@ pub fn cut_node(world: &World) -> Result<()> {
     let clients = load(world)?;
     port("down")?;
     let checked = (|| -> Result<()> {
-        noticed(&world.cluster, SILENT_NODE)?;
+        noticed(&world.cluster, "nodes", SILENT_NODE)?;
         ensure!(is_ready(world)?, "the API says so first: then nothing is shown");
         none_fails(world)?;
         // A new agent goes on from what the one before knew.
@@ -55,6 +55,23 @@ pub fn cut_node(world: &World) -> Result<()> {
         Ok(())
     })();
     port("up")?;
+    checked?;
+    back(world)
+}
+
+pub fn frozen_pod(world: &World) -> Result<()> {
+    ensure!(pods(world)?.contains(SILENT_POD), "it answers before");
+    let endpoint = format!("{}:8080", world.pod_ip(SILENT_POD)?);
+    freeze(world)?;
+    let checked = (|| -> Result<()> {
+        // Somebody has to try it: nobody asks endpoints that nobody uses.
+        let clients = load(world)?;
+        noticed(&world.cluster, "endpoints", &endpoint)?;
+        none_fails(world)?;
+        println!("    meanwhile: {}", clients.summary()?);
+        Ok(())
+    })();
+    world.cluster.on_node(SILENT_NODE, &["nft", "delete table ip frozen"])?;
     checked?;
     back(world)
 }
@@ -87,12 +104,12 @@ pub fn switched_off(_: &World) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the client's node leaves it out.
-fn noticed(cluster: &Cluster, name: &str) -> Result<()> {
+/// Waits until the client's node leaves it out; `what` is "nodes" or "endpoints".
+fn noticed(cluster: &Cluster, what: &str, name: &str) -> Result<()> {
     let began = Instant::now();
     eventually(&format!("{name} is left out"), NOTICED, || {
         let status = agent_status(cluster, CLIENT_NODE)?;
-        let out = &status["unreachable"]["nodes"];
+        let out = &status["unreachable"][what];
         let is_out = out.as_array().is_some_and(|all| all.iter().any(|one| one == name));
         ensure!(is_out && status["converged"] == true, "{status}");
         Ok(())
