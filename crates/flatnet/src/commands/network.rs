@@ -135,6 +135,15 @@ fn status_text(reports: &[NodeReport]) -> String {
     if !paths.is_empty() {
         tables.push(table(["NODE", "PEER", "WAY", "MTU", "RTT", "STATE"], &paths));
     }
+    let left_out = cells(reports, |node, status| {
+        let nodes = status.unreachable.nodes.iter().map(|name| ("node", name.clone()));
+        let endpoints = status.unreachable.endpoints.iter();
+        let endpoints = endpoints.map(|address| ("endpoint", address.to_string()));
+        nodes.chain(endpoints).map(|(kind, name)| [node.into(), kind.into(), name]).collect()
+    });
+    if !left_out.is_empty() {
+        tables.push(table(["NODE", "LEFT OUT", "SINCE IT DOES NOT ANSWER"], &left_out));
+    }
     if reports.iter().any(|report| report.rows.iter().any(|row| row.different)) {
         tables.push(rows_text(reports, |row| row.different));
     }
@@ -227,6 +236,20 @@ mod tests {
         mended.status.repairs.insert("pod-edge".into(), 3);
         let text = status_text(&[mended]);
         assert!(text.contains("node1   pod-edge   3"), "{text}");
+    }
+
+    #[test]
+    fn the_status_shows_what_fail_over_leaves_out() {
+        let mut silent = report(false);
+        silent.status.unreachable.nodes.push("node2".into());
+        silent.status.unreachable.endpoints.push("10.244.2.7:8080".parse().expect("one"));
+        let text = status_text(&[silent]);
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = text.lines().map(words).collect();
+        for expected in ["node1 node node2", "node1 endpoint 10.244.2.7:8080"] {
+            assert!(lines.iter().any(|line| line == expected), "{text}");
+        }
+        assert!(!status_text(&[report(false)]).contains("LEFT OUT"));
     }
 
     #[test]
