@@ -144,6 +144,17 @@ struct {
 	MAP_TYPE(value, struct name_settings);
 } name_settings SEC(".maps");
 
+/* Until when, by the kernel's clock, in nanoseconds. Who writes the maps renews it: rules that the
+ * worker got since then may be of names here.
+ */
+struct {
+	MAP_NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	MAP_NUMBER(max_entries, 1);
+	MAP_NUMBER(pinning, PINNED_BY_NAME);
+	MAP_TYPE(key, __u32);
+	MAP_TYPE(value, __u64);
+} name_lease SEC(".maps");
+
 struct {
 	MAP_NUMBER(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	MAP_NUMBER(max_entries, NAME_REASONS);
@@ -445,6 +456,7 @@ SEC("classifier")
 int answer_name(struct __sk_buff *skb)
 {
 	__u32 link_index = skb->ifindex, only = 0;
+	__u64 *until_ns = map_lookup(&name_lease, &only);
 	struct name_link *link = map_lookup(&name_links, &link_index);
 	struct name_settings *settings = map_lookup(&name_settings, &only);
 	struct name_scratch *scratch = map_lookup(&name_scratch, &only);
@@ -452,7 +464,8 @@ int answer_name(struct __sk_buff *skb)
 	struct asked asked = {};
 	struct packet *packet = &asked.packet;
 
-	if (!link || !settings || !scratch || (void *)(ethernet + 1) > (void *)(long)skb->data_end)
+	if (!link || !settings || !scratch || !until_ns ||
+	    (void *)(ethernet + 1) > (void *)(long)skb->data_end)
 		return TC_NEXT;
 	__u16 protocol = ethernet->protocol;
 	if ((protocol != ETHERNET_IPV4 && protocol != ETHERNET_IPV6) || skb->vlan_present ||
@@ -461,6 +474,8 @@ int answer_name(struct __sk_buff *skb)
 		return TC_NEXT;
 	if (!is_own_source(skb, packet, link))
 		return end_with(NAME_PASSED_SOURCE, TC_NEXT);
+	if (ktime_ns() > *until_ns)
+		return end_with(NAME_PASSED_LEASE, TC_NEXT);
 	if (!read_question(skb, &asked, scratch) || asked.udp.destination != DNS_PORT)
 		return end_with(NAME_PASSED_OTHER, TC_NEXT);
 	read_name(scratch);

@@ -3,7 +3,7 @@
 use crate::layout::{Layout, abi_struct};
 
 /// Number of this layout: pins of another one live in another directory.
-pub const NAMES_VERSION: u32 = 1;
+pub const NAMES_VERSION: u32 = 2;
 
 /// Longest name in octets that is kept, with the root's empty label: a multiple of 8, since names
 /// are read by words. Longer ones are the worker's.
@@ -123,6 +123,8 @@ pub enum NameReason {
     PassedName,
     /// To the kernel's path, which judges it: not from the pod's own address.
     PassedSource,
+    /// To the worker: nobody has kept the maps for too long.
+    PassedLease,
     /// Dropped: more than one pod may ask.
     DroppedFlood,
     /// Dropped: the kernel could not make the answer.
@@ -131,12 +133,13 @@ pub enum NameReason {
 
 /// All reasons with their names in C (after `NAME_`) and in metrics, in the order of their
 /// counters.
-pub const NAME_REASONS: [(NameReason, &str); 7] = [
+pub const NAME_REASONS: [(NameReason, &str); 8] = [
     (NameReason::Answered, "answered"),
     (NameReason::NoData, "no_data"),
     (NameReason::PassedOther, "passed_other"),
     (NameReason::PassedName, "passed_name"),
     (NameReason::PassedSource, "passed_source"),
+    (NameReason::PassedLease, "passed_lease"),
     (NameReason::DroppedFlood, "dropped_flood"),
     (NameReason::DroppedMaking, "dropped_making"),
 ];

@@ -2,10 +2,11 @@
 //! of `bpf/names.c`. The DNS worker answers everything else, and all of it where this cannot be
 //! loaded; so nothing here is ever missed.
 //!
-//! Answers go on while no process of ours runs (invariant 14), as old as the worker's then are.
+//! Answers go on while no process of ours runs (invariant 14), as old as the worker's then are; but
+//! for [`LEASE`] alone, since nobody tells the kernel what the worker's rules say by then.
 //!
 //! ```text
-//! /sys/fs/bpf/flatnet/names-v1/maps/NAME                    names, clients, settings, counters
+//! /sys/fs/bpf/flatnet/names-v2/maps/NAME                    names, clients, settings, counters
 //!                             /programs-FINGERPRINT/NAME    the program of one build
 //!                             /links/INDEX-NAME             tcx: what is attached to which link
 //! ```
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramType, SchedClassifier};
@@ -32,14 +34,28 @@ use super::objects::{
     PROGRAMS_PREFIX, Program, adopt, fingerprint, load_anew, make_directory, remove_programs,
     require_file_system,
 };
-use super::{Applied, Options, Passage, from_netlink, refused};
+use super::{Applied, Options, Passage, from_netlink, refused, syscalls};
 
 /// `bpf/names.c`, compiled.
 static NAMES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/names.o"));
 
+/// How long the kernel may answer after those who keep the maps were seen last.
+pub const LEASE: Duration = Duration::from_secs(30);
+
 /// The maps by name, as `bpf/names.c` declares them.
-const MAPS: [&str; 6] =
-    ["names", "name_servers", "name_links", "name_spent", "name_settings", "name_counters"];
+const MAPS: [&str; 7] = [
+    "names",
+    "name_servers",
+    "name_links",
+    "name_spent",
+    "name_settings",
+    "name_lease",
+    "name_counters",
+];
+
+const NS_PER_S: u64 = 1_000_000_000;
+/// What the name of the directory begins with; the layout's number follows.
+const VERSION_PREFIX: &str = "names-v";
 
 /// What shall be answered where, besides the names themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,9 +110,10 @@ pub fn missing(file_system: &Path) -> Vec<String> {
     missing
 }
 
-/// Whether anything of this was ever loaded here.
+/// Whether anything of this was ever loaded here, by whatever build.
 pub fn is_present(file_system: &Path) -> bool {
-    directory(file_system).exists()
+    let entries = fs::read_dir(file_system.join("flatnet")).into_iter().flatten().flatten();
+    entries.into_iter().any(|it| it.file_name().to_string_lossy().starts_with(VERSION_PREFIX))
 }
 
 impl NameAnswers {
@@ -109,6 +126,7 @@ impl NameAnswers {
     pub fn load(options: &Options) -> Result<Self, OpError> {
         require_file_system(&options.file_system)?;
         let directory = directory(&options.file_system);
+        remove_other_versions(&directory)?;
         let (maps, programs) = (directory.join("maps"), directory.join(programs_name()));
         for path in [&maps, &programs, &directory.join("links")] {
             make_directory(path)?;
@@ -140,9 +158,10 @@ impl NameAnswers {
     }
 
     /// Makes the kernel hold what is wanted, whatever it holds: nothing is written where nothing
-    /// differs.
+    /// differs. It answers as long as [`NameAnswers::renew`] says.
     ///
-    /// Order (invariant 5): what is answered is known before who may ask, and longer.
+    /// Order (invariant 5): who may ask no more is forgotten first, and what is answered is known
+    /// before who may ask.
     ///
     /// # Errors
     /// When the kernel cannot be asked at all.
@@ -156,17 +175,53 @@ impl NameAnswers {
             ));
         }
         let links = self.netlink.links().map_err(from_netlink)?;
-        let clients = self.resolve(wanted, &links, &mut done);
+        let clients = self.resolve(&wanted.clients, &links, &mut done);
+        self.forget(&clients, &mut done)?;
         self.maps.write_settings(&wanted.settings, &mut done)?;
         let entry = |(key, found): (&NameKey, &NameAddresses)| (key.to_bytes(), found.to_bytes());
         let names: BTreeMap<_, _> = names.iter().map(entry).collect();
         make_equal(&mut self.maps.names, &names, "names", &mut done)?;
         let servers = wanted.servers.iter().map(|address| (address_bytes(*address), 0)).collect();
         make_equal(&mut self.maps.servers, &servers, "addresses of DNS", &mut done)?;
-        let entries = clients.iter().map(|(index, link)| (*index, link.to_bytes())).collect();
-        make_equal(&mut self.maps.links, &entries, "links for names", &mut done)?;
-        self.attach(&clients, &links, &mut done)?;
+        self.learn(&clients, &links, &mut done)?;
         Ok(done)
+    }
+
+    /// Changes who may ask alone.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked at all.
+    pub fn set_clients(&mut self, wanted: &BTreeMap<String, Client>) -> Result<Applied, OpError> {
+        let mut done = Applied::default();
+        let links = self.netlink.links().map_err(from_netlink)?;
+        let clients = self.resolve(wanted, &links, &mut done);
+        self.forget(&clients, &mut done)?;
+        self.learn(&clients, &links, &mut done)?;
+        Ok(done)
+    }
+
+    /// Lets the kernel answer for so long from now on; without it, never.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn renew(&mut self, lease: Duration) -> Result<(), OpError> {
+        let action = "renew the lease of names in eBPF";
+        let lease_ns = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = u64::from(syscalls::uptime_s()) * NS_PER_S;
+        let until_ns = now_ns.saturating_add(lease_ns);
+        self.maps.lease.set(0, until_ns, 0).map_err(|error| refused(action, &error))
+    }
+
+    /// What the kernel has for a name.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn find(&self, key: &NameKey) -> Result<Option<NameAddresses>, OpError> {
+        match self.maps.names.get(&key.to_bytes(), 0) {
+            Ok(found) => Ok(Some(NameAddresses::from_bytes(&found))),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+            Err(error) => Err(refused("look for a name in eBPF", &error)),
+        }
     }
 
     /// Changes names alone: `None` takes one away.
@@ -190,7 +245,7 @@ impl NameAnswers {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Writes what holds for all answers.
+    /// Writes what holds for all answers, where it differs.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -233,12 +288,15 @@ impl NameAnswers {
     /// # Errors
     /// When something of ours stays.
     pub fn remove(mut self) -> Result<(), OpError> {
-        let mut done = self.apply(&Wanted::default(), &Names::new())?;
+        let mut done = self.set_clients(&BTreeMap::new())?;
         if let Some(failure) = done.failures.pop() {
             return Err(failure);
         }
         fs::remove_dir_all(&self.directory)
-            .map_err(|error| refused(&format!("remove {}", self.directory.display()), &error))
+            .map_err(|error| refused(&format!("remove {}", self.directory.display()), &error))?;
+        // Others of ours may have pins beside it.
+        let _ = self.directory.parent().map(fs::remove_dir);
+        Ok(())
     }
 
     /// Runs the program on one frame, as if it came from a link, without sending anything: its
@@ -260,12 +318,12 @@ impl NameAnswers {
     /// Finds the numbers of links. One that is gone is left out, and said.
     fn resolve(
         &self,
-        wanted: &Wanted,
+        wanted: &BTreeMap<String, Client>,
         links: &[Link],
         done: &mut Applied,
     ) -> BTreeMap<u32, NameLink> {
         let mut clients = BTreeMap::new();
-        for (name, client) in &wanted.clients {
+        for (name, client) in wanted {
             match links.iter().find(|link| link.name == *name) {
                 Some(link) => drop(clients.insert(link.index, name_link(client))),
                 None => done.failures.push(OpError {
@@ -277,12 +335,42 @@ impl NameAnswers {
         clients
     }
 
-    fn attach(
+    /// Takes away what is of no client.
+    fn forget(
+        &mut self,
+        clients: &BTreeMap<u32, NameLink>,
+        done: &mut Applied,
+    ) -> Result<(), OpError> {
+        let is_gone = |index: &u32| !clients.contains_key(index);
+        let present: Result<Vec<u32>, MapError> = self.maps.links.keys().collect();
+        let present = present.map_err(|error| refused("read the links for names", &error))?;
+        for index in present.into_iter().filter(is_gone) {
+            match absent_is_fine(self.maps.links.remove(&index)) {
+                Ok(()) => done.changes.push(format!("forgot the client at link number {index}")),
+                Err(error) => done.failures.push(refused("forget a client of names", &error)),
+            }
+        }
+        let attached = self.hooks.attached(&self.programs, &[])?;
+        for (index, program) in attached.into_keys().filter(|(index, _)| is_gone(index)) {
+            match self.hooks.detach(program, index) {
+                Ok(()) => done
+                    .changes
+                    .push(format!("detached {} from link number {index}", program.name())),
+                Err(failure) => done.failures.push(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down who may ask, and attaches the program there.
+    fn learn(
         &mut self,
         clients: &BTreeMap<u32, NameLink>,
         links: &[Link],
         done: &mut Applied,
     ) -> Result<(), OpError> {
+        let entries = clients.iter().map(|(index, link)| (*index, link.to_bytes())).collect();
+        make_equal(&mut self.maps.links, &entries, "links for names", done)?;
         let program = Program::AnswerName;
         let attached = self.hooks.attached(&self.programs, links)?;
         for link in links.iter().filter(|link| clients.contains_key(&link.index)) {
@@ -297,14 +385,6 @@ impl NameAnswers {
                 Err(failure) => done.failures.push(failure),
             }
         }
-        for (index, _) in attached.into_keys().filter(|(index, _)| !clients.contains_key(index)) {
-            match self.hooks.detach(program, index) {
-                Ok(()) => done
-                    .changes
-                    .push(format!("detached {} from link number {index}", program.name())),
-                Err(failure) => done.failures.push(failure),
-            }
-        }
         Ok(())
     }
 }
@@ -315,6 +395,7 @@ struct Maps {
     servers: HashMap<MapData, [u8; 16], u32>,
     links: HashMap<MapData, u32, [u8; NameLink::BYTES]>,
     settings: Array<MapData, [u8; NameSettings::BYTES]>,
+    lease: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -332,6 +413,7 @@ impl Maps {
             servers: open("name_servers")?.try_into().map_err(wrong)?,
             links: open("name_links")?.try_into().map_err(wrong)?,
             settings: open("name_settings")?.try_into().map_err(wrong)?,
+            lease: open("name_lease")?.try_into().map_err(wrong)?,
             counters: open("name_counters")?.try_into().map_err(wrong)?,
         })
     }
@@ -404,7 +486,21 @@ fn name_link(client: &Client) -> NameLink {
 }
 
 fn directory(file_system: &Path) -> PathBuf {
-    file_system.join("flatnet").join(format!("names-v{NAMES_VERSION}"))
+    file_system.join("flatnet").join(format!("{VERSION_PREFIX}{NAMES_VERSION}"))
+}
+
+/// Unpins, and so detaches, what other builds loaded whose maps had another layout.
+fn remove_other_versions(own: &Path) -> Result<(), OpError> {
+    let entries = own.parent().and_then(|parent| fs::read_dir(parent).ok());
+    for entry in entries.into_iter().flatten().flatten() {
+        let is_of_names = entry.file_name().to_string_lossy().starts_with(VERSION_PREFIX);
+        if is_of_names && entry.path() != own {
+            let path = entry.path();
+            fs::remove_dir_all(&path)
+                .map_err(|error| refused(&format!("remove {}", path.display()), &error))?;
+        }
+    }
+    Ok(())
 }
 
 fn are_pinned(directory: &Path) -> bool {

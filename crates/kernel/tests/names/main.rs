@@ -13,7 +13,7 @@ use std::time::Duration;
 use dns::{Action, Client, Index, Rules, Transport};
 use ebpf_abi::names::NameSettings;
 use frames::{Ends, frame, read};
-use kernel::bpf::names::{NameAnswers, Wanted};
+use kernel::bpf::names::{LEASE, NameAnswers, Wanted};
 use kernel::bpf::{Hook, probe};
 use lab::{BRIDGE_MAC, Mode, Node, TestPod, address, mac};
 use plan::zone::{HeadlessEndpoint, ServiceRecords, Zone};
@@ -130,6 +130,7 @@ impl Scene {
 
     fn apply(&self, answers: &mut NameAnswers) -> Vec<String> {
         let done = self.node.run(|| answers.apply(&self.wanted, &self.names)).expect("a turn");
+        answers.renew(LEASE).expect("a lease");
         assert_eq!(done.failures, []);
         done.changes
     }
@@ -383,6 +384,45 @@ fn names_come_and_go_one_by_one() {
     assert_eq!(ask(&answers), NEXT);
     answers.change(&BTreeMap::from([(*key, Some(*found))])).expect("back");
     assert_eq!(ask(&answers), ANSWERED);
+}
+
+/// What nobody keeps any more is left to the worker, whose rules may be others by then.
+#[test]
+fn answers_end_with_the_lease() {
+    let scene = Scene::new();
+    let mut answers = scene.load(hook(&scene));
+    scene.apply(&mut answers);
+    let message = Question::plain("web.default.svc.cluster.local", TYPE_A).message();
+    let ask = |answers: &NameAnswers| scene.ask(answers, &scene.ends(SERVERS[0]), &message).0;
+    assert_eq!(ask(&answers), ANSWERED);
+    answers.renew(Duration::ZERO).expect("the end");
+    assert_eq!(ask(&answers), NEXT);
+    assert_eq!(answers.counters().expect("counters")["passed_lease"], 1);
+    answers.renew(LEASE).expect("another lease");
+    assert_eq!(ask(&answers), ANSWERED);
+}
+
+#[test]
+fn clients_come_and_go_one_by_one() {
+    let scene = Scene::new();
+    let mut answers = scene.load(hook(&scene));
+    scene.apply(&mut answers);
+    let message = Question::plain("web.default.svc.cluster.local", TYPE_A).message();
+    let ask = |answers: &NameAnswers| scene.ask(answers, &scene.ends(SERVERS[0]), &message).0;
+    let mut clients = scene.wanted.clients.clone();
+    let first = scene.pods[0].link.clone();
+    let client = clients.remove(&first).expect("the first pod");
+    let set = |answers: &mut NameAnswers, clients: &BTreeMap<String, Pod>| {
+        let done = scene.node.run(|| answers.set_clients(clients)).expect("a turn");
+        assert_eq!(done.failures, []);
+        scene.node.run(|| answers.observe()).expect("observed").attached
+    };
+    assert!(!set(&mut answers, &clients).contains(&first));
+    assert_eq!(ask(&answers), NEXT);
+    clients.insert(first.clone(), client);
+    assert!(set(&mut answers, &clients).contains(&first));
+    assert_eq!(ask(&answers), ANSWERED);
+    assert_eq!(scene.apply(&mut answers), Vec::<String>::new(), "all as before");
 }
 
 /// a pod that floods has its own answers limited, nobody else's. With a higher limit the same
