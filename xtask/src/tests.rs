@@ -267,7 +267,7 @@ pub fn bench(arguments: &[String]) -> Result<()> {
 /// When something does not hold; the seed is in the output.
 pub fn chaos(arguments: &[String]) -> Result<()> {
     let mut call = vec!["test", "-p", "e2e", "--test", "reliability", "--"];
-    call.extend(["chaos_", "r_25", "--pods=2000"]);
+    call.extend(["chaos_", "r_25", "--pods=2000", "--cluster=chaos"]);
     let mut options = Vec::new();
     for pair in arguments.chunks(2) {
         match pair {

@@ -41,7 +41,8 @@ pub fn uninstall(places: &Places, purge: bool) -> Result<Vec<String>> {
         remove_tree(&places.wireguard_keys, &mut removed)?;
     }
     remove_tree(&places.dns_zone, &mut removed)?;
-    for name in [STATUS_SOCKET, layout::DNS_FEED_SOCKET, install::REMEMBERED] {
+    let sockets = [STATUS_SOCKET, layout::DNS_FEED_SOCKET, layout::DNS_CONTROL_SOCKET];
+    for name in sockets.into_iter().chain([install::REMEMBERED]) {
         remove_file(&places.run.join(name), &mut removed)?;
     }
     lock.remove(&places.run)?;

@@ -12,6 +12,10 @@ use crate::{eventually, program, workspace};
 /// How long a Deployment or pod of the tests may take to be ready.
 pub const READY: Duration = Duration::from_secs(60);
 
+/// Clusters of the suites. That of `./x chaos` is none: it may run beside them.
+const NAMES: [&str; 9] =
+    ["e2e", "e2e-dual", "e2e-gw", "e2e-refused", "e2e-six", "harm", "nofailover", "pods", "real"];
+
 /// A running cluster. It is taken down when the value is dropped.
 pub struct Cluster {
     /// Its name on this machine.
@@ -30,6 +34,14 @@ pub enum Kubectl {
 }
 
 impl Cluster {
+    /// Takes down what a killed run of a suite left, before it is looked at what the machine has.
+    ///
+    /// # Errors
+    /// What `flatnet down` says.
+    pub fn take_down_leftovers() -> Result<()> {
+        NAMES.iter().try_for_each(|name| flatnet(&["down", "--name", name]).map(drop))
+    }
+
     /// Starts a cluster.
     ///
     /// # Errors

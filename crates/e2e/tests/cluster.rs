@@ -27,6 +27,7 @@ mod world;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use e2e::cluster::Cluster;
 use e2e::inventory::Inventory;
 use e2e::outside::Outside;
 use e2e::runner::{Scenario, run};
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
 
 fn suite() -> Result<usize> {
     Outside::prepare()?;
+    Cluster::take_down_leftovers()?;
     let before = Inventory::take()?;
     let world = World::up()?;
     let mut failed = run("cluster", &world, SCENARIOS);

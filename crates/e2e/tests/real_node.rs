@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use e2e::cluster::Cluster;
 use e2e::eventually;
 use e2e::inventory::Inventory;
 use e2e::outside::Outside;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
 
 fn suite() -> Result<usize> {
     Outside::prepare()?;
+    Cluster::take_down_leftovers()?;
     let before = Inventory::take()?;
     let world = World::up()?;
     let mut failed = run("real_node", &world, SCENARIOS);

@@ -38,7 +38,7 @@ const SCENARIOS: &[Scenario<Inventory>] = &[
 ];
 
 fn main() -> ExitCode {
-    let before = match Inventory::take() {
+    let before = match Cluster::take_down_leftovers().and_then(|()| Inventory::take()) {
         Ok(before) => before,
         Err(error) => {
             println!("{error:#}");

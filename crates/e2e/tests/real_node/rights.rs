@@ -56,6 +56,8 @@ pub fn token(world: &World) -> Result<()> {
         ("GET", "/api/v1/nodes", 200),
         ("GET", "/api/v1/services", 200),
         ("GET", "/apis/discovery.k8s.io/v1/endpointslices", 200),
+        // Cluster DNS knows pods by their addresses, as CoreDNS does.
+        ("GET", "/api/v1/pods", 200),
         ("PATCH", &status, 200),
         ("PATCH", &own, 403),
         ("PUT", &own, 403),
@@ -66,7 +68,8 @@ pub fn token(world: &World) -> Result<()> {
         ("GET", &secrets, 403),
         ("POST", &secrets, 403),
         ("POST", &account, 403),
-        ("GET", "/api/v1/pods", 403),
+        ("GET", "/api/v1/namespaces/default/pods/any", 403),
+        ("DELETE", "/api/v1/namespaces/default/pods/any", 403),
         ("POST", "/api/v1/namespaces/default/pods", 403),
         ("GET", "/api/v1/namespaces", 403),
         ("GET", &config, 403),

@@ -89,7 +89,8 @@ fn play(world: &World, tick: &Tick, pods: &mut Pods, tally: &mut Tally) -> Resul
         Blow::Damage(number) => {
             let damage = &DAMAGES[usize::try_from(*number)? % DAMAGES.len()];
             // What is broken already cannot be broken again.
-            let script = format!("{VARIABLES}\n{} >/dev/null 2>&1 || true", damage.breaks);
+            let breaks = world.with_octets(damage.breaks);
+            let script = format!("{VARIABLES}\n{breaks} >/dev/null 2>&1 || true");
             run(&world.cluster, node, &script)?;
             tally.damages += 1;
         }

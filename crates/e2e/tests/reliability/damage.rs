@@ -29,7 +29,7 @@ pub struct Damage {
 }
 
 /// On the first node, which has a pod with a host port; `$peer` is the other node's pod range,
-/// `$port` the node's end of a pod's link.
+/// `$port` the node's end of a pod's link; for `@pods` and `@services` see [`World::with_octets`].
 pub const DAMAGES: &[Damage] = &[
     Damage {
         name: "the rules of the table are flushed",
@@ -48,8 +48,8 @@ pub const DAMAGES: &[Damage] = &[
     Damage {
         name: "one element is deleted",
         kind: "nftables",
-        breaks: "nft delete element ip flatnet cluster-addresses { 10.71.0.1 }",
-        is_whole: "nft get element ip flatnet cluster-addresses { 10.71.0.1 }",
+        breaks: "nft delete element ip flatnet cluster-addresses { 10.@services.0.1 }",
+        is_whole: "nft get element ip flatnet cluster-addresses { 10.@services.0.1 }",
         named: "cluster-addresses",
     },
     Damage {
@@ -71,21 +71,21 @@ pub const DAMAGES: &[Damage] = &[
         kind: "route",
         breaks: "ip route delete $peer",
         is_whole: "ip route show $peer | grep -q via",
-        named: "10.70.0.",
+        named: "10.@pods.0.",
     },
     Damage {
         name: "a neighbour is deleted",
         kind: "neighbour",
         breaks: "ip neigh flush dev flatnet.1 nud permanent",
         is_whole: "ip neigh show dev flatnet.1 nud permanent | grep -q lladdr",
-        named: "10.70.0.",
+        named: "10.@pods.0.",
     },
     Damage {
         name: "a forwarding entry is deleted",
         kind: "forwarding",
         breaks: "bridge fdb delete $(bridge fdb show dev flatnet.1 | awk '/dst/ {print $1; exit}') dev flatnet.1",
         is_whole: "bridge fdb show dev flatnet.1 | grep -q dst",
-        named: "172.29.70.",
+        named: "172.29.@pods.",
     },
     Damage {
         name: "the tunnel's link is deleted",
@@ -160,7 +160,8 @@ fn repair_ms(world: &World, damage: &Damage) -> Result<u64> {
     };
     let (counted, logged) = (count()?, log()?.len());
     let Damage { breaks, is_whole, .. } = damage;
-    let script = format!(
+    let named = world.with_octets(damage.named);
+    let script = world.with_octets(&format!(
         "{VARIABLES}
 whole() {{ {{ {is_whole}; }} >/dev/null 2>&1; }}
 whole || {{ echo 'it was broken before' >&2; exit 1; }}
@@ -171,7 +172,7 @@ until whole; do
   sleep 0.01
 done
 echo $(( ($(date +%s%N) - start) / 1000000 ))"
-    );
+    ));
     let took_ms = world.cluster.on_node("node1", &["sh", "-c", &script])?.trim().parse()?;
     eventually("the agent tells of it", TOLD, || {
         ensure!(
@@ -183,8 +184,8 @@ echo $(( ($(date +%s%N) - start) / 1000000 ))"
         let new = log.get(logged..).context("the log was cut")?;
         let told = new
             .lines()
-            .any(|line| line.contains("another program changed") && line.contains(damage.named));
-        ensure!(told, "the log does not name {}: {new}", damage.named);
+            .any(|line| line.contains("another program changed") && line.contains(&named));
+        ensure!(told, "the log does not name {named}: {new}");
         Ok(())
     })?;
     back(world)?;

@@ -34,6 +34,8 @@ const UPGRADED_S: u64 = 8;
 const UPGRADES: usize = 3;
 /// Restarts that must write nothing.
 const SILENT_RESTARTS: usize = 5;
+/// Monitors listen this soon after their start, on a busy machine too.
+const LISTENING: Duration = Duration::from_secs(30);
 /// What changed while an agent was away is in the kernel this long after its return.
 const CAUGHT_UP: Duration = Duration::from_secs(5);
 
@@ -189,8 +191,9 @@ fn mark(world: &World, monitors: &[OnNode], when: &str) -> Result<()> {
         "nft add table ip {name} && nft delete table ip {name} && \
          ip link add {name} type bridge && ip link delete {name}"
     );
-    world.cluster.on_node("node1", &["sh", "-c", &script])?;
-    eventually("the monitors hear", CAUGHT_UP, || {
+    eventually("the monitors hear", LISTENING, || {
+        // A monitor that is not listening yet hears the next one.
+        world.cluster.on_node("node1", &["sh", "-c", &script])?;
         // The bridge of the test has no forwarding entries: that monitor has nothing to hear.
         for monitor in monitors.iter().take(2) {
             let said = monitor.said()?;

@@ -8,6 +8,11 @@ use e2e::cluster::Cluster;
 use e2e::load::{Generator, Load, Outcome};
 use e2e::node_state::{NodeState, add_foreign};
 
+use super::schedule::option;
+
+/// Names of clusters and the second octets of their ranges: the suite's, and the one of `./x chaos`,
+/// which may run for hours beside it.
+const CLUSTERS: [(&str, u8); 2] = [("harm", 70), ("chaos", 78)];
 /// The namespace of the pods.
 pub const NAMESPACE: &str = "lab";
 /// The pod from which loads run.
@@ -19,32 +24,36 @@ pub struct World {
     pub cluster: Cluster,
     /// Taken before anything was done.
     pub foreign: NodeState,
+    /// The second octet of its ranges.
+    octet: u8,
 }
 
 impl World {
     /// Starts everything and waits until it is ready.
     pub fn up() -> Result<Self> {
-        let arguments = [
-            "--nodes",
-            "2",
-            "--node-cidr-mask-size",
-            "26",
-            "--pod-cidr",
-            "10.70.0.0/16",
-            "--service-cidr",
-            "10.71.0.0/16",
-            "--node-cidr",
-            "172.29.70.0/24",
-        ];
-        let cluster = Cluster::up("chaos", &arguments)?;
+        let wished: String = option("--cluster=")?.unwrap_or_else(|| CLUSTERS[0].0.to_owned());
+        let known = CLUSTERS.iter().find(|(name, _)| *name == wished);
+        let (name, octet) = *known.with_context(|| format!("no cluster is named {wished}"))?;
+        let pods = format!("10.{octet}.0.0/16");
+        let services = format!("10.{}.0.0/16", octet + 1);
+        let nodes = format!("172.29.{octet}.0/24");
+        let flags = ["--nodes", "2", "--node-cidr-mask-size", "26"];
+        let ranges = ["--pod-cidr", &pods, "--service-cidr", &services, "--node-cidr", &nodes];
+        let cluster = Cluster::up(name, &[&flags[..], &ranges[..]].concat())?;
         add_foreign(&cluster, "node1")?;
         let foreign = NodeState::foreign(&cluster, "node1")?;
-        let world = Self { cluster, foreign };
+        let world = Self { cluster, foreign, octet };
         world.cluster.apply(MANIFEST)?;
         for pod in ["echo-node1", "echo-node2", CLIENT] {
             world.cluster.pod_ready(NAMESPACE, pod)?;
         }
         Ok(world)
+    }
+
+    /// A text with the second octets of this cluster's ranges, `@pods` and `@services`.
+    pub fn with_octets(&self, text: &str) -> String {
+        let services = (self.octet + 1).to_string();
+        text.replace("@pods", &self.octet.to_string()).replace("@services", &services)
     }
 
     /// A pod's address.
