@@ -30,6 +30,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("flatnet", "cni"),
     // This one needs no root, but Debian's kubectl.
     ("controlplane", "kubectl"),
+    ("dnsworker", "upstream"),
     ("dnsworker", "worker"),
     ("e2e", "cluster"),
     ("e2e", "pods"),

@@ -1,45 +1,39 @@
 //! Servers that are asked over TLS (RFC 7858) and HTTPS (RFC 8484): a thread of their own, begun
 //! with the first such question, that hands answers back to the thread that asked.
+//!
+//! Each server has one connection at a time, which carries many questions. One that broke, or that
+//! its server closed when it was idle, is made anew by the next question; one that could not be
+//! made is not tried again for a moment, however many questions come. Only a certificate that the
+//! host trusts, valid now and for the name or address that is asked, makes a connection: there is
+//! no way to go on without (RFC 8310, the strict profile).
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+mod pipeline;
+mod pool;
+
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use dns::config::{Carrier, Server};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::client::conn::http2::SendRequest;
-use hyper::{Method, Request};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use anyhow::{Context, Result};
+use dns::config::Server;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::error::TrySendError;
 
-use crate::exchanges::framed;
+use pool::Pool;
 
-/// Questions that wait for the thread; further ones fail at once.
-const QUEUE_MAX: usize = 1024;
-/// Connections to one server that are kept for the next question.
-const IDLE_MAX: usize = 8;
+/// Questions that wait for the thread, and as many that wait for servers; further ones fail at
+/// once.
+const MAX_QUESTIONS: usize = 1024;
 /// How long a question may take, connecting included. The forwarder stops waiting earlier.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// The largest answer, in octets.
 const ANSWER_OCTETS: usize = 65535;
-/// The media type of RFC 8484, 6.
-const MESSAGE_TYPE: &str = "application/dns-message";
 
 /// What came of a question.
 pub(crate) struct Arrived {
     pub(crate) exchange: u64,
-    pub(crate) from: SocketAddr,
+    pub(crate) from: std::net::SocketAddr,
     pub(crate) message: Result<Vec<u8>>,
 }
 
@@ -98,18 +92,22 @@ impl Secure {
     pub(crate) fn send(&self, inbox: &Inbox, exchange: u64, server: Server, message: Vec<u8>) {
         let (event, sender) = (inbox.event.clone(), inbox.sender.clone());
         let job = Job { exchange, server, message, event, sender };
-        if let Err(refused) = self.jobs.get_or_init(start).try_send(job) {
-            let job = match refused {
-                tokio::sync::mpsc::error::TrySendError::Full(job)
-                | tokio::sync::mpsc::error::TrySendError::Closed(job) => job,
-            };
-            job.finish(Err(anyhow::anyhow!("too many questions wait for servers over TLS")));
+        match self.jobs.get_or_init(start).try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(job)) => job.finish(Err(too_many())),
+            Err(TrySendError::Closed(job)) => {
+                job.finish(Err(anyhow::anyhow!("the thread for servers over TLS could not start")));
+            }
         }
     }
 }
 
+fn too_many() -> anyhow::Error {
+    anyhow::anyhow!("{MAX_QUESTIONS} questions wait for servers over TLS already")
+}
+
 fn start() -> tokio::sync::mpsc::Sender<Job> {
-    let (sender, receiver) = tokio::sync::mpsc::channel(QUEUE_MAX);
+    let (sender, receiver) = tokio::sync::mpsc::channel(MAX_QUESTIONS);
     let started = std::thread::Builder::new().name("tls".into()).spawn(move || {
         if let Err(error) = work(receiver) {
             tracing::error!("DNS servers over TLS cannot be asked: {error:#}");
@@ -123,162 +121,22 @@ fn start() -> tokio::sync::mpsc::Sender<Job> {
 
 fn work(mut jobs: tokio::sync::mpsc::Receiver<Job>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pool = Rc::new(Pool::new()?);
+    let pool = Rc::new(Pool::default());
+    let places = Arc::new(Semaphore::new(MAX_QUESTIONS));
     tokio::task::LocalSet::new().block_on(&runtime, async move {
         while let Some(job) = jobs.recv().await {
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                job.finish(Err(too_many()));
+                continue;
+            };
             let pool = pool.clone();
             tokio::task::spawn_local(async move {
                 let asked = tokio::time::timeout(TIMEOUT, pool.ask(&job.server, &job.message));
                 let answer = asked.await.context("no answer in time").and_then(|answer| answer);
                 job.finish(answer);
+                drop(place);
             });
         }
     });
     Ok(())
-}
-
-/// Connections that are open.
-struct Pool {
-    for_tls: TlsConnector,
-    for_https: TlsConnector,
-    idle: RefCell<BTreeMap<Server, Vec<TlsStream<TcpStream>>>>,
-    https: RefCell<BTreeMap<Server, SendRequest<Full<Bytes>>>>,
-}
-
-impl Pool {
-    /// Certificates are those that the host trusts; `SSL_CERT_FILE` names others.
-    fn new() -> Result<Self> {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            bail!("the host has no certificates to trust: install ca-certificates");
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let connector = |protocol: &[u8]| -> Result<TlsConnector> {
-            let mut config = ClientConfig::builder_with_provider(provider.clone())
-                .with_safe_default_protocol_versions()?
-                .with_root_certificates(roots.clone())
-                .with_no_client_auth();
-            config.alpn_protocols = vec![protocol.to_vec()];
-            Ok(TlsConnector::from(Arc::new(config)))
-        };
-        Ok(Self {
-            for_tls: connector(b"dot")?,
-            for_https: connector(b"h2")?,
-            idle: RefCell::default(),
-            https: RefCell::default(),
-        })
-    }
-
-    async fn ask(&self, server: &Server, message: &[u8]) -> Result<Vec<u8>> {
-        match &server.carrier {
-            Carrier::Plain => bail!("{server} is not asked over TLS"),
-            Carrier::Tls { server_name } => {
-                self.ask_tls(server, server_name.as_deref(), message).await
-            }
-            Carrier::Https { server_name, path } => {
-                self.ask_https(server, server_name.as_deref(), path, message).await
-            }
-        }
-    }
-
-    async fn ask_tls(
-        &self,
-        server: &Server,
-        name: Option<&str>,
-        message: &[u8],
-    ) -> Result<Vec<u8>> {
-        loop {
-            let idle = self.idle.borrow_mut().get_mut(server).and_then(Vec::pop);
-            // A server may have closed what was idle: only a new connection's failure counts.
-            let was_idle = idle.is_some();
-            let mut stream = match idle {
-                Some(stream) => stream,
-                None => connect(&self.for_tls, server, name).await?,
-            };
-            match exchange(&mut stream, message).await {
-                Ok(answer) => {
-                    let mut idle = self.idle.borrow_mut();
-                    let kept = idle.entry(server.clone()).or_default();
-                    if kept.len() < IDLE_MAX {
-                        kept.push(stream);
-                    }
-                    return Ok(answer);
-                }
-                Err(_) if was_idle => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn ask_https(
-        &self,
-        server: &Server,
-        name: Option<&str>,
-        path: &str,
-        message: &[u8],
-    ) -> Result<Vec<u8>> {
-        let open = self.https.borrow().get(server).filter(|open| !open.is_closed()).cloned();
-        let mut open = match open {
-            Some(open) => open,
-            None => self.connect_https(server, name).await?,
-        };
-        let host = name.map_or_else(|| server.address.to_string(), str::to_owned);
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("https://{host}{path}"))
-            .header("accept", MESSAGE_TYPE)
-            .header("content-type", MESSAGE_TYPE)
-            .body(Full::new(Bytes::copy_from_slice(message)))?;
-        let response = open.send_request(request).await?;
-        let status = response.status();
-        if !status.is_success() {
-            bail!("{server} answers {status}");
-        }
-        match Limited::new(response.into_body(), ANSWER_OCTETS).collect().await {
-            Ok(body) => Ok(body.to_bytes().to_vec()),
-            Err(error) => bail!("{error}"),
-        }
-    }
-
-    async fn connect_https(
-        &self,
-        server: &Server,
-        name: Option<&str>,
-    ) -> Result<SendRequest<Full<Bytes>>> {
-        let stream = TokioIo::new(connect(&self.for_https, server, name).await?);
-        let (open, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
-        tokio::task::spawn_local(async move {
-            // Ends with the connection, whose next question opens another.
-            let _ = connection.await;
-        });
-        self.https.borrow_mut().insert(server.clone(), open.clone());
-        Ok(open)
-    }
-}
-
-async fn connect(
-    connector: &TlsConnector,
-    server: &Server,
-    name: Option<&str>,
-) -> Result<TlsStream<TcpStream>> {
-    let name = match name {
-        Some(name) => ServerName::try_from(name.to_owned())
-            .with_context(|| format!("{name} is no name of a certificate"))?,
-        None => ServerName::from(server.address.ip()),
-    };
-    let stream = TcpStream::connect(server.address).await?;
-    stream.set_nodelay(true)?;
-    Ok(connector.connect(name, stream).await?)
-}
-
-async fn exchange(stream: &mut TlsStream<TcpStream>, message: &[u8]) -> Result<Vec<u8>> {
-    stream.write_all(&framed(message)).await?;
-    stream.flush().await?;
-    let length = stream.read_u16().await?;
-    let mut answer = vec![0; usize::from(length)];
-    stream.read_exact(&mut answer).await?;
-    Ok(answer)
 }

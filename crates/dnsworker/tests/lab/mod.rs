@@ -1,13 +1,14 @@
 //! Two network namespaces: a node's, with the DNS address on `lo`, and a host's, with a name
 //! server on its loopback. Both belong to threads and go when these end, whatever happens.
+#![allow(dead_code)] // each test program uses its part
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub struct Lab {
     worker: Option<Child>,
     newest: Newest,
     is_fed: bool,
+    trusted: Option<PathBuf>,
 }
 
 impl Lab {
@@ -65,7 +67,32 @@ impl Lab {
             worker: None,
             newest,
             is_fed: false,
+            trusted: None,
         }
+    }
+
+    /// Where tests may put files.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Workers that start from now on trust the issuers in this file.
+    pub fn trust(&mut self, certificates: &Path) {
+        self.trusted = Some(certificates.to_owned());
+    }
+
+    /// What workers said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// Runs something in a thread in the host's namespace; what it starts stays within.
+    pub fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.host.within(work)
     }
 
     /// Starts a worker on the sockets that this lab keeps.
@@ -92,6 +119,11 @@ impl Lab {
         for upstream in upstreams {
             command.args(["--upstream", upstream]);
         }
+        if let Some(trusted) = &self.trusted {
+            command.env("SSL_CERT_FILE", trusted).env_remove("SSL_CERT_DIR");
+        }
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_file());
+        command.stderr(Stdio::from(log.expect("a file")));
         let child = self.node.within(|| command.spawn().expect("the worker starts"));
         let pid = child.id();
         self.worker = Some(child);
@@ -187,6 +219,9 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.kill_worker();
+        if std::thread::panicking() {
+            eprintln!("the worker said:\n{}", self.log());
+        }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
@@ -236,7 +271,7 @@ fn send_frames(mut stream: impl Write, newest: &Newest) {
 }
 
 /// A name server that knows a few names, written without the crate under test.
-fn respond(question: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
+pub fn respond(question: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
     let text = String::from_utf8_lossy(&question[12..]).to_ascii_lowercase();
     let question_end = 12 + question[12..].iter().position(|octet| *octet == 0)? + 5;
     let mut response = question[..question_end].to_vec();
