@@ -156,7 +156,11 @@ impl NetDriver {
             }
             NetOp::AddAddress { link, address } => {
                 let index = self.index(link)?;
-                self.netlink.add_address(index, *address)
+                match link == LOOPBACK {
+                    // The link does not tell whose it is.
+                    true => self.netlink.add_address_of(index, *address, ROUTE_PROTOCOL),
+                    false => self.netlink.add_address(index, *address),
+                }
             }
             NetOp::DeleteAddress { link, address } => {
                 let index = self.index(link)?;

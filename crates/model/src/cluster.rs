@@ -8,6 +8,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::node_local_dns;
 use crate::pool::{self, PoolError};
 use crate::{Family, Overlay, Pool, TunnelConfig};
 
@@ -52,6 +53,10 @@ pub struct ClusterConfig {
     pub pod_address_annotations: bool,
     /// The DNS suffix of the cluster, without a final dot.
     pub cluster_domain: String,
+    /// Where cluster DNS answers on every node besides the Service's address, at most one address
+    /// a family (NodeLocal DNSCache, KEP-1024); empty: nowhere.
+    #[serde(default = "node_local_dns::usual")]
+    pub node_local_dns: Vec<IpAddr>,
     /// What implements Services in the kernels of nodes.
     #[serde(default)]
     pub service_backend: ServiceBackend,
@@ -147,6 +152,7 @@ impl Default for ClusterConfig {
             pools: vec![],
             pod_address_annotations: false,
             cluster_domain: "cluster.local".into(),
+            node_local_dns: node_local_dns::usual(),
             service_backend: ServiceBackend::Auto,
             node_port_addresses: vec![],
             external_ip_ranges: vec![],
@@ -166,6 +172,19 @@ impl ClusterConfig {
     /// The address of cluster DNS: the tenth of the first service range of the family.
     pub fn dns_address(&self, family: Family) -> Option<IpAddr> {
         self.service_address(family, 10)
+    }
+
+    /// All addresses of cluster DNS of a family, the Service's first: none without Services of it.
+    pub fn dns_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> + use<'_> {
+        let of_service = self.dns_address(family);
+        let further = self.node_local_dns.iter().copied();
+        let further = further.filter(move |one| of_service.is_some() && Family::of(one) == family);
+        of_service.into_iter().chain(further)
+    }
+
+    /// Whether cluster DNS answers at an address.
+    pub fn is_dns_address(&self, address: IpAddr) -> bool {
+        self.dns_addresses(Family::of(&address)).any(|own| own == address)
     }
 
     /// The address of the `default/kubernetes` Service: the first of the service range.
@@ -234,6 +253,11 @@ impl ClusterConfig {
             }
         }
         self.check_sizes(nodes, &mut errors);
+        let ranges = named.map(|(_, ranges)| ranges.as_slice());
+        errors.extend(
+            node_local_dns::faults(&self.node_local_dns, &ranges)
+                .map(|(address, fault)| RangeError::NodeLocalDns { address, fault }),
+        );
         errors.extend(pool::check(&self.pools, &self.pod_cidrs).err().map(RangeError::Pools));
         errors.extend(self.tunnels.faults().map(|fault| RangeError::Tunnels { fault }));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -338,6 +362,14 @@ pub enum RangeError {
         range: IpNet,
         /// Addresses needed.
         needed: u128,
+    },
+    /// Cluster DNS cannot answer there.
+    #[error("--node-local-dns: {address} {fault}")]
+    NodeLocalDns {
+        /// The address.
+        address: IpAddr,
+        /// What is wrong, and what to do.
+        fault: &'static str,
     },
     /// The pools cannot work.
     #[error(transparent)]

@@ -10,6 +10,7 @@ pub mod layout;
 pub mod mac;
 pub mod meta;
 pub mod names;
+mod node_local_dns;
 pub mod overlay;
 pub mod packet;
 pub mod pool;

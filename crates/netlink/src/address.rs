@@ -15,6 +15,8 @@ const RTM_GETADDR: u16 = 22;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+/// Who made the address (Linux 5.18); older kernels pass over it.
+const IFA_PROTO: u16 = 11;
 /// No duplicate address detection: an IPv6 address of ours is usable at once, and unique by
 /// allocation.
 const IFA_F_NODAD: u8 = 0x02;
@@ -30,6 +32,8 @@ pub struct Address {
     pub link_index: u32,
     /// The address with its prefix length.
     pub address: IpNet,
+    /// Who made it: a number that its maker chose, as with routes; 0 where nobody said.
+    pub protocol: u8,
 }
 
 impl Netlink {
@@ -50,12 +54,28 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` when the link has it, `ENODEV` when the link is gone.
     pub fn add_address(&mut self, link_index: u32, address: IpNet) -> Result<(), Error> {
+        self.add_address_of(link_index, address, 0)
+    }
+
+    /// The same, with a number that says who made it.
+    ///
+    /// # Errors
+    /// As [`Netlink::add_address`].
+    pub fn add_address_of(
+        &mut self,
+        link_index: u32,
+        address: IpNet,
+        protocol: u8,
+    ) -> Result<(), Error> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let mut request = message(RTM_NEWADDR, flags, link_index, address);
         if let IpNet::V4(net) = address
             && net.prefix_len() < 31
         {
             request.address(IFA_BROADCAST, net.broadcast().into());
+        }
+        if protocol != 0 {
+            request.u8(IFA_PROTO, protocol);
         }
         let action = || format!("add the address {address} to the link number {link_index}");
         self.socket.call(&request, action).map(drop)
@@ -104,5 +124,6 @@ fn parse(message: &Message) -> Option<Address> {
     Some(Address {
         link_index: u32_of(&header[4..])?,
         address: IpNet::new(address, header[1]).ok()?,
+        protocol: attributes.u8(IFA_PROTO).unwrap_or_default(),
     })
 }

@@ -113,9 +113,10 @@ pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Pa
     if to.ip().is_loopback() && packet.entry != Entry::Local {
         return Decision { verdict: Verdict::Drop, rule: Rule::LoopbackGuard };
     }
-    if config.dns_address(Family::of(&to.ip())) == Some(to.ip()) {
+    if config.is_dns_address(to.ip()) {
         let is_dns = to.port() == DNS_PORT && packet.protocol != Protocol::Sctp;
-        let verdict = if is_dns { untouched(to) } else { Verdict::Reject };
+        let is_of_service = config.dns_address(Family::of(&to.ip())) == Some(to.ip());
+        let verdict = if is_dns || !is_of_service { untouched(to) } else { Verdict::Reject };
         return Decision { verdict, rule: Rule::DnsAddress };
     }
     let case = Case { world, config, node, packet };

@@ -51,7 +51,7 @@ pub struct NetworkPlan {
     pub ends: TunnelEnds,
     /// How to reach the pods of the other nodes, by node name.
     pub peers: BTreeMap<String, Peer>,
-    /// Addresses of cluster DNS, local to every node.
+    /// Addresses of cluster DNS, local to every node: the Service's, and those beside it.
     pub dns_addresses: Vec<IpAddr>,
     /// The link to the other nodes.
     pub uplink: String,
@@ -173,7 +173,7 @@ pub fn plan(
         peers,
         dns_addresses: node_ranges
             .iter()
-            .filter_map(|range| config.dns_address(Family::of(&range.addr())))
+            .flat_map(|range| config.dns_addresses(Family::of(&range.addr())))
             .collect(),
         uplink: facts.uplink.clone(),
         blocks: blocks.into_iter().collect(),

@@ -143,6 +143,12 @@ impl ClusterSpec {
         families.filter_map(|family| self.config.dns_address(family)).collect()
     }
 
+    /// All addresses that the nodes' DNS workers answer at.
+    pub fn listened_dns_addresses(&self) -> Vec<IpAddr> {
+        let families = self.config.service_cidrs.iter().map(|range| Family::of(&range.addr()));
+        families.flat_map(|family| self.config.dns_addresses(family)).collect()
+    }
+
     /// The API server as clients on the host reach it.
     pub fn local_api_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.api_port)

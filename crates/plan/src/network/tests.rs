@@ -72,7 +72,8 @@ fn a_tunnel_end_is_what_its_peers_compute() {
     let own = own.expect("a plan");
     assert_eq!(findings, []);
     assert_eq!(own.gateways, ["10.244.1.1/24".parse().expect("a prefix")]);
-    assert_eq!(own.dns_addresses, ["10.96.0.10".parse::<IpAddr>().expect("an address")]);
+    let dns = ["10.96.0.10", "169.254.20.10"].map(|text| text.parse::<IpAddr>().expect("text"));
+    assert_eq!(own.dns_addresses, dns);
     let tunnel = own.ends.vxlan.expect("a tunnel");
     assert_eq!(own.ends.addresses, ["10.244.1.0/32".parse().expect("a prefix")]);
     let config = ClusterConfig::default();

@@ -64,10 +64,9 @@ pub fn trace(
     facts: &NodeFacts,
 ) -> Result<Verdict, TraceError> {
     let family = Family::of(&packet.destination.ip());
-    let dns = config.dns_address(family);
     let mut local_addresses: BTreeSet<IpAddr> = facts.addresses.iter().copied().collect();
-    local_addresses.extend(dns);
-    let is_dns_question = dns == Some(packet.destination.ip())
+    local_addresses.extend(config.dns_addresses(family));
+    let is_dns_question = config.is_dns_address(packet.destination.ip())
         && packet.destination.port() == 53
         && packet.protocol != Protocol::Sctp;
     let mut throws = Throws::default();

@@ -380,9 +380,11 @@ impl Builder<'_> {
                 self.add_element(NODE_ADDRESSES, vec![Value::Address(address)], Datum::Member);
             }
         }
-        if let Some(address) = layout.config.dns_address(family) {
+        if layout.config.dns_address(family).is_some() {
             let key = vec![Type::Address(family), Type::Protocol, Type::Port];
             self.add_set(DNS_SERVICE, key, DataType::None);
+        }
+        for address in layout.config.dns_addresses(family) {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let protocol = Value::Protocol(protocol.number());
                 let key = vec![Value::Address(address), protocol, Value::Port(53)];
@@ -606,9 +608,10 @@ impl Builder<'_> {
         self.add_chain(REFUSE_SERVICES, rules);
     }
 
-    /// Whatever listens on all of the node's addresses must not answer at the DNS address. DNS
-    /// itself is untracked and so never new. Only what is new is refused: the node's own clients
-    /// come from this very address, and the reset must reach them.
+    /// Whatever listens on all of the node's addresses must not answer at the Service's address.
+    /// DNS itself is untracked and so never new. Only what is new is refused: the node's own
+    /// clients come from this very address, and the reset must reach them. The addresses beside it
+    /// are the node's as others are; a NodeLocal DNSCache that is still there is probed at them.
     fn dns_guard(&self) -> Vec<Vec<Statement>> {
         let Layout { family, config, .. } = *self.layout;
         let Some(address) = config.dns_address(family) else { return vec![] };

@@ -91,7 +91,7 @@ pub fn trace_through(
     let empty = Table::default();
     let table = observed.tables.get(&TableId::services(family)).unwrap_or(&empty);
     let mut local_addresses: BTreeSet<IpAddr> = facts.addresses.iter().copied().collect();
-    local_addresses.extend(config.dns_address(family));
+    local_addresses.extend(config.dns_addresses(family));
     local_addresses.extend(&balancer.addresses);
     let overlay_link = match (config.overlay, family) {
         (Overlay::Vxlan, _) => layout::VXLAN_LINK,

@@ -21,7 +21,7 @@ pub(super) fn dns(paths: &Paths, spec: &ClusterSpec, node: &str) -> Result<Vec<O
     let namespace = Netns::open(&paths.netns(node))?;
     let host = File::open("/proc/self/ns/net").context("opening the host's network namespace")?;
     let mut inherited: Vec<OwnedFd> = vec![host.into()];
-    for address in spec.dns_addresses() {
+    for address in spec.listened_dns_addresses() {
         let address = SocketAddr::new(address, DNS_PORT);
         let listening = namespace
             .run(|| dnsworker::listen(address))?

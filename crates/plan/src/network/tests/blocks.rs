@@ -39,7 +39,7 @@ fn own_blocks_are_ranges_of_the_node_that_only_the_agent_gives_out() {
     assert_eq!(texts(&plan.blocks), all[1..]);
     assert_eq!(texts(&plan.gateways), ["10.244.1.1/24", "10.244.200.1/28", "10.244.200.33/28"]);
     // One address of cluster DNS and of the tunnel's end, however many blocks.
-    assert_eq!(texts(&plan.dns_addresses), ["10.96.0.10"]);
+    assert_eq!(texts(&plan.dns_addresses), ["10.96.0.10", "169.254.20.10"]);
     assert_eq!(texts(&plan.ends.addresses), ["10.244.1.0/32"]);
 }
 
