@@ -20,7 +20,7 @@ use super::sctp;
 /// A question that gets no answer for so long gets none.
 pub const SILENCE: Duration = Duration::from_millis(400);
 /// A server that does answer has so long: machines under load are slow.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The servers look for new sockets and for their end this often, in milliseconds.
 const SERVERS_TICK_MS: u16 = 20;
 /// A port that is taken for a moment is tried again after this.
@@ -116,8 +116,13 @@ fn bind_udp(source: SocketAddr, patience: Duration) -> std::io::Result<UdpSocket
     }
 }
 
-/// Signals that other labs get for their programs' ends may interrupt whoever waits.
-pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+/// Calls again while signals interrupt: a call with a timeout is never resumed by the kernel. A
+/// program that ends while the thread that starts it still blocks signals interrupts any thread of
+/// this process, though nobody handles SIGCHLD (signal(7)).
+///
+/// # Errors
+/// What the call says otherwise.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

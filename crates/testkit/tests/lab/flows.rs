@@ -20,7 +20,7 @@ use testkit::backend;
 use testkit::case::Case;
 use testkit::case::names::Names;
 use testkit::lab::Lab;
-use testkit::lab::probe::{PATIENCE, Servers};
+use testkit::lab::probe::{PATIENCE, Servers, uninterrupted};
 
 /// All that run on any kernel.
 const BACKENDS: [ServiceBackend; 3] =
@@ -405,7 +405,7 @@ impl Flow {
         let received = match sent {
             // What the node's own rules stop does not leave `send`.
             Err(error) if error.kind() != ErrorKind::PermissionDenied => Err(error),
-            _ => self.socket.recv(&mut buffer),
+            _ => uninterrupted(|| self.socket.recv(&mut buffer)),
         };
         let is_right = match (&received, expected) {
             (Ok(length), At(address, port)) => String::from_utf8_lossy(&buffer[..*length])
