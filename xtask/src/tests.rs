@@ -95,6 +95,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
     step("clients for the cluster tests", || {
         tools::kubectl(&[])?;
         tools::runtimes(&[])?;
+        tools::unbound()?;
         tools::python()
     })?;
     let deferred = Deferred::collect()?;
@@ -231,8 +232,9 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 10] = [
+const BENCHES: [(&str, &str); 12] = [
     ("cni", "cni"),
+    ("dns", "dnsworker"),
     ("memory", "agent"),
     ("edge", "kernel"),
     ("spine", "testkit"),
@@ -242,6 +244,7 @@ const BENCHES: [(&str, &str); 10] = [
     ("names", "kernel"),
     ("peers", "kernel"),
     ("services", "kernel"),
+    ("zone", "dns"),
 ];
 
 /// The command `bench`: all benchmarks, or the named ones.
