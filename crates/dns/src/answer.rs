@@ -22,6 +22,8 @@ pub const TTL_S: u32 = 5;
 pub const NEGATIVE_TTL_S: u32 = 5;
 /// Aliases of the cluster that point at one another are followed this often in one answer.
 const MAX_ALIASES: usize = 8;
+/// Octets of the five numbers in the data of SOA (RFC 1035, 3.3.13).
+const SOA_NUMBERS_OCTETS: usize = 20;
 /// The version of DNS-Based Service Discovery that the zone follows.
 const VERSION: &[u8] = b"1.1.0";
 
@@ -453,14 +455,8 @@ impl<'a, T: Trace> Answering<'a, T> {
 
     /// The SOA of the zone; its last number is how long absence may be kept.
     fn write_soa(&mut self, place: &Place<'_>, section: Section) {
-        let mut numbers = [0; 20];
-        // Serial, refresh, retry, expire, minimum.
-        let values = [self.index.serial(), 7200, 1800, 86400, NEGATIVE_TTL_S];
-        for (place, value) in numbers.chunks_exact_mut(4).zip(values) {
-            place.copy_from_slice(&value.to_be_bytes());
-        }
-        let apex = self.index.apex().wire();
-        let data: [&[u8]; 5] = [NAME_SERVER, apex, MAILBOX, apex, &numbers];
+        let mut numbers = [0; SOA_NUMBERS_OCTETS];
+        let data = soa_parts(self.index, &mut numbers);
         self.writer.record(section, place.zone_at(), kind::SOA, NEGATIVE_TTL_S, &data);
     }
 }
@@ -471,6 +467,22 @@ impl Place<'_> {
         let above = labels(self.name).count().saturating_sub(self.zone_labels);
         self.name_at + labels(self.name).take(above).map(|label| label.len() + 1).sum::<usize>()
     }
+}
+
+/// The data of a zone's SOA record.
+pub fn soa_data(index: &Index) -> Vec<u8> {
+    soa_parts(index, &mut [0; SOA_NUMBERS_OCTETS]).concat()
+}
+
+/// The same in parts; its numbers are written where there is room for them.
+fn soa_parts<'a>(index: &'a Index, numbers: &'a mut [u8; SOA_NUMBERS_OCTETS]) -> [&'a [u8]; 5] {
+    // Serial, refresh, retry, expire, minimum.
+    let values = [index.serial(), 7200, 1800, 86400, NEGATIVE_TTL_S];
+    for (place, value) in numbers.chunks_exact_mut(4).zip(values) {
+        place.copy_from_slice(&value.to_be_bytes());
+    }
+    let apex = index.apex().wire();
+    [NAME_SERVER, apex, MAILBOX, apex, numbers]
 }
 
 /// RFC 8482: one small record stands for all.

@@ -2,10 +2,13 @@
 //! then every change under a number of its own. A worker that finds a number missing, or that
 //! reads too late, connects anew and gets a snapshot again.
 //!
+//! A worker that is connected says in turn how it answers ([`Plain`]).
+//!
 //! A frame is its length in octets as a little-endian 32-bit number, and that many octets of
 //! JSON. The worker keeps the frames in a file as they came.
 
 mod follower;
+mod plain;
 mod publisher;
 
 use std::net::IpAddr;
@@ -19,6 +22,7 @@ use crate::Index;
 use crate::records::Records;
 
 pub use follower::{Follower, News, Place, Received};
+pub use plain::{MAX_SAID_OCTETS, Plain};
 pub use publisher::Publisher;
 
 /// The largest frame in octets: one Service with half a million endpoints.
@@ -155,16 +159,26 @@ impl Frame {
     /// # Errors
     /// When there are too many.
     pub fn encode(&self) -> Result<Vec<u8>, FeedError> {
-        let mut written = vec![0; LENGTH_OCTETS];
-        serde_json::to_writer(&mut written, self)?;
-        let octets = written.len() - LENGTH_OCTETS;
-        match (u32::try_from(octets), written.first_chunk_mut()) {
-            (Ok(length), Some(place)) if octets <= MAX_FRAME_OCTETS => {
-                *place = length.to_le_bytes();
-                Ok(written)
-            }
-            _ => Err(FeedError::TooLarge { octets }),
+        framed(self, MAX_FRAME_OCTETS)
+    }
+}
+
+/// The zone's serial number behind a change; serial numbers go round (RFC 1982).
+fn serial(sequence: u64) -> u32 {
+    sequence as u32
+}
+
+/// The JSON of a message behind its length.
+fn framed(message: &impl Serialize, max_octets: usize) -> Result<Vec<u8>, FeedError> {
+    let mut written = vec![0; LENGTH_OCTETS];
+    serde_json::to_writer(&mut written, message)?;
+    let octets = written.len() - LENGTH_OCTETS;
+    match (u32::try_from(octets), written.first_chunk_mut()) {
+        (Ok(length), Some(place)) if octets <= max_octets => {
+            *place = length.to_le_bytes();
+            Ok(written)
         }
+        _ => Err(FeedError::TooLarge { octets }),
     }
 }
 

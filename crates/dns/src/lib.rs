@@ -27,7 +27,9 @@ mod stats;
 mod template;
 mod writer;
 
-pub use answer::{Action, Client, Forward, NEGATIVE_TTL_S, Rules, TTL_S, answer, failure};
+pub use answer::{
+    Action, Client, Forward, NEGATIVE_TTL_S, Rules, TTL_S, answer, failure, soa_data,
+};
 pub use config::Config;
 pub use explain::{Explanation, explain};
 pub use forward::{ForwardCounts, Forwarder, Health, Output, Random, Source, Transport};

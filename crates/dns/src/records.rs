@@ -97,6 +97,30 @@ impl Records {
         }
     }
 
+    /// All addresses, by the label below the Service; without one, the Service's own.
+    pub fn by_label(&self) -> BTreeMap<Option<String>, BTreeSet<IpAddr>> {
+        let mut all: BTreeMap<Option<String>, BTreeSet<IpAddr>> = BTreeMap::new();
+        match self {
+            Self::ClusterIp(addresses, _) => {
+                all.insert(None, addresses.iter().copied().collect());
+            }
+            Self::Headless(headless) => {
+                for endpoint in &headless.endpoints {
+                    let label = match headless.hostname(*endpoint) {
+                        Some(hostname) => Label::Hostname(hostname),
+                        None => Label::Address(endpoint.0),
+                    };
+                    let label = label.with(|octets| String::from_utf8_lossy(octets).into_owned());
+                    for name in [None, Some(label)] {
+                        all.entry(name).or_default().insert(endpoint.0);
+                    }
+                }
+            }
+            Self::Alias(_) => {}
+        }
+        all
+    }
+
     /// Addresses that lead back to the Service, or to names below it.
     pub(crate) fn pointing_back(&self) -> impl Iterator<Item = IpAddr> {
         let (addresses, headless) = match self {

@@ -5,9 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpf_abi::names::{
-    NAME_ADDRESSES_MAX, NAME_OCTETS_MAX, NameAddresses, NameKey, NameSettings, SOA_OCTETS_MAX,
-};
+use ebpf_abi::names::{NAME_ADDRESSES_MAX, NAME_OCTETS_MAX, SOA_OCTETS_MAX};
+pub use ebpf_abi::names::{NameAddresses, NameKey, NameSettings};
 use model::{MacAddress, NamespacedName};
 use plan::zone::{ServiceRecords, Zone};
 
@@ -18,6 +17,12 @@ const ANSWERS_MAX: u32 = 2_000;
 
 /// Names and what they stand for.
 pub type Names = BTreeMap<NameKey, NameAddresses>;
+
+/// Names that are others now; without addresses, there is none any more.
+pub type NameChanges = BTreeMap<NameKey, Option<NameAddresses>>;
+
+/// The addresses of a Service by the label below it; without one, its own.
+pub type ByLabel = BTreeMap<Option<String>, BTreeSet<IpAddr>>;
 
 /// A pod that is answered at its link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,26 +56,43 @@ pub fn of_zone(zone: &Zone) -> Names {
 
 /// The names of one Service. No two Services have a name in common.
 pub fn of_service(domain: &str, key: &NamespacedName, records: &ServiceRecords) -> Names {
-    let labels = [key.name.as_str(), key.namespace.as_str(), "svc"];
-    let mut addresses: BTreeMap<Option<&str>, BTreeSet<IpAddr>> = BTreeMap::new();
+    let mut addresses = ByLabel::new();
     match records {
         ServiceRecords::ClusterIp { addresses: own, .. } => {
             addresses.insert(None, own.iter().copied().collect());
         }
         ServiceRecords::Headless { endpoints } => {
             for endpoint in endpoints {
-                for name in [None, Some(endpoint.label.as_str())] {
+                for name in [None, Some(endpoint.label.clone())] {
                     addresses.entry(name).or_default().insert(endpoint.address);
                 }
             }
         }
         ServiceRecords::ExternalName { .. } => {}
     }
-    let entry = |(label, addresses): (Option<&str>, BTreeSet<IpAddr>)| {
-        let (name, name_octets) = wire(label.into_iter().chain(labels), domain)?;
-        Some((NameKey { name }, values(name_octets, &addresses)?))
+    of_labels(domain, key, &addresses)
+}
+
+/// The same from its addresses alone.
+pub fn of_labels(domain: &str, key: &NamespacedName, addresses: &ByLabel) -> Names {
+    let labels = [key.name.as_str(), key.namespace.as_str(), "svc"];
+    let entry = |(label, addresses): (&Option<String>, &BTreeSet<IpAddr>)| {
+        let (name, name_octets) = wire(label.as_deref().into_iter().chain(labels), domain)?;
+        Some((NameKey { name }, values(name_octets, addresses)?))
     };
-    addresses.into_iter().filter_map(entry).collect()
+    addresses.iter().filter_map(entry).collect()
+}
+
+/// What changes when a Service that had some names has others.
+pub fn changes(before: &Names, after: &Names) -> NameChanges {
+    let gone = before.keys().filter(|key| !after.contains_key(key)).map(|key| (*key, None));
+    let other = after.iter().filter(|(key, found)| before.get(key) != Some(found));
+    gone.chain(other.map(|(key, found)| (*key, Some(*found)))).collect()
+}
+
+/// The key of a name as people write it; `None` when none can have it.
+pub fn key_of(name: &str) -> Option<NameKey> {
+    wire([].into_iter(), name.trim_end_matches('.')).map(|(name, _)| NameKey { name })
 }
 
 /// What holds for all names of a zone: `soa` is the data of its SOA record. Without it, or with one
@@ -182,6 +204,33 @@ mod tests {
         expected.sort();
         found.sort();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn changes_lead_from_one_to_the_other() {
+        let key = NamespacedName::new("default", "web");
+        let names = |endpoints: &[(&str, &str)]| {
+            let endpoints = endpoints.iter().map(|(label, address)| endpoint(label, address));
+            let records = ServiceRecords::Headless { endpoints: endpoints.collect() };
+            of_service("cluster.local", &key, &records)
+        };
+        let before = names(&[("a", "10.0.0.1"), ("b", "10.0.0.2"), ("c", "10.0.0.3")]);
+        let after = names(&[("b", "10.0.0.2"), ("c", "10.0.0.4"), ("d", "10.0.0.5")]);
+        let found = changes(&before, &after);
+        let key = |label: &str| {
+            key_of(&format!("{label}web.default.svc.cluster.local.")).expect("a name")
+        };
+        assert_eq!(found.get(&key("a.")), Some(&None));
+        assert_eq!(found.get(&key("b.")), None);
+        let mut made = before.clone();
+        for (key, change) in found {
+            match change {
+                Some(found) => drop(made.insert(key, found)),
+                None => drop(made.remove(&key)),
+            }
+        }
+        assert_eq!(made, after);
+        assert!(changes(&after, &after).is_empty());
     }
 
     #[test]

@@ -55,6 +55,11 @@ impl Domain {
         Self(Name::root())
     }
 
+    /// This one.
+    pub(crate) fn new(name: &Name) -> Self {
+        Self(name.to_lower())
+    }
+
     /// The name, in lower case.
     pub fn name(&self) -> &Name {
         &self.0

@@ -1,6 +1,6 @@
 //! The worker's side: frames out of octets, and the zone out of frames.
 
-use super::{Change, FeedError, Frame, LENGTH_OCTETS, MAX_FRAME_OCTETS};
+use super::{Change, FeedError, Frame, LENGTH_OCTETS, MAX_FRAME_OCTETS, serial};
 use crate::Index;
 
 /// Reads the feed.
@@ -108,9 +108,4 @@ impl Follower {
             }
         }
     }
-}
-
-/// Serial numbers go round (RFC 1982).
-fn serial(sequence: u64) -> u32 {
-    sequence as u32
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Change, FeedError, Frame, Settings};
+use super::{Change, FeedError, Frame, Settings, serial};
 use crate::Index;
 
 /// Changes kept for readers that are behind; one that is further behind gets a snapshot.
@@ -27,7 +27,8 @@ impl Publisher {
     /// A zone without Services and pods. The first number should be larger than all of an earlier
     /// agent: it becomes the serial number of the zone.
     pub fn new(settings: Settings, sequence: u64) -> Self {
-        let index = Index::empty(settings);
+        let mut index = Index::empty(settings);
+        index.set_serial(serial(sequence));
         Self { index, sequence, kept: VecDeque::new(), kept_octets: 0 }
     }
 
@@ -41,7 +42,7 @@ impl Publisher {
         let mut index = Index::empty(settings);
         self.index.changes().for_each(|change| index.apply(change));
         self.index = index;
-        self.sequence += 1;
+        self.count();
         self.forget();
     }
 
@@ -63,7 +64,7 @@ impl Publisher {
         for change in &changes {
             self.index.apply(change.clone());
         }
-        self.sequence += 1;
+        self.count();
         match (Frame::Delta { sequence: self.sequence, heard_us, changes }).encode() {
             Ok(frame) => {
                 self.keep(frame.into());
@@ -74,6 +75,11 @@ impl Publisher {
                 Err(error)
             }
         }
+    }
+
+    /// The zone as it is.
+    pub fn index(&self) -> &Index {
+        &self.index
     }
 
     /// The number of the newest change.
@@ -91,6 +97,11 @@ impl Publisher {
     /// The whole zone.
     pub fn snapshot(&self) -> impl Iterator<Item = Result<Vec<u8>, FeedError>> {
         Frame::snapshot(&self.index, self.sequence).map(|frame| frame.encode())
+    }
+
+    fn count(&mut self) {
+        self.sequence += 1;
+        self.index.set_serial(serial(self.sequence));
     }
 
     /// Whether a change says what already is.

@@ -234,9 +234,13 @@ impl NameAnswers {
     ) -> Result<(), OpError> {
         let mut failure = None;
         for (key, found) in changes {
-            let result = match found {
-                Some(found) => self.maps.names.insert(key.to_bytes(), found.to_bytes(), 0),
-                None => absent_is_fine(self.maps.names.remove(&key.to_bytes())),
+            let key = key.to_bytes();
+            let written = found.map(|found| self.maps.names.insert(key, found.to_bytes(), 0));
+            let result = match written {
+                Some(Ok(())) => Ok(()),
+                // What it stood for before is wrong: the worker answers.
+                Some(refused) => absent_is_fine(self.maps.names.remove(&key)).and(refused),
+                None => absent_is_fine(self.maps.names.remove(&key)),
             };
             if let Err(error) = result {
                 failure.get_or_insert(refused("write a name for DNS in eBPF", &error));
@@ -310,7 +314,8 @@ impl NameAnswers {
         Ok((left.verdict, left.frame))
     }
 
-    fn are_pinned(&self) -> bool {
+    /// Whether the next process would find what this one uses.
+    pub fn are_pinned(&self) -> bool {
         let program = self.directory.join(programs_name()).join(Program::AnswerName.name());
         program.exists() && are_pinned(&self.directory.join("maps"))
     }
@@ -382,6 +387,7 @@ impl NameAnswers {
                 Ok(()) => {
                     done.changes.push(format!("attached {} to {}", program.name(), link.name))
                 }
+                Err(_) if self.netlink.link(&link.name).is_ok_and(|link| link.is_none()) => {}
                 Err(failure) => done.failures.push(failure),
             }
         }
@@ -444,7 +450,11 @@ fn make_equal<K: Pod + Ord, V: Pod + PartialEq>(
     for (key, value) in wanted.iter().filter(|(key, value)| present.get(key) != Some(value)) {
         match map.insert(key, value, 0) {
             Ok(()) => changed += 1,
-            Err(error) => drop(failure.get_or_insert(error)),
+            Err(error) => {
+                // What stood there is wrong: nothing is better.
+                let _ = map.remove(key);
+                failure.get_or_insert(error);
+            }
         }
     }
     for key in present.keys().filter(|key| !wanted.contains_key(key)) {
