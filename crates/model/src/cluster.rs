@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::node_local_dns;
 use crate::pool::{self, PoolError};
-use crate::{Family, Overlay, Pool, TunnelConfig};
+use crate::{DnsFastPath, Family, Overlay, Pool, TunnelConfig};
 
 /// The configuration that all programs of a cluster share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,9 @@ pub struct ClusterConfig {
     /// a family (NodeLocal DNSCache, KEP-1024); empty: nowhere.
     #[serde(default = "node_local_dns::usual")]
     pub node_local_dns: Vec<IpAddr>,
+    /// Whether the kernel answers for cluster DNS at the links of pods.
+    #[serde(default)]
+    pub dns_fast_path: DnsFastPath,
     /// What implements Services in the kernels of nodes.
     #[serde(default)]
     pub service_backend: ServiceBackend,
@@ -153,6 +156,7 @@ impl Default for ClusterConfig {
             pod_address_annotations: false,
             cluster_domain: "cluster.local".into(),
             node_local_dns: node_local_dns::usual(),
+            dns_fast_path: DnsFastPath::Auto,
             service_backend: ServiceBackend::Auto,
             node_port_addresses: vec![],
             external_ip_ranges: vec![],
