@@ -34,6 +34,17 @@ const RUNTIMES: &[&str] = &[
     "libyajl2",
 ];
 
+/// Debian's Unbound, which answers over TLS and HTTPS, and those of its libraries that a machine may
+/// lack.
+const UNBOUND: &[&str] = &[
+    "unbound",
+    "libevent-2.1-7",
+    "libexpat1",
+    "libnghttp2-14",
+    "libprotobuf-c1",
+    "libpython3.11",
+];
+
 /// Where the tools live.
 fn directory() -> PathBuf {
     process::root().join("target/tools")
@@ -141,6 +152,16 @@ pub fn runtimes(arguments: &[String]) -> Result<()> {
     }
     println!("{}", target.display());
     Ok(())
+}
+
+/// Unbound in `target/tools/unbound`: a foreign server for tests of encrypted DNS, and a peer of
+/// benchmarks.
+///
+/// # Errors
+/// When apt cannot fetch a package.
+pub fn unbound() -> Result<()> {
+    let target = directory().join("unbound");
+    if target.exists() { Ok(()) } else { unpack_to(UNBOUND, &target) }
 }
 
 fn unpack_to(packages: &[&str], target: &Path) -> Result<()> {

@@ -126,7 +126,7 @@ impl Default for Kubernetes {
 }
 
 /// Servers for the names below some zones.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ForwardRule {
     /// The zones; the root is all that no other rule has.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::answer::Forward;
 use crate::cache::{Cache, Lookup, Question, Resolved};
-use crate::config::{Carrier, Config, RefreshMode, Server};
+use crate::config::{CacheOptions, Carrier, Config, ForwardRule, RefreshMode, Server};
 use crate::message::{CLASS_IN, flag, rcode};
 use crate::{Name, Response, parse_response, query};
 use compose::{compose, failed, with_random_case};
@@ -121,8 +121,23 @@ pub struct Forwarder<C> {
     by_exchange: BTreeMap<u64, Owner>,
     by_client: BTreeMap<IpAddr, usize>,
     cache: Cache,
+    cached_by: CachedBy,
     counts: ForwardCounts,
     last_number: u64,
+}
+
+/// What decides which answers are in the cache: under others they may not be right.
+#[derive(PartialEq, Eq)]
+struct CachedBy {
+    rules: Vec<ForwardRule>,
+    host: Vec<SocketAddr>,
+    options: CacheOptions,
+}
+
+impl CachedBy {
+    fn new(config: &Config, host: &[SocketAddr]) -> Self {
+        Self { rules: config.forward.clone(), host: host.to_vec(), options: config.cache }
+    }
 }
 
 /// Whose socket it is.
@@ -178,18 +193,24 @@ impl<C: Clone> Forwarder<C> {
             by_exchange: BTreeMap::new(),
             by_client: BTreeMap::new(),
             cache: Cache::new(config.cache),
+            cached_by: CachedBy::new(config, host),
             counts: ForwardCounts::default(),
             last_number: 0,
         }
     }
 
-    /// Goes on by other rules. Questions under way end with the servers that they began with; the
-    /// cache begins anew, since other servers may say other things.
+    /// Goes on by other rules. Questions under way end with the servers that they began with. The
+    /// cache stays unless its own rules or those of forwarding changed: other servers may say other
+    /// things.
     pub fn configure(&mut self, config: &Config, host: &[SocketAddr], random: Random) {
         let attempts = self.pending.values().flat_map(|pending| &pending.order);
         let in_use: Vec<u32> = attempts.copied().collect();
         self.servers.configure(config, host, &in_use, random);
-        self.cache = Cache::new(config.cache);
+        let cached_by = CachedBy::new(config, host);
+        if self.cached_by != cached_by {
+            self.cache = Cache::new(config.cache);
+            self.cached_by = cached_by;
+        }
     }
 
     /// Takes a question on behalf of a client, whose address is `from`. Every call leads to

@@ -141,11 +141,11 @@ impl<C: Clone> Server<C> {
             return Handled::Drop;
         }
         let is_hinfo = Question::of(message).is_some_and(|question| question.kind == kind::HINFO);
-        let (action, plugin) = match Query::parse(message) {
-            Ok(query) if (self.has_rules || is_hinfo) && query.class == CLASS_IN => {
-                self.by_rules(query, from, message, index, reply)
-            }
-            _ => (answer(message, index, &self.rules, from, reply), "kubernetes"),
+        // A copy of the question only for who needs one.
+        let query = (self.has_rules || is_hinfo).then(|| Query::parse(message).ok()).flatten();
+        let (action, plugin) = match query.filter(|query| query.class == CLASS_IN) {
+            Some(query) => self.by_rules(query, from, message, index, reply),
+            None => (answer(message, index, &self.rules, from, reply), "kubernetes"),
         };
         match action {
             Action::Reply => {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::ClientCounts;
 use crate::message::{kind_name, rcode_name};
+use crate::search::Buffer;
 use crate::{ForwardCounts, Health, Name, Transport};
 
 /// Names that are counted; further ones take the place of the rarest.
@@ -93,19 +94,21 @@ impl Stats {
     /// The space-saving algorithm: what is frequent stays, and its count is too high by no more
     /// than what its place had counted before.
     fn count_name(&mut self, answered: &Answered<'_>, weight: u64) {
-        if !self.names.contains_key(answered.name) && self.names.len() >= MAX_NAMES {
+        let lower = Buffer::lower(answered.name);
+        let name = lower.wire();
+        if !self.names.contains_key(name) && self.names.len() >= MAX_NAMES {
             let rarest = self.names.iter().min_by_key(|(_, counts)| counts.asked);
-            let Some((name, asked)) = rarest.map(|(name, counts)| (name.clone(), counts.asked))
+            let Some((rarest, asked)) = rarest.map(|(name, counts)| (name.clone(), counts.asked))
             else {
                 return;
             };
-            self.names.remove(&name);
+            self.names.remove(&rarest);
             let inherited = NameCounts { asked, at_most_too_many: asked, ..NameCounts::default() };
-            self.names.insert(answered.name.to_ascii_lowercase(), inherited);
+            self.names.insert(name.to_vec(), inherited);
         }
-        let counts = match self.names.get_mut(answered.name) {
+        let counts = match self.names.get_mut(name) {
             Some(counts) => counts,
-            None => self.names.entry(answered.name.to_ascii_lowercase()).or_default(),
+            None => self.names.entry(name.to_vec()).or_default(),
         };
         counts.asked += weight;
         match answered.rcode {

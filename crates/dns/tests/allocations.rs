@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use dns::feed::Change;
 use dns::message::kind_number;
-use dns::{Action, Client, Index, Rules, Transport, answer, query};
+use dns::{
+    Action, Client, Config, Handled, Incoming, Index, Rules, Server, Transport, answer, query,
+};
 use model::NamespacedName;
 use plan::zone::{HeadlessEndpoint, NamedPort, PodNames, ServiceRecords, Zone};
 
@@ -55,6 +57,8 @@ fn answers_of_the_cluster_allocate_nothing() {
     let rules = Rules::default();
     let client = Client { transport: Transport::Udp, address: IpAddr::from([10, 244, 1, 99]) };
     let mut reply = Vec::with_capacity(2048);
+    let mut server = Server::new(Config::default().into(), rules.clone(), &[], &mut || 1);
+    let mut now_us = 0;
     for (name, kind, code) in [
         ("web.shop.svc.cluster.local", "A", 0),
         ("WEB.shop.svc.CLUSTER.local", "AAAA", 0),
@@ -81,6 +85,17 @@ fn answers_of_the_cluster_allocate_nothing() {
         });
         assert_eq!(reply[3] & 0x0F, code, "{name} {kind}");
         assert_eq!(counted.count_total, 0, "{name} {kind}");
+        // The same with limits, counts and rules around it, from the second question on.
+        let mut ask = || {
+            now_us += 10_000;
+            let incoming = Incoming { client: (), from: client, message: &message };
+            let random = &mut || 1;
+            let handled = server.question(now_us, incoming, Some(&index), &mut reply, random);
+            assert!(matches!(handled, Handled::Reply));
+        };
+        ask();
+        let counted = allocation_counter::measure(|| (0..ROUNDS).for_each(|_| ask()));
+        assert_eq!(counted.count_total, 0, "{name} {kind} by a server");
     }
     // The counter counts.
     assert_eq!(allocation_counter::measure(|| drop(Box::new(index.serial()))).count_total, 1);

@@ -1,6 +1,7 @@
 //! The worker's first thread: the cluster's zone from the agent, and the configuration.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +9,12 @@ use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use dns::feed::News;
+use dns::feed::{News, Plain};
 use dns::{Config, Rules};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::feed::{self, Feed, ZoneFile};
+use crate::keeper::Ending;
 use crate::random::Randomness;
 use crate::shared::Shared;
 
@@ -77,6 +79,9 @@ pub(crate) struct Control {
     pub(crate) feed: Feed,
     pub(crate) zone_file: Option<ZoneFile>,
     pub(crate) config_file: ConfigFile,
+    pub(crate) config: Arc<Config>,
+    /// Where questions come to.
+    pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) rules: Rules,
     pub(crate) host: Vec<SocketAddr>,
     pub(crate) randomness: Randomness,
@@ -90,9 +95,10 @@ impl Control {
         }
     }
 
-    pub(crate) fn run(mut self) -> Result<std::convert::Infallible> {
+    /// Works until the end is asked for.
+    pub(crate) fn run(&mut self, ending: &Ending) -> Result<()> {
         let mut config_at_ms = 0;
-        loop {
+        while !ending.is_asked_for()? {
             let now_ms = self.shared.now_us() / 1000;
             if now_ms >= config_at_ms {
                 config_at_ms = now_ms + CONFIG_INTERVAL_MS;
@@ -104,24 +110,29 @@ impl Control {
             let deadline_ms = feed_ms.min(config_at_ms);
             let wait_ms = deadline_ms.saturating_sub(self.shared.now_us() / 1000);
             let timeout = PollTimeout::try_from(wait_ms).unwrap_or(PollTimeout::MAX);
-            let mut sockets: Vec<PollFd<'_>> = self
-                .feed
-                .socket()
-                .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
+            let feed = self.feed.socket().map(AsFd::as_fd);
+            let mut sockets: Vec<PollFd<'_>> = [ending.as_fd()]
                 .into_iter()
+                .chain(feed)
+                .map(|socket| PollFd::new(socket, PollFlags::POLLIN))
                 .collect();
             match poll(&mut sockets, timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error).context("waiting for the agent"),
             }
         }
+        Ok(())
     }
 
     fn read_feed(&mut self, now_ms: u64) {
         while let Some(received) = self.feed.next(now_ms) {
             let is_outgrown = self.zone_file.as_mut().is_some_and(|file| file.keep(&received));
+            let is_zone = matches!(received.news, Some(News::Zone(_)));
             if let Some(news) = received.news {
                 self.take_in(news);
+            }
+            if is_zone {
+                self.say_how(now_ms);
             }
             if is_outgrown {
                 self.feed.disconnect(now_ms);
@@ -145,6 +156,17 @@ impl Control {
         }
     }
 
+    /// Tells the agent how plain questions for the zone's addresses are answered.
+    fn say_how(&mut self, now_ms: u64) {
+        let index = self.shared.index();
+        let domain = index.as_ref().map(|index| index.settings().domain.clone());
+        drop(index);
+        if let Some(domain) = domain {
+            let plain = Plain::new(&self.config, &domain, self.addresses.clone());
+            self.feed.say(&plain, now_ms);
+        }
+    }
+
     /// Takes another configuration between two batches of questions: none is lost.
     fn reload_when_changed(&mut self) {
         let Some(config) = self.config_file.changed() else { return };
@@ -156,6 +178,8 @@ impl Control {
                     let rules = self.rules.clone();
                     server.configure(config.clone(), rules, &self.host, &mut || randomness.next());
                 }
+                self.config = config;
+                self.say_how(self.shared.now_us() / 1000);
                 self.shared.reloads.fetch_add(1, Ordering::Relaxed);
                 tracing::info!("{} was read anew", self.config_file.name());
             }

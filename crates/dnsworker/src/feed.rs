@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use dns::Index;
-use dns::feed::{Follower, News, Place, Received};
+use dns::feed::{Follower, News, Place, Plain, Received};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// The first wait before connecting to the agent again, in milliseconds; it doubles each time.
@@ -68,6 +68,22 @@ impl Feed {
                 }
                 self.wait(now_ms);
             }
+        }
+    }
+
+    /// Tells the agent how plain questions are answered, where it is connected.
+    pub(crate) fn say(&mut self, plain: &Plain, now_ms: u64) {
+        let Some(socket) = &mut self.socket else { return };
+        let written = plain.encode().map_err(io::Error::other).and_then(|octets| {
+            // The agent reads what it is told; no more than this ever waits for it.
+            if socket.write(&octets)? == octets.len() {
+                return Ok(());
+            }
+            Err(io::Error::other("it reads too slowly"))
+        });
+        if let Err(error) = written {
+            tracing::warn!("the agent cannot be told how questions are answered: {error}");
+            self.disconnect(now_ms);
         }
     }
 

@@ -27,7 +27,10 @@ mod clients;
 mod control;
 mod exchanges;
 mod feed;
+mod handover;
+mod keeper;
 mod lag;
+mod options;
 mod privileges;
 mod random;
 mod secure;
@@ -36,55 +39,38 @@ mod sockets;
 mod status;
 mod worker;
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use dns::{Name, Rules, Server};
+use dns::{Rules, Server};
 
 use control::{ConfigFile, Control};
+use keeper::{Ending, Kept};
 use random::Randomness;
 use secure::Secure;
 use shared::Shared;
+use sockets::Inherited;
 use status::Listeners;
 use worker::Worker;
 
+pub use handover::{Predecessor, sockets_at, take_over};
+pub use options::{Options, USAGE};
 pub use sockets::{Listening, listen, passed};
 
-/// What a worker needs to know.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Inherited sockets, bound to the DNS addresses: datagram sockets, and stream sockets that
-    /// listen, in any order. See [`listen`].
-    pub sockets: Vec<RawFd>,
-    /// The host's servers for names outside the cluster, the preferred first. None, and none in
-    /// the configuration: such questions are refused.
-    pub upstreams: Vec<SocketAddr>,
-    /// The domains behind the cluster's own in the search paths of pods: the node's.
-    pub host_search: Vec<Name>,
-    /// The network namespace that upstream servers are reached from, such as
-    /// `/proc/self/fd/5` for an inherited handle. `None`: the one that the worker is started in.
-    pub upstream_network_namespace: Option<PathBuf>,
-    /// The unix socket where the agent serves zones. It need not exist yet.
-    pub feed_socket: PathBuf,
-    /// The file that keeps the newest zone; its directory is made, mode 0700. `None`: a restarted
-    /// worker knows nothing until the agent feeds it.
-    pub cache_file: Option<PathBuf>,
-    /// The configuration ([`dns::Config`]); it may be absent, appear and change at any time.
-    pub config_file: Option<PathBuf>,
-    /// The unix socket to answer root's questions at.
-    pub control_socket: Option<PathBuf>,
-}
+/// Questions that wait for servers of other names when the worker is told to end get this long.
+const ENDING_LIMIT: Duration = Duration::from_secs(3);
+/// How often it is looked whether they were answered.
+const ENDING_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Answers until the process ends.
+/// Answers until the process is told to end. What was asked by then is answered; what comes later
+/// waits in the sockets for a successor.
 ///
 /// # Errors
 /// When a socket, the namespace or the configuration cannot be used, privileges cannot be dropped,
 /// or the machine fails to give events, threads or random numbers.
-pub fn run(options: &Options) -> Result<Infallible> {
+pub fn run(options: &Options) -> Result<()> {
     let inherited = sockets::inherit(&options.sockets)?;
     let (config_file, config) = ConfigFile::load(options.config_file.as_deref())?;
     let listeners = Listeners::open(config.prometheus, options.control_socket.as_deref())?;
@@ -97,38 +83,59 @@ pub fn run(options: &Options) -> Result<Infallible> {
     privileges::raise_file_limit();
     // Before there are other threads: each would keep its own.
     privileges::drop_all().context("the DNS worker cannot give up its privileges")?;
+    if options.restarts && matches!(keeper::keep()?, Kept::Ended) {
+        return Ok(());
+    }
+    let ending = Ending::watch()?;
     let host = sockets::without_own(&options.upstreams, &inherited)?;
     let mut randomness = Randomness::default();
     let rules = Rules { host_search: options.host_search.clone(), ..Rules::default() };
     let config = Arc::new(config);
+    let addresses = sockets::addresses(&inherited);
+    let offered = sockets::duplicates(&inherited)?;
     let shares = sockets::share(inherited)?;
     let servers = shares
         .iter()
         .map(|_| Server::new(config.clone(), rules.clone(), &host, &mut || randomness.next()))
         .collect();
     randomness.check()?;
-    let shared = Shared::new(servers);
+    let shared = Shared::new(servers)?;
     let mut control = Control {
         shared: shared.clone(),
         feed: feed::Feed::new(&options.feed_socket),
         zone_file: options.cache_file.as_deref().map(feed::ZoneFile::new),
         config_file,
+        config,
+        addresses,
         rules,
         host,
         randomness,
     };
     control.load_zone();
-    listeners.serve(&shared)?;
+    listeners.serve(&shared, offered)?;
+    let threads = start_threads(&shared, shares)?;
+    control.run(&ending)?;
+    shared.end()?;
+    let deadline = Instant::now() + ENDING_LIMIT;
+    while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+        std::thread::sleep(ENDING_INTERVAL);
+    }
+    Ok(())
+}
+
+fn start_threads(shared: &Arc<Shared>, shares: Vec<Inherited>) -> Result<Vec<JoinHandle<()>>> {
     let secure = Secure::default();
+    let mut threads = Vec::new();
     for (thread, share) in shares.into_iter().enumerate() {
         let worker = Worker::new(shared.clone(), thread, share, secure.clone())?;
         let name = format!("dns-{thread}");
-        std::thread::Builder::new().name(name).spawn(move || {
-            let Err(error) = worker.run();
-            // Half a worker would leave half of the clients without answers.
-            tracing::error!("a thread of the DNS worker ends: {error:#}");
-            std::process::exit(1);
-        })?;
+        threads.push(std::thread::Builder::new().name(name).spawn(move || {
+            if let Err(error) = worker.run() {
+                // Half a worker would leave half of the clients without answers.
+                tracing::error!("a thread of the DNS worker ends: {error:#}");
+                std::process::exit(1);
+            }
+        })?);
     }
-    control.run()
+    Ok(threads)
 }

@@ -4,7 +4,9 @@
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use anyhow::{Context, Result};
 use dns::{Index, Server, Snapshot};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -38,18 +40,32 @@ pub(crate) struct Shared {
     /// How long changes of the zone take.
     pub(crate) lag: Lag,
     started: Instant,
+    /// Readable once no more questions are taken.
+    ending: EventFd,
 }
 
 impl Shared {
-    pub(crate) fn new(servers: Vec<Server<Waiting>>) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new(servers: Vec<Server<Waiting>>) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
             servers: servers.into_iter().map(Mutex::new).collect(),
             index: RwLock::new(None),
             reloads: AtomicU64::new(0),
             failed_reloads: AtomicU64::new(0),
             lag: Lag::default(),
             started: Instant::now(),
-        })
+            ending: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        }))
+    }
+
+    /// Has all threads answer what they have, and end.
+    pub(crate) fn end(&self) -> Result<()> {
+        self.ending.write(1).context("ending the threads of the DNS worker")?;
+        Ok(())
+    }
+
+    /// What tells a thread to end. It stays readable, for all of them.
+    pub(crate) fn ending(&self) -> &EventFd {
+        &self.ending
     }
 
     /// The server of a thread. Each thread holds its own for the length of a batch.

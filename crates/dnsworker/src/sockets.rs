@@ -1,9 +1,9 @@
 //! The sockets that clients ask at: opened by the worker's starter, inherited by the worker.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use socket2::{Domain, Protocol, Socket, Type};
 
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
 /// Room for questions that wait while a worker is replaced, in bytes.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 /// TCP connections that wait to be accepted.
@@ -22,7 +24,7 @@ const MAX_THREADS: usize = 4;
 
 /// Sockets that are looked for among the passed descriptors: both kinds for every thread at four
 /// addresses, and as many again.
-const MAX_PASSED: RawFd = 64;
+pub(crate) const MAX_PASSED: RawFd = 64;
 
 /// Sockets of one address.
 pub struct Listening {
@@ -118,6 +120,18 @@ pub(crate) fn without_own(upstreams: &[SocketAddr], own: &Inherited) -> Result<V
         kept.retain(|upstream| *upstream != own);
     }
     Ok(kept)
+}
+
+/// The addresses that clients ask at, at the port of DNS.
+pub(crate) fn addresses(inherited: &Inherited) -> BTreeSet<IpAddr> {
+    let addresses = inherited.udp.iter().filter_map(|socket| socket.local_addr().ok());
+    addresses.filter(|address| address.port() == DNS_PORT).map(|address| address.ip()).collect()
+}
+
+/// The same sockets again, for whoever takes them over.
+pub(crate) fn duplicates(inherited: &Inherited) -> io::Result<Vec<OwnedFd>> {
+    let udp = inherited.udp.iter().map(|socket| Ok(socket.try_clone()?.into()));
+    udp.chain(inherited.tcp.iter().map(|socket| Ok(socket.try_clone()?.into()))).collect()
 }
 
 /// Deals the sockets out to threads: each gets one of every address, as far as they go.

@@ -3,8 +3,9 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use dns::{Client, Name, Transport};
 
+use crate::handover;
 use crate::shared::Shared;
 
 /// The largest request read, in octets.
@@ -41,15 +43,17 @@ impl Listeners {
     }
 
     /// Answers in threads of their own.
-    pub(crate) fn serve(self, shared: &Arc<Shared>) -> Result<()> {
+    pub(crate) fn serve(self, shared: &Arc<Shared>, offered: Vec<OwnedFd>) -> Result<()> {
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         if let Some(listener) = self.metrics {
             let shared = shared.clone();
             named("metrics").spawn(move || {
-                for stream in listener.incoming().flatten() {
+                for mut stream in listener.incoming().flatten() {
                     let _ = stream.set_read_timeout(Some(TIMEOUT));
                     let _ = stream.set_write_timeout(Some(TIMEOUT));
-                    answer(stream, &shared, false);
+                    if let Some(path) = path(&mut stream) {
+                        answer(stream, &shared, &path, false);
+                    }
                 }
             })?;
         }
@@ -59,7 +63,7 @@ impl Listeners {
                 for stream in listener.incoming().flatten() {
                     let _ = stream.set_read_timeout(Some(TIMEOUT));
                     let _ = stream.set_write_timeout(Some(TIMEOUT));
-                    answer(stream, &shared, true);
+                    answer_root(stream, &shared, &offered);
                 }
             })?;
         }
@@ -85,9 +89,20 @@ fn bind(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-fn answer(mut stream: impl Read + Write, shared: &Shared, is_root: bool) {
-    let Some(path) = path(&mut stream) else { return };
-    let (code, kind, body) = match path.as_str() {
+fn answer_root(mut stream: UnixStream, shared: &Shared, offered: &[OwnedFd]) {
+    match path(&mut stream) {
+        Some(asked) if asked == handover::PATH => {
+            if let Err(error) = handover::hand_over(&stream, offered) {
+                tracing::warn!("the sockets are not given away: {error:#}");
+            }
+        }
+        Some(path) => answer(stream, shared, &path, true),
+        None => {}
+    }
+}
+
+fn answer(mut stream: impl Write, shared: &Shared, path: &str, is_root: bool) {
+    let (code, kind, body) = match path {
         "/metrics" => ("200 OK", "text/plain; version=0.0.4", shared.metrics()),
         "/top" if is_root => {
             let top = serde_json::to_string(&shared.snapshot().top(TOP_ROWS));
@@ -99,7 +114,8 @@ fn answer(mut stream: impl Read + Write, shared: &Shared, is_root: bool) {
             None => ("400 Bad Request", "text/plain", "/query/NAME/TYPE/ADDRESS\n".into()),
         },
         _ => {
-            let paths = "there are /metrics and, for root, /top and /query/NAME/TYPE/ADDRESS\n";
+            let paths =
+                "there are /metrics and, for root, /sockets, /top and /query/NAME/TYPE/ADDRESS\n";
             ("404 Not Found", "text/plain", paths.into())
         }
     };

@@ -1,7 +1,6 @@
 //! One thread of the worker: waits for sockets and deadlines, carries bytes to its server and back.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -31,6 +30,7 @@ enum Token {
     Client(u64),
     Exchange(u64),
     Inbox,
+    Ending,
 }
 
 /// All state of the thread that others do not look at.
@@ -49,6 +49,8 @@ pub(crate) struct Worker {
     /// Connections with questions that were read but not answered yet: no event tells of them.
     unfinished: BTreeSet<u64>,
     reply: Vec<u8>,
+    /// Whether only what was asked already is answered.
+    is_ending: bool,
 }
 
 impl Worker {
@@ -72,6 +74,7 @@ impl Worker {
             randomness: Randomness::default(),
             unfinished: BTreeSet::new(),
             reply: Vec::new(),
+            is_ending: false,
         };
         for (index, socket) in worker.udp.iter().enumerate() {
             worker.epoll.add(socket, Token::Udp(index).readable())?;
@@ -80,10 +83,11 @@ impl Worker {
             worker.epoll.add(listener, Token::Listener(index).readable())?;
         }
         worker.epoll.add(worker.inbox.event(), Token::Inbox.readable())?;
+        worker.epoll.add(worker.shared.ending(), Token::Ending.readable())?;
         Ok(worker)
     }
 
-    pub(crate) fn run(mut self) -> Result<Infallible> {
+    pub(crate) fn run(mut self) -> Result<()> {
         let shared = self.shared.clone();
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
         loop {
@@ -101,9 +105,13 @@ impl Worker {
                 self.serve_client(number, &shared, &mut server)?;
             }
             let log = server.take_log();
+            let is_done = self.is_ending && server.pending() == 0;
             drop(server);
             for line in log {
                 tracing::info!(target: "dns", "{line}");
+            }
+            if is_done {
+                return Ok(());
             }
         }
     }
@@ -123,7 +131,21 @@ impl Worker {
             Token::Client(number) => self.serve_client(number, shared, server),
             Token::Exchange(number) => self.advance_exchange(number, server),
             Token::Inbox => self.read_inbox(server),
+            Token::Ending => self.begin_to_end(shared),
         }
+    }
+
+    /// Leaves what comes from now on to a successor on the same sockets.
+    fn begin_to_end(&mut self, shared: &Shared) -> Result<()> {
+        for socket in &self.udp {
+            self.epoll.delete(socket)?;
+        }
+        for listener in &self.listeners {
+            self.epoll.delete(listener)?;
+        }
+        self.epoll.delete(shared.ending())?;
+        self.is_ending = true;
+        Ok(())
     }
 
     fn answer_datagrams(
@@ -356,7 +378,8 @@ impl Token {
             1 => Self::Listener(number as usize),
             2 => Self::Client(number),
             3 => Self::Exchange(number),
-            _ => Self::Inbox,
+            4 => Self::Inbox,
+            _ => Self::Ending,
         }
     }
 
@@ -367,6 +390,7 @@ impl Token {
             Self::Client(number) => (2, number),
             Self::Exchange(number) => (3, number),
             Self::Inbox => (4, 0),
+            Self::Ending => (5, 0),
         };
         kind << Self::NUMBER_BITS | number
     }

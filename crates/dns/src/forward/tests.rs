@@ -135,6 +135,29 @@ fn code_answer(message: &[u8], code: u8) -> Vec<u8> {
     response
 }
 
+/// Issue 5, item 4: another configuration keeps the cache, unless others would be asked by it or
+/// the cache is another.
+#[test]
+fn the_cache_outlives_configurations_that_do_not_change_what_is_in_it() {
+    let rows: &[(&str, &[&str], bool)] = &[
+        ("loop: false", &SERVERS, true),
+        ("{loop: false, log: all, hosts: {entries: {a.example: [192.0.2.9]}}}", &SERVERS, true),
+        ("{loop: false, rate_limit: {queries_per_second: 5}}", &SERVERS, true),
+        ("loop: false", &SERVERS[..1], false),
+        ("{loop: false, cache: {success: {ttl: 10s}}}", &SERVERS, false),
+        ("{loop: false, forward: [{to: [192.0.2.1]}]}", &SERVERS, false),
+        ("{loop: false, forward: [{zones: [corp.example], to: [192.0.2.3]}]}", &SERVERS, false),
+    ];
+    for (text, host, is_kept) in rows {
+        let mut lab = Lab::new(&SERVERS);
+        let (exchange, _, _, message) = sent(&lab.ask(0, 1, "www.example"));
+        lab.receive(10, exchange, SERVERS[0], &address_answer(&message));
+        let mut lab = lab.configured(text, host);
+        let is_answered = replies(&lab.ask(20, 2, "www.example")) == [(2, 0, 1, Some(60))];
+        assert_eq!(is_answered, *is_kept, "{text}");
+    }
+}
+
 #[test]
 fn an_answer_is_passed_on_kept_and_aged() {
     let mut lab = Lab::new(&SERVERS);

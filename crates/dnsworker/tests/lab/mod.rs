@@ -90,7 +90,12 @@ impl Lab {
         self.directory.join("log")
     }
 
-    /// Runs something in a thread in the host's namespace; what it starts stays within.
+    /// Runs something in a thread in the node's namespace; what it starts stays within.
+    pub fn on_node<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.node.within(work)
+    }
+
+    /// The same in the host's.
     pub fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.host.within(work)
     }

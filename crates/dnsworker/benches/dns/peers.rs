@@ -1,0 +1,120 @@
+//! Knot and Unbound with the same names.
+
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::Lab;
+use crate::questions::{DOMAIN, address_of, service};
+
+/// Where Debian's Unbound is unpacked.
+const UNBOUND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/unbound");
+
+/// A running server; ends with its value.
+pub struct Peer {
+    process: Child,
+    directory: PathBuf,
+}
+
+impl Peer {
+    /// One worker of each kind.
+    pub fn knot(lab: &Lab, address: SocketAddrV4, services: usize) -> Self {
+        let directory = lab.directory().join("knot");
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let place = directory.display();
+        let origin = format!("$ORIGIN {DOMAIN}.\n$TTL 5\n");
+        let zone = records(services).fold(origin, |text, record| text + &record + "\n");
+        std::fs::write(directory.join("zone"), zone).expect("writes");
+        let text = format!(
+            "server:\n  listen: {}@{}\n  rundir: {place}\n  udp-workers: 1\n  tcp-workers: 1\n  \
+             background-workers: 1\ndatabase:\n  storage: {place}\nzone:\n  - domain: {DOMAIN}\n    \
+             storage: {place}\n    file: zone\n",
+            address.ip(),
+            address.port()
+        );
+        let mut command = Command::new("knotd");
+        command.arg("-c").arg(written(&directory, &text));
+        Self::start(lab, command, directory, "apt-get install knot")
+    }
+
+    /// One thread, and the names as its local data.
+    pub fn unbound(lab: &Lab, address: SocketAddrV4, services: usize) -> Self {
+        let directory = lab.directory().join("unbound");
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let mut text = format!(
+            "server:\n  interface: {}@{}\n  num-threads: 1\n  do-daemonize: no\n  chroot: \"\"\n  \
+             username: \"\"\n  pidfile: \"\"\n  directory: \"{}\"\n  use-syslog: no\n  \
+             access-control: 0.0.0.0/0 allow\n  local-zone: \"{DOMAIN}.\" static\n",
+            address.ip(),
+            address.port(),
+            directory.display()
+        );
+        for record in records(services) {
+            let (owner, rest) = record.split_once(' ').expect("an owner");
+            let owner = if owner == "@" { String::new() } else { format!("{owner}.") };
+            text.push_str(&format!("  local-data: \"{owner}{DOMAIN}. 5 {}\"\n", whole(rest)));
+        }
+        let mut command = Command::new(format!("{UNBOUND}/usr/sbin/unbound"));
+        command
+            .env("LD_LIBRARY_PATH", format!("{UNBOUND}/usr/lib/x86_64-linux-gnu"))
+            .arg("-c")
+            .arg(written(&directory, &text));
+        Self::start(lab, command, directory, "./x bench dns unpacks it")
+    }
+
+    fn start(lab: &Lab, mut command: Command, directory: PathBuf, how: &str) -> Self {
+        let log = std::fs::File::create(directory.join("log")).expect("a file");
+        command.stdout(Stdio::null()).stderr(log);
+        let process = lab.on_node(move || command.spawn());
+        let process = process.unwrap_or_else(|error| panic!("{error}: {how}"));
+        Self { process, directory }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+            eprintln!("{log}");
+        }
+        let _ = kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM);
+        let _ = self.process.wait();
+    }
+}
+
+/// The zone's records, with names below its own.
+fn records(services: usize) -> impl Iterator<Item = String> {
+    let apex =
+        ["@ SOA ns.dns hostmaster 1 7200 1800 86400 5", "@ NS ns.dns", "ns.dns A 10.96.0.10"];
+    let apex = apex.map(str::to_owned).into_iter();
+    apex.chain((0..services).flat_map(|number| {
+        let (name, address) = (service(number), address_of(number));
+        [
+            format!("{name}.svc A {address}"),
+            format!("_http._tcp.{name}.svc SRV 0 100 80 {name}.svc"),
+        ]
+    }))
+}
+
+/// The same with whole names, for a file that has no origin.
+fn whole(record: &str) -> String {
+    let words = record.split(' ').map(|word| match word {
+        "ns.dns" | "hostmaster" => format!("{word}.{DOMAIN}."),
+        word if word.ends_with(".svc") => format!("{word}.{DOMAIN}."),
+        word => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn written(directory: &Path, text: &str) -> PathBuf {
+    let file = directory.join("conf");
+    std::fs::write(&file, text).expect("writes");
+    file
+}
