@@ -164,6 +164,21 @@ fn routes_keep_protocol_source_and_onlink_and_are_filtered_by_protocol() {
 }
 
 #[test]
+fn addresses_keep_the_number_of_their_maker() {
+    let (_namespace, mut node) = namespace();
+    node.create_bridge(&bridge("cni0")).expect("a link");
+    let cni0 = node.require_link("cni0").expect("the link").index;
+    let rows = [("192.0.2.1/32", 0), ("192.0.2.2/32", 102), ("fd00:10::1/128", 102)];
+    for (address, protocol) in rows {
+        let address = address.parse().expect("a prefix");
+        node.add_address_of(cni0, address, protocol).expect("an address");
+        let found = node.addresses(Some(cni0)).expect("addresses");
+        let found = found.into_iter().find(|found| found.address == address);
+        assert_eq!(found.map(|found| found.protocol), Some(protocol), "{address}");
+    }
+}
+
+#[test]
 fn ipv6_addresses_are_usable_at_once() {
     let (_namespace, mut node) = namespace();
     node.create_bridge(&bridge("cni0")).expect("a link");

@@ -16,7 +16,7 @@
 //! | routes to single pods | protocol 0x67, made by the plugin | the route protocol |
 //! | neighbours, FDB | permanent entries on `flatnet.1` | the link that they are on |
 //! | WireGuard key, port and peers | on `flatnet-wg` | the link that they are on |
-//! | addresses | on `cni0` and the tunnel links; the DNS address on `lo` | the link; on `lo` the value |
+//! | addresses | on `cni0` and the tunnel links; the DNS addresses on `lo` | the link; on `lo` the address's protocol 0x66, that of the Service also by its value |
 //! | kernel parameters | the table in `render::net` | the key; never set back |
 //! | eBPF programs, maps, attachments | pins below `/sys/fs/bpf/flatnet` | the directory |
 //! | eBPF programs without tcx | filters `flatnet:…` of `clsact` | the filter's name |

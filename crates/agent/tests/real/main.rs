@@ -471,6 +471,26 @@ fn dump() -> String {
     commands.map(|command| format!("{command}\n{}", run(command))).concat()
 }
 
+/// R-23, issue 5, item 5: the address beside the Service's is there, is taken away again, and
+/// stays where it was somebody else's.
+#[test]
+fn the_node_local_dns_address_goes_unless_it_was_there_before() {
+    for was_there in [false, true] {
+        on_a_node(async move |node| {
+            let present = || run("ip -4 addr show dev lo").contains("169.254.20.10/32");
+            if was_there {
+                run("ip addr add 169.254.20.10/32 dev lo");
+            }
+            let agent = node.start_agent().await;
+            eventually("the address is there", PATIENCE, async || present()).await;
+            agent.stop().await;
+            agent::uninstall(&node.places(), true).expect("removed");
+            assert_eq!(present(), was_there);
+            assert!(!run("ip -4 addr show dev lo").contains("10.96.0.10"));
+        });
+    }
+}
+
 /// nothing of ours is left, everything of others is as it was, and twice is fine.
 #[test]
 fn uninstall_leaves_the_node_as_it_was() {
