@@ -26,6 +26,7 @@ pub use dns_fast_path::DnsFastPath;
 pub use kinds::{EndpointSlice, Node, Pod, Service, ServiceCidr};
 pub use mac::MacAddress;
 pub use meta::ObjectMeta;
+pub use node_local_dns::NodeLocalDns;
 pub use names::{Family, NamespacedName, Protocol};
 pub use overlay::{Overlay, TunnelConfig, WireguardKey};
 pub use pool::Pool;

@@ -1,12 +1,46 @@
 //! The address at which cluster DNS answers on every node besides the Service's: what NodeLocal
 //! DNSCache has (KEP-1024), so that pods and kubelets that name it stay as they are.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::fmt;
+use std::net::{AddrParseError, IpAddr, Ipv4Addr};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
 use crate::Family;
 
+/// What people write for the addresses: `none`, or a list with commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeLocalDns(pub Vec<IpAddr>);
+
+impl Default for NodeLocalDns {
+    fn default() -> Self {
+        Self(usual())
+    }
+}
+
+impl fmt::Display for NodeLocalDns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(NONE);
+        }
+        let texts: Vec<String> = self.0.iter().map(IpAddr::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
+impl FromStr for NodeLocalDns {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            NONE => Ok(Self(vec![])),
+            _ => text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self),
+        }
+    }
+}
+
+const NONE: &str = "none";
 /// NodeLocal DNSCache's own, which manifests and kubelets name.
 const USUAL: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 
@@ -42,7 +76,19 @@ pub(crate) fn faults(
 
 #[cfg(test)]
 mod tests {
+    use super::NodeLocalDns;
     use crate::{ClusterConfig, Family};
+
+    #[test]
+    fn what_people_write_is_read_and_written() {
+        for text in ["none", "169.254.20.10", "169.254.20.10,fd00:d::10"] {
+            assert_eq!(text.parse::<NodeLocalDns>().expect(text).to_string(), text);
+        }
+        assert_eq!(NodeLocalDns::default().to_string(), "169.254.20.10");
+        for text in ["", "off", "169.254.20.10,", "169.254.20.0/24"] {
+            assert!(text.parse::<NodeLocalDns>().is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn addresses_that_cannot_be_are_told_with_what_to_take() {

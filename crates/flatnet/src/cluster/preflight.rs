@@ -14,7 +14,9 @@ use super::paths::Paths;
 use super::spec::ClusterSpec;
 
 /// Programs that must lie beside this one.
-pub const COMPANIONS: [&str; 3] = ["flatnet-cni", "flatnet-pause", "flatnet-toolbox"];
+pub const COMPANIONS: [&str; 4] = ["flatnet-cni", DNS_WORKER, "flatnet-pause", "flatnet-toolbox"];
+/// The DNS worker.
+pub const DNS_WORKER: &str = "flatnet-dnsworker";
 /// The MTU of links that are made to see whether the kernel can, in bytes.
 const PROBE_MTU: u32 = 1400;
 /// Ports that are tried when nobody asked for one.

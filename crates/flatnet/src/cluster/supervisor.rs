@@ -38,7 +38,7 @@ use children::{Place, Unit};
 /// The cgroup of the control plane, below the cluster's.
 pub const CONTROL_CGROUP: &str = "control";
 /// A process that ran this long failed for a new reason: it starts again at once.
-const STABLE: Duration = Duration::from_secs(10);
+const STABLE: Duration = Duration::from_secs(1);
 /// The second start after a quick death waits this long; each further one twice as long.
 const RESTART_FIRST: Duration = Duration::from_millis(100);
 /// No restart waits longer.
@@ -135,6 +135,7 @@ pub fn run(paths: &Paths) -> Result<()> {
     };
     let spec = ClusterSpec::load(paths)?
         .with_context(|| format!("there is no cluster {}: `flatnet up` makes it", paths.name()))?;
+    let predecessors = sockets::take_over(paths, &spec);
     stop_leftovers(paths, &spec)?;
 
     let mut signals = SigSet::empty();
@@ -144,7 +145,7 @@ pub fn run(paths: &Paths) -> Result<()> {
     signals.thread_block()?;
     let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
 
-    let units = children::units(paths, &spec)?;
+    let units = children::units(paths, &spec, predecessors)?;
     let mut processes: Vec<Process> = units.into_iter().map(Process::new).collect();
     loop {
         let mut changed = reap(&mut processes);

@@ -6,7 +6,8 @@ mod query;
 mod top;
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,7 +15,10 @@ use anyhow::{Context, Result, bail};
 use dns::Name;
 use dns::resolv_conf::ResolvConf;
 use dnsworker::Options;
-use model::{Family, layout};
+use model::{ClusterConfig, Family, layout};
+use netlink::Netlink;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use render::net::LOOPBACK;
 
 use super::{ClusterName, cluster_config, start_log};
 use crate::cluster::preflight;
@@ -84,7 +88,12 @@ fn work(name: Option<String>, node: Option<String>, config: Option<&Path>) -> Re
         (_, _, Some(config)) => of_node(config)?,
         _ => bail!("name the cluster's configuration with --config, or see `flatnet dns --help`"),
     };
-    match dnsworker::run(&options)? {}
+    let program = std::env::current_exe()?.with_file_name(preflight::DNS_WORKER);
+    // The worker is a program of its own, a tenth of this one in memory.
+    let error = std::process::Command::new(&program).args(options.words()).exec();
+    Err(error).with_context(|| {
+        format!("starting the DNS worker {}: it belongs beside this program", program.display())
+    })
 }
 
 /// A node of a cluster that `flatnet up` made.
@@ -99,16 +108,15 @@ fn of_cluster(name: String, node: &str) -> Result<Options> {
         cache_file: Some(paths.node(node).join("dns").join(ZONE_FILE)),
         config_file: Some(paths.state().join(CONFIG_FILE)),
         control_socket: Some(in_run(layout::DNS_CONTROL_SOCKET)),
+        restarts: false,
     })
 }
 
-/// A node of a real cluster: nobody keeps the sockets, so that questions that come while the
-/// worker is replaced are lost, and asked again.
+/// A node of a real cluster: nobody else keeps the sockets, so the worker has a process that does.
+/// One that runs already hands them over, and is for its starter to end.
 fn of_node(file: &Path) -> Result<Options> {
     let config = cluster_config::read(file)?;
-    let families = [Family::V4, Family::V6];
-    let own: Vec<IpAddr> =
-        families.into_iter().filter_map(|family| config.dns_address(family)).collect();
+    let own = own_addresses(&config)?;
     let mut resolvers = preflight::host_resolvers();
     // A pod's resolver would send our questions back to us.
     resolvers.retain(|resolver| !own.contains(resolver));
@@ -121,7 +129,30 @@ fn of_node(file: &Path) -> Result<Options> {
         cache_file: Some(Path::new(layout::DNS_ZONE_DIRECTORY).join(ZONE_FILE)),
         config_file: Some(file.with_file_name(CONFIG_FILE)),
         control_socket: Some(in_run(layout::DNS_CONTROL_SOCKET)),
+        restarts: true,
     })
+}
+
+/// Where the worker of a real node answers: not where a NodeLocal DNSCache that is still there
+/// does, which shows by a link of its own.
+fn own_addresses(config: &ClusterConfig) -> Result<Vec<IpAddr>> {
+    let mut netlink = Netlink::open()?;
+    let loopback = netlink.require_link(LOOPBACK)?.index;
+    let present = netlink.addresses(None)?;
+    let is_free = |address: &IpAddr| {
+        let others =
+            present.iter().find(|one| one.address.addr() == *address && one.link_index != loopback);
+        if let Some(other) = others {
+            let link = other.link_index;
+            tracing::warn!(
+                "{address} is an address of the link number {link}, of a NodeLocal DNSCache \
+                 perhaps: names are not answered there until that is gone and this starts again"
+            );
+        }
+        others.is_none()
+    };
+    let families = [Family::V4, Family::V6].into_iter();
+    Ok(families.flat_map(|family| config.dns_addresses(family)).filter(is_free).collect())
 }
 
 /// What the node's own search path is, and so the end of its pods'.
@@ -132,15 +163,19 @@ fn host_search() -> Vec<Name> {
 }
 
 fn listen(addresses: &[IpAddr]) -> Result<Vec<RawFd>> {
-    let mut sockets = Vec::new();
-    for address in addresses {
-        let address = SocketAddr::new(*address, DNS_PORT);
-        let listening = dnsworker::listen(address).with_context(|| {
-            format!("opening the DNS sockets {address} (does another DNS server have the port?)")
-        })?;
-        sockets.extend(listening.into_descriptors().into_iter().map(IntoRawFd::into_raw_fd));
-    }
-    Ok(sockets)
+    let addresses: Vec<SocketAddr> =
+        addresses.iter().map(|address| SocketAddr::new(*address, DNS_PORT)).collect();
+    let predecessor = dnsworker::take_over(&in_run(layout::DNS_CONTROL_SOCKET)).ok();
+    let sockets = dnsworker::sockets_at(&addresses, predecessor).with_context(|| {
+        format!("opening DNS sockets at {addresses:?} (does another DNS server have the port?)")
+    })?;
+    sockets.into_iter().map(inherited).collect()
+}
+
+/// A descriptor for the program that this one becomes.
+fn inherited(socket: OwnedFd) -> Result<RawFd> {
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(socket.into_raw_fd())
 }
 
 fn upstreams(resolvers: &[IpAddr]) -> Vec<SocketAddr> {

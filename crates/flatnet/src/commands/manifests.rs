@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
-use model::{ClusterConfig, Overlay, ServiceBackend, layout};
+use model::{ClusterConfig, DnsFastPath, NodeLocalDns, Overlay, ServiceBackend, layout};
 use serde_json::{Value, json};
 
 use super::cluster_config;
@@ -47,7 +47,8 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["pod_cidr", "service_cidr", "node_cidr", "node_cidr_mask_size",
-            "overlay", "cross_subnet", "service_backend", "failover", "cluster_domain"]
+            "overlay", "cross_subnet", "service_backend", "failover", "dns_fast_path",
+            "cluster_domain", "node_local_dns"]
     )]
     config: Option<PathBuf>,
     /// The cluster's pod range, or one of each family: what the controller manager calls
@@ -91,9 +92,17 @@ pub struct Arguments {
     /// Whether nodes and endpoints that do not answer get no new connections through Services.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     failover: bool,
+    /// Whether the kernel answers for cluster DNS at the links of pods: auto, on or off. Without
+    /// `on` the agent has not the right to load what does it.
+    #[arg(long, value_name = "CHOICE", default_value_t)]
+    dns_fast_path: DnsFastPath,
     /// The DNS suffix of the cluster.
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
+    /// Where cluster DNS answers on every node besides the Service's address: one address a family,
+    /// or none.
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]|none", default_value_t)]
+    node_local_dns: NodeLocalDns,
     /// The API server's URL by a host address. Needed where nothing else serves Services: its own
     /// Service works only once the agent does.
     #[arg(long, value_name = "URL")]
@@ -104,7 +113,7 @@ pub struct Arguments {
     /// The namespace of all objects; one that is not kube-system is made.
     #[arg(long, default_value = "kube-system")]
     namespace: String,
-    /// The container image that holds `flatnet` and `flatnet-cni` in /usr/bin.
+    /// The container image that holds `flatnet`, `flatnet-cni` and `flatnet-dnsworker` in /usr/bin.
     #[arg(long, default_value = concat!("flatnet:", env!("CARGO_PKG_VERSION")))]
     image: String,
 }
@@ -142,7 +151,9 @@ fn config(arguments: &Arguments) -> Result<ClusterConfig> {
         cross_subnet: arguments.cross_subnet,
         service_backend: arguments.service_backend,
         failover: arguments.failover,
+        dns_fast_path: arguments.dns_fast_path,
         cluster_domain: arguments.cluster_domain.clone(),
+        node_local_dns: arguments.node_local_dns.0.clone(),
         ..ClusterConfig::default()
     };
     if let Err(errors) = config.check_ranges(1) {
@@ -268,9 +279,10 @@ fn agent(arguments: &Arguments, config: &ClusterConfig) -> Value {
     let mut capabilities = AGENT_CAPABILITIES.to_vec();
     capabilities.extend(plain.then_some(PACKETS_CAPABILITY));
     let mut host = vec!["run", "cni-configuration", "cni-plugin", "cni-state", "state", "sysctls"];
-    if config.service_backend == ServiceBackend::Ebpf {
+    let ebpf = ebpf_paths(config);
+    if !ebpf.is_empty() {
         capabilities.extend(EBPF_CAPABILITIES);
-        host.extend(EBPF_PATHS.map(|(name, ..)| name));
+        host.extend(ebpf.iter().map(|(name, ..)| name));
     }
     json!({
         "name": "agent",
@@ -345,7 +357,7 @@ const HOST_PATHS: [(&str, &str, &str); 8] = [
     ("sysctls", "/proc/sys/net", SYSCTLS),
     ("modules", MODULES, MODULES),
 ];
-/// The same for Services in eBPF: where pins are, and the cgroup of all processes, of which a
+/// The same for eBPF: where pins are; for Services, also the cgroup of all processes, of which a
 /// container has another view.
 const EBPF_PATHS: [(&str, &str, &str); 2] =
     [("ebpf", EBPF_PINS, EBPF_PINS), ("cgroups", CGROUPS, "/host/sys/fs/cgroup")];
@@ -372,9 +384,17 @@ fn mounts(host: &[&str], further: &[(&str, &str)]) -> Value {
     host.chain(further).collect()
 }
 
+fn ebpf_paths(config: &ClusterConfig) -> &'static [(&'static str, &'static str, &'static str)] {
+    let count = match (config.service_backend, config.dns_fast_path) {
+        (ServiceBackend::Ebpf, _) => 2,
+        (_, DnsFastPath::On) => 1,
+        (_, DnsFastPath::Auto | DnsFastPath::Off) => 0,
+    };
+    EBPF_PATHS.get(..count).unwrap_or_default()
+}
+
 fn volumes(config: &ClusterConfig) -> Value {
-    let ebpf: &[_] = if config.service_backend == ServiceBackend::Ebpf { &EBPF_PATHS } else { &[] };
-    let host = HOST_PATHS.iter().chain(ebpf).map(|(name, path, _)| {
+    let host = HOST_PATHS.iter().chain(ebpf_paths(config)).map(|(name, path, _)| {
         let kind = match *path {
             path if path.starts_with("/proc") || path.starts_with("/sys") => "Directory",
             // No trace on a node that has none.
@@ -500,6 +520,20 @@ mod tests {
                 let volumes = pod["volumes"].as_array().expect("volumes");
                 assert_eq!(volumes.iter().any(|one| one["name"] == name), is_ebpf, "{backend}");
             }
+        }
+    }
+
+    /// That the kernel answers for DNS needs the rights of eBPF, but no cgroups.
+    #[test]
+    fn the_fast_path_of_dns_brings_its_rights_where_it_is_asked_for() {
+        for (choice, may) in [("auto", false), ("off", false), ("on", true)] {
+            let flag = format!("--dns-fast-path={choice}");
+            let pod = &find(&[&flag], "DaemonSet")["spec"]["template"]["spec"];
+            let agent = &pod["containers"][0];
+            let added = agent["securityContext"]["capabilities"]["add"].to_string();
+            assert_eq!(added.contains("\"BPF\",\"PERFMON\""), may, "{choice}: {added}");
+            assert_eq!(agent["volumeMounts"].to_string().contains("/sys/fs/bpf"), may, "{choice}");
+            assert!(!pod["volumes"].to_string().contains("cgroup"), "{choice}");
         }
     }
 

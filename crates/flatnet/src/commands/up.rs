@@ -12,7 +12,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use client::{Client, ListOptions, ResourcePath};
 use controlplane::{MAX_ENDPOINTS_PER_SLICE, pki};
 use ipnet::IpNet;
-use model::{ClusterConfig, Family, Node, Overlay, ServiceBackend, Timestamp, layout};
+use model::{
+    ClusterConfig, DnsFastPath, Family, Node, NodeLocalDns, Overlay, ServiceBackend, Timestamp,
+    layout,
+};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,7 +53,7 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["overlay", "cross_subnet", "ip_family", "pod_cidr", "service_cidr",
-            "node_cidr", "node_cidr_mask_size", "service_backend", "failover"]
+            "node_cidr", "node_cidr_mask_size", "service_backend", "failover", "dns_fast_path", "node_local_dns"]
     )]
     config: Option<PathBuf>,
     /// How many nodes (default 3).
@@ -72,6 +75,14 @@ pub struct Arguments {
     /// (default true).
     #[arg(long, value_name = "BOOL")]
     failover: Option<bool>,
+    /// Whether the kernel answers for cluster DNS at the links of pods: auto, on or off (default
+    /// auto: where it can).
+    #[arg(long, value_name = "CHOICE")]
+    dns_fast_path: Option<DnsFastPath>,
+    /// Where cluster DNS answers on every node besides the Service's address: one address a family,
+    /// or none (default 169.254.20.10). A cluster that was kept hears of it with its next start.
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]|none")]
+    node_local_dns: Option<NodeLocalDns>,
     /// Which families pods, Services and nodes have; the first is the default of Services
     /// (default ipv4).
     #[arg(long)]
@@ -298,6 +309,9 @@ fn config_of_flags(arguments: &Arguments) -> Result<ClusterConfig> {
     config.cross_subnet = arguments.cross_subnet;
     config.service_backend = arguments.service_backend.unwrap_or_default();
     config.failover = arguments.failover.unwrap_or(config.failover);
+    config.node_local_dns =
+        arguments.node_local_dns.clone().map_or(config.node_local_dns, |given| given.0);
+    config.dns_fast_path = arguments.dns_fast_path.unwrap_or_default();
     config.node_prefix_length = arguments.node_cidr_mask_size.unwrap_or(config.node_prefix_length);
     Ok(config)
 }
@@ -356,6 +370,11 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
         stored.config.service_backend = backend;
     }
     stored.config.failover = arguments.failover.unwrap_or(stored.config.failover);
+    let dns_fast_path = arguments.dns_fast_path;
+    stored.config.dns_fast_path = dns_fast_path.unwrap_or(stored.config.dns_fast_path);
+    if let Some(given) = &arguments.node_local_dns {
+        stored.config.node_local_dns.clone_from(&given.0);
+    }
     let asked = arguments.api_port;
     stored.api_port = preflight::api_port(asked, stored.api_port)?;
     stored.upstream_resolvers = preflight::host_resolvers();
