@@ -24,9 +24,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use plan::{Desired, NodeFacts};
 use render::nft::{NftObserved, NftOp, NftProgram};
+use testkit::lab::probe::uninterrupted;
 
 /// How long any single answer may take.
-pub const DEADLINE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Between two looks at what comes by and by.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -38,6 +39,7 @@ pub const POD1_V6: &str = "fd00:10:244::1:2";
 pub const POD2_V6: &str = "fd00:10:244::2:2";
 pub const NODE_V6: &str = "fd00:172:30::2";
 pub const OUTSIDE: &str = "172.30.0.9";
+pub const OUTSIDE_V6: &str = "fd00:172:30::9";
 /// An address outside of every range of the cluster, on the outside machine.
 pub const INTERNET: &str = "192.0.2.1";
 
@@ -373,7 +375,7 @@ pub fn ask_udp_with(socket: &UdpSocket, to: SocketAddr, patience: Duration) -> A
         Err(error) => panic!("cannot send to {to}: {error}"),
     }
     let mut answer = [0; 64];
-    match socket.recv(&mut answer) {
+    match uninterrupted(|| socket.recv(&mut answer)) {
         Ok(length) => parse(&String::from_utf8_lossy(&answer[..length])),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Answer::Refused,
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
