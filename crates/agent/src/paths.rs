@@ -2,8 +2,8 @@
 //! decided in [`plan::paths`].
 //!
 //! A pair is tested when either node comes, when the way between the two changes, and slowly ever
-//! after; what does not work is tested again sooner, and believed when it is found twice. While a
-//! pair takes a detour, the way that it goes past is tried beside it, and taken again when it has
+//! after; what does not work is tested again sooner, and believed when it is found twice: ever
+//! later, but soon when this node was mended or the peer is heard again. While a pair takes a detour, the way that it goes past is tried beside it, and taken again when it has
 //! worked for a whole period. A task of its own: the network never waits for it.
 
 mod avoided;
@@ -23,7 +23,7 @@ use model::overlay::of_family;
 use plan::NodeFacts;
 use plan::network::{NetworkPlan, Peer, gateway, least_mtu};
 use plan::paths::{Observation, State, is_tried_beside};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use avoided::Avoided;
@@ -67,6 +67,8 @@ pub(crate) type Found = Arc<BTreeMap<String, Observation>>;
 pub(crate) struct Paths {
     pub(crate) targets: watch::Sender<Targets>,
     pub(crate) found: watch::Receiver<Found>,
+    /// Told when something of this node's network was mended.
+    pub(crate) mended: Arc<Notify>,
 }
 
 impl Targets {
@@ -126,6 +128,7 @@ impl Targets {
 pub(crate) fn spawn(config: &ClusterConfig, period: Duration, tasks: &mut JoinSet<()>) -> Paths {
     let (targets, wanted) = watch::channel(Targets::default());
     let (told, found) = watch::channel(Found::default());
+    let mended = Arc::new(Notify::new());
     let tester = Tester {
         exchange: Exchange::new(config.tunnels.path_test_port),
         period,
@@ -135,8 +138,8 @@ pub(crate) fn spawn(config: &ClusterConfig, period: Duration, tasks: &mut JoinSe
         listen_at: None,
         told,
     };
-    tasks.spawn(tester.run(wanted));
-    Paths { targets, found }
+    tasks.spawn(tester.run(wanted, Arc::clone(&mended)));
+    Paths { targets, found, mended }
 }
 
 struct Tester {
@@ -179,6 +182,8 @@ struct Pair {
     due: Option<Instant>,
     /// Tests in a row that found something wrong.
     wrong: u32,
+    /// What the last test found.
+    last: Option<State>,
     /// Since when the way that is avoided has worked each time.
     avoided_worked_since: Option<Instant>,
     /// Returns from detours in a row after which the first way did not work.
@@ -194,8 +199,31 @@ impl Pair {
             target,
             due: Some(Instant::now() + SETTLE + jitter(SETTLE)),
             wrong: 0,
+            last: None,
             avoided_worked_since: None,
             wrong_returns: wrong_returns.saturating_add(returned),
+        }
+    }
+
+    /// Takes in what a test found; answers whether it is believed. Something wrong has to be found
+    /// twice, and what the node acts on for good the same both times: between the two the way may
+    /// have changed.
+    fn is_believed(&mut self, state: State) -> bool {
+        let again = self.last.replace(state) == Some(state);
+        if state == State::Works {
+            self.wrong = 0;
+            return true;
+        }
+        self.wrong = self.wrong.saturating_add(1);
+        self.wrong >= BELIEVED_ROUNDS && (again || !state.blames_links())
+    }
+
+    /// What does not work is tested soon, for it may again; and later as if it were found anew.
+    fn retest_soon(&mut self) {
+        if self.wrong > 0 {
+            self.wrong = 1;
+            let soon = Instant::now() + SETTLE + jitter(SETTLE);
+            self.due = self.due.map(|due| due.min(soon));
         }
     }
 
@@ -212,7 +240,7 @@ impl Pair {
 }
 
 impl Tester {
-    async fn run(mut self, mut wanted: watch::Receiver<Targets>) {
+    async fn run(mut self, mut wanted: watch::Receiver<Targets>, mended: Arc<Notify>) {
         loop {
             self.start_due();
             let wait = self.wait();
@@ -228,6 +256,10 @@ impl Tester {
                     Ok((peer, target, found)) => self.take_in(&peer, &target, found),
                     Err(error) => tracing::warn!("a test of a path ended early: {error}"),
                 },
+                () = mended.notified() => self.pairs.values_mut().for_each(Pair::retest_soon),
+                peer = self.exchange.returned() => {
+                    self.pairs.get_mut(&peer).into_iter().for_each(Pair::retest_soon);
+                }
                 () = tokio::time::sleep(wait) => {
                     if self.listen_at.is_some_and(|at| at <= Instant::now()) {
                         let targets = wanted.borrow().clone();
@@ -299,7 +331,7 @@ impl Tester {
         };
         let state = found.state();
         let works = state == State::Works;
-        pair.wrong = if works { 0 } else { pair.wrong.saturating_add(1) };
+        let believed = pair.is_believed(state);
         let backoff = RETRY_FIRST.saturating_mul(1 << pair.wrong.saturating_sub(1).min(16));
         let usual = match target.avoided {
             Some(_) => self.period / TRIALS_A_PERIOD,
@@ -312,7 +344,8 @@ impl Tester {
         let (now, works_now) = (Instant::now(), found.avoided_works);
         found.avoided_works = pair.has_avoided_worked(works_now, self.period, now);
         pair.due = Some(Instant::now() + wait + jitter(wait / 4));
-        if pair.wrong != 0 && pair.wrong < BELIEVED_ROUNDS {
+        self.exchange.miss(peer, !works && !found.pods.hears);
+        if !believed {
             return;
         }
         let before = self.told.borrow().get(peer).cloned();
@@ -402,6 +435,43 @@ mod tests {
         // A node that is gone is forgotten, with all that was found of it.
         tester.take_over(&targets(0));
         assert!(tester.pairs.is_empty() && tester.told.borrow().is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_believed_the_second_time_and_what_links_are_blamed_for_when_it_is_the_same()
+    {
+        use State::{BadChecksum, BadSegments, BlockedOut, Silent, Works};
+        for rounds in [
+            &[(Works, true), (Silent, false), (Works, true)][..],
+            &[(Silent, false), (Silent, true), (BlockedOut, true), (BlockedOut, true)],
+            // The node was off, and came back in the middle of a test.
+            &[(Silent, false), (Silent, true), (BadChecksum, false), (Works, true)],
+            &[(BlockedOut, false), (BadSegments, false), (BadChecksum, false)],
+            &[(BadChecksum, false), (BadChecksum, true), (BadChecksum, true)],
+            &[(BadSegments, false), (Works, true), (BadSegments, false), (BadSegments, true)],
+        ] {
+            let target = targets(1).0.pop_first().expect("a pair").1;
+            let mut pair = Pair::of(target, None);
+            let found = rounds.iter().map(|(state, _)| (*state, pair.is_believed(*state)));
+            assert_eq!(found.collect::<Vec<_>>(), rounds);
+        }
+    }
+
+    /// As after an hour in which the peer was off.
+    #[test]
+    fn what_does_not_work_is_tested_soon_once_something_was_mended() {
+        let target = targets(1).0.pop_first().expect("a pair").1;
+        let (now, later) = (Instant::now(), Instant::now() + PERIOD);
+        for (wrong, due, soon) in
+            [(12, Some(later), true), (0, Some(later), false), (12, None, false)]
+        {
+            let mut pair = Pair { wrong, due, ..Pair::of(target.clone(), None) };
+            pair.retest_soon();
+            assert_eq!(pair.wrong, wrong.min(1), "what is found then counts as if it were new");
+            let is_soon = pair.due.is_some_and(|due| due <= now + 3 * SETTLE);
+            assert_eq!(is_soon, soon, "{wrong} times wrong");
+            assert_eq!(pair.due.is_none(), due.is_none(), "a test that runs goes on");
+        }
     }
 
     #[test]

@@ -473,6 +473,7 @@ impl Agent {
         }
         if heard.facts {
             self.read_facts();
+            self.paths.mended();
         }
         if heard.edge {
             self.mend_edges();
@@ -556,6 +557,7 @@ impl Agent {
             Effect::TellDamage(rows) => {
                 self.damaged.extend(rows.iter().map(|row| row.kind.name()));
                 log_damage(&rows);
+                self.paths.mended();
             }
             Effect::PublishZone(changes) => return Some(changes),
         }

@@ -112,6 +112,12 @@ impl State {
         }
     }
 
+    /// Whether links of this node write wrong checksums, or lose what they shall cut apart. The
+    /// tunnel link leaves neither to them from then on, and so it is not found again.
+    pub const fn blames_links(self) -> bool {
+        matches!(self, Self::BadSegments | Self::BadChecksum)
+    }
+
     /// Whether pods surely do not reach each other.
     pub const fn is_broken(self) -> bool {
         !matches!(self, Self::Works | Self::SmallMtu | Self::Silent)

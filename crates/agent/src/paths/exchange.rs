@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use netlink::probe;
 use tokio::net::UdpSocket;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::avoided::Avoided;
@@ -27,6 +27,8 @@ const _: () = assert!(EXCHANGES_MAX <= ANSWERS_A_SECOND as usize);
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// What was heard longer ago than this says nothing of now.
 const LATELY: Duration = Duration::from_secs(10);
+/// Peers that came back and are to be told of; further ones are found when they are tested.
+const RETURNED_PEERS: usize = 64;
 
 /// The sockets and what came in by them.
 pub(super) struct Exchange {
@@ -34,6 +36,8 @@ pub(super) struct Exchange {
     sockets: BTreeMap<IpAddr, Arc<UdpSocket>>,
     receivers: BTreeMap<IpAddr, Receiver>,
     inbox: Arc<Mutex<Inbox>>,
+    /// Peers that were missed and have come back.
+    returned: mpsc::Receiver<String>,
 }
 
 /// One task reads each socket, and ends with it.
@@ -51,7 +55,6 @@ pub(super) struct Line {
     inbox: Arc<Mutex<Inbox>>,
 }
 
-#[derive(Default)]
 struct Inbox {
     /// Who may ask, by address and side.
     known: BTreeMap<(IpAddr, Side), String>,
@@ -64,6 +67,7 @@ struct Inbox {
     stream_port: u16,
     /// Datagrams that are no answer and get none.
     refused: u64,
+    returned: mpsc::Sender<String>,
 }
 
 /// A request that waits for its answer.
@@ -83,6 +87,8 @@ struct Heard {
     word: Option<Instant>,
     /// Where it takes streams; 0 for nowhere.
     stream_port: u16,
+    /// Whether it is to be told of when it is heard between gateways.
+    missed: bool,
     /// The present second of the limit, and the answers in it.
     second: Option<(Instant, u32)>,
 }
@@ -90,7 +96,23 @@ struct Heard {
 impl Exchange {
     pub(super) fn new(port: u16) -> Self {
         let (sockets, receivers) = (BTreeMap::new(), BTreeMap::new());
-        Self { port, sockets, receivers, inbox: Arc::default() }
+        let (sender, returned) = mpsc::channel(RETURNED_PEERS);
+        let inbox = Arc::new(Mutex::new(Inbox::new(sender)));
+        Self { port, sockets, receivers, inbox, returned }
+    }
+
+    /// Waits until a peer that was missed is heard between gateways.
+    pub(super) async fn returned(&mut self) -> String {
+        match self.returned.recv().await {
+            Some(peer) => peer,
+            // The other end is the inbox, which lives as long.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Says whether a peer is to be told of when it is heard between gateways.
+    pub(super) fn miss(&self, peer: &str, missed: bool) {
+        lock(&self.inbox).peers.entry(peer.to_owned()).or_default().missed = missed;
     }
 
     /// Listens on exactly these addresses; those that are there already stay. Answers what cannot
@@ -211,6 +233,18 @@ impl Line {
 }
 
 impl Inbox {
+    fn new(returned: mpsc::Sender<String>) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            avoided: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            stream_port: 0,
+            refused: 0,
+            returned,
+        }
+    }
+
     /// A request to a peer, with what was heard of it.
     fn packet(&self, peer: &str, side: Side, nonce: u64, unchecked: bool) -> Packet {
         let ago = |side| {
@@ -267,8 +301,13 @@ impl Inbox {
         let avoided = self.avoided.get(&peer).filter(|_| packet.beside).cloned();
         let answerable =
             !packet.beside || (avoided.is_some() && bytes.len() >= BESIDE_REQUEST_BYTES);
-        if !packet.beside {
+        // What passes without a checksum alone is not heard as pods' packets are.
+        if !packet.beside && !packet.unchecked {
             heard.requests.insert(side, now);
+            if side == Side::Pods && std::mem::take(&mut heard.missed) {
+                // A peer too many is found when it is tested.
+                let _ = self.returned.try_send(peer.clone());
+            }
         }
         if !answerable || !heard.may_ask(now) {
             self.refused += 1;
@@ -355,6 +394,48 @@ mod tests {
     }
 
     #[test]
+    fn what_passes_without_a_checksum_alone_is_not_heard() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let gateway = address("10.244.2.1");
+        let mut inbox = Inbox::new(mpsc::channel(1).0);
+        inbox.known.insert((gateway, Side::Pods), "node2".into());
+        let mut heard_after = |unchecked| {
+            let packet = Packet { unchecked, ..request(false, false) };
+            let bytes = packet.bytes(PACKET_BYTES);
+            let answer = inbox.take(&bytes, gateway, Side::Pods, Instant::now());
+            let (answer, _) = answer.expect("an answer");
+            assert_eq!(answer.unchecked, unchecked);
+            answer.heard_pods.is_some()
+        };
+        assert!(!heard_after(true));
+        assert!(heard_after(false));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_was_missed_is_told_of_once_when_it_is_heard_between_gateways() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let (node, gateway) = (address("172.30.0.3"), address("10.244.2.1"));
+        let mut exchange = Exchange::new(0);
+        let both = [((node, Side::Nodes), "node2".into()), ((gateway, Side::Pods), "node2".into())];
+        exchange.know(both.into(), BTreeMap::new());
+        let ask = |exchange: &Exchange, from, side| {
+            let packet = Packet { side, ..request(false, false) };
+            let bytes = packet.bytes(PACKET_BYTES);
+            let answer = lock(&exchange.inbox).take(&bytes, from, side, Instant::now());
+            assert!(answer.is_some());
+        };
+        ask(&exchange, gateway, Side::Pods);
+        assert!(exchange.returned.try_recv().is_err(), "nobody missed it");
+        exchange.miss("node2", true);
+        ask(&exchange, node, Side::Nodes);
+        assert!(exchange.returned.try_recv().is_err(), "that is no pod's way");
+        ask(&exchange, gateway, Side::Pods);
+        ask(&exchange, gateway, Side::Pods);
+        assert_eq!(exchange.returned().await, "node2");
+        assert!(exchange.returned.try_recv().is_err(), "it is told once");
+    }
+
+    #[test]
     fn by_an_avoided_way_only_what_came_by_it_is_answered_and_never_with_more() {
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         let gateway = address("10.244.2.1");
@@ -364,7 +445,7 @@ mod tests {
             pods: (address("10.244.1.1"), gateway),
             test_port: 8473,
         };
-        let mut inbox = Inbox::default();
+        let mut inbox = Inbox::new(mpsc::channel(1).0);
         inbox.known.insert((gateway, Side::Pods), "node2".into());
         let (through, plain) = (request(true, false), request(false, false));
         let ask = |inbox: &mut Inbox, packet: Packet, size| {

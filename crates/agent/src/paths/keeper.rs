@@ -64,6 +64,11 @@ impl Keeper {
         self.found = self.ends.found.borrow_and_update().clone();
     }
 
+    /// Something of this node's network was mended: what did not work may work now.
+    pub(crate) fn mended(&self) {
+        self.ends.mended.notify_one();
+    }
+
     /// The facts with what was found.
     pub(crate) fn amend(&mut self, facts: NodeFacts) -> NodeFacts {
         self.facts = Some(facts.clone());

@@ -1,5 +1,9 @@
 //! The test of one pair: small packets first, then the largest, then in between; where all
 //! arrive, a stream.
+//!
+//! A way may break and be mended while it is tested. So what one kind of packet is blamed for must
+//! show again after another kind has passed: without that, what came too early would look wrong,
+//! and what came late enough, right.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -21,9 +25,12 @@ const PATIENCE_ROUND_TRIPS: u32 = 8;
 const ATTEMPTS: usize = 3;
 /// Sizes between the smallest and the largest that are tried: halves 64 KiB down to a byte.
 const SIZES_MAX: usize = 17;
-/// Exchanges of one test at most: small ones between nodes, between gateways, without a checksum
-/// and by a way that is avoided; and the search for a size, on both channels.
-pub(super) const EXCHANGES_MAX: usize = 4 * ATTEMPTS + 2 * (ATTEMPTS + 2 * SIZES_MAX);
+/// Exchanges of one search for a size: the largest, those in between, and the largest again.
+const SEARCH_EXCHANGES_MAX: usize = ATTEMPTS + 2 * SIZES_MAX + 1;
+/// Exchanges of one test at most: small ones between nodes and between gateways, both twice,
+/// without a checksum and by a way that is avoided; large ones between streams; and the search on
+/// both channels.
+pub(super) const EXCHANGES_MAX: usize = 7 * ATTEMPTS + 2 * SEARCH_EXCHANGES_MAX;
 const UDP_HEADER_BYTES: u32 = 8;
 
 /// What is to be tested.
@@ -48,28 +55,18 @@ pub(crate) struct PairTarget {
 /// Tests a pair. It takes some milliseconds where all is well, and some seconds at most.
 pub(super) async fn test(target: PairTarget, nodes: Line, pods: Line) -> Observation {
     let began = Instant::now();
-    let mut by_pods = channel(&pods, target.pods_mtu, false).await;
-    let mut by_nodes = channel(&nodes, target.nodes_mtu, false).await;
+    let (mut by_pods, mut by_nodes) = small(&target, &nodes, &pods).await;
     let mut passes_unchecked = false;
-    if let Some(rtt_us) = by_pods.rtt_us {
-        let sizes = Sizes::of(&target, target.pods_mtu, target.pods.0, rtt_us);
-        by_pods.mtu = Some(sizes.largest(&pods).await);
-    }
-    let is_small = by_pods.mtu.is_some_and(|mtu| mtu < target.pods_mtu);
-    let mut passes_streams = None;
-    if by_pods.rtt_us.is_some() && !is_small {
-        passes_streams = streams(&pods).await;
-    }
-    if let Some(rtt_us) = by_nodes.rtt_us.filter(|_| is_small) {
-        let sizes = Sizes::of(&target, target.nodes_mtu, target.nodes.0, rtt_us);
-        by_nodes.mtu = Some(sizes.largest(&nodes).await);
-    }
-    // Before anything is sent without a checksum: that would be heard too.
-    by_pods.heard = pods.is_heard_since(began);
-    by_nodes.heard = nodes.is_heard_since(began);
     if by_pods.rtt_us.is_none() {
         passes_unchecked = channel(&pods, target.pods_mtu, true).await.rtt_us.is_some();
     }
+    if passes_unchecked {
+        (by_pods, by_nodes) = small(&target, &nodes, &pods).await;
+        passes_unchecked = by_pods.rtt_us.is_none();
+    }
+    by_pods.heard = pods.is_heard_since(began);
+    by_nodes.heard = nodes.is_heard_since(began);
+    let passes_streams = large(&target, (&nodes, &mut by_nodes), (&pods, &mut by_pods)).await;
     let mut avoided_works = false;
     if let Some(avoided) = target.avoided.clone() {
         let beside = channel(&pods.clone().by(avoided), target.pods_mtu, false).await;
@@ -89,6 +86,32 @@ pub(super) async fn test(target: PairTarget, nodes: Line, pods: Line) -> Observa
     }
 }
 
+/// Between gateways, then between nodes: answers of these say what was heard of those.
+async fn small(target: &PairTarget, nodes: &Line, pods: &Line) -> (Channel, Channel) {
+    let by_pods = channel(pods, target.pods_mtu, false).await;
+    let by_nodes = channel(nodes, target.nodes_mtu, false).await;
+    (by_pods, by_nodes)
+}
+
+/// What passes beyond small packets, where those do; answers whether streams do.
+async fn large(
+    target: &PairTarget,
+    (nodes, by_nodes): (&Line, &mut Channel),
+    (pods, by_pods): (&Line, &mut Channel),
+) -> Option<bool> {
+    let sizes = Sizes::of(target, target.pods_mtu, target.pods.0, by_pods.rtt_us?);
+    let mtu = sizes.largest(pods).await;
+    by_pods.mtu = Some(mtu);
+    if mtu == target.pods_mtu {
+        return streams(pods, &sizes).await;
+    }
+    if let Some(rtt_us) = by_nodes.rtt_us {
+        let sizes = Sizes::of(target, target.nodes_mtu, target.nodes.0, rtt_us);
+        by_nodes.mtu = Some(sizes.largest(nodes).await);
+    }
+    None
+}
+
 async fn channel(line: &Line, promised_mtu: u32, unchecked: bool) -> Channel {
     let mut found = Channel { promised_mtu, ..Channel::default() };
     for _ in 0..ATTEMPTS {
@@ -100,16 +123,19 @@ async fn channel(line: &Line, promised_mtu: u32, unchecked: bool) -> Channel {
     found
 }
 
-/// Whether streams get through; only what is found each time is believed.
-async fn streams(pods: &Line) -> Option<bool> {
-    let mut found = None;
+/// Whether streams get through; only what is found each time is believed, and after the largest
+/// datagrams have passed once more. Where those do not any more, nothing is said of streams.
+async fn streams(pods: &Line, sizes: &Sizes) -> Option<bool> {
     for _ in 0..ATTEMPTS {
-        found = pods.passes_streams(PATIENCE).await;
+        let found = pods.passes_streams(PATIENCE).await;
         if found != Some(false) {
-            break;
+            return found;
         }
     }
-    found
+    match sizes.promised_arrives(pods).await {
+        true => pods.passes_streams(PATIENCE).await,
+        false => None,
+    }
 }
 
 /// The search for the largest packet that arrives.
@@ -133,10 +159,8 @@ impl Sizes {
     }
 
     async fn largest(&self, line: &Line) -> u32 {
-        for _ in 0..ATTEMPTS {
-            if self.arrives(line, self.promised).await {
-                return self.promised;
-            }
+        if self.promised_arrives(line).await {
+            return self.promised;
         }
         let (mut arrives, mut too_large) = (self.least, self.promised);
         for _ in 0..SIZES_MAX {
@@ -151,7 +175,20 @@ impl Sizes {
                 too_large = middle;
             }
         }
-        arrives
+        // The way may be whole again: then all that was lost says nothing.
+        match self.arrives(line, self.promised).await {
+            true => self.promised,
+            false => arrives,
+        }
+    }
+
+    async fn promised_arrives(&self, line: &Line) -> bool {
+        for _ in 0..ATTEMPTS {
+            if self.arrives(line, self.promised).await {
+                return true;
+            }
+        }
+        false
     }
 
     async fn arrives(&self, line: &Line, mtu: u32) -> bool {

@@ -77,7 +77,7 @@ pub fn judge(
             let limit = judgement.pod_mtu_limit.map_or(mtu, |limit| limit.min(mtu));
             judgement.pod_mtu_limit = Some(limit);
         }
-        judgement.checksum_broken |= matches!(state, State::BadChecksum | State::BadSegments);
+        judgement.checksum_broken |= state.blames_links();
         let detour = planned.avoided.is_some();
         let rtt_us = found.pods.rtt_us;
         let row = Row { peer: peer.clone(), way: found.way, mtu, rtt_us, state, detour };
