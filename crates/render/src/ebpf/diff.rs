@@ -16,16 +16,17 @@ use std::net::SocketAddr;
 
 use ebpf_abi::address_bytes;
 use ebpf_abi::services::{
-    MASQUERADE, MemberKey, NODE_ALLOWED, OUTSIDE, OUTSIDE_REJECT, REJECT, SOURCE_RANGES, Service,
-    Slot, SlotKey,
+    MASQUERADE, MemberKey, NODE_ALLOWED, OUTSIDE, OUTSIDE_REJECT, REJECT, SCOPE_NODE_PORT,
+    SOURCE_RANGES, Service, Slot, SlotKey,
 };
+use model::Protocol;
 
 use super::state::{Change, EbpfObserved, EbpfOp, ServiceSource};
 use super::{EbpfProgram, FrontendKey, FrontendProgram, View, maglev, slots};
 
 /// The ops from what is to what shall be. Empty when nothing differs.
 pub fn diff(program: &EbpfProgram, observed: &EbpfObserved) -> Vec<EbpfOp> {
-    let mut target = Target::new(observed);
+    let mut target = Target::new(program, observed);
     for (key, frontend) in &program.frontends {
         target.add(key, frontend);
     }
@@ -41,7 +42,7 @@ pub fn diff_frontends(
     observed: &EbpfObserved,
     changed: &BTreeSet<FrontendKey>,
 ) -> Vec<EbpfOp> {
-    let mut target = Target::new(observed);
+    let mut target = Target::new(program, observed);
     let mut present = EbpfObserved::default();
     for key in changed {
         copy_frontend(key, observed, &mut present);
@@ -55,6 +56,8 @@ pub fn diff_frontends(
 /// The maps as they shall be, with ids and slots chosen from what is there.
 struct Target<'a> {
     observed: &'a EbpfObserved,
+    /// Whether node ports no longer answer at an address of the node.
+    has_lost_address: bool,
     tables: EbpfObserved,
     used: BTreeSet<u32>,
     /// The next id that nothing has; `None` until one is needed.
@@ -62,12 +65,15 @@ struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn new(observed: &'a EbpfObserved) -> Self {
-        Self { observed, tables: EbpfObserved::default(), used: BTreeSet::new(), next_id: None }
+    fn new(program: &EbpfProgram, observed: &'a EbpfObserved) -> Self {
+        let mut before = observed.node_addresses.keys();
+        let has_lost_address = before.any(|address| !program.node_addresses.contains(address));
+        let (tables, used) = (EbpfObserved::default(), BTreeSet::new());
+        Self { observed, has_lost_address, tables, used, next_id: None }
     }
 
     fn add(&mut self, key: &FrontendKey, frontend: &FrontendProgram) {
-        let present = service_at(key, self.observed);
+        let present = self.kept(key, frontend);
         let outside = frontend.outside.as_ref();
         let counts = [Some(&frontend.inside), outside].map(|view| view.map_or(0, View::count));
         let has_sources = frontend.source_ranges.is_some();
@@ -99,6 +105,20 @@ impl<'a> Target<'a> {
                 self.tables.ranges.extend(key.range_keys().into_iter().map(|key| (key, service)));
             }
         }
+    }
+
+    /// What is there of a frontend. A flow of UDP goes on as it began as long as its endpoint is one
+    /// of its view; so views start anew where clients outside the cluster are masqueraded from now
+    /// on, or no more, and those of node ports where the node has lost an address.
+    fn kept(&self, key: &FrontendKey, frontend: &FrontendProgram) -> Option<Service> {
+        let present = service_at(key, self.observed)?;
+        let (protocol, is_node_port) = match key {
+            FrontendKey::Port(key) => (key.protocol, key.scope == SCOPE_NODE_PORT),
+            FrontendKey::Range { protocol, .. } => (protocol.number(), false),
+        };
+        let is_outside_same = (present.flags & OUTSIDE != 0) == frontend.outside.is_some();
+        let is_same = is_outside_same && !(is_node_port && self.has_lost_address);
+        (is_same || protocol != Protocol::Udp.number()).then_some(present)
     }
 
     /// Fills the slots of a view and answers their number.

@@ -45,7 +45,7 @@ pub fn diff(program: &IptablesProgram, observed: &IptablesObserved) -> Vec<Iptab
             }
         }
         if is_other {
-            let stale = flows::stale(family, &program.node_addresses, wanted, present);
+            let stale = flows::stale(family, wanted, present);
             ops.extend(stale.map(IptablesOp::ForgetFlows));
         }
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::{Family, Protocol};
 
-use super::language::{ChainName, Kind, Match, Rule, Table, Target};
+use super::language::{ChainName, Fixed, Kind, Match, Rule, Table, Target};
 use crate::nft::StaleFlows;
 
 /// Chains that follow each other from a frontend to its endpoints: firewall, external, choice,
@@ -18,57 +18,95 @@ type Frontend = (IpAddr, u16, u16);
 /// Where that leads: an address, and a port unless the client's stays.
 type Endpoint = (IpAddr, Option<u16>);
 
+/// What becomes of clients of a frontend.
+#[derive(Default)]
+struct Treatment {
+    endpoints: BTreeSet<Endpoint>,
+    /// Whether clients outside the cluster are masqueraded.
+    is_masquerading: bool,
+}
+
 /// The UDP frontends that lose an endpoint, or get their first: flows that began without one were
-/// not translated.
-pub(super) fn stale(
-    family: Family,
-    node_addresses: &BTreeSet<IpAddr>,
-    wanted: &Table,
-    present: &Table,
-) -> Option<StaleFlows> {
-    let node_addresses: Vec<IpAddr> =
-        node_addresses.iter().copied().filter(|address| Family::of(address) == family).collect();
-    let new = frontends(wanted, &node_addresses);
-    let old = frontends(present, &node_addresses);
-    let none = BTreeSet::new();
+/// not translated. Where the source is treated in another way from now on, all flows go: each keeps
+/// the source that it began with.
+pub(super) fn stale(family: Family, wanted: &Table, present: &Table) -> Option<StaleFlows> {
+    let new = frontends(wanted);
+    let old = frontends(present);
+    let none = Treatment::default();
     let mut stale = StaleFlows::none(family);
     for frontend in new.keys().chain(old.keys()) {
-        let endpoints = new.get(frontend).unwrap_or(&none);
-        if old.get(frontend).is_some_and(|old| old.is_subset(endpoints)) {
+        let treatment = new.get(frontend).unwrap_or(&none);
+        let former = old.get(frontend);
+        let is_other =
+            former.is_some_and(|former| former.is_masquerading != treatment.is_masquerading);
+        let is_kept = former.is_some_and(|old| old.endpoints.is_subset(&treatment.endpoints));
+        if is_kept && !is_other {
             continue;
         }
+        let endpoints = || treatment.endpoints.iter().filter(|_| !is_other);
         let &(address, first, last) = frontend;
         if first == last {
             let endpoints =
-                endpoints.iter().map(|&(ip, port)| SocketAddr::new(ip, port.unwrap_or(first)));
+                endpoints().map(|&(ip, port)| SocketAddr::new(ip, port.unwrap_or(first)));
             stale.frontends.insert(SocketAddr::new(address, first), endpoints.collect());
         } else {
-            let endpoints = endpoints.iter().map(|&(address, _)| address);
+            let endpoints = endpoints().map(|&(address, _)| address);
             stale.ranges.insert(*frontend, endpoints.collect());
         }
     }
     (!stale.frontends.is_empty() || !stale.ranges.is_empty()).then_some(stale)
 }
 
-/// Where clients send UDP to, and where it may lead.
-fn frontends(nat: &Table, node_addresses: &[IpAddr]) -> BTreeMap<Frontend, BTreeSet<Endpoint>> {
-    let mut frontends: BTreeMap<Frontend, BTreeSet<Endpoint>> = BTreeMap::new();
+/// Where clients send UDP to, and what becomes of them.
+fn frontends(nat: &Table) -> BTreeMap<Frontend, Treatment> {
+    let nodes: Vec<IpAddr> = nat
+        .chains
+        .get(&Fixed::Services.into())
+        .into_iter()
+        .flatten()
+        .filter(|rule| rule.jump() == Some(&Fixed::NodePorts.into()))
+        .filter_map(destination)
+        .collect();
+    let mut frontends: BTreeMap<Frontend, Treatment> = BTreeMap::new();
     for rule in nat.chains.values().flatten() {
         let (Some(chain), Some((first, last))) = (dispatch(rule), udp_ports(rule)) else {
             continue;
         };
-        let mut endpoints = BTreeSet::new();
-        collect(nat, chain, &mut endpoints, 0);
-        let destination = rule.matches.iter().find_map(|one| match one {
-            Match::Destination(range) => Some(range.addr()),
-            _ => None,
-        });
-        let addresses = destination.as_ref().map_or(node_addresses, std::slice::from_ref);
-        for &address in addresses {
-            frontends.entry((address, first, last)).or_default().extend(&endpoints);
+        let destination = destination(rule);
+        for &address in destination.as_ref().map_or(nodes.as_slice(), std::slice::from_ref) {
+            let treatment = frontends.entry((address, first, last)).or_default();
+            treatment.follow(nat, chain, 0);
         }
     }
     frontends
+}
+
+impl Treatment {
+    fn follow(&mut self, nat: &Table, chain: &ChainName, depth: usize) {
+        if depth > CHAIN_DEPTH_MAX {
+            return;
+        }
+        // Others mark clients of ClusterIPs.
+        let is_external = matches!(chain, ChainName::Keyed(Kind::External, _));
+        let everybody = Rule::new([], Fixed::MarkMasquerade);
+        for rule in nat.chains.get(chain).into_iter().flatten() {
+            match &rule.target {
+                Target::Translate { address, port } => {
+                    self.endpoints.insert((*address, *port));
+                }
+                _ if is_external && *rule == everybody => self.is_masquerading = true,
+                Target::Jump(next) => self.follow(nat, next, depth + 1),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn destination(rule: &Rule) -> Option<IpAddr> {
+    rule.matches.iter().find_map(|one| match one {
+        Match::Destination(range) => Some(range.addr()),
+        _ => None,
+    })
 }
 
 /// The chain of a frontend.
@@ -87,17 +125,4 @@ fn udp_ports(rule: &Rule) -> Option<(u16, u16)> {
         Match::Ports { first, last } => Some((*first, *last)),
         _ => None,
     })
-}
-
-fn collect(nat: &Table, chain: &ChainName, endpoints: &mut BTreeSet<Endpoint>, depth: usize) {
-    if depth > CHAIN_DEPTH_MAX {
-        return;
-    }
-    for rule in nat.chains.get(chain).into_iter().flatten() {
-        match &rule.target {
-            Target::Translate { address, port } => drop(endpoints.insert((*address, *port))),
-            Target::Jump(next) => collect(nat, next, endpoints, depth + 1),
-            _ => {}
-        }
-    }
 }

@@ -19,7 +19,6 @@ mod diff;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use model::{ClusterConfig, Family};
 use plan::{Desired, NodeFacts};
@@ -36,8 +35,6 @@ use language::{Table, TableId};
 pub struct IptablesProgram {
     /// By family and name. Without any, all that is ours goes.
     pub tables: BTreeMap<TableId, Table>,
-    /// The addresses at which node ports are open.
-    pub node_addresses: BTreeSet<IpAddr>,
 }
 
 /// One operation.
@@ -58,7 +55,5 @@ pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> I
         .into_iter()
         .flat_map(|family| layout::tables(family, desired, config, facts))
         .collect();
-    let open = |address: &IpAddr| config.has_node_ports_at(*address);
-    let node_addresses = facts.addresses.iter().copied().filter(open).collect();
-    IptablesProgram { tables, node_addresses }
+    IptablesProgram { tables }
 }

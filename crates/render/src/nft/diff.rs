@@ -13,17 +13,13 @@
 //! exists before its reference and outlives it (invariant 5).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
 
-use model::{Family, Protocol};
-
-use super::language::{Chain, Datum, Name, Set, Table, TableId, Tuple, Value};
-use super::layout::{ANSWERS_PING, NODE_ADDRESSES, RangeView, View};
+use super::language::{Chain, Datum, Name, Set, Table, TableId, Tuple};
+use super::layout::{ANSWERS_PING, View};
 use super::program::{Touched, TouchedTable};
-use super::slots;
 use super::state::{Command, NftObserved, Transaction};
-use super::{NftOp, NftProgram, StaleFlows, TableProgram};
+use super::{NftOp, NftProgram, TableProgram, flows, slots};
 
 /// Elements in one transaction: keeps a batch within a megabyte, and the kernel's lock short.
 const TRANSACTION_ELEMENTS_MAX: usize = 4_096;
@@ -147,7 +143,8 @@ fn diff_table(id: &TableId, wanted: &TableProgram, pair: &Pair<'_>) -> Vec<NftOp
             first.extend(make(target, table));
             ops.extend(transactions(id, first));
             ops.extend(transactions(id, switch(target, table)));
-            ops.extend(stale_flows(id.family.address_family(), wanted, target, table));
+            let family = id.family.address_family();
+            ops.extend(flows::stale(family, wanted, target, table).map(NftOp::ForgetFlows));
             ops.extend(transactions(id, sweep(target, table)));
         }
     }
@@ -299,95 +296,4 @@ fn transactions(id: &TableId, commands: Vec<Command>) -> Vec<NftOp> {
         ops.push(NftOp::Transaction(Transaction { table: id.clone(), commands: current }));
     }
     ops
-}
-
-/// UDP frontends whose endpoints change: flows that lead to none of the new ones are stale, also
-/// those that began when there was no endpoint and were not translated. Where another backend
-/// translates from now on, it judges the flows: an answer on its way needs the one that it belongs
-/// to.
-fn stale_flows(
-    family: Family,
-    program: &TableProgram,
-    target: &Table,
-    present: &Table,
-) -> Option<NftOp> {
-    let maps = View::ALL.map(View::endpoints).into_iter();
-    let maps = maps.chain(RangeView::ALL.map(RangeView::endpoints));
-    let maps = maps.filter(|map| target.sets.contains_key(*map));
-    let changed: BTreeSet<Tuple> =
-        maps.flat_map(|map| changed_frontends(map, target, present)).collect();
-    let mut stale = StaleFlows::none(family);
-    let pings = addresses(present, ANSWERS_PING).collect::<BTreeSet<IpAddr>>();
-    let still = addresses(target, ANSWERS_PING).collect();
-    stale.pings = pings.difference(&still).copied().collect();
-    for frontend in changed {
-        // A node port stands in two views: what either allows is not stale.
-        let allowed: BTreeSet<SocketAddr> = program
-            .endpoints
-            .values()
-            .filter_map(|frontends| frontends.get(&frontend))
-            .flat_map(BTreeMap::keys)
-            .copied()
-            .collect();
-        match udp_place(&frontend) {
-            Some(Place::Port(address)) => {
-                stale.frontends.insert(address, allowed);
-            }
-            Some(Place::NodePort(port)) => {
-                let nodes = addresses(&program.table, NODE_ADDRESSES);
-                let places = nodes.map(|node| (SocketAddr::new(node, port), allowed.clone()));
-                stale.frontends.extend(places);
-            }
-            Some(Place::Range(address, first, last)) => {
-                let allowed = allowed.iter().map(SocketAddr::ip).collect();
-                stale.ranges.insert((address, first, last), allowed);
-            }
-            None => {}
-        }
-    }
-    (!stale.is_none()).then_some(NftOp::ForgetFlows(stale))
-}
-
-enum Place {
-    Port(SocketAddr),
-    NodePort(u16),
-    Range(IpAddr, u16, u16),
-}
-
-/// Where clients of a UDP frontend send to; nothing for other protocols, whose clients notice.
-fn udp_place(frontend: &Tuple) -> Option<Place> {
-    let udp = Value::Protocol(Protocol::Udp.number());
-    match *frontend.as_slice() {
-        [Value::Address(address), protocol, Value::Port(port)] if protocol == udp => {
-            Some(Place::Port(SocketAddr::new(address, port)))
-        }
-        [protocol, Value::Port(port)] if protocol == udp => Some(Place::NodePort(port)),
-        [Value::Address(address), protocol, Value::Port(first), Value::Port(last)]
-            if protocol == udp =>
-        {
-            Some(Place::Range(address, first, last))
-        }
-        _ => None,
-    }
-}
-
-fn addresses<'a>(table: &'a Table, set: &str) -> impl Iterator<Item = IpAddr> + use<'a> {
-    let elements = table.sets.get(set).into_iter().flat_map(|set| set.elements.keys());
-    elements.filter_map(|key| match key.as_slice() {
-        [Value::Address(address)] => Some(*address),
-        _ => None,
-    })
-}
-
-/// Frontends that lose an endpoint, or get their first.
-fn changed_frontends(name: &str, target: &Table, present: &Table) -> BTreeSet<Tuple> {
-    let empty = BTreeMap::new();
-    let new = target.sets.get(name).map_or(&empty, |set| &set.elements);
-    let old = present.sets.get(name).map_or(&empty, |set| &set.elements);
-    let lost = old.iter().filter(|(key, datum)| new.get(*key) != Some(*datum)).map(|(key, _)| key);
-    let first =
-        new.keys().filter(|key| key.last() == Some(&Value::Number(0)) && !old.contains_key(*key));
-    lost.chain(first)
-        .filter_map(|key| key.split_last().map(|(_, frontend)| frontend.to_vec()))
-        .collect()
 }

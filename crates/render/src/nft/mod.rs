@@ -4,6 +4,7 @@
 //! - [`layout`]: what our table looks like, and why; [`fragment`]: what a Service adds to it.
 //! - [`program`]: the table that shall be, kept up to date Service by Service.
 //! - [`diff()`]: from what is there to what shall be; slots are chosen here (invariant 1).
+//! - `flows`: which tracked flows go with a change.
 //! - [`state`]: what the kernel holds, and what it refuses.
 //! - [`text`]: rules as people read them.
 //! - [`tunnel`]: who may send through the tunnel.
@@ -19,6 +20,7 @@ pub mod trace;
 pub mod tunnel;
 
 mod diff;
+mod flows;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 //! on. By every backend, from every kind of client, at every address of a Service.
 
 use std::io::{Error, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +56,10 @@ const FURTHER_ADDRESS: &str = "172.31.0.2";
 /// The client that is a process of the node.
 const NODE: &str = "the node";
 const WEB_1: &str = "10.244.1.11";
+/// Whoever is outside the cluster.
+const OUTSIDE: &str = "outside";
+/// The node's own address towards its pods, with what stands before a port.
+const BRIDGE: &str = "10.244.1.1:";
 const WEB_2: &str = "10.244.1.12";
 const PORT: u16 = 53;
 const TARGET: u16 = 5353;
@@ -67,6 +71,8 @@ const NODE_PORT: u16 = 30053;
 struct State {
     service: Option<Service>,
     endpoints: Vec<(&'static str, u16, Conditions)>,
+    /// Whether the node has its second address.
+    is_at_further_address: bool,
 }
 
 /// What becomes of a datagram.
@@ -80,6 +86,14 @@ enum End {
     Swallowed,
 }
 use End::{At, Refused, Swallowed};
+
+/// What endpoints see of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Kept,
+    Masqueraded,
+}
+use Source::{Kept, Masqueraded};
 
 /// What clients send to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +124,7 @@ struct Row {
 const FIRST: End = At(WEB_1, TARGET);
 const SECOND: End = At(WEB_2, TARGET);
 
-const ROWS: [Row; 15] = [
+const ROWS: [Row; 18] = [
     row("an endpoint follows another", as_it_is, second, [FIRST, SECOND], &[]),
     row("the last endpoint goes", as_it_is, nobody, [FIRST, Refused], &[]),
     row("the last endpoint is not ready any more", as_it_is, unready, [FIRST, Refused], &[]),
@@ -126,6 +140,9 @@ const ROWS: [Row; 15] = [
     row("affinity goes with its endpoint", sticky, second, [FIRST, SECOND], &[]),
     row("an endpoint gets weight 0", as_it_is, weightless, [FIRST, SECOND], &[]),
     row("the policies become Local", as_it_is, local_second, [FIRST, SECOND], &[]),
+    row("the external policy becomes Local", as_it_is, local_external, [FIRST, FIRST], &[]),
+    row("it does, with a sticky client", sticky, sticky_local, [FIRST, FIRST], &[]),
+    row("an address of the node goes", as_it_is, one_address, [FIRST, FIRST], &CLOSES_FURTHER),
 ];
 
 /// Addresses of no Service are the world's.
@@ -141,6 +158,7 @@ const STAYS_AT_NODE_PORTS: [(Frontend, End); 4] = [
 const LEAVES_ALL: [(Frontend, End); 3] =
     [(ClusterIp, Swallowed), (LoadBalancer, WORLD_VIP), (ExternalIp, WORLD_EXTERNAL)];
 const CLOSES_NODE_PORTS: [(Frontend, End); 2] = [(NodePort, Refused), (FurtherAddress, Refused)];
+const CLOSES_FURTHER: [(Frontend, End); 1] = [(FurtherAddress, Refused)];
 const LEAVES_VIP: [(Frontend, End); 1] = [(LoadBalancer, WORLD_VIP)];
 const LEAVES_EXTERNAL: [(Frontend, End); 1] = [(ExternalIp, WORLD_EXTERNAL)];
 const CLOSES_ALL_BUT_EXTERNAL: [(Frontend, End); 3] =
@@ -239,6 +257,19 @@ fn local_second(state: &mut State) {
     });
 }
 
+fn local_external(state: &mut State) {
+    state.change(|service| service.spec.external_traffic_policy = TrafficPolicy::Local);
+}
+
+fn sticky_local(state: &mut State) {
+    sticky(state);
+    local_external(state);
+}
+
+fn one_address(state: &mut State) {
+    state.is_at_further_address = false;
+}
+
 impl State {
     fn new(protocol: Protocol) -> Self {
         let mut service = Service::default();
@@ -251,7 +282,13 @@ impl State {
         service.spec.ports = vec![port];
         service.status.load_balancer.ingress = vec![ingress(VIP)];
         let endpoints = vec![(WEB_1, TARGET, READY)];
-        Self { service: Some(service), endpoints }
+        Self { service: Some(service), endpoints, is_at_further_address: true }
+    }
+
+    /// Whether endpoints see clients outside the cluster by the clients' own addresses.
+    fn keeps_source(&self) -> bool {
+        let policy = self.service.as_ref().map(|service| service.spec.external_traffic_policy);
+        policy == Some(TrafficPolicy::Local)
     }
 
     fn change(&mut self, change: impl FnOnce(&mut Service)) {
@@ -320,6 +357,10 @@ impl Scene {
     /// Lets the API and the node be so, until the kernel follows.
     fn bring(&mut self, state: State) {
         let node = self.lab.nodes.get_mut(&1).expect("the node");
+        let further: IpAddr = FURTHER_ADDRESS.parse().expect("an address");
+        node.node.facts.addresses.retain(|address| *address != further);
+        node.node.facts.addresses.extend(state.is_at_further_address.then_some(further));
+        node.node.handle(Event::Facts(node.node.facts.clone()));
         let key = model::NamespacedName::new("default", "web");
         let service = match state.service.clone() {
             Some(service) => Event::Present(Object::Service(Arc::new(service))),
@@ -367,7 +408,7 @@ impl Scene {
             within(&self.lab.pods["client"], "a pod").expect("a client"),
             within(&node.namespace, NODE).expect("a client"),
         ];
-        done.push(self.lab.outside.run(|| work("outside")).expect("a client"));
+        done.push(self.lab.outside.run(|| work(OUTSIDE)).expect("a client"));
         done
     }
 }
@@ -393,8 +434,8 @@ impl Flow {
         Self { client, frontend, to, is_connected, socket }
     }
 
-    /// Where the next datagram ends: by one alone.
-    fn ends(&self, expected: &End) -> Result<(), String> {
+    /// Where the next datagram ends: by one alone. `source`: what its server sees, where it matters.
+    fn ends(&self, expected: &End, source: Option<Source>) -> Result<(), String> {
         let patience = if *expected == Swallowed { NOTHING_COMES_FOR } else { PATIENCE };
         self.socket.set_read_timeout(Some(patience)).map_err(|error| error.to_string())?;
         let sent = match self.is_connected {
@@ -408,8 +449,12 @@ impl Flow {
             _ => uninterrupted(|| self.socket.recv(&mut buffer)),
         };
         let is_right = match (&received, expected) {
-            (Ok(length), At(address, port)) => String::from_utf8_lossy(&buffer[..*length])
-                .starts_with(&format!("{address}:{port} ")),
+            (Ok(length), At(address, port)) => {
+                let answer = String::from_utf8_lossy(&buffer[..*length]);
+                answer.strip_prefix(&format!("{address}:{port} ")).is_some_and(|saw| {
+                    source.is_none_or(|source| (source == Masqueraded) == saw.starts_with(BRIDGE))
+                })
+            }
             (Err(error), Refused) => error.kind() == ErrorKind::ConnectionRefused,
             (Err(error), Swallowed) => is_silence(error),
             _ => false,
@@ -420,7 +465,8 @@ impl Flow {
         let got = received.map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned());
         let kind = if self.is_connected { "connected" } else { "unconnected" };
         let Self { client, frontend, .. } = self;
-        Err(format!("{client} to {frontend:?}, {kind}: meant {expected:?}, got {got:?}"))
+        let source = source.map_or(String::new(), |source| format!(", {source:?}"));
+        Err(format!("{client} to {frontend:?}, {kind}: meant {expected:?}{source}, got {got:?}"))
     }
 }
 
@@ -500,11 +546,16 @@ impl Row {
         for (change, meant, exceptions) in steps {
             let mut state = initial.clone();
             change(&mut state);
+            let outside = if state.keeps_source() { Kept } else { Masqueraded };
             scene.bring(state);
             for flow in flows {
                 let exception = exceptions.iter().find(|one| one.0 == flow.frontend);
                 let meant = exception.map_or(meant, |(_, end)| end);
-                faults.extend(flow.ends(meant).err());
+                let is_external = flow.client == OUTSIDE && flow.frontend != ClusterIp;
+                // The world's own servers are no endpoints.
+                let is_to_pod = matches!(meant, At(WEB_1 | WEB_2, _));
+                let source = (is_external && is_to_pod).then_some(outside);
+                faults.extend(flow.ends(meant, source).err());
             }
         }
         faults
@@ -578,26 +629,34 @@ fn established_connections_outlive_what_made_them() {
     });
 }
 
-/// A backend takes over from another of those that the kernel tracks flows for: flows go on, and
-/// follow their endpoint under the new one.
+/// A backend takes over from another: flows go on, and follow their endpoint under the new one. One
+/// that begins before any datagram leaves no flows.
 #[test]
 fn flows_go_on_from_backend_to_backend() {
-    let mut scene = Scene::new(ServiceBackend::Nftables, Protocol::Udp);
-    let _servers = servers(&scene);
-    let flows = flows(&scene, ServiceBackend::Nftables);
-    let initial = scene.state.clone();
+    use ServiceBackend::{Ebpf, Iptables, Nftables};
+    let turns: [(ServiceBackend, &[ServiceBackend]); 3] = [
+        (Nftables, &[Iptables, Nftables, Iptables]),
+        (Ebpf, &[Nftables, Ebpf]),
+        (Ebpf, &[Iptables, Ebpf]),
+    ];
     let mut failed = Vec::new();
-    for kind in [ServiceBackend::Iptables, ServiceBackend::Nftables, ServiceBackend::Iptables] {
-        scene.change_backend(kind);
-        let changes: [(Change, End); 4] =
-            [(as_it_is, FIRST), (second, SECOND), (nobody, Refused), (as_it_is, FIRST)];
-        for (change, meant) in changes {
-            let mut state = initial.clone();
-            change(&mut state);
-            scene.bring(state);
-            let name = backend::name(kind);
-            let faults = flows.iter().filter_map(|flow| flow.ends(&meant).err());
-            failed.extend(faults.map(|fault| format!("{name}: {fault}")));
+    for (first, turn) in turns {
+        let mut scene = Scene::new(first, Protocol::Udp);
+        let _servers = servers(&scene);
+        let flows = flows(&scene, first);
+        let initial = scene.state.clone();
+        for &kind in turn {
+            scene.change_backend(kind);
+            let changes: [(Change, End); 4] =
+                [(as_it_is, FIRST), (second, SECOND), (nobody, Refused), (as_it_is, FIRST)];
+            for (change, meant) in changes {
+                let mut state = initial.clone();
+                change(&mut state);
+                scene.bring(state);
+                let faults = flows.iter().filter_map(|flow| flow.ends(&meant, None).err());
+                let name = backend::name(kind);
+                failed.extend(faults.map(|fault| format!("{turn:?}, {name}: {fault}")));
+            }
         }
     }
     assert!(failed.is_empty(), "{} faults:\n  {}", failed.len(), failed.join("\n  "));
