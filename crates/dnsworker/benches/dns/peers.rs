@@ -58,10 +58,7 @@ impl Peer {
             text.push_str(&format!("  local-data: \"{owner}{DOMAIN}. 5 {}\"\n", whole(rest)));
         }
         let mut command = Command::new(format!("{UNBOUND}/usr/sbin/unbound"));
-        command
-            .env("LD_LIBRARY_PATH", format!("{UNBOUND}/usr/lib/x86_64-linux-gnu"))
-            .arg("-c")
-            .arg(written(&directory, &text));
+        command.env("LD_LIBRARY_PATH", libraries()).arg("-c").arg(written(&directory, &text));
         Self::start(lab, command, directory, "./x bench dns unpacks it")
     }
 
@@ -117,4 +114,10 @@ fn written(directory: &Path, text: &str) -> PathBuf {
     let file = directory.join("conf");
     std::fs::write(&file, text).expect("writes");
     file
+}
+
+/// Where its libraries are that the machine may lack.
+fn libraries() -> String {
+    let machine = format!("{}-linux-gnu", std::env::consts::ARCH);
+    format!("{UNBOUND}/usr/lib/{machine}:{UNBOUND}/lib/{machine}")
 }

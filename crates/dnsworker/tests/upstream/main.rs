@@ -3,7 +3,11 @@
 //! without.
 
 mod asking;
+mod flood;
+mod foreign;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod liar;
+mod lying;
 mod secure;
 mod tls;

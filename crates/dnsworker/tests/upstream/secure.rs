@@ -8,13 +8,13 @@ use crate::tls::{Authority, Server, Speaks};
 
 const DOT: &str = "127.0.0.1:853";
 const DOH: &str = "127.0.0.1:443";
-const NAME: &str = "dns.example";
+pub const NAME: &str = "dns.example";
 /// A year that no test sees.
-const LATER: i32 = 2200;
+pub const LATER: i32 = 2200;
 const ADDRESS: [u8; 4] = [192, 0, 2, 80];
 
 /// A lab whose worker asks one server for everything, and trusts one authority.
-fn lab(to: &str, options: &str, authority: &Authority) -> Lab {
+pub fn lab_asking(to: &str, options: &str, authority: &Authority) -> Lab {
     let mut lab = Lab::new();
     let config = format!("forward: [{{to: ['{to}'], {options}}}]\nkubernetes: {{}}\n");
     std::fs::write(lab.config_file(), config).expect("writes");
@@ -25,7 +25,7 @@ fn lab(to: &str, options: &str, authority: &Authority) -> Lab {
 }
 
 /// Starts the worker and waits until it knows which names are the cluster's.
-fn start(lab: &mut Lab) {
+pub fn start(lab: &mut Lab) {
     lab.start_worker(&[]);
     until("the zone is served", || ask(lab, "dns-version.cluster.local").rcode == 0);
 }
@@ -40,7 +40,7 @@ fn names_are_resolved_by_servers_over_tls_and_https() {
         ("https://127.0.0.1/dns-query", format!("tls_servername: {NAME}"), NAME, Speaks::Https),
         ("https://127.0.0.1:443/dns-query", String::new(), "127.0.0.1", Speaks::Https),
     ] {
-        let mut lab = lab(to, &options, &authority);
+        let mut lab = lab_asking(to, &options, &authority);
         let address = if speaks == Speaks::Https { DOH } else { DOT };
         let identity = authority.issue(certificate, LATER);
         let server = Server::start(&lab, address, &identity, speaks);
@@ -70,7 +70,7 @@ fn certificates_that_do_not_count_are_refused_and_the_log_says_why() {
             ("expired", authority.issue(NAME, 2021), ["expired", "renew"]),
             ("an unknown issuer", other.issue(NAME, LATER), ["UnknownIssuer", "SSL_CERT_FILE"]),
         ] {
-            let mut lab = lab(carrier, &format!("tls_servername: {NAME}"), &authority);
+            let mut lab = lab_asking(carrier, &format!("tls_servername: {NAME}"), &authority);
             let liar = Server::start(&lab, address, &identity, speaks);
             start(&mut lab);
             assert_eq!(ask(&lab, "www.example").rcode, 2, "{carrier}, {what}");
@@ -91,7 +91,7 @@ fn certificates_that_do_not_count_are_refused_and_the_log_says_why() {
 fn questions_share_one_connection_and_may_be_answered_in_any_order() {
     const QUESTIONS: u16 = 20;
     let authority = Authority::new("one");
-    let mut lab = lab("tls://127.0.0.1", &format!("tls_servername: {NAME}"), &authority);
+    let mut lab = lab_asking("tls://127.0.0.1", &format!("tls_servername: {NAME}"), &authority);
     let speaks = Speaks::TlsInReverse(usize::from(QUESTIONS));
     let server = Server::start(&lab, DOT, &authority.issue(NAME, LATER), speaks);
     start(&mut lab);
@@ -112,7 +112,7 @@ fn questions_share_one_connection_and_may_be_answered_in_any_order() {
 #[test]
 fn a_connection_that_ended_is_made_anew_and_no_question_is_lost() {
     let authority = Authority::new("one");
-    let mut lab = lab("tls://127.0.0.1", &format!("tls_servername: {NAME}"), &authority);
+    let mut lab = lab_asking("tls://127.0.0.1", &format!("tls_servername: {NAME}"), &authority);
     let identity = authority.issue(NAME, LATER);
     // Closed behind every answer, as by a server that does not like idle clients.
     let server = Server::start(&lab, DOT, &identity, Speaks::TlsUntil(1));
@@ -137,7 +137,7 @@ fn a_connection_that_ended_is_made_anew_and_no_question_is_lost() {
 fn a_server_over_https_that_restarts_is_asked_again() {
     let authority = Authority::new("one");
     let mut lab =
-        lab("https://127.0.0.1/dns-query", &format!("tls_servername: {NAME}"), &authority);
+        lab_asking("https://127.0.0.1/dns-query", &format!("tls_servername: {NAME}"), &authority);
     let identity = authority.issue(NAME, LATER);
     for number in 0..3 {
         let server = Server::start(&lab, DOH, &identity, Speaks::Https);
@@ -159,7 +159,7 @@ fn the_next_server_answers_for_one_that_cannot_be_asked() {
         ("no DNS at its path", Some((authority.issue(NAME, LATER), Speaks::HttpsOfOthers))),
         ("no server", None),
     ] {
-        let mut lab = lab(
+        let mut lab = lab_asking(
             "https://127.0.0.1/dns-query', 'tls://127.0.0.1",
             &format!("tls_servername: {NAME}, policy: sequential"),
             &authority,
