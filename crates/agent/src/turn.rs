@@ -92,7 +92,7 @@ impl Agent {
         failover: failover::Keeper,
     ) -> Result<Self> {
         let keys = KeyStore::at(&options.places.wireguard_keys);
-        let kernel = kernel::Linux::with_keys(keys)?;
+        let kernel = kernel::Linux::with(keys, options.config.ebpf_maps)?;
         let edges = Edges::open(&options.places.records)?;
         let backend = options.config.service_backend;
         let monitor = KernelMonitor::open(kernel.port_ids().to_vec(), backend)?;

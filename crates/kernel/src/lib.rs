@@ -9,7 +9,7 @@ pub mod nft;
 pub mod round_trip;
 pub mod wireguard;
 
-use model::ServiceBackend;
+use model::{EbpfMapSizes, ServiceBackend};
 use render::{Kernel, Observed, Op, OpError};
 
 use render::iptables::{IptablesObserved, IptablesOp};
@@ -69,12 +69,13 @@ impl Linux {
         Self::with_net(NetDriver::open()?)
     }
 
-    /// The same with WireGuard keys of another place than the usual.
+    /// The same with WireGuard keys of another place than the usual, and eBPF maps of these sizes.
     ///
     /// # Errors
     /// When the system refuses a socket.
-    pub fn with_keys(keys: KeyStore) -> Result<Self, OpError> {
-        Self::with_net(NetDriver::with_keys(keys)?)
+    pub fn with(keys: KeyStore, sizes: EbpfMapSizes) -> Result<Self, OpError> {
+        let ebpf = NodeServices::default().with_sizes(sizes);
+        Ok(Self { ebpf, ..Self::with_net(NetDriver::with_keys(keys)?)? })
     }
 
     /// The same with Services in eBPF of another file system and cgroup than the machine's own.

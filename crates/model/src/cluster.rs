@@ -8,9 +8,10 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::ebpf_maps::{EBPF_MAP_ENTRIES_MAX, EBPF_MAP_ENTRIES_MIN};
 use crate::node_local_dns;
 use crate::pool::{self, PoolError};
-use crate::{DnsFastPath, Family, Overlay, Pool, TunnelConfig};
+use crate::{DnsFastPath, EbpfMapSizes, Family, Overlay, Pool, TunnelConfig};
 
 /// The configuration that all programs of a cluster share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,9 @@ pub struct ClusterConfig {
     /// Whether nodes and endpoints that do not answer get no new connections through Services.
     #[serde(default = "yes")]
     pub failover: bool,
+    /// How much the maps of the eBPF backend take.
+    #[serde(default)]
+    pub ebpf_maps: EbpfMapSizes,
 }
 
 const fn yes() -> bool {
@@ -163,6 +167,7 @@ impl Default for ClusterConfig {
             answer_ping: false,
             masquerade_all: false,
             failover: true,
+            ebpf_maps: EbpfMapSizes::default(),
         }
     }
 }
@@ -219,7 +224,8 @@ impl ClusterConfig {
         nth_address(range, index)
     }
 
-    /// Checks the three ranges, for a cluster of `nodes` nodes, and what tunnels need.
+    /// Checks the three ranges, for a cluster of `nodes` nodes, what tunnels need, and sizes of
+    /// maps.
     ///
     /// # Errors
     /// Every fault found, each naming the flag to change: overlaps, a range too small for the
@@ -264,6 +270,7 @@ impl ClusterConfig {
         );
         errors.extend(pool::check(&self.pools, &self.pod_cidrs).err().map(RangeError::Pools));
         errors.extend(self.tunnels.faults().map(|fault| RangeError::Tunnels { fault }));
+        errors.extend(self.ebpf_maps.impossible().map(|map| RangeError::EbpfMaps { map }));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
@@ -383,6 +390,14 @@ pub enum RangeError {
     Tunnels {
         /// What is wrong.
         fault: &'static str,
+    },
+    /// No eBPF map can have the size.
+    #[error(
+        "ebpfMaps.{map}: choose a number from {EBPF_MAP_ENTRIES_MIN} to {EBPF_MAP_ENTRIES_MAX}"
+    )]
+    EbpfMaps {
+        /// The key of the size.
+        map: &'static str,
     },
 }
 

@@ -6,6 +6,7 @@
 pub mod attachment;
 pub mod cluster;
 pub mod dns_fast_path;
+pub mod ebpf_maps;
 pub mod kinds;
 pub mod layout;
 pub mod mac;
@@ -23,6 +24,7 @@ pub mod world;
 pub use attachment::Attachment;
 pub use cluster::{ClusterConfig, RangeError, ServiceBackend};
 pub use dns_fast_path::DnsFastPath;
+pub use ebpf_maps::EbpfMapSizes;
 pub use kinds::{EndpointSlice, Node, Pod, Service, ServiceCidr};
 pub use mac::MacAddress;
 pub use meta::ObjectMeta;

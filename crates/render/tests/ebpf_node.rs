@@ -38,7 +38,7 @@ fn bring(observed: &mut Observed, program: &Program) -> Vec<&'static str> {
 
 fn name(op: &Op) -> &'static str {
     match op {
-        Op::Ebpf(NodeOp::Make) => "make",
+        Op::Ebpf(NodeOp::Make(_)) => "make",
         Op::Ebpf(NodeOp::Maps(_)) => "maps",
         Op::Ebpf(NodeOp::AttachLinks(_)) => "attach-links",
         Op::Ebpf(NodeOp::AttachSockets) => "attach-sockets",
@@ -88,6 +88,20 @@ fn it_comes_back_while_it_drains() {
     done.dedup();
     assert_eq!(done, ["attach-links", "attach-sockets", "nft"]);
     assert_eq!(observed.ebpf, served().ebpf);
+}
+
+/// maps of other sizes are filled before programs use them.
+#[test]
+fn maps_of_other_sizes_take_over() {
+    let mut observed = served();
+    let mut program = program(ServiceBackend::Ebpf);
+    let ebpf = program.ebpf.as_mut().expect("a program");
+    ebpf.sizes.services = 1000;
+    let mut done = bring(&mut observed, &program);
+    done.dedup();
+    assert_eq!(done, ["make", "maps", "attach-links", "attach-sockets"]);
+    assert_eq!(observed.ebpf.maps.as_ref().map(|maps| maps.sizes.services), Some(1000));
+    assert_eq!(diff(&program, &observed), []);
 }
 
 /// what others broke is put back and told; links that come are only brought.

@@ -41,6 +41,7 @@ pub struct NodeServices {
     file_system: PathBuf,
     /// Whose sockets are translated; otherwise [`cgroup`] finds it.
     cgroup: Option<PathBuf>,
+    sizes: Sizes,
     services: Option<EbpfDriver>,
     nat: Option<ServiceNat>,
     /// What links were brought to.
@@ -62,6 +63,7 @@ impl NodeServices {
         Self {
             file_system: file_system.to_owned(),
             cgroup: None,
+            sizes: Sizes::default(),
             services: None,
             nat: None,
             place: None,
@@ -73,6 +75,11 @@ impl NodeServices {
     /// For the sockets of this cgroup, where several nodes share a mount of cgroups.
     pub fn in_cgroup(self, cgroup: &Path) -> Self {
         Self { cgroup: Some(cgroup.to_owned()), ..self }
+    }
+
+    /// With maps of other sizes than usual: those that are there are replaced without a gap.
+    pub fn with_sizes(self, sizes: Sizes) -> Self {
+        Self { sizes, ..self }
     }
 
     /// Reads back what is there, and remembers it for [`NodeServices::has_changed`].
@@ -97,7 +104,7 @@ impl NodeServices {
     /// The kernel's refusal, after which it has to be observed again.
     pub fn apply(&mut self, op: &NodeOp) -> Result<(), OpError> {
         match op {
-            NodeOp::Make => self.services().map(drop)?,
+            NodeOp::Make(sizes) => self.make(*sizes)?,
             NodeOp::Maps(op) => self.change(op)?,
             NodeOp::AttachLinks(place) => self.attach_links(place)?,
             NodeOp::AttachSockets => {
@@ -125,7 +132,8 @@ impl NodeServices {
             self.nat.take().map_or(Ok(()), ServiceNat::remove)?;
             self.services.take().map_or(Ok(()), EbpfDriver::remove)?;
         }
-        *self = Self { cgroup: self.cgroup.take(), ..Self::at(&self.file_system) };
+        let cgroup = self.cgroup.take();
+        *self = Self { cgroup, sizes: self.sizes, ..Self::at(&self.file_system) };
         Ok(())
     }
 
@@ -166,6 +174,13 @@ impl NodeServices {
         let since = *self.draining_since.get_or_insert_with(Instant::now);
         let drained = !has_flows || since.elapsed() > DRAINING_MAX;
         Ok(PacketsObserved { place, links, draining, drained })
+    }
+
+    fn make(&mut self, sizes: Sizes) -> Result<(), OpError> {
+        if sizes != self.sizes {
+            (self.sizes, self.services) = (sizes, None);
+        }
+        self.services().map(drop)
     }
 
     fn change(&mut self, op: &EbpfOp) -> Result<(), OpError> {
@@ -213,11 +228,11 @@ impl NodeServices {
         let services = match self.services.take().filter(EbpfDriver::are_pinned) {
             Some(services) => services,
             None => {
-                if !services::has_maps(&self.file_system, &Sizes::default()) {
+                if !services::has_maps(&self.file_system, &self.sizes) {
                     service_nat::forget_programs(&self.file_system)?;
                     (self.nat, self.place) = (None, None);
                 }
-                EbpfDriver::open(&self.file_system, Sizes::default())?
+                EbpfDriver::open(&self.file_system, self.sizes)?
             }
         };
         Ok(self.services.insert(services))

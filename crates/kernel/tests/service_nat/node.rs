@@ -8,10 +8,12 @@ use kernel::bpf::node::{NodeServices, missing};
 use model::layout::POD_LINK_ALIAS_PREFIX;
 use netlink::LinkChange;
 use render::ebpf::node::{LinkPrograms, NodeObserved, NodeProgram, Place, Sockets, diff_node};
-use render::ebpf::{EbpfProgram, NodeOp, View};
+use render::ebpf::{EbpfProgram, NodeOp, Sizes, View};
 
 use crate::lab::{Mode, pod_ranges};
-use crate::scene::{FAMILIES, Frontend, Scene, Server, TARGET, TCP, ask_tcp, node_addresses};
+use crate::scene::{
+    Connection, FAMILIES, Frontend, Scene, Server, TARGET, TCP, ask_tcp, node_addresses,
+};
 
 /// A node that has nothing of eBPF yet, with the other ends of a scene.
 struct Bare {
@@ -37,6 +39,7 @@ impl Bare {
                 own_pods: pod_ranges(1).into(),
                 ..EbpfProgram::default()
             },
+            sizes: Sizes::default(),
             place: Place { uplink: "eth0".into(), addresses: node_addresses(1).into() },
         };
         for family in FAMILIES {
@@ -113,4 +116,27 @@ fn services_in_ebpf_come_are_mended_and_go() {
     bare.scene.node.run(|| bare.services.apply(&remove)).expect("the end");
     assert_eq!(bare.observe(), NodeObserved::default());
     assert!(!pins.exists(), "nothing stays");
+}
+
+/// another configuration of sizes has other maps, and nobody notices: connections go on.
+#[test]
+fn maps_of_other_sizes_take_over_without_a_gap() {
+    let mut bare = Bare::new();
+    let _server = Server::start(&bare.scene.pods[1]);
+    bare.bring(true);
+    let clients = &bare.scene.pods[0].namespace;
+    let open = |family: &usize| {
+        Connection::open(clients, Frontend::CLUSTER_IP.address(*family)).expect("a connection")
+    };
+    let mut connections: Vec<Connection> = FAMILIES.iter().map(open).collect();
+    let sizes = Sizes { services: 1000, ..Sizes::default() };
+    bare.services = NodeServices::at(&bare.scene.node.file_system).with_sizes(sizes);
+    bare.program.sizes = sizes;
+    assert!(bare.bring(true) > 0);
+    assert_eq!(bare.observe().maps.expect("maps").sizes, sizes);
+    assert_eq!(bare.bring(true), 0, "nothing is left to do");
+    for connection in &mut connections {
+        connection.ask().expect("known connections go on");
+    }
+    assert!(bare.ask(), "new ones are answered");
 }

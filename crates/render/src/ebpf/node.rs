@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use model::ClusterConfig;
 use plan::{Desired, NodeFacts};
 
-use super::{EbpfObserved, EbpfOp, EbpfProgram};
+use super::{EbpfObserved, EbpfOp, EbpfProgram, Sizes};
 use crate::OpError;
 
 /// What the node shall hold.
@@ -17,6 +17,8 @@ use crate::OpError;
 pub struct NodeProgram {
     /// The maps.
     pub maps: EbpfProgram,
+    /// How much they take.
+    pub sizes: Sizes,
     /// What links are translated by.
     pub place: Place,
 }
@@ -81,8 +83,8 @@ pub enum LinkPrograms {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeOp {
-    /// Make the maps, empty.
-    Make,
+    /// Make maps of these sizes, empty. Programs go on with those that they have.
+    Make(Sizes),
     /// Change one of them.
     Maps(EbpfOp),
     /// Translate packets of all links that are there, and take new flows.
@@ -101,6 +103,7 @@ pub enum NodeOp {
 pub fn render_node(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> NodeProgram {
     NodeProgram {
         maps: super::render(desired, config, facts),
+        sizes: config.ebpf_maps,
         place: Place { uplink: facts.uplink.clone(), addresses: facts.addresses.clone() },
     }
 }
@@ -115,13 +118,18 @@ pub fn diff_node(program: Option<&NodeProgram>, observed: &NodeObserved) -> Vec<
 }
 
 fn build(program: &NodeProgram, observed: &NodeObserved) -> Vec<NodeOp> {
+    let mut anew = NodeObserved::default();
     let mut ops = Vec::new();
-    let empty = EbpfObserved::default();
-    let maps = observed.maps.as_ref().unwrap_or_else(|| {
-        ops.push(NodeOp::Make);
-        &empty
-    });
-    ops.extend(super::diff(&program.maps, maps).into_iter().map(NodeOp::Maps));
+    let mut observed = observed;
+    if observed.maps.as_ref().is_none_or(|maps| maps.sizes != program.sizes) {
+        ops.push(NodeOp::Make(program.sizes));
+        anew.clone_from(observed);
+        anew.make(program.sizes);
+        observed = &anew;
+    }
+    if let Some(maps) = &observed.maps {
+        ops.extend(super::diff(&program.maps, maps).into_iter().map(NodeOp::Maps));
+    }
     let are_attached = |packets: &PacketsObserved| {
         packets.place.as_ref() == Some(&program.place)
             && !packets.draining
@@ -158,9 +166,7 @@ impl NodeObserved {
     /// `ENOENT` where the op needs what is not there, and what the maps refuse.
     pub fn apply(&mut self, op: &NodeOp) -> Result<(), OpError> {
         match op {
-            NodeOp::Make => {
-                self.maps.get_or_insert_default();
-            }
+            NodeOp::Make(sizes) => self.make(*sizes),
             NodeOp::Maps(op) => self.maps.as_mut().ok_or_else(without_maps)?.apply(op)?,
             NodeOp::AttachLinks(place) => {
                 self.maps.as_ref().ok_or_else(without_maps)?;
@@ -182,6 +188,20 @@ impl NodeObserved {
             NodeOp::Remove => *self = Self::default(),
         }
         Ok(())
+    }
+
+    /// Empty maps. What is attached already is so with others.
+    fn make(&mut self, sizes: Sizes) {
+        let former = self.maps.replace(EbpfObserved { sizes, ..EbpfObserved::default() });
+        if former.is_none() {
+            return;
+        }
+        if self.sockets == Sockets::Attached {
+            self.sockets = Sockets::Partly;
+        }
+        if let Some(packets) = &mut self.packets {
+            (packets.place, packets.links) = (None, BTreeMap::new());
+        }
     }
 }
 

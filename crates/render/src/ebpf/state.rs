@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ebpf_abi::services::{MemberKey, RangeKey, Service, ServiceKey, Slot, SlotKey};
 use ipnet::IpNet;
+pub use model::EbpfMapSizes as Sizes;
 
 use crate::OpError;
 
@@ -41,26 +42,8 @@ pub struct ServiceSource {
     pub range: IpNet,
 }
 
-/// Entries that the maps take at most. Maps of other sizes are other maps: they are filled before
-/// they take over from the old ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Frontends; as many parts of port ranges, and source ranges.
-    pub services: u32,
-    /// Slots of all frontends, Maglev entries, and members: each.
-    pub slots: u32,
-    /// Clients with affinity, and UDP flows of sockets: each.
-    pub clients: u32,
-}
-
 /// Addresses and ranges of pods that one node may have; as `bpf/services.h` has it.
 pub const NODE_ENTRIES_MAX: usize = 1024;
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self { services: 65_536, slots: 262_144, clients: 65_536 }
-    }
-}
 
 /// One operation: changes of one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +161,6 @@ fn apply<K: Ord + Clone + std::fmt::Debug, V: Clone>(
 pub fn full(name: &str, size: u32) -> String {
     format!(
         "the eBPF map {name} is full with {size} entries: Services are missing on this node until \
-         the sizes of the eBPF maps are raised in the configuration"
+         ebpfMaps is raised in the configuration"
     )
 }
