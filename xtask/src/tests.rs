@@ -31,6 +31,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     // This one needs no root, but Debian's kubectl.
     ("controlplane", "kubectl"),
     ("dnsworker", "upstream"),
+    ("dnsworker", "handover"),
     ("dnsworker", "worker"),
     ("e2e", "cluster"),
     ("e2e", "pods"),

@@ -1,7 +1,7 @@
 //! What the threads of the worker share: the cluster's zone, and one server a thread, which the
 //! others look at between two batches of questions.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use anyhow::{Context, Result};
@@ -72,6 +72,16 @@ impl Shared {
     pub(crate) fn server(&self, thread: usize) -> Option<MutexGuard<'_, Server<Waiting>>> {
         let server = self.servers.get(thread)?;
         Some(server.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The server that the kernel gives a client to, by the last four octets of its address.
+    pub(crate) fn server_of(&self, client: IpAddr) -> Option<MutexGuard<'_, Server<Waiting>>> {
+        let last = match client {
+            IpAddr::V4(address) => address.to_bits(),
+            IpAddr::V6(address) => address.to_bits() as u32,
+        };
+        let thread = (last as usize).checked_rem(self.servers.len())?;
+        self.server(thread)
     }
 
     /// All servers, one after the other.

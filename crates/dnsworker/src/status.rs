@@ -132,9 +132,12 @@ fn explained(shared: &Shared, path: &str) -> Option<String> {
     let name: Name = words.next()?.parse().ok()?;
     let kind = words.next()?.parse().ok()?;
     let address = words.next()?.parse().ok()?;
-    let rules = shared.server(0)?.rules().clone();
     let client = Client { transport: Transport::Udp, address };
-    let explanation = dns::explain(&name, kind, shared.index().as_ref(), &rules, client);
+    let now_us = shared.now_us();
+    let server = shared.server_of(address)?;
+    let index = shared.index();
+    let explanation = dns::explain_by(&server, now_us, index.as_ref(), client, (&name, kind));
+    drop((index, server));
     serde_json::to_string(&explanation).ok()
 }
 

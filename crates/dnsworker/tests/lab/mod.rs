@@ -40,6 +40,7 @@ pub struct Lab {
     newest: Newest,
     is_fed: bool,
     trusted: Option<PathBuf>,
+    restarts: bool,
 }
 
 impl Lab {
@@ -68,6 +69,7 @@ impl Lab {
             newest,
             is_fed: false,
             trusted: None,
+            restarts: false,
         }
     }
 
@@ -79,6 +81,17 @@ impl Lab {
     /// Workers that start from now on trust the issuers in this file.
     pub fn trust(&mut self, certificates: &Path) {
         self.trusted = Some(certificates.to_owned());
+    }
+
+    /// Workers that start from now on are started again by a process of theirs.
+    pub fn restart_by_itself(&mut self) {
+        self.restarts = true;
+    }
+
+    /// The worker goes on without this lab, which keeps other sockets from now on.
+    pub fn release(&mut self, sockets: Vec<OwnedFd>) -> Option<Child> {
+        self.sockets = sockets;
+        self.worker.take()
     }
 
     /// What workers said so far.
@@ -124,6 +137,7 @@ impl Lab {
         for upstream in upstreams {
             command.args(["--upstream", upstream]);
         }
+        command.args(self.restarts.then_some("--restarts"));
         if let Some(trusted) = &self.trusted {
             command.env("SSL_CERT_FILE", trusted).env_remove("SSL_CERT_DIR");
         }
