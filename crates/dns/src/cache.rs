@@ -217,6 +217,15 @@ impl Cache {
         }
     }
 
+    /// How long an answer still lives, in seconds, without using it: 0 is one that expired and may
+    /// be given when nobody has a newer one.
+    pub(crate) fn peek(&self, question: &Question, now_ms: u64) -> Option<u64> {
+        let entries = [&self.success, &self.denial].map(|shelf| shelf.entries.get(question));
+        let entry = entries.into_iter().flatten().next()?;
+        let is_usable = now_ms < entry.expires_ms + self.options.serve_stale.duration.ms();
+        is_usable.then(|| entry.expires_ms.saturating_sub(now_ms).div_ceil(1000))
+    }
+
     /// Nobody had a newer answer.
     pub(crate) fn failed(&mut self, question: &Question, now_ms: u64) {
         for shelf in [&mut self.success, &mut self.denial] {

@@ -5,10 +5,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::answer::answer_traced;
+use crate::config::AclAction;
 use crate::index::{Found, Node};
-use crate::message::{kind_name, rcode_name};
+use crate::message::{Query, kind, kind_name, rcode, rcode_name};
 use crate::records::Label;
-use crate::{Action, Client, Index, Name, Record, Rules, parse_response, query};
+use crate::rules::{access, rewritten};
+use crate::template::make;
+use crate::{Action, Client, Index, Name, Record, Rules, Server, parse_response, query};
 
 /// One step on the way to an answer.
 pub(crate) enum Step<'a> {
@@ -80,11 +83,77 @@ pub fn explain(
         explanation.upstream = names.map(Name::to_string).collect();
         reply = forward.otherwise.unwrap_or_default();
     }
-    if let Some(response) = parse_response(&reply) {
-        explanation.code = Some(rcode_name(response.rcode));
-        explanation.records = response.answers.iter().map(record_text).collect();
+    explanation.with_reply(&reply)
+}
+
+/// The same for one server: with its rules before the zone, and what it keeps and asks of others
+/// behind it. Nothing is counted, and nobody is asked.
+pub fn explain_by<C: Clone>(
+    server: &Server<C>,
+    now_us: u64,
+    index: Option<&Index>,
+    client: Client,
+    (name, kind): (&Name, u16),
+) -> Explanation {
+    let config = server.config();
+    let namespace = index.and_then(|index| index.namespace_of_pod(client.address));
+    let mut told =
+        Explanation { namespace: namespace.map(str::to_owned), ..Explanation::default() };
+    let new = rewritten(&config.rewrite, name);
+    if let Some(new) = &new {
+        told.steps.push(format!("rewrite: {name} stands for {new}"));
     }
-    explanation
+    let target = new.as_ref().unwrap_or(name);
+    for asked in std::iter::once(name).chain(&new) {
+        let (what, code) = match access(&config.acl, client.address, asked, kind) {
+            AclAction::Allow => continue,
+            AclAction::Block => ("refused", Some(rcode::REFUSED)),
+            AclAction::Filter => ("answered as if there were no records", Some(rcode::NO_ERROR)),
+            AclAction::Drop => ("not answered", None),
+        };
+        told.steps.push(format!("acl: {asked} is {what}"));
+        return Explanation { code: code.map(rcode_name), ..told };
+    }
+    let Ok(asked) = Query::parse(&query(0, target, kind, true)) else { return told };
+    let mut reply = Vec::new();
+    if server.answer_from_hosts(&asked, target, client, &mut reply) {
+        told.steps.push(format!("hosts: has {target}"));
+        return told.with_reply(&reply);
+    }
+    if let Some(template) = config.template.iter().find(|it| make(it, &asked, target).is_some()) {
+        told.steps.push(format!("template: one is for {target}"));
+        return Explanation { code: Some(rcode_name(template.rcode.0)), ..told };
+    }
+    let zone = explain(target, kind, index, server.rules(), client);
+    told.steps.extend(zone.steps.iter().cloned());
+    let falls_through = zone.upstream.is_empty()
+        && zone.code.as_deref() == Some("NXDOMAIN")
+        && config.kubernetes.fallthrough.iter().any(|zone| zone.holds(target));
+    let upstream = if falls_through {
+        told.steps.push("fallthrough: others are asked".into());
+        vec![target.clone()]
+    } else {
+        zone.upstream.iter().filter_map(|name| name.parse().ok()).collect()
+    };
+    for name in &upstream {
+        told.steps.extend(server.forwarder().explain(name, kind, now_us / 1000));
+    }
+    if !upstream.is_empty() && kind == kind::AAAA && config.dns64.is_some() {
+        told.steps.push("dns64: where there is none, addresses of IPv4 are asked for".into());
+    }
+    let upstream = upstream.iter().map(Name::to_string).collect();
+    let (code, records) = if falls_through { (None, vec![]) } else { (zone.code, zone.records) };
+    Explanation { upstream, code, records, ..told }
+}
+
+impl Explanation {
+    fn with_reply(mut self, reply: &[u8]) -> Self {
+        if let Some(response) = parse_response(reply) {
+            self.code = Some(rcode_name(response.rcode));
+            self.records = response.answers.iter().map(record_text).collect();
+        }
+        self
+    }
 }
 
 /// A record as people write it.

@@ -343,6 +343,19 @@ impl<C: Clone> Forwarder<C> {
         self.servers.is_own_probe(name)
     }
 
+    /// What is kept of a question, and who is asked, in words.
+    pub(crate) fn explain(&self, name: &Name, kind: u16, now_ms: u64) -> Vec<String> {
+        let name = name.to_lower();
+        let question =
+            Question { name: name.clone(), kind, dnssec_ok: false, checking_disabled: false };
+        let kept = match self.cache.peek(&question, now_ms) {
+            None => format!("cache: nothing for {name}"),
+            Some(0) => format!("cache: an answer for {name} that expired, if nobody has another"),
+            Some(left_s) => format!("cache: an answer for {name} for {left_s} s more"),
+        };
+        vec![kept, self.servers.explain(&name)]
+    }
+
     /// What happened so far.
     pub fn counts(&self) -> ForwardCounts {
         self.counts

@@ -31,7 +31,7 @@ pub use answer::{
     Action, Client, Forward, NEGATIVE_TTL_S, Rules, TTL_S, answer, failure, soa_data,
 };
 pub use config::Config;
-pub use explain::{Explanation, explain};
+pub use explain::{Explanation, explain, explain_by};
 pub use forward::{ForwardCounts, Forwarder, Health, Output, Random, Source, Transport};
 pub use index::Index;
 pub use limits::ClientCounts;

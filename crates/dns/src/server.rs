@@ -126,6 +126,14 @@ impl<C: Clone> Server<C> {
         &self.rules
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn forwarder(&self) -> &Forwarder<Asker<C>> {
+        &self.forwarder
+    }
+
     /// Takes one question. What is answered at once is written into `reply`.
     pub fn question(
         &mut self,
@@ -304,7 +312,7 @@ impl<C: Clone> Server<C> {
         Some(Action::Reply)
     }
 
-    fn answer_from_hosts(
+    pub(crate) fn answer_from_hosts(
         &self,
         query: &Query,
         name: &Name,

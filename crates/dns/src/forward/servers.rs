@@ -166,6 +166,32 @@ impl Servers {
         best.map(|(_, group)| group.clone())
     }
 
+    /// The rule for a name and its servers, in words.
+    pub(super) fn explain(&self, name: &Name) -> String {
+        let Some(group) = self.group_of(name) else {
+            return format!("forward: no rule has servers for {name}: refused");
+        };
+        let fitting = group.zones.iter().filter(|zone| zone.holds(name));
+        let zone = fitting.max_by_key(|zone| zone.name().wire().len());
+        let zone = zone.map_or_else(String::new, |zone| zone.name().to_string());
+        let servers = group.servers.iter().filter_map(|id| self.get(*id)).map(|upstream| {
+            let state = match upstream {
+                one if one.is_loop => " (asks back: not asked)",
+                one if one.is_down() => " (down)",
+                one if one.is_suspect => " (did not answer: asked last)",
+                _ => "",
+            };
+            format!("{}{state}", upstream.server)
+        });
+        let servers: Vec<String> = servers.collect();
+        let policy = match group.policy {
+            Policy::Random => "random",
+            Policy::RoundRobin => "round_robin",
+            Policy::Sequential => "sequential",
+        };
+        format!("forward: the rule of {zone} asks {} ({policy})", servers.join(", "))
+    }
+
     /// The servers of a rule in the order to ask them.
     pub(super) fn order(&mut self, group: &Group, random: Random) -> Vec<u32> {
         let count = group.servers.len().max(1);

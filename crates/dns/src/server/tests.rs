@@ -275,3 +275,73 @@ fn a_new_configuration_loses_no_question() {
     let outputs = server.receive(1000, *exchange, to.address, &answer, &mut || next(seed));
     assert!(outputs.iter().any(|output| matches!(output, Output::Reply { client: 1, .. })));
 }
+
+/// What is told of a question is what is answered to it (invariant 12).
+#[test]
+fn an_explanation_says_what_is_answered_and_why() {
+    let web = "web.shop.svc.cluster.local";
+    for (config, name, kind, step) in [
+        ("", web, kind::A, "web.shop.svc.cluster.local.: 1 addresses"),
+        ("acl: [{action: block, zones: [shop.svc.cluster.local]}]", web, kind::A, "acl: "),
+        ("acl: [{action: filter, types: [AAAA]}]", web, kind::AAAA, "acl: "),
+        ("acl: [{action: drop}]", web, kind::A, "acl: "),
+        (
+            "rewrite: [{from: old.example, to: web.shop.svc.cluster.local}]",
+            "old.example",
+            kind::A,
+            "rewrite: old.example. stands for web.shop.svc.cluster.local.",
+        ),
+        (
+            "hosts: {entries: {a.example: [192.0.2.9]}}",
+            "a.example",
+            kind::A,
+            "hosts: has a.example.",
+        ),
+        (
+            "template: [{type: A, zones: [nip.example], rcode: REFUSED}]",
+            "x.nip.example",
+            kind::A,
+            "template: one is for x.nip.example.",
+        ),
+        ("", "www.example", kind::A, "forward: the rule of . asks 192.0.2.53:53 (sequential)"),
+        ("dns64: {}", "v4.example", kind::AAAA, "dns64: "),
+        (
+            "kubernetes: {fallthrough: [cluster.local]}",
+            "no.cluster.local",
+            kind::A,
+            "fallthrough: ",
+        ),
+    ] {
+        let mut lab = Lab::new(config);
+        let explain = |lab: &Lab| {
+            let client = Client { transport: Transport::Udp, address: lab.from };
+            let question = (&name.parse().expect("a name"), kind);
+            crate::explain_by(&lab.server, lab.now_us, Some(&lab.index), client, question)
+        };
+        let told = explain(&lab);
+        let steps = told.steps.join("\n");
+        assert!(steps.contains(step), "{config} {name}: {step} is not in {steps}");
+        let answer = lab.ask(name, kind);
+        if told.upstream.is_empty() {
+            let code = answer.as_ref().map(|answer| rcode_name(answer.rcode));
+            assert_eq!(told.code, code, "{config} {name}");
+            let records = answer.map_or(0, |answer| answer.answers.len());
+            if !steps.contains("template") {
+                assert_eq!(told.records.len(), records, "{config} {name}");
+            }
+        } else {
+            assert!(steps.contains("cache: nothing for"), "{steps}");
+            let steps = explain(&lab).steps.join("\n");
+            let records = answer.map_or(vec![], |answer| answer.answers);
+            let is_kept = records.iter().any(|record| record.kind == kind && kind == kind::A);
+            assert_eq!(steps.contains("cache: an answer for"), is_kept, "{name}: {steps}");
+        }
+    }
+    let mut lab = Lab::new("forward: [{zones: [corp.example], to: [192.0.2.54]}]");
+    lab.from = [10, 240, 0, 8].into();
+    let client = Client { transport: Transport::Udp, address: lab.from };
+    let question = (&"a.corp.example".parse().expect("a name"), kind::A);
+    let told = crate::explain_by(&lab.server, 0, Some(&lab.index), client, question);
+    let expected = "forward: the rule of corp.example. asks 192.0.2.54:53 (random)";
+    assert_eq!(told.steps.last().map(String::as_str), Some(expected));
+}
