@@ -1,5 +1,6 @@
 //! The DNS worker's feed: every connection gets the zone as it is, and then what changes, each
-//! change once. Its cost does not depend on how large the zone is.
+//! change once. Its cost does not depend on how large the zone is. The worker in turn says how it
+//! answers, for those who answer in its place ([`crate::names`]).
 //!
 //! Whose pods have which addresses comes from a watch of its own: nothing else on a node reads all
 //! pods of the cluster, and so little is kept of each that the loop's `World` is not the place.
@@ -11,10 +12,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use client::{Client, ResourcePath, WatchEvent, WatchSpec};
-use dns::feed::{Change, Publisher, Settings};
-use model::{ClusterConfig, Pod, layout};
+use dns::feed::{Change, MAX_SAID_OCTETS, Plain, Publisher, Settings};
+use dns::{Index, Records};
+use model::{ClusterConfig, NamespacedName, Pod, layout};
 use plan::zone::{PodAddresses, ZoneChanges};
-use tokio::io::AsyncWriteExt;
+use render::names::{NameChanges, Names, changes, of_labels};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -22,9 +25,30 @@ use tokio::task::JoinSet;
 /// The agent's end of the feed.
 #[derive(Clone)]
 pub(crate) struct Feed {
-    publisher: Arc<Mutex<Publisher>>,
+    zone: Arc<Mutex<Published>>,
     /// The number of the newest change; 0 before the first complete list (invariant 3).
     newest: watch::Sender<u64>,
+    /// How the worker that was connected last answers.
+    said: watch::Sender<Option<Plain>>,
+}
+
+/// The zone, and what the kernel has not got of it.
+struct Published {
+    publisher: Publisher,
+    /// Names that changed since they were taken; `None` while nobody takes them.
+    untaken: Option<NameChanges>,
+    /// When the agent heard of the first of them, in microseconds since 1970.
+    heard_us: Option<u64>,
+}
+
+/// The names that the kernel has not got.
+pub(crate) struct UntakenNames {
+    /// What changed since they were taken last.
+    pub(crate) changes: NameChanges,
+    /// When the agent heard of the first change, in microseconds since 1970.
+    pub(crate) heard_us: Option<u64>,
+    /// The data of the zone's SOA record.
+    pub(crate) soa: Vec<u8>,
 }
 
 impl Feed {
@@ -42,8 +66,9 @@ impl Feed {
         let listener = bind(run_directory, layout::DNS_FEED_SOCKET)?;
         // More than a former agent's, unless that heard of a change each second of its life.
         let sequence = unix_us() / 1_000_000;
-        let publisher = Arc::new(Mutex::new(Publisher::new(Settings::new(config), sequence)));
-        let feed = Self { publisher, newest: watch::Sender::new(0) };
+        let publisher = Publisher::new(Settings::new(config), sequence);
+        let zone = Arc::new(Mutex::new(Published { publisher, untaken: None, heard_us: None }));
+        let feed = Self { zone, newest: watch::Sender::new(0), said: watch::Sender::new(None) };
         tasks.spawn(feed.clone().accept(listener));
         tasks.spawn(feed.clone().follow_pods(client.clone()));
         Ok(feed)
@@ -51,16 +76,50 @@ impl Feed {
 
     /// Passes on what changed; the first time, everything.
     pub(crate) fn publish(&self, changes: ZoneChanges, heard_us: u64) {
-        let mut publisher = self.publisher();
-        publisher.set_reverse_ranges(&changes.reverse_ranges);
-        let services =
-            changes.services.iter().map(|(key, records)| Change::of_service(key, records.as_ref()));
-        if let Err(error) = publisher.publish(services, heard_us) {
+        let mut zone = self.zone();
+        zone.publisher.set_reverse_ranges(&changes.reverse_ranges);
+        let services = changes.services.iter();
+        let services: Vec<Change> =
+            services.map(|(key, records)| Change::of_service(key, records.as_ref())).collect();
+        zone.note_names(&services, heard_us);
+        if let Err(error) = zone.publisher.publish(services, heard_us) {
             tracing::error!("a change cannot be sent to the DNS worker: {error}");
         }
-        let sequence = publisher.sequence();
-        drop(publisher);
+        let sequence = zone.publisher.sequence();
+        drop(zone);
         self.newest.send_replace(sequence);
+    }
+
+    /// Hears of each change of the zone: its number, 0 before the first complete list.
+    pub(crate) fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+
+    /// Hears of how the worker answers.
+    pub(crate) fn said(&self) -> watch::Receiver<Option<Plain>> {
+        self.said.subscribe()
+    }
+
+    /// All names; from now on their changes are kept for [`Feed::take_names`].
+    pub(crate) fn all_names(&self) -> (Names, Vec<u8>) {
+        let mut zone = self.zone();
+        (zone.untaken, zone.heard_us) = (Some(NameChanges::new()), None);
+        let index = zone.publisher.index();
+        (names_of(index), dns::soa_data(index))
+    }
+
+    /// What changed since names were taken last.
+    pub(crate) fn take_names(&self) -> UntakenNames {
+        let mut zone = self.zone();
+        let changes = zone.untaken.replace(NameChanges::new()).unwrap_or_default();
+        let heard_us = zone.heard_us.take();
+        UntakenNames { changes, heard_us, soa: dns::soa_data(zone.publisher.index()) }
+    }
+
+    /// Changes of names are not kept any more.
+    pub(crate) fn forget_names(&self) {
+        let mut zone = self.zone();
+        (zone.untaken, zone.heard_us) = (None, None);
     }
 
     async fn follow_pods(self, client: Client) {
@@ -78,12 +137,13 @@ impl Feed {
                 WatchEvent::Resumed => continue,
             };
             let names = |address| Change::Pod { address, names: pods.names_at(address) };
-            let mut publisher = self.publisher();
-            if let Err(error) = publisher.publish(touched.into_iter().map(names), unix_us()) {
+            let mut zone = self.zone();
+            let touched = touched.into_iter().map(names);
+            if let Err(error) = zone.publisher.publish(touched, unix_us()) {
                 tracing::error!("a change cannot be sent to the DNS worker: {error}");
             }
-            let sequence = publisher.sequence();
-            drop(publisher);
+            let sequence = zone.publisher.sequence();
+            drop(zone);
             // Not before the first list of Services: names that come then would not exist yet.
             self.newest.send_if_modified(|newest| {
                 let tell = *newest != 0 && *newest != sequence;
@@ -108,7 +168,10 @@ impl Feed {
     }
 
     /// Serves one worker until it goes; its successor connects anew.
-    async fn feed(self, mut stream: UnixStream) {
+    async fn feed(self, stream: UnixStream) {
+        let (from_worker, mut stream) = stream.into_split();
+        // Its end tells us that there is nobody left to feed.
+        let mut listening = std::pin::pin!(self.listen(from_worker));
         let mut newest = self.newest.subscribe();
         let mut sent = None;
         loop {
@@ -121,15 +184,35 @@ impl Feed {
                 }
                 sent = Some(sequence);
             }
-            if newest.changed().await.is_err() {
+            tokio::select! {
+                changed = newest.changed() => if changed.is_err() { return },
+                () = &mut listening => return,
+            }
+        }
+    }
+
+    /// Hears what a worker says until it goes.
+    async fn listen(&self, mut stream: impl AsyncRead + Unpin) {
+        while let Ok(octets) = stream.read_u32_le().await {
+            let octets = usize::try_from(octets).unwrap_or(usize::MAX);
+            if octets > MAX_SAID_OCTETS {
+                tracing::warn!("a DNS worker says {octets} octets at once: it is not heard");
                 return;
+            }
+            let mut json = vec![0; octets];
+            if stream.read_exact(&mut json).await.is_err() {
+                return;
+            }
+            match Plain::parse(&json) {
+                Ok(plain) => drop(self.said.send_replace(Some(plain))),
+                Err(error) => tracing::warn!("what a DNS worker says is not understood: {error}"),
             }
         }
     }
 
     /// What a worker lacks that was sent everything up to a number, and the number of the last.
     fn frames_behind(&self, sent: Option<u64>) -> (Vec<Arc<[u8]>>, u64) {
-        let publisher = self.publisher();
+        let publisher = &self.zone().publisher;
         let sequence = publisher.sequence();
         if let Some(changes) = sent.and_then(|sent| publisher.since(sent)) {
             return (changes.collect(), sequence);
@@ -145,9 +228,42 @@ impl Feed {
         }
     }
 
-    fn publisher(&self) -> MutexGuard<'_, Publisher> {
-        self.publisher.lock().unwrap_or_else(PoisonError::into_inner)
+    fn zone(&self) -> MutexGuard<'_, Published> {
+        self.zone.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Published {
+    /// Keeps which names will be others, before the index has the changes.
+    fn note_names(&mut self, services: &[Change], heard_us: u64) {
+        let Some(untaken) = &mut self.untaken else { return };
+        let index = self.publisher.index();
+        for change in services {
+            let Change::Service { namespace, name, records } = change else { continue };
+            let key = NamespacedName::new(namespace.as_ref(), name.as_ref());
+            let domain = &index.settings().domain;
+            let names = |records: Option<&Records>| {
+                records.map_or_else(Names::new, |it| of_labels(domain, &key, &it.by_label()))
+            };
+            let changed = changes(&names(index.records(namespace, name)), &names(records.as_ref()));
+            if !changed.is_empty() {
+                self.heard_us.get_or_insert(heard_us);
+                untaken.extend(changed);
+            }
+        }
+    }
+}
+
+/// All names of a zone's Services.
+fn names_of(index: &Index) -> Names {
+    let mut names = Names::new();
+    for change in index.changes() {
+        if let Change::Service { namespace, name, records: Some(records) } = change {
+            let key = NamespacedName::new(namespace.as_ref(), name.as_ref());
+            names.extend(of_labels(&index.settings().domain, &key, &records.by_label()));
+        }
+    }
+    names
 }
 
 /// Now, in microseconds since 1970.

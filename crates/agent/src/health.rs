@@ -28,6 +28,7 @@ use crate::addressing::{Addressing, Refusal};
 use crate::feed::bind;
 use crate::measure::Measurement;
 use crate::metrics::{self, Measures, unix_seconds};
+use crate::names::{FastPath, FastPathAnswer, FastPathStatus};
 use crate::paths::PathRow;
 use crate::service_health;
 use crate::services::{NodeServices, ServiceReport};
@@ -40,6 +41,8 @@ const CONNECTIONS_MAX: usize = 32;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the path of the question about one Service begins with.
 const ONE_SERVICE: &str = "/services/";
+/// The same of the question about one question to DNS: `NAME/TYPE/ADDRESS`.
+const ONE_NAME: &str = "/names/";
 /// Questions to the loop that wait.
 pub(crate) const QUESTIONS_MAX: usize = 8;
 
@@ -79,6 +82,8 @@ pub struct AgentStatus {
     pub paths: Arc<Vec<PathRow>>,
     /// What gets no new connections, because it does not answer this node.
     pub unreachable: UnreachableRows,
+    /// Whether the kernel answers for the DNS worker.
+    pub dns_fast_path: FastPathStatus,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
 }
@@ -135,6 +140,7 @@ struct Source {
     status: watch::Receiver<AgentStatus>,
     measures: Arc<Mutex<Measures>>,
     questions: mpsc::Sender<Question>,
+    names: FastPath,
     /// For who is root.
     addressing: Option<Addressing>,
     audience: Audience,
@@ -165,6 +171,7 @@ pub(crate) fn serve(
     run_directory: &Path,
     questions: mpsc::Sender<Question>,
     addressing: Addressing,
+    names: FastPath,
     tasks: &mut JoinSet<()>,
 ) -> Result<Told> {
     let (sender, status) = watch::channel(AgentStatus::default());
@@ -177,6 +184,7 @@ pub(crate) fn serve(
         status,
         measures: Arc::clone(&measures),
         questions,
+        names,
         addressing: None,
         audience: Audience::Network,
     };
@@ -266,12 +274,19 @@ async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
         (_, Audience::Network) => (StatusCode::NOT_FOUND, "not found".to_owned()),
         ("/readyz", _) if status.ready => (StatusCode::OK, "ok".to_owned()),
         ("/readyz", _) => (StatusCode::SERVICE_UNAVAILABLE, unready(&status)),
-        ("/metrics", _) => (StatusCode::OK, metrics::text(&status, &measures())),
-        ("/status", Audience::Root) => json(&status),
+        ("/metrics", _) => {
+            (StatusCode::OK, metrics::text(&status, &measures()) + &source.names.metrics())
+        }
+        ("/status", Audience::Root) => {
+            json(&AgentStatus { dns_fast_path: source.names.status(), ..status })
+        }
         ("/network", Audience::Root) => ask_loop(source, Question::Network).await,
         ("/services", Audience::Root) => ask_loop(source, Question::Services).await,
         (path, Audience::Root) if path.starts_with(ONE_SERVICE) => {
             one_service(path.trim_start_matches(ONE_SERVICE), &status.node, source).await
+        }
+        (path, Audience::Root) if path.starts_with(ONE_NAME) => {
+            one_name(path.trim_start_matches(ONE_NAME), &status.node, source)
         }
         (cni::agent::PATH, _) => pod_addresses(uri.query().unwrap_or_default(), source).await,
         _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
@@ -350,6 +365,18 @@ async fn one_service(name: &str, node: &str, source: &Source) -> (StatusCode, St
     json(&NodeServices { node: node.to_owned(), services })
 }
 
+/// Whether the kernel would answer a question to DNS.
+fn one_name(question: &str, node: &str, source: &Source) -> (StatusCode, String) {
+    let words: Vec<&str> = question.split('/').collect();
+    if let [name, kind, address] = words.as_slice()
+        && let Ok(address) = address.parse()
+    {
+        let answer = source.names.explain(name, kind, address);
+        return json(&FastPathAnswer { node: node.to_owned(), ..answer });
+    }
+    (StatusCode::BAD_REQUEST, "/names/NAME/TYPE/ADDRESS".to_owned())
+}
+
 /// The plugin's question. Names of pods need no decoding.
 async fn pod_addresses(query: &str, source: &Source) -> (StatusCode, String) {
     let Some(addressing) = &source.addressing else {
@@ -374,7 +401,8 @@ mod tests {
         let (_sender, status) = watch::channel(status.clone());
         let (questions, _) = mpsc::channel(1);
         let measures = Arc::default();
-        let source = Source { status, measures, questions, addressing: None, audience };
+        let names = FastPath::new(model::DnsFastPath::Auto);
+        let source = Source { status, measures, questions, names, addressing: None, audience };
         respond(&Uri::from_static(path), &source).await.status().as_u16()
     }
 

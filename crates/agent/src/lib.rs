@@ -6,7 +6,8 @@
 //! watch: services ─┤                             ├─▶ plugin, then 10-flatnet.conflist
 //! watch: slices ─┼─ one bounded queue ─▶ loop ─┼─▶ feed ─▶ DNS worker (unix socket)
 //! kernel's notices ─┤        ▲                   ├─▶ status ─▶ health (unix socket, loopback)
-//! canary, timers ─┘    facts                     └─▶ report ─▶ Node condition, Events
+//! canary, timers ─┘    facts                     ├─▶ report ─▶ Node condition, Events
+//!                                                └─▶ names ─▶ kernel (answers of DNS)
 //! ```
 //!
 //! One thread. What happens is decided in `reconcile`; nothing here decides.
@@ -24,6 +25,7 @@ mod lock;
 mod measure;
 mod metrics;
 mod monitor;
+mod names;
 mod options;
 mod paths;
 mod pools;
@@ -45,6 +47,7 @@ use tokio::task::JoinSet;
 pub use kernel::service_backend;
 
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
+pub use names::{FastPathAnswer, FastPathStatus};
 pub use options::{Api, Options, Places};
 pub use paths::PathRow;
 pub use render::implementation::KernelObject;
@@ -84,7 +87,11 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
         view: viewed.clone(),
         claimed: claimed.clone(),
     };
-    let told = health::serve(&options.places.run, questions, addressing, &mut tasks)?;
+    let names = names::FastPath::new(options.config.dns_fast_path);
+    let records = options.places.records.clone();
+    names::spawn(&names, &feed, &options.config.cluster_domain, records, &mut tasks);
+    let told =
+        health::serve(&options.places.run, questions, addressing, names.clone(), &mut tasks)?;
     let reports = report::spawn(client.clone(), options.node_name.clone(), &mut tasks);
     let (events, mut queue) = mpsc::channel::<Event>(QUEUE_EVENTS);
     watches::spawn(&client, &events, &mut tasks);
@@ -106,7 +113,8 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     };
     let mut agent =
         Agent::open(options, told.measures, paths, failover).context("opening the kernel")?;
-    let listeners = Listeners { feed, reports, status: told.status, view, chooses_addresses };
+    let status = told.status;
+    let listeners = Listeners { feed, names, reports, status, view, chooses_addresses };
     let mut facts_timer = tokio::time::interval(FACTS_PERIOD);
     let mut canary = tokio::time::interval(CANARY_PERIOD);
     canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -140,6 +148,7 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
 /// Who hears of each turn.
 struct Listeners {
     feed: feed::Feed,
+    names: names::FastPath,
     reports: watch::Sender<report::Report>,
     status: watch::Sender<AgentStatus>,
     view: watch::Sender<View>,
@@ -154,7 +163,8 @@ impl Listeners {
         if let Some(changes) = agent.work() {
             self.feed.publish(changes, heard_us.unwrap_or_else(feed::unix_us));
         }
-        let report = agent.report();
+        let mut report = agent.report();
+        report.conditions.extend(self.names.condition());
         self.reports.send_if_modified(|present| {
             let changed = *present != report;
             *present = report;
@@ -163,7 +173,9 @@ impl Listeners {
         if self.chooses_addresses {
             self.view.send_replace(agent.view());
         }
-        self.status.send_replace(agent.status());
+        let mut status = agent.status();
+        status.problems.extend(self.names.problem());
+        self.status.send_replace(status);
     }
 }
 

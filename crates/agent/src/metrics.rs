@@ -28,7 +28,7 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    fn with_bounds(bounds_seconds: impl Iterator<Item = f64>) -> Self {
+    pub(crate) fn with_bounds(bounds_seconds: impl Iterator<Item = f64>) -> Self {
         let buckets = bounds_seconds.map(|bound| (bound, 0)).collect();
         Self { buckets, count: 0, sum_seconds: 0.0 }
     }
@@ -44,7 +44,7 @@ impl Histogram {
         self.sum_seconds += seconds;
     }
 
-    fn print(&self, text: &mut String, name: &str, help: &str) {
+    pub(crate) fn print(&self, text: &mut String, name: &str, help: &str) {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
         for (bound, count) in &self.buckets {
             let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {count}");

@@ -146,7 +146,7 @@ impl KernelMonitor {
     }
 }
 
-fn register(monitor: Monitor) -> Result<AsyncFd<Monitor>> {
+pub(crate) fn register(monitor: Monitor) -> Result<AsyncFd<Monitor>> {
     // SAFETY: a `Monitor` owns one descriptor from its making to its end, and answers no other.
     let registered = unsafe { AsyncFd::register_with_interest(monitor, Interest::READABLE) };
     Ok(registered?)

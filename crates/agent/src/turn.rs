@@ -24,6 +24,7 @@ use crate::health::{AgentStatus, Pool, Question, UnreachableRows};
 use crate::lacking::Lacking;
 use crate::metrics::{Measures, unix_seconds};
 use crate::monitor::{Heard, KernelMonitor};
+use crate::names::FastPathStatus;
 use crate::options::Options;
 use crate::report::{Network, Note, Report};
 use crate::service_health::HealthPorts;
@@ -327,6 +328,8 @@ impl Agent {
             pools: self.pools.clone(),
             paths: self.paths.rows(),
             unreachable: UnreachableRows::of(self.failover.unreachable()),
+            // Counts are read when somebody asks.
+            dns_fast_path: FastPathStatus::default(),
             problems,
         }
     }

@@ -72,6 +72,9 @@ fn remove_own(removed: &mut Vec<String>) -> Result<()> {
     let mut kernel = kernel::Linux::open()?;
     let mut present = kernel.observe()?;
     let rows = render::inventory::differences(&nothing, &present);
+    if crate::names::remove()? {
+        removed.push("eBPF program that answers for DNS".to_owned());
+    }
     // Nobody is left who could let its flows come to their end.
     kernel.remove_ipvs()?;
     kernel.remove_ebpf()?;

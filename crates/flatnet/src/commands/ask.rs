@@ -50,28 +50,35 @@ impl Agents {
     /// # Errors
     /// As [`Agents::sockets`].
     pub fn sockets_of(&self, component: &str, socket: &str) -> Result<Vec<PathBuf>> {
+        let in_run = |root: PathBuf| in_run_of(&root, socket);
+        Ok(self.roots_of(component)?.into_iter().map(in_run).collect())
+    }
+
+    /// The file systems of the nodes, as a process of theirs sees them.
+    ///
+    /// # Errors
+    /// As [`Agents::sockets`].
+    pub fn roots_of(&self, component: &str) -> Result<Vec<PathBuf>> {
         require_root("asking a node's processes")?;
-        let Some(name) = &self.name else {
-            return Ok(vec![Path::new(layout::RUN_DIRECTORY).join(socket)]);
-        };
+        let Some(name) = &self.name else { return Ok(vec!["/".into()]) };
         let (paths, spec) = ClusterName { name: name.clone() }.load()?;
         let report = supervisor::report(&paths)?
             .with_context(|| format!("cluster {name} does not run: start it with `flatnet up`"))?;
         let wanted = |node: &str| self.node.as_deref().is_none_or(|only| only == node);
-        let mut sockets = Vec::new();
+        let mut roots = Vec::new();
         for node in spec.nodes.iter().filter(|node| wanted(&node.name)) {
             let unit = format!("{component}/{}", node.name);
             let process = report.processes.iter().find(|process| process.name == unit);
             let pid = process.and_then(|process| process.pid).with_context(|| {
                 format!("the {component} of {} does not run: `flatnet status` says why", node.name)
             })?;
-            sockets.push(in_run_of(pid, socket));
+            roots.push(root_of(pid));
         }
-        if sockets.is_empty() {
+        if roots.is_empty() {
             let names: Vec<&str> = spec.nodes.iter().map(|node| node.name.as_str()).collect();
             bail!("there is no such node: the nodes are {}", names.join(", "));
         }
-        Ok(sockets)
+        Ok(roots)
     }
 
     /// Asks all of them the same.
@@ -104,11 +111,21 @@ pub fn ask_all<T: DeserializeOwned>(sockets: Vec<PathBuf>, question: &str) -> Re
 
 /// The socket of an agent through its own view of the file system: it lies in the node's `/run`.
 pub fn socket_of(pid: i32) -> PathBuf {
-    in_run_of(pid, agent::STATUS_SOCKET)
+    in_run_of(&root_of(pid), agent::STATUS_SOCKET)
 }
 
-fn in_run_of(pid: i32, socket: &str) -> PathBuf {
-    format!("/proc/{pid}/root{}/{socket}", layout::RUN_DIRECTORY).into()
+/// A socket in a node's `/run`.
+pub fn in_run_of(root: &Path, socket: &str) -> PathBuf {
+    below(root, layout::RUN_DIRECTORY).join(socket)
+}
+
+/// A path of a node's file system.
+pub fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+fn root_of(pid: i32) -> PathBuf {
+    format!("/proc/{pid}/root").into()
 }
 
 /// One question to one agent.

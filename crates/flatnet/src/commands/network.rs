@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use agent::{AgentStatus, PathRow};
 use anyhow::Result;
+use model::DnsFastPath;
 use render::inventory::{Row, RowKind};
 use serde::Serialize;
 
@@ -129,6 +130,21 @@ fn status_text(reports: &[NodeReport]) -> String {
     if !repairs.is_empty() {
         tables.push(table(["NODE", "REPAIRED", "COUNT"], &repairs));
     }
+    let dns = cells(reports, |node, status| {
+        let path = &status.dns_fast_path;
+        let is_shown = path.answering || path.wanted != DnsFastPath::Off;
+        let row = || {
+            let state = if path.answering { "answers" } else { "left to the worker" };
+            let counts = [path.links as u64, path.answered(), path.passed()];
+            let [links, answered, passed] = counts.map(|count| count.to_string());
+            [node.into(), state.into(), links, answered, passed, path.reason.clone()]
+        };
+        is_shown.then(row).into_iter().collect()
+    });
+    if !dns.is_empty() {
+        tables
+            .push(table(["NODE", "DNS IN KERNEL", "LINKS", "ANSWERED", "PASSED ON", "WHY"], &dns));
+    }
     let paths = cells(reports, |node, status| {
         status.paths.iter().map(|path| path_cells(node, path)).collect()
     });
@@ -250,6 +266,24 @@ mod tests {
             assert!(lines.iter().any(|line| line == expected), "{text}");
         }
         assert!(!status_text(&[report(false)]).contains("LEFT OUT"));
+    }
+
+    #[test]
+    fn the_status_shows_what_the_kernel_answers_for_dns() {
+        let mut node = report(false);
+        let path = &mut node.status.dns_fast_path;
+        (path.answering, path.links) = (true, 4);
+        path.questions = [("answered".into(), 7), ("passed_name".into(), 2)].into();
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = status_text(&[node]);
+        assert!(words(&text).contains("node1 answers 4 7 2"), "{text}");
+        let mut node = report(false);
+        node.status.dns_fast_path.reason = "no such helper".into();
+        let text = status_text(&[node]);
+        assert!(words(&text).contains("left to the worker 0 0 0 no such helper"), "{text}");
+        let mut node = report(false);
+        node.status.dns_fast_path.wanted = DnsFastPath::Off;
+        assert!(!status_text(&[node]).contains("DNS IN KERNEL"));
     }
 
     #[test]

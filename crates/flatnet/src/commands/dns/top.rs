@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use agent::{AgentStatus, FastPathStatus};
 use anyhow::Result;
 use dns::Top;
 use model::layout;
+use serde::Serialize;
 
-use crate::commands::ask::{Agents, ask_all};
+use crate::commands::ask::{Agents, ask_all, in_run_of};
 use crate::output::{Format, print, table};
 
 /// Arguments of `flatnet dns top`.
@@ -22,22 +24,40 @@ pub struct Arguments {
     output: Format,
 }
 
-/// Prints what the DNS workers counted since their start.
+/// What one node counted.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeTop {
+    #[serde(flatten)]
+    worker: Top,
+    /// `None`: the agent does not answer.
+    kernel: Option<FastPathStatus>,
+}
+
+/// Prints what the DNS workers counted since their start, and the kernel in their place.
 ///
 /// # Errors
 /// When a worker does not answer.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let sockets = arguments.nodes.sockets_of("dns", layout::DNS_CONTROL_SOCKET)?;
-    let mut tops: Vec<Top> = ask_all(sockets, "/top")?;
-    for top in &mut tops {
-        top.names.truncate(arguments.rows);
-        top.clients.truncate(arguments.rows);
+    let mut tops = Vec::new();
+    for root in arguments.nodes.roots_of("dns")? {
+        let socket = in_run_of(&root, layout::DNS_CONTROL_SOCKET);
+        let workers: Vec<Top> = ask_all(vec![socket], "/top")?;
+        // Names are answered without an agent too.
+        let agent = ask_all(vec![in_run_of(&root, layout::AGENT_SOCKET)], "/status");
+        let status: Option<AgentStatus> = agent.ok().and_then(|mut all| all.pop());
+        for mut worker in workers {
+            worker.names.truncate(arguments.rows);
+            worker.clients.truncate(arguments.rows);
+            let kernel = status.as_ref().map(|status| status.dns_fast_path.clone());
+            tops.push(NodeTop { worker, kernel });
+        }
     }
     print(arguments.output, &tops, || tops.iter().map(text).collect::<Vec<_>>().join("\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(top: &Top) -> String {
+fn text(NodeTop { worker: top, kernel }: &NodeTop) -> String {
     let names = top.names.iter().map(|name| {
         let asked = match name.at_most_too_many {
             0 => name.asked.to_string(),
@@ -72,14 +92,47 @@ fn text(top: &Top) -> String {
     let clients: Vec<_> = clients.collect();
     let servers: Vec<_> = servers.collect();
     format!(
-        "{} questions answered\n\n{}\n{}\n{}",
+        "{} questions answered by the worker\n{}\n\n{}\n{}\n{}",
         top.answered,
+        kernel_text(kernel.as_ref()),
         table(["NAME", "ASKED", "FAILED", "MISSING", "MEAN", "SLOWEST"], &names),
         table(["CLIENT", "ASKED", "FAILED", "OVER LIMIT"], &clients),
         table(["SERVER", "STATE"], &servers)
     )
 }
 
+fn kernel_text(kernel: Option<&FastPathStatus>) -> String {
+    let Some(kernel) = kernel else {
+        return "the agent does not answer: nobody says what the kernel answered".into();
+    };
+    let counts = format!(
+        "{} answered by the kernel at pods' links, {} passed on",
+        kernel.answered(),
+        kernel.passed()
+    );
+    match kernel.answering {
+        true => counts,
+        false => format!("{counts}; it does not answer now: {}", kernel.reason),
+    }
+}
+
 fn milliseconds(us: u64) -> String {
     format!("{:.1} ms", us as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_answered_stands_beside_what_the_worker_did() {
+        let questions = [("answered".to_owned(), 5), ("no_data".into(), 1)];
+        let mut kernel =
+            FastPathStatus { questions: questions.into(), ..FastPathStatus::default() };
+        kernel.answering = true;
+        let mut top = NodeTop { worker: Top::default(), kernel: Some(kernel) };
+        assert!(text(&top).contains("6 answered by the kernel at pods' links, 0 passed on\n"));
+        top.kernel = None;
+        assert!(text(&top).contains("the agent does not answer"));
+    }
 }
