@@ -344,7 +344,8 @@ impl Tester {
         let (now, works_now) = (Instant::now(), found.avoided_works);
         found.avoided_works = pair.has_avoided_worked(works_now, self.period, now);
         pair.due = Some(Instant::now() + wait + jitter(wait / 4));
-        self.exchange.miss(peer, !works && !found.pods.hears);
+        // None that answers is missed: both ends would go on waking each other.
+        self.exchange.miss(peer, found.pods.rtt_us.is_none());
         if !believed {
             return;
         }
