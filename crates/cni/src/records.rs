@@ -15,7 +15,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, SystemTime};
 
 use model::Attachment;
@@ -198,14 +198,18 @@ pub fn of_all_networks(base: &Path) -> Result<Vec<Attachment>, Fault> {
     Ok(attachments)
 }
 
-/// Which boot of the machine this is.
+/// Which boot of the machine this is. No process outlives it: it is read once.
 ///
 /// # Errors
 /// Code 105 where `/proc` is not mounted.
 pub fn boot_id() -> Result<String, Fault> {
+    static READ: OnceLock<String> = OnceLock::new();
+    if let Some(read) = READ.get() {
+        return Ok(read.clone());
+    }
     let text = fs::read_to_string(BOOT_ID)
         .map_err(|error| store_fault("read", Path::new(BOOT_ID), error))?;
-    Ok(text.trim().to_owned())
+    Ok(READ.get_or_init(|| text.trim().to_owned()).clone())
 }
 
 /// Locks a file, which is made where missing. The kernel releases the lock of the dead.
