@@ -16,7 +16,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
-use render::iptables::{IptablesObserved, diff, render};
+use render::iptables::{IptablesObserved, IptablesOp, diff, diff_touched, render, update};
 
 /// Services unless the command line says otherwise, with three endpoints each.
 const SERVICES: u32 = 10_000;
@@ -28,7 +28,7 @@ fn main() {
     let number = std::env::args().skip(1).find_map(|argument| argument.parse().ok());
     let services = number.unwrap_or(SERVICES);
     println!("{services} Services × {ENDPOINTS} endpoints; CPU of flatnet + programs, ms");
-    let heads = ["plan to ops", "load", "read", "one change", "p50 wall"];
+    let heads = ["plan to ops", "load", "read", "one change", "its p50 wall", "to ops, µs"];
     println!("{:<8}{}", "", heads.map(|head| format!("{head:>16}")).concat());
     for variant in Variant::ALL {
         let namespace = Netns::create().expect("a network namespace (this needs root)");
@@ -43,40 +43,46 @@ fn measure(variant: Variant, services: u32) {
         let name = NamespacedName::new("shop", format!("web-{number}"));
         desired.services.insert(name, service(number, 0));
     }
+    let config = ClusterConfig::default();
     let mut believed = IptablesObserved::default();
-    let mut change = |desired: &Desired, driver: &mut IptablesDriver| {
-        let before = Cpu::now();
-        let program = render(desired, &ClusterConfig::default(), &facts());
-        let ops = diff(&program, &believed);
-        let planned = before.until_now();
-        let before = Cpu::now();
-        for op in &ops {
-            driver.apply(op).unwrap_or_else(|error| panic!("{error}"));
-            believed.apply(op).expect("the model of the kernel agrees");
-        }
-        (planned, before.until_now())
-    };
-    let (planned, loaded) = change(&desired, &mut driver);
+    let before = Cpu::now();
+    let mut program = render(&desired, &config, &facts());
+    let ops = diff(&program, &believed);
+    let planned = before.until_now();
+    let loaded = apply(&ops, &mut believed, &mut driver);
     let before = Cpu::now();
     driver.observe().expect("observe");
     let read = before.until_now();
-    let mut changes = Vec::new();
-    let mut walls = Vec::new();
+    let (mut changes, mut walls, mut plans_us) = (vec![], vec![], vec![]);
     for round in 1..=ROUNDS {
         let number = services / 2;
         let name = NamespacedName::new("shop", format!("web-{number}"));
-        desired.services.insert(name, service(number, round));
+        let former = desired.services.insert(name.clone(), service(number, round));
+        let former = [(name, former)].into();
         let start = Instant::now();
-        let (planned, applied) = change(&desired, &mut driver);
+        let touched = update(&mut program, &desired, &config, &facts(), &former);
+        let ops = diff_touched(&program, &believed, &touched);
+        plans_us.push(start.elapsed().as_micros());
+        changes.push(apply(&ops, &mut believed, &mut driver));
         walls.push(start.elapsed().as_millis());
-        changes.push(Cpu { own: planned.own + applied.own, ..applied });
     }
+    plans_us.sort_unstable();
     walls.sort_unstable();
     changes.sort_unstable_by_key(|cpu| cpu.own + cpu.programs);
     let middle = ROUNDS as usize / 2;
     let cells = [planned, loaded, read, changes[middle]].map(|cpu| cpu.text());
     let cells = cells.map(|cell| format!("{cell:>16}")).concat();
-    println!("{:<8}{cells}{:>16}", format!("{variant:?}"), walls[middle]);
+    let (wall, plan_us) = (walls[middle], plans_us[middle]);
+    println!("{:<8}{cells}{wall:>16}{plan_us:>16}", format!("{variant:?}"));
+}
+
+fn apply(ops: &[IptablesOp], believed: &mut IptablesObserved, driver: &mut IptablesDriver) -> Cpu {
+    let before = Cpu::now();
+    for op in ops {
+        driver.apply(op).unwrap_or_else(|error| panic!("{error}"));
+        believed.apply(op).expect("the model of the kernel agrees");
+    }
+    before.until_now()
 }
 
 /// CPU time in milliseconds.

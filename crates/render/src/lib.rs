@@ -180,8 +180,8 @@ pub struct Touched {
     pub net: bool,
     /// In the nftables tables.
     pub nft: nft::Touched,
-    /// Anywhere in chains of iptables.
-    pub iptables: bool,
+    /// In chains of iptables.
+    pub iptables: iptables::Touched,
     /// In virtual servers of IPVS.
     pub ipvs: ipvs::Touched,
     /// Anywhere in maps and programs of eBPF.
@@ -194,7 +194,7 @@ impl Touched {
         Self {
             net: false,
             nft: nft::Touched::nothing(),
-            iptables: false,
+            iptables: iptables::Touched::nothing(),
             ipvs: ipvs::Touched::nothing(),
             ebpf: false,
         }
@@ -205,7 +205,7 @@ impl Touched {
         Self {
             net: true,
             nft: nft::Touched::Everything,
-            iptables: true,
+            iptables: iptables::Touched::Everything,
             ipvs: ipvs::Touched::Everything,
             ebpf: true,
         }
@@ -213,15 +213,15 @@ impl Touched {
 
     /// Whether the program differs nowhere.
     pub fn is_nothing(&self) -> bool {
-        let others = self.nft.is_nothing() && self.ipvs.is_nothing();
-        !self.net && !self.iptables && !self.ebpf && others
+        let others = [self.iptables.is_nothing(), self.ipvs.is_nothing()];
+        !self.net && !self.ebpf && self.nft.is_nothing() && others == [true; 2]
     }
 
     /// Adds what changed besides.
     pub fn merge(&mut self, other: Self) {
         self.net |= other.net;
         self.nft.merge(other.nft);
-        self.iptables |= other.iptables;
+        self.iptables.merge(other.iptables);
         self.ipvs.merge(other.ipvs);
         self.ebpf |= other.ebpf;
     }
@@ -238,10 +238,12 @@ pub fn update(
     before: &BTreeMap<NamespacedName, Option<ServicePlan>>,
 ) -> Touched {
     let nft = nft::update(&mut program.nft, role(config), desired, config, facts, before);
-    let iptables = config.service_backend == ServiceBackend::Iptables && !before.is_empty();
-    if iptables {
-        program.iptables = iptables::render(desired, config, facts);
-    }
+    let iptables = match config.service_backend {
+        ServiceBackend::Iptables => {
+            iptables::update(&mut program.iptables, desired, config, facts, before)
+        }
+        _ => iptables::Touched::nothing(),
+    };
     let ipvs = match config.service_backend {
         ServiceBackend::Ipvs => ipvs::update(&mut program.ipvs, desired, config, facts, before),
         _ => ipvs::Touched::nothing(),
@@ -259,8 +261,9 @@ pub fn diff_touched(program: &Program, observed: &Observed, touched: &Touched) -
     let mut ops: Vec<Op> = nft.into_iter().map(Op::Nft).collect();
     // The backend that takes over is there before the one that it takes over from goes.
     let place = |is_backend, ops: &[Op]| if is_backend { 0 } else { ops.len() };
-    if touched.iptables {
-        let iptables = iptables::diff(&program.iptables, &observed.iptables);
+    if !touched.iptables.is_nothing() {
+        let touched = &touched.iptables;
+        let iptables = iptables::diff_touched(&program.iptables, &observed.iptables, touched);
         let place = place(!program.iptables.tables.is_empty(), &ops);
         ops.splice(place..place, iptables.into_iter().map(Op::Iptables));
     }

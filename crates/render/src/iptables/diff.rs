@@ -11,7 +11,8 @@
 //! 3. **filter**: the firewall without what it needs no more;
 //! 4. **forget** UDP flows to endpoints that are gone.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::Family;
 
@@ -19,37 +20,79 @@ use super::language::{
     ChainName, Fixed, Hook, Kind, Match, Rule, Table, TableId, TableName, Target,
 };
 use super::state::{Command, IptablesObserved, Transaction};
-use super::{IptablesOp, IptablesProgram, flows};
+use super::{IptablesOp, IptablesProgram, Touched, TouchedTables, flows};
 
 /// The ops from what is to what shall be. Empty when nothing differs.
 pub fn diff(program: &IptablesProgram, observed: &IptablesObserved) -> Vec<IptablesOp> {
+    let families = [Family::V4, Family::V6].into_iter();
+    families.flat_map(|family| diff_family(family, program, observed, None)).collect()
+}
+
+/// The same at a cost that depends on what changed, where the program differs from what is there
+/// only in what was touched.
+pub fn diff_touched(
+    program: &IptablesProgram,
+    observed: &IptablesObserved,
+    touched: &Touched,
+) -> Vec<IptablesOp> {
+    let Touched::Only(families) = touched else { return diff(program, observed) };
+    let has = |family: &Family| {
+        let id = |name| TableId { family: *family, name };
+        TableName::ALL.into_iter().all(|name| observed.tables.contains_key(&id(name)))
+    };
+    if !families.keys().all(has) {
+        return diff(program, observed);
+    }
+    let families = families.iter();
+    families.flat_map(|(family, it)| diff_family(*family, program, observed, Some(it))).collect()
+}
+
+fn diff_family(
+    family: Family,
+    program: &IptablesProgram,
+    observed: &IptablesObserved,
+    touched: Option<&TouchedTables>,
+) -> Vec<IptablesOp> {
     let mut ops = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        let empty = Table::default();
-        let table = |name| {
-            let id = TableId { family, name };
-            let wanted = program.tables.get(&id).unwrap_or(&empty);
-            let present = observed.tables.get(&id).unwrap_or(&empty);
-            (id, wanted, present)
-        };
-        let (filter, wanted, present) = table(TableName::Filter);
-        let (firewall, refusals) = (guard(wanted, present), rest(wanted, present));
-        let (nat, wanted, present) = table(TableName::Nat);
-        let translation = whole(wanted, present);
-        // Without a table another backend translates from now on, and judges the flows: an answer
-        // on its way needs the one that it belongs to.
-        let is_other = !translation.is_empty() && program.tables.contains_key(&nat);
-        for (table, commands) in [(filter, firewall), (nat, translation), (filter, refusals)] {
-            if !commands.is_empty() {
-                ops.push(IptablesOp::Transaction(Transaction { table, commands }));
-            }
-        }
-        if is_other {
-            let stale = flows::stale(family, wanted, present);
-            ops.extend(stale.map(IptablesOp::ForgetFlows));
+    let empty = Table::default();
+    let table = |name| {
+        let id = TableId { family, name };
+        let tables = [program.tables.get(&id), observed.tables.get(&id)];
+        (id, tables.map(|table| table.unwrap_or(&empty)))
+    };
+    let part = |name, table| match touched {
+        None => Cow::Borrowed(table),
+        Some(touched) => Cow::Owned(part_of(table, touched.chains.get(&name))),
+    };
+    let (filter, [wanted, present]) = table(TableName::Filter);
+    let [wanted, present] = [wanted, present].map(|table| part(filter.name, table));
+    let (firewall, refusals) = (guard(&wanted, &present), rest(&wanted, &present));
+    let (nat, [wanted, present]) = table(TableName::Nat);
+    let translation = {
+        let [wanted, present] = [wanted, present].map(|table| part(nat.name, table));
+        whole(&wanted, &present)
+    };
+    // Without a table another backend translates from now on, and judges the flows: an answer on
+    // its way needs the one that it belongs to.
+    let is_other = !translation.is_empty() && program.tables.contains_key(&nat);
+    for (table, commands) in [(filter, firewall), (nat, translation), (filter, refusals)] {
+        if !commands.is_empty() {
+            ops.push(IptablesOp::Transaction(Transaction { table, commands }));
         }
     }
+    if is_other {
+        let places = touched.map(|touched| &touched.places);
+        let stale = flows::stale(family, wanted, present, places);
+        ops.extend(stale.map(IptablesOp::ForgetFlows));
+    }
     ops
+}
+
+/// The chains that were touched.
+fn part_of(table: &Table, touched: Option<&BTreeSet<ChainName>>) -> Table {
+    let found = touched.into_iter().flatten().filter_map(|name| table.chains.get_key_value(name));
+    let chains = found.map(|(name, rules)| (name.clone(), rules.clone())).collect();
+    Table { chains, hooks: BTreeMap::new() }
 }
 
 /// The hooks and the firewall.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use model::{Family, Protocol};
 
 use super::language::{ChainName, Fixed, Kind, Match, Rule, Table, Target};
+use super::{Places, tree};
 use crate::nft::StaleFlows;
 
 /// Chains that follow each other from a frontend to its endpoints: firewall, external, choice,
@@ -28,10 +29,14 @@ struct Treatment {
 
 /// The UDP frontends that lose an endpoint, or get their first: flows that began without one were
 /// not translated. Where the source is treated in another way from now on, all flows go: each keeps
-/// the source that it began with.
-pub(super) fn stale(family: Family, wanted: &Table, present: &Table) -> Option<StaleFlows> {
-    let new = frontends(wanted);
-    let old = frontends(present);
+/// the source that it began with. `places`: no others can be such.
+pub(super) fn stale(
+    family: Family,
+    wanted: &Table,
+    present: &Table,
+    places: Option<&Places>,
+) -> Option<StaleFlows> {
+    let [new, old] = [wanted, present].map(|table| frontends(table, places));
     let none = Treatment::default();
     let mut stale = StaleFlows::none(family);
     for frontend in new.keys().chain(old.keys()) {
@@ -58,7 +63,7 @@ pub(super) fn stale(family: Family, wanted: &Table, present: &Table) -> Option<S
 }
 
 /// Where clients send UDP to, and what becomes of them.
-fn frontends(nat: &Table) -> BTreeMap<Frontend, Treatment> {
+fn frontends(nat: &Table, places: Option<&Places>) -> BTreeMap<Frontend, Treatment> {
     let nodes: Vec<IpAddr> = nat
         .chains
         .get(&Fixed::Services.into())
@@ -68,7 +73,11 @@ fn frontends(nat: &Table) -> BTreeMap<Frontend, Treatment> {
         .filter_map(destination)
         .collect();
     let mut frontends: BTreeMap<Frontend, Treatment> = BTreeMap::new();
-    for rule in nat.chains.values().flatten() {
+    let rules: Vec<&Rule> = match places {
+        None => nat.chains.values().flatten().collect(),
+        Some(places) => leading_from(nat, places),
+    };
+    for rule in rules {
         let (Some(chain), Some((first, last))) = (dispatch(rule), udp_ports(rule)) else {
             continue;
         };
@@ -107,6 +116,26 @@ fn destination(rule: &Rule) -> Option<IpAddr> {
         Match::Destination(range) => Some(range.addr()),
         _ => None,
     })
+}
+
+/// The rules of UDP that packets to these places meet first.
+fn leading_from<'a>(nat: &'a Table, places: &Places) -> Vec<&'a Rule> {
+    let mut rules = Vec::new();
+    for address in &places.addresses {
+        rules.extend(tree::leaves(&nat.chains, Fixed::Services, &|one| match one {
+            Match::Destination(range) => range.contains(address),
+            Match::Protocol(protocol) => *protocol == Protocol::Udp,
+            _ => true,
+        }));
+    }
+    for port in &places.node_ports {
+        rules.extend(tree::leaves(&nat.chains, Fixed::NodePorts, &|one| match one {
+            Match::Ports { first, last } => (*first..=*last).contains(port),
+            Match::Protocol(protocol) => *protocol == Protocol::Udp,
+            _ => true,
+        }));
+    }
+    rules
 }
 
 /// The chain of a frontend.

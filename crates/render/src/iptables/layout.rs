@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::{ClusterConfig, Family, Protocol};
+use model::{ClusterConfig, Family, NamespacedName, Protocol};
 use plan::services::{
     Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
 };
@@ -37,24 +37,23 @@ use super::language::{
     CHANCE_ONE, ChainName, Comment, Fixed, Hook, Kind, Match, Rule, Table, TableId, TableName,
     Target,
 };
-use super::tree::{self, Branches};
+use super::tree;
 use crate::owned::MARK_MASQUERADE;
 
-/// Our part of the tables of one family.
-pub fn tables(
-    family: Family,
-    desired: &Desired,
-    config: &ClusterConfig,
-    facts: &NodeFacts,
-) -> [(TableId, Table); 2] {
-    let mut builder = Builder::new(family, desired, config, facts);
-    let mut claimed = BTreeSet::new();
-    for (key, service) in &desired.services {
-        for port in ports(family, &key.to_string(), service, &mut claimed) {
-            builder.add_port(&port);
-        }
-    }
-    builder.finish()
+/// What one Service adds to the tables of one family: a function of its plan, and of the frontends
+/// that others have.
+#[derive(Debug, Default)]
+pub struct Addition {
+    /// Chains of nat of this Service alone.
+    pub nat: BTreeMap<ChainName, Vec<Rule>>,
+    /// Chains of filter.
+    pub filter: BTreeMap<ChainName, Vec<Rule>>,
+    /// Rules of nat by destination address.
+    pub by_address: BTreeMap<u128, Vec<Rule>>,
+    /// Rules of nat by node port.
+    pub by_node_port: BTreeMap<Protocol, BTreeMap<u128, Vec<Rule>>>,
+    /// Rules of the firewall.
+    pub firewall: Vec<Rule>,
 }
 
 /// All frontends of one port of a Service, in one family.
@@ -82,19 +81,16 @@ enum At {
     Node,
 }
 
-/// A Service's frontends by its ports.
-///
-/// Of Services that share an external address and port, the first by name has it: without
-/// `claimed`, clients that it drops or refuses would get to the others.
+/// A Service's frontends by its ports, as far as it has them.
 fn ports<'a>(
     family: Family,
     service: &str,
     plan: &'a ServicePlan,
-    claimed: &mut BTreeSet<Frontend>,
+    has: &mut dyn FnMut(&Frontend) -> bool,
 ) -> Vec<Port<'a>> {
     let mut ports: BTreeMap<(String, Protocol, bool), Vec<Site<'a>>> = BTreeMap::new();
     let of_family = plan.frontends.iter().filter(|(frontend, _)| frontend.family() == family);
-    for (frontend, plan) in of_family.filter(|(frontend, _)| claimed.insert(**frontend)) {
+    for (frontend, plan) in of_family.filter(|(frontend, _)| has(frontend)) {
         let (at, port) = match *frontend {
             Frontend::ClusterIp { address, port, .. } => (At::ClusterIp(address), port),
             Frontend::External { address, port, .. } => (At::External(address), port),
@@ -122,24 +118,20 @@ fn ports<'a>(
     named.collect()
 }
 
-struct Builder<'a> {
+/// What the rules of one family depend on besides the Services.
+#[derive(Debug)]
+pub struct Layout<'a> {
     family: Family,
     /// The ranges of this node's pods.
     own_pods: Vec<IpNet>,
     /// The node's own addresses.
     addresses: Vec<IpAddr>,
     config: &'a ClusterConfig,
-    nat: Table,
-    filter: Table,
-    /// Rules of nat by destination address, and by node port.
-    by_address: BTreeMap<u128, Vec<Rule>>,
-    by_node_port: BTreeMap<Protocol, BTreeMap<u128, Vec<Rule>>>,
-    /// Rules of filter.
-    firewall: Vec<Rule>,
 }
 
-impl<'a> Builder<'a> {
-    fn new(
+impl<'a> Layout<'a> {
+    /// Of one family.
+    pub fn new(
         family: Family,
         desired: &Desired,
         config: &'a ClusterConfig,
@@ -156,14 +148,84 @@ impl<'a> Builder<'a> {
             own_pods: in_family(own),
             addresses: addresses.filter(|address| Family::of(address) == family).collect(),
             config,
-            nat: Table::default(),
-            filter: Table::default(),
-            by_address: BTreeMap::new(),
-            by_node_port: BTreeMap::new(),
-            firewall: vec![],
         }
     }
 
+    /// What a Service adds. `has` says which frontends it has: others may claim them too.
+    pub fn addition(
+        &self,
+        service: &NamespacedName,
+        plan: &ServicePlan,
+        mut has: impl FnMut(&Frontend) -> bool,
+    ) -> Addition {
+        let mut builder = Builder { layout: self, added: Addition::default() };
+        for port in ports(self.family, &service.to_string(), plan, &mut has) {
+            builder.add_port(&port);
+        }
+        builder.added
+    }
+
+    /// The tables without any Service; the lists are still empty.
+    pub fn base(&self) -> [(TableId, Table); 2] {
+        let id = |name| TableId { family: self.family, name };
+        [(id(TableName::Nat), self.nat()), (id(TableName::Filter), self.filter())]
+    }
+
+    /// The chain where all begins, around the list by address.
+    pub fn services(&self, by_address: Vec<Rule>) -> Vec<Rule> {
+        let clear = Rule::new([], Target::ClearMark(MARK_MASQUERADE));
+        [clear].into_iter().chain(by_address).chain(self.at_node_addresses()).collect()
+    }
+
+    fn nat(&self) -> Table {
+        let mark = Rule::new([], Target::SetMark(MARK_MASQUERADE));
+        let mut others = Vec::new();
+        if !self.config.masquerade_all {
+            let own = self.own_pods.iter();
+            others.extend(own.map(|pods| Rule::new([Match::Source(*pods)], Target::Return)));
+        }
+        others.push(Rule::new([], Fixed::MarkMasquerade));
+        let postrouting = vec![
+            Rule::new([Match::WithoutMark(MARK_MASQUERADE)], Target::Return),
+            Rule::new([], Target::ClearMark(MARK_MASQUERADE)),
+            Rule::new([], Target::Masquerade),
+        ];
+        let chains = [
+            (Fixed::Services, self.services(vec![])),
+            (Fixed::NodePorts, vec![]),
+            (Fixed::MarkMasquerade, vec![mark]),
+            (Fixed::MarkOthers, others),
+            (Fixed::Postrouting, postrouting),
+        ];
+        let jump = |chain: Fixed| vec![Rule::new([], chain)];
+        let hooks = BTreeMap::from([
+            (Hook::Prerouting, jump(Fixed::Services)),
+            (Hook::Output, jump(Fixed::Services)),
+            (Hook::Postrouting, jump(Fixed::Postrouting)),
+        ]);
+        let chains = chains.into_iter().map(|(chain, rules)| (chain.into(), rules));
+        Table { chains: chains.collect(), hooks }
+    }
+
+    fn filter(&self) -> Table {
+        let new = || vec![Rule::new([Match::NewFlow], Fixed::Firewall)];
+        let hooks = [Hook::Input, Hook::Forward, Hook::Output].map(|hook| (hook, new()));
+        Table { chains: [(Fixed::Firewall.into(), vec![])].into(), hooks: hooks.into() }
+    }
+
+    /// Node ports come last: an external address may be the node's, and wins.
+    fn at_node_addresses(&self) -> impl Iterator<Item = Rule> {
+        let open = self.addresses.iter().filter(|&&it| self.config.has_node_ports_at(it));
+        open.map(|&address| Rule::new([Match::Destination(IpNet::from(address))], Fixed::NodePorts))
+    }
+}
+
+struct Builder<'a> {
+    layout: &'a Layout<'a>,
+    added: Addition,
+}
+
+impl Builder<'_> {
     fn add_port(&mut self, port: &Port<'_>) {
         let internal = port.sites.iter().find(|site| matches!(site.at, At::ClusterIp(_)));
         let external = port.sites.iter().find(|site| !matches!(site.at, At::ClusterIp(_)));
@@ -228,7 +290,7 @@ impl<'a> Builder<'a> {
         for ((_, endpoint), chance) in chains.into_iter().zip(chances(&weights)) {
             rules.push(Rule::new(chance.map(Match::Chance), endpoint));
         }
-        self.nat.chains.insert(ChainName::keyed(kind, &port.id), rules);
+        self.added.nat.insert(ChainName::keyed(kind, &port.id), rules);
     }
 
     /// The chain of one endpoint. One that reaches itself would be answered past us: its source
@@ -246,7 +308,7 @@ impl<'a> Builder<'a> {
         let number = Some(endpoint.port()).filter(|&number| number != 0);
         let translate = Target::Translate { address: endpoint.ip(), port: number };
         let rules = vec![Rule::new([itself], Fixed::MarkMasquerade), Rule::new(matches, translate)];
-        self.nat.chains.insert(name.clone(), rules);
+        self.added.nat.insert(name.clone(), rules);
         name
     }
 
@@ -257,7 +319,7 @@ impl<'a> Builder<'a> {
         let rules = match &plan.outside {
             None => vec![Rule::new([], Fixed::MarkMasquerade), Rule::new([], service)],
             Some(outside) => {
-                let own = self.own_pods.iter();
+                let own = self.layout.own_pods.iter();
                 let mut rules: Vec<Rule> =
                     own.map(|pods| Rule::new([Match::Source(*pods)], service.clone())).collect();
                 rules.push(Rule::new([Match::FromThisNode], Fixed::MarkMasquerade));
@@ -272,14 +334,14 @@ impl<'a> Builder<'a> {
                 rules
             }
         };
-        self.nat.chains.insert(ChainName::keyed(Kind::External, &port.id), rules);
+        self.added.nat.insert(ChainName::keyed(Kind::External, &port.id), rules);
     }
 
     fn add_cluster_ip(&mut self, kind: Kind, port: &Port<'_>, site: &Site<'_>, address: IpAddr) {
         if let Backends::Endpoints(_) = &site.plan.backends {
             let chain = ChainName::keyed(kind, &port.id);
             let rule = Rule::new(self.named(port, site, address), chain);
-            self.by_address.entry(tree::key_of(address)).or_default().push(rule);
+            self.added.by_address.entry(tree::key_of(address)).or_default().push(rule);
         }
     }
 
@@ -295,11 +357,11 @@ impl<'a> Builder<'a> {
                 Some(Target::Jump(firewall.unwrap_or_else(external)))
             }
             // A node port of the same number must not have it.
-            _ => self.addresses.contains(&address).then_some(Target::Accept),
+            _ => self.layout.addresses.contains(&address).then_some(Target::Accept),
         };
         if let Some(target) = target {
             let rule = Rule::new(self.named(port, site, address), target);
-            self.by_address.entry(tree::key_of(address)).or_default().push(rule);
+            self.added.by_address.entry(tree::key_of(address)).or_default().push(rule);
         }
     }
 
@@ -312,7 +374,8 @@ impl<'a> Builder<'a> {
         name: &ChainName,
         ranges: &BTreeSet<IpNet>,
     ) {
-        let of_family = ranges.iter().filter(|range| Family::of(&range.addr()) == self.family);
+        let of_family =
+            ranges.iter().filter(|range| Family::of(&range.addr()) == self.layout.family);
         let sources: Vec<Match> = of_family.map(|range| Match::Source(range.trunc())).collect();
         let rules = |served: Target, others: Target| -> Vec<Rule> {
             let served = sources.iter().map(|source| Rule::new([source.clone()], served.clone()));
@@ -320,10 +383,10 @@ impl<'a> Builder<'a> {
         };
         if let Backends::Endpoints(_) = &site.plan.backends {
             let external = Target::Jump(ChainName::keyed(Kind::External, &port.id));
-            self.nat.chains.insert(name.clone(), rules(external, Target::Accept));
+            self.added.nat.insert(name.clone(), rules(external, Target::Accept));
         }
-        self.filter.chains.insert(name.clone(), rules(Target::Return, Target::Drop));
-        self.firewall.push(Rule::new(self.to(port, site, address), name.clone()));
+        self.added.filter.insert(name.clone(), rules(Target::Return, Target::Drop));
+        self.added.firewall.push(Rule::new(self.to(port, site, address), name.clone()));
     }
 
     fn add_node_port(&mut self, port: &Port<'_>, site: &Site<'_>) {
@@ -331,7 +394,7 @@ impl<'a> Builder<'a> {
             let ports = Match::Ports { first: site.first, last: site.last };
             let named = [Match::Protocol(port.protocol), ports, comment(port)];
             let rule = Rule::new(named, ChainName::keyed(Kind::External, &port.id));
-            let ports = self.by_node_port.entry(port.protocol).or_default();
+            let ports = self.added.by_node_port.entry(port.protocol).or_default();
             ports.entry(u128::from(site.first)).or_default().push(rule);
         }
     }
@@ -344,67 +407,6 @@ impl<'a> Builder<'a> {
         let mut matches = self.to(port, site, address);
         matches.push(comment(port));
         matches
-    }
-
-    fn finish(mut self) -> [(TableId, Table); 2] {
-        self.finish_nat();
-        self.finish_filter();
-        let id = |name| TableId { family: self.family, name };
-        [(id(TableName::Nat), self.nat), (id(TableName::Filter), self.filter)]
-    }
-
-    fn finish_nat(&mut self) {
-        let branches = Branches::of(self.family);
-        let mut services = vec![Rule::new([], Target::ClearMark(MARK_MASQUERADE))];
-        services.extend(tree::plant(&mut self.nat.chains, branches, &self.by_address));
-        services.extend(self.at_node_addresses());
-        let mut node_ports = Vec::new();
-        for (&protocol, ports) in &self.by_node_port {
-            let branches = Branches::Ports(protocol);
-            node_ports.extend(tree::plant(&mut self.nat.chains, branches, ports));
-        }
-        let mark = Rule::new([], Target::SetMark(MARK_MASQUERADE));
-        let mut others = Vec::new();
-        if !self.config.masquerade_all {
-            let own = self.own_pods.iter();
-            others.extend(own.map(|pods| Rule::new([Match::Source(*pods)], Target::Return)));
-        }
-        others.push(Rule::new([], Fixed::MarkMasquerade));
-        let postrouting = vec![
-            Rule::new([Match::WithoutMark(MARK_MASQUERADE)], Target::Return),
-            Rule::new([], Target::ClearMark(MARK_MASQUERADE)),
-            Rule::new([], Target::Masquerade),
-        ];
-        for (chain, rules) in [
-            (Fixed::Services, services),
-            (Fixed::NodePorts, node_ports),
-            (Fixed::MarkMasquerade, vec![mark]),
-            (Fixed::MarkOthers, others),
-            (Fixed::Postrouting, postrouting),
-        ] {
-            self.nat.chains.insert(chain.into(), rules);
-        }
-        let jump = |chain: Fixed| vec![Rule::new([], chain)];
-        self.nat.hooks = BTreeMap::from([
-            (Hook::Prerouting, jump(Fixed::Services)),
-            (Hook::Output, jump(Fixed::Services)),
-            (Hook::Postrouting, jump(Fixed::Postrouting)),
-        ]);
-    }
-
-    fn finish_filter(&mut self) {
-        let firewall = std::mem::take(&mut self.firewall);
-        self.filter.chains.insert(Fixed::Firewall.into(), firewall);
-        let new = || vec![Rule::new([Match::NewFlow], Fixed::Firewall)];
-        self.filter.hooks =
-            [Hook::Input, Hook::Forward, Hook::Output].map(|hook| (hook, new())).into();
-    }
-
-    /// Node ports come last: an external address may be the node's, and wins.
-    fn at_node_addresses(&self) -> Vec<Rule> {
-        let open = self.addresses.iter().filter(|&&it| self.config.has_node_ports_at(it));
-        open.map(|&address| Rule::new([Match::Destination(IpNet::from(address))], Fixed::NodePorts))
-            .collect()
     }
 }
 

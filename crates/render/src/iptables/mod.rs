@@ -2,7 +2,8 @@
 //!
 //! - [`language`]: chains, rules, matches and targets as values.
 //! - [`text`]: rules as `iptables-save` prints them and `iptables-restore` reads them.
-//! - [`layout`]: which chains there are, and why.
+//! - [`layout`]: which chains there are, and why; what a Service adds to them.
+//! - [`IptablesProgram`]: the tables that shall be, kept up to date Service by Service.
 //! - [`diff()`]: from what is there to what shall be, chain by chain.
 //! - [`state`]: what the kernel holds, and what the programs refuse.
 //! - [`flows`]: which tracked UDP flows go with a change.
@@ -16,26 +17,15 @@ pub mod text;
 pub mod trace;
 
 mod diff;
+mod program;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use model::{ClusterConfig, Family};
-use plan::{Desired, NodeFacts};
-
-pub use diff::diff;
+pub use diff::{diff, diff_touched};
+pub use program::{IptablesProgram, Places, Touched, TouchedTables, render, update};
 pub use state::{Command, IptablesObserved, Transaction};
 pub use trace::{TraceError, trace};
 
 use crate::nft::StaleFlows;
-use language::{Table, TableId};
-
-/// What shall be: a nat and a filter table in each family that the cluster uses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IptablesProgram {
-    /// By family and name. Without any, all that is ours goes.
-    pub tables: BTreeMap<TableId, Table>,
-}
 
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,16 +34,4 @@ pub enum IptablesOp {
     Transaction(Transaction),
     /// Forgets tracked UDP flows that lead to endpoints which are no longer there.
     ForgetFlows(StaleFlows),
-}
-
-/// Says a plan in iptables. A pure function of its arguments.
-pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> IptablesProgram {
-    let ranges = [&config.pod_cidrs, &config.service_cidrs, &config.node_cidrs];
-    let families: BTreeSet<Family> =
-        ranges.into_iter().flatten().map(|range| Family::of(&range.addr())).collect();
-    let tables = families
-        .into_iter()
-        .flat_map(|family| layout::tables(family, desired, config, facts))
-        .collect();
-    IptablesProgram { tables }
 }
