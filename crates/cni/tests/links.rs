@@ -16,6 +16,7 @@ use model::{Attachment, MacAddress};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, VethSpec, sysctl};
 use serde_json::{Value, json};
 use testkit::emulated::Feature;
+use testkit::lab::probe::uninterrupted;
 
 /// How long an answer is waited for that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -40,7 +41,7 @@ fn reaches(client: &Netns, server: &Netns, to: IpAddr, expected: bool) -> bool {
     let client = client.run(|| UdpSocket::bind((any, 0)).expect("bound")).expect("inside");
     server.set_read_timeout(Some(patience)).expect("a timeout");
     // No route, or nobody who answers for the address, is no way either.
-    client.send_to(b"hello", address).is_ok() && server.recv(&mut [0; 16]).is_ok()
+    client.send_to(b"hello", address).is_ok() && uninterrupted(|| server.recv(&mut [0; 16])).is_ok()
 }
 
 fn parameter(namespace: &Netns, key: &str) -> String {

@@ -9,6 +9,7 @@ use model::world::Kind;
 use model::{NamespacedName, Overlay};
 use netlink::LinkChange;
 use render::net::{LinkKind, LinkState, NetOp, RouteState};
+use testkit::lab::probe::uninterrupted;
 
 const LARGE_DATAGRAM_BYTES: usize = 3000;
 const LARGE_BODY_BYTES: usize = 10_000_000;
@@ -114,7 +115,10 @@ fn every_refused_datagram_is_answered_however_fast_they_come() {
         socket.set_read_timeout(Some(lab::PATIENCE)).expect("a timeout");
         let refused = |_: &usize| {
             // A refusal is told by whichever call comes next.
-            let error = socket.send(b"x").and_then(|_| socket.recv(&mut [0; 1])).expect_err("none");
+            let error = socket
+                .send(b"x")
+                .and_then(|_| uninterrupted(|| socket.recv(&mut [0; 1])))
+                .expect_err("none");
             error.kind() == std::io::ErrorKind::ConnectionRefused
         };
         (0..attempts).take_while(refused).count()

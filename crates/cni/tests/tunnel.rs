@@ -10,6 +10,7 @@ use model::layout::{BRIDGE, UPLINK};
 use model::world::Kind;
 use model::{MacAddress, NamespacedName, Overlay};
 use netlink::{LinkChange, Netns, VxlanSpec, sysctl};
+use testkit::lab::probe::uninterrupted;
 
 /// How long to wait for a packet that shall not come.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -53,7 +54,7 @@ impl Victim {
         }
         let patience = if attack.works { PATIENCE } else { SILENCE };
         self.socket.set_read_timeout(Some(patience)).expect("a timeout");
-        match self.socket.recv_from(&mut [0; 64]) {
+        match uninterrupted(|| self.socket.recv_from(&mut [0; 64])) {
             Ok((_, from)) => {
                 assert_eq!(from.ip(), IpAddr::V4(inner));
                 true

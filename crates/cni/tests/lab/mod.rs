@@ -22,6 +22,7 @@ use plan::NodeFacts;
 use render::net::NetOp;
 use render::nft::NftOp;
 use serde_json::{Value, json};
+use testkit::lab::probe::uninterrupted;
 
 /// How long any one answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -356,10 +357,11 @@ pub fn udp_echo(client: &Netns, server: &Netns, to: IpAddr, bytes: usize) -> IpA
     let sent: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
     client.send_to(&sent, server_address).expect("sent");
     let mut buffer = vec![0; 65536];
-    let (length, from) = server.recv_from(&mut buffer).expect("the datagram arrives");
+    let (length, from) =
+        uninterrupted(|| server.recv_from(&mut buffer)).expect("the datagram arrives");
     assert_eq!(&buffer[..length], sent, "whole");
     server.send_to(&buffer[..length], from).expect("answered");
-    let length = client.recv(&mut buffer).expect("the answer arrives");
+    let length = uninterrupted(|| client.recv(&mut buffer)).expect("the answer arrives");
     assert_eq!(length, bytes);
     from.ip()
 }

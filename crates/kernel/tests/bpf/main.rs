@@ -25,6 +25,7 @@ use lab::{
 };
 use model::{Fate, Mac, Neighbour, RemoteWay, Scene};
 use random::{Pool, Random};
+use testkit::lab::probe::uninterrupted;
 
 const FAMILIES: [usize; 2] = [0, 1];
 /// Frames of the comparison with the model.
@@ -287,7 +288,7 @@ fn tunnel_packets_with_another_nodes_source_do_not_pass_unless_the_defence_is_of
             );
             raw::send_tunnelled(&second, node_address(1), &frame);
             let mut piece = [0; 64];
-            let arrived = target.recv_from(&mut piece).is_ok();
+            let arrived = uninterrupted(|| target.recv_from(&mut piece)).is_ok();
             assert_eq!(arrived, is_honest || !defended, "{source}, defended: {defended}");
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use model::{Family, Protocol};
 use netlink::Netns;
 use socket2::{Domain, Socket, Type};
+use testkit::lab::probe::uninterrupted;
 
 /// How long any answer may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -146,7 +147,7 @@ pub fn ask_udp_with(socket: &UdpSocket, address: SocketAddr, patience: Duration)
         Err(error) => panic!("cannot send to {address}: {error}"),
     }
     let mut answer = [0; 64];
-    match socket.recv(&mut answer) {
+    match uninterrupted(|| socket.recv(&mut answer)) {
         Ok(length) => parse(&String::from_utf8_lossy(&answer[..length])),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Answer::Refused,
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -184,7 +185,7 @@ pub fn sctp_seen(from: &Netns, address: IpAddr, port: u16, at: &Netns) -> Option
     let sender = from.run(open).expect("the sender's namespace");
     sender.send_to(&init, any).expect("sent");
     let mut packet = [0; 128];
-    let (length, source) = listener.recv_from(&mut packet).ok()?;
+    let (length, source) = uninterrupted(|| listener.recv_from(&mut packet)).ok()?;
     let header = if any.is_ipv4() { 20 } else { 0 };
     let port = packet.get(header + 2..header + 4).filter(|_| length >= header + 32)?;
     Some((source.ip(), u16::from_be_bytes([port[0], port[1]])))

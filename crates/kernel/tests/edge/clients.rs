@@ -11,6 +11,7 @@ use std::time::Duration;
 use netlink::Netns;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
+use testkit::lab::probe::uninterrupted;
 
 /// How long to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -118,7 +119,7 @@ impl UdpClient {
         self.socket.send_to(question.as_bytes(), to).expect("a datagram");
         let mut answer = [0; 64];
         for _ in 0..self.asked.get() {
-            let length = self.socket.recv(&mut answer).ok()?;
+            let length = uninterrupted(|| self.socket.recv(&mut answer)).ok()?;
             let text = String::from_utf8_lossy(&answer[..length]);
             if let Some(text) = text.strip_suffix(&question) {
                 return Some(text.to_owned());

@@ -19,6 +19,7 @@ use lab::{BRIDGE_MAC, Mode, Node, TestPod, address, mac};
 use plan::zone::{HeadlessEndpoint, ServiceRecords, Zone};
 use question::{Question, TYPE_A};
 use render::names::{Client as Pod, Names, Times, of_zone};
+use testkit::lab::probe::uninterrupted;
 use testkit::random::Generator;
 
 /// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
@@ -331,7 +332,7 @@ fn ask_as(pod: &TestPod, server: &str, message: &[u8], patience: Duration) -> Op
         socket.set_read_timeout(Some(patience)).expect("a limit");
         socket.send(message).expect("sent");
         let mut reply = vec![0; 1500];
-        let octets = socket.recv(&mut reply).ok()?;
+        let octets = uninterrupted(|| socket.recv(&mut reply)).ok()?;
         reply.truncate(octets);
         Some(reply)
     };

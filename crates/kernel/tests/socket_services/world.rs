@@ -13,6 +13,7 @@ use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
 use render::ebpf::{EbpfOp, Sizes};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use testkit::lab::probe::uninterrupted;
 
 use crate::lab::{self, Mode, Node, PATIENCE, SILENCE, TestPod, address};
 
@@ -222,10 +223,11 @@ pub fn ask_connected(
     heard
 }
 
-fn heard(socket: &UdpSocket, servers: &[Server]) -> (SocketAddr, SocketAddr) {
+/// Who answers what a socket has sent, and whom the client takes it from.
+pub fn heard(socket: &UdpSocket, servers: &[Server]) -> (SocketAddr, SocketAddr) {
     let server = wait_for(|| servers.iter().find(|server| server.answer()));
     let server = server.expect("one of them was asked");
-    let (_, from) = socket.recv_from(&mut [0; 64]).expect("an answer");
+    let (_, from) = uninterrupted(|| socket.recv_from(&mut [0; 64])).expect("an answer");
     (server.address, from)
 }
 
