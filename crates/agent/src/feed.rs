@@ -3,8 +3,12 @@
 //! answers, for those who answer in its place ([`crate::names`]).
 //!
 //! Whose pods have which addresses comes from a watch of its own: nothing else on a node reads all
-//! pods of the cluster, and so little is kept of each that the loop's `World` is not the place.
+//! pods of the cluster, and so little is kept of each that the loop's `World` is not the place. The
+//! pods of this node are known before the API says which addresses they have: the plugin wrote it
+//! down before it made their links.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +19,7 @@ use client::{Client, ResourcePath, WatchEvent, WatchSpec};
 use dns::feed::{Change, MAX_SAID_OCTETS, Plain, Publisher, Settings};
 use dns::{Index, Records};
 use model::{ClusterConfig, NamespacedName, Pod, layout};
-use plan::zone::{PodAddresses, ZoneChanges};
+use plan::zone::{PodAddresses, PodNames, ZoneChanges};
 use render::names::{NameChanges, Names, changes, of_labels};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -35,11 +39,18 @@ pub(crate) struct Feed {
 /// The zone, and what the kernel has not got of it.
 struct Published {
     publisher: Publisher,
+    /// The pods of the cluster, as the API knows them.
+    pods: PodAddresses,
+    /// The namespaces of this node's own, as the plugin's records know them.
+    local: LocalPods,
     /// Names that changed since they were taken; `None` while nobody takes them.
     untaken: Option<NameChanges>,
     /// When the agent heard of the first of them, in microseconds since 1970.
     heard_us: Option<u64>,
 }
+
+/// Namespaces of pods of this node by address.
+pub(crate) type LocalPods = BTreeMap<IpAddr, String>;
 
 /// The names that the kernel has not got.
 pub(crate) struct UntakenNames {
@@ -67,7 +78,7 @@ impl Feed {
         // More than a former agent's, unless that heard of a change each second of its life.
         let sequence = unix_us() / 1_000_000;
         let publisher = Publisher::new(Settings::new(config), sequence);
-        let zone = Arc::new(Mutex::new(Published { publisher, untaken: None, heard_us: None }));
+        let zone = Arc::new(Mutex::new(Published::new(publisher)));
         let feed = Self { zone, newest: watch::Sender::new(0), said: watch::Sender::new(None) };
         tasks.spawn(feed.clone().accept(listener));
         tasks.spawn(feed.clone().follow_pods(client.clone()));
@@ -124,35 +135,45 @@ impl Feed {
 
     async fn follow_pods(self, client: Client) {
         let mut watcher = client.watch::<Pod>(WatchSpec::new(ResourcePath::new("v1", "pods")));
-        let mut pods = PodAddresses::default();
         loop {
-            let touched = match watcher.next().await {
-                WatchEvent::Listed(list) => pods.replace(&list),
-                WatchEvent::Applied(pod) => pods.set(&pod),
-                WatchEvent::Deleted(pod) => pods.remove(&pod.metadata.key()),
+            let event = watcher.next().await;
+            let mut zone = self.zone();
+            let touched = match event {
+                WatchEvent::Listed(list) => zone.pods.replace(&list),
+                WatchEvent::Applied(pod) => zone.pods.set(&pod),
+                WatchEvent::Deleted(pod) => zone.pods.remove(&pod.metadata.key()),
                 WatchEvent::Lost { reason } => {
                     tracing::warn!("the watch of pods for DNS is lost: {reason}");
                     continue;
                 }
                 WatchEvent::Resumed => continue,
             };
-            let names = |address| Change::Pod { address, names: pods.names_at(address) };
-            let mut zone = self.zone();
-            let touched = touched.into_iter().map(names);
-            if let Err(error) = zone.publisher.publish(touched, unix_us()) {
-                tracing::error!("a change cannot be sent to the DNS worker: {error}");
-            }
-            let sequence = zone.publisher.sequence();
+            let sequence = zone.publish_pods(&touched);
             drop(zone);
-            // Not before the first list of Services: names that come then would not exist yet.
-            self.newest.send_if_modified(|newest| {
-                let tell = *newest != 0 && *newest != sequence;
-                if tell {
-                    *newest = sequence;
-                }
-                tell
-            });
+            self.tell_of_pods(sequence);
         }
+    }
+
+    /// Takes in which pods are on this node.
+    pub(crate) fn set_local_pods(&self, local: LocalPods) {
+        let mut zone = self.zone();
+        let touched = zone.set_local(local);
+        if !touched.is_empty() {
+            let sequence = zone.publish_pods(&touched);
+            drop(zone);
+            self.tell_of_pods(sequence);
+        }
+    }
+
+    /// Not before the first list of Services: names that come then would not exist yet.
+    fn tell_of_pods(&self, sequence: u64) {
+        self.newest.send_if_modified(|newest| {
+            let tell = *newest != 0 && *newest != sequence;
+            if tell {
+                *newest = sequence;
+            }
+            tell
+        });
     }
 
     async fn accept(self, listener: UnixListener) {
@@ -234,6 +255,44 @@ impl Feed {
 }
 
 impl Published {
+    fn new(publisher: Publisher) -> Self {
+        Self {
+            publisher,
+            pods: PodAddresses::default(),
+            local: LocalPods::new(),
+            untaken: None,
+            heard_us: None,
+        }
+    }
+
+    /// Answers the addresses whose names may be others now.
+    fn set_local(&mut self, local: LocalPods) -> BTreeSet<IpAddr> {
+        let before = std::mem::replace(&mut self.local, local);
+        let all = before.keys().chain(self.local.keys());
+        all.filter(|one| before.get(one) != self.local.get(one)).copied().collect()
+    }
+
+    /// Tells whose pods have these addresses; answers the number of the newest change.
+    fn publish_pods(&mut self, touched: &BTreeSet<IpAddr>) -> u64 {
+        let change =
+            |address: &IpAddr| Change::Pod { address: *address, names: self.names_at(*address) };
+        let changes: Vec<Change> = touched.iter().map(change).collect();
+        if let Err(error) = self.publisher.publish(changes, unix_us()) {
+            tracing::error!("a change cannot be sent to the DNS worker: {error}");
+        }
+        self.publisher.sequence()
+    }
+
+    /// Of an address that a pod of this node has, the API may still say whose it was before.
+    fn names_at(&self, address: IpAddr) -> Option<PodNames> {
+        match self.local.get(&address) {
+            Some(namespace) => {
+                Some(PodNames { namespaces: vec![namespace.as_str().into()], is_own: true })
+            }
+            None => self.pods.names_at(address),
+        }
+    }
+
     /// Keeps which names will be others, before the index has the changes.
     fn note_names(&mut self, services: &[Change], heard_us: u64) {
         let Some(untaken) = &mut self.untaken else { return };
@@ -288,4 +347,35 @@ pub(crate) fn bind(run_directory: &Path, name: &str) -> Result<UnixListener> {
         UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_of_this_node_has_its_names_before_the_api_says_so_and_whatever_it_said() {
+        let settings = Settings::new(&ClusterConfig::default());
+        let mut zone = Published::new(Publisher::new(settings, 1));
+        let address: IpAddr = [10, 244, 1, 5].into();
+        let namespaces = |zone: &Published| {
+            let names = zone.publisher.index().pods_at(address);
+            names.map(|names| names.namespaces.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let mut old = Pod::default();
+        (old.metadata.namespace, old.metadata.name) = ("bank".into(), "gone".into());
+        old.status.pod_ip = address.to_string();
+        let touched = zone.pods.set(&old);
+        zone.publish_pods(&touched);
+        assert_eq!(namespaces(&zone), Some(vec!["bank".to_owned()]));
+        let touched = zone.set_local([(address, "shop".to_owned())].into());
+        zone.publish_pods(&touched);
+        assert_eq!(namespaces(&zone), Some(vec!["shop".to_owned()]));
+        assert!(zone.set_local([(address, "shop".to_owned())].into()).is_empty(), "as before");
+        let touched = zone.pods.remove(&old.metadata.key());
+        zone.publish_pods(&touched);
+        let touched = zone.set_local(LocalPods::new());
+        zone.publish_pods(&touched);
+        assert_eq!(namespaces(&zone), None);
+    }
 }

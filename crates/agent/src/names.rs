@@ -1,6 +1,6 @@
 //! The fast path of DNS: plain questions for addresses of the cluster's names are answered by eBPF
 //! at the links of this node's pods (`bpf/names.c`), as the worker would. A task of its own: the
-//! network never waits for it.
+//! network never waits for it. The same task tells the zone of pods that have just come.
 //!
 //! ```text
 //! feed (changes of names, SOA) ──┐
@@ -15,9 +15,11 @@
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use cni::records;
 use dns::feed::Plain;
 use kernel::bpf::names::{LEASE, NameAnswers, Wanted, is_present, missing};
@@ -29,7 +31,7 @@ use render::names::{Client, Times, settings};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 
-use crate::feed::{Feed, unix_us};
+use crate::feed::{Feed, LocalPods, unix_us};
 use crate::monitor::register;
 
 pub(crate) use state::FastPath;
@@ -59,6 +61,7 @@ pub(crate) fn spawn(
         plain: None,
         is_whole: false,
         not_before: None,
+        clients: BTreeMap::new(),
         pod_links: BTreeSet::new(),
     };
     tasks.spawn(keeper.run());
@@ -85,7 +88,9 @@ struct Keeper {
     is_whole: bool,
     /// When to try again what was refused.
     not_before: Option<Instant>,
-    /// Numbers of pods' links, as they were seen last.
+    /// The pods of this node that have a link, by its name, as they were seen last.
+    clients: BTreeMap<String, Client>,
+    /// The numbers of those links.
     pod_links: BTreeSet<u32>,
 }
 
@@ -153,6 +158,11 @@ impl Keeper {
     }
 
     fn turn(&mut self, cause: Cause, listed: bool, plain: Option<Plain>) {
+        if matches!(cause, Cause::Links | Cause::Period)
+            && let Err(error) = self.look_for_pods()
+        {
+            tracing::warn!("pods of this node are not seen: {error:#}");
+        }
         if self.path.wanted() == DnsFastPath::Off {
             return self.stop("it is switched off (dnsFastPath)");
         }
@@ -191,10 +201,6 @@ impl Keeper {
             self.path.load(load()?);
             self.is_whole = false;
         }
-        let mut clients = None;
-        if matches!(cause, Cause::Links | Cause::Period) || !self.is_whole {
-            clients = Some(self.clients()?);
-        }
         let path = self.path.clone();
         let mut guard = path.inner();
         let inner = &mut *guard;
@@ -203,7 +209,7 @@ impl Keeper {
         if !self.is_whole || is_other || (cause == Cause::Period && !answers.are_pinned()) {
             let (names, soa) = self.feed.all_names();
             let wanted = Wanted {
-                clients: clients.clone().unwrap_or_else(|| inner.clients.clone()),
+                clients: self.clients.clone(),
                 servers: plain.servers.clone(),
                 settings: settings(&self.domain, times(&plain), &soa),
             };
@@ -218,15 +224,13 @@ impl Keeper {
                 let took_us = unix_us().saturating_sub(heard_us);
                 inner.lag.record(Duration::from_micros(took_us));
             }
-            if let Some(clients) = &clients {
-                let done = answers.set_clients(clients)?;
+            if matches!(cause, Cause::Links | Cause::Period) {
+                let done = answers.set_clients(&self.clients)?;
                 tell(done.changes, done.failures)?;
             }
         }
         answers.renew(LEASE)?;
-        if let Some(clients) = clients {
-            inner.clients = clients;
-        }
+        inner.clients.clone_from(&self.clients);
         drop(guard);
         self.path.answer();
         Ok(())
@@ -242,25 +246,28 @@ impl Keeper {
         self.path.leave(reason);
     }
 
-    /// The pods of this node that have a link, by its name.
-    fn clients(&mut self) -> Result<BTreeMap<String, Client>, OpError> {
-        let failed = |message: String| OpError { errno: 0, message };
-        let links = Netlink::open().and_then(|mut netlink| netlink.links());
-        let links = links.map_err(|error| failed(error.to_string()))?;
-        let boot_id = records::boot_id().map_err(|error| failed(error.to_string()))?;
-        let attachments = records::of_all_networks(&self.records);
-        let attachments = attachments.map_err(|error| failed(error.to_string()))?;
+    /// Finds the pods of this node, and tells their namespaces to the zone.
+    fn look_for_pods(&mut self) -> Result<()> {
+        let links = Netlink::open()?.links()?;
+        let boot_id = records::boot_id()?;
+        let attachments = records::of_all_networks(&self.records)?;
         self.pod_links.clear();
-        let mut clients = BTreeMap::new();
+        self.clients.clear();
+        let mut local = LocalPods::new();
         for attachment in attachments.into_iter().filter(|it| it.boot_id == boot_id) {
             let Some(name) = attachment.link.node_end() else { continue };
             // One that comes, or goes, is heard of.
             let Some(link) = links.iter().find(|link| link.name == name) else { continue };
             self.pod_links.insert(link.index);
-            let addresses = attachment.addresses.iter().map(|address| address.addr()).collect();
-            clients.insert(name.to_owned(), Client { addresses, mac: attachment.mac });
+            let addresses: Vec<IpAddr> =
+                attachment.addresses.iter().map(|address| address.addr()).collect();
+            if let Some(pod) = &attachment.pod {
+                local.extend(addresses.iter().map(|address| (*address, pod.namespace.clone())));
+            }
+            self.clients.insert(name.to_owned(), Client { addresses, mac: attachment.mac });
         }
-        Ok(clients)
+        self.feed.set_local_pods(local);
+        Ok(())
     }
 }
 

@@ -22,7 +22,8 @@ use crate::output::{Format, print};
 )]
 pub struct Arguments {
     /// The full name.
-    name: String,
+    #[arg(value_name = "NAME")]
+    asked: String,
     /// The record type.
     #[arg(default_value = "A")]
     kind: String,
@@ -76,7 +77,7 @@ struct NodeExplanation {
 /// # Errors
 /// When the name or the type is none, there is no such pod, or a worker does not answer.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let name: Name = arguments.name.parse().with_context(|| arguments.name.clone())?;
+    let name: Name = arguments.asked.parse().with_context(|| arguments.asked.clone())?;
     let kind = kind_number(&arguments.kind)
         .with_context(|| format!("{} is no record type", arguments.kind))?;
     let mut roots = arguments.nodes.roots_of("dns")?;
@@ -179,6 +180,20 @@ mod tests {
         let reason = "the kernel has no such name".to_owned();
         explanation.kernel = Some(FastPathAnswer { reason, ..FastPathAnswer::default() });
         assert!(text(&explanation).contains("\nanswered by the worker: the kernel has no such"));
+    }
+
+    #[test]
+    fn a_name_is_asked_of_a_cluster_by_its_name() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let words =
+            ["query", "web.shop.svc.cluster.local", "--name", "lab", "--from", "shop/web-0"];
+        let line = <Line as clap::Parser>::try_parse_from(words).expect("a line");
+        assert_eq!(line.arguments.asked, "web.shop.svc.cluster.local");
+        assert_eq!(line.arguments.kind, "A");
     }
 
     #[test]
