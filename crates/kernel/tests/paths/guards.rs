@@ -9,6 +9,7 @@ use netlink::{Netns, Route};
 use plan::Desired;
 use testkit::deferred;
 use testkit::emulated::Feature;
+use testkit::lab::probe::uninterrupted;
 
 use super::lab::{Families, Lab, PATIENCE, Pod, udp, udp_echo};
 use super::packets::{self, Datagram};
@@ -157,7 +158,7 @@ fn the_port_of_wireguard_is_open_to_nodes_alone() {
             let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let client = udp(from, any.parse().expect("it"), patience);
             let _ = client.send_to(b"x", at);
-            server.recv_from(&mut [0; 8]).is_ok()
+            uninterrupted(|| server.recv_from(&mut [0; 8])).is_ok()
         };
         let attacks = [(&stranger, at), (&pod.namespace, at), (&pod.namespace, there)];
         for (from, at) in attacks {
@@ -179,7 +180,7 @@ fn the_port_of_wireguard_is_open_to_nodes_alone() {
 fn hears(pod: &Pod, from: &Netns, packet: &packets::Outer, patience: Duration) -> bool {
     let server = udp(&pod.namespace, SocketAddr::new(pod.addresses[0], packets::PORT), patience);
     packet.send(from);
-    server.recv_from(&mut [0; 64]).is_ok()
+    uninterrupted(|| server.recv_from(&mut [0; 64])).is_ok()
 }
 
 /// X-09 for one kind of tunnel: who is no node, and who is the wrong one, is not heard.

@@ -21,6 +21,7 @@ use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use plan::network::gateway;
 use plan::{Desired, NodeFacts};
 use render::net::NetOp;
+use testkit::lab::probe::uninterrupted;
 
 /// How long any one answer may take: the emulated kernel is slow.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,7 +91,7 @@ pub struct Pod {
 impl Lab {
     /// Nodes on these segments, 0 or 1; node n has the pod range number n and the address n + 1.
     pub fn new(overlay: Overlay, families: Families, segments: &[u8]) -> Self {
-        let router = Netns::create().expect("a network namespace (these tests need root)");
+        let router = namespace();
         let mut net = Netlink::open_in(&router).expect("a socket");
         let forward = || {
             sysctl::write("net/ipv4/ip_forward", "1").expect("it forwards");
@@ -125,7 +126,7 @@ impl Lab {
         let unique = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory =
             std::env::temp_dir().join(format!("flatnet-paths-{}-{unique}", std::process::id()));
-        let namespace = Netns::create().expect("a network namespace (these tests need root)");
+        let namespace = namespace();
         let addresses = segment_addresses(self.families, segment, number + 1);
         self.plug_in(&namespace, segment, &addresses, &format!("n{number}"));
         let node = LabNode {
@@ -167,7 +168,7 @@ impl Lab {
 
     /// A machine that is no node.
     pub fn stranger(&self, segment: u8, number: u8) -> Netns {
-        let machine = Netns::create().expect("a network namespace (these tests need root)");
+        let machine = namespace();
         let addresses = segment_addresses(self.families, segment, number);
         self.plug_in(&machine, segment, &addresses, &format!("s{number}"));
         machine
@@ -206,7 +207,7 @@ impl Lab {
     pub fn add_pod(&self, index: usize, number: u8) -> Pod {
         let node = &self.nodes[index];
         let mtu = self.desired(index).network.expect("a plan").mtu;
-        let namespace = Netns::create().expect("a network namespace (these tests need root)");
+        let namespace = namespace();
         let mut outside = Netlink::open_in(&node.namespace).expect("a socket");
         let bridge = outside.require_link(BRIDGE).expect("the bridge").index;
         let name = format!("pod{number}");
@@ -331,6 +332,15 @@ fn any_like(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Whose links use IPv6 addresses at once. While the kernel looks for duplicates of a link's own, it
+/// solicits nobody for what it forwards and drops it: seconds, on a busy machine.
+fn namespace() -> Netns {
+    let made = Netns::create().expect("a network namespace (these tests need root)");
+    let without_detection = || sysctl::write("net/ipv6/conf/default/accept_dad", "0");
+    made.run(without_detection).expect("inside").expect("no detection");
+    made
+}
+
 /// A UDP socket in a namespace.
 pub fn udp(namespace: &Netns, at: SocketAddr, patience: Duration) -> UdpSocket {
     let socket = namespace.run(|| UdpSocket::bind(at).expect("bound")).expect("inside");
@@ -353,10 +363,10 @@ pub fn udp_echo(
     // Where a guard stops it at once, the sender is told.
     client.send_to(&sent, server.local_addr().expect("its address")).ok()?;
     let mut buffer = vec![0; 65536];
-    let (length, from) = server.recv_from(&mut buffer).ok()?;
+    let (length, from) = uninterrupted(|| server.recv_from(&mut buffer)).ok()?;
     assert_eq!(&buffer[..length], sent, "whole");
     server.send_to(&buffer[..length], from).ok()?;
-    (client.recv(&mut buffer).ok()? == bytes).then_some(from.ip())
+    (uninterrupted(|| client.recv(&mut buffer)).ok()? == bytes).then_some(from.ip())
 }
 
 /// Sends a body over TCP; answers the source that the server saw.

@@ -14,6 +14,7 @@ use model::{Family, Overlay};
 use netlink::Netns;
 use testkit::deferred;
 use testkit::emulated::Feature;
+use testkit::lab::probe::uninterrupted;
 
 const LARGE_DATAGRAM_BYTES: usize = 3000;
 const BODY_BYTES: usize = 300_000;
@@ -125,7 +126,8 @@ fn largest_packet_passes(one: &Pod, two: &Pod, to: SocketAddr, mtu: u32) {
     let client = udp(&one.namespace, any.parse().expect("an address"), PATIENCE);
     let to = server.local_addr().expect("its address");
     client.send_to(&vec![1; payload], to).expect("sent");
-    let (length, _) = server.recv_from(&mut [0; 65536]).expect("the largest packet arrives");
+    let (length, _) =
+        uninterrupted(|| server.recv_from(&mut [0; 65536])).expect("the largest packet arrives");
     assert_eq!(length, payload);
 }
 
