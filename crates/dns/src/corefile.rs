@@ -236,14 +236,14 @@ impl Import {
             match option.name() {
                 "except" => lines.push(format!("  except: {}", list(option.arguments()))),
                 "policy" | "max_fails" | "max_concurrent" => {
-                    lines.push(format!("  {}: {}", option.name(), option.argument(0)));
+                    lines.push(format!("  {}: {}", option.name(), plain(option.argument(0))));
                 }
                 "tls_servername" => {
                     lines.push(format!("  tls_servername: {}", quoted(option.argument(0))));
                 }
                 "force_tcp" => lines.push("  force_tcp: true".into()),
                 "health_check" => {
-                    lines.push(format!("  health_check: {}", option.argument(0)));
+                    lines.push(format!("  health_check: {}", plain(option.argument(0))));
                     if option.arguments().len() > 1 {
                         self.lose(option, "probes have no options");
                     }
@@ -263,8 +263,8 @@ impl Import {
         let mut lines = Vec::new();
         for option in &directive.block {
             match option.name() {
-                "pods" => lines.push(format!("  pods: {}", option.argument(0))),
-                "ttl" => lines.push(format!("  ttl: {}s", option.argument(0))),
+                "pods" => lines.push(format!("  pods: {}", plain(option.argument(0)))),
+                "ttl" => lines.push(format!("  ttl: {}", seconds(option.argument(0)))),
                 "fallthrough" => {
                     let zones = option.arguments();
                     let all = if zones.is_empty() { directive.arguments() } else { zones };
@@ -302,12 +302,15 @@ impl Import {
                     let usual = if kind == "success" { "3600" } else { "1800" };
                     let most = rest.first().map_or(if ttl.is_empty() { usual } else { ttl }, |s| s);
                     let least = rest.get(1).map_or("5", |s| s);
-                    let text = format!("{{capacity: {capacity}, ttl: {most}s, min_ttl: {least}s}}");
+                    let (capacity, most) = (plain(capacity), seconds(most));
+                    let least = seconds(least);
+                    let text = format!("{{capacity: {capacity}, ttl: {most}, min_ttl: {least}}}");
                     kinds.insert(kind, text);
                 }
                 ("prefetch", [amount, rest @ ..]) => {
                     let duration = rest.first().map_or("1m", |s| s);
                     let percentage = rest.get(1).map_or("10", |s| s.trim_end_matches('%'));
+                    let [amount, duration, percentage] = [amount, duration, percentage].map(plain);
                     lines.push(format!(
                         "  prefetch: {{amount: {amount}, duration: {duration}, percentage: {percentage}}}"
                     ));
@@ -315,6 +318,7 @@ impl Import {
                 ("serve_stale", rest) => {
                     let duration = rest.first().map_or("1h", |s| s);
                     let mode = rest.get(1).map_or("immediate", |s| s);
+                    let [duration, mode] = [duration, mode].map(plain);
                     lines.push(format!(
                         "  serve_stale: {{duration: {duration}, refresh_mode: {mode}}}"
                     ));
@@ -336,7 +340,7 @@ impl Import {
         let mut lines = Vec::new();
         for option in &directive.block {
             match option.name() {
-                "ttl" => lines.push(format!("  ttl: {}s", option.argument(0))),
+                "ttl" => lines.push(format!("  ttl: {}", seconds(option.argument(0)))),
                 "fallthrough" => {
                     let line = option.line;
                     let why = "names that are not listed are asked of others";
@@ -399,14 +403,15 @@ impl Import {
             return self.lose(directive, "only the class IN is answered");
         }
         let zones = if zones.is_empty() { vec![".".to_owned()] } else { zones.to_vec() };
-        let mut lines = vec![format!("- zones: {}", list(&zones)), format!("  type: {kind}")];
+        let mut lines =
+            vec![format!("- zones: {}", list(&zones)), format!("  type: {}", plain(kind))];
         for option in &directive.block {
             match option.name() {
                 "match" if option.arguments().len() == 1 => {
                     lines.push(format!("  match: {}", quoted(option.argument(0))));
                 }
                 "answer" => lines.push(format!("  answer: {}", list(option.arguments()))),
-                "rcode" => lines.push(format!("  rcode: {}", option.argument(0))),
+                "rcode" => lines.push(format!("  rcode: {}", plain(option.argument(0)))),
                 "fallthrough" => {}
                 _ => self.lose(option, "`template` has no such option here"),
             }
@@ -499,6 +504,19 @@ impl Import {
 /// A text between quotation marks of YAML, in which nothing has a meaning.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A number, a word or a time as it is. Anything else goes between quotation marks, to be refused as
+/// a value: without them it could have a meaning in YAML.
+fn plain(text: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
+    let is_plain =
+        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(is_word);
+    if is_plain { text.to_owned() } else { quoted(text) }
+}
+
+fn seconds(text: &str) -> String {
+    plain(&format!("{text}s"))
 }
 
 fn list(texts: &[String]) -> String {
