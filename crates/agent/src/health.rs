@@ -170,8 +170,7 @@ impl Audience {
 pub(crate) fn serve(
     run_directory: &Path,
     questions: mpsc::Sender<Question>,
-    addressing: Addressing,
-    names: FastPath,
+    (addressing, names): (Addressing, FastPath),
     tasks: &mut JoinSet<()>,
 ) -> Result<Told> {
     let (sender, status) = watch::channel(AgentStatus::default());

@@ -87,11 +87,9 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
         view: viewed.clone(),
         claimed: claimed.clone(),
     };
-    let names = names::FastPath::new(options.config.dns_fast_path);
-    let records = options.places.records.clone();
-    names::spawn(&names, &feed, &options.config.cluster_domain, records, &mut tasks);
-    let told =
-        health::serve(&options.places.run, questions, addressing, names.clone(), &mut tasks)?;
+    let names = names::spawn(&options, &feed, &mut tasks);
+    let served = (addressing, names.clone());
+    let told = health::serve(&options.places.run, questions, served, &mut tasks)?;
     let reports = report::spawn(client.clone(), options.node_name.clone(), &mut tasks);
     let (events, mut queue) = mpsc::channel::<Event>(QUEUE_EVENTS);
     watches::spawn(&client, &events, &mut tasks);
@@ -105,12 +103,9 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     };
     tasks.spawn(keeper.run());
     tracing::info!(node = options.node_name, "the agent runs");
-    let paths = paths::spawn(&options.config, options.path_test_period, &mut tasks);
-    let paths = paths::Keeper::new(paths);
-    let failover = match options.config.failover {
-        true => failover::spawn(&options.places.run, &mut tasks),
-        false => failover::Keeper::default(),
-    };
+    let paths =
+        paths::Keeper::new(paths::spawn(&options.config, options.path_test_period, &mut tasks));
+    let failover = failover_of(&options, &mut tasks);
     let mut agent =
         Agent::open(options, told.measures, paths, failover).context("opening the kernel")?;
     let status = told.status;
@@ -142,6 +137,13 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
         agent.follow_paths();
         agent.follow_failover();
         listeners.tell(&mut agent, heard_us);
+    }
+}
+
+fn failover_of(options: &Options, tasks: &mut JoinSet<()>) -> failover::Keeper {
+    match options.config.failover {
+        true => failover::spawn(&options.places.run, tasks),
+        false => failover::Keeper::default(),
     }
 }
 

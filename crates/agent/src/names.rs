@@ -23,7 +23,7 @@ use anyhow::Result;
 use cni::records;
 use dns::feed::Plain;
 use kernel::bpf::names::{LEASE, NameAnswers, Wanted, is_present, missing};
-use kernel::bpf::{FILE_SYSTEM, Options, probe};
+use kernel::bpf::{self, FILE_SYSTEM, probe};
 use model::{DnsFastPath, layout};
 use netlink::{Monitor, Netlink, Notice};
 use render::OpError;
@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 
 use crate::feed::{Feed, LocalPods, unix_us};
 use crate::monitor::register;
+use crate::options::Options;
 
 pub(crate) use state::FastPath;
 pub use state::{FastPathAnswer, FastPathStatus};
@@ -46,18 +47,14 @@ const LINK_HEADER_BYTES: usize = 16;
 const IFLA_IFALIAS: u16 = 20;
 
 /// Starts the task.
-pub(crate) fn spawn(
-    path: &FastPath,
-    feed: &Feed,
-    domain: &str,
-    records: PathBuf,
-    tasks: &mut JoinSet<()>,
-) {
+pub(crate) fn spawn(options: &Options, feed: &Feed, tasks: &mut JoinSet<()>) -> FastPath {
+    let config = &options.config;
+    let path = FastPath::new(config.dns_fast_path);
     let keeper = Keeper {
         path: path.clone(),
         feed: feed.clone(),
-        domain: domain.trim_end_matches('.').to_ascii_lowercase(),
-        records,
+        domain: config.cluster_domain.trim_end_matches('.').to_ascii_lowercase(),
+        records: options.places.records.clone(),
         plain: None,
         is_whole: false,
         not_before: None,
@@ -65,6 +62,7 @@ pub(crate) fn spawn(
         pod_links: BTreeSet::new(),
     };
     tasks.spawn(keeper.run());
+    path
 }
 
 /// What woke the task.
@@ -279,7 +277,7 @@ fn load() -> Result<NameAnswers, OpError> {
         return Err(OpError { errno: libc::EOPNOTSUPP, message: missing.join("; ") });
     }
     let hook = probe(&file_system).hook;
-    NameAnswers::load(&Options { file_system, hook })
+    NameAnswers::load(&bpf::Options { file_system, hook })
 }
 
 /// Takes away what any agent left.
