@@ -197,7 +197,7 @@ fn image() -> Result<PathBuf> {
     let layer = workspace().join("target/tmp/real-image");
     fs::create_dir_all(layer.join("bin"))?;
     fs::create_dir_all(layer.join("lib/modules"))?;
-    for name in ["flatnet", "flatnet-cni"] {
+    for name in ["flatnet", "flatnet-cni", "flatnet-dnsworker"] {
         let target = layer.join("bin").join(name);
         let _ = fs::remove_file(&target);
         fs::copy(program(name), &target).with_context(|| format!("copying {name}"))?;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::cgroups;
 use super::paths::Paths;
+use super::preflight;
 
 /// The result for people.
 pub fn sentence(kilobytes: u64) -> String {
@@ -23,7 +24,7 @@ pub fn own_kilobytes(paths: &Paths, supervisor: i32) -> u64 {
 fn is_ours(pid: i32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| {
         let name = program.file_name().map(|name| name.to_string_lossy().into_owned());
-        matches!(name.as_deref(), Some("flatnet" | "flatnet-pause"))
+        matches!(name.as_deref(), Some("flatnet" | preflight::DNS_WORKER | "flatnet-pause"))
     })
 }
 

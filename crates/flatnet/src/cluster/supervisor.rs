@@ -135,7 +135,6 @@ pub fn run(paths: &Paths) -> Result<()> {
     };
     let spec = ClusterSpec::load(paths)?
         .with_context(|| format!("there is no cluster {}: `flatnet up` makes it", paths.name()))?;
-    let predecessors = sockets::take_over(paths, &spec);
     stop_leftovers(paths, &spec)?;
 
     let mut signals = SigSet::empty();
@@ -145,7 +144,7 @@ pub fn run(paths: &Paths) -> Result<()> {
     signals.thread_block()?;
     let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
 
-    let units = children::units(paths, &spec, predecessors)?;
+    let units = children::units(paths, &spec)?;
     let mut processes: Vec<Process> = units.into_iter().map(Process::new).collect();
     loop {
         let mut changed = reap(&mut processes);

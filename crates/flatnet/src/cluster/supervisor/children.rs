@@ -1,7 +1,6 @@
 #![allow(unsafe_code)] // `pre_exec`: see SAFETY below.
 //! The processes of a cluster: what they are called with, and how they get where they belong.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -11,7 +10,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use dnsworker::Predecessor;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 
@@ -41,13 +39,8 @@ pub struct Place {
     cgroups: Vec<OwnedFd>,
 }
 
-/// All units of a cluster, in the order of their start. DNS workers go on with the sockets of those
-/// before them.
-pub(super) fn units(
-    paths: &Paths,
-    spec: &ClusterSpec,
-    mut predecessors: BTreeMap<String, Predecessor>,
-) -> Result<Vec<Unit>> {
+/// All units of a cluster, in the order of their start.
+pub(super) fn units(paths: &Paths, spec: &ClusterSpec) -> Result<Vec<Unit>> {
     let mut units = vec![Unit {
         name: "controlplane".into(),
         arguments: arguments("controlplane", paths, None),
@@ -55,13 +48,12 @@ pub(super) fn units(
         inherited: vec![],
     }];
     for node in &spec.nodes {
-        let sockets = sockets::dns(paths, spec, &node.name, predecessors.remove(&node.name))?;
-        units.extend(node_units(paths, node, sockets)?);
+        units.extend(node_units(paths, spec, node)?);
     }
     Ok(units)
 }
 
-fn node_units(paths: &Paths, node: &NodeSpec, sockets: Vec<OwnedFd>) -> Result<[Unit; 3]> {
+fn node_units(paths: &Paths, spec: &ClusterSpec, node: &NodeSpec) -> Result<[Unit; 3]> {
     let unit = |component: &str, inherited| -> Result<Unit> {
         Ok(Unit {
             name: format!("{component}/{}", node.name),
@@ -70,6 +62,7 @@ fn node_units(paths: &Paths, node: &NodeSpec, sockets: Vec<OwnedFd>) -> Result<[
             inherited,
         })
     };
+    let sockets = sockets::dns(paths, spec, &node.name)?;
     Ok([unit("agent", vec![])?, unit("runtime", vec![])?, unit("dns", sockets)?])
 }
 
