@@ -10,6 +10,7 @@
 //! within each round. What counts is the time that a server's threads ran, by the kernel's account,
 //! over the questions that were answered.
 
+mod flood;
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
 mod peers;
@@ -75,6 +76,17 @@ fn main() {
     println!("memory at {SERVICES} Services: the proportional share, in kB");
     for server in &servers {
         println!("{:<44}{:>8}", server.name, share_kb(server.pid));
+    }
+    println!("round trip of one client's question, in µs");
+    println!("{:<44}{:>8}{:>8}", "", "median", "p99");
+    for (what, burst, limit) in [
+        ("alone", 0, flood::LIMIT),
+        ("behind a flood of missing names", flood::BURST, flood::LIMIT),
+        ("the same without the limit", flood::BURST, 0),
+    ] {
+        flood::limit(&lab, limit);
+        let times = lab.on_node(|| flood::times(burst, SERVICES));
+        println!("{what:<44}{:>8}{:>8}", times[times.len() / 2], times[times.len() * 99 / 100]);
     }
 }
 

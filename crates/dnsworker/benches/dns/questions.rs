@@ -138,7 +138,7 @@ impl Asking {
 
 impl Question {
     /// The message, whose number is set later, and what is right.
-    fn message(self, service_number: usize) -> (Vec<u8>, Right) {
+    pub fn message(self, service_number: usize) -> (Vec<u8>, Right) {
         let service = service(service_number);
         let (name, kind, right) = match self {
             Self::Address => (format!("{service}.svc.{DOMAIN}"), 1, (0, 1)),
