@@ -59,7 +59,7 @@ impl Peer {
         }
         let mut command = Command::new(format!("{UNBOUND}/usr/sbin/unbound"));
         command.env("LD_LIBRARY_PATH", libraries()).arg("-c").arg(written(&directory, &text));
-        Self::start(lab, command, directory, "./x bench dns unpacks it")
+        Self::start(lab, command, directory, "`./x test` unpacks it into target/tools")
     }
 
     fn start(lab: &Lab, mut command: Command, directory: PathBuf, how: &str) -> Self {
