@@ -83,9 +83,14 @@ pub fn run(seed: u64) -> Result<Report> {
     Ok(report)
 }
 
-fn is_of_service(rule: &Rule) -> bool {
+/// Whether a Service decides.
+pub fn is_of_service(rule: &Rule) -> bool {
     matches!(
         rule,
-        Rule::ClusterIp(..) | Rule::External(..) | Rule::NodePort(..) | Rule::PortRange(..)
+        Rule::ClusterIp(..)
+            | Rule::External(..)
+            | Rule::NodePort(..)
+            | Rule::PortRange(..)
+            | Rule::SourceRanges(..)
     )
 }

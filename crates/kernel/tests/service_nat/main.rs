@@ -7,6 +7,7 @@ mod lab;
 mod life;
 mod node;
 mod one_port;
+mod random;
 mod scene;
 mod traffic;
 mod wire;
