@@ -144,7 +144,7 @@ impl NodeServices {
         let cgroup = self.cgroup();
         let services = self.services()?;
         let maps = Some(services.observe()?);
-        let sockets = match services.is_attached_anywhere() {
+        let sockets = match services.is_leading() {
             false => Sockets::Detached,
             true if services.is_attached(&cgroup?)? => Sockets::Attached,
             true => Sockets::Partly,

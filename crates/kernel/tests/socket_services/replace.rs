@@ -11,7 +11,9 @@ use ebpf_abi::services::{Slot, SlotKey};
 use kernel::bpf::services::{maps_directory, missing};
 use render::ebpf::{Change, EbpfOp, Sizes};
 
-use crate::world::{From, PORT, World, ask, cluster_ip, connect, fill, open, to, udp_socket};
+use crate::world::{
+    From, PORT, Server, World, ask, cluster_ip, connect, fill, heard, open, to, udp_socket,
+};
 use crate::{ROUNDS, alone};
 
 #[test]
@@ -46,9 +48,33 @@ fn a_restart_with_nothing_changed_writes_nothing() {
     assert_eq!(world.driver.attached(&cgroup.own).expect("the programs").len(), 7);
     assert_eq!(world.driver.attach(&cgroup.own).expect("attached").len(), 1);
     connect(world.namespace(From::Pod), frontend, &servers);
+}
 
-    world.driver.detach().expect("detached");
-    assert_eq!(world.driver.attached(&cgroup.own).expect("the programs"), Vec::<&str>::new());
+/// while another backend takes over, nothing new is led, and answers to what was led before
+/// still come from the Service; in the end nothing stays.
+#[test]
+fn answers_under_way_come_from_the_service_when_another_backend_takes_over() {
+    let (_turn, cgroup) = alone();
+    let mut world = World::new(cgroup.own.clone());
+    for family in [0, 1] {
+        let (frontend, endpoints) = (world.frontend(family), world.endpoints(family));
+        world.set(cluster_ip(frontend, &to(&endpoints)));
+        let servers = world.listen(family, PORT);
+        let untouched = [Server::new(world.namespace(From::Pod), frontend)];
+        let socket = udp_socket(world.namespace(From::Pod), frontend);
+        socket.send_to(b"question", frontend).expect("sent");
+        assert!(world.driver.is_leading());
+        world.driver.detach().expect("detached");
+        assert!(!world.driver.is_leading());
+        let (server, from) = heard(&socket, &servers);
+        assert!(endpoints.contains(&server));
+        assert_eq!(from, frontend, "in the words of who asked");
+        assert_eq!(ask(&socket, frontend, &untouched), (frontend, frontend), "nothing new is led");
+        connect(world.namespace(From::Pod), frontend, &untouched);
+    }
+    let World { node, driver, .. } = world;
+    node.run(|| driver.remove()).expect("removed");
+    assert!(!node.file_system.join("flatnet").exists(), "nothing stays");
 }
 
 /// As `bpftool link detach` does.

@@ -159,18 +159,19 @@ impl EbpfDriver {
         Ok(self.attached(cgroup)?.len() == sockets::PROGRAMS.len())
     }
 
-    /// Whether any program is attached to any cgroup.
-    pub fn is_attached_anywhere(&self) -> bool {
-        fs::read_dir(self.links()).is_ok_and(|mut links| links.next().is_some())
+    /// Whether anything new is led at any socket.
+    pub fn is_leading(&self) -> bool {
+        sockets::is_any_leading(&self.links())
     }
 
-    /// Detaches the programs at the socket: new connections go to the packet path, established
-    /// ones are at their endpoints already.
+    /// Leads nothing new at sockets: new connections and datagrams go to the packet path,
+    /// established ones are at their endpoints already. The programs that name Services to those
+    /// who asked for them stay until [`EbpfDriver::remove`].
     ///
     /// # Errors
     /// When something stays attached.
     pub fn detach(&mut self) -> Result<(), OpError> {
-        sockets::detach_others(&self.links(), None)
+        sockets::detach_leading(&self.links())
     }
 
     /// Removes the maps of other layouts and sizes, once all programs have been replaced.
@@ -185,8 +186,8 @@ impl EbpfDriver {
     ///
     /// # Errors
     /// When something of ours stays.
-    pub fn remove(mut self) -> Result<(), OpError> {
-        self.detach()?;
+    pub fn remove(self) -> Result<(), OpError> {
+        sockets::detach_others(&self.links(), None)?;
         remove(&self.top, |_| true)?;
         // Others of ours may have something there.
         for directory in [self.links(), self.top] {

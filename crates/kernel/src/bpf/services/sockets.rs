@@ -35,6 +35,10 @@ pub(super) const PROGRAMS: [(&str, CgroupSockAddrAttachType); 8] = [
     ("sendmsg6", CgroupSockAddrAttachType::UDPSendMsg6),
 ];
 
+/// Beginnings of the names of those that lead what is new. The others only tell, of what has been
+/// led, who the other end is.
+const LEADING: [&str; 2] = ["connect", "sendmsg"];
+
 /// Maps of the programs themselves, with the size that each has.
 const OWN_MAPS: [(&str, maps::SizeOf); 3] = [
     ("connections", |_| 0),
@@ -123,16 +127,37 @@ impl SocketPrograms {
 
 /// Detaches the programs from all cgroups but one.
 pub(super) fn detach_others(links: &Path, cgroup: Option<&Path>) -> Result<(), OpError> {
+    let kept = cgroup.and_then(|cgroup| fs::metadata(cgroup).ok());
+    let kept = kept.map(|metadata| format!("{}-", metadata.ino()));
+    detach_where(links, |name| kept.as_ref().is_none_or(|kept| !name.starts_with(kept)))
+}
+
+/// Detaches the programs that lead what is new. Answers to what was led before still come, and only
+/// with the others attached do they come from whom the client asked.
+pub(super) fn detach_leading(links: &Path) -> Result<(), OpError> {
+    detach_where(links, leads)
+}
+
+/// Whether any program that leads what is new is attached to any cgroup.
+pub(super) fn is_any_leading(links: &Path) -> bool {
+    let names = fs::read_dir(links).into_iter().flatten().flatten();
+    names.map(|entry| entry.file_name()).any(|name| leads(&name.to_string_lossy()))
+}
+
+/// Whether an attachment's pin, by its name, is one of a program that leads what is new.
+fn leads(pin: &str) -> bool {
+    let program = pin.split_once('-').map_or(pin, |(_, program)| program);
+    LEADING.iter().any(|begin| program.starts_with(begin))
+}
+
+fn detach_where(links: &Path, goes: impl Fn(&str) -> bool) -> Result<(), OpError> {
     let failed = |error: std::io::Error| refused(&format!("clean up {}", links.display()), &error);
     if !links.exists() {
         return Ok(());
     }
-    let kept = cgroup.and_then(|cgroup| fs::metadata(cgroup).ok());
-    let kept = kept.map(|metadata| format!("{}-", metadata.ino()));
     for entry in fs::read_dir(links).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if kept.as_ref().is_none_or(|kept| !name.starts_with(kept)) {
+        if goes(&entry.file_name().to_string_lossy()) {
             unpin(&entry.path())?;
         }
     }
