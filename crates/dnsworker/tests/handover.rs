@@ -188,8 +188,7 @@ fn child_of(keeper: u32) -> Option<u32> {
 #[test]
 fn a_killed_worker_is_back_at_once_on_the_same_sockets() {
     let mut lab = lab(true);
-    let keeper = lab.release(vec![]).expect("a worker");
-    let _guard = Ended(keeper.id());
+    let keeper = Ended(lab.release(vec![]).expect("a worker"));
     let mut gaps = Vec::new();
     let asking = client(&lab, Duration::from_millis(1));
     let outcome = under_load(&asking, |_| {
@@ -197,7 +196,7 @@ fn a_killed_worker_is_back_at_once_on_the_same_sockets() {
         for round in 0..KILLS {
             let mut worker = None;
             until("a worker runs", || {
-                worker = child_of(keeper.id());
+                worker = child_of(keeper.0.id());
                 worker.is_some()
             });
             // One that lived for a second is followed at once.
@@ -215,11 +214,12 @@ fn a_killed_worker_is_back_at_once_on_the_same_sockets() {
 }
 
 /// Ends a keeper and with it its worker, also when the test fails.
-struct Ended(u32);
+struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = kill(pid(self.0), Signal::SIGTERM);
+        let _ = kill(pid(self.0.id()), Signal::SIGTERM);
+        let _ = self.0.wait();
     }
 }
 
