@@ -36,14 +36,8 @@ const RUNTIMES: &[&str] = &[
 
 /// Debian's Unbound, which answers over TLS and HTTPS, and those of its libraries that a machine may
 /// lack.
-const UNBOUND: &[&str] = &[
-    "unbound",
-    "libevent-2.1-7",
-    "libexpat1",
-    "libnghttp2-14",
-    "libprotobuf-c1",
-    "libpython3.11",
-];
+const UNBOUND: &[&str] =
+    &["unbound", "libevent-2.1-7", "libexpat1", "libnghttp2-14", "libprotobuf-c1", "libpython3.11"];
 
 /// Where the tools live.
 fn directory() -> PathBuf {
