@@ -260,6 +260,9 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     build::build(&["--release".into()])?;
     for (name, package) in BENCHES {
         if arguments.is_empty() || arguments.iter().any(|one| one == name) {
+            if name == "dns" {
+                tools::unbound()?;
+            }
             run("cargo", &["bench", "-p", package, "--bench", name])?;
         }
     }
