@@ -79,6 +79,15 @@ impl View {
         Self::NodePortOutside,
     ];
 
+    /// The view of all clients of the same frontends.
+    pub fn of_all_clients(self) -> Self {
+        match self {
+            Self::ClusterIp => Self::ClusterIp,
+            Self::External | Self::ExternalOutside => Self::External,
+            Self::NodePort | Self::NodePortOutside => Self::NodePort,
+        }
+    }
+
     /// What the names of its chains begin with.
     pub fn prefix(self) -> &'static str {
         match self {

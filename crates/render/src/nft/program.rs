@@ -314,14 +314,18 @@ impl TableProgram {
         false
     }
 
+    /// Whose a frontend is shows in the view of all clients, which every Service has: one that has
+    /// no view of its own for clients outside has them in that one.
     fn is_taken(&self, claim: &Claim) -> bool {
         let set = |name: &str| self.table.sets.get(name);
         match claim {
             Claim::Frontend(view, key) => {
-                set(view.classes()).is_some_and(|set| set.elements.contains_key(key))
+                let sets = [view.classes(), view.of_all_clients().classes()];
+                sets.into_iter().filter_map(set).any(|set| set.elements.contains_key(key))
             }
-            Claim::Range(view, key) => [view.chains(), view.refusals()]
+            Claim::Range(view, key) => [*view, RangeView::All]
                 .into_iter()
+                .flat_map(|view| [view.chains(), view.refusals()])
                 .filter_map(set)
                 .any(|set| overlaps(set, key)),
         }
