@@ -86,7 +86,12 @@ impl Netlink {
         })
     }
 
-    fn delete_link_if_there(&mut self, index: u32) -> Result<(), Error> {
+    /// Removes a link that may go by itself meanwhile, as one end of a veth does with the namespace
+    /// of the other.
+    ///
+    /// # Errors
+    /// When the kernel refuses. A link that is gone already is no error.
+    pub fn delete_link_if_there(&mut self, index: u32) -> Result<(), Error> {
         match self.delete_link(index) {
             Err(error) if !error.is_absent() => Err(error),
             _ => Ok(()),

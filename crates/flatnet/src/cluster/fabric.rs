@@ -114,7 +114,7 @@ pub fn destroy(paths: &Paths) -> Result<()> {
     // Not left to the namespace's end, which the kernel reaches later: a new cluster of the same
     // name may follow at once.
     if let Some(link) = host.link(&paths.host_link())? {
-        host.delete_link(link.index)?;
+        host.delete_link_if_there(link.index)?;
     }
     node_namespaces::unlink(paths, NETWORK)?;
     node_namespaces::unbind(&paths.netns(NETWORK))
