@@ -211,11 +211,10 @@ static __attribute__((noinline)) enum answer lead(const struct flow_key *key,
 						  const struct service *service, bool outside,
 						  struct flow *flow)
 {
-	struct client client = { .outside = outside };
+	const struct address *client = (const struct address *)key->source;
 	struct endpoint endpoint = {};
+	enum answer answer = choose(service, client, outside, &endpoint);
 
-	__builtin_memcpy(&client.name, key->source, ADDRESS_BYTES);
-	enum answer answer = choose(service, &client, &endpoint);
 	if (answer != CHOSEN)
 		return answer;
 	__builtin_memcpy(flow->address, endpoint.address, ADDRESS_BYTES);
@@ -223,7 +222,7 @@ static __attribute__((noinline)) enum answer lead(const struct flow_key *key,
 	flow->port = endpoint.port ? endpoint.port : key->destination_port;
 	flow->flags = endpoint.port ? 0 : FLOW_SAME_PORT;
 	/* What is for the node itself never leaves it. */
-	if (needs_masquerade(service, outside, &client.name, &endpoint) &&
+	if (needs_masquerade(service, outside, client, &endpoint) &&
 	    !is_node_address((const struct address *)endpoint.address))
 		flow->flags |= FLOW_MASQUERADED;
 	return CHOSEN;

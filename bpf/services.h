@@ -118,14 +118,6 @@ enum answer {
 	IGNORED,
 };
 
-/* Who asks for an endpoint. */
-struct client {
-	/* Its address; at the socket, where it has none yet, what names its network namespace. */
-	struct address name;
-	/* Outside the cluster, or of another node: neither a pod of this node nor the node itself. */
-	bool outside;
-};
-
 INLINE bool is_node_address(const struct address *address)
 {
 	return map_lookup(&node_addresses, address) != NULL;
@@ -288,11 +280,15 @@ INLINE void remember_affinity(const struct affinity_key *key, const struct endpo
 
 /* Chooses an endpoint for a new flow. Port 0 of the endpoint: the port that the client asked for.
  * Whether the source may come has been asked before.
+ *
+ * `client` is who asks: its address; at the socket, where it has none yet, what names its network
+ * namespace. `outside`: of another node or outside the cluster, neither a pod of this node nor the
+ * node itself.
  */
-INLINE enum answer choose(const struct service *service, const struct client *client,
+INLINE enum answer choose(const struct service *service, const struct address *client, bool outside,
 			  struct endpoint *endpoint)
 {
-	bool other_view = has_outside_view(service, client->outside);
+	bool other_view = has_outside_view(service, outside);
 	__u32 count = other_view ? service->outside_count : service->count;
 	__u32 id = other_view ? service->outside_id : service->id;
 	struct affinity_key key = { .id = id };
@@ -303,11 +299,11 @@ INLINE enum answer choose(const struct service *service, const struct client *cl
 	}
 	__builtin_memcpy(endpoint->zero, (__u8[2]){}, sizeof(endpoint->zero));
 	if (service->affinity_timeout_s) {
-		__builtin_memcpy(key.client, &client->name, ADDRESS_BYTES);
+		__builtin_memcpy(key.client, client, ADDRESS_BYTES);
 		if (find_affinity(service, &key, endpoint))
 			return CHOSEN;
 	}
-	struct slot *slot = draw_slot(service, id, count, &client->name);
+	struct slot *slot = draw_slot(service, id, count, client);
 	if (!slot)
 		return IGNORED;
 	__builtin_memcpy(endpoint->address, slot->address, ADDRESS_BYTES);

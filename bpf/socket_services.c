@@ -120,7 +120,7 @@ INLINE bool is_for_socket(const struct service *service, bool of_node)
 
 /* The Service that a process names, unless it is left to the packet path. */
 INLINE struct service *find_for_socket(struct bpf_sock_addr *context, const struct endpoint *asked,
-				       __u8 protocol, struct client *client)
+				       __u8 protocol, struct address *client)
 {
 	struct service *service =
 		find_service((const struct address *)asked->address, asked->port, protocol);
@@ -131,10 +131,9 @@ INLINE struct service *find_for_socket(struct bpf_sock_addr *context, const stru
 	if (!is_for_socket(service, is_of_node(namespace)))
 		return NULL;
 	/* Within 100::/64, from which no packet comes (RFC 6666). */
-	client->name.words[0] = BE32(0x01000000);
-	client->name.words[1] = 0;
-	client->name.halves[1] = namespace;
-	client->outside = false;
+	client->words[0] = BE32(0x01000000);
+	client->words[1] = 0;
+	client->halves[1] = namespace;
 	return service;
 }
 
@@ -153,7 +152,7 @@ INLINE void fill_key(struct socket_flow_key *key, __u64 cookie, const struct end
 }
 
 /* A socket's datagrams to one Service stay with one endpoint as long as it is one. */
-INLINE bool choose_for_datagram(const struct service *service, const struct client *client,
+INLINE bool choose_for_datagram(const struct service *service, const struct address *client,
 				const struct socket_flow_key *key, struct endpoint *given)
 {
 	struct endpoint *known = map_lookup(&datagrams, key);
@@ -162,7 +161,7 @@ INLINE bool choose_for_datagram(const struct service *service, const struct clie
 		*given = *known;
 		return true;
 	}
-	if (choose(service, client, given) != CHOSEN)
+	if (choose(service, client, false, given) != CHOSEN)
 		return false;
 	map_update(&datagrams, key, given, BPF_ANY);
 	return true;
@@ -172,7 +171,7 @@ INLINE bool on_datagram(struct bpf_sock_addr *context, const struct endpoint *as
 			struct endpoint *given)
 {
 	struct socket_flow_key key = {};
-	struct client client;
+	struct address client;
 
 	if (context->protocol != PROTOCOL_UDP)
 		return false;
@@ -194,14 +193,14 @@ INLINE bool on_datagram(struct bpf_sock_addr *context, const struct endpoint *as
 INLINE bool on_connect(struct bpf_sock_addr *context, const struct endpoint *asked,
 		       struct endpoint *given)
 {
-	struct client client;
+	struct address client;
 
 	if (context->protocol == PROTOCOL_UDP)
 		return is_of_node(get_netns_cookie(context)) && on_datagram(context, asked, given);
 	if (context->protocol != PROTOCOL_TCP)
 		return false;
 	struct service *service = find_for_socket(context, asked, PROTOCOL_TCP, &client);
-	if (!service || choose(service, &client, given) != CHOSEN)
+	if (!service || choose(service, &client, false, given) != CHOSEN)
 		return false;
 	fill_port(given, asked);
 	struct translation *translation = sk_storage_get(&connections, (void *)context->sk, NULL,
