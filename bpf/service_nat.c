@@ -118,10 +118,11 @@ INLINE __u8 side_of(const struct flow *flow)
 GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __u32 now)
 {
 	struct flow_key key = {};
-	struct flow value = { .flags = FLOW_BACK, .used_s = now };
+	struct flow value = { .used_s = now };
 
 	if (!own || !flow)
 		return 0;
+	value.flags = FLOW_BACK | (flow->flags & FLOW_ANSWERED);
 	key.side = side_of(flow);
 	key.protocol = own->protocol;
 	value.port = own->destination_port;
@@ -131,7 +132,9 @@ GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __
 	key.destination_port = own->source_port;
 	__builtin_memcpy(value.address, own->destination, ADDRESS_BYTES);
 	struct flow *known = map_lookup(&flows, &key);
-	if (!known || !is_leading_to(known, own->destination, own->destination_port))
+	/* One of an earlier flow between the same ends knows of answers that this one has not had. */
+	if (!known || known->flags != value.flags ||
+	    !is_leading_to(known, own->destination, own->destination_port))
 		map_update(&flows, &key, &value, BPF_ANY);
 	if (!(flow->flags & FLOW_MASQUERADED))
 		return 0;
@@ -156,25 +159,53 @@ INLINE __u16 slot_port(const struct flow *flow)
 	return flow->flags & FLOW_SAME_PORT ? 0 : flow->port;
 }
 
+INLINE bool begins(const struct segment *segment)
+{
+	const __u8 all = TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN;
+
+	return segment->packet.protocol != PROTOCOL_TCP || (segment->tcp_flags & all) == TCP_SYN;
+}
+
+/* Whether a client's port that had a flow is used for another one. Its system lets go of a port
+ * only when it knows that the connection is over, whatever of its end was seen here.
+ */
+INLINE bool is_used_again(const struct flow *flow, const struct segment *segment)
+{
+	const __u32 end = FLOW_FIN_SENT | FLOW_FIN_ANSWERED | FLOW_RESET;
+
+	return segment->tcp_flags & TCP_SYN && flow->flags & end;
+}
+
+/* Whether an answer to a port of the node is one of the flow that had it. Another backend may have
+ * given the port to a connection since.
+ */
+INLINE bool goes_back(struct flow *flow, const struct segment *segment,
+		      const struct flow_key *key, __u32 now)
+{
+	if (flow->used_s == now && !(segment->tcp_flags & TCP_SYN))
+		return true;
+	struct flow *owner = find_owner(key, flow, now);
+	if (!owner || is_used_again(owner, segment))
+		return false;
+	flow->used_s = now;
+	return true;
+}
+
 /* Whether a flow that was found goes on with this packet; then it is used by it. */
 INLINE bool goes_on(struct flow *flow, const struct segment *segment, const struct flow_key *key,
 		    __u32 now)
 {
 	if (key->side != ENTERING)
 		return true;
-	if (flow->flags & FLOW_BACK) {
-		if (flow->used_s != now && !find_owner(key, flow, now))
-			return false;
-		flow->used_s = now;
-		return true;
-	}
+	if (flow->flags & FLOW_BACK)
+		return goes_back(flow, segment, key, now);
 	if (has_expired(flow, key->protocol, now))
 		return false;
 	if (key->protocol == PROTOCOL_UDP &&
 	    !is_member(flow->id, (struct address *)flow->address, slot_port(flow)))
 		return false;
 	if (key->protocol == PROTOCOL_TCP) {
-		if (segment->tcp_flags & TCP_SYN && has_closed(flow))
+		if (is_used_again(flow, segment))
 			return false;
 		follow_tcp(flow, segment->tcp_flags, FLOW_FIN_SENT);
 	}
@@ -228,11 +259,27 @@ static __attribute__((noinline)) enum answer lead(const struct flow_key *key,
 	return CHOSEN;
 }
 
-INLINE bool begins(const struct segment *segment)
+/* A client connects to an endpoint itself from a port by which it had it by a Service before: the
+ * answers are no longer the Service's.
+ */
+GLOBAL int leave_to_client(const struct flow_key *direct, __u32 now)
 {
-	const __u8 all = TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN;
+	struct flow_key key = { .side = LEAVING };
 
-	return segment->packet.protocol != PROTOCOL_TCP || (segment->tcp_flags & all) == TCP_SYN;
+	if (!direct)
+		return 0;
+	key.protocol = direct->protocol;
+	__builtin_memcpy(key.source, direct->destination, ADDRESS_BYTES);
+	__builtin_memcpy(key.destination, direct->source, ADDRESS_BYTES);
+	key.source_port = direct->destination_port;
+	key.destination_port = direct->source_port;
+	struct flow *known = map_lookup(&flows, &key);
+	if (!known)
+		return 0;
+	struct flow *owner = find_owner(&key, known, now);
+	if (!owner || has_closed(owner))
+		map_delete(&flows, &key);
+	return 0;
 }
 
 /* Takes a new flow, where it is for a Service. What does not begin one is not ours: it goes on
@@ -250,8 +297,11 @@ static __attribute__((noinline)) int admit(struct __sk_buff *skb, const struct s
 		return TC_NEXT;
 	struct service *service = find_service((const struct address *)key->destination,
 					       key->destination_port, key->protocol);
-	if (!service)
+	if (!service) {
+		if (key->protocol == PROTOCOL_TCP)
+			leave_to_client(key, now);
 		return TC_NEXT;
+	}
 	if (!is_source_allowed(service, source))
 		return drop_nat(NAT_IGNORED);
 	for (int n = 0; n < (int)CHOICES_MAX; n++) {
@@ -369,6 +419,9 @@ int service_enter(struct __sk_buff *skb)
 	struct flow *flow = map_lookup(&flows, &key);
 	if (flow && goes_on(flow, &segment, &key, now))
 		return translate(skb, &segment, &key, flow, now);
+	/* Whoever takes the new flow, what follows is no longer the old one's. */
+	if (flow && (segment.tcp_flags & TCP_SYN || !(flow->flags & FLOW_BACK)))
+		map_delete(&flows, &key);
 	return admit(skb, &segment, &key, outside, now);
 }
 
@@ -383,28 +436,58 @@ INLINE bool masquerade_address(const struct nat_link *link, __u16 family, struct
 	return (address->halves[0] | address->halves[1]) != 0;
 }
 
-/* Whether a port of the node can be had for a flow: nobody has it towards this endpoint, or whoever
- * had it has ended.
+/* What unused_s answers beside seconds. */
+#define PORT_IN_USE 0
+#define PORT_FREE (TCP_CLOSED_S + 1)
+
+/* Whether two entries are of the same client and frontend. */
+INLINE bool is_same_client(const struct flow *one, const struct flow *other)
+{
+	return one->other_port == other->other_port &&
+	       is_leading_to(one, other->address, other->port) &&
+	       is_same_address((const struct address *)one->other,
+			       (const struct address *)other->other);
+}
+
+/* Whether a flow may have a port of the node that an entry is there for. Of a connection that is
+ * over the endpoint may still keep the ports, and then it takes the first segment of another client
+ * for an old one (RFC 7323, section 5.3). Such a port is left alone as long, and the answer is one
+ * more than the seconds since then. The same client may have it at once.
  */
-GLOBAL int take_port(const struct flow_key *wanted, const struct flow *flow, __u32 now)
+GLOBAL __u32 unused_s(const struct flow_key *wanted, const struct flow *flow, __u32 now)
 {
 	if (!wanted || !flow)
-		return false;
+		return PORT_IN_USE;
 	/* Linux 6.1 takes entries from a function's own stack alone. */
 	struct flow_key back = *wanted;
-	struct flow value = *flow;
-	if (map_update(&flows, &back, &value, BPF_NOEXIST) == 0)
-		return true;
 	struct flow *known = map_lookup(&flows, &back);
-	if (known && find_owner(&back, known, now))
-		return false;
-	return map_update(&flows, &back, &value, BPF_ANY) == 0;
+	if (!known || is_same_client(known, flow))
+		return PORT_FREE;
+	__u32 since_s = now - known->used_s;
+	struct flow *owner = find_owner(&back, known, now);
+	if (owner && !has_closed(owner))
+		return PORT_IN_USE;
+	if (back.protocol == PROTOCOL_TCP && since_s < TCP_CLOSED_S)
+		return since_s + 1;
+	return PORT_FREE;
+}
+
+/* Where the search for a port begins: for the same client's port at the same one, so that an
+ * endpoint that still keeps the last connection of both sees the time stamps go on (RFC 6191).
+ */
+INLINE __u32 usual_offset(const struct flow *back)
+{
+	__u32 hash = hash_of((const struct address *)back->address);
+
+	hash = (hash ^ back->port) * 0x01000193;
+	hash = (hash ^ back->other_port) * 0x01000193;
+	return hash ^ hash >> 16;
 }
 
 /* Chooses the address and the port of this node that a flow is masqueraded with, and writes the
  * entry by which its answers enter. The ports are nobody else's, neither of this node's own
- * connections nor of node ports; SCTP keeps the client's, which its checksum covers. Answers 0, or
- * why there is none.
+ * connections nor of node ports; SCTP keeps the client's, which its checksum covers. Where all are
+ * in use the one is taken that has been out of use the longest. Answers 0, or why there is none.
  */
 static __attribute__((noinline)) int masquerade(const struct flow_key *key,
 						const struct nat_link *link, __u16 family,
@@ -414,36 +497,43 @@ static __attribute__((noinline)) int masquerade(const struct flow_key *key,
 	struct flow value = { .flags = FLOW_BACK, .used_s = now };
 	struct nat_settings *settings = find_nat_settings();
 	struct flow *owner = find_owner(key, flow, now);
-	struct address own;
+	__u32 longest_s = PORT_IN_USE;
+	__u16 spare = 0;
 
 	if (!owner || !settings || settings->port_count == 0)
 		return NAT_DROP_PORTS;
-	if (!masquerade_address(link, family, &own))
+	if (!masquerade_address(link, family, (struct address *)back.destination))
 		return NAT_DROP_ADDRESS;
 	__builtin_memcpy(back.source, key->destination, ADDRESS_BYTES);
-	__builtin_memcpy(back.destination, &own, ADDRESS_BYTES);
 	back.source_port = key->destination_port;
 	__builtin_memcpy(value.address, key->source, ADDRESS_BYTES);
 	__builtin_memcpy(value.other, flow->other, ADDRESS_BYTES);
 	value.port = key->source_port;
 	value.other_port = flow->other_port;
-	__builtin_memcpy(owner->other, &own, ADDRESS_BYTES);
-	__u32 from = random_u32();
-	for (__u32 n = 0; n < PORT_TRIES_MAX; n++) {
-		__u16 port = settings->port_first + (from + n) % settings->port_count;
-		back.destination_port = BE16(port);
-		if (key->protocol == PROTOCOL_SCTP)
-			back.destination_port = key->source_port;
+	__builtin_memcpy(owner->other, back.destination, ADDRESS_BYTES);
+	__u32 offset = usual_offset(&value);
+	for (__u32 n = 0; n < PORT_TRIES_MAX && longest_s < PORT_FREE; n++) {
+		__u16 port = BE16(settings->port_first + offset % settings->port_count);
+		back.destination_port = key->protocol == PROTOCOL_SCTP ? key->source_port : port;
 		/* First, so that the port is this flow's from the moment that it is taken. */
 		owner->other_port = back.destination_port;
-		if (take_port(&back, &value, now)) {
-			__builtin_memcpy(flow->address, &own, ADDRESS_BYTES);
-			flow->port = back.destination_port;
-			return 0;
+		if (map_update(&flows, &back, &value, BPF_NOEXIST) == 0)
+			goto taken;
+		__u32 found_s = unused_s(&back, &value, now);
+		if (found_s > longest_s) {
+			longest_s = found_s;
+			spare = back.destination_port;
 		}
+		offset = n == 0 ? random_u32() : offset + 1;
 	}
-	owner->other_port = 0;
-	return NAT_DROP_PORTS;
+	back.destination_port = spare;
+	owner->other_port = spare;
+	if (longest_s == PORT_IN_USE || map_update(&flows, &back, &value, BPF_ANY))
+		return NAT_DROP_PORTS;
+taken:
+	__builtin_memcpy(flow->address, back.destination, ADDRESS_BYTES);
+	flow->port = back.destination_port;
+	return 0;
 }
 
 /* Writes the entry by which answers to a masqueraded flow enter, where it was pushed out. */
@@ -487,9 +577,9 @@ INLINE bool holds(struct flow *flow, const struct segment *segment, const struct
 			write_entering(key, flow, now);
 		return true;
 	}
-	flow->flags |= FLOW_ANSWERED;
+	set_flags(flow, FLOW_ANSWERED);
 	owner->used_s = now;
-	owner->flags |= FLOW_ANSWERED;
+	set_flags(owner, FLOW_ANSWERED);
 	if (key->protocol == PROTOCOL_TCP)
 		follow_tcp(owner, tcp_flags, FLOW_FIN_ANSWERED);
 	return true;

@@ -103,21 +103,24 @@ INLINE bool has_closed(const struct flow *flow)
 	       (flow->flags & FLOW_FIN_SENT && flow->flags & FLOW_FIN_ANSWERED);
 }
 
+/* Says more of a flow. Both directions may say something at once, on two processors. */
+INLINE void set_flags(struct flow *flow, __u32 flags)
+{
+	if ((flow->flags & flags) != flags)
+		__sync_fetch_and_or(&flow->flags, flags);
+}
+
 /* What a packet of TCP says of its connection. A reset that was not believed is taken back by
  * whatever follows it.
  */
 INLINE void follow_tcp(struct flow *flow, __u8 tcp_flags, __u32 fin)
 {
-	__u32 flags = flow->flags;
-
 	if (tcp_flags & TCP_RST)
-		flags |= FLOW_RESET;
-	else
-		flags &= ~FLOW_RESET;
+		set_flags(flow, FLOW_RESET);
+	else if (flow->flags & FLOW_RESET)
+		__sync_fetch_and_and(&flow->flags, ~FLOW_RESET);
 	if (tcp_flags & TCP_FIN)
-		flags |= fin;
-	if (flags != flow->flags)
-		flow->flags = flags;
+		set_flags(flow, fin);
 }
 
 /* Finds the flow itself: what a client sent to a frontend, if that still is known. */

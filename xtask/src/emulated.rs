@@ -44,7 +44,14 @@ const SUITE: &[Program] = &[
     all_of("kernel", "edge"),
     all_of("kernel", "bpf"),
     all_of("kernel", "names"),
-    all_of("kernel", "service_nat"),
+    Program {
+        package: "kernel",
+        test: "service_nat",
+        left_out: &[(
+            "busy::connections_by_a_node_port_are_made_at_once_whatever_ports_were_used_before",
+            "a counter that Linux 6.1 has not, and more connections than interpreted code can make",
+        )],
+    },
     all_of("kernel", "socket_services"),
     all_of("kernel", "sockets"),
     all_of("kernel", "paths"),

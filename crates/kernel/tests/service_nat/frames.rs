@@ -10,7 +10,7 @@ use render::ebpf::View;
 use crate::lab::{Mode, pod_addresses};
 use crate::scene::{FAMILIES, Frontend, PORT, Scene, TARGET, TCP, UDP, node_addresses};
 use crate::wire::{
-    ACK, RST, Read, SCTP, SYN, error, frame, packet, read, read_packet, simple, transport,
+    ACK, FIN, RST, Read, SCTP, SYN, error, frame, packet, read, read_packet, simple, transport,
 };
 
 const TC_NEXT: i32 = -1;
@@ -419,7 +419,6 @@ fn age(bench: &Bench, seconds: u32) {
 /// Each state of a flow has its time; after it neither direction is touched any more.
 #[test]
 fn flows_are_forgotten_when_their_time_is_over() {
-    const FIN: u8 = 1;
     let mut bench = Bench::new();
     bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
     // Protocol, the flags of what client and endpoint send after the first packet, and the time.
@@ -456,23 +455,28 @@ fn flows_are_forgotten_when_their_time_is_over() {
     }
 }
 
-/// A client that connects again from a port that it has closed gets a new flow; one that repeats
-/// its first segment does not.
+/// A client that connects again from a port that it has closed gets a new flow, whatever of the end
+/// was seen; one that repeats its first segment does not.
 #[test]
 fn a_port_that_is_used_again_begins_a_new_flow() {
-    const FIN: u8 = 1;
     let mut bench = Bench::new();
     bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
     for family in FAMILIES {
         let (client, frontend) =
             (bench.client(family, CLIENT_PORT), Frontend::CLUSTER_IP.address(family));
+        let send = |flags| {
+            bench.enter(bench.pod, &segment(bench.pod.1, TCP, (client, frontend), flags));
+        };
         let begin = |expected: u64, why: &str| {
             let before = bench.scene.counter("nat_flow_new");
-            bench.enter(bench.pod, &segment(bench.pod.1, TCP, (client, frontend), SYN));
+            send(SYN);
             assert_eq!(bench.scene.counter("nat_flow_new") - before, expected, "{why}");
         };
         let answer = |flags| {
-            bench.leave(bench.pod, &segment([9; 6], TCP, (endpoint(family), client), flags))
+            bench.leave(bench.pod, &segment([9; 6], TCP, (endpoint(family), client), flags));
+            let flows = bench.scene.nat.flows().expect("the flows");
+            let flow = flows.iter().find(|flow| flow.client == client);
+            assert!(flow.is_some_and(|flow| flow.is_answered), "{flow:?}");
         };
         begin(1, "new");
         begin(0, "repeated");
@@ -480,10 +484,142 @@ fn a_port_that_is_used_again_begins_a_new_flow() {
         begin(0, "established");
         answer(RST | ACK);
         begin(1, "after a reset");
+        answer(SYN | ACK);
         answer(FIN | ACK);
-        bench.enter(bench.pod, &segment(bench.pod.1, TCP, (client, frontend), FIN | ACK));
+        send(FIN | ACK);
         begin(1, "after its end");
+        answer(SYN | ACK);
+        answer(FIN | ACK);
+        begin(1, "after the endpoint's end");
+        answer(SYN | ACK);
+        send(FIN | ACK);
+        begin(1, "after the client's end");
     }
+}
+
+/// a client's port had a flow and begins one that another backend takes, while this one
+/// drains: none of its packets is taken for the former flow's.
+#[test]
+fn a_port_that_is_used_again_is_another_backends() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        let (client, frontend) =
+            (bench.client(family, CLIENT_PORT), Frontend::CLUSTER_IP.address(family));
+        let there = |flags| segment(bench.pod.1, TCP, (client, frontend), flags);
+        let back = |flags| segment([9; 6], TCP, (endpoint(family), client), flags);
+        bench.scene.wanted.draining = false;
+        bench.scene.apply();
+        for flags in [SYN, FIN | ACK] {
+            assert_eq!(bench.enter(bench.pod, &there(flags)).destination, endpoint(family));
+            bench.leave(bench.pod, &back(flags | ACK));
+        }
+        bench.scene.wanted.draining = true;
+        bench.scene.apply();
+        for flags in [SYN, ACK, FIN | ACK] {
+            let is_alone = bench.is_left_alone(Program::ServiceEnter, bench.pod, &there(flags));
+            assert!(is_alone, "family {family}: {flags}");
+            let answer = segment([9; 6], TCP, (frontend, client), flags | ACK);
+            let is_alone = bench.is_left_alone(Program::ServiceLeave, bench.pod, &answer);
+            assert!(is_alone, "family {family}: the answer to {flags}");
+        }
+    }
+}
+
+/// the same for a port of the node, which another backend takes from all ports at random: the
+/// answers to its connection are not the former client's.
+#[test]
+fn a_port_of_the_node_that_is_used_again_is_another_backends() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::NODE_PORT, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        let (target, pod) = (Frontend::NODE_PORT.address(family), endpoint(family));
+        let client = SocketAddr::new(node_addresses(2)[family], CLIENT_PORT);
+        let there = |flags| segment(bench.uplink.1, TCP, (client, target), flags);
+        bench.enter_marked(bench.uplink, &there(SYN));
+        let inside = segment([9; 6], TCP, (client, pod), SYN);
+        let seen = bench.leave_marked(bench.pod, &inside).source;
+        let answer = |flags| segment([9; 6], TCP, (pod, seen), flags);
+        let leave = |flags| {
+            let enters = bench.enter_marked(bench.pod, &answer(flags));
+            assert_eq!(enters.destination, client);
+            bench.leave_marked(bench.uplink, &segment([9; 6], TCP, (pod, client), flags));
+        };
+        leave(SYN | ACK);
+        leave(SYN | ACK);
+        bench.enter_marked(bench.uplink, &there(FIN | ACK));
+        leave(FIN | ACK);
+        leave(ACK);
+        for flags in [SYN | ACK, ACK, FIN | ACK] {
+            let is_alone = bench.is_left_alone(Program::ServiceEnter, bench.pod, &answer(flags));
+            assert!(is_alone, "family {family}: {flags}");
+        }
+    }
+}
+
+/// A client that had an endpoint by a Service connects to it itself from the same port (as after
+/// its socket was translated): the answers come from the endpoint, once the Service's flow is over.
+#[test]
+fn a_port_that_is_used_again_gets_the_endpoints_own_answers() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::CLUSTER_IP, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        let (client, frontend) =
+            (bench.client(family, CLIENT_PORT), Frontend::CLUSTER_IP.address(family));
+        let there = |flags| segment(bench.pod.1, TCP, (client, frontend), flags);
+        let back = |flags| segment([9; 6], TCP, (endpoint(family), client), flags);
+        let direct = segment(bench.pod.1, TCP, (client, endpoint(family)), SYN);
+        let is_own = |flags| {
+            assert!(bench.is_left_alone(Program::ServiceEnter, bench.pod, &direct));
+            bench.is_left_alone(Program::ServiceLeave, bench.pod, &back(flags))
+        };
+        bench.enter(bench.pod, &there(SYN));
+        bench.leave(bench.pod, &back(SYN | ACK));
+        assert!(!is_own(ACK), "the Service's flow goes on");
+        bench.enter(bench.pod, &there(FIN | ACK));
+        bench.leave(bench.pod, &back(FIN | ACK));
+        assert!(is_own(SYN | ACK), "family {family}");
+    }
+}
+
+/// A port of the node stays with the connection that had it for as long as the endpoint may keep
+/// that, or it would take another client's first segment for an old one. The same client has it
+/// again at once, and in need the one goes first that is unused for the longest time.
+#[test]
+fn ports_are_left_alone_after_the_end_of_a_connection() {
+    let mut bench = Bench::new();
+    bench.scene.wanted.ports = 20_000..=20_001;
+    bench.scene.apply();
+    bench.scene.serve(Frontend::NODE_PORT, &[pod_addresses(1, 12)]);
+    let (node_port, pod) = (Frontend::NODE_PORT.address(0), endpoint(0));
+    let client = |port| SocketAddr::new(node_addresses(2)[0], port);
+    let begin = |port: u16| {
+        bench.enter(bench.uplink, &segment(bench.uplink.1, TCP, (client(port), node_port), SYN));
+        let inside = segment([9; 6], TCP, (client(port), pod), SYN);
+        let left = bench.pass(Program::ServiceLeave, passage(bench.pod, NAT_MARK), &inside);
+        (left.verdict == TC_NEXT).then(|| read(&left.frame).source.port())
+    };
+    let end = |port: u16| {
+        let last = segment(bench.uplink.1, TCP, (client(port), node_port), FIN | ACK);
+        bench.enter_marked(bench.uplink, &last);
+        let last = segment([9; 6], TCP, (pod, client(port)), FIN | ACK);
+        bench.leave_marked(bench.uplink, &last);
+    };
+    let first = begin(1).expect("a port");
+    end(1);
+    age(&bench, 10);
+    let second = begin(2).expect("a port");
+    assert_ne!(second, first, "the endpoint may remember the first");
+    end(2);
+    age(&bench, 10);
+    assert_eq!(begin(1), Some(first), "the same client again");
+    end(1);
+    age(&bench, 5);
+    assert_eq!(begin(3), Some(second), "of two that are over the older");
+    assert_eq!(begin(4), Some(first), "the only one that is over");
+    assert_eq!(bench.scene.counter("nat_drop_ports"), 0);
+    assert_eq!(begin(5), None, "both are in use");
+    assert_eq!(bench.scene.counter("nat_drop_ports"), 1);
 }
 
 /// SCTP's checksum covers the ports: only an endpoint of the same port can be had.

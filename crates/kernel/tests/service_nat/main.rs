@@ -1,6 +1,7 @@
 //! Services packet by packet, on this machine's kernel: single frames through the loaded programs,
 //! and real packets between pods, nodes and clients outside. Needs root.
 
+mod busy;
 mod frames;
 #[path = "../bpf/lab.rs"]
 mod lab;

@@ -74,14 +74,14 @@ fn ask(socket: &UdpSocket, target: SocketAddr, context: &str) -> Said {
 }
 
 /// The table that the node has beside Services in eBPF, as the agent makes it.
-fn load_table(scene: &Scene) {
+pub fn load_table(scene: &Scene) {
     let config = ClusterConfig {
         pod_cidrs: vec![range("10.244.0.0/16"), range("fd00:0:0::/29")],
         service_cidrs: vec![range("10.96.0.0/16"), range("fd00:96::/108")],
         ..ClusterConfig::default()
     };
     let facts = NodeFacts { addresses: node_addresses(1).into(), ..NodeFacts::default() };
-    let program = render_as(Role::Beside, &Desired::default(), &config, &facts);
+    let program = render_as(Role::BesideEbpf, &Desired::default(), &config, &facts);
     scene.node.run(|| {
         let mut driver = NftDriver::open().expect("a socket");
         let observed = driver.observe().expect("no table yet");

@@ -70,6 +70,10 @@ impl Scene {
     }
 
     pub fn with_hook(mode: Mode, hook: Hook) -> Self {
+        Self::with_flows(mode, hook, 16_384)
+    }
+
+    pub fn with_flows(mode: Mode, hook: Hook, flows_max: u32) -> Self {
         let (mut node, mut other) = (Node::new(mode), Node::new(Mode::Routed));
         node.set_forwarding(true);
         other.set_forwarding(true);
@@ -83,7 +87,7 @@ impl Scene {
             file_system: node.file_system.clone(),
             services_maps: services.maps_directory(),
             hook,
-            flows_max: 16_384,
+            flows_max,
         };
         let load = || ServiceNat::load(&options).unwrap_or_else(|error| panic!("{error}"));
         let nat = node.run(load);
