@@ -13,9 +13,22 @@ mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 exec >/dev/ttyS1 2>&1 </dev/null
 stty -opost -echo </dev/ttyS1
-# The kernel asks for modules itself; busybox answers.
+# The kernel asks for modules itself; busybox answers. Of two who ask for one at once it lets the
+# second go on while the first still loads it, who then finds nothing there: so all wait, a second at
+# most, for a module may itself ask for another while it loads.
 mkdir -p /sbin
-ln -sf /bin/busybox /sbin/modprobe
+cat >/sbin/modprobe <<'SCRIPT'
+#!/bin/busybox sh
+/bin/busybox modprobe "$@"
+code=$?
+tries=100
+while [ $tries -gt 0 ] && grep -q ' Loading ' /proc/modules; do
+  usleep 10000
+  tries=$((tries - 1))
+done
+exit $code
+SCRIPT
+chmod 755 /sbin/modprobe
 # A node is prepared so (kubeadm asks for it): without it bridged pods escape the rules of Services.
 modprobe br_netfilter
 # The modules of tunnels put links of theirs into each new namespace, where tests count links.
