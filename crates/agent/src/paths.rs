@@ -2,9 +2,10 @@
 //! decided in [`plan::paths`].
 //!
 //! A pair is tested when either node comes, when the way between the two changes, and slowly ever
-//! after; what does not work is tested again sooner, and believed when it is found twice: ever
-//! later, but soon when this node was mended or the peer is heard again. While a pair takes a detour, the way that it goes past is tried beside it, and taken again when it has
-//! worked for a whole period. A task of its own: the network never waits for it.
+//! after. What does not work is tested again sooner, ever later until this node was mended or the
+//! peer is heard again, and believed when it is found twice. While a pair takes a detour, the way
+//! that it goes past is tried beside it, and taken again when it has worked for a whole period. A
+//! task of its own: the network never waits for it.
 
 mod avoided;
 mod exchange;
