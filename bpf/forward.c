@@ -2,13 +2,20 @@
  * of a node straight into the other's namespace, between nodes straight to the tunnel link or to
  * the next hop. Only plain unicast IP is forwarded. Everything else goes on to the kernel's own
  * path (TC_NEXT), which is complete without these programs: it answers what is too big or too old,
- * translates Services, and enforces what VIA_STACK stands for.
+ * and enforces what VIA_STACK stands for.
+ *
+ * Services (service_nat.c) have given a packet its destination before it comes here, and give it its
+ * source at the egress of the link that it leaves by. Every way out of here but redirect_peer passes
+ * that egress. The flows that pass in one direction pass in the other: what the kernel's connection
+ * tracking saw half of it would call invalid.
  *
  * The order of the map's writers (crates/kernel) is: link before program before pod; so a pod that
  * is found here is one whose packets are checked.
  */
 #include "bpf.h"
 #include "edge.h"
+#include "flows.h"
+#include "handshakes.h"
 
 #define VXLAN_VNI_VALID BE32(0x08000000)
 
@@ -27,18 +34,54 @@ struct tunnel_headers {
 	struct ethernet ethernet;
 } __attribute__((packed));
 
-/* Whether a packet is larger than the way's MTU; one that will be cut into segments later, when a
- * segment is.
+/* What passes here at all. Of other protocols connection tracking may translate Services (SCTP). */
+INLINE bool is_forwarded(const struct __sk_buff *skb, const struct packet *packet)
+{
+	/* Masqueraded flows are the stack's in both directions: see tracking.h. */
+	if (!packet->plain || skb->mark & NAT_MARK)
+		return false;
+	switch (packet->protocol) {
+	case PROTOCOL_ICMP:
+	case PROTOCOL_TCP:
+	case PROTOCOL_UDP:
+	case PROTOCOL_ICMPV6:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Why a packet cannot leave by a link: it is larger than the way's MTU (one that will be cut into
+ * segments later, when a segment is); or the link is gone, and a pod that came since may have the
+ * address. ALLOWED: it can.
  */
-INLINE bool is_too_big(struct __sk_buff *skb, __u32 link_index, __u32 mtu)
+INLINE int obstacle(struct __sk_buff *skb, __u32 link_index, __u32 mtu)
 {
 	__u32 found = 0;
 
-	if (skb->len <= mtu + LINK_BYTES)
-		return false;
-	if (!skb->gso_size)
+	if (skb->len > mtu + LINK_BYTES && !skb->gso_size)
+		return STACK_TOO_BIG;
+	long result = check_mtu(skb, link_index, &found, 0, BPF_MTU_CHECK_SEGMENTS);
+	if (result < 0)
+		return STACK_UNKNOWN;
+	return result ? STACK_TOO_BIG : ALLOWED;
+}
+
+/* Whether the pod's own link may have to give a packet another source: it answers to a Service, or
+ * tells of such a packet (ICMP).
+ */
+static __attribute__((noinline)) bool is_for_service(struct __sk_buff *skb,
+						     const struct packet *packet)
+{
+	struct flow_key key = { .side = LEAVING, .protocol = packet->protocol };
+
+	if (packet->protocol != PROTOCOL_TCP && packet->protocol != PROTOCOL_UDP)
 		return true;
-	return check_mtu(skb, link_index, &found, 0, BPF_MTU_CHECK_SEGMENTS) != 0;
+	if (skb_load_bytes(skb, packet->payload_offset, &key.source_port, 4))
+		return true;
+	__builtin_memcpy(key.source, &packet->source, ADDRESS_BYTES);
+	__builtin_memcpy(key.destination, &packet->destination, ADDRESS_BYTES);
+	return map_lookup(&flows, &key) != NULL;
 }
 
 /* One hop less. The frame's addresses are set by the same writing; NULL leaves them for
@@ -77,8 +120,10 @@ INLINE int to_pod(struct __sk_buff *skb, struct packet *packet, struct pod *pod,
 		return to_stack(STACK_FLAGGED);
 	if (pod->link_index == skb->ifindex)
 		return to_stack(STACK_OTHER);
-	if (is_too_big(skb, pod->link_index, pod->mtu))
-		return to_stack(STACK_TOO_BIG);
+	int reason = obstacle(skb, pod->link_index, pod->mtu);
+	if (reason != ALLOWED)
+		return to_stack(reason);
+	bool for_service = is_for_service(skb, packet);
 	if (!switched) {
 		if (packet->time_to_live <= 1)
 			return to_stack(STACK_TIME_TO_LIVE);
@@ -88,18 +133,21 @@ INLINE int to_pod(struct __sk_buff *skb, struct packet *packet, struct pod *pod,
 	/* The kernel marked the frame by whom it was for on this link; on the pod's it is for it. */
 	if (skb->pkt_type != PACKET_HOST)
 		skb_change_type(skb, PACKET_HOST);
+	follow_handshake(skb, packet);
 	count(TO_POD);
-	return redirect_peer(pod->link_index, 0);
+	return for_service ? redirect(pod->link_index, 0) : redirect_peer(pod->link_index, 0);
 }
 
 INLINE int to_remote(struct __sk_buff *skb, struct packet *packet, struct remote *remote)
 {
 	struct bpf_redir_neigh next_hop = {};
 
-	if (is_too_big(skb, remote->link_index, remote->mtu))
-		return to_stack(STACK_TOO_BIG);
+	int reason = obstacle(skb, remote->link_index, remote->mtu);
+	if (reason != ALLOWED)
+		return to_stack(reason);
 	if (packet->time_to_live <= 1)
 		return to_stack(STACK_TIME_TO_LIVE);
+	follow_handshake(skb, packet);
 	if (remote->kind == REMOTE_TUNNEL) {
 		if (!rewrite(skb, packet, remote->mac, remote->own_mac))
 			return drop(DROP_HEADERS);
@@ -155,7 +203,7 @@ int from_pod(struct __sk_buff *skb)
 		if (verdict != ALLOWED)
 			return drop(verdict);
 	}
-	if (!packet.plain || is_multicast(&packet))
+	if (!is_forwarded(skb, &packet) || is_multicast(&packet))
 		return to_stack(STACK_OTHER);
 	if (link->flags & VIA_STACK)
 		return to_stack(STACK_FLAGGED);
@@ -173,7 +221,7 @@ int from_pod(struct __sk_buff *skb)
 		return to_pod(skb, &packet, pod, !routed);
 	}
 	struct remote *remote = find_remote(&packet.destination);
-	if (!remote || remote->kind == REMOTE_STACK)
+	if (!remote || (remote->kind != REMOTE_TUNNEL && remote->kind != REMOTE_DIRECT))
 		return to_stack(STACK_UNKNOWN);
 	if (!routed)
 		return to_stack(STACK_OTHER);
@@ -187,7 +235,7 @@ INLINE int arrive(struct __sk_buff *skb, struct packet *packet, __u32 kind)
 
 	if (!pod)
 		return to_stack(STACK_UNKNOWN);
-	if (skb->pkt_type != PACKET_HOST || skb->vlan_present || !packet->plain)
+	if (skb->pkt_type != PACKET_HOST || skb->vlan_present || !is_forwarded(skb, packet))
 		return to_stack(STACK_OTHER);
 	struct remote *remote = find_remote(&packet->source);
 	if (!remote || remote->kind != kind)
@@ -220,9 +268,9 @@ int from_tunnel(struct __sk_buff *skb)
 	return arrive(skb, &packet, REMOTE_TUNNEL);
 }
 
-/* Whether a packet of our tunnel comes from a node and carries a packet of that node's pods; also
- * when it is no packet of our tunnel, or carries no IP: then others decide (X-09). Which way we
- * take to that node does not count: it may have changed on one side and not yet on the other.
+/* Whether a packet of our tunnel comes from a node and carries a packet of that node's pods, or of
+ * nodes; also when it is no packet of our tunnel, or carries no IP: then others decide (X-09). Which
+ * way we take to that node does not count: it may have changed on one side and not yet on the other.
  */
 static __attribute__((noinline)) int is_tunnel_honest(struct __sk_buff *skb, struct packet *outer)
 {
@@ -253,6 +301,11 @@ static __attribute__((noinline)) int is_tunnel_honest(struct __sk_buff *skb, str
 		return true;
 	}
 	struct remote *remote = find_remote(&inner.source);
+	if (!remote)
+		return false;
+	/* Any node, but a node. */
+	if (remote->kind == REMOTE_NODE)
+		remote = find_remote(&outer->source);
 	return remote && is_same_address(&outer->source, (struct address *)remote->node);
 }
 

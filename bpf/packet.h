@@ -10,6 +10,8 @@
 #define ETHERNET_IPV6 BE16(0x86dd)
 
 #define PROTOCOL_HOP_BY_HOP 0
+#define PROTOCOL_ICMP 1
+#define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
 #define PROTOCOL_ROUTING 43
 #define PROTOCOL_FRAGMENT 44
@@ -17,6 +19,11 @@
 #define PROTOCOL_ICMPV6 58
 #define PROTOCOL_DESTINATION 60
 #define PROTOCOL_MOBILITY 135
+
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
 
 /* More fragments, or an offset: not a whole packet. */
 #define IPV4_FRAGMENT BE16(0x3fff)

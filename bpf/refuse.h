@@ -179,11 +179,12 @@ static __attribute__((noinline)) bool make_unreachable_ipv6(struct __sk_buff *sk
 }
 
 /* Answers a packet to a frontend that refuses. `direction` as of `redirect`. */
-static __attribute__((noinline)) int refuse(struct __sk_buff *skb, const struct segment *segment,
-					    __u64 direction)
+GLOBAL int refuse(struct __sk_buff *skb, const struct segment *segment, __u64 direction)
 {
 	bool is_made;
 
+	if (!segment)
+		return TC_DROP;
 	count_nat(NAT_REFUSED);
 	if (segment->packet.protocol == PROTOCOL_TCP)
 		return refuse_tcp(skb, segment, direction);

@@ -57,11 +57,13 @@ INLINE bool has_ports(__u8 protocol)
 }
 
 /* Finds the first header after the extension headers; false where it does not within bounds. */
-INLINE bool read_extension_headers(struct __sk_buff *skb, struct segment *segment)
+GLOBAL int read_extension_headers(struct __sk_buff *skb, struct segment *segment)
 {
-	struct packet *packet = &segment->packet;
 	__u8 header[8];
 
+	if (!segment)
+		return false;
+	struct packet *packet = &segment->packet;
 	for (int n = 0; n < SEGMENT_HEADERS_MAX; n++) {
 		if (!is_extension_header(packet->protocol))
 			return true;
@@ -97,9 +99,10 @@ INLINE bool read_ipv4_fragment(struct __sk_buff *skb, struct segment *segment)
 }
 
 /* Reads a packet at `segment->offset`. False: nothing that can be translated. */
-static __attribute__((noinline)) bool read_segment(struct __sk_buff *skb, __u16 family,
-						   struct segment *segment)
+GLOBAL int read_segment(struct __sk_buff *skb, __u16 family, struct segment *segment)
 {
+	if (!segment)
+		return false;
 	struct packet *packet = &segment->packet;
 
 	if (segment->offset > OFFSET_MAX || !read_packet(skb, family, segment->offset, packet))

@@ -12,18 +12,13 @@
  * do at the same time and from the same port. So packets of masqueraded flows carry a mark from
  * where they enter to where they leave; by it the nftables table lets them be tracked apart.
  *
- * Undone: direct server return, since an option or an encapsulation would have to be understood by
- * the endpoint's node, whatever its backend; a client that reaches one endpoint from the same port
- * directly and by a Service that keeps its source gets all answers from the Service.
+ * Who is answered past this node: see direct.h.
+ *
+ * Undone: a client that reaches one endpoint from the same port directly and by a Service that
+ * keeps its source gets all answers from the Service.
  */
-#include "refuse.h"
-
-INLINE struct nat_link *find_nat_link(struct __sk_buff *skb)
-{
-	__u32 index = skb->ifindex;
-
-	return map_lookup(&nat_links, &index);
-}
+#include "direct.h"
+#include "siphash.h"
 
 /* Reads a packet of a link and what it is found by. False: not for us. */
 INLINE bool read_frame(struct __sk_buff *skb, const struct nat_link *link, __u8 side,
@@ -53,7 +48,7 @@ static __attribute__((noinline)) void remember_fragments(const struct segment *s
 
 	/* For their mark. */
 	if (!(key.side & LEAVING))
-		value.flags = flow->flags & (FLOW_MASQUERADED | FLOW_BACK);
+		value.flags = flow->flags & (FLOW_DIRECT | FLOW_MASQUERADED | FLOW_BACK);
 	key.side |= FRAGMENTS;
 	key.source_port = segment->identification;
 	key.destination_port = segment->identification >> 16;
@@ -61,10 +56,12 @@ static __attribute__((noinline)) void remember_fragments(const struct segment *s
 	map_update(&flows, &key, &value, BPF_ANY);
 }
 
-/* Marks what enters of a masqueraded flow: who only goes by shall know it where it leaves. */
+/* Marks what enters of a flow that does not leave as it is: who only goes by shall know it where it
+ * leaves.
+ */
 INLINE void mark_masqueraded(struct __sk_buff *skb, const struct flow *flow, __u8 side)
 {
-	if (!(side & LEAVING) && flow->flags & (FLOW_MASQUERADED | FLOW_BACK))
+	if (!(side & LEAVING) && flow->flags & (FLOW_DIRECT | FLOW_MASQUERADED | FLOW_BACK))
 		skb->mark |= NAT_MARK;
 }
 
@@ -84,11 +81,11 @@ INLINE bool is_made_here(struct __sk_buff *skb)
 }
 
 /* Writes what a flow says into a packet. */
-static __attribute__((noinline)) int translate(struct __sk_buff *skb,
-					       const struct segment *segment,
-					       const struct flow_key *key,
-					       const struct flow *flow, __u32 now)
+GLOBAL int translate(struct __sk_buff *skb, const struct segment *segment,
+		     const struct flow_key *key, const struct flow *flow, __u32 now)
 {
+	if (!segment || !key || !flow)
+		return TC_NEXT;
 	bool is_source = key->side & LEAVING;
 	struct change change = {
 		.from = (const struct address *)(is_source ? key->source : key->destination),
@@ -109,7 +106,7 @@ static __attribute__((noinline)) int translate(struct __sk_buff *skb,
 /* The side on which the packets of a flow leave. */
 INLINE __u8 side_of(const struct flow *flow)
 {
-	return flow->flags & FLOW_MASQUERADED ? LEAVING | MASQUERADED : LEAVING;
+	return flow->flags & (FLOW_DIRECT | FLOW_MASQUERADED) ? LEAVING | MASQUERADED : LEAVING;
 }
 
 /* Writes the entries by which packets of a flow leave, where they are not there: new, or pushed
@@ -122,7 +119,7 @@ GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __
 
 	if (!own || !flow)
 		return 0;
-	value.flags = FLOW_BACK | (flow->flags & FLOW_ANSWERED);
+	value.flags = FLOW_BACK | (flow->flags & (FLOW_ANSWERED | FLOW_RETURN));
 	key.side = side_of(flow);
 	key.protocol = own->protocol;
 	value.port = own->destination_port;
@@ -136,7 +133,7 @@ GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __
 	if (!known || known->flags != value.flags ||
 	    !is_leading_to(known, own->destination, own->destination_port))
 		map_update(&flows, &key, &value, BPF_ANY);
-	if (!(flow->flags & FLOW_MASQUERADED))
+	if (!(flow->flags & (FLOW_DIRECT | FLOW_MASQUERADED)))
 		return 0;
 	__builtin_memcpy(key.source, own->source, ADDRESS_BYTES);
 	__builtin_memcpy(key.destination, flow->address, ADDRESS_BYTES);
@@ -146,9 +143,10 @@ GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __
 	__builtin_memcpy(value.other, own->destination, ADDRESS_BYTES);
 	value.port = flow->other_port;
 	value.other_port = own->destination_port;
-	value.flags = FLOW_MASQUERADED;
+	value.flags = flow->flags & (FLOW_DIRECT | FLOW_MASQUERADED);
 	known = map_lookup(&flows, &key);
-	if (!known || known->port != value.port)
+	if (!known || known->port != value.port || known->flags != value.flags ||
+	    (value.flags & FLOW_DIRECT && !is_same_client(known, &value)))
 		map_update(&flows, &key, &value, BPF_ANY);
 	return 0;
 }
@@ -191,10 +189,27 @@ INLINE bool goes_back(struct flow *flow, const struct segment *segment,
 	return true;
 }
 
-/* Whether a flow that was found goes on with this packet; then it is used by it. */
-INLINE bool goes_on(struct flow *flow, const struct segment *segment, const struct flow_key *key,
-		    __u32 now)
+/* Whether a datagram of a known flow is the next backend's, while that takes over: it hears when an
+ * endpoint goes, of which nobody tells the maps here any more. The flow stays, so that answers to
+ * what was led before leave as the Service's.
+ */
+INLINE bool is_handed_over(const struct flow *flow, const struct flow_key *key)
 {
+	if (key->protocol != PROTOCOL_UDP || key->side != ENTERING || flow->flags & FLOW_BACK)
+		return false;
+	struct nat_settings *settings = find_nat_settings();
+	return settings && settings->flags & NAT_DRAINING;
+}
+
+/* Whether a flow that was found goes on with this packet; then it is used by it. Not inline: what a
+ * program and all that it calls have on their stacks, each rounded up to 32 bytes by Linux 6.1, is
+ * 512 bytes at most, and so much `service_enter` has with what it calls below.
+ */
+GLOBAL int goes_on(struct flow *flow, const struct segment *segment, const struct flow_key *key,
+		   __u32 now)
+{
+	if (!flow || !segment || !key)
+		return false;
 	if (key->side != ENTERING)
 		return true;
 	if (flow->flags & FLOW_BACK)
@@ -209,6 +224,9 @@ INLINE bool goes_on(struct flow *flow, const struct segment *segment, const stru
 			return false;
 		follow_tcp(flow, segment->tcp_flags, FLOW_FIN_SENT);
 	}
+	/* Answers go elsewhere: who goes on has had one. */
+	if (flow->flags & FLOW_DIRECT && !(segment->tcp_flags & TCP_SYN))
+		set_flags(flow, FLOW_ANSWERED);
 	if (flow->used_s != now) {
 		flow->used_s = now;
 		write_leaving(key, flow, now);
@@ -238,12 +256,14 @@ GLOBAL int is_taken(const struct flow_key *own, const struct flow *flow, __u32 n
 }
 
 /* Leads a new flow to an endpoint, by what the Service says. */
-static __attribute__((noinline)) enum answer lead(const struct flow_key *key,
-						  const struct service *service, bool outside,
-						  struct flow *flow)
+GLOBAL enum answer lead(const struct flow_key *key, const struct service *service, bool outside,
+			struct flow *flow)
 {
-	const struct address *client = (const struct address *)key->source;
 	struct endpoint endpoint = {};
+
+	if (!key || !service || !flow)
+		return IGNORED;
+	const struct address *client = (const struct address *)key->source;
 	enum answer answer = choose(service, client, outside, &endpoint);
 
 	if (answer != CHOSEN)
@@ -255,26 +275,29 @@ static __attribute__((noinline)) enum answer lead(const struct flow_key *key,
 	/* What is for the node itself never leaves it. */
 	if (needs_masquerade(service, outside, client, &endpoint) &&
 	    !is_node_address((const struct address *)endpoint.address))
-		flow->flags |= FLOW_MASQUERADED;
+		flow->flags |= way_back(service, outside, client, &endpoint);
 	return CHOSEN;
 }
 
-/* A client connects to an endpoint itself from a port by which it had it by a Service before: the
- * answers are no longer the Service's.
+/* Somebody else begins a connection between the two ends of answers to a flow: a client connects to
+ * an endpoint itself from a port by which it had it by a Service before (answers leave), or another
+ * backend gives away a port of the node (answers enter). Those are no longer the flow's if it is
+ * over: an endpoint that still keeps the old connection answers the new one, whose client alone can
+ * make it forget.
  */
-GLOBAL int leave_to_client(const struct flow_key *direct, __u32 now)
+GLOBAL int forget_answers(const struct flow_key *begun, __u32 side, __u32 now)
 {
-	struct flow_key key = { .side = LEAVING };
+	struct flow_key key = { .side = side };
 
-	if (!direct)
+	if (!begun)
 		return 0;
-	key.protocol = direct->protocol;
-	__builtin_memcpy(key.source, direct->destination, ADDRESS_BYTES);
-	__builtin_memcpy(key.destination, direct->source, ADDRESS_BYTES);
-	key.source_port = direct->destination_port;
-	key.destination_port = direct->source_port;
+	key.protocol = begun->protocol;
+	__builtin_memcpy(key.source, begun->destination, ADDRESS_BYTES);
+	__builtin_memcpy(key.destination, begun->source, ADDRESS_BYTES);
+	key.source_port = begun->destination_port;
+	key.destination_port = begun->source_port;
 	struct flow *known = map_lookup(&flows, &key);
-	if (!known)
+	if (!known || !(known->flags & FLOW_BACK))
 		return 0;
 	struct flow *owner = find_owner(&key, known, now);
 	if (!owner || has_closed(owner))
@@ -299,7 +322,7 @@ static __attribute__((noinline)) int admit(struct __sk_buff *skb, const struct s
 					       key->destination_port, key->protocol);
 	if (!service) {
 		if (key->protocol == PROTOCOL_TCP)
-			leave_to_client(key, now);
+			forget_answers(key, LEAVING, now);
 		return TC_NEXT;
 	}
 	if (!is_source_allowed(service, source))
@@ -363,16 +386,17 @@ static __attribute__((noinline)) struct flow *find_by_error(struct __sk_buff *sk
 /* An ICMP error about a packet of a flow: both headers are translated. Who sent it stays, unless
  * it is the end that is hidden, or the whole flow is masqueraded.
  */
-static __attribute__((noinline)) int translate_error(struct __sk_buff *skb,
-						     const struct segment *outer, __u8 side,
-						     __u32 now)
+GLOBAL int translate_error(struct __sk_buff *skb, const struct segment *outer, __u8 side, __u32 now)
 {
-	const struct packet *packet = &outer->packet;
 	struct flow_key key = { .side = side };
-	struct segment about = { .offset = packet->payload_offset + ICMP_BYTES };
+	struct segment about = {};
 	const struct packet *inner = &about.packet;
 	__u8 type;
 
+	if (!outer)
+		return TC_NEXT;
+	const struct packet *packet = &outer->packet;
+	about.offset = packet->payload_offset + ICMP_BYTES;
 	if (skb_load_bytes(skb, packet->payload_offset, &type, 1) ||
 	    !is_error(packet->family, type))
 		return TC_NEXT;
@@ -408,15 +432,19 @@ int service_enter(struct __sk_buff *skb)
 {
 	struct nat_link *link = find_nat_link(skb);
 	struct segment segment = {};
-	struct flow_key key;
+	struct flow_key key = {};
 
-	if (!link || !read_frame(skb, link, ENTERING, &segment, &key))
+	if (!link)
 		return TC_NEXT;
+	if (!read_frame(skb, link, ENTERING, &segment, &key))
+		return link->flags & NAT_LINK_NODES ? take_over(skb, &segment, &key) : TC_NEXT;
 	bool outside = !(link->flags & NAT_LINK_POD);
 	__u32 now = now_s();
 	if (is_icmp(segment.packet.protocol))
 		return translate_error(skb, &segment, ENTERING, now);
 	struct flow *flow = map_lookup(&flows, &key);
+	if (flow && is_handed_over(flow, &key))
+		return TC_NEXT;
 	if (flow && goes_on(flow, &segment, &key, now))
 		return translate(skb, &segment, &key, flow, now);
 	/* Whoever takes the new flow, what follows is no longer the old one's. */
@@ -425,29 +453,9 @@ int service_enter(struct __sk_buff *skb)
 	return admit(skb, &segment, &key, outside, now);
 }
 
-/* The address of this node that flows are masqueraded with which leave by a link. */
-INLINE bool masquerade_address(const struct nat_link *link, __u16 family, struct address *address)
-{
-	if (family == ETHERNET_IPV4) {
-		mapped(address, *(const __u32 *)link->ipv4);
-		return address->words[3] != 0;
-	}
-	__builtin_memcpy(address, link->ipv6, ADDRESS_BYTES);
-	return (address->halves[0] | address->halves[1]) != 0;
-}
-
 /* What unused_s answers beside seconds. */
 #define PORT_IN_USE 0
 #define PORT_FREE (TCP_CLOSED_S + 1)
-
-/* Whether two entries are of the same client and frontend. */
-INLINE bool is_same_client(const struct flow *one, const struct flow *other)
-{
-	return one->other_port == other->other_port &&
-	       is_leading_to(one, other->address, other->port) &&
-	       is_same_address((const struct address *)one->other,
-			       (const struct address *)other->other);
-}
 
 /* Whether a flow may have a port of the node that an entry is there for. Of a connection that is
  * over the endpoint may still keep the ports, and then it takes the first segment of another client
@@ -472,16 +480,32 @@ GLOBAL __u32 unused_s(const struct flow_key *wanted, const struct flow *flow, __
 	return PORT_FREE;
 }
 
-/* Where the search for a port begins: for the same client's port at the same one, so that an
- * endpoint that still keeps the last connection of both sees the time stamps go on (RFC 6191).
- */
-INLINE __u32 usual_offset(const struct flow *back)
+INLINE void hash_address(struct siphash *state, const __u8 *bytes)
 {
-	__u32 hash = hash_of((const struct address *)back->address);
+	const struct address *address = (const struct address *)bytes;
 
-	hash = (hash ^ back->port) * 0x01000193;
-	hash = (hash ^ back->other_port) * 0x01000193;
-	return hash ^ hash >> 16;
+	siphash_word(state, address->halves[0]);
+	siphash_word(state, address->halves[1]);
+}
+
+/* Where the search for a port begins: for the same client's port at the same endpoint at the same
+ * one, so that an endpoint that still keeps the last connection of both sees the time stamps go on
+ * (RFC 6191). Nobody can say where from what others got (RFC 6056 section 3.3.3).
+ */
+GLOBAL __u32 usual_offset(const struct flow_key *back, const struct flow *flow)
+{
+	__u32 only = 0;
+	struct nat_secret *secret = map_lookup(&nat_secret, &only);
+	struct siphash state;
+
+	if (!back || !flow || !secret)
+		return 0;
+	siphash_begin(&state, secret->first, secret->second);
+	hash_address(&state, back->source);
+	hash_address(&state, flow->address);
+	hash_address(&state, flow->other);
+	__u64 ports = (__u64)back->source_port << 32 | (__u64)flow->port << 16 | flow->other_port;
+	return siphash_end(&state, (__u64)back->protocol << 48 | ports, 3 * ADDRESS_BYTES + 7);
 }
 
 /* Chooses the address and the port of this node that a flow is masqueraded with, and writes the
@@ -489,17 +513,19 @@ INLINE __u32 usual_offset(const struct flow *back)
  * connections nor of node ports; SCTP keeps the client's, which its checksum covers. Where all are
  * in use the one is taken that has been out of use the longest. Answers 0, or why there is none.
  */
-static __attribute__((noinline)) int masquerade(const struct flow_key *key,
-						const struct nat_link *link, __u16 family,
-						struct flow *flow, __u32 now)
+GLOBAL int masquerade(const struct flow_key *key, const struct nat_link *link, __u16 family,
+		      struct flow *flow, __u32 now)
 {
-	struct flow_key back = { .protocol = key->protocol, .side = ENTERING };
+	struct flow_key back = { .side = ENTERING };
 	struct flow value = { .flags = FLOW_BACK, .used_s = now };
 	struct nat_settings *settings = find_nat_settings();
-	struct flow *owner = find_owner(key, flow, now);
 	__u32 longest_s = PORT_IN_USE;
 	__u16 spare = 0;
 
+	if (!key || !link || !flow)
+		return NAT_DROP_PORTS;
+	struct flow *owner = find_owner(key, flow, now);
+	back.protocol = key->protocol;
 	if (!owner || !settings || settings->port_count == 0)
 		return NAT_DROP_PORTS;
 	if (!masquerade_address(link, family, (struct address *)back.destination))
@@ -511,7 +537,7 @@ static __attribute__((noinline)) int masquerade(const struct flow_key *key,
 	value.port = key->source_port;
 	value.other_port = flow->other_port;
 	__builtin_memcpy(owner->other, back.destination, ADDRESS_BYTES);
-	__u32 offset = usual_offset(&value);
+	__u32 offset = usual_offset(&back, &value);
 	for (__u32 n = 0; n < PORT_TRIES_MAX && longest_s < PORT_FREE; n++) {
 		__u16 port = BE16(settings->port_first + offset % settings->port_count);
 		back.destination_port = key->protocol == PROTOCOL_SCTP ? key->source_port : port;
@@ -606,8 +632,16 @@ int service_leave(struct __sk_buff *skb)
 		key.side |= MASQUERADED;
 		flow = map_lookup(&flows, &key);
 	}
-	if (!flow || !holds(flow, &segment, &key, now))
+	if (!flow || !holds(flow, &segment, &key, now)) {
+		if (segment.packet.protocol == PROTOCOL_TCP && begins(&segment))
+			forget_answers(&key, ENTERING, now);
 		return TC_NEXT;
+	}
+	if (flow->flags & FLOW_DIRECT)
+		return hand_on(skb, &segment, &key, flow, now);
+	if (flow->flags & FLOW_RETURN && segment.tcp_flags & TCP_SYN)
+		lower_segment_size(skb, segment.packet.payload_offset,
+				   direct_bytes(segment.packet.family));
 	if (flow->flags & FLOW_MASQUERADED && flow->port == 0) {
 		int reason = masquerade(&key, link, segment.packet.family, flow, now);
 		if (reason)

@@ -87,9 +87,19 @@ struct {
 	MAP_NUMBER(max_entries, 1024);
 	MAP_NUMBER(map_flags, BPF_F_NO_PREALLOC);
 	MAP_NUMBER(pinning, PINNED_BY_NAME);
-	MAP_TYPE(key, struct own_pods_key);
+	MAP_TYPE(key, struct network_key);
 	MAP_TYPE(value, __u32);
 } own_pods SEC(".maps");
+
+/* Ranges of the cluster's pods and addresses of its nodes: DIRECT_PODS, DIRECT_NODE, or nothing. */
+struct {
+	MAP_NUMBER(type, BPF_MAP_TYPE_LPM_TRIE);
+	MAP_NUMBER(max_entries, DIRECT_HOSTS_MAX);
+	MAP_NUMBER(map_flags, BPF_F_NO_PREALLOC);
+	MAP_NUMBER(pinning, PINNED_BY_NAME);
+	MAP_TYPE(key, struct network_key);
+	MAP_TYPE(value, __u32);
+} direct_hosts SEC(".maps");
 
 /* Clients that stay with their endpoints; the longest unused go first where it is full. */
 struct {
@@ -125,7 +135,7 @@ INLINE bool is_node_address(const struct address *address)
 
 INLINE bool is_own_pod(const struct address *address)
 {
-	struct own_pods_key key = { .prefix_bits = ADDRESS_BITS };
+	struct network_key key = { .prefix_bits = ADDRESS_BITS };
 
 	__builtin_memcpy(key.address, address, ADDRESS_BYTES);
 	return map_lookup(&own_pods, &key) != NULL;

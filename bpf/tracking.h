@@ -3,26 +3,11 @@
  */
 #pragma once
 
+#include "flows.h"
 #include "packet.h"
 #include "services.h"
 
-#define PROTOCOL_ICMP 1
-#define PROTOCOL_TCP 6
 #define PROTOCOL_SCTP 132
-
-#define TCP_FIN 1
-#define TCP_SYN 2
-#define TCP_RST 4
-#define TCP_ACK 16
-
-/* The longest unused go first where it is full. */
-struct {
-	MAP_NUMBER(type, BPF_MAP_TYPE_LRU_HASH);
-	MAP_NUMBER(max_entries, FLOWS_DEFAULT);
-	MAP_NUMBER(pinning, PINNED_BY_NAME);
-	MAP_TYPE(key, struct flow_key);
-	MAP_TYPE(value, struct flow);
-} flows SEC(".maps");
 
 /* By index of the link. */
 struct {
@@ -41,6 +26,15 @@ struct {
 	MAP_TYPE(key, __u32);
 	MAP_TYPE(value, struct nat_settings);
 } nat_settings SEC(".maps");
+
+/* Written once and kept as long as the flows. */
+struct {
+	MAP_NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	MAP_NUMBER(max_entries, 1);
+	MAP_NUMBER(pinning, PINNED_BY_NAME);
+	MAP_TYPE(key, __u32);
+	MAP_TYPE(value, struct nat_secret);
+} nat_secret SEC(".maps");
 
 /* By reason, one count a processor. */
 struct {
@@ -73,10 +67,37 @@ INLINE struct nat_settings *find_nat_settings(void)
 	return map_lookup(&nat_settings, &key);
 }
 
+INLINE struct nat_link *find_nat_link(struct __sk_buff *skb)
+{
+	__u32 index = skb->ifindex;
+
+	return map_lookup(&nat_links, &index);
+}
+
+/* The address of this node that flows are masqueraded with which leave by a link. */
+INLINE bool masquerade_address(const struct nat_link *link, __u16 family, struct address *address)
+{
+	if (family == ETHERNET_IPV4) {
+		mapped(address, *(const __u32 *)link->ipv4);
+		return address->words[3] != 0;
+	}
+	__builtin_memcpy(address, link->ipv6, ADDRESS_BYTES);
+	return (address->halves[0] | address->halves[1]) != 0;
+}
+
 INLINE bool is_leading_to(const struct flow *flow, const __u8 *address, __u16 port)
 {
 	return flow->port == port && is_same_address((const struct address *)flow->address,
 						     (const struct address *)address);
+}
+
+/* Whether two entries are of the same client and frontend. */
+INLINE bool is_same_client(const struct flow *one, const struct flow *other)
+{
+	return one->other_port == other->other_port &&
+	       is_leading_to(one, other->address, other->port) &&
+	       is_same_address((const struct address *)one->other,
+			       (const struct address *)other->other);
 }
 
 INLINE __u32 lifetime_s(__u8 protocol, __u32 flags)
@@ -134,8 +155,10 @@ static __attribute__((noinline)) struct flow *find_own(const struct flow_key *en
 }
 
 /* The key of the flow itself, from any of the entries that lead to it. */
-INLINE void own_key(const struct flow_key *key, const struct flow *flow, struct flow_key *own)
+GLOBAL int own_key(const struct flow_key *key, const struct flow *flow, struct flow_key *own)
 {
+	if (!key || !flow || !own)
+		return 0;
 	own->protocol = key->protocol;
 	own->side = ENTERING;
 	own->zero[0] = 0;
@@ -159,6 +182,7 @@ INLINE void own_key(const struct flow_key *key, const struct flow *flow, struct 
 		own->source_port = key->source_port;
 		own->destination_port = flow->other_port;
 	}
+	return 0;
 }
 
 /* Finds the flow itself by one of its other entries, if it still leads to the entry's endpoint:
@@ -167,7 +191,7 @@ INLINE void own_key(const struct flow_key *key, const struct flow *flow, struct 
 static __attribute__((noinline)) struct flow *find_owner(const struct flow_key *key,
 							 const struct flow *flow, __u32 now)
 {
-	struct flow_key own;
+	struct flow_key own = {};
 
 	own_key(key, flow, &own);
 	struct flow *owner = find_own(&own, now);

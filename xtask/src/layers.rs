@@ -36,7 +36,8 @@ const LAYERS: &[Layer] = &[
     Layer { name: "plan", kind: Pure, may_use: &["model"] },
     Layer { name: "render", kind: Pure, may_use: &["model", "plan", "ebpf-abi"] },
     Layer { name: "reconcile", kind: Pure, may_use: &["model", "plan", "render"] },
-    Layer { name: "store", kind: Pure, may_use: &["model"] },
+    Layer { name: "schema", kind: Pure, may_use: &["model"] },
+    Layer { name: "store", kind: Pure, may_use: &["model", "schema"] },
     Layer { name: "controllers", kind: Pure, may_use: &["model"] },
     Layer { name: "ipam", kind: Pure, may_use: &["model"] },
     Layer { name: "dns", kind: Pure, may_use: &["model", "plan"] },
@@ -47,7 +48,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "controlplane",
         kind: Shell,
-        may_use: &["model", "store", "controllers", "client"],
+        may_use: &["model", "schema", "store", "controllers", "client"],
     },
     Layer {
         name: "runtime",

@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod emulated;
+mod fields;
 mod layers;
 mod process;
 mod programs;
@@ -53,6 +54,12 @@ const COMMANDS: &[Command] = &[
         arguments: "[PACKAGE/TEST [NAME …]]",
         about: "tests in an emulated kernel 6.1, with what this kernel lacks",
         run: emulated::run,
+    },
+    Command {
+        name: "fields",
+        arguments: "K8S-PB-SOURCES DEFINITIONS",
+        about: "crates/schema's table of the API's fields, from the published definitions",
+        run: fields::run,
     },
     Command {
         name: "case",

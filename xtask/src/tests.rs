@@ -14,8 +14,10 @@ use crate::tools;
 /// Tests that make network namespaces or whole clusters: they need root, and fail without it. All
 /// others need nothing of the machine but a temporary directory and loopback.
 const ROOT_TESTS: &[(&str, &str)] = &[
+    ("agent", "forwarding"),
     ("agent", "paths"),
     ("agent", "real"),
+    ("agent", "tunnels"),
     ("cni", "kill_sweep"),
     ("cni", "bandwidth"),
     ("cni", "links"),
@@ -62,7 +64,14 @@ const ROOT_TESTS: &[(&str, &str)] = &[
 /// Modules of a crate's own tests that make containers, and so need root too.
 const ROOT_MODULES: (&str, &[&str]) = (
     "runtime",
-    &["tests::host_image", "tests::kill", "tests::pods", "tests::remote", "tests::restarts"],
+    &[
+        "tests::attach",
+        "tests::host_image",
+        "tests::kill",
+        "tests::pods",
+        "tests::remote",
+        "tests::restarts",
+    ],
 );
 
 /// The command `test`.
@@ -97,6 +106,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
         tools::kubectl(&[])?;
         tools::runtimes(&[])?;
         tools::unbound()?;
+        tools::resolvers()?;
         tools::python()
     })?;
     let deferred = Deferred::collect()?;

@@ -39,6 +39,11 @@ const RUNTIMES: &[&str] = &[
 const UNBOUND: &[&str] =
     &["unbound", "libevent-2.1-7", "libexpat1", "libnghttp2-14", "libprotobuf-c1", "libpython3.11"];
 
+/// Debian's musl, to link clients of DNS with, and its systemd-resolved, with those of its libraries
+/// that a machine may lack. Unpacked: an installation would change how the machine resolves names.
+const RESOLVERS: &[&str] =
+    &["musl-dev", "systemd-resolved", "libsystemd-shared", "libip4tc2", "libkmod2", "libssl3"];
+
 /// Where the tools live.
 fn directory() -> PathBuf {
     process::root().join("target/tools")
@@ -156,6 +161,15 @@ pub fn runtimes(arguments: &[String]) -> Result<()> {
 pub fn unbound() -> Result<()> {
     let target = directory().join("unbound");
     if target.exists() { Ok(()) } else { unpack_to(UNBOUND, &target) }
+}
+
+/// The resolvers of others in `target/tools/resolvers`, as clients of the tests.
+///
+/// # Errors
+/// When apt cannot fetch a package.
+pub fn resolvers() -> Result<()> {
+    let target = directory().join("resolvers");
+    if target.exists() { Ok(()) } else { unpack_to(RESOLVERS, &target) }
 }
 
 fn unpack_to(packages: &[&str], target: &Path) -> Result<()> {

@@ -1,5 +1,6 @@
-//! The memory of an agent on a node with 250 pods in a cluster of 500 nodes and 1,000 Services:
-//! the proportional set size of a process of its own. Needs root; run it with `./x bench memory`.
+//! The memory of an agent, and of the DNS worker that it feeds, on a node with 250 pods in a cluster
+//! of 500 nodes and up to 10,000 Services with 100,000 endpoints (G16): the proportional set size of
+//! processes of their own. Needs root; run it with `./x bench memory`.
 
 #[path = "../tests/real/node.rs"]
 #[allow(dead_code)] // the tests' part
@@ -8,11 +9,16 @@ mod node;
 #[allow(dead_code)] // the tests' part
 mod server;
 
-use std::process::{Child, Command};
+use std::net::UdpSocket;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agent::{Options, Places};
 use client::ResourcePath;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use node::{NAME, Node, eventually, on_a_node};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -21,14 +27,16 @@ use tokio::sync::watch;
 const PEERS: usize = 500;
 /// Pods of the node: what a large one has.
 const PODS: usize = 250;
-/// Services, with three endpoints each.
-const SERVICES: usize = 1_000;
+/// Services, and endpoints of each, one step after the other; each has all of those before it.
+const STEPS: [(usize, usize); 3] = [(1_000, 3), (10_000, 3), (10_000, 10)];
+/// Addresses of endpoints: not all can have one of their own.
+const ENDPOINT_ADDRESSES: usize = 60_000;
 /// The machine's directory, for the process that is measured.
 const DIRECTORY: &str = "FLATNET_BENCH_DIRECTORY";
 /// The API server's URL, for it.
 const SERVER: &str = "FLATNET_BENCH_SERVER";
 /// Longest wait for the agent to have everything in the kernel.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How often the memory is read, and how long between.
 const SAMPLES: usize = 10;
 const SAMPLE_PERIOD: Duration = Duration::from_millis(500);
@@ -38,8 +46,8 @@ fn main() {
         return be_the_agent(directory.into(), server);
     }
     on_a_node(async |node| {
-        let mut agent = Agent(start(node));
-        ready(node, "an empty cluster", 0).await;
+        let mut agent = Process(start(node));
+        ready(node, "an empty cluster", 0, 0).await;
         println!("{:>6} peers {:>4} pods {:>5} Services: {} kB", 1, 0, 1, agent.settled_kb().await);
         for number in 0..PODS {
             // Their namespaces may go at once: the node's part of them stays in the records.
@@ -51,30 +59,45 @@ fn main() {
             1,
             agent.settled_kb().await
         );
-        fill(node).await;
-        ready(node, "a full cluster", PEERS).await;
-        println!(
-            "{PEERS:>6} peers {PODS:>4} pods {SERVICES:>5} Services: {} kB",
-            agent.settled_kb().await
-        );
-        // A fresh process knows the same without the garbage of how it came to be.
-        drop(agent);
-        agent = Agent(start(node));
-        ready(node, "a restarted agent", PEERS).await;
-        println!("{:>36}: {} kB", "after a restart", agent.settled_kb().await);
+        add_peers(node).await;
+        let mut worker = Process(start_worker(node));
+        let mut before = (0, 0);
+        for (services, endpoints) in STEPS {
+            add_services(node, before, (services, endpoints)).await;
+            before = (services, endpoints);
+            ready(node, "a full cluster", PEERS, services).await;
+            println!(
+                "{PEERS:>6} peers {PODS:>4} pods {services:>5} Services {:>6} endpoints: {} kB, \
+                 DNS worker {} kB",
+                services * endpoints,
+                agent.settled_kb().await,
+                worker.settled_kb().await
+            );
+            // Fresh processes know the same without the garbage of how it came to be.
+            drop((agent, worker));
+            agent = Process(start(node));
+            ready(node, "a restarted agent", PEERS, services).await;
+            worker = Process(start_worker(node));
+            println!(
+                "{:>54}: {} kB, DNS worker {} kB",
+                "after a restart",
+                agent.settled_kb().await,
+                worker.settled_kb().await
+            );
+        }
     });
 }
 
-struct Agent(Child);
+struct Process(Child);
 
-impl Drop for Agent {
+impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-impl Agent {
+impl Process {
     /// The largest of some readings.
     async fn settled_kb(&mut self) -> u64 {
         let mut largest = 0;
@@ -100,6 +123,24 @@ fn start(node: &Node) -> Child {
         .env(SERVER, &node.server.url)
         .spawn()
         .expect("the agent starts")
+}
+
+/// The DNS worker of this build, with a socket that nobody asks at.
+fn start_worker(node: &Node) -> Child {
+    let own = std::env::current_exe().expect("our own program");
+    let profile = own.parent().and_then(Path::parent).expect("a profile's directory");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("an open socket");
+    let run = node.directory.join("run");
+    Command::new(profile.join("flatnet-dnsworker"))
+        .args(["--socket", &socket.as_raw_fd().to_string()])
+        .arg("--feed")
+        .arg(run.join(model::layout::DNS_FEED_SOCKET))
+        .arg("--cache-file")
+        .arg(node.directory.join("zone").join("zone.json"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("`./x bench` makes it")
 }
 
 /// The process that is measured. It is in the machine's network namespace already.
@@ -131,17 +172,20 @@ fn be_the_agent(directory: std::path::PathBuf, server: String) {
     runtime.expect("a runtime").block_on(agent::run(options, stopping)).expect("the agent");
 }
 
-async fn ready(node: &Node, what: &str, peers: usize) {
+async fn ready(node: &Node, what: &str, peers: usize, services: usize) {
     let started = Instant::now();
     eventually(what, PATIENCE, async || {
         let status = node.status().await;
-        status.is_some_and(|status| status.ready && status.converged && status.peers >= peers)
+        status.is_some_and(|status| {
+            let is_all = status.peers >= peers && status.services >= services;
+            status.ready && status.converged && is_all
+        })
     })
     .await;
     println!("{what}: in the kernel after {} ms", started.elapsed().as_millis());
 }
 
-async fn fill(node: &Node) {
+async fn add_peers(node: &Node) {
     for number in 0..PEERS {
         let (high, low) = (number / 250, number % 250);
         let address = format!("172.30.{}.{}", 1 + high, 1 + low);
@@ -150,26 +194,45 @@ async fn fill(node: &Node) {
         let range = format!("10.{second}.{third}.0/24");
         node.register(&format!("peer{number}"), &address, &range).await;
     }
-    for number in 0..SERVICES {
+}
+
+/// Adds Services, or endpoints to those that are there, up to a number of both.
+async fn add_services(node: &Node, before: (usize, usize), after: (usize, usize)) {
+    for number in 0..after.0 {
         let name = format!("service{number}");
-        let services = ResourcePath::new("v1", "services").namespace("default");
-        let ports = json!([{ "port": 80, "targetPort": 8080 }]);
-        let object = json!({ "metadata": { "name": name }, "spec": { "ports": ports } });
-        let _: Value = node.server.admin.create(&services, &object).await.expect("created");
-        let slices = ResourcePath::new("discovery.k8s.io/v1", "endpointslices");
-        let endpoints: Vec<Value> = (0..3)
-            .map(|endpoint| {
-                let address = format!("10.245.{}.{}", number % 240, 2 + endpoint + number / 240);
-                json!({ "addresses": [address], "conditions": { "ready": true } })
-            })
-            .collect();
-        let object = json!({
-            "metadata": { "name": name, "labels": { "kubernetes.io/service-name": name } },
-            "addressType": "IPv4",
-            "endpoints": endpoints,
-            "ports": [{ "port": 8080 }],
-        });
-        let path = slices.namespace("default");
-        let _: Value = node.server.admin.create(&path, &object).await.expect("created");
+        let first = if number < before.0 { before.1 } else { 0 };
+        if first == 0 {
+            add_service(node, &name).await;
+        }
+        if first < after.1 {
+            add_endpoints(node, &name, number, first..after.1).await;
+        }
     }
+}
+
+async fn add_service(node: &Node, name: &str) {
+    let services = ResourcePath::new("v1", "services").namespace("default");
+    let ports = json!([{ "port": 80, "targetPort": 8080 }]);
+    let object = json!({ "metadata": { "name": name }, "spec": { "ports": ports } });
+    let _: Value = node.server.admin.create(&services, &object).await.expect("created");
+}
+
+async fn add_endpoints(node: &Node, name: &str, number: usize, which: Range<usize>) {
+    let slice = format!("{name}-{}", which.start);
+    let endpoints: Vec<Value> = which
+        .map(|endpoint| {
+            let place = (number * 10 + endpoint) % ENDPOINT_ADDRESSES;
+            let address = format!("10.245.{}.{}", place / 240, 2 + place % 240);
+            json!({ "addresses": [address], "conditions": { "ready": true } })
+        })
+        .collect();
+    let object = json!({
+        "metadata": { "name": slice, "labels": { "kubernetes.io/service-name": name } },
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{ "port": 8080 }],
+    });
+    let slices = ResourcePath::new("discovery.k8s.io/v1", "endpointslices");
+    let path = slices.namespace("default");
+    let _: Value = node.server.admin.create(&path, &object).await.expect("created");
 }

@@ -87,8 +87,8 @@ impl Edges {
         Ok(faults)
     }
 
-    /// Of this boot: those of an earlier one have no links, and no rules either.
-    fn attachments(&self) -> Result<Vec<Attachment>> {
+    /// The records of pods of this boot: those of an earlier one have no links, and no rules either.
+    pub(crate) fn attachments(&self) -> Result<Vec<Attachment>> {
         let mut all = records::of_all_networks(&self.base)?;
         all.retain(|attachment| attachment.boot_id == self.boot_id);
         Ok(all)

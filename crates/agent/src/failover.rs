@@ -18,11 +18,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kernel::bpf;
 use kernel::nft::handshakes::Handshakes;
 use model::layout::RUNTIME_PORT;
-use model::{NamespacedName, Unreachable, World};
+use model::{ClusterConfig, Family, Unreachable, World};
+use nix::time::{ClockId, clock_gettime};
 use plan::network::NetworkPlan;
-use plan::services::known_endpoints;
+use plan::services::KnownEndpoints;
 use reconcile::failover::{Act, Failover, Targets};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -30,11 +32,13 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::report::Note;
 use echo::Echo;
 
-/// Unanswered handshakes are read this often.
+/// Unanswered handshakes are read this often, when there are any.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
-/// Reading them takes at most one part in so many of a processor: with millions of connections it
-/// is done less often.
-const LOOK_SHARE: u32 = 50;
+/// Reading them takes at most one part in so many of a processor's time: where the kernel's table
+/// of connections is large it is done less often.
+const LOOK_SHARE: u32 = 20;
+/// The same as long as every handshake is answered.
+const LOOK_SHARE_IN_PEACE: u32 = 50;
 /// What is in question is held against the API's endpoints at most this often.
 const KNOWN_PERIOD: Duration = Duration::from_millis(100);
 /// A poll is never further away than this.
@@ -47,6 +51,8 @@ struct Watched {
     peers: BTreeMap<String, IpAddr>,
     /// Of what was in question.
     endpoints: BTreeSet<SocketAddr>,
+    /// Of what was in question, what went with its node.
+    lost: BTreeSet<SocketAddr>,
 }
 
 /// What was found.
@@ -61,17 +67,22 @@ struct Found {
 pub(crate) struct Keeper {
     ends: Option<(watch::Sender<Watched>, watch::Receiver<Found>)>,
     found: Found,
-    /// What is in question and the API knows, with a Service of each.
-    known: BTreeMap<SocketAddr, NamespacedName>,
+    /// What is in question and the API knows.
+    known: KnownEndpoints,
     known_at: Option<Instant>,
 }
 
 /// Starts the task, which goes on from what the agent before knew.
-pub(crate) fn spawn(run_directory: &Path, tasks: &mut JoinSet<()>) -> Keeper {
+pub(crate) fn spawn(
+    config: &ClusterConfig,
+    run_directory: &Path,
+    tasks: &mut JoinSet<()>,
+) -> Keeper {
     let place = run_directory.join(remembered::FILE);
     let unreachable = remembered::read(&place);
     let in_question = unreachable.endpoints.clone();
     let found = Found { unreachable, in_question };
+    let families = config.pod_cidrs.iter().map(|range| Family::of(&range.addr())).collect();
     let (watched, wanted) = watch::channel(Watched::default());
     let (told, finds) = watch::channel(found.clone());
     let watcher = Watcher {
@@ -80,7 +91,7 @@ pub(crate) fn spawn(run_directory: &Path, tasks: &mut JoinSet<()>) -> Keeper {
         peers: BTreeMap::new(),
         echo: Echo::open(),
         probes: JoinSet::new(),
-        look: Look::start(),
+        look: Look::start(families),
         place,
         told,
     };
@@ -113,16 +124,18 @@ impl Keeper {
             .then(|| self.found.unreachable.clone());
         // Before the first plan nothing is known of anybody, and nothing forgotten (invariant 3).
         let Some(plan) = plan else { return news };
-        let is_new = self.found.in_question.iter().any(|one| !self.known.contains_key(one));
+        let is_new = self.found.in_question.iter().any(|one| !self.known.contains(one));
         let is_due = self.known_at.is_none_or(|at| at.elapsed() >= KNOWN_PERIOD);
         if self.found.in_question.is_empty() {
-            self.known.clear();
+            self.known = KnownEndpoints::default();
         } else if is_due || is_new {
-            self.known = known_endpoints(world, &self.found.in_question);
+            self.known = KnownEndpoints::among(world, &self.found.in_question);
             self.known_at = Some(Instant::now());
         }
         let peers = plan.peers.iter().map(|(name, peer)| (name.clone(), peer.address)).collect();
-        let wanted = Watched { peers, endpoints: self.known.keys().copied().collect() };
+        let endpoints = self.known.living.keys().copied().collect();
+        let lost = self.known.behind_silent_nodes.clone();
+        let wanted = Watched { peers, endpoints, lost };
         watched.send_if_modified(|present| {
             let changed = *present != wanted;
             *present = wanted;
@@ -149,7 +162,7 @@ impl Keeper {
             ),
         };
         let endpoint = |address: &SocketAddr| {
-            let service = self.known.get(address)?;
+            let service = self.known.living.get(address)?;
             Some(Note {
                 about: format!("Service {service}"),
                 uid: String::new(),
@@ -204,13 +217,14 @@ impl Watcher {
             for act in self.machine.poll(self.now()) {
                 self.carry_out(act);
             }
+            self.look.abandon(self.machine.abandoned());
             self.tell();
         }
     }
 
     fn follow(&mut self, wanted: Watched) {
         let peers = wanted.peers.keys().cloned().collect();
-        let targets = Targets { peers, endpoints: wanted.endpoints };
+        let targets = Targets { peers, endpoints: wanted.endpoints, lost: wanted.lost };
         self.peers = wanted.peers;
         self.machine.follow(&targets, self.now());
     }
@@ -277,17 +291,28 @@ impl Watcher {
     }
 }
 
-/// What one reading found, and how long it took; with the socket for the next.
+/// What one reading found, and the processor's time that it took; with the socket for the next.
 type Reading = (Option<Handshakes>, BTreeMap<u64, SocketAddr>, Duration);
 
 /// Reads the unanswered handshakes again and again, beside the loop.
 struct Look {
+    families: BTreeSet<Family>,
     reading: JoinHandle<Reading>,
+    /// What the next reading forgets, if it is still unanswered.
+    abandoned: watch::Sender<BTreeSet<u64>>,
 }
 
 impl Look {
-    fn start() -> Self {
-        Self { reading: tokio::spawn(async { (None, BTreeMap::new(), Duration::ZERO) }) }
+    fn start(families: BTreeSet<Family>) -> Self {
+        Self {
+            families,
+            reading: tokio::spawn(async { (None, BTreeMap::new(), Duration::ZERO) }),
+            abandoned: watch::Sender::default(),
+        }
+    }
+
+    fn abandon(&self, flows: BTreeSet<u64>) {
+        self.abandoned.send_replace(flows);
     }
 
     /// Waits for the reading that is under way, and begins the next.
@@ -299,10 +324,17 @@ impl Look {
                 (None, BTreeMap::new(), LOOK_PERIOD)
             }
         };
-        let wait = LOOK_PERIOD.max(took.saturating_mul(LOOK_SHARE));
+        let share = if unanswered.is_empty() { LOOK_SHARE_IN_PEACE } else { LOOK_SHARE };
+        let wait = LOOK_PERIOD.max(took.saturating_mul(share));
+        let (families, abandoned) = (self.families.clone(), self.abandoned.subscribe());
         self.reading = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            let read = tokio::task::spawn_blocking(move || read(handshakes)).await;
+            let abandoned = abandoned.borrow().clone();
+            let read = move || {
+                let opened = handshakes.map_or_else(|| Handshakes::open(families), Ok);
+                read(opened, &abandoned)
+            };
+            let read = tokio::task::spawn_blocking(read).await;
             read.unwrap_or_else(|_| (None, BTreeMap::new(), LOOK_PERIOD))
         });
         unanswered
@@ -315,14 +347,14 @@ impl Drop for Look {
     }
 }
 
-fn read(handshakes: Option<Handshakes>) -> Reading {
-    let began = Instant::now();
-    let read = match handshakes {
-        Some(handshakes) => Ok(handshakes),
-        None => Handshakes::open(),
-    };
-    let read = read.and_then(|mut handshakes| {
-        let unanswered = handshakes.unanswered()?;
+fn read(opened: Result<Handshakes, netlink::Error>, abandoned: &BTreeSet<u64>) -> Reading {
+    let began = processor_time();
+    let read = opened.map_err(|error| error.to_string()).and_then(|mut handshakes| {
+        let tracked = handshakes.unanswered(abandoned).map_err(|error| error.to_string())?;
+        // What eBPF forwards, or leads, connection tracking does not know. Its numbers are larger.
+        let forwarded = bpf::handshakes::unanswered(bpf::FILE_SYSTEM.as_ref(), abandoned);
+        let mut unanswered = forwarded.map_err(|error| error.to_string())?;
+        unanswered.extend(tracked);
         Ok((Some(handshakes), unanswered))
     });
     let (handshakes, unanswered) = read.unwrap_or_else(|error| {
@@ -330,5 +362,10 @@ fn read(handshakes: Option<Handshakes>) -> Reading {
         tracing::debug!("unanswered handshakes are not read: {error}");
         (None, BTreeMap::new())
     });
-    (handshakes, unanswered, began.elapsed())
+    (handshakes, unanswered, processor_time().saturating_sub(began))
+}
+
+/// What this thread has used. On a busy machine work takes long and costs no more than usual.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }

@@ -7,6 +7,8 @@
 //! pods of this node are known before the API says which addresses they have: the plugin wrote it
 //! down before it made their links.
 
+mod exposed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +21,7 @@ use client::{Client, ResourcePath, WatchEvent, WatchSpec};
 use dns::feed::{Change, MAX_SAID_OCTETS, Plain, Publisher, Settings};
 use dns::{Index, Records};
 use model::{ClusterConfig, NamespacedName, Pod, layout};
-use plan::zone::{PodAddresses, PodNames, ZoneChanges};
+use plan::zone::{Exposed, Exposure, PodAddresses, PodNames, ZoneChanges};
 use render::names::{NameChanges, Names, changes, of_labels};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -34,6 +36,8 @@ pub(crate) struct Feed {
     newest: watch::Sender<u64>,
     /// How the worker that was connected last answers.
     said: watch::Sender<Option<Plain>>,
+    /// What shall have names.
+    exposed: watch::Sender<Exposed>,
 }
 
 /// The zone, and what the kernel has not got of it.
@@ -79,8 +83,14 @@ impl Feed {
         let sequence = unix_us() / 1_000_000;
         let publisher = Publisher::new(Settings::new(config), sequence);
         let zone = Arc::new(Mutex::new(Published::new(publisher)));
-        let feed = Self { zone, newest: watch::Sender::new(0), said: watch::Sender::new(None) };
+        let feed = Self {
+            zone,
+            newest: watch::Sender::new(0),
+            said: watch::Sender::new(None),
+            exposed: watch::Sender::new(Exposed::default()),
+        };
         tasks.spawn(feed.clone().accept(listener));
+        tasks.spawn(feed.clone().follow_exposure(client.clone()));
         tasks.spawn(feed.clone().follow_pods(client.clone()));
         Ok(feed)
     }
@@ -88,12 +98,14 @@ impl Feed {
     /// Passes on what changed; the first time, everything.
     pub(crate) fn publish(&self, changes: ZoneChanges, heard_us: u64) {
         let mut zone = self.zone();
-        zone.publisher.set_reverse_ranges(&changes.reverse_ranges);
+        zone.publisher.set(&changes.reverse_ranges, &changes.exposed);
         let services = changes.services.iter();
         let services: Vec<Change> =
-            services.map(|(key, records)| Change::of_service(key, records.as_ref())).collect();
+            services.map(|(key, news)| Change::of_news(key, news)).collect();
         zone.note_names(&services, heard_us);
-        if let Err(error) = zone.publisher.publish(services, heard_us) {
+        let clients = changes.clients.map(|ranges| zone.publisher.client_changes(&ranges));
+        let changed = clients.into_iter().flatten().chain(services);
+        if let Err(error) = zone.publisher.publish(changed, heard_us) {
             tracing::error!("a change cannot be sent to the DNS worker: {error}");
         }
         let sequence = zone.publisher.sequence();
@@ -109,6 +121,16 @@ impl Feed {
     /// Hears of how the worker answers.
     pub(crate) fn said(&self) -> watch::Receiver<Option<Plain>> {
         self.said.subscribe()
+    }
+
+    /// Hears of what shall have names.
+    pub(crate) fn exposed(&self) -> watch::Receiver<Exposed> {
+        self.exposed.subscribe()
+    }
+
+    /// The choice that the zone is made by.
+    pub(crate) fn exposure(&self) -> Exposure {
+        self.zone().publisher.index().settings().exposed.exposure.clone()
     }
 
     /// All names; from now on their changes are kept for [`Feed::take_names`].
@@ -298,7 +320,7 @@ impl Published {
         let Some(untaken) = &mut self.untaken else { return };
         let index = self.publisher.index();
         for change in services {
-            let Change::Service { namespace, name, records } = change else { continue };
+            let Change::Service { namespace, name, records, .. } = change else { continue };
             let key = NamespacedName::new(namespace.as_ref(), name.as_ref());
             let domain = &index.settings().domain;
             let names = |records: Option<&Records>| {
@@ -317,7 +339,7 @@ impl Published {
 fn names_of(index: &Index) -> Names {
     let mut names = Names::new();
     for change in index.changes() {
-        if let Change::Service { namespace, name, records: Some(records) } = change {
+        if let Change::Service { namespace, name, records: Some(records), .. } = change {
             let key = NamespacedName::new(namespace.as_ref(), name.as_ref());
             names.extend(of_labels(&index.settings().domain, &key, &records.by_label()));
         }
@@ -351,6 +373,9 @@ pub(crate) fn bind(run_directory: &Path, name: &str) -> Result<UnixListener> {
 
 #[cfg(test)]
 mod tests {
+    use plan::zone::{Namespaces, ServiceKind, ServiceNews, ServiceRecords};
+    use render::names::key_of;
+
     use super::*;
 
     #[test]
@@ -377,5 +402,68 @@ mod tests {
         let touched = zone.set_local(LocalPods::new());
         zone.publish_pods(&touched);
         assert_eq!(namespaces(&zone), None);
+    }
+
+    fn news(last: u8) -> ServiceNews {
+        let addresses = vec![IpAddr::from([10, 96, 0, last])];
+        let records = Some(ServiceRecords::ClusterIp { addresses, ports: vec![] });
+        ServiceNews { records, kind: Some(ServiceKind::ClusterIp) }
+    }
+
+    /// What the kernel answers is what the worker would, also when other objects have names: told as
+    /// changes and told anew.
+    #[test]
+    fn the_kernel_has_the_names_of_the_choice_that_the_worker_has() {
+        let config = ClusterConfig::default();
+        let publisher = Publisher::new(Settings::new(&config), 1);
+        let feed = Feed {
+            zone: Arc::new(Mutex::new(Published::new(publisher))),
+            newest: watch::Sender::new(0),
+            said: watch::Sender::new(None),
+            exposed: watch::Sender::new(Exposed::default()),
+        };
+        let keys = ["shop", "bank"].map(|namespace| NamespacedName::new(namespace, "web"));
+        let (mut kernel, _) = feed.all_names();
+        for chosen in [&[][..], &["shop"], &["bank"], &["shop", "bank"], &["nobody"], &[]] {
+            let names = chosen.iter().map(|name| (*name).to_owned()).collect();
+            let namespaces =
+                if chosen.is_empty() { Namespaces::All } else { Namespaces::Named(names) };
+            let exposure = Exposure { namespaces, ..Exposure::default() };
+            let exposed = Exposed { exposure: exposure.clone(), ..Exposed::default() };
+            let mut changes = ZoneChanges::none(&config, &exposed);
+            for (key, last) in keys.iter().zip([1, 2]) {
+                let is_there = exposed.has_namespace(&key.namespace);
+                let news = if is_there { news(last) } else { ServiceNews::default() };
+                changes.services.insert(key.clone(), news);
+            }
+            feed.publish(changes, 5);
+            assert_eq!(feed.exposure(), exposure);
+            for (key, change) in feed.take_names().changes {
+                match change {
+                    Some(found) => drop(kernel.insert(key, found)),
+                    None => drop(kernel.remove(&key)),
+                }
+            }
+            for key in &keys {
+                let name = format!("web.{}.svc.cluster.local.", key.namespace);
+                let query = dns::query(1, &name.parse().expect("a name"), 1, true);
+                let asker = dns::Client {
+                    transport: dns::Transport::Udp,
+                    address: IpAddr::from([127, 0, 0, 1]),
+                };
+                let mut reply = vec![];
+                let rules = dns::Rules::default();
+                let zone = feed.zone();
+                dns::answer(&query, Some(zone.publisher.index()), &rules, asker, &mut reply);
+                let answers = dns::parse_response(&reply).expect("a response").answers;
+                let found = kernel.get(&key_of(&name).expect("a name"));
+                let addresses: Vec<Vec<u8>> = answers.into_iter().map(|one| one.data).collect();
+                let of_kernel: Vec<Vec<u8>> =
+                    found.iter().map(|found| found.ipv4[..4].to_vec()).collect();
+                assert_eq!(of_kernel, addresses, "{name} with {chosen:?}");
+                assert_eq!(found.is_some(), exposed.has_namespace(&key.namespace), "{name}");
+            }
+        }
+        assert_eq!(kernel, feed.all_names().0);
     }
 }

@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use model::{NamespacedName, ServiceBackend, Timestamp, Unreachable, layout};
+use model::{EbpfMapSizes, NamespacedName, ServiceBackend, Timestamp, Unreachable, layout};
 use render::inventory::Row;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,6 +26,8 @@ use tokio::task::JoinSet;
 
 use crate::addressing::{Addressing, Refusal};
 use crate::feed::bind;
+use crate::fill::{self, MapRow};
+use crate::forwarding::ForwardingStatus;
 use crate::measure::Measurement;
 use crate::metrics::{self, Measures, unix_seconds};
 use crate::names::{FastPath, FastPathAnswer, FastPathStatus};
@@ -84,6 +86,10 @@ pub struct AgentStatus {
     pub unreachable: UnreachableRows,
     /// Whether the kernel answers for the DNS worker.
     pub dns_fast_path: FastPathStatus,
+    /// By which path packets of pods go.
+    pub forwarding: ForwardingStatus,
+    /// How full the maps of Services in eBPF are; empty where there are none.
+    pub ebpf_maps: Vec<MapRow>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
 }
@@ -141,6 +147,7 @@ struct Source {
     measures: Arc<Mutex<Measures>>,
     questions: mpsc::Sender<Question>,
     names: FastPath,
+    maps: EbpfMapSizes,
     /// For who is root.
     addressing: Option<Addressing>,
     audience: Audience,
@@ -184,6 +191,7 @@ pub(crate) fn serve(
         measures: Arc::clone(&measures),
         questions,
         names,
+        maps: addressing.config.ebpf_maps,
         addressing: None,
         audience: Audience::Network,
     };
@@ -274,10 +282,12 @@ async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
         ("/readyz", _) if status.ready => (StatusCode::OK, "ok".to_owned()),
         ("/readyz", _) => (StatusCode::SERVICE_UNAVAILABLE, unready(&status)),
         ("/metrics", _) => {
-            (StatusCode::OK, metrics::text(&status, &measures()) + &source.names.metrics())
+            let maps = fill::metrics(&fill::rows(source.maps).await);
+            (StatusCode::OK, metrics::text(&status, &measures()) + &source.names.metrics() + &maps)
         }
         ("/status", Audience::Root) => {
-            json(&AgentStatus { dns_fast_path: source.names.status(), ..status })
+            let ebpf_maps = fill::rows(source.maps).await;
+            json(&AgentStatus { dns_fast_path: source.names.status(), ebpf_maps, ..status })
         }
         ("/network", Audience::Root) => ask_loop(source, Question::Network).await,
         ("/services", Audience::Root) => ask_loop(source, Question::Services).await,
@@ -401,7 +411,9 @@ mod tests {
         let (questions, _) = mpsc::channel(1);
         let measures = Arc::default();
         let names = FastPath::new(model::DnsFastPath::Auto);
-        let source = Source { status, measures, questions, names, addressing: None, audience };
+        let maps = EbpfMapSizes::default();
+        let source =
+            Source { status, measures, questions, names, maps, addressing: None, audience };
         respond(&Uri::from_static(path), &source).await.status().as_u16()
     }
 

@@ -7,7 +7,8 @@
 //! watch: slices ─┼─ one bounded queue ─▶ loop ─┼─▶ feed ─▶ DNS worker (unix socket)
 //! kernel's notices ─┤        ▲                   ├─▶ status ─▶ health (unix socket, loopback)
 //! canary, timers ─┘    facts                     ├─▶ report ─▶ Node condition, Events
-//!                                                └─▶ names ─▶ kernel (answers of DNS)
+//!                                                ├─▶ names ─▶ kernel (answers of DNS)
+//!                                                └─▶ forwarding ─▶ kernel (packets of pods)
 //! ```
 //!
 //! One thread. What happens is decided in `reconcile`; nothing here decides.
@@ -18,6 +19,8 @@ mod edges;
 mod facts;
 mod failover;
 mod feed;
+mod fill;
+mod forwarding;
 mod health;
 mod install;
 mod lacking;
@@ -46,6 +49,8 @@ use tokio::task::JoinSet;
 
 pub use kernel::service_backend;
 
+pub use fill::MapRow;
+pub use forwarding::ForwardingStatus;
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};
 pub use names::{FastPathAnswer, FastPathStatus};
 pub use options::{Api, Options, Places};
@@ -106,13 +111,12 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     let paths =
         paths::Keeper::new(paths::spawn(&options.config, options.path_test_period, &mut tasks));
     let failover = failover_of(&options, &mut tasks);
+    let mut exposed = feed.exposed();
     let mut agent =
         Agent::open(options, told.measures, paths, failover).context("opening the kernel")?;
     let status = told.status;
     let listeners = Listeners { feed, names, reports, status, view, chooses_addresses };
-    let mut facts_timer = tokio::time::interval(FACTS_PERIOD);
-    let mut canary = tokio::time::interval(CANARY_PERIOD);
-    canary.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut facts_timer, mut canary) = (timer(FACTS_PERIOD), timer(CANARY_PERIOD));
     loop {
         let wait = agent.wait();
         let mut heard_us = None;
@@ -128,6 +132,7 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
             }
             Some(question) = asked.recv() => agent.answer(question),
             Ok(()) = claimed.changed() => agent.claimed = claimed.borrow_and_update().clone(),
+            Ok(()) = exposed.changed() => agent.expose(exposed.borrow_and_update().clone()),
             () = agent.paths.heard() => {}
             () = agent.failover.heard() => {}
             _ = facts_timer.tick() => agent.read_node(),
@@ -136,13 +141,19 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
         }
         agent.follow_paths();
         agent.follow_failover();
-        listeners.tell(&mut agent, heard_us);
+        listeners.tell(&mut agent, heard_us).await;
     }
+}
+
+fn timer(period: Duration) -> tokio::time::Interval {
+    let mut timer = tokio::time::interval(period);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    timer
 }
 
 fn failover_of(options: &Options, tasks: &mut JoinSet<()>) -> failover::Keeper {
     match options.config.failover {
-        true => failover::spawn(&options.places.run, tasks),
+        true => failover::spawn(&options.config, &options.places.run, tasks),
         false => failover::Keeper::default(),
     }
 }
@@ -161,10 +172,8 @@ struct Listeners {
 impl Listeners {
     /// Does the turn's work, and tells what came of it. `heard_us`: when the API told what it is
     /// about, in microseconds since 1970.
-    fn tell(&self, agent: &mut Agent, heard_us: Option<u64>) {
-        if let Some(changes) = agent.work() {
-            self.feed.publish(changes, heard_us.unwrap_or_else(feed::unix_us));
-        }
+    async fn tell(&self, agent: &mut Agent, heard_us: Option<u64>) {
+        agent.work(&self.feed, heard_us.unwrap_or_else(feed::unix_us)).await;
         let mut report = agent.report();
         report.conditions.extend(self.names.condition());
         self.reports.send_if_modified(|present| {

@@ -186,6 +186,7 @@ pub(crate) fn text(status: &AgentStatus, measures: &Measures) -> String {
     print_rows(&mut text, &rows);
     proxy(&mut text, measures);
     repairs(&mut text, status);
+    forwarding(&mut text, status);
     addresses(&mut text, status);
     paths(&mut text, status);
     process(&mut text);
@@ -276,6 +277,15 @@ fn proxy(text: &mut String, measures: &Measures) {
         "kubeproxy_network_programming_duration_seconds",
         "From the change that endpoints follow to the kernel.",
     );
+}
+
+fn forwarding(text: &mut String, status: &AgentStatus) {
+    let name = "flatnet_forwarding_packets_total";
+    let help = "Packets at the programs of eBPF forwarding by what became of them.";
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n");
+    for (result, count) in &status.forwarding.packets {
+        let _ = writeln!(text, "{name}{{result=\"{result}\"}} {count}");
+    }
 }
 
 fn repairs(text: &mut String, status: &AgentStatus) {

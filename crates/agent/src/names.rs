@@ -176,6 +176,9 @@ impl Keeper {
             );
             return self.stop(&reason);
         }
+        if plain.exposure != self.feed.exposure() {
+            return self.path.wait("another choice of names is being made");
+        }
         if plain.servers.is_empty() {
             return self.stop("the DNS worker answers at no address of the cluster's DNS");
         }

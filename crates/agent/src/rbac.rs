@@ -40,11 +40,16 @@ const CLAIMS: Rule = Rule {
     verbs: &["create", "delete", "list"],
 };
 
-/// The rules of the ClusterRole for a configuration: only what is used.
+/// For the option `namespace_labels` of cluster DNS. It stands in the worker's own file, which may say
+/// so at any time: every cluster has the right, and only an agent that is asked uses it.
+const LABELLED_NAMESPACES: Rule =
+    Rule { group: "", resources: &["namespaces"], verbs: &["list", "watch"] };
+
+/// The rules of the ClusterRole for a configuration: only what is used, or may come to be.
 pub fn rules(config: &ClusterConfig) -> Vec<Rule> {
     let pods = config.agent_chooses_addresses().then_some(PODS);
     let namespaces = (!config.pools.is_empty()).then_some(NAMESPACES);
-    RULES.iter().copied().chain(pods).chain(namespaces).collect()
+    RULES.iter().copied().chain([LABELLED_NAMESPACES]).chain(pods).chain(namespaces).collect()
 }
 
 /// The rules of the Role in a namespace of the cluster's own, where there is one.

@@ -12,7 +12,7 @@ use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::pool::BLOCKS_ANNOTATION;
 use model::world::Kind;
 use model::{Node, Overlay, Timestamp, WireguardKey};
-use plan::zone::ZoneChanges;
+use plan::zone::Exposed;
 use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
 use render::{Kernel, Op, OpError};
@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 
 use crate::blocks::{Claimed, View};
 use crate::edges::Edges;
+use crate::feed::Feed;
+use crate::forwarding::{self, Forwarding};
 use crate::health::{AgentStatus, Pool, Question, UnreachableRows};
 use crate::lacking::Lacking;
 use crate::metrics::{Measures, unix_seconds};
@@ -81,6 +83,9 @@ pub(crate) struct Agent {
     damaged: BTreeSet<&'static str>,
     lacking: Lacking,
     health_ports: HealthPorts,
+    forwarding: Forwarding,
+    /// Pods, links or ways have changed since forwarding followed.
+    forwarding_due: bool,
     /// Since when the kernel does not hold what is planned.
     pending_since: Option<Duration>,
 }
@@ -123,6 +128,8 @@ impl Agent {
             damaged: BTreeSet::new(),
             lacking: Lacking::default(),
             health_ports: HealthPorts::default(),
+            forwarding: Forwarding::new(&options.config),
+            forwarding_due: true,
             pending_since: Some(Duration::ZERO),
             options,
         })
@@ -184,7 +191,8 @@ impl Agent {
         if to_install {
             self.install();
         }
-        wrong || to_install
+        let is_mended = self.forwarding.look();
+        wrong || to_install || is_mended
     }
 
     /// Reads what the node says of itself: its links, its addresses, its files.
@@ -214,7 +222,9 @@ impl Agent {
             Question::Network(sender) => {
                 let observed = self.kernel.observe();
                 self.reconciler.handle(Event::Observed(observed), self.now());
-                let _ = sender.send(self.reconciler.inventory());
+                let mut rows = self.reconciler.inventory();
+                rows.extend(self.forwarding.rows());
+                let _ = sender.send(rows);
             }
             Question::Services(sender) => {
                 let node = self.options.node_name.clone();
@@ -228,6 +238,11 @@ impl Agent {
                 let _ = sender.send(services::report_one(&self.reconciler, config, &key));
             }
         }
+    }
+
+    /// Names are chosen anew.
+    pub(crate) fn expose(&mut self, exposed: Exposed) {
+        self.reconciler.handle(Event::Exposed(exposed), self.now());
     }
 
     /// Tells the path self-test what the plan is, and the plan what the self-test found.
@@ -246,11 +261,10 @@ impl Agent {
         }
     }
 
-    /// Carries out effects until there are none. Answers what changed in the zone.
-    pub(crate) fn work(&mut self) -> Option<ZoneChanges> {
+    /// Carries out effects until there are none. What changed in the zone was heard of at `heard_us`.
+    pub(crate) async fn work(&mut self, feed: &Feed, heard_us: u64) {
         self.act_on_heard();
         let began = Instant::now();
-        let mut zone: Option<ZoneChanges> = None;
         let mut touched = false;
         for _ in 0..TURNS_MAX {
             let effects = self.reconciler.poll(self.now());
@@ -259,16 +273,24 @@ impl Agent {
             }
             for effect in effects {
                 touched |= matches!(effect, Effect::Observe | Effect::Apply(_));
-                match (&mut zone, self.carry_out(effect)) {
-                    (Some(before), Some(later)) => before.merge(later),
-                    (_, None) => {}
-                    (None, first) => zone = first,
+                match effect {
+                    Effect::Observe => self.observe(),
+                    Effect::Apply(ops) => self.apply(&ops),
+                    Effect::WriteConflist(text) => self.write_conflist(text),
+                    Effect::TellDamage(rows) => self.tell_damage(&rows),
+                    Effect::PublishZone(changes) => {
+                        feed.publish(changes, heard_us);
+                        // Who answers names has them before the effects behind: reading the kernel
+                        // takes the longer the larger the cluster is.
+                        tokio::task::yield_now().await;
+                    }
                 }
             }
         }
         let converged = self.reconciler.status().converged;
         if converged {
             self.lacking.clear();
+            self.follow_forwarding();
         }
         self.pending_since = match self.pending_since {
             _ if converged => None,
@@ -285,8 +307,6 @@ impl Agent {
                 measures.last_sync_seconds = unix_seconds();
             }
         }
-        drop(measures);
-        zone
     }
 
     pub(crate) fn status(&self) -> AgentStatus {
@@ -297,6 +317,7 @@ impl Agent {
         problems.extend(self.edge_error.clone());
         problems.extend(self.wireguard_key.clone().and_then(Result::err));
         problems.extend(self.node_problems.clone());
+        problems.extend(self.forwarding.problems());
         problems.extend(status.held);
         problems.extend(self.claimed.problems.values().cloned());
         problems.extend(self.health_ports.problems().cloned());
@@ -310,6 +331,9 @@ impl Agent {
             .collect();
         if self.edge_repairs > 0 {
             repairs.insert(POD_EDGE.to_owned(), self.edge_repairs);
+        }
+        if self.forwarding.repairs() > 0 {
+            repairs.insert(forwarding::REPAIRED.to_owned(), self.forwarding.repairs());
         }
         AgentStatus {
             node: self.options.node_name.clone(),
@@ -330,6 +354,8 @@ impl Agent {
             unreachable: UnreachableRows::of(self.failover.unreachable()),
             // Counts are read when somebody asks.
             dns_fast_path: FastPathStatus::default(),
+            forwarding: self.forwarding.status(),
+            ebpf_maps: Vec::new(),
             problems,
         }
     }
@@ -374,6 +400,12 @@ impl Agent {
             reason: "FlatnetKernelLacksFeature",
             message: advice.to_owned(),
         };
+        let by_kernel = |problem: String| Note {
+            about: about_node.clone(),
+            uid: String::new(),
+            reason: "FlatnetForwardingByKernel",
+            message: problem,
+        };
         let left_out = |note: Note| Note { uid: self.uid(&note.about), ..note };
         let notes = status
             .findings
@@ -384,9 +416,11 @@ impl Agent {
             .chain(self.claimed.problems.values().map(exhausted))
             .chain(self.failover.notes().into_iter().map(left_out))
             .chain(self.lacking.advice().map(lacking))
+            .chain(self.forwarding.refusal().map(by_kernel))
             .collect();
         let kernel = self.lacking.condition(status.converged);
-        let conditions = self.paths.condition().into_iter().chain(kernel).collect();
+        let conditions = self.paths.condition().into_iter().chain(kernel);
+        let conditions = conditions.chain(self.forwarding.condition()).collect();
         Report { network, conditions, annotations: self.annotations(), notes }
     }
 
@@ -481,6 +515,24 @@ impl Agent {
         if heard.edge {
             self.mend_edges();
         }
+        self.forwarding_due |= heard.kernel || heard.edge;
+    }
+
+    /// Brings eBPF forwarding to the pods and ways that there are, once Services are where they
+    /// shall be.
+    fn follow_forwarding(&mut self) {
+        if self.forwarding.repairs() > 0 {
+            self.damaged.insert(forwarding::REPAIRED);
+        }
+        if !std::mem::take(&mut self.forwarding_due) && !self.forwarding.is_due() {
+            return;
+        }
+        self.forwarding.make_way();
+        let Some(plan) = self.reconciler.network() else { return };
+        match self.edges.attachments() {
+            Ok(attachments) => self.forwarding.follow(plan, &self.options.config, &attachments),
+            Err(error) => tracing::warn!("forwarding keeps the pods that it has: {error:#}"),
+        }
     }
 
     fn mend_edges(&mut self) {
@@ -540,31 +592,30 @@ impl Agent {
         }
     }
 
-    fn carry_out(&mut self, effect: Effect) -> Option<ZoneChanges> {
-        match effect {
-            Effect::Observe => {
-                let observed = self.kernel.observe();
-                self.reconciler.handle(Event::Observed(observed), self.now());
-            }
-            Effect::Apply(ops) => {
-                let results = self.kernel.apply(&ops);
-                self.note_failures(&ops, &results);
-                self.lacking.note(&ops, &results);
-                self.reconciler.handle(Event::Applied(results), self.now());
-            }
-            Effect::WriteConflist(text) => {
-                self.conflist = Some(text);
-                self.install();
-                self.set_mtu();
-            }
-            Effect::TellDamage(rows) => {
-                self.damaged.extend(rows.iter().map(|row| row.kind.name()));
-                log_damage(&rows);
-                self.paths.mended();
-            }
-            Effect::PublishZone(changes) => return Some(changes),
-        }
-        None
+    fn observe(&mut self) {
+        let observed = self.kernel.observe();
+        self.reconciler.handle(Event::Observed(observed), self.now());
+    }
+
+    fn apply(&mut self, ops: &[Op]) {
+        self.forwarding.make_way();
+        self.forwarding_due = true;
+        let results = self.kernel.apply(ops);
+        self.note_failures(ops, &results);
+        self.lacking.note(ops, &results);
+        self.reconciler.handle(Event::Applied(results), self.now());
+    }
+
+    fn write_conflist(&mut self, text: String) {
+        self.conflist = Some(text);
+        self.install();
+        self.set_mtu();
+    }
+
+    fn tell_damage(&mut self, rows: &[Row]) {
+        self.damaged.extend(rows.iter().map(|row| row.kind.name()));
+        log_damage(rows);
+        self.paths.mended();
     }
 
     fn install(&mut self) {

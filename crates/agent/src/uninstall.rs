@@ -13,7 +13,6 @@ use netlink::Netlink;
 use render::ebpf::NodeObserved;
 use render::ipvs::IpvsObserved;
 use render::net::{LOOPBACK, NetProgram, NetState};
-use render::owned::ROUTE_PROTOCOL;
 use render::{Kernel, Program};
 
 use crate::health::STATUS_SOCKET;
@@ -75,6 +74,9 @@ fn remove_own(removed: &mut Vec<String>) -> Result<()> {
     if crate::names::remove()? {
         removed.push("eBPF program that answers for DNS".to_owned());
     }
+    if crate::forwarding::remove()? {
+        removed.push("eBPF programs that forward packets of pods".to_owned());
+    }
     // Nobody is left who could let its flows come to their end.
     kernel.remove_ipvs()?;
     kernel.remove_ebpf()?;
@@ -94,17 +96,15 @@ fn remove_own(removed: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Of loopback's addresses those of ours have a mark. That of the Service may have been made
-/// without one, and is nobody else's; one beside it may have been there before us.
+/// Of loopback's addresses those of ours have a mark, and are gone. That of the Service may have been
+/// made without one, and is nobody else's; one beside it may have been there before us.
 fn remove_dns_addresses(config: Option<ClusterConfig>, removed: &mut Vec<String>) -> Result<()> {
     let Some(config) = config else { return Ok(()) };
     let mut netlink = Netlink::open()?;
     let index = netlink.require_link(LOOPBACK)?.index;
     let ours = [Family::V4, Family::V6].map(|family| config.dns_address(family));
     for found in netlink.addresses(Some(index))? {
-        let address = found.address.addr();
-        let is_marked = found.protocol == ROUTE_PROTOCOL && config.is_dns_address(address);
-        if is_marked || ours.contains(&Some(address)) {
+        if ours.contains(&Some(found.address.addr())) {
             netlink.delete_address(index, found.address)?;
             removed.push(format!("address {} on {LOOPBACK}", found.address));
         }

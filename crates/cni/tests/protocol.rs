@@ -115,7 +115,9 @@ fn wrong_environments_and_inputs_have_their_codes() {
     }
     let good = br#"{"cniVersion":"1.1.0","name":"net","type":"flatnet"}"#;
     let args = "COLOR=red";
-    let rows: [Refusal<'_>; 20] = [
+    let mut unnamed = changed("CNI_IFNAME", "");
+    unnamed.push(("CNI_IFNAME", ""));
+    let rows: [Refusal<'_>; 24] = [
         ("CNI-01", changed("CNI_COMMAND", ""), good, 4, "CNI_COMMAND"),
         ("CNI-01", changed("CNI_COMMAND", "MAKE"), good, 4, "CNI_COMMAND"),
         ("CNI-02", changed("CNI_CONTAINERID", ""), good, 4, "CNI_CONTAINERID"),
@@ -125,8 +127,12 @@ fn wrong_environments_and_inputs_have_their_codes() {
         ("CNI-03", changed("CNI_CONTAINERID", "../c1"), good, 4, "CNI_CONTAINERID"),
         ("CNI-03", ADD.into(), br#"{"name":"/net"}"#, 7, "network name"),
         ("CNI-04", changed("CNI_IFNAME", "sixteen-letters-"), good, 4, "CNI_IFNAME"),
+        ("CNI-04", unnamed, good, 4, "CNI_IFNAME"),
+        ("CNI-04", changed("CNI_IFNAME", "."), good, 4, "CNI_IFNAME"),
         ("CNI-04", changed("CNI_IFNAME", ".."), good, 4, "CNI_IFNAME"),
         ("CNI-04", changed("CNI_IFNAME", "a/b"), good, 4, "CNI_IFNAME"),
+        ("CNI-04", changed("CNI_IFNAME", "a:b"), good, 4, "CNI_IFNAME"),
+        ("CNI-04", changed("CNI_IFNAME", "a b"), good, 4, "CNI_IFNAME"),
         ("CNI-05", changed("CNI_ARGS", args), good, 4, "COLOR"),
         ("CNI-06", ADD.into(), b"", 5, "standard input"),
         ("CNI-06", ADD.into(), b"{", 6, "not JSON"),

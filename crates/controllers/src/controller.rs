@@ -8,9 +8,9 @@ use crate::kind::{Kind, ObjectKey};
 use crate::snapshot::{Change, Snapshot};
 use crate::write::{Failure, Outcome};
 use crate::{
-    deployment, endpoint_slices, endpoints, garbage, namespaces, node_lifecycle, node_ranges,
-    pod_garbage, replica_sets, scheduler, service_accounts, service_cidrs, slice_mirroring,
-    taint_eviction,
+    daemon_sets, deployment, disruption, endpoint_slices, endpoints, garbage, jobs, namespaces,
+    node_lifecycle, node_ranges, pod_garbage, replica_sets, scheduler, service_accounts,
+    service_cidrs, slice_mirroring, stateful_sets, taint_eviction,
 };
 
 /// One controller. The order is the order in which keys that are due together run: what takes
@@ -25,10 +25,18 @@ pub enum Controller {
     SliceMirroring,
     /// Gives pods a node.
     Scheduler,
-    /// ReplicaSet → pods.
+    /// ReplicaSet, ReplicationController → pods.
     ReplicaSets,
     /// Deployment → ReplicaSets.
     Deployments,
+    /// DaemonSet → a pod a node.
+    DaemonSets,
+    /// StatefulSet → pods with ordinals.
+    StatefulSets,
+    /// Job → pods that end.
+    Jobs,
+    /// PodDisruptionBudget, pods → how many may be evicted.
+    Disruption,
     /// Gives nodes their pod ranges.
     NodeRanges,
     /// Leases, conditions → `Ready`, taints.
@@ -112,13 +120,17 @@ pub enum Verb {
 
 impl Controller {
     /// All controllers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::EndpointSlices,
         Self::Endpoints,
         Self::SliceMirroring,
         Self::Scheduler,
         Self::ReplicaSets,
         Self::Deployments,
+        Self::DaemonSets,
+        Self::StatefulSets,
+        Self::Jobs,
+        Self::Disruption,
         Self::NodeRanges,
         Self::NodeLifecycle,
         Self::TaintEviction,
@@ -138,6 +150,10 @@ impl Controller {
             Self::Scheduler => scheduler::interested(change, keys),
             Self::ReplicaSets => replica_sets::interested(change, snapshot, keys),
             Self::Deployments => deployment::interested(change, snapshot, keys),
+            Self::DaemonSets => daemon_sets::interested(change, snapshot, keys),
+            Self::StatefulSets => stateful_sets::interested(change, snapshot, keys),
+            Self::Jobs => jobs::interested(change, snapshot, keys),
+            Self::Disruption => disruption::interested(change, snapshot, keys),
             Self::NodeRanges => node_ranges::interested(change, keys),
             Self::NodeLifecycle => node_lifecycle::interested(change, keys),
             Self::TaintEviction => taint_eviction::interested(change, snapshot, keys),
@@ -158,6 +174,10 @@ impl Controller {
             Self::Scheduler => scheduler::reconcile(snapshot, input),
             Self::ReplicaSets => replica_sets::reconcile(key, snapshot, input),
             Self::Deployments => deployment::reconcile(key, snapshot, input),
+            Self::DaemonSets => daemon_sets::reconcile(key, snapshot, input),
+            Self::StatefulSets => stateful_sets::reconcile(key, snapshot, input),
+            Self::Jobs => jobs::reconcile(key, snapshot, input),
+            Self::Disruption => disruption::reconcile(key, snapshot, input),
             Self::NodeRanges => node_ranges::reconcile(snapshot, input),
             Self::NodeLifecycle => node_lifecycle::reconcile(key, snapshot, input),
             Self::TaintEviction => taint_eviction::reconcile(key, snapshot, input),

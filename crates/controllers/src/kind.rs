@@ -35,6 +35,14 @@ pub enum Kind {
     StatefulSet,
     /// apps/v1 DaemonSet.
     DaemonSet,
+    /// apps/v1 ControllerRevision.
+    ControllerRevision,
+    /// core/v1 ReplicationController.
+    ReplicationController,
+    /// policy/v1 PodDisruptionBudget.
+    PodDisruptionBudget,
+    /// batch/v1 Job.
+    Job,
     /// networking.k8s.io/v1 Ingress.
     Ingress,
     /// networking.k8s.io/v1 NetworkPolicy.
@@ -76,7 +84,7 @@ const fn row(
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [KindRow; 19] = [
+pub const KINDS: [KindRow; 23] = [
     row(Kind::Namespace, "Namespace", "v1", "namespaces", false, true),
     row(Kind::Node, "Node", "v1", "nodes", false, true),
     row(Kind::Pod, "Pod", "v1", "pods", true, true),
@@ -91,6 +99,31 @@ pub const KINDS: [KindRow; 19] = [
     row(Kind::ReplicaSet, "ReplicaSet", "apps/v1", "replicasets", true, true),
     row(Kind::StatefulSet, "StatefulSet", "apps/v1", "statefulsets", true, true),
     row(Kind::DaemonSet, "DaemonSet", "apps/v1", "daemonsets", true, true),
+    row(
+        Kind::ControllerRevision,
+        "ControllerRevision",
+        "apps/v1",
+        "controllerrevisions",
+        true,
+        true,
+    ),
+    row(
+        Kind::ReplicationController,
+        "ReplicationController",
+        "v1",
+        "replicationcontrollers",
+        true,
+        true,
+    ),
+    row(
+        Kind::PodDisruptionBudget,
+        "PodDisruptionBudget",
+        "policy/v1",
+        "poddisruptionbudgets",
+        true,
+        true,
+    ),
+    row(Kind::Job, "Job", "batch/v1", "jobs", true, true),
     row(Kind::Ingress, "Ingress", "networking.k8s.io/v1", "ingresses", true, true),
     row(
         Kind::NetworkPolicy,

@@ -8,13 +8,17 @@
 mod adoption;
 mod conditions;
 pub mod controller;
+mod daemon_sets;
 mod deployment;
+pub mod disruption;
 mod endpoint_slices;
 mod endpoints;
 mod events;
 #[cfg(test)]
 mod fixtures;
 mod garbage;
+pub mod job;
+mod jobs;
 pub mod kind;
 pub mod manager;
 mod namespaces;
@@ -25,14 +29,19 @@ pub mod pod;
 mod pod_garbage;
 mod queue;
 mod replica_sets;
+mod revisions;
 mod scheduler;
 mod selected_pods;
 mod service_accounts;
 mod service_cidrs;
+mod share;
 pub mod slice;
 mod slice_mirroring;
 pub mod snapshot;
+mod stateful_sets;
 mod taint_eviction;
+mod template;
+pub mod workload;
 pub mod write;
 
 pub use controller::{Config, Controller, Input};

@@ -218,6 +218,9 @@ impl Manager {
         if let Some(delay) = outcome.requeue_after {
             self.queue.mark(task.clone(), now.after(delay));
         }
+        for report in outcome.reports {
+            self.recorder.record(report, now);
+        }
         if outcome.steps.is_empty() {
             self.queue.finished(task, None, now);
             return None;

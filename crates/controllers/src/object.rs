@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use model::kinds::IntOrString;
 use model::meta::{ObjectMeta, null_as_default};
 use model::selector::LabelSelector;
 use model::{NamespacedName, Timestamp};
 
+use crate::disruption::DisruptionBudget;
+use crate::job::Job;
 use crate::kind::{Kind, ObjectKey};
 use crate::pod::Pod;
 use crate::slice::{EndpointSubset, SliceEndpoint, SlicePort};
+use crate::workload::{ControllerRevision, DaemonSet, StatefulSet};
 
 /// Holds the CA certificate that clients in the namespace trust.
 pub const ROOT_CA_CONFIG_MAP: &str = "kube-root-ca.crt";
@@ -47,8 +50,18 @@ pub enum Body {
     Endpoints(Endpoints),
     /// A Deployment.
     Deployment(Box<Deployment>),
-    /// A ReplicaSet.
+    /// A ReplicaSet, or a ReplicationController, which is one with a plain selector.
     ReplicaSet(Box<ReplicaSet>),
+    /// A StatefulSet.
+    StatefulSet(Box<StatefulSet>),
+    /// A DaemonSet.
+    DaemonSet(Box<DaemonSet>),
+    /// A ControllerRevision.
+    ControllerRevision(Box<ControllerRevision>),
+    /// A PodDisruptionBudget.
+    DisruptionBudget(Box<DisruptionBudget>),
+    /// A Job.
+    Job(Box<Job>),
     /// A lease.
     Lease(Lease),
     /// A ServiceCIDR.
@@ -76,6 +89,18 @@ impl Object {
             Kind::Endpoints => part(value, Body::Endpoints),
             Kind::Deployment => part(value, |body| Body::Deployment(Box::new(body))),
             Kind::ReplicaSet => part(value, |body| Body::ReplicaSet(Box::new(body))),
+            Kind::ReplicationController => {
+                let selector = value.pointer_mut("/spec/selector").map(Value::take);
+                value["spec"]["selector"] = json!({"matchLabels": selector});
+                part(value, |body| Body::ReplicaSet(Box::new(body)))
+            }
+            Kind::PodDisruptionBudget => part(value, |body| Body::DisruptionBudget(Box::new(body))),
+            Kind::Job => part(value, |body| Body::Job(Box::new(body))),
+            Kind::StatefulSet => part(value, |body| Body::StatefulSet(Box::new(body))),
+            Kind::DaemonSet => part(value, |body| Body::DaemonSet(Box::new(body))),
+            Kind::ControllerRevision => {
+                part(value, |body| Body::ControllerRevision(Box::new(body)))
+            }
             Kind::Lease => part(value, Body::Lease),
             Kind::ServiceCidr => part(value, Body::ServiceCidr),
             Kind::ConfigMap if meta.name == ROOT_CA_CONFIG_MAP => {
@@ -138,6 +163,11 @@ views! {
     endpoints: Endpoints => Endpoints;
     deployment: Deployment => Deployment;
     replica_set: ReplicaSet => ReplicaSet;
+    stateful_set: StatefulSet => StatefulSet;
+    daemon_set: DaemonSet => DaemonSet;
+    controller_revision: ControllerRevision => ControllerRevision;
+    disruption_budget: DisruptionBudget => DisruptionBudget;
+    job: Job => Job;
     lease: Lease => Lease;
     service_cidr: ServiceCidr => ServiceCidr;
     root_ca: RootCa => str;

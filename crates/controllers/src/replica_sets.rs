@@ -1,24 +1,24 @@
-//! ReplicaSets: as many pods as wanted, and a status that says how many there are.
+//! ReplicaSets and ReplicationControllers: as many pods as wanted, and a status that says how many there are.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use model::Timestamp;
 
-use crate::adoption::claim;
+use crate::adoption::{self, claim};
 use crate::conditions;
 use crate::controller::{Input, Verb};
 use crate::kind::{Kind, ObjectKey};
 use crate::object::{Object, ReplicaSet, ReplicaSetStatus, omit_empty};
 use crate::pod::Pod;
 use crate::snapshot::{Change, Snapshot};
-use crate::write::{Outcome, Step, Write};
+use crate::template;
+use crate::write::{Outcome, Step};
 
-const COMPONENT: &str = "replicaset-controller";
 /// Pods that one run creates or deletes at most.
 const BURST_REPLICAS: usize = 100;
 /// The same after a creation failed: one probe instead of a flood of refusals.
@@ -29,40 +29,26 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
     for object in change.both() {
         match object.kind {
-            Kind::ReplicaSet => {
+            Kind::ReplicaSet | Kind::ReplicationController => {
                 keys.insert(object.key());
             }
-            Kind::Pod => match object.meta.controller() {
-                Some(owner) => {
-                    let namespace = &object.meta.namespace;
-                    if let Ok(Some(set)) = snapshot.owner(owner, namespace)
-                        && set.kind == Kind::ReplicaSet
-                    {
-                        keys.insert(set.key());
-                    }
+            Kind::Pod => {
+                for kind in [Kind::ReplicaSet, Kind::ReplicationController] {
+                    adoption::owners(object, kind, snapshot, keys, |set| {
+                        Some(&set.replica_set()?.spec.selector)
+                    });
                 }
-                None => keys.extend(selecting(object, snapshot)),
-            },
+            }
             _ => {}
         }
     }
 }
 
-/// The ReplicaSets that would adopt an orphan.
-fn selecting<'a>(pod: &'a Object, snapshot: &'a Snapshot) -> impl Iterator<Item = ObjectKey> {
-    snapshot
-        .in_namespace(Kind::ReplicaSet, &pod.meta.namespace)
-        .filter(|set| {
-            set.replica_set().is_some_and(|view| view.spec.selector.matches(&pod.meta.labels))
-        })
-        .map(|set| set.key())
-}
-
 pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>) -> Outcome {
     let mut outcome = Outcome::nothing();
-    let Some(object) = snapshot.get(Kind::ReplicaSet, &key.name) else { return outcome };
+    let Some(object) = snapshot.get(key.kind, &key.name) else { return outcome };
     let Some(set) = object.replica_set() else { return outcome };
-    let claimed = claim(object, &set.spec.selector, Kind::Pod, snapshot);
+    let claimed = claim(object, &set.spec.selector, Kind::Pod, snapshot, |_| true);
     outcome.steps = claimed.steps;
     let active: Vec<&Arc<Object>> = claimed.owned.iter().filter(|pod| is_active(pod)).collect();
     // Adoptions come back as changes of the pods; until then their number is not known.
@@ -90,7 +76,20 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
 
 /// Whether the pod counts as a replica.
 pub(crate) fn is_active(pod: &Object) -> bool {
-    !pod.is_terminating() && pod.pod().is_some_and(|view| !view.is_finished())
+    !pod.is_terminating() && is_unfinished(pod)
+}
+
+/// Whether containers of the pod may still run.
+pub(crate) fn is_unfinished(pod: &Object) -> bool {
+    pod.pod().is_some_and(|view| !view.is_finished())
+}
+
+/// Who speaks in events.
+fn component(object: &Object) -> &'static str {
+    match object.kind {
+        Kind::ReplicationController => "replication-controller",
+        _ => "replicaset-controller",
+    }
 }
 
 fn manage(
@@ -117,10 +116,7 @@ fn manage(
         let mut ranked = active.to_vec();
         ranked.sort_by_cached_key(|pod| rank(pod, &related, input.now));
         for pod in ranked.into_iter().take(surplus.min(BURST_REPLICAS)) {
-            let deleted = object.report(COMPONENT, "SuccessfulDelete", "Deleted pod: {name}");
-            let failed = object.report(COMPONENT, "FailedDelete", "Error deleting: {error}");
-            let step = Step::quiet(pod.delete()).on_success(deleted).on_failure(failed.warning());
-            outcome.push(step);
+            outcome.push(template::delete_pod(pod, object, component(object)));
         }
         if surplus > BURST_REPLICAS {
             outcome.requeue(Duration::ZERO);
@@ -129,25 +125,9 @@ fn manage(
 }
 
 fn create(object: &Object, set: &ReplicaSet) -> Step {
-    let template = |field: &str| set.spec.template.pointer(field).cloned().unwrap_or(Value::Null);
-    let mut body = Kind::Pod.object(json!({
-        "generateName": format!("{}-", object.meta.name),
-        "namespace": object.meta.namespace,
-        "labels": template("/metadata/labels"),
-        "annotations": template("/metadata/annotations"),
-        "finalizers": template("/metadata/finalizers"),
-        "ownerReferences": [object.controller_reference()],
-    }));
-    if let Some(metadata) = body["metadata"].as_object_mut() {
-        metadata.retain(|_, value| !value.is_null());
-    }
-    body["spec"] = template("/spec");
-    let namespace = object.meta.namespace.clone();
-    let created = object.report(COMPONENT, "SuccessfulCreate", "Created pod: {name}");
-    let failed = object.report(COMPONENT, "FailedCreate", "Error creating: {error}");
-    Step::quiet(Write::Create { kind: Kind::Pod, namespace, body })
-        .on_success(created)
-        .on_failure(failed.warning())
+    let mut body = template::pod(&set.spec.template, object);
+    body["metadata"]["generateName"] = json!(format!("{}-", object.meta.name));
+    template::create_pod(body, object, component(object))
 }
 
 /// How many pods of the same workload each node has: pods on crowded nodes go first.
@@ -215,7 +195,7 @@ fn status(
     active: &[&Arc<Object>],
     input: &Input<'_>,
 ) -> ReplicaSetStatus {
-    let labels = template_labels(&set.spec.template);
+    let labels = template::labels(&set.spec.template);
     let count = |wanted: &dyn Fn(&Object, &Pod) -> bool| {
         let counted = active.iter().filter(|pod| pod.pod().is_some_and(|view| wanted(pod, view)));
         i32::try_from(counted.count()).unwrap_or(i32::MAX)
@@ -247,13 +227,6 @@ fn status(
         None => {}
     }
     status
-}
-
-fn template_labels(template: &Value) -> BTreeMap<String, String> {
-    template
-        .pointer("/metadata/labels")
-        .and_then(|labels| serde_json::from_value(labels.clone()).ok())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

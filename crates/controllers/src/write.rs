@@ -150,6 +150,8 @@ pub struct Outcome {
     pub in_order: bool,
     /// Run again after this time although nothing changed.
     pub requeue_after: Option<Duration>,
+    /// Events that go with no write.
+    pub reports: Vec<Report>,
 }
 
 impl Outcome {
@@ -161,6 +163,11 @@ impl Outcome {
     /// Adds a step.
     pub fn push(&mut self, step: Step) {
         self.steps.push(step);
+    }
+
+    /// Tells people something that goes with no write.
+    pub fn report(&mut self, report: Report) {
+        self.reports.push(report);
     }
 
     /// Asks to run again after `delay`, or earlier where that was asked before.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use store::{Action, DeleteOptions, ListOptions, Object, Preconditions, Request, registry};
 use tokio::sync::watch;
 
-use crate::writer::{Shared, now};
+use crate::writer::{Shared, WriteOptions, now};
 use crate::{bootstrap, stopped};
 
 /// How often the cluster's own objects are looked at, seconds; the real server's pace.
@@ -64,7 +64,8 @@ pub(crate) async fn expire_events(shared: &Shared, now: Timestamp) {
             action: Action::Delete(DeleteOptions { preconditions, ..DeleteOptions::default() }),
         };
         // Updated or gone meanwhile: both are fine.
-        let _ = shared.write(request, "system:apiserver", false).await;
+        let options = WriteOptions { user: "system:apiserver".to_owned(), ..Default::default() };
+        let _ = shared.write(request, options).await;
     }
 }
 
@@ -94,7 +95,7 @@ mod tests {
             subresource: None,
             action: Action::Create(object),
         };
-        shared.write(request, "test", false).await.expect("written");
+        shared.write(request, WriteOptions::default()).await.expect("written");
     }
 
     #[tokio::test]

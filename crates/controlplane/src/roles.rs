@@ -108,6 +108,13 @@ fn rules(verbs: &[&str], with_secrets: bool) -> Vec<Value> {
                 "replicasets/scale", "statefulsets", "statefulsets/scale"],
             "verbs": verbs,
         }),
+        json!({"apiGroups": ["apps"], "resources": ["controllerrevisions"], "verbs": READ}),
+        json!({"apiGroups": ["batch"], "resources": ["jobs", "jobs/status"], "verbs": verbs}),
+        json!({
+            "apiGroups": ["policy"],
+            "resources": ["poddisruptionbudgets", "poddisruptionbudgets/status"],
+            "verbs": verbs,
+        }),
         json!({"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": verbs}),
         json!({
             "apiGroups": ["networking.k8s.io"],
@@ -124,7 +131,13 @@ fn all_verbs() -> Vec<&'static str> {
 fn exec() -> Vec<Value> {
     vec![json!({
         "apiGroups": [""],
-        "resources": ["pods/exec", "pods/eviction", "serviceaccounts/token"],
+        "resources": [
+            "pods/attach",
+            "pods/eviction",
+            "pods/exec",
+            "pods/portforward",
+            "serviceaccounts/token",
+        ],
         "verbs": ["create", "get"],
     })]
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::Timestamp;
-use store::{Context, Random, Record, Request, Staged, Status, Store, registry};
+use store::{Context, FieldValidation, Random, Record, Request, Staged, Status, Store, registry};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::disk::Disk;
@@ -29,11 +29,25 @@ pub(crate) struct Shared {
     queue: mpsc::Sender<Job>,
 }
 
+/// What a write comes with, beyond its request.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WriteOptions {
+    /// Who asks.
+    pub user: String,
+    /// As whom it owns what it writes.
+    pub manager: String,
+    /// Why it may not create what the request names, if so.
+    pub create_refusal: Option<Status>,
+    /// Whether nothing shall be stored.
+    pub dry_run: bool,
+    /// What is wrong with the body's fields.
+    pub validation: FieldValidation,
+}
+
 /// One write on its way.
 struct Job {
     request: Request,
-    user: String,
-    dry_run: bool,
+    options: WriteOptions,
     answer: oneshot::Sender<Result<Staged, Status>>,
 }
 
@@ -77,14 +91,9 @@ impl Shared {
     }
 
     /// Runs one write, and returns when it is durable and visible.
-    pub async fn write(
-        &self,
-        request: Request,
-        user: &str,
-        dry_run: bool,
-    ) -> Result<Staged, Status> {
+    pub async fn write(&self, request: Request, options: WriteOptions) -> Result<Staged, Status> {
         let (answer, answered) = oneshot::channel();
-        let job = Job { request, user: user.to_owned(), dry_run, answer };
+        let job = Job { request, options, answer };
         let stopping = || Status::failure(503, "ServiceUnavailable", "the server is shutting down");
         self.queue.send(job).await.map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())?
@@ -153,8 +162,15 @@ fn stage(store: &mut Store, batch: Vec<Job>) -> (Vec<Answer>, Vec<Record>) {
     let mut records = Vec::new();
     let mut answers = Vec::with_capacity(batch.len());
     for job in batch {
-        let mut context =
-            Context { now: now(), random: &mut random, user: &job.user, dry_run: job.dry_run };
+        let mut context = Context {
+            now: now(),
+            random: &mut random,
+            user: &job.options.user,
+            manager: &job.options.manager,
+            create_refusal: job.options.create_refusal,
+            dry_run: job.options.dry_run,
+            validation: job.options.validation,
+        };
         let staged = store.stage(&job.request, &mut context);
         if let Ok(staged) = &staged {
             records.extend(staged.records.iter().cloned());

@@ -90,6 +90,74 @@ async fn an_account_may_what_its_roles_say_from_the_moment_they_do() {
     server.running.stop().await;
 }
 
+/// a PUT and an apply make what is absent, so who may only change things may not use them to
+/// make some. With the right to create, the same requests do.
+#[tokio::test]
+async fn to_change_is_not_to_create() {
+    let scratch = Scratch::new("create-rights");
+    let server = start(&scratch.0, 0).await;
+    let account = json!({"metadata": {"name": "a"}});
+    let _: Value = server.client.create(&accounts(), &account).await.expect("an account");
+    let token = token(&server, "a", json!({})).await.expect("a token");
+    let roles = ResourcePath::new(RBAC, "clusterroles");
+    let role = json!({
+        "metadata": {"name": "a"},
+        "rules": [{"apiGroups": [""], "resources": ["services"], "verbs": ["update", "patch"]}],
+    });
+    let _: Value = server.client.create(&roles, &role).await.expect("a role");
+    let binding = json!({
+        "metadata": {"name": "a"},
+        "subjects": [{"kind": "ServiceAccount", "name": "a", "namespace": "default"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "a"},
+    });
+    let bindings = ResourcePath::new(RBAC, "clusterrolebindings");
+    let _: Value = server.client.create(&bindings, &binding).await.expect("a binding");
+    for (rights, expected) in [("patch", (403, 403)), ("create", (201, 201))] {
+        let rule = json!([{"op": "add", "path": "/rules/0/verbs/-", "value": rights}]);
+        let _: Value = server
+            .client
+            .patch(&roles.clone().name("a"), PatchKind::Json, &rule)
+            .await
+            .expect("rights");
+        let put = send(&server, &token, "PUT", "put", "application/json").await;
+        let applied = send(&server, &token, "PATCH", "applied", "application/apply-patch+yaml");
+        assert_eq!((put, applied.await), expected, "with the right to {rights}");
+    }
+    let applied = send(&server, &token, "PATCH", "applied", "application/apply-patch+yaml").await;
+    assert_eq!(applied, 200);
+    server.running.stop().await;
+}
+
+/// Sends a Service with a token; gives the code of the answer.
+async fn send(server: &Server, token: &str, method: &str, name: &str, media_type: &str) -> u16 {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"ports": [{"port": 80}]},
+    });
+    let path = format!("/api/v1/namespaces/default/services/{name}?fieldManager=test");
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", media_type)
+        .body(http_body_util::Full::new(hyper::body::Bytes::from(service.to_string())))
+        .expect("a request");
+    let kubeconfig = json!({
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {
+            "server": format!("https://{}", server.address),
+            "certificate-authority": server.pki.authority,
+        }}],
+        "users": [{"name": "u", "user": {"token": token}}],
+    });
+    let path = server.kubeconfig.with_extension("token");
+    std::fs::write(&path, kubeconfig.to_string()).expect("written");
+    let endpoint = client::Kubeconfig::read(&path).expect("a kubeconfig").endpoint();
+    let endpoint = endpoint.expect("an endpoint");
+    let answer = support::within("an answer", endpoint.send_once(request)).await;
+    answer.expect("an answer").status().as_u16()
+}
+
 #[tokio::test]
 async fn tokens_that_are_not_ours_or_for_others_are_nobodys() {
     let scratch = Scratch::new("tokens");

@@ -258,6 +258,73 @@ async fn the_usual_verbs_work() {
     .await;
 }
 
+/// Item 21 of the compatibility list.
+#[tokio::test]
+async fn server_side_apply_keeps_managers_apart() {
+    with_every_kubectl("server-side", async |kubectl, client| {
+        const APPLY: [&str; 4] = ["apply", "--server-side", "-f", "-"];
+        let prices = ResourcePath::new("v1", "configmaps").namespace("shop").name("prices");
+        let stored = async || client.get::<Value>(&prices).await.expect("the ConfigMap");
+        let first = kubectl.ok_with(&APPLY, MANIFESTS).await;
+        assert_eq!(first.lines().count(), 7, "{first}");
+        assert!(first.lines().all(|line| line.ends_with(" serverside-applied")), "{first}");
+        let before = stored().await;
+        kubectl.ok_with(&APPLY, MANIFESTS).await;
+        assert_eq!(stored().await, before, "the same again is no write");
+        let entry = &before["metadata"]["managedFields"][0];
+        assert_eq!((&entry["manager"], &entry["operation"]), (&json!("kubectl"), &json!("Apply")));
+        assert_eq!(entry["fieldsV1"], json!({"f:data": {"f:tea": {}}}));
+
+        let dearer = r#"{"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "prices", "namespace": "shop"}, "data": {"tea": "4"}}"#;
+        let other = [&APPLY[..], &["--field-manager=other"]].concat();
+        let refused = kubectl.fails(&other, dearer).await;
+        let conflict = "Apply failed with 1 conflict: conflict with \"kubectl\": .data.tea";
+        assert!(refused.contains(conflict), "{refused}");
+        kubectl.ok_with(&[&other[..], &["--force-conflicts"]].concat(), dearer).await;
+        assert_eq!(stored().await["data"], json!({"tea": "4"}));
+        let shown = kubectl.ok(&["get", "cm", "prices", "-n", "shop", "-o", "yaml"]).await;
+        let is_old = kubectl.program == kubectl_1_20();
+        assert_eq!(shown.contains("managedFields"), is_old, "1.20 knows no other way: {shown}");
+        if !is_old {
+            let all = ["get", "cm", "prices", "-n", "shop", "-o", "yaml", "--show-managed-fields"];
+            let shown = kubectl.ok(&all).await;
+            assert!(shown.contains("manager: other") && shown.contains("f:tea: {}"), "{shown}");
+        }
+    })
+    .await;
+}
+
+/// kubectl moves an object from its own apply to the server's: what it applies no more goes.
+#[tokio::test]
+async fn objects_move_from_clients_apply_to_the_servers() {
+    with_every_kubectl("migration", async |kubectl, client| {
+        let map = |data: &str| {
+            format!(
+                r#"{{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {{"name": "c"}},
+                "data": {{{data}}}}}"#
+            )
+        };
+        kubectl.ok_with(&["apply", "-f", "-"], &map(r#""a": "1", "b": "1""#)).await;
+        let server_side = ["apply", "--server-side", "-f", "-"];
+        kubectl.ok_with(&server_side, &map(r#""a": "2", "b": "1""#)).await;
+        kubectl.ok_with(&server_side, &map(r#""a": "3""#)).await;
+        let path = ResourcePath::new("v1", "configmaps").namespace("default").name("c");
+        let object: Value = client.get(&path).await.expect("the ConfigMap");
+        assert_eq!(object["data"]["a"], "3");
+        let entries = object["metadata"]["managedFields"].as_array().expect("managers");
+        assert!(entries.iter().any(|entry| entry["operation"] == "Apply"), "{entries:?}");
+        if kubectl.program != kubectl_1_20() {
+            // 1.20 leaves its old entry, which goes on owning what it set.
+            assert_eq!(object["data"], json!({"a": "3"}), "{entries:?}");
+        }
+        kubectl.ok_with(&["apply", "-f", "-"], &map(r#""a": "4""#)).await;
+        let object: Value = client.get(&path).await.expect("the ConfigMap");
+        assert_eq!(object["data"]["a"], "4");
+    })
+    .await;
+}
+
 /// From 1.32 on these bodies are protobuf.
 #[tokio::test]
 async fn create_commands_make_objects() {
@@ -337,6 +404,30 @@ async fn errors_read_as_the_real_servers_do() {
             let error = kubectl.fails(arguments, "").await;
             assert!(error.contains(expected), "{arguments:?}: {error}");
         }
+    })
+    .await;
+}
+
+/// Item 24 of the compatibility list: 1.20 prints the server's warning, newer ones are refused.
+#[tokio::test]
+async fn an_unknown_field_is_told() {
+    with_every_kubectl("unknown-field", async |kubectl, _| {
+        let map = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"},
+            "dataz": {}}"#;
+        let output = kubectl.run(&["create", "-f", "-"], map).await;
+        let error = String::from_utf8(output.stderr).expect("text");
+        let is_old = kubectl.program == kubectl_1_20();
+        assert_eq!(output.status.success(), is_old, "{error}");
+        assert!(error.contains("unknown field \"dataz\""), "{error}");
+        let strict = "Error from server (BadRequest): error when creating \"STDIN\": ConfigMap in \
+                      version \"v1\" cannot be handled as a ConfigMap: strict decoding error: ";
+        assert_eq!(error.starts_with(strict), !is_old, "{error}");
+        kubectl.ok(&["delete", "cm", "c", "--ignore-not-found"]).await;
+        kubectl.ok(&["create", "cm", "c", "--from-literal=a=1"]).await;
+        let patch = r#"{"dataz": {}}"#;
+        let output = kubectl.run(&["patch", "cm", "c", "-p", patch], "").await;
+        let error = String::from_utf8(output.stderr).expect("text");
+        assert!(error.contains("unknown field \"dataz\""), "{error}");
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Logs and exec through the server to a node's runtime, which here is a few lines of test.
+//! Logs and streams through the server to a node's runtime, which here is a few lines of test.
 
 mod support;
 
@@ -72,14 +72,19 @@ async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>,
         *refusal.status_mut() = StatusCode::BAD_REQUEST;
         return Ok(refusal);
     }
-    if !asked.starts_with("/exec/") {
+    if !["/exec/", "/attach/", "/portForward/"].iter().any(|verb| asked.starts_with(verb)) {
         return Ok(Response::new(Full::from(format!("{} {asked}\n", request.method()))));
     }
-    let protocol = request.headers()["x-stream-protocol-version"].clone();
+    let asked_for = |name: &str| request.headers().get(name).cloned();
+    let protocol = asked_for("x-stream-protocol-version");
+    let socket = ["sec-websocket-protocol", "sec-websocket-key", "sec-websocket-version"];
+    let socket = socket.map(asked_for);
+    let to = request.headers()[UPGRADE].clone();
+    let method = request.method().clone();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let mut stream = TokioIo::new(upgrade.await.expect("an upgrade"));
-        stream.write_all(format!("{asked}\n").as_bytes()).await.expect("written");
+        stream.write_all(format!("{method} {asked}\n").as_bytes()).await.expect("written");
         let (mut reader, mut writer) = tokio::io::split(stream);
         let _ = tokio::io::copy(&mut reader, &mut writer).await;
         let _ = writer.shutdown().await;
@@ -88,8 +93,15 @@ async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>,
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, "Upgrade".parse().expect("a value"));
-    headers.insert(UPGRADE, "SPDY/3.1".parse().expect("a value"));
-    headers.insert("x-stream-protocol-version", protocol);
+    headers.insert(UPGRADE, to);
+    if let Some(protocol) = protocol {
+        headers.insert("x-stream-protocol-version", protocol);
+    }
+    if let [Some(protocol), Some(key), Some(_)] = socket {
+        headers.insert("sec-websocket-protocol", protocol);
+        // No hash: the test sees that it comes from here.
+        headers.insert("sec-websocket-accept", key);
+    }
     Ok(response)
 }
 
@@ -191,60 +203,123 @@ async fn logs_come_from_the_runtime_of_the_pods_node() {
     server.running.stop().await;
 }
 
+type Headers = &'static [(&'static str, &'static str)];
+/// Path, headers and method of a request, what the runtime is asked, a header of the answer.
+type Joined = (&'static str, Headers, Method, &'static str, (&'static str, &'static str));
+
+const TO_SPDY: Headers = &[
+    ("connection", "Upgrade"),
+    ("upgrade", "SPDY/3.1"),
+    ("x-stream-protocol-version", "v4.channel.k8s.io"),
+    ("x-stream-protocol-version", "v3.channel.k8s.io"),
+];
+const TO_WEBSOCKET: Headers = &[
+    ("connection", "Upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-version", "13"),
+    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ("sec-websocket-protocol", "v5.channel.k8s.io"),
+];
+
+async fn upgrade(
+    server: &Server,
+    method: Method,
+    path: &str,
+    headers: Headers,
+) -> Response<Incoming> {
+    let uri = format!("/api/v1/namespaces/default/pods/{path}");
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::default()).expect("a request");
+    within("an answer", endpoint(server).send_once(request)).await.expect("an answer")
+}
+
 #[tokio::test]
-async fn exec_joins_both_connections() {
-    let scratch = Scratch::new("exec");
+async fn streams_join_both_connections() {
+    let scratch = Scratch::new("streams");
     let server = cluster(&scratch, "127.0.0.1").await;
-    let uri = "/api/v1/namespaces/default/pods/one/exec?command=sh&command=-c&command=echo%20a\
-               &stdin=true&stdout=true&tty=true";
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(uri)
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "SPDY/3.1")
-        .header("x-stream-protocol-version", "v4.channel.k8s.io")
-        .header("x-stream-protocol-version", "v3.channel.k8s.io")
-        .body(Full::default());
-    let response = within("101", endpoint(&server).send_once(request.expect("a request"))).await;
-    let response = response.expect("an answer");
-    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
-    assert_eq!(response.headers()["x-stream-protocol-version"], "v4.channel.k8s.io");
-    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.expect("an upgrade"));
-    let expected = "/exec/default/one/main?command=sh&command=-c&command=echo%20a\
-                    &input=1&output=1&tty=1\n";
-    let mut asked = vec![0; expected.len()];
-    within("the question", stream.read_exact(&mut asked)).await.expect("read");
-    assert_eq!(String::from_utf8_lossy(&asked), expected);
-    let payload = vec![7_u8; 200_000];
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let written = payload.clone();
-    let writing = tokio::spawn(async move {
-        writer.write_all(&written).await.expect("written");
-        writer.shutdown().await.expect("half closed");
-        writer
-    });
-    let mut echoed = Vec::new();
-    within("the echo", reader.read_to_end(&mut echoed)).await.expect("read");
-    assert_eq!(echoed, payload, "what was written before the half-close comes back whole");
-    drop(writing.await.expect("the writer"));
+    let cases: &[Joined] = &[
+        (
+            "one/exec?command=sh&command=-c&command=echo%20a&stdin=true&stdout=true&tty=true",
+            TO_SPDY,
+            Method::POST,
+            "POST /exec/default/one/main?command=sh&command=-c&command=echo%20a\
+             &input=1&output=1&tty=1\n",
+            ("x-stream-protocol-version", "v4.channel.k8s.io"),
+        ),
+        (
+            "one/exec?command=ls&stdout=true",
+            TO_WEBSOCKET,
+            Method::GET,
+            "GET /exec/default/one/main?command=ls&output=1\n",
+            ("sec-websocket-protocol", "v5.channel.k8s.io"),
+        ),
+        (
+            "two/exec?container=second&command=cat&stdin=true&stderr=true",
+            TO_WEBSOCKET,
+            Method::GET,
+            "GET /exec/default/two/second?command=cat&input=1&error=1\n",
+            ("sec-websocket-accept", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ),
+        (
+            "one/attach?stdin=true&stdout=true&tty=true",
+            TO_SPDY,
+            Method::POST,
+            "POST /attach/default/one/main?input=1&output=1&tty=1\n",
+            ("x-stream-protocol-version", "v4.channel.k8s.io"),
+        ),
+        (
+            "two/portforward?ports=80&ports=81",
+            TO_SPDY,
+            Method::POST,
+            "POST /portForward/default/two?ports=80&ports=81\n",
+            ("x-stream-protocol-version", "v4.channel.k8s.io"),
+        ),
+    ];
+    for (path, headers, method, expected, (name, value)) in cases {
+        let response = upgrade(&server, method.clone(), path, headers).await;
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS, "{path}");
+        assert_eq!(response.headers()[*name], *value, "{path}");
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.expect("an upgrade"));
+        let mut asked = vec![0; expected.len()];
+        within("the question", stream.read_exact(&mut asked)).await.expect("read");
+        assert_eq!(String::from_utf8_lossy(&asked), *expected);
+        let payload = vec![7_u8; 200_000];
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let written = payload.clone();
+        let writing = tokio::spawn(async move {
+            writer.write_all(&written).await.expect("written");
+            writer.shutdown().await.expect("half closed");
+            writer
+        });
+        let mut echoed = Vec::new();
+        within("the echo", reader.read_to_end(&mut echoed)).await.expect("read");
+        assert!(echoed == payload, "{path}: what was written before the half-close comes back");
+        drop(writing.await.expect("the writer"));
+    }
     server.running.stop().await;
 }
 
 #[tokio::test]
-async fn an_exec_that_is_no_spdy_is_refused_so_that_clients_fall_back() {
-    let scratch = Scratch::new("websocket");
+async fn streams_without_a_known_upgrade_are_refused() {
+    let scratch = Scratch::new("upgrade");
     let server = cluster(&scratch, "127.0.0.1").await;
-    let request = Request::builder()
-        .uri("/api/v1/namespaces/default/pods/one/exec?command=ls&stdout=true")
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "websocket")
-        .header("sec-websocket-protocol", "v5.channel.k8s.io")
-        .body(Full::default());
-    let response = endpoint(&server).send_once(request.expect("a request")).await;
-    assert_eq!(response.expect("an answer").status(), StatusCode::BAD_REQUEST);
-    let (code, body) = ask(&server, Method::POST, "one/exec?command=ls").await;
-    assert_eq!(code, 400);
-    assert!(body.contains("Upgrade request required"), "{body}");
+    for verb in ["exec?command=ls&", "attach?", "portforward?"] {
+        let path = format!("one/{verb}stdout=true");
+        let unknown = &[("connection", "Upgrade"), ("upgrade", "h2c")];
+        let response = upgrade(&server, Method::GET, &path, unknown).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
+        let (code, body) = ask(&server, Method::POST, &path).await;
+        assert_eq!(code, 400, "{path}");
+        assert!(body.contains("Upgrade request required"), "{path}: {body}");
+        let (code, body) = ask(&server, Method::POST, &path.replace("one", "pending")).await;
+        assert_eq!(code, 400, "{path}");
+        assert!(body.contains("pod pending does not have a host assigned"), "{path}: {body}");
+        let (code, _) = ask(&server, Method::DELETE, &path).await;
+        assert_eq!(code, 405, "{path}");
+    }
     server.running.stop().await;
 }
 

@@ -40,6 +40,47 @@ fn json_of(body: &[u8]) -> Value {
     serde_json::from_slice(body).expect("JSON")
 }
 
+/// What client-go asks for by default since 1.32.
+#[tokio::test]
+async fn objects_lists_and_refusals_come_as_protobuf_where_it_is_preferred() {
+    let scratch = Scratch::new("protobuf-answers");
+    let server = start(&scratch.0, 0).await;
+    let accept = [("accept", "application/vnd.kubernetes.protobuf,application/json")];
+    let json_type = [("accept", "application/json")];
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let one = "/api/v1/namespaces/default/services/kubernetes";
+    let made = ask(&server, Method::POST, maps, &accept, &config_map("web").to_string()).await;
+    assert_eq!(made.0, StatusCode::CREATED);
+    let paths = [one, maps, "/api/v1/nodes", "/api/v1/namespaces/default/pods/gone"];
+    for path in paths {
+        let (_, headers, bytes) = ask(&server, Method::GET, path, &accept, "").await;
+        assert_eq!(headers["content-type"], "application/vnd.kubernetes.protobuf", "{path}");
+        let mut message = schema::protobuf::decode(&bytes).expect("protobuf");
+        let (_, _, text) = ask(&server, Method::GET, path, &json_type, "").await;
+        let mut expected = json_of(&text);
+        // What is empty is nothing there.
+        for value in [&mut message, &mut expected] {
+            strip_empty(value);
+        }
+        assert_eq!(message, expected, "{path}");
+    }
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let (_, headers, _) = ask(&server, Method::GET, maps, &table, "").await;
+    assert_eq!(headers["content-type"], "application/json", "Tables are JSON");
+    server.running.stop().await;
+}
+
+fn strip_empty(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.values_mut().for_each(strip_empty);
+            members.retain(|_, member| *member != json!({}) && *member != json!([]));
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip_empty),
+        _ => {}
+    }
+}
+
 #[tokio::test]
 async fn an_object_lives_from_create_to_delete() {
     let scratch = Scratch::new("rest");
@@ -211,8 +252,9 @@ async fn refusals_are_the_real_servers() {
             "/api/v1/namespaces/default/configmaps/x",
             &[("content-type", "application/apply-patch+yaml")],
             "{}",
-            415,
-            "server-side apply is not served",
+            422,
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for \
+             apply patch",
         ),
         (
             Method::POST,
@@ -358,6 +400,47 @@ async fn warnings_travel_as_headers() {
     assert_eq!(status, StatusCode::CREATED);
     let warning = headers["warning"].to_str().expect("text");
     assert!(warning.starts_with("299 - \"") && warning.contains("NetworkPolicy"), "{warning}");
+    server.running.stop().await;
+}
+
+/// Api-server 1.6, strict decoding: each format of a body, and the default of the server.
+#[tokio::test]
+async fn fields_are_validated_as_the_client_asks() {
+    let scratch = Scratch::new("validation");
+    let server = start(&scratch.0, 0).await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let twice = r#"{"metadata": {"name": "one"}, "data": {}, "dat": {}, "data": {"a": "1"}}"#;
+    let yaml = "metadata: {name: two}\ndata: {a: '1'}\ndat: {}\n";
+    let complaint = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding \
+                     error: unknown field \"dat\"";
+    let strict = format!("{maps}?fieldValidation=Strict");
+    let headers = [("content-type", "application/yaml")];
+    for (headers, body, more) in
+        [(&[][..], twice, ", duplicate field \"data\""), (&headers[..], yaml, "")]
+    {
+        let (status, _, answer) = ask(&server, Method::POST, &strict, headers, body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert_eq!(json_of(&answer)["message"], format!("{complaint}{more}"));
+        // The server's default.
+        let (status, answered, _) = ask(&server, Method::POST, maps, headers, body).await;
+        assert_eq!(status, StatusCode::CREATED);
+        let warning = answered["warning"].to_str().expect("text");
+        assert_eq!(warning, r#"299 - "unknown field \"dat\"""#);
+    }
+    let merge = [("content-type", "application/merge-patch+json")];
+    let patch = r#"{"data": {"a": "2", "a": "3"}}"#;
+    for (directive, expected) in [("Strict", 422), ("Ignore", 200), ("Loose", 422)] {
+        let path = format!("{maps}/one?fieldValidation={directive}");
+        let (status, answered, body) = ask(&server, Method::PATCH, &path, &merge, patch).await;
+        assert_eq!(status, expected, "{directive}");
+        assert!(!answered.contains_key("warning"), "{directive}");
+        let message = json_of(&body)["message"].as_str().unwrap_or_default().to_owned();
+        match directive {
+            "Strict" => assert!(message.ends_with("duplicate field \"data.a\""), "{message}"),
+            "Loose" => assert!(message.contains("Unsupported value: \"Loose\""), "{message}"),
+            _ => assert_eq!(json_of(&body)["data"]["a"], "3"),
+        }
+    }
     server.running.stop().await;
 }
 

@@ -56,6 +56,7 @@ fn settings() -> Settings {
         domain: "cluster.local".into(),
         name_servers: vec![IpAddr::from([10, 96, 0, 10])],
         reverse_ranges: vec!["10.0.0.0/8".parse().expect("a range")],
+        ..Settings::default()
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing is allocated on the way to an answer from the zone: the query is read where it stands,
 //! names are compared where they stand, and the answer is written into the caller's buffer.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use plan::zone::PodRecords;
@@ -47,11 +48,19 @@ pub struct Rules {
     pub host_search: Vec<Name>,
     /// Which pod records there are; left out, the verified ones.
     pub pods: Option<PodRecords>,
+    /// Addresses of the node, which asks itself: those that questions come to.
+    pub own_addresses: BTreeSet<IpAddr>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { ttl_s: TTL_S, search_path: true, host_search: vec![], pods: None }
+        Self {
+            ttl_s: TTL_S,
+            search_path: true,
+            host_search: vec![],
+            pods: None,
+            own_addresses: BTreeSet::new(),
+        }
     }
 }
 

@@ -166,6 +166,7 @@ struct Shelf {
     entries: BTreeMap<Question, Entry>,
     by_expiry: BTreeSet<(u64, Question)>,
     octets: usize,
+    evictions: u64,
 }
 
 /// Answers with records, and absences: a flood of names that do not exist displaces no answer.
@@ -187,6 +188,11 @@ impl Cache {
     /// Entries with records, and absences.
     pub(crate) fn entries(&self) -> (usize, usize) {
         (self.success.entries.len(), self.denial.entries.len())
+    }
+
+    /// Entries that went for others: with records, and absences.
+    pub(crate) fn evictions(&self) -> (u64, u64) {
+        (self.success.evictions, self.denial.evictions)
     }
 
     /// What is known.
@@ -275,6 +281,7 @@ impl Shelf {
         while self.entries.len() > capacity || self.octets > MAX_OCTETS {
             let Some((_, first)) = self.by_expiry.first().cloned() else { return };
             self.remove(&first);
+            self.evictions += 1;
         }
     }
 

@@ -5,17 +5,19 @@
 
 mod values;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv6Net};
-use plan::zone::PodRecords;
+use model::selector::LabelSelector;
+use plan::zone::{Exposure, Namespaces, PodRecords};
 use serde::Deserialize;
 
 use crate::TTL_S;
 
 pub use values::{
-    Carrier, Domain, Duration, Pattern, RecordLine, RecordType, ResponseCode, Server, Target,
+    Carrier, Domain, Duration, Pattern, RecordLine, RecordType, ResponseCode, Server, Target, Tls,
+    TlsFiles,
 };
 
 /// The largest document, in octets.
@@ -59,6 +61,7 @@ pub struct Config {
     /// Whether the search path of pods is followed by the server.
     pub autopath: bool,
     /// Who answers for other names; the rule of the longest zone counts.
+    #[serde(deserialize_with = "values::forward_rules")]
     pub forward: Vec<ForwardRule>,
     /// What is kept of others' answers.
     pub cache: CacheOptions,
@@ -70,6 +73,9 @@ pub struct Config {
     pub template: Vec<Template>,
     /// IPv6 addresses for names that have IPv4 addresses only (RFC 6147).
     pub dns64: Option<Dns64>,
+    /// Who is answered at all.
+    #[serde(deserialize_with = "values::clients")]
+    pub clients: Clients,
     /// Who may ask what; the first rule that fits counts.
     pub acl: Vec<AclRule>,
     /// Which questions are logged.
@@ -96,6 +102,7 @@ impl Default for Config {
             rewrite: vec![],
             template: vec![],
             dns64: None,
+            clients: Clients::default(),
             acl: vec![],
             log: LogClass::None,
             errors: true,
@@ -117,11 +124,59 @@ pub struct Kubernetes {
     pub ttl: Duration,
     /// Zones of the cluster whose missing names are asked of others.
     pub fallthrough: Vec<Domain>,
+    /// The namespaces that have names; none are all.
+    pub namespaces: BTreeSet<String>,
+    /// The labels of namespaces that have names.
+    #[serde(deserialize_with = "values::labels")]
+    pub namespace_labels: Option<LabelSelector>,
+    /// The labels of Services that have names.
+    #[serde(deserialize_with = "values::labels")]
+    pub labels: Option<LabelSelector>,
+    /// Whether endpoints have no names, nor headless Services.
+    pub noendpoints: bool,
+    /// Whether an endpoint without a hostname is called by its pod.
+    pub endpoint_pod_names: bool,
 }
 
 impl Default for Kubernetes {
     fn default() -> Self {
-        Self { pods: None, ttl: Duration::from_ms(u64::from(TTL_S) * 1000), fallthrough: vec![] }
+        Self {
+            pods: None,
+            ttl: Duration::from_ms(u64::from(TTL_S) * 1000),
+            fallthrough: vec![],
+            namespaces: BTreeSet::new(),
+            namespace_labels: None,
+            labels: None,
+            noendpoints: false,
+            endpoint_pod_names: false,
+        }
+    }
+}
+
+/// Why options of CoreDNS's plugin are no options here.
+pub(crate) const NO_KUBERNETES_OPTIONS: [(&str, &str); 5] = [
+    ("multicluster", "names of other clusters (ServiceImport, KEP-1645) are not served"),
+    ("endpoint", WATCHED_BY_AGENT),
+    ("kubeconfig", WATCHED_BY_AGENT),
+    ("tls", WATCHED_BY_AGENT),
+    ("startup_timeout", "nobody waits: before the first zone the answer is SERVFAIL"),
+];
+const WATCHED_BY_AGENT: &str = "the agent watches the API server, with credentials of its own";
+
+impl Kubernetes {
+    /// What of the cluster has names.
+    pub fn exposure(&self) -> Exposure {
+        let namespaces = match &self.namespace_labels {
+            Some(labels) => Namespaces::Labelled(labels.clone()),
+            None if self.namespaces.is_empty() => Namespaces::All,
+            None => Namespaces::Named(self.namespaces.clone()),
+        };
+        Exposure {
+            namespaces,
+            labels: self.labels.clone().unwrap_or_default(),
+            without_endpoints: self.noendpoints,
+            endpoint_pod_names: self.endpoint_pod_names,
+        }
     }
 }
 
@@ -148,6 +203,8 @@ pub struct ForwardRule {
     pub force_tcp: bool,
     /// The name in the certificate of servers that are asked over TLS; else their address.
     pub tls_servername: Option<String>,
+    /// Certificates for servers that are asked over TLS, where they are not the host's.
+    pub tls: TlsFiles,
 }
 
 impl Default for ForwardRule {
@@ -162,6 +219,7 @@ impl Default for ForwardRule {
             max_concurrent: 0,
             force_tcp: false,
             tls_servername: None,
+            tls: TlsFiles::default(),
         }
     }
 }
@@ -397,6 +455,30 @@ pub enum LogClass {
     All,
 }
 
+/// Who is answered (X-26); nodes route the Service's address for whoever sends to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Pods and machines of the cluster, and these ranges.
+    Cluster(Vec<IpNet>),
+    /// Everybody.
+    Any,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self::Cluster(vec![])
+    }
+}
+
+impl Clients {
+    fn ranges(&self) -> usize {
+        match self {
+            Self::Cluster(ranges) => ranges.len(),
+            Self::Any => 0,
+        }
+    }
+}
+
 /// What one client may ask; a bucket that fills at this speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -426,7 +508,32 @@ impl Config {
         let config = read.map_err(|error| field_error(&error, text))?;
         let config = config.unwrap_or_default();
         config.bound()?;
+        if !config.kubernetes.namespaces.is_empty() && config.kubernetes.namespace_labels.is_some()
+        {
+            let line = text.lines().position(|line| line.contains("namespace_labels:"));
+            let problem = "kubernetes: `namespaces` and `namespace_labels` exclude one another: \
+                           write one of them"
+                .into();
+            return Err(ConfigError::Field { line: line.unwrap_or(0) + 1, problem });
+        }
         Ok(config)
+    }
+
+    /// What of CoreDNS's plugins is done, by their names.
+    pub(crate) fn plugins(&self) -> BTreeSet<&'static str> {
+        let optional = [
+            ("acl", !self.acl.is_empty()),
+            ("autopath", self.autopath),
+            ("dns64", self.dns64.is_some()),
+            ("errors", self.errors),
+            ("hosts", !self.hosts.entries.is_empty()),
+            ("log", self.log != LogClass::None),
+            ("loop", self.detect_loops),
+            ("rewrite", !self.rewrite.is_empty()),
+            ("template", !self.template.is_empty()),
+        ];
+        let chosen = optional.into_iter().filter(|(_, is_on)| *is_on).map(|(name, _)| name);
+        ["cache", "forward", "kubernetes", "prometheus"].into_iter().chain(chosen).collect()
     }
 
     fn bound(&self) -> Result<(), ConfigError> {
@@ -435,7 +542,9 @@ impl Config {
             ("rewrite", self.rewrite.len()),
             ("template", self.template.len()),
             ("acl", self.acl.len()),
+            ("clients", self.clients.ranges()),
             ("hosts.entries", self.hosts.entries.len()),
+            ("kubernetes.namespaces", self.kubernetes.namespaces.len()),
         ];
         match counts.into_iter().find(|(_, count)| *count > MAX_RULES) {
             None => Ok(()),
@@ -448,7 +557,7 @@ impl Config {
 /// expression, begins: the line of its own is looked for from there.
 fn field_error(error: &serde_yaml_ng::Error, text: &str) -> ConfigError {
     let said = error.to_string();
-    let problem = said.split(" at line ").next().unwrap_or_default().to_owned();
+    let mut problem = said.split(" at line ").next().unwrap_or_default().to_owned();
     let start = error.location().map_or(1, |location| location.line()).max(1);
     let between = |before: &str, behind: char| {
         problem.split_once(before).and_then(|(_, rest)| rest.split_once(behind))
@@ -462,7 +571,15 @@ fn field_error(error: &serde_yaml_ng::Error, text: &str) -> ConfigError {
     } else {
         None
     };
-    ConfigError::Field { line: start + own.unwrap_or(0), problem }
+    let is_of_kubernetes = problem.starts_with("kubernetes:");
+    let reason = NO_KUBERNETES_OPTIONS.iter().find(|(option, _)| {
+        is_of_kubernetes && between("unknown field `", '`').is_some_and(|(it, _)| it == *option)
+    });
+    let line = start + own.unwrap_or(0);
+    if let Some((option, why)) = reason {
+        problem = format!("kubernetes: unknown field `{option}`: {why}");
+    }
+    ConfigError::Field { line, problem }
 }
 
 fn all_names() -> Vec<Domain> {

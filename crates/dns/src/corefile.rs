@@ -1,7 +1,9 @@
 //! Translates a Corefile, the configuration of CoreDNS, and lists what it could not carry over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+
+use crate::config::{NO_KUBERNETES_OPTIONS, Target};
 
 /// The largest Corefile, in octets.
 pub const MAX_COREFILE_OCTETS: usize = 1 << 20;
@@ -54,8 +56,13 @@ pub fn import(text: &str) -> Result<Imported, String> {
     for block in &blocks {
         import.server_block(block);
     }
+    import.imported.needless.push(CLIENTS.to_owned());
     Ok(import.finish())
 }
+
+/// What no directive says: CoreDNS answers everybody, whether it has an `acl` or not.
+const CLIENTS: &str = "clients: pods and machines of the cluster are answered, others are refused \
+                       whatever `acl` says; CoreDNS answers all that reach it, as `clients: any` does";
 
 /// A word, a brace or the end of a line, and its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,8 +237,16 @@ impl Import {
         // The zone of the directive narrows that of the server.
         let own = directive.argument(0);
         let zones = if own == "." { zones.to_vec() } else { vec![own.to_owned()] };
+        let (servers, names) = self.servers(directive);
+        if servers.is_empty() {
+            return self.lose(directive, "no server of it can be asked");
+        }
         let mut lines = vec![format!("- zones: {}", list(&zones))];
-        lines.push(format!("  to: {}", list(directive.arguments().get(1..).unwrap_or_default())));
+        lines.push(format!("  to: {}", list(&servers)));
+        lines.extend(names.first().map(|name| format!("  tls_servername: {}", quoted(name))));
+        if names.len() > 1 {
+            self.lose(directive, "a rule has one `tls_servername`: write a rule for each server");
+        }
         for option in &directive.block {
             match option.name() {
                 "except" => lines.push(format!("  except: {}", list(option.arguments()))),
@@ -241,6 +256,7 @@ impl Import {
                 "tls_servername" => {
                     lines.push(format!("  tls_servername: {}", quoted(option.argument(0))));
                 }
+                "tls" => lines.extend(self.tls_files(option, &servers)),
                 "force_tcp" => lines.push("  force_tcp: true".into()),
                 "health_check" => {
                     lines.push(format!("  health_check: {}", plain(option.argument(0))));
@@ -253,10 +269,70 @@ impl Import {
                     option.line,
                     option.name()
                 )),
+                // What says that there is no such name is an answer.
+                "failover" if !option.arguments().iter().any(|code| code == "NXDOMAIN") => {
+                    let why = "the next server is asked whenever one fails";
+                    let line = format!("line {}: failover: {why}", option.line);
+                    self.imported.needless.push(line);
+                }
                 _ => self.lose(option, "`forward` has no such option here"),
             }
         }
         self.sections.entry("forward").or_default().extend(lines);
+    }
+
+    /// `tls`, `tls CA`, `tls CERT KEY` or `tls CERT KEY CA`, for those of the servers that are asked
+    /// over TLS.
+    fn tls_files(&mut self, option: &Directive, servers: &[String]) -> Option<String> {
+        let files = option.arguments();
+        let keys: &[&str] = match files.len() {
+            0 | 1 => &["ca"],
+            2 => &["cert", "key"],
+            _ => &["cert", "key", "ca"],
+        };
+        let is_secure =
+            |server: &String| server.starts_with("tls://") || server.starts_with("https://");
+        if files.is_empty() || !servers.iter().any(is_secure) {
+            let why = "the host's certificates count, for servers over TLS alone";
+            self.imported.needless.push(format!("line {}: tls: {why}", option.line));
+            return None;
+        }
+        let problem = if files.len() > keys.len() {
+            "these are more files than a certificate, a key and a CA"
+        } else if !servers.iter().all(is_secure) {
+            "with `tls` all servers of a rule are asked over TLS"
+        } else if !files.iter().all(|file| file.starts_with('/')) {
+            "files of `tls` are written from / on"
+        } else {
+            let pairs = keys.iter().zip(files);
+            let pairs = pairs.map(|(key, file)| format!("{key}: {}", quoted(file)));
+            return Some(format!("  tls: {{{}}}", pairs.collect::<Vec<_>>().join(", ")));
+        };
+        self.lose(option, problem);
+        None
+    }
+
+    /// The servers that can be asked, and the names in their certificates that stand behind their
+    /// addresses, as in `tls://192.0.2.1%dns.example:853`.
+    fn servers(&mut self, directive: &Directive) -> (Vec<String>, BTreeSet<String>) {
+        let (mut servers, mut names) = (Vec::new(), BTreeSet::new());
+        for word in directive.arguments().get(1..).unwrap_or_default() {
+            let named = word.split_once('%').filter(|_| word.starts_with("tls://"));
+            let server = match named {
+                None => word.clone(),
+                Some((address, behind)) => {
+                    let (name, port) = behind.rsplit_once(':').unwrap_or((behind, ""));
+                    names.insert(name.to_owned());
+                    if port.is_empty() { address.to_owned() } else { format!("{address}:{port}") }
+                }
+            };
+            if server.parse::<Target>().is_ok() {
+                servers.push(server);
+            } else {
+                self.lose(directive, &format!("{word} is no address of a server"));
+            }
+        }
+        (servers, names)
     }
 
     fn kubernetes(&mut self, directive: &Directive) {
@@ -270,14 +346,28 @@ impl Import {
                     let all = if zones.is_empty() { directive.arguments() } else { zones };
                     lines.push(format!("  fallthrough: {}", list(all)));
                 }
-                "endpoint" | "tls" | "kubeconfig" | "startup_timeout" => {
-                    self.imported.needless.push(format!(
-                        "line {}: {}: the agent watches the API server",
-                        option.line,
-                        option.name()
-                    ));
+                "namespaces" => {
+                    lines.push(format!("  namespaces: {}", list(option.arguments())));
                 }
-                _ => self.lose(option, "`kubernetes` has no such option here"),
+                "labels" | "namespace_labels" => {
+                    let selector = quoted(&option.arguments().join(" "));
+                    lines.push(format!("  {}: {selector}", option.name()));
+                }
+                "noendpoints" | "endpoint_pod_names" => {
+                    lines.push(format!("  {}: true", option.name()));
+                }
+                "ignore" if option.arguments() == ["empty_service"] => {
+                    let why = "without an endpoint a headless Service has no records in any case";
+                    self.imported.needless.push(format!("line {}: ignore: {why}", option.line));
+                }
+                name => match NO_KUBERNETES_OPTIONS.iter().find(|(other, _)| *other == name) {
+                    Some((_, why)) if name == "multicluster" => self.lose(option, why),
+                    Some((_, why)) => {
+                        let line = format!("line {}: {name}: {why}", option.line);
+                        self.imported.needless.push(line);
+                    }
+                    None => self.lose(option, "`kubernetes` has no such option here"),
+                },
             }
         }
         if !lines.is_empty() {

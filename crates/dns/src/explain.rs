@@ -99,6 +99,14 @@ pub fn explain_by<C: Clone>(
     let namespace = index.and_then(|index| index.namespace_of_pod(client.address));
     let mut told =
         Explanation { namespace: namespace.map(str::to_owned), ..Explanation::default() };
+    if !server.answers(client, index) {
+        told.steps.push(format!(
+            "clients: {} is refused: it is neither of the cluster nor among those that the option \
+             `clients` adds",
+            client.address
+        ));
+        return Explanation { code: Some(rcode_name(rcode::REFUSED)), ..told };
+    }
     let new = rewritten(&config.rewrite, name);
     if let Some(new) = &new {
         told.steps.push(format!("rewrite: {name} stands for {new}"));

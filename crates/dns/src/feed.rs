@@ -2,12 +2,18 @@
 //! then every change under a number of its own. A worker that finds a number missing, or that
 //! reads too late, connects anew and gets a snapshot again.
 //!
-//! A worker that is connected says in turn how it answers ([`Plain`]).
+//! A worker that is connected says in turn how it answers ([`Plain`]), and what of the cluster shall
+//! have names; a zone that was made by another choice it passes over.
+//!
+//! Agents and workers are updated one after the other. Kinds of frames and of changes that a worker
+//! does not know, it passes over, and fields that either does not know, so that each can be the
+//! newer one.
 //!
 //! A frame is its length in octets as a little-endian 32-bit number, and that many octets of
 //! JSON. The worker keeps the frames in a file as they came.
 
 mod follower;
+mod known;
 mod plain;
 mod publisher;
 
@@ -15,11 +21,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::{ClusterConfig, NamespacedName};
-use plan::zone::{PodNames, ServiceRecords, Zone};
+use plan::zone::{Exposed, PodNames, ServiceNews, ServiceRecords, Zone};
 use serde::{Deserialize, Serialize};
 
 use crate::Index;
 use crate::records::Records;
+
+pub use plan::zone::{Exposure, ServiceKind};
 
 pub use follower::{Follower, News, Place, Received};
 pub use plain::{MAX_SAID_OCTETS, Plain};
@@ -40,6 +48,9 @@ pub struct Settings {
     pub name_servers: Vec<IpAddr>,
     /// Ranges whose reverse names belong to the cluster.
     pub reverse_ranges: Vec<IpNet>,
+    /// What of the cluster has names.
+    #[serde(default)]
+    pub exposed: Exposed,
 }
 
 /// One thing that is another now.
@@ -53,6 +64,9 @@ pub enum Change {
         name: Box<str>,
         /// Its records; `None`: it has none.
         records: Option<Records>,
+        /// Its kind, for the measure of latency; snapshots do not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kind: Option<ServiceKind>,
     },
     /// The pods at an address.
     Pod {
@@ -60,6 +74,13 @@ pub enum Change {
         address: IpAddr,
         /// Whose they are; `None`: there are none.
         names: Option<PodNames>,
+    },
+    /// Machines of the cluster, which are answered.
+    Client {
+        /// Their addresses.
+        range: IpNet,
+        /// Whether they are of the cluster; those of `Settings::reverse_ranges` always are.
+        is_there: bool,
     },
 }
 
@@ -69,7 +90,7 @@ pub enum Frame {
     /// A snapshot begins: an empty zone with these settings.
     Begin(Settings),
     /// A part of it.
-    Part(Vec<Change>),
+    Part(#[serde(deserialize_with = "known::changes")] Vec<Change>),
     /// It is whole, and all changes up to this number are in it.
     End {
         /// The number.
@@ -82,6 +103,7 @@ pub enum Frame {
         /// When the agent heard of it, in microseconds since 1970.
         heard_us: u64,
         /// What changed.
+        #[serde(deserialize_with = "known::changes")]
         changes: Vec<Change>,
     },
 }
@@ -121,6 +143,7 @@ impl Settings {
             domain: zone.domain.clone(),
             name_servers: zone.name_servers.clone(),
             reverse_ranges: zone.reverse_ranges.clone(),
+            exposed: Exposed::default(),
         }
     }
 
@@ -136,9 +159,18 @@ impl Change {
         Self::service(&key.namespace, &key.name, records)
     }
 
+    /// A Service is like this now.
+    pub fn of_news(key: &NamespacedName, news: &ServiceNews) -> Self {
+        let mut change = Self::of_service(key, news.records.as_ref());
+        if let Self::Service { kind, .. } = &mut change {
+            *kind = news.kind;
+        }
+        change
+    }
+
     pub(crate) fn service(namespace: &str, name: &str, records: Option<&ServiceRecords>) -> Self {
         let records = records.map(Records::new);
-        Self::Service { namespace: namespace.into(), name: name.into(), records }
+        Self::Service { namespace: namespace.into(), name: name.into(), records, kind: None }
     }
 }
 

@@ -97,8 +97,10 @@ pub type Random<'a> = &'a mut dyn FnMut() -> u64;
 /// What happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForwardCounts {
-    /// Answers from the cache.
+    /// Answers with records from the cache.
     pub cache_hits: u64,
+    /// Absences from the cache.
+    pub cache_denials: u64,
     /// Questions that the cache did not answer.
     pub cache_misses: u64,
     /// Answers that expired, given because nobody answered.
@@ -107,8 +109,8 @@ pub struct ForwardCounts {
     pub prefetches: u64,
     /// Questions refused since too many waited.
     pub rejected: u64,
-    /// Probes that servers did not answer.
-    pub failed_probes: u64,
+    /// Questions for servers of which all are down: they are asked all the same.
+    pub all_down: u64,
     /// Octets that came to a socket and were not the answer waited for.
     pub mismatches: u64,
 }
@@ -179,6 +181,7 @@ struct Attempt {
     transport: Transport,
     id: u16,
     name: Name,
+    sent_ms: u64,
 }
 
 impl<C: Clone> Forwarder<C> {
@@ -256,10 +259,12 @@ impl<C: Clone> Forwarder<C> {
             && response.kind == pending.question.kind
             && response.name.is(&attempt.name);
         let same_case = response.name == attempt.name;
+        let took_ms = now_ms.saturating_sub(attempt.sent_ms);
         if !is_ours {
             self.counts.mismatches += 1;
             return vec![];
         }
+        self.servers.answered(upstream, response.rcode, took_ms);
         // Some servers do not keep the letter case. Nobody forges a TCP connection blindly, so
         // there the answer counts without it.
         if (response.is_truncated() || !same_case) && transport == Transport::Udp {
@@ -280,7 +285,6 @@ impl<C: Clone> Forwarder<C> {
     /// The socket of an exchange failed, such as by a port that is not open there.
     pub fn fail(&mut self, now_ms: u64, exchange: u64, random: Random) -> Vec<Output<C>> {
         if let Some(Owner::Probe(id)) = self.by_exchange.get(&exchange).copied() {
-            self.counts.failed_probes += 1;
             self.servers.probe_failed(id, now_ms);
             return self.close(exchange);
         }
@@ -371,6 +375,11 @@ impl<C: Clone> Forwarder<C> {
         self.cache.entries()
     }
 
+    /// Entries of the cache that went for others: with records, and absences.
+    pub fn cache_evictions(&self) -> (u64, u64) {
+        self.cache.evictions()
+    }
+
     /// Questions that wait.
     pub fn pending(&self) -> usize {
         self.pending.len()
@@ -380,7 +389,12 @@ impl<C: Clone> Forwarder<C> {
         let question = question_of(&waiting.forward);
         let (stale, at_once) = match self.cache.get(&question, now_ms) {
             Lookup::Fresh { resolved, age_s, is_worth_asking } => {
-                self.counts.cache_hits += 1;
+                let counts = &mut self.counts;
+                let hits = match resolved.is_found {
+                    true => &mut counts.cache_hits,
+                    false => &mut counts.cache_denials,
+                };
+                *hits += 1;
                 let mut outputs =
                     self.reply(now_ms, waiting, &resolved, age_s, Source::Cache, random);
                 if is_worth_asking {
@@ -469,6 +483,7 @@ impl<C: Clone> Forwarder<C> {
             self.counts.rejected += 1;
             return Err(rcode::SERVER_FAILURE);
         }
+        self.counts.all_down += u64::from(self.servers.are_down(&order));
         if let Some(from) = on_behalf_of {
             *self.by_client.entry(from).or_default() += 1;
         }
@@ -526,7 +541,7 @@ impl<C: Clone> Forwarder<C> {
         let question = &pending.question;
         let mut message = query(id, &name, question.kind, pending.with_edns);
         compose::ask_for_dnssec(&mut message, question, pending.with_edns);
-        pending.attempts.push(Attempt { exchange, upstream, transport, id, name });
+        pending.attempts.push(Attempt { exchange, upstream, transport, id, name, sent_ms: now_ms });
         pending.deadline_ms = now_ms + ATTEMPT_TIMEOUT_MS;
         self.by_exchange.insert(exchange, Owner::Question(number));
         vec![Output::Send { exchange, to, transport, message }]

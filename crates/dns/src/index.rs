@@ -6,12 +6,15 @@
 //!
 //! A change costs what it changes and a step down two trees, however large the zone is.
 
+mod clients;
 mod labels;
+mod pods;
 mod reverse;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use model::Protocol;
 use plan::zone::{PodNames, PodRecords, Zone};
 
@@ -40,7 +43,9 @@ pub struct Index {
     /// Addresses, and the Services that they lead back to.
     reverse: BTreeSet<(IpAddr, u32)>,
     /// Addresses of pods, with the pods' namespaces.
-    pods: BTreeMap<IpAddr, PodNames>,
+    pods: pods::Pods,
+    /// Machines of the cluster, which are answered.
+    clients: clients::Ranges,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -129,7 +134,8 @@ impl Index {
             services: BTreeMap::new(),
             last_number: 0,
             reverse: BTreeSet::new(),
-            pods: BTreeMap::new(),
+            pods: pods::Pods::default(),
+            clients: clients::Ranges::default(),
         }
     }
 
@@ -156,7 +162,25 @@ impl Index {
 
     /// Whose pods have an address.
     pub fn pods_at(&self, address: IpAddr) -> Option<&PodNames> {
-        self.pods.get(&address)
+        self.pods.get(address)
+    }
+
+    /// Whether an address is of the cluster: inside its ranges, a pod's, or of one of its machines
+    ///
+    pub(crate) fn is_client(&self, address: IpAddr) -> bool {
+        self.settings.is_inside(address)
+            || self.pods.get(address).is_some()
+            || self.clients.hold(address)
+    }
+
+    /// The ranges of the cluster's machines.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = &IpNet> {
+        self.clients.iter()
+    }
+
+    /// Whether a range is one of these.
+    pub(crate) fn has_client(&self, range: &IpNet) -> bool {
+        self.clients.has(range)
     }
 
     /// How many Services have records.
@@ -167,14 +191,14 @@ impl Index {
     /// Takes one change in.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Service { namespace, name, records } => {
+            Change::Service { namespace, name, records, .. } => {
                 self.remove_service(&namespace, &name);
                 if let Some(records) = records {
                     self.add_service(namespace, name, records);
                 }
             }
             Change::Pod { address, names } => {
-                if let Some(old) = self.pods.remove(&address) {
+                if let Some(old) = self.pods.remove(address) {
                     self.count_pods(&old, false);
                 }
                 if let Some(names) = names.filter(|names| !names.namespaces.is_empty()) {
@@ -182,12 +206,13 @@ impl Index {
                     self.pods.insert(address, names);
                 }
             }
+            Change::Client { range, is_there } => self.clients.set(range, is_there),
         }
     }
 
     /// The namespace of the pod that has an address to itself.
     pub(crate) fn namespace_of_pod(&self, address: IpAddr) -> Option<&str> {
-        match self.pods.get(&address) {
+        match self.pods.get(address) {
             Some(PodNames { namespaces, is_own: true }) if namespaces.len() == 1 => {
                 namespaces.first().map(AsRef::as_ref)
             }
@@ -273,8 +298,10 @@ impl Index {
     fn find_pod(&self, below: &[&[u8]], pods: PodRecords) -> Option<Node<'_>> {
         match (pods, below) {
             (PodRecords::Disabled, _) => None,
+            (_, []) => Some(Node::Empty),
+            (_, [namespace, ..]) if !self.exposes(namespace) => None,
             // Which namespaces there are, nobody looks at.
-            (_, []) | (PodRecords::Insecure, [_]) => Some(Node::Empty),
+            (PodRecords::Insecure, [_]) => Some(Node::Empty),
             (PodRecords::Insecure, [_, label]) => {
                 Some(Node::Addresses(Addresses::One(address_of_label(label)?)))
             }
@@ -283,13 +310,25 @@ impl Index {
             }
             (PodRecords::Verified, [namespace, label]) => {
                 let address = address_of_label(label)?;
-                let names = self.pods.get(&address)?;
+                let names = self.pods.get(address)?;
                 let mut namespaces = names.namespaces.iter();
                 let is_there = namespaces.any(|one| one.as_bytes() == *namespace);
                 is_there.then_some(Node::Addresses(Addresses::One(address)))
             }
             _ => None,
         }
+    }
+
+    /// The namespaces of an address's pods that have names.
+    fn exposed_namespaces(&self, address: IpAddr) -> impl Iterator<Item = &str> {
+        let names = self.pods.get(address);
+        let namespaces = names.into_iter().flat_map(|names| &names.namespaces).map(AsRef::as_ref);
+        namespaces.filter(|namespace| self.settings.exposed.has_namespace(namespace))
+    }
+
+    /// Whether pods of a namespace have names.
+    fn exposes(&self, namespace: &[u8]) -> bool {
+        std::str::from_utf8(namespace).is_ok_and(|it| self.settings.exposed.has_namespace(it))
     }
 
     fn namespace(&self, label: &[u8]) -> Option<&Namespace> {
@@ -346,14 +385,16 @@ impl Index {
         let services = self.namespaces.iter().flat_map(|(namespace, inside)| {
             inside.services.iter().filter_map(|(name, number)| {
                 let records = Some(self.services.get(number)?.records.clone());
-                Some(Change::Service { namespace: namespace.clone(), name: name.clone(), records })
+                let (namespace, name) = (namespace.clone(), name.clone());
+                Some(Change::Service { namespace, name, records, kind: None })
             })
         });
         let pods = self
             .pods
             .iter()
-            .map(|(address, names)| Change::Pod { address: *address, names: Some(names.clone()) });
-        services.chain(pods)
+            .map(|(address, names)| Change::Pod { address, names: Some(names.clone()) });
+        let clients = self.clients().map(|range| Change::Client { range: *range, is_there: true });
+        clients.chain(services).chain(pods)
     }
 }
 
@@ -375,8 +416,10 @@ impl Pointers<'_> {
                 _ => take(&[&service.wire]),
             }
         }
-        let names = self.index.pods.get(&self.address).filter(|_| self.with_pods && !has_name);
-        for namespace in names.into_iter().flat_map(|names| &names.namespaces) {
+        if !self.with_pods || has_name {
+            return;
+        }
+        for namespace in self.index.exposed_namespaces(self.address) {
             Label::Address(self.address).with(|label| {
                 let lengths = [label.len() as u8, namespace.len() as u8];
                 let [own, above] = lengths.each_ref().map(std::slice::from_ref);

@@ -1,10 +1,27 @@
 //! The rules of the configuration, each a function of the question alone.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::Name;
-use crate::config::{AclAction, AclRule, Dns64, Matcher, Rewrite};
+use crate::config::{AclAction, AclRule, Clients, Dns64, Matcher, Rewrite};
 use crate::message::kind;
+use crate::{Index, Name};
+
+/// Whether a client is answered at all. Before there is a zone nobody knows: it is told so.
+pub(crate) fn is_client(
+    clients: &Clients,
+    own: &BTreeSet<IpAddr>,
+    index: Option<&Index>,
+    client: IpAddr,
+) -> bool {
+    let (Clients::Cluster(more), Some(index)) = (clients, index) else { return true };
+    // A socket for both families writes IPv4 clients as IPv6.
+    let client = client.to_canonical();
+    index.is_client(client)
+        || client.is_loopback()
+        || own.contains(&client)
+        || more.iter().any(|range| range.contains(&client))
+}
 
 /// What the rules say of who asks what. No rule that fits: it is answered.
 pub(crate) fn access(rules: &[AclRule], client: IpAddr, name: &Name, kind: u16) -> AclAction {

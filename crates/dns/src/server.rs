@@ -10,7 +10,7 @@ use crate::config::{AclAction, Config, LogClass};
 use crate::forward::{Output, Random, Source};
 use crate::limits::Limits;
 use crate::message::{CLASS_IN, Edns, HEADER_OCTETS, Query, flag, kind, rcode, rcode_name, u16_at};
-use crate::rules::{access, reverse_name, rewritten, synthesised};
+use crate::rules::{access, is_client, reverse_name, rewritten, synthesised};
 use crate::stats::{Answered, Snapshot, Stats};
 use crate::template;
 use crate::writer::{Section, Writer};
@@ -26,6 +26,7 @@ pub struct Asker<C> {
     from: Client,
     asked_us: u64,
     query: Query,
+    question_octets: usize,
     /// For DNS64: the question for IPv6 addresses, and what was answered to it.
     synthesis: Option<Box<Synthesis>>,
 }
@@ -126,6 +127,11 @@ impl<C: Clone> Server<C> {
         &self.rules
     }
 
+    /// Whether who asks is answered at all.
+    pub(crate) fn answers(&self, client: Client, index: Option<&Index>) -> bool {
+        is_client(&self.config.clients, &self.rules.own_addresses, index, client.address)
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }
@@ -148,6 +154,14 @@ impl<C: Clone> Server<C> {
             self.stats.limited += 1;
             return Handled::Drop;
         }
+        if !self.answers(from, index)
+            && let Ok(query) = Query::parse(message)
+        {
+            *self.stats.acl.entry("block").or_default() += 1;
+            *reply = failure(&query, from.transport, rcode::REFUSED);
+            self.count(from, message, reply, "acl");
+            return Handled::Reply;
+        }
         let is_hinfo = Question::of(message).is_some_and(|question| question.kind == kind::HINFO);
         // A copy of the question only for who needs one.
         let query = (self.has_rules || is_hinfo).then(|| Query::parse(message).ok()).flatten();
@@ -157,7 +171,7 @@ impl<C: Clone> Server<C> {
         };
         match action {
             Action::Reply => {
-                self.count(from, message, reply, plugin, 0);
+                self.count(from, message, reply, plugin);
                 Handled::Reply
             }
             Action::Drop => Handled::Drop,
@@ -166,7 +180,9 @@ impl<C: Clone> Server<C> {
                 let is_aaaa = query.kind == kind::AAAA && !wants_dnssec(&query);
                 let synthesis = (self.config.dns64.is_some() && is_aaaa)
                     .then(|| Box::new(Synthesis { forward: (*forward).clone(), plain: None }));
-                let asker = Asker { client, from, asked_us: now_us, query, synthesis };
+                let question_octets = message.len();
+                let asker =
+                    Asker { client, from, asked_us: now_us, query, question_octets, synthesis };
                 let outputs =
                     self.forwarder.ask(now_us / 1000, asker, from.address, *forward, random);
                 Handled::Wait(self.carry(now_us, outputs, random))
@@ -220,6 +236,8 @@ impl<C: Clone> Server<C> {
             stats: self.stats.clone(),
             forward: self.forwarder.counts(),
             cache_entries: self.forwarder.cache_entries(),
+            cache_evictions: self.forwarder.cache_evictions(),
+            plugins: self.config.plugins(),
             health: self.forwarder.health(),
             clients: self.limits.clients().collect(),
         }
@@ -360,7 +378,7 @@ impl<C: Clone> Server<C> {
         let made =
             config.template.iter().find_map(|one| Some((one, template::make(one, query, name)?)));
         let Some((template, records)) = made else { return false };
-        self.stats.templates += 1;
+        self.stats.templated(query.kind);
         let mut writer = Writer::response(query, from.transport);
         writer.set_flag(flag::AUTHORITATIVE);
         match records {
@@ -479,55 +497,54 @@ impl<C: Clone> Server<C> {
             let (name, kind) = (&asker.query.name, crate::message::kind_name(asker.query.kind));
             self.note(format!("no server answered {kind} {name} of {}", asker.from.address));
         }
-        let question = Question { name: asker.query.name.wire(), kind: asker.query.kind, end: 0 };
         self.count_answer(
             asker.from,
-            question,
-            wants_dnssec(&asker.query),
-            rcode,
-            plugin,
-            latency_us,
+            &Answered {
+                name: asker.query.name.wire(),
+                kind: asker.query.kind,
+                rcode,
+                transport: asker.from.transport,
+                is_v4: asker.from.address.is_ipv4(),
+                dnssec_ok: wants_dnssec(&asker.query),
+                plugin,
+                latency_us,
+                question_octets: asker.question_octets,
+                answer_octets: reply.len(),
+            },
         );
     }
 
-    fn count(
-        &mut self,
-        from: Client,
-        message: &[u8],
-        reply: &[u8],
-        plugin: &'static str,
-        latency_us: u64,
-    ) {
-        let rcode = u16_at(reply, 2).unwrap_or_default() & flag::RCODE;
-        let Some(question) = Question::of(message) else {
-            return self.count_answer(from, Question::NONE, false, rcode, plugin, latency_us);
-        };
+    /// Counts what was answered at once, as having taken no time: a clock that is read for each
+    /// answer would cost as much as the answer.
+    fn count(&mut self, from: Client, message: &[u8], reply: &[u8], plugin: &'static str) {
+        let question = Question::of(message);
         // Beside the question there is seldom more than an OPT record.
-        let flags = u16_at(message, question.end + 7).unwrap_or_default();
-        let dnssec_ok =
-            message.get(question.end..question.end + 3) == Some(&[0, 0, 41]) && flags & 0x8000 != 0;
-        self.count_answer(from, question, dnssec_ok, rcode, plugin, latency_us);
+        let dnssec_ok = question.as_ref().is_some_and(|question| {
+            let flags = u16_at(message, question.end + 7).unwrap_or_default();
+            let is_edns = message.get(question.end..question.end + 3) == Some(&[0, 0, 41]);
+            is_edns && flags & 0x8000 != 0
+        });
+        let question = question.unwrap_or(Question::NONE);
+        self.count_answer(
+            from,
+            &Answered {
+                name: question.name,
+                kind: question.kind,
+                rcode: u16_at(reply, 2).unwrap_or_default() & flag::RCODE,
+                transport: from.transport,
+                is_v4: from.address.is_ipv4(),
+                dnssec_ok,
+                plugin,
+                latency_us: 0,
+                question_octets: message.len(),
+                answer_octets: reply.len(),
+            },
+        );
     }
 
-    fn count_answer(
-        &mut self,
-        from: Client,
-        question: Question<'_>,
-        dnssec_ok: bool,
-        rcode: u16,
-        plugin: &'static str,
-        latency_us: u64,
-    ) {
-        self.stats.answered(&Answered {
-            name: question.name,
-            kind: question.kind,
-            rcode,
-            transport: from.transport,
-            is_v4: from.address.is_ipv4(),
-            dnssec_ok,
-            plugin,
-            latency_us,
-        });
+    fn count_answer(&mut self, from: Client, answered: &Answered<'_>) {
+        self.stats.answered(answered);
+        let Answered { name, kind, rcode, plugin, latency_us, .. } = *answered;
         if !matches!(rcode, rcode::NO_ERROR | rcode::NAME_ERROR) {
             self.limits.failed(from.address);
         }
@@ -538,12 +555,12 @@ impl<C: Clone> Server<C> {
             LogClass::All => true,
         };
         if is_wanted {
-            let name = Name::read(question.name, 0).map(|(name, _)| name.to_string());
+            let name = Name::read(name, 0).map(|(name, _)| name.to_string());
             let proto = if from.transport == Transport::Udp { "udp" } else { "tcp" };
             self.note(format!(
                 "{} \"{} IN {} {proto}\" {} {plugin} {:.6}s",
                 from.address,
-                crate::message::kind_name(question.kind),
+                crate::message::kind_name(kind),
                 name.unwrap_or_default(),
                 rcode_name(rcode),
                 latency_us as f64 / 1e6,

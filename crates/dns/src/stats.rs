@@ -1,16 +1,19 @@
 //! What a DNS server counts, and how it is told: in the metrics' names of CoreDNS, and as a table
 //! of the names and clients that ask most.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
+mod histogram;
+mod metrics;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::limits::ClientCounts;
-use crate::message::{kind_name, rcode_name};
 use crate::search::Buffer;
 use crate::{ForwardCounts, Health, Name, Transport};
+
+pub(crate) use histogram::{Latency, Octets};
 
 /// Names that are counted; further ones take the place of the rarest.
 const MAX_NAMES: usize = 256;
@@ -20,14 +23,6 @@ const NAME_SAMPLE: u64 = 16;
 const BUSY_AFTER: u64 = 10_000;
 /// Record types and response codes that are counted one by one; others count as `other`.
 const MAX_LABELS: usize = 64;
-/// Upper bounds of the buckets of latency, in microseconds, as CoreDNS has them.
-const LATENCY_BUCKETS_US: [u64; 16] = [
-    250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000, 256_000, 512_000, 1_024_000,
-    2_048_000, 4_096_000, 8_192_000,
-];
-
-/// The labels of one server, zone and view, which CoreDNS's metrics have.
-const PLACE: &str = "server=\"dns://.:53\",zone=\".\",view=\"\"";
 
 /// One answered question.
 pub(crate) struct Answered<'a> {
@@ -39,6 +34,8 @@ pub(crate) struct Answered<'a> {
     pub(crate) dnssec_ok: bool,
     pub(crate) plugin: &'static str,
     pub(crate) latency_us: u64,
+    pub(crate) question_octets: usize,
+    pub(crate) answer_octets: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,8 +54,10 @@ struct NameCounts {
 pub struct Stats {
     requests: BTreeMap<(Transport, bool, u16), u64>,
     responses: BTreeMap<(u16, &'static str), u64>,
-    latency: [u64; LATENCY_BUCKETS_US.len()],
-    latency_sum_us: u64,
+    latency: Latency,
+    /// Octets of questions and of answers: over UDP, then over TCP.
+    question_octets: [Octets; 2],
+    answer_octets: [Octets; 2],
     answered: u64,
     dnssec_ok: u64,
     names: BTreeMap<Vec<u8>, NameCounts>,
@@ -66,8 +65,8 @@ pub struct Stats {
     pub(crate) acl: BTreeMap<&'static str, u64>,
     /// Questions over a client's limit.
     pub(crate) limited: u64,
-    /// Answers of templates.
-    pub(crate) templates: u64,
+    /// Answers of templates, by the type asked for.
+    templates: BTreeMap<u16, u64>,
     /// Answers made by DNS64.
     pub(crate) synthesised: u64,
 }
@@ -77,11 +76,15 @@ impl Stats {
         let kind = if self.requests.len() < MAX_LABELS { answered.kind } else { 0 };
         *self.requests.entry((answered.transport, answered.is_v4, kind)).or_default() += 1;
         *self.responses.entry((answered.rcode, answered.plugin)).or_default() += 1;
-        let bucket = LATENCY_BUCKETS_US.iter().position(|bound| answered.latency_us <= *bound);
-        if let Some(count) = bucket.and_then(|bucket| self.latency.get_mut(bucket)) {
-            *count += 1;
-        }
-        self.latency_sum_us = self.latency_sum_us.saturating_add(answered.latency_us);
+        self.latency.record(answered.latency_us);
+        let [over_udp, over_tcp] = &mut self.question_octets;
+        let [answers_udp, answers_tcp] = &mut self.answer_octets;
+        let (questions, answers) = match answered.transport {
+            Transport::Udp => (over_udp, answers_udp),
+            Transport::Tcp => (over_tcp, answers_tcp),
+        };
+        questions.record(answered.question_octets as u64);
+        answers.record(answered.answer_octets as u64);
         self.dnssec_ok += u64::from(answered.dnssec_ok);
         self.answered += 1;
         if self.answered <= BUSY_AFTER {
@@ -89,6 +92,12 @@ impl Stats {
         } else if self.answered.is_multiple_of(NAME_SAMPLE) {
             self.count_name(answered, NAME_SAMPLE);
         }
+    }
+
+    /// A template's answer to a question of this type.
+    pub(crate) fn templated(&mut self, kind: u16) {
+        let kind = if self.templates.len() < MAX_LABELS { kind } else { 0 };
+        *self.templates.entry(kind).or_default() += 1;
     }
 
     /// The space-saving algorithm: what is frequent stays, and its count is too high by no more
@@ -131,14 +140,17 @@ impl Stats {
         for (key, count) in &other.acl {
             *self.acl.entry(key).or_default() += count;
         }
-        for (count, more) in self.latency.iter_mut().zip(other.latency) {
-            *count += more;
+        for (kind, count) in &other.templates {
+            *self.templates.entry(*kind).or_default() += count;
         }
-        self.latency_sum_us = self.latency_sum_us.saturating_add(other.latency_sum_us);
+        self.latency.add(&other.latency);
+        let octets = self.question_octets.iter_mut().chain(&mut self.answer_octets);
+        for (sum, more) in octets.zip(other.question_octets.iter().chain(&other.answer_octets)) {
+            sum.add(more);
+        }
         self.answered += other.answered;
         self.dnssec_ok += other.dnssec_ok;
         self.limited += other.limited;
-        self.templates += other.templates;
         self.synthesised += other.synthesised;
         for (name, more) in &other.names {
             let counts = self.names.entry(name.clone()).or_default();
@@ -161,6 +173,10 @@ pub struct Snapshot {
     pub forward: ForwardCounts,
     /// Entries of the cache: with records, and absences.
     pub cache_entries: (usize, usize),
+    /// Entries that went for others: with records, and absences.
+    pub cache_evictions: (u64, u64),
+    /// What of CoreDNS's plugins is done, by their names.
+    pub plugins: BTreeSet<&'static str>,
     /// The health of the servers.
     pub health: Vec<Health>,
     /// The clients.
@@ -174,23 +190,31 @@ impl Snapshot {
         let (sum, more) = (&mut self.forward, &other.forward);
         for (sum, more) in [
             (&mut sum.cache_hits, more.cache_hits),
+            (&mut sum.cache_denials, more.cache_denials),
             (&mut sum.cache_misses, more.cache_misses),
             (&mut sum.served_stale, more.served_stale),
             (&mut sum.prefetches, more.prefetches),
             (&mut sum.rejected, more.rejected),
-            (&mut sum.failed_probes, more.failed_probes),
+            (&mut sum.all_down, more.all_down),
             (&mut sum.mismatches, more.mismatches),
         ] {
             *sum += more;
         }
         self.cache_entries.0 += other.cache_entries.0;
         self.cache_entries.1 += other.cache_entries.1;
+        self.cache_evictions.0 += other.cache_evictions.0;
+        self.cache_evictions.1 += other.cache_evictions.1;
+        self.plugins.extend(&other.plugins);
         for health in &other.health {
             match self.health.iter_mut().find(|known| known.server == health.server) {
                 Some(known) => {
                     known.is_down |= health.is_down;
                     known.is_loop |= health.is_loop;
                     known.failed_probes = known.failed_probes.max(health.failed_probes);
+                    known.probes_failed_ever += health.probes_failed_ever;
+                    for (rcode, more) in &health.latencies {
+                        known.latencies.entry(*rcode).or_default().add(more);
+                    }
                 }
                 None => self.health.push(health.clone()),
             }
@@ -201,110 +225,6 @@ impl Snapshot {
             counts.limited += more.limited;
             counts.failed += more.failed;
         }
-    }
-
-    /// The metrics in the text format of Prometheus, under CoreDNS's names.
-    pub fn metrics(&self) -> String {
-        let mut text = Metrics::default();
-        self.write_answers(&mut text);
-        self.write_latency(&mut text);
-        self.write_cache(&mut text);
-        self.write_rules(&mut text);
-        self.write_servers(&mut text);
-        text.text
-    }
-
-    fn write_answers(&self, text: &mut Metrics) {
-        let stats = &self.stats;
-        text.head("coredns_dns_requests_total", "counter", "Questions.");
-        for ((transport, is_v4, kind), count) in &stats.requests {
-            let proto = if *transport == Transport::Udp { "udp" } else { "tcp" };
-            let family = if *is_v4 { 1 } else { 2 };
-            let kind = if *kind == 0 { "other".to_owned() } else { type_label(*kind) };
-            let labels = format!("{PLACE},proto=\"{proto}\",family=\"{family}\",type=\"{kind}\"");
-            text.line(&labels, *count);
-        }
-        text.head("coredns_dns_responses_total", "counter", "Answers.");
-        for ((rcode, plugin), count) in &stats.responses {
-            let rcode = rcode_name(*rcode);
-            text.line(&format!("{PLACE},rcode=\"{rcode}\",plugin=\"{plugin}\""), *count);
-        }
-        text.head("coredns_dns_do_requests_total", "counter", "Questions with DNSSEC.");
-        text.line(PLACE, stats.dnssec_ok);
-    }
-
-    fn write_cache(&self, text: &mut Metrics) {
-        let (forward, entries) = (&self.forward, self.cache_entries);
-        let place = "server=\"dns://.:53\",zones=\".\",view=\"\"";
-        text.head("coredns_cache_entries", "gauge", "Answers kept.");
-        text.line(&format!("{place},type=\"success\""), entries.0 as u64);
-        text.line(&format!("{place},type=\"denial\""), entries.1 as u64);
-        for (name, help, count) in [
-            ("coredns_cache_hits_total", "Answers from the cache.", forward.cache_hits),
-            ("coredns_cache_misses_total", "Questions it had no answer to.", forward.cache_misses),
-            ("coredns_cache_prefetch_total", "Questions asked ahead of time.", forward.prefetches),
-            ("coredns_cache_served_stale_total", "Answers that had expired.", forward.served_stale),
-        ] {
-            text.head(name, "counter", help);
-            text.line(place, count);
-        }
-    }
-
-    fn write_rules(&self, text: &mut Metrics) {
-        let stats = &self.stats;
-        let by_acl = |action: &str| stats.acl.get(action).copied().unwrap_or(0);
-        for (name, help, count) in [
-            ("coredns_acl_blocked_requests_total", "Refused by a rule.", by_acl("block")),
-            ("coredns_acl_filtered_requests_total", "Answered empty by a rule.", by_acl("filter")),
-            ("coredns_acl_dropped_requests_total", "Dropped by a rule.", by_acl("drop")),
-            ("coredns_acl_allowed_requests_total", "Passed by rules.", by_acl("allow")),
-            ("coredns_template_matches_total", "Answers of templates.", stats.templates),
-            ("coredns_dns64_requests_translated_total", "Made by DNS64.", stats.synthesised),
-            ("flatnet_dns_rate_limited_total", "Over their client's limit.", stats.limited),
-        ] {
-            text.head(name, "counter", help);
-            text.bare(count);
-        }
-    }
-
-    fn write_servers(&self, text: &mut Metrics) {
-        let forward = &self.forward;
-        text.head(
-            "coredns_forward_max_concurrent_rejects_total",
-            "counter",
-            "Questions refused since too many waited.",
-        );
-        text.bare(forward.rejected);
-        text.head(
-            "flatnet_dns_upstream_mismatches_total",
-            "counter",
-            "What came to sockets and answered no question.",
-        );
-        text.bare(forward.mismatches);
-        text.head("coredns_proxy_healthcheck_failures_total", "counter", "Probes without answer.");
-        text.line("proxy_name=\"forward\"", forward.failed_probes);
-        text.head("flatnet_dns_upstream_up", "gauge", "Whether a server is taken for alive.");
-        for health in &self.health {
-            let server = health.server.replace('"', "");
-            text.line(&format!("to=\"{server}\""), u64::from(!health.is_down && !health.is_loop));
-        }
-    }
-
-    fn write_latency(&self, text: &mut Metrics) {
-        let place = PLACE;
-        let stats = &self.stats;
-        text.head("coredns_dns_request_duration_seconds", "histogram", "Time to answer.");
-        let mut sum = 0;
-        for (bound_us, count) in LATENCY_BUCKETS_US.iter().zip(stats.latency) {
-            sum += count;
-            let bound = *bound_us as f64 / 1e6;
-            text.part("_bucket", &format!("{place},le=\"{bound}\""), sum);
-        }
-        text.part("_bucket", &format!("{place},le=\"+Inf\""), stats.answered);
-        text.part("_count", place, stats.answered);
-        let name = text.name;
-        let seconds = stats.latency_sum_us as f64 / 1e6;
-        let _ = writeln!(text.text, "{name}_sum{{{place}}} {seconds}");
     }
 
     /// What asks most, the most first.
@@ -405,35 +325,4 @@ pub struct TopServer {
     pub is_down: bool,
     /// Whether it sends our questions back to us.
     pub is_loop: bool,
-}
-
-fn type_label(kind: u16) -> String {
-    let name = kind_name(kind);
-    if name.starts_with("TYPE") { "other".into() } else { name }
-}
-
-/// Text in the making.
-#[derive(Default)]
-struct Metrics {
-    text: String,
-    name: &'static str,
-}
-
-impl Metrics {
-    fn head(&mut self, name: &'static str, kind: &str, help: &str) {
-        self.name = name;
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn line(&mut self, labels: &str, value: u64) {
-        self.part("", labels, value);
-    }
-
-    fn bare(&mut self, value: u64) {
-        let _ = writeln!(self.text, "{} {value}", self.name);
-    }
-
-    fn part(&mut self, suffix: &str, labels: &str, value: u64) {
-        let _ = writeln!(self.text, "{}{suffix}{{{labels}}} {value}", self.name);
-    }
 }

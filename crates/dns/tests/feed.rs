@@ -1,12 +1,15 @@
 //! The feed: whoever follows it, however late and in whatever pieces, has the publisher's zone.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use dns::Index;
-use dns::feed::{Change, FeedError, Follower, Frame, News, Publisher, Settings};
+use dns::feed::{Change, FeedError, Follower, Frame, News, Plain, Publisher, Settings};
+use ipnet::IpNet;
 use model::NamespacedName;
-use plan::zone::{PodNames, ServiceRecords};
+use plan::zone::{Exposed, PodNames, ServiceRecords};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 fn settings() -> Settings {
     Settings { domain: "cluster.local".into(), ..Settings::default() }
@@ -44,7 +47,7 @@ fn follow(follower: &mut Follower, index: &mut Option<Index>, octets: &[u8], pie
                     index.set_serial(serial);
                 }
                 (Some(News::Changes { .. }), None) => panic!("changes of nothing"),
-                (None, _) => {}
+                (Some(News::Other(_)) | None, _) => {}
             }
         }
     }
@@ -108,8 +111,37 @@ fn a_reader_that_is_far_behind_gets_a_snapshot() {
     assert_eq!(publisher.since(publisher.sequence() - 3).map(Iterator::count), Some(3));
     assert!(publisher.since(publisher.sequence() + 1).is_none(), "a number of the future");
     let newest = publisher.sequence();
-    publisher.set_reverse_ranges(&["10.0.0.0/8".parse().expect("a range")]);
+    publisher.set(&["10.0.0.0/8".parse().expect("a range")], &Exposed::default());
     assert!(publisher.since(newest).is_none(), "settings come with a snapshot alone");
+    let newest = publisher.sequence();
+    publisher.set(&["10.0.0.0/8".parse().expect("a range")], &Exposed::default());
+    assert_eq!(publisher.sequence(), newest, "as before");
+}
+
+/// whom the worker answers goes with the snapshot and with changes, each once.
+#[test]
+fn readers_hear_who_is_of_the_cluster() {
+    let ranges = |texts: &[&str]| -> BTreeSet<IpNet> {
+        texts.iter().map(|text| text.parse().expect("a range")).collect()
+    };
+    let mut publisher = Publisher::new(settings(), 1);
+    let tell = |publisher: &mut Publisher, texts: &[&str]| {
+        let changes = publisher.client_changes(&ranges(texts));
+        publisher.publish(changes, 0).expect("fits")
+    };
+    assert!(tell(&mut publisher, &["172.30.0.2/32", "10.244.1.0/24"]));
+    assert!(!tell(&mut publisher, &["172.30.0.2/32", "10.244.1.0/24"]), "as before");
+    let (mut follower, mut index) = (Follower::default(), None);
+    follow(&mut follower, &mut index, &snapshot(&publisher), 100);
+    let sent = publisher.sequence();
+    assert_eq!(index.as_ref().map(content), Some(content(publisher.index())));
+    assert!(tell(&mut publisher, &["172.30.0.3/32", "10.244.1.0/24"]));
+    for frame in publisher.since(sent).expect("kept") {
+        follow(&mut follower, &mut index, &frame, 100);
+    }
+    let told = index.as_ref().map(content).unwrap_or_default().concat();
+    assert_eq!(Some(told.as_str()), Some(content(publisher.index()).concat().as_str()));
+    assert!(told.contains("172.30.0.3/32") && !told.contains("172.30.0.2/32"), "{told}");
 }
 
 #[test]
@@ -140,4 +172,67 @@ fn a_missed_change_ends_the_stream() {
     let mut follower = Follower::default();
     follower.push(&u32::MAX.to_le_bytes());
     assert!(matches!(follower.next_frame(), Err(FeedError::TooLarge { .. })));
+}
+
+/// A frame as an agent writes it that may be newer than we are.
+fn written(frame: &Value) -> Vec<u8> {
+    let json = frame.to_string().into_bytes();
+    [(json.len() as u32).to_le_bytes().as_slice(), &json].concat()
+}
+
+/// An agent may be updated before the worker that it feeds: what it tells of kinds that the worker
+/// does not know changes nothing, and everything else counts.
+#[test]
+fn what_a_newer_agent_tells_beside_is_passed_over() {
+    let known = |service: u8| serde_json::to_value(change(service, Some(service))).expect("JSON");
+    let mut with_field = known(4);
+    with_field["Service"]["colour"] = json!("blue");
+    let unknown = json!({"Gateway": {"name": "edge", "listeners": [{"Service": 1}]}});
+    let frames = [
+        json!({"Begin": {"domain": "cluster.local", "name_servers": [], "reverse_ranges": [],
+            "season": {"of": "mists"}}}),
+        json!({"Part": [unknown, known(1), {"Bare": null}]}),
+        json!({"Interlude": [known(9)]}),
+        json!({"End": {"sequence": 7, "of": 3}}),
+        json!({"Interlude": {"sequence": 8}}),
+        json!({"Delta": {"sequence": 8, "heard_us": 5, "changes": [known(2), unknown, with_field]}}),
+        json!({"Delta": {"sequence": 9, "heard_us": 5, "changes": [unknown]}}),
+        json!({"Delta": {"sequence": 10, "heard_us": 5, "changes": [known(3)]}}),
+    ];
+    let (mut follower, mut index) = (Follower::default(), None);
+    for frame in &frames {
+        follow(&mut follower, &mut index, &written(frame), 40);
+    }
+    let index = index.expect("a zone");
+    let expected: Vec<String> =
+        [2, 4, 1, 3].map(|number: u8| format!("{:?}", change(number, Some(number)))).into();
+    assert_eq!(content(&index), expected);
+    assert_eq!(index.serial(), 10);
+    // What is known and wrong is still an error.
+    for wrong in [
+        json!({"Part": [{"Service": {"namespace": "shop"}}]}),
+        json!({"Delta": {"sequence": "8", "heard_us": 5, "changes": []}}),
+        json!({"Part": [5]}),
+        json!("End"),
+    ] {
+        let mut follower = Follower::default();
+        follower.push(&written(&frames[0]));
+        follower.push(&written(&wrong));
+        follower.next_frame().expect("a good frame");
+        assert!(matches!(follower.next_frame(), Err(FeedError::NotAFrame(_))), "{wrong}");
+    }
+}
+
+/// Agents and workers of before know nothing of choices of names.
+#[test]
+fn what_an_older_agent_left_out_has_a_default() {
+    let frame =
+        json!({"Begin": {"domain": "cluster.local", "name_servers": [], "reverse_ranges": []}});
+    let plain = json!({"servers": [], "ttl_s": 5, "negative_ttl_s": 5, "ruled_by": null});
+    let Frame::Begin(read) = serde_json::from_value(frame).expect("a frame") else {
+        panic!("it begins a zone")
+    };
+    assert_eq!(read, settings());
+    let plain = Plain::parse(plain.to_string().as_bytes()).expect("what a worker says");
+    assert_eq!(plain.exposure, read.exposed.exposure);
 }

@@ -1,6 +1,9 @@
 //! Octets and texts from outside, made of what real ones are made of: no reader panics, runs long
 //! or makes much of little, and whatever servers say, each question has one answer. The suite has
 //! the same inputs every time; `DNS_FUZZ` asks for so many others a target.
+//!
+//! They are made by what is known of the formats, not guided by what they reach: the usual fuzzers
+//! that are (`cargo fuzz`) want a nightly compiler, and this workspace is built by a stable one alone.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -11,6 +11,8 @@ use crate::exchanges::{framed, take_framed};
 const MAX_CLIENTS: usize = 128;
 /// A connection without traffic is closed after this time, in milliseconds.
 const IDLE_MS: u64 = 10_000;
+/// And after this time when the worker ends: a client that is about to ask has done so by then.
+const ENDING_IDLE_MS: u64 = 250;
 /// Questions of one connection that may wait for upstream servers; then it is not read.
 const MAX_WAITING: usize = 16;
 /// Octets of answers that a client has not taken yet; beyond, it is not read.
@@ -23,6 +25,7 @@ const READ_OCTETS: usize = 4096;
 pub(crate) struct Clients {
     open: BTreeMap<u64, Client>,
     last_number: u64,
+    is_ending: bool,
 }
 
 struct Client {
@@ -145,18 +148,35 @@ impl Clients {
         Some((client.stream.as_fd(), Interest { read, write: !client.unsent.is_empty() }))
     }
 
-    /// Closes what was idle for too long. Says when to look again.
+    /// Nobody comes any more; who is here may finish. A connection that were closed at once might
+    /// have a question on its way (RFC 7766, section 6.2.4).
+    pub(crate) fn end(&mut self) {
+        self.is_ending = true;
+    }
+
+    /// Whether all have gone.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Closes what was idle for too long.
     pub(crate) fn close_idle(&mut self, now_ms: u64) {
-        self.open.retain(|_, client| client.idle_since_ms + IDLE_MS > now_ms);
+        let is_ending = self.is_ending;
+        self.open.retain(|_, client| client.closes_at_ms(is_ending) > now_ms);
     }
 
     /// When to call [`Clients::close_idle`], if there is anybody.
     pub(crate) fn next_deadline_ms(&self) -> Option<u64> {
-        self.open.values().map(|client| client.idle_since_ms + IDLE_MS).min()
+        self.open.values().map(|client| client.closes_at_ms(self.is_ending)).min()
     }
 }
 
 impl Client {
+    fn closes_at_ms(&self, is_ending: bool) -> u64 {
+        let is_idle = self.waiting == 0 && self.unsent.is_empty();
+        self.idle_since_ms + if is_ending && is_idle { ENDING_IDLE_MS } else { IDLE_MS }
+    }
+
     fn may_ask(&self) -> bool {
         self.waiting < MAX_WAITING && self.unsent.len() < MAX_UNSENT_OCTETS
     }

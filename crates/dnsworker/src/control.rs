@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::feed::{self, Feed, ZoneFile};
 use crate::keeper::Ending;
+use crate::lag;
 use crate::random::Randomness;
 use crate::shared::Shared;
 
@@ -82,6 +83,8 @@ pub(crate) struct Control {
     pub(crate) config: Arc<Config>,
     /// Where questions come to.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// The cluster's domain, once it was told.
+    pub(crate) domain: Option<String>,
     pub(crate) rules: Rules,
     pub(crate) host: Vec<SocketAddr>,
     pub(crate) randomness: Randomness,
@@ -90,7 +93,8 @@ pub(crate) struct Control {
 impl Control {
     /// Serves the zone that was kept, if there is one.
     pub(crate) fn load_zone(&mut self) {
-        if let Some(index) = self.zone_file.as_ref().and_then(ZoneFile::load) {
+        let exposure = self.config.kubernetes.exposure();
+        if let Some(index) = self.zone_file.as_ref().and_then(|file| file.load(&exposure)) {
             self.take_in(News::Zone(Box::new(index)));
         }
     }
@@ -127,12 +131,16 @@ impl Control {
     fn read_feed(&mut self, now_ms: u64) {
         while let Some(received) = self.feed.next(now_ms) {
             let is_outgrown = self.zone_file.as_mut().is_some_and(|file| file.keep(&received));
-            let is_zone = matches!(received.news, Some(News::Zone(_)));
-            if let Some(news) = received.news {
-                self.take_in(news);
-            }
-            if is_zone {
-                self.say_how(now_ms);
+            match received.news {
+                None => {}
+                Some(News::Other(domain)) => self.ask_for_another(domain, now_ms),
+                Some(news) => {
+                    let is_zone = matches!(news, News::Zone(_));
+                    self.take_in(news);
+                    if is_zone {
+                        self.say_how(now_ms);
+                    }
+                }
             }
             if is_outgrown {
                 self.feed.disconnect(now_ms);
@@ -141,28 +149,43 @@ impl Control {
     }
 
     /// Serves a zone, or its changes, from now on.
-    fn take_in(&self, news: News) {
+    fn take_in(&mut self, news: News) {
         if let News::Zone(index) = &news {
             let (domain, services) = (&index.settings().domain, index.services());
             tracing::info!("serving {domain} with {services} Services");
+            self.domain = Some(domain.clone());
         }
-        let heard_us = match &news {
-            News::Zone(_) => None,
-            News::Changes { heard_us, .. } => Some(*heard_us),
+        let heard = match &news {
+            News::Zone(_) | News::Other(_) => None,
+            News::Changes { heard_us, changes, .. } => Some((*heard_us, lag::kinds(changes))),
         };
         feed::take(news, &mut self.shared.index_mut());
-        if let Some(heard_us) = heard_us {
-            self.shared.lag.record_us(unix_us().saturating_sub(heard_us));
+        if let Some((heard_us, kinds)) = heard {
+            self.shared.lag.record_us(&kinds, unix_us().saturating_sub(heard_us));
         }
     }
 
-    /// Tells the agent how plain questions for the zone's addresses are answered.
+    /// The zone that comes was made before the agent heard of this worker's choice of names, or by
+    /// another worker's.
+    fn ask_for_another(&mut self, domain: String, now_ms: u64) {
+        self.domain = Some(domain);
+        if self.feed.has_said() {
+            tracing::warn!(
+                "the agent tells of names by another choice than this worker's configuration \
+                 (namespaces, namespace_labels, labels, noendpoints, endpoint_pod_names): names stay \
+                 as they are until it tells of others. Is another DNS worker on this node, with \
+                 another configuration, or is the agent older than these options?"
+            );
+        } else {
+            self.say_how(now_ms);
+        }
+    }
+
+    /// Tells the agent what shall have names, and how plain questions for their addresses are
+    /// answered.
     fn say_how(&mut self, now_ms: u64) {
-        let index = self.shared.index();
-        let domain = index.as_ref().map(|index| index.settings().domain.clone());
-        drop(index);
-        if let Some(domain) = domain {
-            let plain = Plain::new(&self.config, &domain, self.addresses.clone());
+        if let Some(domain) = &self.domain {
+            let plain = Plain::new(&self.config, domain, self.addresses.clone());
             self.feed.say(&plain, now_ms);
         }
     }
@@ -178,6 +201,7 @@ impl Control {
                     let rules = self.rules.clone();
                     server.configure(config.clone(), rules, &self.host, &mut || randomness.next());
                 }
+                self.feed.want(config.kubernetes.exposure());
                 self.config = config;
                 self.say_how(self.shared.now_us() / 1000);
                 self.shared.reloads.fetch_add(1, Ordering::Relaxed);

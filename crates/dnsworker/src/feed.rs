@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use dns::Index;
-use dns::feed::{Follower, News, Place, Plain, Received};
+use dns::feed::{Exposure, Follower, News, Place, Plain, Received};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// The first wait before connecting to the agent again, in milliseconds; it doubles each time.
@@ -25,18 +25,24 @@ const READ_BYTES: usize = 64 << 10;
 pub(crate) struct Feed {
     path: PathBuf,
     socket: Option<Socket>,
+    /// The choice of names that zones must be made by.
+    wanted: Exposure,
     follower: Follower,
+    /// Whether the agent was told on this connection how questions are answered.
+    has_said: bool,
     back_off_ms: u64,
     connect_at_ms: u64,
     was_connected: bool,
 }
 
 impl Feed {
-    pub(crate) fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path, wanted: Exposure) -> Self {
         Self {
             path: path.to_owned(),
             socket: None,
             follower: Follower::default(),
+            wanted,
+            has_said: false,
             back_off_ms: MIN_BACK_OFF_MS,
             connect_at_ms: 0,
             was_connected: true,
@@ -71,9 +77,21 @@ impl Feed {
         }
     }
 
+    /// From the next zone on, another choice of names counts.
+    pub(crate) fn want(&mut self, wanted: Exposure) {
+        self.follower.want(wanted.clone());
+        self.wanted = wanted;
+    }
+
+    /// Whether the agent was told on this connection how questions are answered.
+    pub(crate) fn has_said(&self) -> bool {
+        self.has_said
+    }
+
     /// Tells the agent how plain questions are answered, where it is connected.
     pub(crate) fn say(&mut self, plain: &Plain, now_ms: u64) {
         let Some(socket) = &mut self.socket else { return };
+        self.has_said = true;
         let written = plain.encode().map_err(io::Error::other).and_then(|octets| {
             // The agent reads what it is told; no more than this ever waits for it.
             if socket.write(&octets)? == octets.len() {
@@ -126,7 +144,8 @@ impl Feed {
     }
 
     fn try_connect(&mut self) -> io::Result<Socket> {
-        self.follower = Follower::default();
+        self.follower = Follower::new(self.wanted.clone());
+        self.has_said = false;
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // A full queue at the agent must not stop the answers.
         socket.set_nonblocking(true)?;
@@ -163,10 +182,10 @@ impl ZoneFile {
         }
     }
 
-    /// The zone as it was kept, if there is one.
-    pub(crate) fn load(&self) -> Option<Index> {
+    /// The zone as it was kept, if there is one that was made by this choice of names.
+    pub(crate) fn load(&self, wanted: &Exposure) -> Option<Index> {
         let mut file = File::open(&self.path).ok()?.take(MAX_FILE_OCTETS);
-        let mut follower = Follower::default();
+        let mut follower = Follower::new(wanted.clone());
         let mut kept: Option<Index> = None;
         let mut buffer = [0; READ_BYTES];
         loop {
@@ -208,6 +227,9 @@ impl ZoneFile {
 
     fn write(&mut self, received: &Received) -> io::Result<()> {
         let octets = received.frame.len() as u64;
+        if received.place == Place::PassedOver {
+            return Ok(());
+        }
         if received.place == Place::Begin {
             self.coming = Some(make(&self.path.with_extension("new"))?);
             self.snapshot_octets = 0;
@@ -238,7 +260,7 @@ pub(crate) fn take(news: News, index: &mut Option<Index>) {
             changes.into_iter().for_each(|change| index.apply(change));
             index.set_serial(serial);
         }
-        (News::Changes { .. }, None) => {}
+        (News::Changes { .. }, None) | (News::Other(_), _) => {}
     }
 }
 
@@ -300,13 +322,13 @@ mod tests {
             follower.push(frame);
             while let Some(received) = follower.next_frame().expect("a good stream") {
                 assert!(!file.keep(&received), "a snapshot is not worth it yet");
-                kept.push(file.load().map(|index| index.services()));
+                kept.push(file.load(&Exposure::default()).map(|index| index.services()));
             }
         }
         assert_eq!(kept, [None, None, Some(1), Some(2), Some(3)]);
         let content = std::fs::read(&path).expect("the file");
         std::fs::write(&path, content.get(..content.len() - 1).expect("octets")).expect("writes");
-        let cut = file.load().map(|index| index.services());
+        let cut = file.load(&Exposure::default()).map(|index| index.services());
         std::fs::remove_dir_all(&directory).expect("removes");
         assert_eq!(cut, Some(2));
     }

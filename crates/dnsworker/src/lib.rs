@@ -55,8 +55,8 @@ use sockets::Inherited;
 use status::Listeners;
 use worker::Worker;
 
-pub use handover::{Predecessor, sockets_at, take_over};
-pub use options::{Options, USAGE};
+pub use handover::{Predecessor, is_ready, predecessor, sockets_at, take_over};
+pub use options::{IS_READY, Options, USAGE};
 pub use sockets::{Listening, listen, passed};
 
 /// Questions that wait for servers of other names when the worker is told to end get this long.
@@ -71,9 +71,10 @@ const ENDING_INTERVAL: Duration = Duration::from_millis(1);
 /// When a socket, the namespace or the configuration cannot be used, privileges cannot be dropped,
 /// or the machine fails to give events, threads or random numbers.
 pub fn run(options: &Options) -> Result<()> {
-    let inherited = sockets::inherit(&options.sockets)?;
+    let mut inherited = sockets::inherit(&options.sockets)?;
     let (config_file, config) = ConfigFile::load(options.config_file.as_deref())?;
-    let listeners = Listeners::open(config.prometheus, options.control_socket.as_deref())?;
+    let metrics = std::mem::take(&mut inherited.metrics);
+    let listeners = Listeners::open(config.prometheus, metrics, options.control_socket.as_deref())?;
     if let Some(namespace) = &options.upstream_network_namespace {
         privileges::enter_network_namespace(namespace)?;
     }
@@ -89,10 +90,15 @@ pub fn run(options: &Options) -> Result<()> {
     let ending = Ending::watch()?;
     let host = sockets::without_own(&options.upstreams, &inherited)?;
     let mut randomness = Randomness::default();
-    let rules = Rules { host_search: options.host_search.clone(), ..Rules::default() };
-    let config = Arc::new(config);
     let addresses = sockets::addresses(&inherited);
-    let offered = sockets::duplicates(&inherited)?;
+    let rules = Rules {
+        host_search: options.host_search.clone(),
+        own_addresses: addresses.clone(),
+        ..Rules::default()
+    };
+    let config = Arc::new(config);
+    let mut offered = sockets::duplicates(&inherited)?;
+    offered.extend(listeners.duplicate()?);
     let shares = sockets::share(inherited)?;
     let servers = shares
         .iter()
@@ -102,18 +108,20 @@ pub fn run(options: &Options) -> Result<()> {
     let shared = Shared::new(servers)?;
     let mut control = Control {
         shared: shared.clone(),
-        feed: feed::Feed::new(&options.feed_socket),
+        feed: feed::Feed::new(&options.feed_socket, config.kubernetes.exposure()),
         zone_file: options.cache_file.as_deref().map(feed::ZoneFile::new),
         config_file,
         config,
         addresses,
+        domain: None,
         rules,
         host,
         randomness,
     };
     control.load_zone();
-    listeners.serve(&shared, offered)?;
     let threads = start_threads(&shared, shares)?;
+    // Who can ask whether we answer finds that we do.
+    listeners.serve(&shared, offered)?;
     control.run(&ending)?;
     shared.end()?;
     let deadline = Instant::now() + ENDING_LIMIT;

@@ -13,6 +13,7 @@ pub const USAGE: &str = "\
 Usage: flatnet-dnsworker --socket FD... --feed PATH [--upstream ADDRESS:PORT]...
                          [--host-search NAME]... [--upstream-netns PATH] [--cache-file PATH]
                          [--config PATH] [--control PATH] [--restarts]
+       flatnet-dnsworker --is-ready PATH
 
   --socket          an inherited UDP or listening TCP socket at the DNS address; repeat
   --feed            the agent's unix socket that zones come from
@@ -23,7 +24,11 @@ Usage: flatnet-dnsworker --socket FD... --feed PATH [--upstream ADDRESS:PORT]...
   --config          the configuration
   --control         the unix socket to answer root's questions at
   --restarts        keeps the sockets, and works in a child that is started again when it ends
+  --is-ready        whether the worker at this control socket is of this container and knows a zone
 ";
+
+/// The word that asks whether a worker is ready.
+pub const IS_READY: &str = "--is-ready";
 
 /// What a worker needs to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,11 +4,12 @@
 //! Each server has one connection at a time, which carries many questions. One that broke, or that
 //! its server closed when it was idle, is made anew by the next question; one that could not be
 //! made is not tried again for a moment, however many questions come. Only a certificate that the
-//! host trusts, valid now and for the name or address that is asked, makes a connection: there is
-//! no way to go on without (RFC 8310, the strict profile).
+//! host trusts, or where the rule names a CA, that one, valid now and for the name or address that
+//! is asked, makes a connection: there is no way to go on without (RFC 8310, the strict profile).
 
 mod pipeline;
 mod pool;
+mod trust;
 
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock, mpsc};

@@ -115,7 +115,7 @@ impl Shared {
         let mut text = self.snapshot().metrics();
         text.push_str(&self.lag.metrics());
         for (name, help, count) in [
-            ("coredns_reload_total", "Configurations taken.", &self.reloads),
+            ("flatnet_dns_reloads_total", "Configurations taken.", &self.reloads),
             ("coredns_reload_failed_total", "Configurations refused.", &self.failed_reloads),
         ] {
             let count = count.load(Ordering::Relaxed);

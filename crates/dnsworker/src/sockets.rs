@@ -39,6 +39,8 @@ pub struct Listening {
 pub(crate) struct Inherited {
     pub(crate) udp: Vec<UdpSocket>,
     pub(crate) tcp: Vec<TcpListener>,
+    /// Listeners where no datagrams are taken: of a predecessor's metrics.
+    pub(crate) metrics: Vec<TcpListener>,
 }
 
 /// Opens the sockets of one address in the current network namespace: one of each kind for every
@@ -47,6 +49,7 @@ pub(crate) struct Inherited {
 /// # Errors
 /// The kernel's, such as for a port in use.
 pub fn listen(address: SocketAddr) -> io::Result<Listening> {
+    be_alone(address)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let mut listening = Listening { udp: vec![], tcp: vec![] };
     for _ in 0..threads {
@@ -65,7 +68,23 @@ pub fn listen(address: SocketAddr) -> io::Result<Listening> {
     Ok(listening)
 }
 
+/// Fails where anybody takes datagrams already. Another server that shares its port, as many do,
+/// would not refuse ours, and each of us would miss questions.
+pub(crate) fn be_alone(address: SocketAddr) -> io::Result<()> {
+    unbound(address, Type::DGRAM, Protocol::UDP)?.bind(&address.into())
+}
+
 fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = unbound(address, kind, protocol)?;
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn unbound(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     match address {
         SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
@@ -74,11 +93,6 @@ fn open(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
             socket.set_freebind_v6(true)?;
         }
     }
-    if kind == Type::STREAM {
-        socket.set_reuse_address(true)?;
-    }
-    socket.set_reuse_port(true)?;
-    socket.bind(&address.into())?;
     Ok(socket)
 }
 
@@ -182,10 +196,9 @@ pub fn passed(first: RawFd) -> Vec<RawFd> {
 
 /// Takes over inherited sockets.
 pub(crate) fn inherit(numbers: &[RawFd]) -> Result<Inherited> {
-    let mut inherited = Inherited { udp: vec![], tcp: vec![] };
+    let mut inherited = Inherited::default();
     for number in numbers {
         let socket = Socket::from(take(*number)?);
-        socket.set_nonblocking(true)?;
         let kind = socket.r#type().with_context(|| {
             format!("descriptor {number} is no socket: the worker's starter must pass open sockets")
         })?;
@@ -200,6 +213,15 @@ pub(crate) fn inherit(numbers: &[RawFd]) -> Result<Inherited> {
     if inherited.udp.is_empty() {
         bail!("no UDP socket was passed to the DNS worker: it would answer nobody");
     }
+    let addresses: BTreeSet<SocketAddr> =
+        inherited.udp.iter().map(UdpSocket::local_addr).collect::<io::Result<_>>()?;
+    let is_of_metrics = |listener: &mut TcpListener| {
+        listener.local_addr().is_ok_and(|address| !addresses.contains(&address))
+    };
+    inherited.metrics = inherited.tcp.extract_if(.., is_of_metrics).collect();
+    // Not those of metrics: a thread waits in them, and a predecessor's too.
+    inherited.udp.iter().try_for_each(|socket| socket.set_nonblocking(true))?;
+    inherited.tcp.iter().try_for_each(|socket| socket.set_nonblocking(true))?;
     Ok(inherited)
 }
 

@@ -30,9 +30,18 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Opens them. Without the port of the metrics the worker answers all the same.
-    pub(crate) fn open(metrics: SocketAddr, control: Option<&Path>) -> Result<Self> {
-        let bound = TcpListener::bind(metrics);
+    /// Opens them, or takes a predecessor's. Without the port of the metrics the worker answers all
+    /// the same.
+    pub(crate) fn open(
+        metrics: SocketAddr,
+        inherited: Vec<TcpListener>,
+        control: Option<&Path>,
+    ) -> Result<Self> {
+        let is_it = |listener: &TcpListener| listener.local_addr().is_ok_and(|own| own == metrics);
+        let bound = match inherited.into_iter().find(is_it) {
+            Some(listener) => Ok(listener),
+            None => TcpListener::bind(metrics),
+        };
         if let Err(error) = &bound {
             tracing::warn!(
                 "no metrics at {metrics}: {error} (does another program have the port?)"
@@ -40,6 +49,11 @@ impl Listeners {
         }
         let control = control.map(bind).transpose()?;
         Ok(Self { metrics: bound.ok(), control })
+    }
+
+    /// The listener for metrics again, for whoever takes it over.
+    pub(crate) fn duplicate(&self) -> Result<Option<OwnedFd>> {
+        Ok(self.metrics.as_ref().map(TcpListener::try_clone).transpose()?.map(OwnedFd::from))
     }
 
     /// Answers in threads of their own.
@@ -104,6 +118,10 @@ fn answer_root(mut stream: UnixStream, shared: &Shared, offered: &[OwnedFd]) {
 fn answer(mut stream: impl Write, shared: &Shared, path: &str, is_root: bool) {
     let (code, kind, body) = match path {
         "/metrics" => ("200 OK", "text/plain; version=0.0.4", shared.metrics()),
+        handover::READY_PATH if is_root => match shared.index().is_some() {
+            true => ("200 OK", "text/plain", "names are answered\n".into()),
+            false => ("503 Service Unavailable", "text/plain", "no zone is known yet\n".into()),
+        },
         "/top" if is_root => {
             let top = serde_json::to_string(&shared.snapshot().top(TOP_ROWS));
             ("200 OK", "application/json", top.unwrap_or_default())
@@ -114,8 +132,8 @@ fn answer(mut stream: impl Write, shared: &Shared, path: &str, is_root: bool) {
             None => ("400 Bad Request", "text/plain", "/query/NAME/TYPE/ADDRESS\n".into()),
         },
         _ => {
-            let paths =
-                "there are /metrics and, for root, /sockets, /top and /query/NAME/TYPE/ADDRESS\n";
+            let paths = "there are /metrics and, for root, /ready, /sockets, /top and \
+                         /query/NAME/TYPE/ADDRESS\n";
             ("404 Not Found", "text/plain", paths.into())
         }
     };

@@ -92,6 +92,9 @@ impl Worker {
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
         loop {
             let timeout = self.meet_deadlines(&shared)?;
+            if self.is_done(&shared) {
+                return Ok(());
+            }
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
@@ -105,15 +108,17 @@ impl Worker {
                 self.serve_client(number, &shared, &mut server)?;
             }
             let log = server.take_log();
-            let is_done = self.is_ending && server.pending() == 0;
             drop(server);
             for line in log {
                 tracing::info!(target: "dns", "{line}");
             }
-            if is_done {
-                return Ok(());
-            }
         }
+    }
+
+    /// Whether the end was asked for, and all who asked before have their answers.
+    fn is_done(&self, shared: &Shared) -> bool {
+        let is_idle = || shared.server(self.thread).is_none_or(|server| server.pending() == 0);
+        self.is_ending && self.clients.is_empty() && is_idle()
     }
 
     fn handle(
@@ -144,6 +149,7 @@ impl Worker {
             self.epoll.delete(listener)?;
         }
         self.epoll.delete(shared.ending())?;
+        self.clients.end();
         self.is_ending = true;
         Ok(())
     }

@@ -5,17 +5,18 @@
 mod lab;
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::{Read, Write};
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dns::{parse_response, query};
 use lab::{DNS_ADDRESS, Lab, UPSTREAM};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use plan::zone::{ServiceRecords, Zone};
@@ -228,7 +229,8 @@ fn pid(number: u32) -> Pid {
 }
 
 /// A successor, of another build perhaps, gets the sockets of a worker that still answers; when the
-/// worker is told to end, it answers what it was asked. No question is lost, or asked twice.
+/// worker is told to end, it answers what it was asked. No question is lost, or asked twice, and
+/// metrics are there all the time.
 #[test]
 fn an_upgrade_hands_the_sockets_over_and_loses_nothing() {
     for restarts in [false, true] {
@@ -240,23 +242,143 @@ fn an_upgrade_hands_the_sockets_over_and_loses_nothing() {
         let outcome = under_load(&asking, |load| {
             for _ in 0..HANDOVERS {
                 load.goes_on_for(QUESTIONS);
-                let taken = dnsworker::take_over(&lab.control_socket()).expect("sockets");
+                let taken = dnsworker::predecessor(&lab.control_socket(), &[DNS_ADDRESS.into()]);
+                let taken = taken.expect("a worker");
                 assert_eq!(taken.process, pid(current), "who is to be ended");
-                lab.release(taken.sockets);
+                let sockets = lab.on_node(|| {
+                    dnsworker::sockets_at(&[DNS_ADDRESS.into()], Some(taken)).expect("sockets")
+                });
+                lab.release(sockets);
                 current = lab.start_worker(&[UPSTREAM]);
                 until("the successor answers for itself", || {
                     dnsworker::take_over(&lab.control_socket())
                         .is_ok_and(|taken| taken.process == pid(current))
                 });
+                assert!(metrics(&lab).contains("flatnet_dns_reloads_total"));
                 // Now both answer.
                 load.goes_on_for(QUESTIONS);
                 let successor = lab.release(vec![]).expect("a worker");
                 end(std::mem::replace(&mut worker, successor));
+                assert!(metrics(&lab).contains("flatnet_dns_reloads_total"));
             }
         });
         end(worker);
         assert_eq!((outcome.asked_again, outcome.lost), (0, 0), "{restarts}: {outcome:?}");
     }
+}
+
+/// What a scrape reads.
+fn metrics(lab: &Lab) -> String {
+    lab.on_node(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:9153").expect("somebody listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("asks");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text
+    })
+}
+
+/// A client that is connected when the worker is told to end has its next question answered, and
+/// only then sees the end; one that says nothing does not keep the worker.
+#[test]
+fn who_is_connected_may_finish() {
+    let mut lab = lab(false);
+    let (mut asking, mut silent) = (lab.tcp_client(), lab.tcp_client());
+    assert_eq!(ask_on(&mut asking, 1), Some(1), "the worker has the connection");
+    assert_eq!(ask_on(&mut silent, 2), Some(2), "the worker has the connection");
+    let worker = lab.release(vec![]).expect("a worker");
+    kill(pid(worker.id()), Signal::SIGTERM).expect("told to end");
+    assert_eq!(ask_on(&mut asking, 3), Some(3));
+    end(worker);
+    for stream in [asking, silent] {
+        assert_eq!((&stream).read(&mut [0; 1]).expect("an orderly end"), 0);
+    }
+}
+
+/// One question on a connection; the id of its answer.
+fn ask_on(stream: &mut TcpStream, id: u16) -> Option<u16> {
+    let message = query(id, &NAME.parse().expect("a name"), 1, true);
+    let length = u16::try_from(message.len()).expect("short").to_be_bytes();
+    stream.write_all(&[&length[..], &message].concat()).ok()?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).ok()?;
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer).ok()?;
+    Some(parse_response(&answer).expect("a response").id)
+}
+
+/// A worker that has sockets, but cannot be asked yet, or died and has not been followed yet: a
+/// successor waits for it, and does not open sockets beside.
+#[test]
+fn a_successor_waits_for_a_worker_that_is_about_to_answer() {
+    let mut begun = Lab::new();
+    let control = begun.control_socket();
+    let node = begun.on_node(|| File::open("/proc/thread-self/ns/net").expect("a handle"));
+    let looking = std::thread::spawn(move || {
+        setns(node, CloneFlags::CLONE_NEWNET).expect("a namespace");
+        dnsworker::predecessor(&control, &[DNS_ADDRESS.into()])
+    });
+    let worker = begun.start_worker(&[]);
+    assert_eq!(looking.join().expect("looked").expect("a worker").process, pid(worker));
+
+    let mut lab = lab(true);
+    let keeper = Ended(lab.release(vec![]).expect("a worker"));
+    let mut dead = None;
+    until("a worker runs", || {
+        dead = child_of(keeper.0.id());
+        dead.is_some()
+    });
+    kill(pid(dead.expect("a worker")), Signal::SIGKILL).expect("killed");
+    let addresses = [DNS_ADDRESS.into()];
+    let found = lab.on_node(|| dnsworker::predecessor(&lab.control_socket(), &addresses));
+    assert_eq!(found.expect("a worker").process, pid(keeper.0.id()));
+    drop(keeper);
+    // Now nobody has the address, and nobody is waited for.
+    assert!(lab.on_node(|| dnsworker::predecessor(&lab.control_socket(), &addresses)).is_none());
+}
+
+/// A server that shares its port, as CoreDNS does, would get a part of our questions.
+#[test]
+fn sockets_are_not_opened_beside_those_of_others() {
+    let lab = Lab::new();
+    let address = "127.0.0.1:5300".parse().expect("an address");
+    lab.on_node(|| {
+        let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None);
+        let other = other.expect("a socket");
+        other.set_reuse_port(true).expect("shared");
+        other.bind(&std::net::SocketAddr::into(address)).expect("bound");
+        let error = dnsworker::listen(address).err().expect("refused");
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+        drop(other);
+        assert!(dnsworker::listen(address).is_ok());
+    });
+}
+
+/// What a container's probe asks. A worker of another container, which has the very same addresses,
+/// does not count.
+#[test]
+fn a_worker_is_ready_in_its_own_container_once_it_knows_a_zone() {
+    let mut lab = Lab::new();
+    lab.start_worker(&[]);
+    let control = lab.control_socket();
+    let program = env!("CARGO_BIN_EXE_flatnet-dnsworker");
+    let probe = |words: &[&str]| {
+        let all: Vec<&str> = words.iter().copied().chain([program, "--is-ready"]).collect();
+        let output = Command::new(all[0]).args(&all[1..]).arg(&control).output().expect("runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let mut said = String::new();
+    until("the worker says what it lacks", || {
+        let (is_ready, text) = probe(&[]);
+        assert!(!is_ready);
+        said = text;
+        said.contains("no zone is known yet")
+    });
+    lab.feed(&zone());
+    until("the worker is ready", || probe(&[]).0);
+    let (is_ready, said) = probe(&["unshare", "--pid", "--fork"]);
+    assert!(!is_ready && said.contains("is another's"), "{said}");
 }
 
 /// Tells a worker to end, and waits until it has.

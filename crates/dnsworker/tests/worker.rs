@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use dns::{Response, parse_response, query};
 use lab::{DNS_ADDRESS, Lab, UPSTREAM};
-use plan::zone::{NamedPort, ServiceRecords, Zone};
+use plan::zone::{Exposed, Exposure, NamedPort, Namespaces, ServiceRecords, Zone};
 
 /// Waits for answers are bounded by this.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -19,7 +19,9 @@ fn zone(web: &str) -> Zone {
     let mut zone = Zone {
         domain: "cluster.local".into(),
         name_servers: vec![(*DNS_ADDRESS.ip()).into()],
-        reverse_ranges: vec!["10.96.0.0/16".parse().expect("a range")],
+        reverse_ranges: ["10.96.0.0/16", "10.244.0.0/16"]
+            .map(|range| range.parse().expect("a range"))
+            .into(),
         ..Zone::default()
     };
     let port = NamedPort { name: "http".into(), protocol: model::Protocol::Tcp, port: 80 };
@@ -342,6 +344,54 @@ fn a_configuration_is_taken_without_losing_a_question() {
     assert!(top.contains("\"name\":\"box.example.\""), "{top}");
 }
 
+/// A worker answers by its own choice of names, whatever the agent tells before it has heard of that,
+/// and also when it starts anew while no agent is there.
+#[test]
+fn names_are_answered_by_the_choice_of_the_configuration_alone() {
+    let mut lab = Lab::new();
+    let exposed = |namespace: &str| {
+        let namespaces = Namespaces::Named([namespace.to_owned()].into());
+        let exposure = Exposure { namespaces, ..Exposure::default() };
+        Exposed { exposure, ..Exposed::default() }
+    };
+    let chosen = |namespace: &str| format!("kubernetes: {{namespaces: [{namespace}]}}\n");
+    let is_asked_for = |lab: &Lab, count: usize| {
+        let said = lab.log();
+        said.matches("the agent tells of names by another choice").count() >= count
+    };
+    let rcode = |lab: &Lab| ask(lab, "web.shop.svc.cluster.local", 1).map(|it| it.rcode);
+    fs::write(lab.config_file(), chosen("shop")).expect("writes");
+    lab.feed(&zone("10.96.1.1"));
+    lab.start_worker(&[]);
+    let mut number = 0_u8;
+    until("another zone is passed over", DEADLINE, || {
+        number = number.wrapping_add(1);
+        lab.feed(&zone(&format!("10.96.2.{number}")));
+        is_asked_for(&lab, 1)
+    });
+    assert_eq!(rcode(&lab), Some(2), "nothing is known of names by this choice");
+    lab.feed_by(&zone("10.96.1.4"), &exposed("shop"));
+    until("the zone is served", DEADLINE, || web_address(&lab) == Some(vec![10, 96, 1, 4]));
+    // While it runs, another choice counts when the agent tells of it; until then nothing changes.
+    fs::write(lab.config_file(), chosen("bank")).expect("writes");
+    until("the configuration is taken", DEADLINE, || lab.log().contains("was read anew"));
+    let before = lab.log().matches("the agent tells of names by another choice").count();
+    lab.feed_by(&zone("10.96.1.5"), &exposed("shop"));
+    until("the old choice is passed over", DEADLINE, || is_asked_for(&lab, before + 1));
+    assert_eq!(web_address(&lab), Some(vec![10, 96, 1, 4]));
+    // A worker that starts anew does not answer by a choice of before.
+    lab.stop_feed();
+    lab.kill_worker();
+    lab.start_worker(&[]);
+    assert_eq!(rcode(&lab), Some(2));
+    lab.feed_by(&zone("10.96.1.6"), &exposed("bank"));
+    until("the zone is served", DEADLINE, || web_address(&lab) == Some(vec![10, 96, 1, 6]));
+    lab.stop_feed();
+    lab.kill_worker();
+    lab.start_worker(&[]);
+    assert_eq!(web_address(&lab), Some(vec![10, 96, 1, 6]), "the file is of this choice");
+}
+
 /// a flood of names that do not exist, from one pod, leaves the questions of others alone.
 #[test]
 fn a_flood_from_one_client_does_not_reach_others() {
@@ -370,4 +420,58 @@ fn a_flood_from_one_client_does_not_reach_others() {
     let limited =
         metrics.lines().find_map(|line| line.strip_prefix("flatnet_dns_rate_limited_total "));
     assert_ne!(limited, Some("0"), "the limit held");
+}
+
+/// a host that is not of the cluster, and whose questions the node routes here, is refused in
+/// no more octets than it sent, over UDP and TCP; with the option off, the attack succeeds.
+#[test]
+fn who_is_not_of_the_cluster_is_refused_unless_the_file_says_otherwise() {
+    const OUTSIDE: &str = "198.51.100.7";
+    let mut lab = Lab::new();
+    lab.feed(&zone("10.96.1.1"));
+    lab.on_node(|| {
+        let words = ["address", "add", "198.51.100.7/32", "dev", "lo"];
+        let status = std::process::Command::new("ip").args(words).status();
+        assert!(status.expect("ip is installed").success(), "the outer host's address");
+    });
+    lab.start_worker(&[UPSTREAM]);
+    until("the zone is served", Duration::from_secs(20), || web_address(&lab).is_some());
+    for name in ["web.shop.svc.cluster.local", "www.example"] {
+        let message = query(9, &name.parse().expect("a name"), 1, true);
+        let refusal = ask_at(&lab, OUTSIDE, &message).expect("an answer");
+        assert!(refusal.len() <= message.len(), "{} octets for {}", refusal.len(), message.len());
+        let refusal = parse_response(&refusal).expect("a response");
+        assert_eq!((refusal.rcode, refusal.answers.len()), (5, 0), "{name}");
+        let words = format!("-b {OUTSIDE} +tcp +noall +comments {name}");
+        assert!(lab.dig(&words).contains("status: REFUSED"), "{name}");
+    }
+    let line = "coredns_acl_blocked_requests_total{server=\"dns://:53\",zone=\".\",view=\"\"} 4";
+    let metrics = told(&lab, "/metrics");
+    assert!(metrics.contains(line), "{metrics}");
+    // The node itself is answered all the while, and the outer host once the file says so.
+    for config in ["clients: any\n", "clients: cluster\n", "clients: [198.51.100.0/24]\n"] {
+        fs::write(lab.config_file(), config).expect("writes");
+        let expected = if config.contains("cluster") { 5 } else { 0 };
+        let message = query(9, &"www.example".parse().expect("a name"), 1, true);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let answer = ask_at(&lab, OUTSIDE, &message).and_then(|it| parse_response(&it));
+            if answer.as_ref().map(|answer| answer.rcode) == Some(expected) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{config}: {answer:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(web_address(&lab).is_some(), "{config}");
+    }
+}
+
+/// What comes back to an address of the node.
+fn ask_at(lab: &Lab, address: &str, message: &[u8]) -> Option<Vec<u8>> {
+    let socket = lab.udp_client_at(address);
+    socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    socket.send_to(message, DNS_ADDRESS).expect("sends");
+    let mut buffer = [0; 4096];
+    let (length, _) = socket.recv_from(&mut buffer).ok()?;
+    buffer.get(..length).map(<[u8]>::to_vec)
 }

@@ -7,6 +7,7 @@ pub mod load;
 pub mod node_state;
 pub mod outside;
 pub mod processes;
+pub mod questions;
 pub mod runner;
 
 use std::path::{Path, PathBuf};

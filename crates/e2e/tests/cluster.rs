@@ -5,8 +5,12 @@
 
 #[path = "cluster/controllers.rs"]
 mod controllers;
+#[path = "cluster/direct.rs"]
+mod direct;
 #[path = "cluster/dns.rs"]
 mod dns;
+#[path = "cluster/dns_kills.rs"]
+mod dns_kills;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/families.rs"]
@@ -19,8 +23,12 @@ mod kubectl;
 mod network;
 #[path = "cluster/patterns.rs"]
 mod patterns;
+#[path = "cluster/resolvers.rs"]
+mod resolvers;
 #[path = "cluster/services.rs"]
 mod services;
+#[path = "cluster/streams.rs"]
+mod streams;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -43,6 +51,8 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("large_datagrams_and_bodies_cross_the_tunnel", network::large_messages),
     ("node_ports_answer_on_every_node_from_outside", services::node_ports),
     ("cluster_ips_answer_nodes_and_the_host", services::cluster_ip_from_node_and_host),
+    ("a_further_range_of_services_is_reached_from_everywhere", services::further_range),
+    ("pods_answer_clients_outside_past_the_node_that_they_came_to", direct::server_return),
     ("a_pod_reaches_itself_through_its_service", services::hairpin),
     ("a_service_without_endpoints_refuses_at_once", services::refused_without_endpoints),
     ("readiness_false_stops_traffic_within_a_second", services::readiness),
@@ -53,11 +63,16 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("headless_and_srv_names_resolve_to_pods", dns::headless_and_srv),
     ("names_that_do_not_exist_are_answered_so", dns::absent_names),
     ("plain_questions_have_one_answer_in_the_kernel_and_by_the_worker", dns::kernel_and_worker),
+    ("names_are_there_by_the_choice_of_the_configuration", dns::chosen_names),
     ("the_kernel_answers_on_while_the_agent_is_away", dns::kernel_without_agent),
     ("a_headless_record_follows_its_endpoints_at_once", dns::changes_are_fresh),
     ("a_new_pod_has_its_own_names_at_once", dns::own_names),
+    ("a_killed_dns_worker_is_back_at_once_and_loses_no_question", dns_kills::killed),
+    ("a_dns_worker_is_replaced_and_no_question_is_asked_twice", dns_kills::replaced),
     ("an_answer_is_explained_for_a_pod_by_name", dns::explained),
     ("what_is_asked_is_counted_and_configurations_are_checked", dns::operators),
+    ("every_kind_of_resolver_in_a_pod_gets_the_same_answers", resolvers::every_kind),
+    ("names_are_answered_while_the_api_server_is_away", resolvers::without_api_server),
     ("containers_of_a_pod_share_localhost_and_volumes", patterns::patterns),
     ("a_port_can_be_taken_once_in_a_pod", patterns::port_conflict),
     ("a_crashing_container_restarts_and_the_address_stays", patterns::crash),
@@ -65,10 +80,17 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("scaling_and_deleting_under_load_fail_no_request", controllers::scale_under_load),
     ("a_rolling_update_under_load_fails_no_request", controllers::rolling_update_under_load),
     ("deleted_namespaces_go_with_their_contents", controllers::namespace_deletion),
+    ("jobs_run_to_their_end", controllers::jobs_run_to_their_end),
+    ("sets_roll_out_and_budgets_stop_drains", controllers::sets_roll_out_and_budgets_stop_drains),
     ("the_recorded_manifests_apply_and_then_are_unchanged", kubectl::manifests),
     ("get_and_describe_show_what_users_expect", kubectl::troubleshooting_chain),
     ("exec_passes_input_output_and_exit_codes", kubectl::exec),
     ("logs_follow_and_choose_containers", kubectl::logs),
+    ("ports_of_pods_and_services_are_forwarded", streams::port_forward),
+    ("a_refused_port_is_told_by_name", streams::refused),
+    ("files_are_copied_both_ways", streams::copy),
+    ("interactive_pods_are_run_and_removed", streams::run_interactively),
+    ("running_containers_are_attached_to", streams::attach),
     ("the_python_client_lists_watches_and_patches", kubectl::python),
     ("killed_processes_come_back_and_lose_nothing", kills::kills),
     ("a_cluster_comes_back_after_a_power_cut", kills::power_cut),

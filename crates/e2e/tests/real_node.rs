@@ -17,6 +17,8 @@ mod operators;
 mod packets;
 #[path = "real_node/rights.rs"]
 mod rights;
+#[path = "real_node/upgrade.rs"]
+mod upgrade;
 #[path = "real_node/world.rs"]
 mod world;
 
@@ -41,6 +43,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("pods_of_the_machine_and_of_the_cluster_see_each_other", packets::pods),
     ("services_are_reached_from_the_machine_and_lead_to_it", packets::services),
     ("names_are_answered_on_the_machine", packets::names),
+    ("a_dns_pod_is_replaced_and_no_question_is_lost", upgrade::dns),
     ("host_ports_lead_to_pods_of_the_machine", packets::host_ports),
     ("kubectl_shows_what_the_agent_says_of_its_node", operators::kubectl),
     ("operators_see_what_is_programmed_and_who_has_addresses", operators::commands),

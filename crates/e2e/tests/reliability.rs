@@ -51,6 +51,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("r_04_a_stopped_agent_catches_up", kills::stopped_under_load),
     ("r_04_a_full_disk_is_named_and_survived", places::full_disk),
     ("r_04_an_agent_whose_run_directory_is_wiped_comes_back", places::run_wiped),
+    ("r_04_unmounted_pins_of_ebpf_come_back_with_all_that_was_pinned", places::pins_unmounted),
     ("r_05_a_restart_with_nothing_changed_writes_nothing", kills::silent_restarts),
     ("r_11_a_second_agent_of_a_node_is_refused", kills::second_agent),
     ("r_22_each_kind_of_damage_is_repaired_within_a_second_and_told", damage::repaired),

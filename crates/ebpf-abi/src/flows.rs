@@ -31,8 +31,7 @@ pub const NAT_LINKS_MAX: u32 = 8192;
 /// How many ports are tried for a masqueraded flow before it is refused.
 pub const PORT_TRIES_MAX: u32 = 32;
 /// How many endpoints are tried when the client's port already leads to one by another frontend. A
-/// client that is dropped repeats its first segment, and so tries again; each more here would cost
-/// a quarter of a second when the kernel checks the programs.
+/// client that is dropped repeats its first segment, and so tries again.
 pub const CHOICES_MAX: u32 = 2;
 
 /// [`FlowKey::side`]: entering the node's stack.
@@ -63,6 +62,11 @@ pub const FLOW_FIN_SENT: u32 = 16;
 pub const FLOW_FIN_ANSWERED: u32 = 32;
 /// [`Flow::flags`]: one of both has reset the connection, and nothing followed.
 pub const FLOW_RESET: u32 = 64;
+/// [`Flow::flags`]: handed on to the endpoint's node, which answers the client itself
+/// (`bpf/direct.h`). Of its leaving entry `other` is the frontend, and there is no new source.
+pub const FLOW_DIRECT: u32 = 128;
+/// [`Flow::flags`]: such a flow at the endpoint's node.
+pub const FLOW_RETURN: u32 = 256;
 
 /// Seconds after its last packet that a connection is known (kube-proxy's value).
 pub const TCP_ESTABLISHED_S: u32 = 86_400;
@@ -83,6 +87,8 @@ pub const SCTP_S: u32 = 210;
 pub const NAT_LINK_ETHERNET: u32 = 1;
 /// [`NatLink::flags`]: the node's end of a pod's link. Who comes by another one is outside.
 pub const NAT_LINK_POD: u32 = 2;
+/// [`NatLink::flags`]: other nodes' packets to pods come by it, also what they hand on.
+pub const NAT_LINK_NODES: u32 = 4;
 
 /// [`NatSettings::flags`]: flows that are known go on, and no new ones are taken: another backend
 /// takes them.
@@ -132,7 +138,7 @@ abi_struct! {
 abi_struct! {
     /// A link that packets are translated on. Its key is the link's index.
     NatLink {
-        /// [`NAT_LINK_ETHERNET`], [`NAT_LINK_POD`].
+        /// [`NAT_LINK_ETHERNET`], [`NAT_LINK_POD`], [`NAT_LINK_NODES`].
         flags: u32,
         /// The address that flows are masqueraded with which leave by it, or zero.
         ipv4: [u8; 4],
@@ -153,12 +159,23 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// A key that nobody but the programs knows, drawn by chance: what a flow's first port is
+    /// computed with (RFC 6056 section 3.3.3). All zero: none is drawn yet.
+    NatSecret {
+        /// The first half.
+        first: u64,
+        /// The second half.
+        second: u64,
+    }
+}
+
 /// All structures, in the order of the header.
-pub(crate) const LAYOUTS: [&Layout; 4] =
-    [&FlowKey::LAYOUT, &Flow::LAYOUT, &NatLink::LAYOUT, &NatSettings::LAYOUT];
+pub(crate) const LAYOUTS: [&Layout; 5] =
+    [&FlowKey::LAYOUT, &Flow::LAYOUT, &NatLink::LAYOUT, &NatSettings::LAYOUT, &NatSecret::LAYOUT];
 
 /// Numbers that both sides use, by their names in C.
-pub(crate) const NUMBERS: [(&str, u32); 27] = [
+pub(crate) const NUMBERS: [(&str, u32); 30] = [
     ("FLOWS_DEFAULT", FLOWS_DEFAULT),
     ("NAT_LINKS_MAX", NAT_LINKS_MAX),
     ("PORT_TRIES_MAX", PORT_TRIES_MAX),
@@ -175,6 +192,8 @@ pub(crate) const NUMBERS: [(&str, u32); 27] = [
     ("FLOW_FIN_SENT", FLOW_FIN_SENT),
     ("FLOW_FIN_ANSWERED", FLOW_FIN_ANSWERED),
     ("FLOW_RESET", FLOW_RESET),
+    ("FLOW_DIRECT", FLOW_DIRECT),
+    ("FLOW_RETURN", FLOW_RETURN),
     ("TCP_ESTABLISHED_S", TCP_ESTABLISHED_S),
     ("TCP_HALF_CLOSED_S", TCP_HALF_CLOSED_S),
     ("TCP_UNANSWERED_S", TCP_UNANSWERED_S),
@@ -184,6 +203,7 @@ pub(crate) const NUMBERS: [(&str, u32); 27] = [
     ("SCTP_S", SCTP_S),
     ("NAT_LINK_ETHERNET", NAT_LINK_ETHERNET),
     ("NAT_LINK_POD", NAT_LINK_POD),
+    ("NAT_LINK_NODES", NAT_LINK_NODES),
     ("NAT_DRAINING", NAT_DRAINING),
     ("NAT_REASONS", NAT_REASONS.len() as u32),
 ];
@@ -207,10 +227,14 @@ pub enum NatReason {
     DropSctp,
     /// Dropped: cut off within its headers.
     DropCut,
+    /// Dropped: said to be handed on by a node of the cluster, and is not, or not as one would.
+    DropForged,
+    /// Dropped: too large to be handed on; the sender was told.
+    DropSize,
 }
 
 /// All of them with their names in C and in metrics, in the order of their counters.
-pub const NAT_REASONS: [(NatReason, &str); 8] = [
+pub const NAT_REASONS: [(NatReason, &str); 10] = [
     (NatReason::FlowNew, "nat_flow_new"),
     (NatReason::Refused, "nat_refused"),
     (NatReason::Ignored, "nat_ignored"),
@@ -219,6 +243,8 @@ pub const NAT_REASONS: [(NatReason, &str); 8] = [
     (NatReason::DropTaken, "nat_drop_taken"),
     (NatReason::DropSctp, "nat_drop_sctp"),
     (NatReason::DropCut, "nat_drop_cut"),
+    (NatReason::DropForged, "nat_drop_forged"),
+    (NatReason::DropSize, "nat_drop_size"),
 ];
 
 impl NatReason {

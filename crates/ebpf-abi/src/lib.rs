@@ -7,6 +7,7 @@
 //! that both families share each map.
 
 pub mod flows;
+pub mod handshakes;
 mod layout;
 pub mod names;
 pub mod services;
@@ -51,6 +52,10 @@ pub const REMOTE_STACK: u32 = 0;
 pub const REMOTE_TUNNEL: u32 = 1;
 /// [`Remote::kind`]: by the uplink, to the next hop.
 pub const REMOTE_DIRECT: u32 = 2;
+/// [`Remote::kind`]: no pods, but nodes, or the network of nodes. Any node may speak for them in its
+/// tunnel packets: for itself, when it answers a pod, and for machines whose packets to pods it was
+/// given to route.
+pub const REMOTE_NODE: u32 = 3;
 
 abi_struct! {
     /// A node's end of a pod's link. Its key is the link's index.
@@ -109,7 +114,7 @@ abi_struct! {
 abi_struct! {
     /// The way to the pods of another node.
     Remote {
-        /// [`REMOTE_STACK`], [`REMOTE_TUNNEL`] or [`REMOTE_DIRECT`].
+        /// [`REMOTE_STACK`], [`REMOTE_TUNNEL`], [`REMOTE_DIRECT`] or [`REMOTE_NODE`].
         kind: u32,
         /// Index of the link that packets leave by.
         link_index: u32,
@@ -164,7 +169,7 @@ const LAYOUTS: [&Layout; 7] = [
 ];
 
 /// Numbers that both sides use, by their names in C.
-const NUMBERS: [(&str, u32); 15] = [
+const NUMBERS: [(&str, u32); 16] = [
     ("PODS_MAX", PODS_MAX),
     ("LINKS_MAX", LINKS_MAX),
     ("SOURCES_MAX", SOURCES_MAX),
@@ -179,6 +184,7 @@ const NUMBERS: [(&str, u32); 15] = [
     ("REMOTE_STACK", REMOTE_STACK),
     ("REMOTE_TUNNEL", REMOTE_TUNNEL),
     ("REMOTE_DIRECT", REMOTE_DIRECT),
+    ("REMOTE_NODE", REMOTE_NODE),
     ("REASONS", REASONS.len() as u32),
 ];
 
@@ -268,7 +274,7 @@ pub fn c_header() -> String {
         "/* Written by the build from crates/ebpf-abi: change it there. */\n#pragma once\n\n",
     );
     let numbers = NUMBERS.iter().chain(&services::NUMBERS).chain(&flows::NUMBERS);
-    for (name, value) in numbers.chain(&names::NUMBERS) {
+    for (name, value) in numbers.chain(&names::NUMBERS).chain(&handshakes::NUMBERS) {
         text.push_str(&format!("#define {name} {value}u\n"));
     }
     text.push_str("\nenum reason {\n");
@@ -294,7 +300,7 @@ pub fn c_header() -> String {
 
 fn layouts() -> impl Iterator<Item = &'static Layout> {
     let all = LAYOUTS.into_iter().chain(services::LAYOUTS).chain(flows::LAYOUTS);
-    all.chain(names::LAYOUTS)
+    all.chain(names::LAYOUTS).chain(handshakes::LAYOUTS)
 }
 
 #[cfg(test)]

@@ -43,6 +43,16 @@ pub const SOURCE_RANGES: u32 = 16;
 /// [`Service::flags`]: the node itself is among these sources; at the socket, its processes have no
 /// source yet.
 pub const NODE_ALLOWED: u32 = 32;
+/// [`Service::flags`]: endpoints answer clients outside of the cluster past this node, where they
+/// can (direct server return).
+pub const DIRECT: u32 = 64;
+
+/// In the map `direct_hosts`: pods of a node that understands what is handed on to it.
+pub const DIRECT_PODS: u32 = 1;
+/// In the map `direct_hosts`: an address of such a node, whose word is believed.
+pub const DIRECT_NODE: u32 = 2;
+/// Most ranges of pods and addresses of nodes in the map `direct_hosts`.
+pub const DIRECT_HOSTS_MAX: u32 = 65_536;
 
 /// [`Slot::keep`]: this slot is never passed on to its alias.
 pub const KEEP_ALWAYS: u32 = u32::MAX;
@@ -81,7 +91,7 @@ abi_struct! {
     /// What clients get at a frontend.
     Service {
         /// [`MASQUERADE`], [`REJECT`], [`OUTSIDE`], [`OUTSIDE_REJECT`], [`SOURCE_RANGES`],
-        /// [`NODE_ALLOWED`].
+        /// [`NODE_ALLOWED`], [`DIRECT`].
         flags: u32,
         /// Of the slots of the inside view, and of the source ranges.
         id: u32,
@@ -152,8 +162,8 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// A range of this node's pods: key of a map by longest prefix.
-    OwnPodsKey {
+    /// A range of addresses: key of a map by longest prefix.
+    NetworkKey {
         /// The bits of the address that count.
         prefix_bits: u32,
         /// The range's address.
@@ -230,7 +240,7 @@ pub(crate) const LAYOUTS: [&Layout; 13] = [
     &Slot::LAYOUT,
     &MemberKey::LAYOUT,
     &ServiceSourceKey::LAYOUT,
-    &OwnPodsKey::LAYOUT,
+    &NetworkKey::LAYOUT,
     &AffinityKey::LAYOUT,
     &Affinity::LAYOUT,
     &Endpoint::LAYOUT,
@@ -239,7 +249,7 @@ pub(crate) const LAYOUTS: [&Layout; 13] = [
 ];
 
 /// Numbers that both sides use, by their names in C.
-pub(crate) const NUMBERS: [(&str, u32); 11] = [
+pub(crate) const NUMBERS: [(&str, u32); 15] = [
     ("RANGE_PORT_BITS", RANGE_PORT_BITS),
     ("SERVICE_SOURCE_ID_BITS", SERVICE_SOURCE_ID_BITS),
     ("SCOPE_ADDRESS", SCOPE_ADDRESS as u32),
@@ -250,5 +260,9 @@ pub(crate) const NUMBERS: [(&str, u32); 11] = [
     ("OUTSIDE_REJECT", OUTSIDE_REJECT),
     ("SOURCE_RANGES", SOURCE_RANGES),
     ("NODE_ALLOWED", NODE_ALLOWED),
+    ("DIRECT", DIRECT),
+    ("DIRECT_PODS", DIRECT_PODS),
+    ("DIRECT_NODE", DIRECT_NODE),
+    ("DIRECT_HOSTS_MAX", DIRECT_HOSTS_MAX),
     ("KEEP_ALWAYS", KEEP_ALWAYS),
 ];

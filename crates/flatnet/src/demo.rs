@@ -32,6 +32,10 @@ const DEPLOYMENTS: [&str; 3] = ["api", "front", "store"];
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the first try for the first answer waits, and each further one twice as long as the one
+/// before: what comes to a Service's address before its rules is swallowed, as the data path does
+/// with any address that no Service has, and TCP repeats itself only after a second.
+const FIRST_TRY_TIMEOUT: Duration = Duration::from_millis(50);
 /// The cluster is asked this often.
 const PERIOD: Duration = Duration::from_millis(5);
 /// Requests that show how the Service spreads them.
@@ -158,10 +162,15 @@ async fn deploy(client: &Client) -> Result<()> {
 
 async fn first_answer(address: SocketAddr, deadline: Instant) -> Result<()> {
     let mut last = String::new();
+    let mut patience = FIRST_TRY_TIMEOUT;
     while Instant::now() < deadline {
-        match ask(address).await {
-            Ok(_) => return Ok(()),
-            Err(error) => last = format!("{error:#}"),
+        match timeout(patience, request(address)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => last = format!("{error:#}"),
+            Err(_) => {
+                last = format!("no answer within {} ms", patience.as_millis());
+                patience = (patience * 2).min(REQUEST_TIMEOUT);
+            }
         }
         sleep(PERIOD).await;
     }

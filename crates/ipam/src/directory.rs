@@ -206,7 +206,7 @@ impl Directory {
             }
         }
         for (index, reserved) in chosen.iter().enumerate() {
-            // Only a hint where to go on: torn or lost, the round merely starts again.
+            // Only a hint where to go on: torn or lost, the round merely goes on elsewhere.
             let hint = format!("{LAST_RESERVED_PREFIX}{index}");
             self.files.overwrite(&hint, &reserved.address.to_string())?;
             if let Some(at) = listing.released.get(&reserved.address) {

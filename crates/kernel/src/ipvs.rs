@@ -27,6 +27,8 @@ pub const LOOK_SERVERS: usize = 1_024;
 /// Where the parameters are.
 const PARAMETERS_DIRECTORY: &str = "net/ipv4/vs";
 const LINK_KIND: &str = "dummy";
+/// It is the only one that gets connections.
+const STAND_IN_WEIGHT: u32 = 1;
 
 /// The writer of our part of IPVS, over kept sockets.
 pub struct IpvsDriver {
@@ -242,15 +244,13 @@ impl IpvsDriver {
                 let index = self.netlink.require_link(IPVS_LINK)?.index;
                 self.netlink.delete_address(index, IpNet::from(*address))
             }
-            IpvsOp::AddServer(key, settings) => {
-                self.ipvs.add_server(id_of(*key), &options_of(settings))
-            }
+            IpvsOp::AddServer(key, settings) => self.add_server(*key, settings),
             IpvsOp::ChangeServer(key, settings) => {
                 self.ipvs.change_server(id_of(*key), &options_of(settings))
             }
             IpvsOp::RetireServer(key) => self.retire_server(*key),
             IpvsOp::AddDestination(key, endpoint, weight) => {
-                self.ipvs.add_destination(id_of(*key), *endpoint, *weight)
+                self.add_destination(*key, *endpoint, *weight)
             }
             IpvsOp::ChangeDestination(key, endpoint, weight) => {
                 self.ipvs.change_destination(id_of(*key), *endpoint, *weight)
@@ -266,12 +266,57 @@ impl IpvsDriver {
         self.netlink.change_link(index, &LinkChange::up())
     }
 
+    /// One that shall go may be waiting there, with connections that nobody has read since: then it
+    /// is taken up again, and new clients are no longer the node's own.
+    fn add_server(&mut self, key: ServerKey, settings: &ServerSettings) -> Result<(), Error> {
+        let (id, options) = (id_of(key), options_of(settings));
+        let refused = match self.ipvs.add_server(id, &options) {
+            Err(error) if error.errno == libc::EEXIST => error,
+            result => return result,
+        };
+        let servers = self.ipvs.servers()?;
+        if !servers.iter().any(|(found, options)| *found == id && is_ours(options)) {
+            return Err(refused);
+        }
+        self.ipvs.change_server(id, &options)?;
+        if self.destinations(key)?.contains_key(&key.address) {
+            self.retire(key, key.address)?;
+        }
+        Ok(())
+    }
+
+    /// One that shall go may be waiting there too.
+    fn add_destination(
+        &mut self,
+        key: ServerKey,
+        endpoint: SocketAddr,
+        weight: u32,
+    ) -> Result<(), Error> {
+        match self.ipvs.add_destination(id_of(key), endpoint, weight) {
+            Err(error) if error.errno == libc::EEXIST => {
+                self.ipvs.change_destination(id_of(key), endpoint, weight)
+            }
+            result => result,
+        }
+    }
+
     fn retire_server(&mut self, key: ServerKey) -> Result<(), Error> {
+        let id = id_of(key);
+        let (stand_ins, endpoints): (Vec<_>, Vec<_>) =
+            self.ipvs.destinations(id)?.into_iter().partition(|one| one.address == key.address);
         let mut is_empty = true;
-        for one in self.ipvs.destinations(id_of(key))? {
+        for one in endpoints {
             is_empty &= self.retire(key, one.address)?;
         }
-        if is_empty { self.ipvs.delete_server(id_of(key)) } else { Ok(()) }
+        if is_empty {
+            return self.ipvs.delete_server(id);
+        }
+        match stand_ins.first() {
+            _ if !self.last.needs_stand_in(&key) => Ok(()),
+            None => self.ipvs.add_destination(id, key.address, STAND_IN_WEIGHT),
+            Some(one) if one.weight == STAND_IN_WEIGHT => Ok(()),
+            Some(_) => self.ipvs.change_destination(id, key.address, STAND_IN_WEIGHT),
+        }
     }
 
     /// First no new connections, then a look at how many there are: so none begins in between.

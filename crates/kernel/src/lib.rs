@@ -53,10 +53,14 @@ pub fn service_backend(wanted: ServiceBackend) -> Result<ServiceBackend, OpError
                 missing.join(", ")
             )),
         },
-        ServiceBackend::Ebpf => {
-            let message = format!("there is no service backend {wanted} yet: nftables is one");
-            lacking(&message)
-        }
+        ServiceBackend::Ebpf => match bpf::node::missing().as_slice() {
+            [] => Ok(wanted),
+            missing => lacking(&format!(
+                "the service backend ebpf needs what is missing here: {}; choose another \
+                 --service-backend",
+                missing.join("; ")
+            )),
+        },
     }
 }
 
@@ -136,15 +140,13 @@ impl Kernel for Linux {
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
-        ops.iter()
-            .map(|op| match op {
-                Op::Net(op) => self.net.apply(op),
-                Op::Nft(op) => self.nft.apply(op),
-                Op::Iptables(op) => self.iptables.apply(op),
-                Op::Ipvs(op) => self.ipvs.apply(op),
-                Op::Ebpf(op) => self.ebpf.apply(op),
-            })
-            .collect()
+        render::carry_out(ops, |_, op| match op {
+            Op::Net(op) => self.net.apply(op),
+            Op::Nft(op) => self.nft.apply(op),
+            Op::Iptables(op) => self.iptables.apply(op),
+            Op::Ipvs(op) => self.ipvs.apply(op),
+            Op::Ebpf(op) => self.ebpf.apply(op),
+        })
     }
 }
 

@@ -76,13 +76,16 @@ impl NetDriver {
         let links = self.netlink.links()?;
         let names: BTreeMap<u32, &str> =
             links.iter().map(|link| (link.index, link.name.as_str())).collect();
-        let mut state = NetState::default();
+        let (mut state, mut marked_addresses) = (NetState::default(), BTreeSet::new());
         for link in &links {
             let own = link_state(link, &names)?;
             if own.is_none() && link.name != LOOPBACK {
                 continue;
             }
             for found in self.netlink.addresses(Some(link.index))? {
+                if own.is_none() && found.protocol == ROUTE_PROTOCOL {
+                    marked_addresses.insert(found.address);
+                }
                 if !is_automatic(found.address.addr()) {
                     state.addresses.insert((link.name.clone(), found.address));
                 }
@@ -121,6 +124,7 @@ impl NetDriver {
         Ok(NetObserved {
             state,
             detached_ports: detached_ports(&links),
+            marked_addresses,
             without_ipv6: !Path::new("/proc/sys/net/ipv6").exists(),
         })
     }

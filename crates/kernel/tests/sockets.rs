@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use ebpf_abi::Reason;
-use kernel::bpf::{Forwarding, Sockets, probe};
+use kernel::bpf::{Forwarding, probe, sockets};
 
 use cgroup::Cgroup;
 use lab::{Mode, Node, PATIENCE, TestPod};
@@ -86,8 +86,8 @@ fn data_between_pods_of_one_node_goes_past_tcp_and_survives_restarts() {
     let mut older = connect(&one, &two, 1);
     assert!(packets_of(&mut older, &forwarding, 100) >= 200, "without it packets go");
 
-    let load = || Sockets::load(&node.file_system, &cgroup.own).expect("the fast path");
-    drop(load());
+    let load = || sockets::load(&node.file_system, &cgroup.own).expect("the fast path");
+    load();
     let mut fast = connect(&one, &two, 2);
     assert!(packets_of(&mut fast, &forwarding, 100) < 20, "no packets but TCP's own");
     assert!(packets_of(&mut older, &forwarding, 100) >= 200, "what was there stays with TCP");
@@ -98,7 +98,7 @@ fn data_between_pods_of_one_node_goes_past_tcp_and_survives_restarts() {
     drop(forwarding);
     let mut forwarding = node.load(probe("/sys/fs/bpf".as_ref()).hook);
     assert_eq!(node.apply(&mut forwarding), Vec::<String>::new());
-    let sockets = load();
+    load();
     assert!(packets_of(&mut fast, &forwarding, 100) < 20, "after a restart");
 
     // A pod that rules act on has none of it.
@@ -115,7 +115,7 @@ fn data_between_pods_of_one_node_goes_past_tcp_and_survives_restarts() {
 
     let mut last = connect(&one, &two, 4);
     last.ping(10);
-    sockets.remove().expect("nothing stays");
+    sockets::remove(&node.file_system).expect("nothing stays");
     last.ping(100);
     let mut later = connect(&one, &two, 5);
     assert!(packets_of(&mut later, &forwarding, 100) >= 200, "packets again");

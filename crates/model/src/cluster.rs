@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ebpf_maps::{EBPF_MAP_ENTRIES_MAX, EBPF_MAP_ENTRIES_MIN};
 use crate::node_local_dns;
 use crate::pool::{self, PoolError};
-use crate::{DnsFastPath, EbpfMapSizes, Family, Overlay, Pool, TunnelConfig};
+use crate::{DnsFastPath, EbpfMapSizes, Family, LoadBalancerMode, Overlay, Pool, TunnelConfig};
 
 /// The configuration that all programs of a cluster share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,10 @@ pub struct ClusterConfig {
     /// What implements Services in the kernels of nodes.
     #[serde(default)]
     pub service_backend: ServiceBackend,
+    /// Which way answers go to clients outside of the cluster. All but `snat` needs the backend
+    /// `ebpf` on all nodes.
+    #[serde(default)]
+    pub load_balancer_mode: LoadBalancerMode,
     /// Ranges that hold the node addresses at which node ports are open; empty: all of them.
     /// kube-proxy's `--nodeport-addresses`.
     #[serde(default)]
@@ -78,12 +82,24 @@ pub struct ClusterConfig {
     /// Masquerade also what pods send to ClusterIPs. kube-proxy's `--masquerade-all`.
     #[serde(default)]
     pub masquerade_all: bool,
+    /// Ranges outside of the cluster that know the way to pods: what these send there keeps its
+    /// source. ip-masq-agent's `nonMasqueradeCIDRs`.
+    #[serde(default)]
+    pub non_masquerade_cidrs: Vec<IpNet>,
     /// Whether nodes and endpoints that do not answer get no new connections through Services.
     #[serde(default = "yes")]
     pub failover: bool,
     /// How much the maps of the eBPF backend take.
     #[serde(default)]
     pub ebpf_maps: EbpfMapSizes,
+    /// With Services in eBPF: whether packets between pods go past the kernel's own path too. Rules
+    /// of others in that path do not see them then.
+    #[serde(default = "yes")]
+    pub ebpf_forwarding: bool,
+    /// With that: whether what pods of one node write to each other over TCP goes past
+    /// TCP. Captures and counters of packets miss it then.
+    #[serde(default)]
+    pub socket_fast_path: bool,
 }
 
 const fn yes() -> bool {
@@ -162,12 +178,16 @@ impl Default for ClusterConfig {
             node_local_dns: node_local_dns::usual(),
             dns_fast_path: DnsFastPath::Auto,
             service_backend: ServiceBackend::Auto,
+            load_balancer_mode: LoadBalancerMode::Snat,
             node_port_addresses: vec![],
             external_ip_ranges: vec![],
             answer_ping: false,
             masquerade_all: false,
+            non_masquerade_cidrs: vec![],
             failover: true,
             ebpf_maps: EbpfMapSizes::default(),
+            ebpf_forwarding: true,
+            socket_fast_path: false,
         }
     }
 }

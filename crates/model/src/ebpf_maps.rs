@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// Entries that the maps of the eBPF backend take at most. Maps of other sizes are other maps: they
-/// are filled before they take over from the old ones, and established flows go on.
+/// are filled before they take over from the old ones, and established flows go on (of more than a
+/// smaller map takes, those that were used last).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct EbpfMapSizes {
@@ -13,6 +14,9 @@ pub struct EbpfMapSizes {
     pub slots: u32,
     /// Clients with affinity, and UDP flows of sockets: each.
     pub clients: u32,
+    /// Packets' flows at links: two entries each, four where the source is masqueraded. The longest
+    /// unused go first where it is full.
+    pub flows: u32,
 }
 
 /// Entries of one map at least: the Services of a cluster's own, and a few.
@@ -22,14 +26,19 @@ pub const EBPF_MAP_ENTRIES_MAX: u32 = 1 << 22;
 
 impl Default for EbpfMapSizes {
     fn default() -> Self {
-        Self { services: 65_536, slots: 262_144, clients: 65_536 }
+        Self { services: 65_536, slots: 262_144, clients: 65_536, flows: 131_072 }
     }
 }
 
 impl EbpfMapSizes {
     /// The names of sizes that no map can have, as the configuration has them.
     pub fn impossible(&self) -> impl Iterator<Item = &'static str> {
-        let rows = [("services", self.services), ("slots", self.slots), ("clients", self.clients)];
+        let rows = [
+            ("services", self.services),
+            ("slots", self.slots),
+            ("clients", self.clients),
+            ("flows", self.flows),
+        ];
         let allowed = EBPF_MAP_ENTRIES_MIN..=EBPF_MAP_ENTRIES_MAX;
         rows.into_iter().filter(move |(_, size)| !allowed.contains(size)).map(|(name, _)| name)
     }
@@ -50,6 +59,7 @@ mod tests {
                 EbpfMapSizes { slots: (1 << 22) + 1, clients: 0, ..default },
                 vec!["slots", "clients"],
             ),
+            (EbpfMapSizes { flows: 100, ..default }, vec!["flows"]),
         ];
         for (sizes, expected) in rows {
             assert_eq!(sizes.impossible().collect::<Vec<_>>(), expected, "{sizes:?}");

@@ -27,6 +27,7 @@ const IFLA_TXQLEN: u16 = 13;
 pub(crate) const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
+const IFLA_OPERSTATE: u16 = 16;
 pub(crate) const IFLA_IFALIAS: u16 = 20;
 pub(crate) const IFLA_NET_NS_FD: u16 = 28;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
@@ -49,6 +50,8 @@ const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
 
 /// Leaves statistics, most of a link's message, out of answers.
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
+/// The operational state `up` of RFC 2863.
+const IF_OPER_UP: u8 = 6;
 /// Bytes of `struct ifinfomsg`.
 pub(crate) const HEADER_BYTES: usize = 16;
 /// Longest alias in bytes that the kernel keeps (`IFALIASZ` less the final zero).
@@ -71,6 +74,9 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it works (RFC 2863 `ifOperStatus` up): what it is told to send leaves. Links that say
+    /// nothing of it, such as tunnels, never are.
+    pub operational: bool,
     /// Whether it takes frames for others.
     pub promiscuous: bool,
     /// Whether it takes all multicast frames.
@@ -539,6 +545,7 @@ fn parse(message: &Message) -> Option<Link> {
         mac: attributes.mac(IFLA_ADDRESS),
         mtu: attributes.u32(IFLA_MTU).unwrap_or_default(),
         up: has(libc::IFF_UP),
+        operational: attributes.u8(IFLA_OPERSTATE) == Some(IF_OPER_UP),
         promiscuous: has(libc::IFF_PROMISC),
         all_multicast: has(libc::IFF_ALLMULTI),
         transmit_queue_length: attributes.u32(IFLA_TXQLEN).unwrap_or_default(),

@@ -36,10 +36,10 @@ struct Driver {
     rest: [u8; 160],
 }
 
-/// Whether a link of the calling thread's namespace has a carrier. Before it answers, the kernel
-/// completes what a change of it has begun (`linkwatch_sync_dev`). Otherwise a worker does that
-/// at some later time, and until then the link drops whatever it shall send, and a bridge keeps
-/// the port closed.
+/// Whether a link of the calling thread's namespace has a carrier. Before it answers, a kernel
+/// since 6.8 completes what a change of it has begun (`linkwatch_sync_dev`). Otherwise a worker
+/// does that at some later time, and until then the link drops whatever it shall send, and a bridge
+/// keeps the port closed; [`crate::Link::operational`] tells.
 ///
 /// # Errors
 /// `ENODEV` when there is no such link.

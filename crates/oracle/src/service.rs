@@ -315,14 +315,21 @@ impl Case<'_> {
         endpoints::of_any_port(self.world, self.node, service, family, to.port())
     }
 
-    /// Whether a packet to this address would carry a pod's address out of the cluster.
+    /// Whether a packet to this address would carry a pod's address out of the cluster, to somebody
+    /// who does not know the way back.
     fn leaves_cluster(&self, address: IpAddr) -> bool {
         let stays = is_inside(self.config, address) || self.node.addresses.contains(&address);
-        self.config.is_pod_address(self.packet.source.ip()) && !stays
+        let mut kept = self.config.non_masquerade_cidrs.iter();
+        self.config.is_pod_address(self.packet.source.ip())
+            && !stays
+            && !kept.any(|range| range.contains(&address))
     }
 
     fn external_verdict(&self, service: &Service, endpoints: &[Endpoint]) -> Verdict {
         match service.spec.external_traffic_policy {
+            TrafficPolicy::Cluster if self.may_be_answered_directly() => {
+                self.kept_towards_pods(self.verdict_by(endpoints, false, true))
+            }
             // The endpoint may be elsewhere, and would answer past this node.
             TrafficPolicy::Cluster => self.verdict_by(endpoints, false, true),
             TrafficPolicy::Local => match self.packet.entry {
@@ -331,6 +338,36 @@ impl Case<'_> {
                 Entry::Uplink | Entry::Overlay => self.verdict_by(endpoints, true, false),
             },
         }
+    }
+
+    /// Whether the client may get its answers past this node: it is outside of the cluster, and the
+    /// configuration lets endpoints answer it themselves.
+    fn may_be_answered_directly(&self) -> bool {
+        let client = self.packet.source.ip();
+        let from_elsewhere = matches!(self.packet.entry, Entry::Uplink | Entry::Overlay);
+        let mut nodes = self.world.nodes();
+        from_elsewhere
+            && self.config.load_balancer_mode.is_direct(self.packet.protocol)
+            && !self.config.is_pod_address(client)
+            && !nodes.any(|node| node.internal_ips().any(|own| own == client))
+    }
+
+    /// The same verdict with the source kept towards pods of whichever node: their nodes know whom
+    /// they answer in whose name. Nobody else does.
+    fn kept_towards_pods(&self, verdict: Verdict) -> Verdict {
+        let Verdict::Pass { destinations, .. } = verdict else { return verdict };
+        let is_pod = |address: &IpAddr| {
+            let mut ranges = self.world.nodes().flat_map(|node| &node.spec.pod_cidrs);
+            ranges.any(|range| range.contains(address))
+        };
+        let addresses = destinations.iter().map(SocketAddr::ip);
+        let others: BTreeSet<IpAddr> = addresses.filter(|address| !is_pod(address)).collect();
+        let source = if others.is_empty() {
+            SourceTranslation::Kept
+        } else {
+            SourceTranslation::MasqueradedTo(others)
+        };
+        pass(destinations, source)
     }
 
     fn verdict_by(&self, endpoints: &[Endpoint], local_only: bool, masquerade: bool) -> Verdict {

@@ -1,10 +1,12 @@
 //! One connection of the runtime: requests in, with the descriptors that travel beside them, and
 //! answers out. Never blocks.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, send};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, send, sendmsg,
+};
 use pause::{MAX_MESSAGE_BYTES, Request, Response};
 
 use crate::sys;
@@ -103,21 +105,7 @@ impl Connection {
 
     fn read_some(&mut self) -> nix::Result<usize> {
         let mut bytes = [0_u8; READ_BYTES];
-        let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let socket = self.socket.as_raw_fd();
-        let (count, received) = {
-            let mut parts = [IoSliceMut::new(&mut bytes)];
-            let message =
-                recvmsg::<SockaddrStorage>(socket, &mut parts, Some(&mut control), flags)?;
-            let mut received = Vec::new();
-            for entry in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(fds) = entry {
-                    received.extend(fds.into_iter().map(sys::received));
-                }
-            }
-            (message.bytes, received)
-        };
+        let (count, received) = receive(self.socket.as_fd(), &mut bytes)?;
         self.descriptors.extend(received);
         self.closed |= self.descriptors.len() > MAX_DESCRIPTORS;
         self.incoming.extend_from_slice(&bytes[..count]);
@@ -133,4 +121,31 @@ impl Connection {
             self.incoming = Vec::new();
         }
     }
+}
+
+/// Reads once, without waiting: the number of bytes, and the descriptors that came with them.
+pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut parts = [IoSliceMut::new(bytes)];
+    let message =
+        recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut received = Vec::new();
+    for entry in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = entry {
+            received.extend(fds.into_iter().map(sys::received));
+        }
+    }
+    Ok((message.bytes, received))
+}
+
+/// Sends descriptors, with one byte that carries them.
+pub fn send_descriptors(
+    socket: BorrowedFd<'_>,
+    descriptors: [BorrowedFd<'_>; 2],
+) -> nix::Result<()> {
+    let raw = descriptors.map(|descriptor| descriptor.as_raw_fd());
+    let rights = [ControlMessage::ScmRights(&raw)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::empty(), None)
+        .map(drop)
 }

@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
@@ -16,8 +17,10 @@ use nix::sys::stat::Mode;
 use nix::unistd::{self, Gid, Uid};
 use pause::ContainerSpec;
 
-use crate::{root, sys};
+use crate::{connection, root, sys};
 
+/// The namespaces that a container's first process is born into.
+const OF_CONTAINERS: CloneFlags = CloneFlags::CLONE_NEWPID.union(CloneFlags::CLONE_NEWNS);
 /// Longest report of a child.
 const REPORT_LIMIT_BYTES: u64 = 8 * 1024;
 
@@ -41,15 +44,36 @@ pub struct Streams<'a> {
 
 /// Starts a container's first process in mount, pid and cgroup namespaces of its own.
 pub fn container(spec: &ContainerSpec, streams: &Streams<'_>) -> Result<Launched, String> {
-    let namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-    launch(namespaces, |report| {
-        prepare(spec, report)?;
-        nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
-            .map_err(|error| format!("cannot make a cgroup namespace: {error}"))?;
-        root::enter(spec)?;
-        make_working_directory(&spec.working_directory)?;
+    launch(OF_CONTAINERS, |report| {
+        enter_container(spec, report)?;
         become_program(spec, &spec.arguments, streams, false)
     })
+}
+
+/// Starts a container's first process likewise, on a terminal of the container's own: a program
+/// finds its name there. Returns the terminal's controlling side, and the terminal itself: while
+/// this process holds it, the controlling side never hangs up before the container ends.
+pub fn container_on_terminal(spec: &ContainerSpec) -> Result<(Launched, [OwnedFd; 2]), String> {
+    let pair = || UnixStream::pair().map_err(|error| format!("cannot make sockets: {error}"));
+    let (ours, theirs) = pair()?;
+    let launched = launch(OF_CONTAINERS, |report| {
+        enter_container(spec, report)?;
+        let failed = |error: std::io::Error| format!("cannot open a terminal: {error}");
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let controller = open("/dev/pts/ptmx", flags, Mode::empty())
+            .map_err(|error| format!("cannot open /dev/pts/ptmx: {error}"))?;
+        let terminal = pause::terminal::peer(controller.as_fd()).map_err(failed)?;
+        unistd::fchown(&terminal, Some(Uid::from_raw(spec.user)), None)
+            .map_err(|error| failed(error.into()))?;
+        connection::send_descriptors(theirs.as_fd(), [controller.as_fd(), terminal.as_fd()])
+            .map_err(|error| failed(error.into()))?;
+        let stream = terminal.as_fd();
+        let streams = Streams { stdin: stream, stdout: stream, stderr: stream };
+        become_program(spec, &spec.arguments, &streams, true)
+    })?;
+    let received = connection::receive(ours.as_fd(), &mut [0; 1]).map(|(_, received)| received);
+    let terminal = received.unwrap_or_default().try_into();
+    Ok((launched, terminal.map_err(|_| "the new process gave no terminal".to_owned())?))
 }
 
 /// Starts a command in the namespaces of the running container that `pidfd` refers to.
@@ -136,6 +160,14 @@ fn prepare(spec: &ContainerSpec, report: &mut fs::File) -> Result<(), String> {
     Ok(())
 }
 
+fn enter_container(spec: &ContainerSpec, report: &mut fs::File) -> Result<(), String> {
+    prepare(spec, report)?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
+        .map_err(|error| format!("cannot make a cgroup namespace: {error}"))?;
+    root::enter(spec)?;
+    make_working_directory(&spec.working_directory)
+}
+
 fn make_working_directory(path: &str) -> Result<(), String> {
     fs::create_dir_all(path)
         .map_err(|error| format!("cannot make the working directory {path}: {error}"))
@@ -217,7 +249,7 @@ fn is_executable(path: &Path) -> bool {
     path.is_file() && unistd::access(path, unistd::AccessFlags::X_OK).is_ok()
 }
 
-/// /dev/null, for the input of containers.
+/// /dev/null, for containers without an input.
 pub fn null() -> Result<OwnedFd, String> {
     open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|error| format!("cannot open /dev/null: {error}"))

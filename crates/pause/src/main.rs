@@ -5,6 +5,7 @@
 //! listens. That one is process 1 of the pod: when it dies, the kernel ends every process of the
 //! pod.
 
+mod attach;
 mod clock;
 mod connection;
 mod launch;

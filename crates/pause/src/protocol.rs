@@ -37,6 +37,24 @@ pub enum Request {
     /// Run a command in a running container. Three descriptors (stdin, stdout, stderr) travel
     /// with the request. Answered by `Started` or `Failed`, later by `Exited`.
     Exec(ExecSpec),
+    /// Join a running container: three descriptors travel with the request, from which its input
+    /// comes and to which its output and errors go as well. Answered by `Done` or `Failed`, later
+    /// by `Exited`. Until what was printed is taken, the container's output is held up.
+    Attach {
+        /// The container.
+        container: String,
+    },
+    /// The input of the client that is attached on this connection ends, which ends the container's
+    /// where [`ContainerSpec::stdin_once`] says so. Answered by `Done` or `Failed`.
+    EndInput,
+    /// Tell the programs of the container that is attached on this connection the size of their
+    /// terminal. Answered by `Done` or `Failed`.
+    Resize {
+        /// Its width.
+        columns: u16,
+        /// Its height.
+        rows: u16,
+    },
     /// Answered by `Containers`; from then on this connection is told of every exit.
     Watch,
 }
@@ -61,7 +79,7 @@ pub enum Response {
     Containers(Vec<ContainerReport>),
     /// A container ended.
     Ended(ContainerReport),
-    /// A command ended.
+    /// A command ended, or the container that is attached on this connection.
     Exited {
         /// Its exit code; 128 + n for signal n.
         code: i32,
@@ -130,6 +148,12 @@ pub struct ContainerSpec {
     pub cgroups: Vec<PathBuf>,
     /// Tried, and passed over where the machine does not allow it.
     pub oom_score_adjust: i32,
+    /// Whether the container has an input. The first client that attaches finds it empty.
+    pub stdin: bool,
+    /// Whether that input ends with the first client's.
+    pub stdin_once: bool,
+    /// Whether its streams are a terminal; errors are then part of the output.
+    pub terminal: bool,
     /// Where standard output and error go, in the CRI log format.
     pub log_file: PathBuf,
     /// The log is moved to `<log_file>.1` when it reaches this many bytes.

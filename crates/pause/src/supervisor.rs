@@ -16,18 +16,21 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2, read};
 use pause::{ContainerReport, ContainerSpec, ExecSpec, Exit, Request, Response};
 
+use crate::attach::{Attachment, Input};
 use crate::clock::Time;
 use crate::connection::Connection;
-use crate::launch::{self, Streams};
+use crate::launch::{self, Launched, Streams};
 use crate::log::{Log, Stream};
 use crate::sys;
 
-/// Connections at one time: the runtime's watch, and one for each command.
+/// Connections at one time: the runtime's watch, and one for each command or attached client.
 const MAX_CONNECTIONS: usize = 64;
 /// Containers of one pod.
 const MAX_CONTAINERS: usize = 64;
 /// Bytes of output read at a time.
 const READ_BYTES: usize = 16 * 1024;
+/// Reads of one container's output before others have their turn.
+const READS: usize = 16;
 
 /// A container that was started here, running or not.
 struct Container {
@@ -36,7 +39,16 @@ struct Container {
     pid: i32,
     pidfd: OwnedFd,
     log: Log,
+    streams: Held,
+}
+
+/// Our side of a container's streams.
+#[derive(Default)]
+struct Held {
+    input: Input,
     output: Vec<(Stream, OwnedFd)>,
+    /// Controlling side and terminal, where the container has one.
+    terminal: Option<[OwnedFd; 2]>,
 }
 
 /// A command that runs in a container.
@@ -51,6 +63,8 @@ pub struct Supervisor {
     signals: SignalFd,
     containers: BTreeMap<String, Container>,
     commands: BTreeMap<i32, Command>,
+    /// By connection.
+    attachments: BTreeMap<u64, Attachment>,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
 }
@@ -60,7 +74,14 @@ enum Source {
     Listener,
     Signals,
     Connection(u64),
+    /// A container that prints.
     Output(String),
+    /// A container that takes more input.
+    Input(String),
+    /// A client that types.
+    Typed(u64),
+    /// A client that takes more output.
+    Taken(u64),
 }
 
 impl Supervisor {
@@ -86,6 +107,7 @@ impl Supervisor {
             signals,
             containers: BTreeMap::new(),
             commands: BTreeMap::new(),
+            attachments: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_connection: 0,
         })
@@ -99,7 +121,18 @@ impl Supervisor {
                     Source::Listener => self.accept(),
                     Source::Signals => self.reap(),
                     Source::Connection(id) => self.serve(id),
-                    Source::Output(name) => self.copy_output(&name),
+                    Source::Output(name) => self.copy_output(&name, false),
+                    Source::Input(name) => {
+                        if let Some(container) = self.containers.get_mut(&name) {
+                            container.streams.input.flush();
+                        }
+                    }
+                    Source::Typed(id) => self.copy_input(id),
+                    Source::Taken(id) => {
+                        if let Some(client) = self.attachments.get_mut(&id) {
+                            client.flush();
+                        }
+                    }
                 }
             }
             self.forget_closed();
@@ -118,12 +151,7 @@ impl Supervisor {
             sources.push(Source::Connection(*id));
             polled.push(PollFd::new(connection.descriptor(), flags));
         }
-        for (name, container) in &self.containers {
-            for (_, output) in &container.output {
-                sources.push(Source::Output(name.clone()));
-                polled.push(PollFd::new(output.as_fd(), PollFlags::POLLIN));
-            }
-        }
+        self.poll_streams(&mut sources, &mut polled);
         if poll(&mut polled, PollTimeout::NONE).is_err() {
             return Vec::new(); // Interrupted: ask again.
         }
@@ -133,6 +161,33 @@ impl Supervisor {
             .zip(ready)
             .filter_map(|(source, ready)| ready.then_some(source))
             .collect()
+    }
+
+    fn poll_streams<'a>(&'a self, sources: &mut Vec<Source>, polled: &mut Vec<PollFd<'a>>) {
+        let mut add = |source, descriptor, flags| {
+            sources.push(source);
+            polled.push(PollFd::new(descriptor, flags));
+        };
+        for (name, container) in &self.containers {
+            for (stream, output) in &container.streams.output {
+                if !self.is_held_up(name, *stream) {
+                    add(Source::Output(name.clone()), output.as_fd(), PollFlags::POLLIN);
+                }
+            }
+            if let Some(input) = container.streams.input.waiting() {
+                add(Source::Input(name.clone()), input, PollFlags::POLLOUT);
+            }
+        }
+        for (id, client) in &self.attachments {
+            let Some(container) = self.containers.get(&client.container) else { continue };
+            let (typed, taken) = client.polled(&container.streams.input);
+            if let Some(typed) = typed {
+                add(Source::Typed(*id), typed, PollFlags::POLLIN);
+            }
+            for outlet in taken {
+                add(Source::Taken(*id), outlet, PollFlags::POLLOUT);
+            }
+        }
     }
 
     fn accept(&mut self) {
@@ -152,6 +207,9 @@ impl Supervisor {
                 Ok(Request::Start(spec)) => self.start(*spec),
                 Ok(Request::Signal { container, signal }) => self.signal(&container, signal),
                 Ok(Request::Exec(spec)) => self.execute(id, &spec),
+                Ok(Request::Attach { container }) => self.attach(id, container),
+                Ok(Request::EndInput) => self.end_input(id),
+                Ok(Request::Resize { columns, rows }) => self.resize(id, columns, rows),
                 Ok(Request::Watch) => self.watch(id),
                 Err(message) => Err(format!("not a request: {message}")),
             };
@@ -172,16 +230,8 @@ impl Supervisor {
         }
         let log = Log::open(spec.log_file.clone(), spec.log_limit_bytes)
             .map_err(|error| format!("cannot open {}: {error}", spec.log_file.display()))?;
-        let null = launch::null()?;
-        let pipe =
-            || pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"));
-        let ((output, stdout), (errors, stderr)) = (pipe()?, pipe()?);
-        launch::set_nonblocking(&output)?;
-        launch::set_nonblocking(&errors)?;
-        let streams =
-            Streams { stdin: null.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
         let started_at_us = Time::now().microseconds();
-        let launched = launch::container(&spec, &streams)?;
+        let (launched, streams) = if spec.terminal { on_terminal(&spec) } else { on_pipes(&spec) }?;
         let pidfd = sys::pidfd_open(launched.pid)
             .map_err(|error| format!("cannot follow process {}: {error}", launched.pid))?;
         let report = ContainerReport {
@@ -191,8 +241,7 @@ impl Supervisor {
             started_at_us,
             exit: None,
         };
-        let output = vec![(Stream::Stdout, output), (Stream::Stderr, errors)];
-        let container = Container { report, pid: launched.pid, pidfd, log, output, spec };
+        let container = Container { report, pid: launched.pid, pidfd, log, streams, spec };
         self.containers.insert(container.spec.name.clone(), container);
         Ok(Response::Started { pid: launched.node_pid })
     }
@@ -223,6 +272,50 @@ impl Supervisor {
         let command = Command { connection: id, kill_on_close: spec.kill_on_close };
         self.commands.insert(launched.pid, command);
         Ok(Response::Started { pid: launched.node_pid })
+    }
+
+    fn attach(&mut self, id: u64, name: String) -> Result<Response, String> {
+        let streams = self.connections.get_mut(&id).and_then(Connection::take_streams);
+        let streams = streams.ok_or("a client needs exactly three descriptors to attach")?;
+        let container = self.running(&name)?;
+        let mut client = Attachment::new(name, streams)?;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if !container.streams.output.iter().any(|(open, _)| *open == stream) {
+                client.end(stream);
+            }
+        }
+        self.attachments.insert(id, client);
+        Ok(Response::Done)
+    }
+
+    fn end_input(&mut self, id: u64) -> Result<Response, String> {
+        let client = self.attachments.get_mut(&id).ok_or(NOT_ATTACHED)?;
+        if client.end_input() {
+            let name = client.container.clone();
+            self.input_ended(&name);
+        }
+        Ok(Response::Done)
+    }
+
+    /// A client's input has ended, as it should. A terminal stays open for the next one.
+    fn input_ended(&mut self, name: &str) {
+        if let Some(container) = self.containers.get_mut(name)
+            && container.spec.stdin_once
+            && !container.spec.terminal
+        {
+            container.streams.input.end();
+        }
+    }
+
+    fn resize(&mut self, id: u64, columns: u16, rows: u16) -> Result<Response, String> {
+        let name = &self.attachments.get(&id).ok_or(NOT_ATTACHED)?.container;
+        let container = self.running(name)?;
+        let terminal = container.streams.terminal.as_ref();
+        let [controller, _] =
+            terminal.ok_or_else(|| format!("container {name} has no terminal"))?;
+        pause::terminal::resize(controller.as_fd(), columns, rows)
+            .map_err(|error| format!("cannot resize the terminal of container {name}: {error}"))?;
+        Ok(Response::Done)
     }
 
     fn watch(&mut self, id: u64) -> Result<Response, String> {
@@ -268,10 +361,17 @@ impl Supervisor {
             .values()
             .find(|container| container.pid == pid && container.report.exit.is_none());
         let Some(name) = ended.map(|container| container.spec.name.clone()) else { return };
-        // The kernel ended every process of its pid namespace first: all output is in the pipes.
-        self.copy_output(&name);
+        // The kernel ended every process of its pid namespace first: all output is in the pipes,
+        // which hold a bounded part of it, as the clients then do.
+        self.copy_output(&name, true);
         let Some(container) = self.containers.get_mut(&name) else { return };
-        container.output.clear();
+        container.streams = Held::default();
+        for (id, client) in self.attachments.iter_mut().filter(|(_, one)| one.container == name) {
+            client.finish();
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.answer(&Response::Exited { code });
+            }
+        }
         let now = Time::now();
         container.log.finish(now);
         let finished_at_us = now.microseconds();
@@ -285,24 +385,64 @@ impl Supervisor {
         }
     }
 
-    fn copy_output(&mut self, name: &str) {
+    /// Output of a container, to its end where it is the `last`. Before that, a client that is
+    /// behind holds it up.
+    fn copy_output(&mut self, name: &str, last: bool) {
         let Some(container) = self.containers.get_mut(name) else { return };
+        let mut clients: Vec<&mut Attachment> =
+            self.attachments.values_mut().filter(|client| client.container == name).collect();
         let mut buffer = [0_u8; READ_BYTES];
         let log = &mut container.log;
-        container.output.retain(|(stream, output)| {
-            loop {
+        container.streams.output.retain(|(stream, output)| {
+            for _ in 0..if last { usize::MAX } else { READS } {
+                if !last && clients.iter().any(|client| client.is_behind(*stream)) {
+                    return true;
+                }
                 match read(output, &mut buffer) {
-                    Ok(0) => return false,
-                    Ok(count) => log.write(*stream, &buffer[..count], Time::now()),
+                    Ok(count @ 1..) => {
+                        log.write(*stream, &buffer[..count], Time::now());
+                        clients
+                            .iter_mut()
+                            .for_each(|client| client.give(*stream, &buffer[..count]));
+                    }
                     Err(Errno::EINTR) => {}
-                    Err(error) => return error == Errno::EAGAIN,
+                    Err(Errno::EAGAIN) => return true,
+                    Ok(0) | Err(_) => {
+                        clients.iter_mut().for_each(|client| client.end(*stream));
+                        return false;
+                    }
                 }
             }
+            true
         });
+    }
+
+    fn is_held_up(&self, name: &str, stream: Stream) -> bool {
+        let mut clients = self.attachments.values().filter(|client| client.container == name);
+        clients.any(|client| client.is_behind(stream))
+    }
+
+    fn copy_input(&mut self, id: u64) {
+        let Some(client) = self.attachments.get_mut(&id) else { return };
+        let Some(container) = self.containers.get_mut(&client.container) else { return };
+        if client.type_into(&mut container.streams.input) {
+            let name = client.container.clone();
+            self.input_ended(&name);
+        }
     }
 
     fn forget_closed(&mut self) {
         self.connections.retain(|_, connection| !connection.closed);
+        let is_gone = |id: &u64| !self.connections.contains_key(id);
+        let gone: Vec<u64> = self.attachments.keys().copied().filter(is_gone).collect();
+        for id in gone {
+            if let Some(mut client) = self.attachments.remove(&id)
+                && let Some(container) = self.containers.get_mut(&client.container)
+                && client.type_rest(&mut container.streams.input)
+            {
+                self.input_ended(&client.container);
+            }
+        }
         for (pid, command) in &mut self.commands {
             if command.kill_on_close && !self.connections.contains_key(&command.connection) {
                 command.kill_on_close = false;
@@ -310,6 +450,41 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// What the runtime is told when it asks for what only an attached client can.
+const NOT_ATTACHED: &str = "no client is attached on this connection";
+
+/// Starts a container whose streams are pipes.
+fn on_pipes(spec: &ContainerSpec) -> Result<(Launched, Held), String> {
+    let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"));
+    let ((output, stdout), (errors, stderr)) = (pipe()?, pipe()?);
+    launch::set_nonblocking(&output)?;
+    launch::set_nonblocking(&errors)?;
+    let (stdin, input) = if spec.stdin {
+        let (stdin, input) = pipe()?;
+        (stdin, Input::new(input)?)
+    } else {
+        (launch::null()?, Input::default())
+    };
+    let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
+    let launched = launch::container(spec, &streams)?;
+    let output = vec![(Stream::Stdout, output), (Stream::Stderr, errors)];
+    Ok((launched, Held { input, output, terminal: None }))
+}
+
+/// Starts a container whose streams are a terminal.
+fn on_terminal(spec: &ContainerSpec) -> Result<(Launched, Held), String> {
+    let (launched, terminal) = launch::container_on_terminal(spec)?;
+    let copy = || {
+        let copied = terminal[0].try_clone();
+        copied.map_err(|error| format!("cannot copy a terminal's descriptor: {error}"))
+    };
+    let output = copy()?;
+    launch::set_nonblocking(&output)?;
+    let input = if spec.stdin { Input::new(copy()?)? } else { Input::default() };
+    let output = vec![(Stream::Stdout, output)];
+    Ok((launched, Held { input, output, terminal: Some(terminal) }))
 }
 
 /// Renamed into place: a runtime never reads half of it. Where the disk is full the runtime still

@@ -6,7 +6,7 @@
 //! | frontend | client | endpoints | source |
 //! |---|---|---|---|
 //! | ClusterIP | any | by `internalTrafficPolicy` | kept for pods of this node, else masqueraded |
-//! | external, `externalTrafficPolicy: Cluster` | any | all | masqueraded |
+//! | external, `externalTrafficPolicy: Cluster` | any | all | masqueraded, unless [`FrontendPlan::direct`] |
 //! | external, `externalTrafficPolicy: Local` | outside the cluster | on this node | kept |
 //! | external, `externalTrafficPolicy: Local` | pod of this node, the node itself | all | kept for pods of this node, else masqueraded |
 //!
@@ -160,6 +160,10 @@ pub struct FrontendPlan {
     /// `externalTrafficPolicy: Local`. Their source is kept, and a pod's too. `None` under
     /// Cluster, and for ClusterIPs.
     pub outside: Option<Backends>,
+    /// Whether clients outside the cluster keep their source towards pods, also of other nodes,
+    /// which answer them past this node ([`ClusterConfig::load_balancer_mode`]). Only under
+    /// `externalTrafficPolicy: Cluster`.
+    pub direct: bool,
     /// Seconds that a client stays with its endpoint (`sessionAffinity: ClientIP`).
     pub affinity_timeout_s: Option<u32>,
     /// Clients elsewhere are dropped, whatever the backends are, pods and the node itself
@@ -176,6 +180,7 @@ impl FrontendPlan {
             port_name: String::new(),
             backends,
             outside: None,
+            direct: false,
             affinity_timeout_s: None,
             source_ranges: None,
             scheduling: Scheduling::Random,
@@ -269,31 +274,47 @@ pub fn plan(
     ((!is_empty).then_some(plan), findings.0.into_iter().collect())
 }
 
-/// Which of some addresses are endpoints with this TCP port, and a Service of each. What stands on
-/// nodes that are unreachable as a whole is not among them.
-pub fn known_endpoints(
-    world: &World,
-    among: &BTreeSet<SocketAddr>,
-) -> BTreeMap<SocketAddr, NamespacedName> {
-    let silent = &world.unreachable().nodes;
-    let mut known = BTreeMap::new();
-    for slice in world.slices() {
-        let Some(service) = slice.service() else { continue };
-        for port in &slice.ports {
-            let Some(number) = port.port.filter(|_| port.protocol == Protocol::Tcp) else {
-                continue;
-            };
-            let living = slice.endpoints.iter().filter(|one| !silent.contains(&one.node_name));
-            let addresses = living.filter_map(|endpoint| endpoint.address());
-            let addresses = addresses.filter(|address| endpoints::fault_of(*address).is_none());
-            for address in addresses.map(|address| SocketAddr::new(address, number)) {
-                if among.contains(&address) {
-                    known.entry(address).or_insert_with(|| service.clone());
+/// Endpoints with a TCP port, among some addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownEndpoints {
+    /// On nodes that answer, with a Service of each.
+    pub living: BTreeMap<SocketAddr, NamespacedName>,
+    /// On nodes that are unreachable as a whole.
+    pub behind_silent_nodes: BTreeSet<SocketAddr>,
+}
+
+impl KnownEndpoints {
+    /// Which of some addresses are endpoints.
+    pub fn among(world: &World, addresses: &BTreeSet<SocketAddr>) -> Self {
+        let mut known = Self::default();
+        for slice in world.slices() {
+            let Some(service) = slice.service() else { continue };
+            for port in &slice.ports {
+                let Some(number) = port.port.filter(|_| port.protocol == Protocol::Tcp) else {
+                    continue;
+                };
+                let sound = |address: &IpAddr| endpoints::fault_of(*address).is_none();
+                for endpoint in &slice.endpoints {
+                    let Some(address) = endpoint.address().filter(sound) else { continue };
+                    let address = SocketAddr::new(address, number);
+                    if !addresses.contains(&address) {
+                        continue;
+                    }
+                    if world.unreachable().nodes.contains(&endpoint.node_name) {
+                        known.behind_silent_nodes.insert(address);
+                    } else {
+                        known.living.entry(address).or_insert_with(|| service.clone());
+                    }
                 }
             }
         }
+        known
     }
-    known
+
+    /// Whether it is any of them.
+    pub fn contains(&self, address: &SocketAddr) -> bool {
+        self.living.contains_key(address) || self.behind_silent_nodes.contains(address)
+    }
 }
 
 /// The zone of the node: what hints of endpoints are compared with. It comes from a label of the
@@ -409,7 +430,7 @@ impl<'a> Planner<'a> {
         }
         for (&address, clients) in &self.external {
             let candidates = self.endpoints.of_port(Family::of(&address), port);
-            let plan = outside(self.service, &self.wishes, candidates);
+            let plan = self.wishes.outside(self.service, self.config, protocol, candidates);
             let frontend = Frontend::External { address, protocol, port: number };
             add(frontend, FrontendPlan { source_ranges: clients.clone(), ..plan });
         }
@@ -417,7 +438,8 @@ impl<'a> Planner<'a> {
             for &family in &self.families {
                 let candidates = self.endpoints.of_port(family, port);
                 let frontend = Frontend::NodePort { family, protocol, port: node_port };
-                add(frontend, outside(self.service, &self.wishes, candidates));
+                let plan = self.wishes.outside(self.service, self.config, protocol, candidates);
+                add(frontend, plan);
             }
         }
         if let Some(named) = self.endpoints.mismatch(port) {
@@ -459,9 +481,11 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let candidates = self.endpoints.of_family(Family::of(&address));
-            let plan = outside(self.service, &self.wishes, candidates);
-            let plan = FrontendPlan { source_ranges: clients.clone(), ..plan };
-            self.plan.add_ranges(RangeScope::External, address, &ranges, &plan);
+            for range in &ranges {
+                let plan = self.wishes.outside(self.service, self.config, range.0, candidates);
+                let plan = FrontendPlan { source_ranges: clients.clone(), ..plan };
+                self.plan.add_ranges(RangeScope::External, address, &[*range], &plan);
+            }
         }
     }
 
@@ -499,13 +523,24 @@ fn inside(service: &Service, wishes: &Wishes<'_>, candidates: &Candidates) -> Fr
     with_preferences(FrontendPlan::new(backends), service, wishes, candidates)
 }
 
-/// What clients get where clients outside the cluster come in.
-fn outside(service: &Service, wishes: &Wishes<'_>, candidates: &Candidates) -> FrontendPlan {
-    let mut plan = FrontendPlan::new(candidates.backends(TrafficPolicy::Cluster));
-    if service.spec.external_traffic_policy == TrafficPolicy::Local {
-        plan.outside = Some(candidates.backends(TrafficPolicy::Local));
+impl Wishes<'_> {
+    /// What clients get where clients outside the cluster come in.
+    fn outside(
+        &self,
+        service: &Service,
+        config: &ClusterConfig,
+        protocol: Protocol,
+        candidates: &Candidates,
+    ) -> FrontendPlan {
+        let mut plan = FrontendPlan::new(candidates.backends(TrafficPolicy::Cluster));
+        match service.spec.external_traffic_policy {
+            TrafficPolicy::Cluster => plan.direct = config.load_balancer_mode.is_direct(protocol),
+            TrafficPolicy::Local => {
+                plan.outside = Some(candidates.backends(TrafficPolicy::Local));
+            }
+        }
+        with_preferences(plan, service, self, candidates)
     }
-    with_preferences(plan, service, wishes, candidates)
 }
 
 fn with_preferences(

@@ -4,6 +4,8 @@
 //! what differs from Service to Service; the shape of names (`_port._protocol.service.namespace
 //! .svc.domain`) belongs to the `dns` crate, which reads this value.
 
+mod clients;
+mod exposed;
 mod pods;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,8 @@ use model::kinds::ServiceType;
 use model::{ClusterConfig, Family, NamespacedName, Protocol, Service, World};
 use serde::{Deserialize, Serialize};
 
+pub use clients::{clients, is_of_clients};
+pub use exposed::{Exposed, Exposure, Namespaces};
 pub use pods::{PodAddresses, PodNames};
 
 /// The longest label of a domain name, in octets (RFC 1035, 2.3.4).
@@ -91,7 +95,7 @@ pub struct HeadlessEndpoint {
     pub label: String,
     /// The endpoint's address.
     pub address: IpAddr,
-    /// Whether the label is a hostname, which the address then points back to.
+    /// Whether the label is a hostname (or a pod's name), which the address then points back to.
     pub has_hostname: bool,
     /// The endpoint's ports that have names.
     pub ports: Vec<NamedPort>,
@@ -102,44 +106,86 @@ pub struct HeadlessEndpoint {
 pub struct ZoneChanges {
     /// All ranges whose reverse names belong to the cluster.
     pub reverse_ranges: Vec<IpNet>,
-    /// The records of these Services as they are now; `None`: a Service has none.
-    pub services: BTreeMap<NamespacedName, Option<ServiceRecords>>,
+    /// What has names at all.
+    pub exposed: Exposed,
+    /// The cluster's [`clients`] as they are now; `None`: as they were.
+    pub clients: Option<BTreeSet<IpNet>>,
+    /// These Services as they are now.
+    pub services: BTreeMap<NamespacedName, ServiceNews>,
+}
+
+/// One Service as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceNews {
+    /// Its records; `None`: it has none.
+    pub records: Option<ServiceRecords>,
+    /// Its kind; `None`: it is not there, or an alias.
+    pub kind: Option<ServiceKind>,
+}
+
+/// Kinds of Services that CoreDNS's measure of DNS programming latency tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ServiceKind {
+    /// It has addresses of its own.
+    ClusterIp,
+    /// Its endpoints are the pods that it selects.
+    HeadlessWithSelector,
+    /// Its endpoints are whatever somebody wrote down.
+    HeadlessWithoutSelector,
+}
+
+impl ServiceKind {
+    /// Of a Service that is no alias.
+    pub fn of(service: &Service) -> Option<Self> {
+        match service.spec.kind {
+            ServiceType::ExternalName => None,
+            _ if !service.is_headless() => Some(Self::ClusterIp),
+            _ if service.spec.selector.is_empty() => Some(Self::HeadlessWithoutSelector),
+            _ => Some(Self::HeadlessWithSelector),
+        }
+    }
 }
 
 impl ZoneChanges {
     /// No changes to the zone of a cluster.
-    pub fn none(config: &ClusterConfig) -> Self {
-        let reverse_ranges = Zone::empty(config).reverse_ranges;
-        Self { reverse_ranges, services: BTreeMap::new() }
+    pub fn none(config: &ClusterConfig, exposed: &Exposed) -> Self {
+        let (reverse_ranges, exposed) = (Zone::empty(config).reverse_ranges, exposed.clone());
+        Self { reverse_ranges, exposed, clients: None, services: BTreeMap::new() }
     }
 
     /// Adds later changes.
     pub fn merge(&mut self, later: Self) {
         self.reverse_ranges = later.reverse_ranges;
+        self.exposed = later.exposed;
+        self.clients = later.clients.or(self.clients.take());
         self.services.extend(later.services);
     }
 }
 
-/// The whole zone, from scratch: what [`Zone::set`], key by key, must equal.
+/// The whole zone, from scratch, with all that has names: what [`Zone::set`], key by key, must equal.
 pub fn zone(world: &World, config: &ClusterConfig) -> Zone {
     let mut zone = Zone::empty(config);
     for service in world.services() {
         let key = service.metadata.key();
-        zone.set(&key, service_records(world, &key));
+        zone.set(&key, service_records(world, &key, &Exposed::default()));
     }
     zone
 }
 
-/// The records of one Service. `None` when it has none: it is absent, has no address yet, or is
-/// headless without an endpoint to publish.
-pub fn service_records(world: &World, key: &NamespacedName) -> Option<ServiceRecords> {
-    let service = world.service(key)?;
+/// The records of one Service. `None` when it has none: it is absent or not exposed, has no address
+/// yet, or is headless without an endpoint to publish.
+pub fn service_records(
+    world: &World,
+    key: &NamespacedName,
+    exposed: &Exposed,
+) -> Option<ServiceRecords> {
+    let service = world.service(key).filter(|service| exposed.has_service(service))?;
     if service.spec.kind == ServiceType::ExternalName {
         let target = external_target(&service.spec.external_name);
         return Some(ServiceRecords::ExternalName { target });
     }
     if service.is_headless() {
-        let endpoints = headless_endpoints(world, service);
+        let endpoints = headless_endpoints(world, service, exposed.exposure.endpoint_pod_names);
         return (!endpoints.is_empty()).then_some(ServiceRecords::Headless { endpoints });
     }
     let addresses: Vec<IpAddr> = service.cluster_ips().collect();
@@ -207,7 +253,11 @@ fn external_target(text: &str) -> Option<String> {
 
 /// Slices may overlap while the controller moves an endpoint from one to another: each pair of
 /// label and address stands once, with the ports of all.
-fn headless_endpoints(world: &World, service: &Service) -> Vec<HeadlessEndpoint> {
+fn headless_endpoints(
+    world: &World,
+    service: &Service,
+    with_pod_names: bool,
+) -> Vec<HeadlessEndpoint> {
     let mut merged: BTreeMap<(String, IpAddr), (bool, BTreeSet<NamedPort>)> = BTreeMap::new();
     for slice in world.slices_of(&service.metadata.key()) {
         let ports: Vec<NamedPort> = slice
@@ -223,7 +273,9 @@ fn headless_endpoints(world: &World, service: &Service) -> Vec<HeadlessEndpoint>
             let published =
                 endpoint.conditions.is_ready() || service.spec.publish_not_ready_addresses;
             let Some(address) = endpoint.address().filter(|_| published) else { continue };
-            let (label, has_hostname) = endpoint_label(&endpoint.hostname, address);
+            let target = endpoint.target_ref.as_deref().filter(|_| with_pod_names);
+            let pod = target.map_or("", |pod| &pod.name);
+            let (label, has_hostname) = endpoint_label([&endpoint.hostname, pod], address);
             let entry = merged.entry((label, address)).or_insert((has_hostname, BTreeSet::new()));
             entry.1.extend(ports.iter().cloned());
         }
@@ -239,11 +291,13 @@ fn headless_endpoints(world: &World, service: &Service) -> Vec<HeadlessEndpoint>
         .collect()
 }
 
-/// The specification asks for a stable label where there is no hostname; the address with dashes
-/// is what users of cluster DNS know.
-fn endpoint_label(hostname: &str, address: IpAddr) -> (String, bool) {
-    if (1..=MAX_LABEL_OCTETS).contains(&hostname.len()) && !hostname.contains('.') {
-        return (hostname.to_ascii_lowercase(), true);
+/// The first of the names that is a label. The specification asks for a stable label where there is
+/// no hostname; the address with dashes is what users of cluster DNS know.
+fn endpoint_label(names: [&str; 2], address: IpAddr) -> (String, bool) {
+    let is_label =
+        |name: &&str| (1..=MAX_LABEL_OCTETS).contains(&name.len()) && !name.contains('.');
+    match names.into_iter().find(is_label) {
+        Some(name) => (name.to_ascii_lowercase(), true),
+        None => (address.to_string().replace(['.', ':'], "-"), false),
     }
-    (address.to_string().replace(['.', ':'], "-"), false)
 }

@@ -7,6 +7,9 @@
 //!              left out ─▶ answers so many times in a row ─▶ back
 //! ```
 //!
+//! What was on its way to an endpoint when that is left out is not lost: the flows of its unanswered
+//! handshakes are forgotten, and the next repetition is led elsewhere.
+//!
 //! Nothing is left out by what others send or do not send: suspicion by traffic is confirmed by a
 //! probe of our own, so a pod that sends handshakes nobody answers changes nothing for others. Only
 //! silence counts: a refusal comes from a living machine. Probes are answered by the other machine's
@@ -72,6 +75,9 @@ pub struct Targets {
     pub peers: BTreeSet<String>,
     /// Of [`Failover::in_question`], what the API knows as an endpoint with a TCP port.
     pub endpoints: BTreeSet<SocketAddr>,
+    /// Of [`Failover::in_question`], endpoints with a TCP port on nodes that are left out: nobody
+    /// asks them, and what led to them is abandoned.
+    pub lost: BTreeSet<SocketAddr>,
 }
 
 /// What the shell shall do, and answer when it has.
@@ -113,7 +119,7 @@ impl Failover {
     /// From now on these are watched; what is not among them is forgotten.
     pub fn follow(&mut self, targets: &Targets, now: Now) {
         self.nodes.follow(&targets.peers, now);
-        self.endpoints.follow(&targets.endpoints);
+        self.endpoints.follow(&targets.endpoints, &targets.lost);
     }
 
     /// A node answered an echo request.
@@ -155,6 +161,12 @@ impl Failover {
     /// What gets no new connections.
     pub fn unreachable(&self) -> Unreachable {
         Unreachable { nodes: self.nodes.left_out(), endpoints: self.endpoints.left_out() }
+    }
+
+    /// Handshakes without an answer that a Service led to what is left out: to be forgotten, so
+    /// that they are led elsewhere. Told again as long as they are there.
+    pub fn abandoned(&self) -> BTreeSet<u64> {
+        self.endpoints.abandoned()
     }
 
     /// What is suspected or left out, to be held against the API's endpoints.

@@ -18,11 +18,12 @@ mod hold;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use model::world::{DirtyKey, Kind, Object};
 use model::{ClusterConfig, NamespacedName, Timestamp, Unreachable, World};
 use plan::network::NetworkPlan;
 use plan::services::ServicePlan;
-use plan::zone::ZoneChanges;
+use plan::zone::{Exposed, ServiceKind, ServiceNews, ZoneChanges};
 use plan::{Desired, Finding, NodeFacts};
 use render::implementation::{self, KernelObject};
 use render::inventory::{self, Row, RowKind};
@@ -67,6 +68,8 @@ pub enum Event {
     Facts(NodeFacts),
     /// What does not answer this node, as [`failover`] found.
     Unreachable(Unreachable),
+    /// What has names, as the node's DNS worker is configured.
+    Exposed(Exposed),
     /// The answer to [`Effect::Observe`].
     Observed(Result<Observed, OpError>),
     /// The answer to [`Effect::Apply`]: one result an op.
@@ -139,8 +142,12 @@ pub struct Reconciler {
     observe_at: Now,
     failures: Vec<String>,
     conflist: Option<String>,
+    /// What has names.
+    exposed: Exposed,
     /// What the DNS worker was not told yet.
     zone_changes: Option<ZoneChanges>,
+    /// Whom DNS answers, as the worker was told.
+    dns_clients: BTreeSet<IpNet>,
     changes: Changes,
     operations_total: u64,
     damage: Vec<Row>,
@@ -158,7 +165,7 @@ impl Reconciler {
     /// A loop that knows nothing yet.
     pub fn new(config: ClusterConfig) -> Self {
         // Also an empty zone is an answer: names do not exist, where silence is a failure.
-        let zone_changes = Some(ZoneChanges::none(&config));
+        let zone_changes = Some(ZoneChanges::none(&config, &Exposed::default()));
         Self {
             configured: config.clone(),
             config,
@@ -179,7 +186,9 @@ impl Reconciler {
             observe_at: Now::ZERO,
             failures: Vec::new(),
             conflist: None,
+            exposed: Exposed::default(),
             zone_changes,
+            dns_clients: BTreeSet::new(),
             changes: Changes::default(),
             operations_total: 0,
             damage: Vec::new(),
@@ -223,6 +232,7 @@ impl Reconciler {
                 let dirty = self.world.set_unreachable(unreachable);
                 self.touch(dirty);
             }
+            Event::Exposed(exposed) => self.expose(exposed),
             Event::Observed(result) => self.observed(result, now),
             Event::Applied(results) => self.applied(results, now),
             Event::KernelChanged => self.observe_at = now,
@@ -238,6 +248,9 @@ impl Reconciler {
             return effects;
         }
         self.plan_dirty();
+        // Names wait for nothing that the kernel takes: reading it back, and rules, take the shell
+        // milliseconds.
+        effects.extend(self.zone_effect());
         if self.underway == Underway::Nothing && self.observe_at <= now {
             self.underway = Underway::Observing;
             self.observe_at = now + OBSERVE_PERIOD;
@@ -257,7 +270,6 @@ impl Reconciler {
                 effects.push(Effect::Apply(ops));
             }
         }
-        effects.extend(self.zone_effect());
         if !self.damage.is_empty() {
             effects.push(Effect::TellDamage(std::mem::take(&mut self.damage)));
         }
@@ -402,15 +414,54 @@ impl Reconciler {
         let (config, found) = plan::service_ranges::extended(&self.world, &self.configured);
         if config != self.config {
             self.config = config;
-            let ranges = ZoneChanges::none(&self.config);
-            self.zone_changes.get_or_insert_with(|| ranges.clone()).merge(ranges);
+            self.renew_zone();
             self.outdated = true;
             self.touch_everything();
         }
         found
     }
 
+    /// All names are told anew.
+    fn expose(&mut self, exposed: Exposed) {
+        if self.exposed != exposed {
+            self.exposed = exposed;
+            self.renew_zone();
+            self.touch_everything();
+        }
+    }
+
+    /// What holds for the whole zone has changed.
+    fn renew_zone(&mut self) {
+        let changes = ZoneChanges::none(&self.config, &self.exposed);
+        self.zone_changes.get_or_insert_with(|| changes.clone()).merge(changes);
+    }
+
+    /// What changed in the zone since it was told last.
+    fn changes_of_zone(&mut self) -> &mut ZoneChanges {
+        let (config, exposed) = (&self.config, &self.exposed);
+        self.zone_changes.get_or_insert_with(|| ZoneChanges::none(config, exposed))
+    }
+
+    /// DNS answers the machines of the cluster, which Nodes tell, and the endpoints of the API
+    /// servers.
+    fn follow_dns_clients(&mut self) {
+        let says_clients = |key: &DirtyKey| match key {
+            DirtyKey::Network => true,
+            DirtyKey::Service(name) => plan::zone::is_of_clients(name),
+            DirtyKey::Pod(_) => false,
+        };
+        if !self.dirty.iter().any(says_clients) {
+            return;
+        }
+        let clients = plan::zone::clients(&self.world);
+        if clients != self.dns_clients {
+            self.dns_clients = clients.clone();
+            self.changes_of_zone().clients = Some(clients);
+        }
+    }
+
     fn plan_dirty(&mut self) {
+        self.follow_dns_clients();
         let mut range_findings = Vec::new();
         if self.dirty.contains(&DirtyKey::Network) {
             self.follow_zone();
@@ -463,10 +514,10 @@ impl Reconciler {
         name: &NamespacedName,
         before: &mut BTreeMap<NamespacedName, Option<ServicePlan>>,
     ) -> Vec<Finding> {
+        let records = plan::zone::service_records(&self.world, name, &self.exposed);
+        let kind = self.world.service(name).and_then(|service| ServiceKind::of(service));
+        self.changes_of_zone().services.insert(name.clone(), ServiceNews { records, kind });
         let Some(facts) = &self.facts else { return vec![] };
-        let records = plan::zone::service_records(&self.world, name);
-        let changes = self.zone_changes.get_or_insert_with(|| ZoneChanges::none(&self.config));
-        changes.services.insert(name.clone(), records);
         let (plan, mut found) = plan::services::plan(&self.world, &self.config, facts, name);
         let unsupported = plan
             .iter()

@@ -1,8 +1,10 @@
 //! The loop over an honest fake kernel: invariants 1, 2, 3, 6 and 14.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use model::kinds::{NodeAddress, SCHEDULING_ANNOTATION, SERVICE_NAME_LABEL, ZONE_LABEL};
 use model::packet::{Entry, Packet, Verdict};
 use model::world::{Kind, Object};
@@ -10,8 +12,10 @@ use model::{
     ClusterConfig, EndpointSlice, NamespacedName, Node, Protocol, Service, ServiceCidr, Timestamp,
 };
 use plan::NodeFacts;
+use plan::zone::{Exposed, Exposure, Namespaces, ServiceKind};
 use reconcile::{
-    Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, Reconciler, TRIGGER_TIME_ANNOTATION,
+    Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, OBSERVE_PERIOD, Reconciler,
+    TRIGGER_TIME_ANNOTATION,
 };
 use render::Kernel;
 use render::fake::FakeKernel;
@@ -26,6 +30,8 @@ struct Machine {
     now: Duration,
     conflists: Vec<String>,
     zones: usize,
+    /// Whom DNS answers, each time that it was told.
+    dns_clients: Vec<BTreeSet<IpNet>>,
     damage: Vec<RowKind>,
 }
 
@@ -38,6 +44,7 @@ impl Machine {
             now: Duration::ZERO,
             conflists: vec![],
             zones: 0,
+            dns_clients: vec![],
             damage: vec![],
         }
     }
@@ -69,27 +76,32 @@ impl Machine {
             if effects.is_empty() {
                 return;
             }
-            for effect in effects {
-                let answer = match effect {
-                    Effect::Observe => Event::Observed(self.kernel.observe()),
-                    Effect::Apply(ops) => Event::Applied(self.kernel.apply(&ops)),
-                    Effect::WriteConflist(text) => {
-                        self.conflists.push(text);
-                        continue;
-                    }
-                    Effect::PublishZone(_) => {
-                        self.zones += 1;
-                        continue;
-                    }
-                    Effect::TellDamage(rows) => {
-                        self.damage.extend(rows.into_iter().map(|row| row.kind));
-                        continue;
-                    }
-                };
-                self.handle(answer);
-            }
+            self.carry_out(effects);
         }
         panic!("the loop does not settle: {:?}", self.reconciler.status());
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            let answer = match effect {
+                Effect::Observe => Event::Observed(self.kernel.observe()),
+                Effect::Apply(ops) => Event::Applied(self.kernel.apply(&ops)),
+                Effect::WriteConflist(text) => {
+                    self.conflists.push(text);
+                    continue;
+                }
+                Effect::PublishZone(changes) => {
+                    self.zones += 1;
+                    self.dns_clients.extend(changes.clients);
+                    continue;
+                }
+                Effect::TellDamage(rows) => {
+                    self.damage.extend(rows.into_iter().map(|row| row.kind));
+                    continue;
+                }
+            };
+            self.handle(answer);
+        }
     }
 }
 
@@ -324,12 +336,63 @@ fn a_whole_list_cancels_the_hold() {
 fn the_zone_is_published_when_it_changes_and_only_then() {
     let mut machine = Machine::synced(FakeKernel::default());
     let published = machine.zones;
-    machine.handle(Event::Present(node("node3", 4, 3)));
+    let mut labelled = node("node2", 3, 2);
+    if let Object::Node(node) = &mut labelled {
+        Arc::make_mut(node).metadata.labels.insert("disk".into(), "fast".into());
+    }
+    machine.handle(Event::Present(labelled));
     machine.settle();
     assert_eq!(machine.zones, published, "nodes have no names");
     machine.handle(Event::Present(service("other")));
     machine.settle();
     assert_eq!(machine.zones, published + 1);
+}
+
+/// G11: names wait for nothing that the shell does with the kernel, also when a look at it is due.
+#[test]
+fn the_zone_goes_out_before_the_kernel_is_looked_at_or_changed() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    for (what, due) in [("a look is due", OBSERVE_PERIOD), ("rules are due", Duration::ZERO)] {
+        machine.now += due;
+        machine.handle(Event::Present(service(&what.replace(' ', "-"))));
+        let effects = machine.reconciler.poll(machine.now);
+        let is_zone = |effect: &Effect| matches!(effect, Effect::PublishZone(_));
+        let is_slow = |effect: &Effect| matches!(effect, Effect::Observe | Effect::Apply(_));
+        assert_eq!(effects.iter().position(is_zone), Some(0), "{what}: {effects:?}");
+        assert_eq!(effects.iter().position(is_slow), Some(1), "{what}: {effects:?}");
+        let Effect::PublishZone(changes) = &effects[0] else { panic!("{what}") };
+        assert_eq!(changes.services.len(), 1, "{what}");
+        machine.carry_out(effects);
+        machine.settle();
+    }
+}
+
+/// What has names is chosen while the loop runs, and all Services are told anew, in one piece.
+#[test]
+fn another_choice_of_names_tells_the_whole_zone() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    let exposure = Exposure {
+        namespaces: Namespaces::Named(["bank".to_owned()].into()),
+        ..Exposure::default()
+    };
+    let exposed = Exposed { exposure, ..Exposed::default() };
+    let mut told = |exposed: &Exposed| {
+        machine.handle(Event::Exposed(exposed.clone()));
+        let changes = machine.reconciler.poll(machine.now).into_iter().find_map(|it| match it {
+            Effect::PublishZone(changes) => Some(changes),
+            _ => None,
+        });
+        machine.settle();
+        changes
+    };
+    let hidden = told(&exposed).expect("a zone");
+    assert_eq!(hidden.exposed, exposed);
+    assert_eq!(hidden.services.get(&key("web")).map(|it| it.records.is_some()), Some(false));
+    assert_eq!(hidden.services[&key("web")].kind, Some(ServiceKind::ClusterIp));
+    assert_eq!(told(&exposed), None, "as before");
+    let shown = told(&Exposed::default()).expect("a zone");
+    assert_eq!(shown.services.get(&key("web")).map(|it| it.records.is_some()), Some(true));
+    assert_eq!(machine.reconciler.services().len(), 1, "packets go to Services without names");
 }
 
 /// S-12: a Service's endpoints by zone follow the label of this node, though no Service changed.
@@ -520,4 +583,27 @@ fn ports_without_a_local_endpoint_are_counted_by_policy() {
     machine.settle();
     let counts = machine.reconciler.changes();
     assert_eq!((counts.no_local_internal, counts.no_local_external), (0, 0));
+}
+
+/// the DNS worker hears of the machines of the cluster with its first zone, and again only when
+/// they are others.
+#[test]
+fn dns_hears_whom_it_answers_when_nodes_or_api_servers_change() {
+    let set = |ranges: &[&str]| -> BTreeSet<IpNet> {
+        ranges.iter().map(|range| range.parse().expect("a range")).collect()
+    };
+    let of_nodes = ["10.244.1.0/24", "10.244.2.0/24", "172.30.0.2/32", "172.30.0.3/32"];
+    let mut machine = Machine::synced(FakeKernel::default());
+    assert_eq!(machine.dns_clients, [set(&of_nodes)]);
+    machine.handle(Event::Present(slice("web-2")));
+    machine.settle();
+    assert_eq!(machine.dns_clients.len(), 1, "another Service's endpoints are nobody's clients");
+    let mut gone = node("node2", 3, 2);
+    if let Object::Node(node) = &mut gone {
+        Arc::make_mut(node).status.addresses.clear();
+    }
+    machine.list(Kind::Node, vec![node("node1", 2, 1), gone]);
+    machine.settle();
+    let fewer = set(&of_nodes[..3]);
+    assert_eq!(machine.dns_clients.last(), Some(&fewer));
 }

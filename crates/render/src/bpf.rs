@@ -2,19 +2,26 @@
 //! Names only; `kernel::bpf` finds their numbers, and writes the difference to what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use model::attachment::{Attachment, IngressPolicy, PodLink};
-use model::{Family, MacAddress, layout};
+use model::{ClusterConfig, Family, MacAddress, layout};
 use plan::network::{NetworkPlan, Path};
+
+/// The programs of `bpf/forward.c`, by where they are attached: the node's ends of pods' links,
+pub const FROM_POD: &str = "from_pod";
+/// the tunnel link,
+pub const FROM_TUNNEL: &str = "from_tunnel";
+/// and the uplink.
+pub const FROM_UPLINK: &str = "from_uplink";
 
 /// All that the programs of one node shall know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forwarding {
     /// The pods of this node, by the node's end of their links.
     pub pods: BTreeMap<String, Pod>,
-    /// The pods of other nodes, by range.
+    /// The pods of other nodes, and nodes, by range.
     pub remotes: BTreeMap<IpNet, Remote>,
     /// This node's end of the VXLAN tunnels, also where it only receives.
     pub tunnel: Option<TunnelEnd>,
@@ -37,20 +44,22 @@ pub struct Pod {
     pub via_stack: bool,
 }
 
-/// Pods of another node.
+/// Pods of another node, or nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Remote {
-    /// Where the node's tunnel packets come from.
+    /// Where the node's tunnel packets come from; for the network of nodes no address.
     pub node: IpAddr,
     /// The way to them.
     pub way: Way,
 }
 
-/// The way to pods of another node.
+/// The way to a remote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// By the kernel's path: another encapsulation, encryption, or no way at all.
     Stack,
+    /// By the kernel's path: nodes, in whose name any other may send through its tunnel.
+    Node,
     /// Through the VXLAN link.
     Tunnel {
         /// MAC address of the other node's tunnel link.
@@ -75,9 +84,18 @@ pub struct TunnelEnd {
 }
 
 /// All that the programs of this node shall know, from its plan and the records of its pods.
-pub fn render(plan: &NetworkPlan, attachments: &[Attachment]) -> Forwarding {
-    let mut remotes = BTreeMap::new();
+pub fn render(
+    plan: &NetworkPlan,
+    config: &ClusterConfig,
+    attachments: &[Attachment],
+) -> Forwarding {
+    let no_address = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let network = |range: &IpNet| (*range, Remote { node: no_address, way: Way::Node });
+    let mut remotes: BTreeMap<IpNet, Remote> = config.node_cidrs.iter().map(network).collect();
     for peer in plan.peers.values() {
+        for own in &peer.addresses {
+            remotes.insert(IpNet::from(*own), Remote { node: peer.address, way: Way::Node });
+        }
         for range in &peer.pod_ranges {
             let way = match (&peer.path, peer.address_for(range)) {
                 (Path::Vxlan { mac }, _) => Way::Tunnel { mac: *mac },
@@ -124,6 +142,24 @@ fn is_via_stack(attachment: &Attachment) -> bool {
         edge.firewall.as_ref().is_some_and(|one| one.ingress_policy != IngressPolicy::Open);
     let limited = attachment.bandwidth.ingress.is_some() || attachment.bandwidth.egress.is_some();
     filtered || limited || edge.masquerade.is_some() || !edge.host_ports.is_empty()
+}
+
+impl Forwarding {
+    /// Leaves the packets of the pods with these addresses to the kernel's path.
+    pub fn leave_to_stack(&mut self, addresses: &BTreeSet<IpAddr>) {
+        for pod in self.pods.values_mut() {
+            pod.via_stack |= !pod.addresses.is_disjoint(addresses);
+        }
+    }
+
+    /// Which programs are attached to which links.
+    pub fn programs(&self) -> impl Iterator<Item = (String, &'static str)> {
+        let between_nodes = !self.remotes.is_empty();
+        let tunnel = self.tunnel.as_ref().map(|end| (end.link.clone(), FROM_TUNNEL));
+        let uplink = self.uplink.clone().map(|link| (link, FROM_UPLINK));
+        let others = tunnel.into_iter().chain(uplink).filter(move |_| between_nodes);
+        self.pods.keys().map(|link| (link.clone(), FROM_POD)).chain(others)
+    }
 }
 
 impl Pod {
@@ -235,11 +271,42 @@ mod tests {
                 dns_addresses: vec![],
                 uplink: "eth0".into(),
             };
-            let remotes = render(&plan, &[]).remotes;
+            let remotes = render(&plan, &ClusterConfig::default(), &[]).remotes;
             let node = address("192.0.2.2");
             let expected = expected.map(|way| Remote { node, way });
-            assert_eq!(remotes, ranges.into_iter().zip(expected).collect(), "{path:?}");
+            let nodes = ["172.30.0.0/24", "192.0.2.2/32"].map(|text| text.parse().expect("one"));
+            let owners = [address("::"), node].map(|node| Remote { node, way: Way::Node });
+            let all = ranges.into_iter().zip(expected).chain(nodes.into_iter().zip(owners));
+            assert_eq!(remotes, all.collect(), "{path:?}");
         }
+    }
+
+    #[test]
+    fn pods_that_another_backend_translates_for_are_left_to_the_kernels_path() {
+        let attached = attachment(routed(), Edge::default(), Bandwidth::default());
+        let pods = pods(&[attached]);
+        let mut wanted = Forwarding { pods, uplink: Some("eth0".into()), ..Forwarding::default() };
+        let end = |text: &str| [text.parse().expect("an address")].into();
+        wanted.leave_to_stack(&end("10.244.1.6"));
+        assert!(!wanted.pods["veth1"].via_stack);
+        wanted.leave_to_stack(&end("10.244.1.5"));
+        assert!(wanted.pods["veth1"].via_stack);
+    }
+
+    #[test]
+    fn links_to_other_nodes_have_programs_where_there_are_other_nodes() {
+        let tunnel = TunnelEnd { link: "flatnet.1".into(), vni: 1, port: 4789 };
+        let pods = [("veth1".to_owned(), Pod::default())].into();
+        let uplink = Some("eth0".to_owned());
+        let mut wanted = Forwarding { pods, uplink, tunnel: Some(tunnel), ..Forwarding::default() };
+        let place = |link: &str, program| (link.to_owned(), program);
+        assert_eq!(wanted.programs().collect::<Vec<_>>(), [place("veth1", FROM_POD)]);
+        let node = "192.0.2.2".parse().expect("an address");
+        let range = "10.244.2.0/24".parse().expect("a range");
+        wanted.remotes = [(range, Remote { node, way: Way::Stack })].into();
+        let expected = [("veth1", FROM_POD), ("flatnet.1", FROM_TUNNEL), ("eth0", FROM_UPLINK)];
+        let expected = expected.map(|(link, program)| place(link, program));
+        assert_eq!(wanted.programs().collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Kernel, Observed, Op, OpError};
+use crate::{Kernel, Observed, Op, OpError, carry_out};
 
 /// A kernel in memory, for the simulator and for case files.
 #[derive(Clone, Debug, Default)]
@@ -23,20 +23,14 @@ impl Kernel for FakeKernel {
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>> {
         let faults = std::mem::take(&mut self.faults);
-        let results = ops
-            .iter()
-            .enumerate()
-            .map(|(index, op)| match faults.get(&index) {
-                Some(&errno) => {
-                    Err(OpError { errno, message: format!("injected fault on {op:?}") })
-                }
-                None => {
-                    self.state.apply(op)?;
-                    self.applied.push(op.clone());
-                    Ok(())
-                }
-            })
-            .collect();
+        let results = carry_out(ops, |index, op| match faults.get(&index) {
+            Some(&errno) => Err(OpError { errno, message: format!("injected fault on {op:?}") }),
+            None => {
+                self.state.apply(op)?;
+                self.applied.push(op.clone());
+                Ok(())
+            }
+        });
         self.faults =
             faults.range(ops.len()..).map(|(&index, &errno)| (index - ops.len(), errno)).collect();
         results

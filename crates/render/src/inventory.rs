@@ -53,6 +53,8 @@ pub enum RowKind {
     Sysctl,
     /// The eBPF maps of Services, or programs that use them.
     Ebpf,
+    /// A program that forwards packets of pods, and its link.
+    Program,
     /// The virtual servers of IPVS, with the operations that would mend them.
     Ipvs,
     /// An iptables table, with the commands that would mend it.
@@ -63,7 +65,7 @@ pub enum RowKind {
 
 impl RowKind {
     /// All kinds, in the order of the report.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Link,
         Self::Address,
         Self::Neighbour,
@@ -72,6 +74,7 @@ impl RowKind {
         Self::Route,
         Self::Sysctl,
         Self::Ebpf,
+        Self::Program,
         Self::Ipvs,
         Self::Iptables,
         Self::Nftables,
@@ -88,6 +91,7 @@ impl RowKind {
             Self::Route => "route",
             Self::Sysctl => "sysctl",
             Self::Ebpf => "ebpf",
+            Self::Program => "program",
             Self::Ipvs => "ipvs",
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
@@ -120,7 +124,7 @@ fn rows(program: &Program, observed: &Observed, all: bool) -> Vec<Row> {
     let present = &observed.net.state;
     let wanted = program.net.state.as_ref().unwrap_or(present);
     let mut rows = Rows { all, rows: vec![] };
-    rows.net(wanted, present);
+    rows.net(wanted, &observed.net);
     rows.detached(wanted, &observed.net);
     rows.sysctls(wanted, &observed.net);
     rows.ebpf(program.ebpf.as_ref(), &observed.ebpf);
@@ -136,12 +140,13 @@ struct Rows {
 }
 
 impl Rows {
-    fn net(&mut self, wanted: &NetState, present: &NetState) {
+    fn net(&mut self, wanted: &NetState, observed: &NetObserved) {
+        let present = &observed.state;
         self.maps(RowKind::Link, &wanted.links, &present.links, Clone::clone, link_text);
         let addresses = |state: &NetState| -> BTreeMap<String, ()> {
-            // Of loopback's only the wanted ones are ours.
             let ours = |link: &str, address| {
                 link != crate::net::LOOPBACK
+                    || observed.marked_addresses.contains(&address)
                     || wanted.addresses.contains(&(link.to_owned(), address))
             };
             let named = state.addresses.iter().filter(|(link, address)| ours(link, *address));

@@ -107,6 +107,36 @@ pub trait Kernel {
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>>;
 }
 
+/// Carries out ops in order by `one`, which gets each with its number. A backend of Services that
+/// another one takes over from stays until nothing of what stands before its end has failed:
+/// otherwise nobody would translate (invariant 6).
+pub fn carry_out(
+    ops: &[Op],
+    mut one: impl FnMut(usize, &Op) -> Result<(), OpError>,
+) -> Vec<Result<(), OpError>> {
+    let mut has_failed = false;
+    let carried_out = ops.iter().enumerate().map(|(number, op)| {
+        if has_failed && op.is_end_of_ebpf() {
+            return Err(OpError {
+                errno: 0,
+                message: "Services stay in eBPF until the backend that takes over is there".into(),
+            });
+        }
+        let result = one(number, op);
+        has_failed |= result.is_err() && !matches!(op, Op::Net(_) | Op::Ebpf(_));
+        result
+    });
+    carried_out.collect()
+}
+
+impl Op {
+    fn is_end_of_ebpf(&self) -> bool {
+        use ebpf::NodeOp;
+        let Self::Ebpf(op) = self else { return false };
+        matches!(op, NodeOp::DetachSockets | NodeOp::Drain | NodeOp::Remove)
+    }
+}
+
 /// Says a plan in the words of the kernel. A pure function of its arguments.
 pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> Program {
     let is_iptables = config.service_backend == ServiceBackend::Iptables;
@@ -146,7 +176,10 @@ pub fn unsupported(
             ("iptables", "counts no connections and has no consistent hash")
         }
         ServiceBackend::Ebpf => ("ebpf", "counts no connections"),
-        ServiceBackend::Ipvs => return ipvs::unsupported(service, plan),
+        ServiceBackend::Ipvs => {
+            let found = ipvs::unsupported(service, plan).into_iter();
+            return found.chain(without_direct(backend, service, plan)).collect();
+        }
     };
     let plans = plan.frontends.values().chain(plan.ranges.values());
     let asked = plans.map(|plan| &plan.scheduling).find_map(|scheduling| match scheduling {
@@ -163,7 +196,25 @@ pub fn unsupported(
              annotation away"
         ),
     };
-    asked.map(finding).into_iter().collect()
+    asked.map(finding).into_iter().chain(without_direct(backend, service, plan)).collect()
+}
+
+/// What is to be told where answers shall go past this node and the backend cannot do it.
+fn without_direct(
+    backend: ServiceBackend,
+    service: &NamespacedName,
+    plan: &ServicePlan,
+) -> Option<Finding> {
+    let mut plans = plan.frontends.values().chain(plan.ranges.values());
+    let is_lacking = backend != ServiceBackend::Ebpf && plans.any(|plan| plan.direct);
+    is_lacking.then(|| Finding {
+        about: format!("Service {service}"),
+        message: format!(
+            "direct server return is not possible with the service backend {backend}: clients \
+             outside of the cluster are masqueraded; choose --service-backend ebpf, or \
+             --load-balancer-mode snat"
+        ),
+    })
 }
 
 /// The ops that turn what is there into what shall be: additions in dependency order, removals
@@ -184,8 +235,8 @@ pub struct Touched {
     pub iptables: iptables::Touched,
     /// In virtual servers of IPVS.
     pub ipvs: ipvs::Touched,
-    /// Anywhere in maps and programs of eBPF.
-    pub ebpf: bool,
+    /// In maps of eBPF, and anywhere in its programs.
+    pub ebpf: ebpf::Touched,
 }
 
 impl Touched {
@@ -196,7 +247,7 @@ impl Touched {
             nft: nft::Touched::nothing(),
             iptables: iptables::Touched::nothing(),
             ipvs: ipvs::Touched::nothing(),
-            ebpf: false,
+            ebpf: ebpf::Touched::nothing(),
         }
     }
 
@@ -207,14 +258,14 @@ impl Touched {
             nft: nft::Touched::Everything,
             iptables: iptables::Touched::Everything,
             ipvs: ipvs::Touched::Everything,
-            ebpf: true,
+            ebpf: ebpf::Touched::Everything,
         }
     }
 
     /// Whether the program differs nowhere.
     pub fn is_nothing(&self) -> bool {
-        let others = [self.iptables.is_nothing(), self.ipvs.is_nothing()];
-        !self.net && !self.ebpf && self.nft.is_nothing() && others == [true; 2]
+        let others = [self.iptables.is_nothing(), self.ipvs.is_nothing(), self.ebpf.is_nothing()];
+        !self.net && self.nft.is_nothing() && others == [true; 3]
     }
 
     /// Adds what changed besides.
@@ -223,7 +274,7 @@ impl Touched {
         self.nft.merge(other.nft);
         self.iptables.merge(other.iptables);
         self.ipvs.merge(other.ipvs);
-        self.ebpf |= other.ebpf;
+        self.ebpf.merge(other.ebpf);
     }
 }
 
@@ -248,10 +299,10 @@ pub fn update(
         ServiceBackend::Ipvs => ipvs::update(&mut program.ipvs, desired, config, facts, before),
         _ => ipvs::Touched::nothing(),
     };
-    let ebpf = !before.is_empty() && program.ebpf.is_some();
-    if let Some(program) = program.ebpf.as_mut().filter(|_| ebpf) {
-        *program = ebpf::render_node(desired, config, facts);
-    }
+    let ebpf = match &mut program.ebpf {
+        Some(program) => ebpf::update_node(program, desired, config, facts, before),
+        None => ebpf::Touched::nothing(),
+    };
     Touched { net: false, nft, iptables, ipvs, ebpf }
 }
 
@@ -275,8 +326,8 @@ pub fn diff_touched(program: &Program, observed: &Observed, touched: &Touched) -
         ops.splice(0..0, first.into_iter().map(Op::Ipvs));
         ops.extend(last.into_iter().map(Op::Ipvs));
     }
-    if touched.ebpf {
-        let ebpf = ebpf::diff_node(program.ebpf.as_ref(), &observed.ebpf);
+    if !touched.ebpf.is_nothing() {
+        let ebpf = ebpf::diff_node_touched(program.ebpf.as_ref(), &observed.ebpf, &touched.ebpf);
         let place = place(program.ebpf.is_some(), &ops);
         ops.splice(place..place, ebpf.into_iter().map(Op::Ebpf));
     }

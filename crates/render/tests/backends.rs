@@ -6,11 +6,16 @@ use std::net::SocketAddr;
 use model::{ClusterConfig, NamespacedName, Protocol, ServiceBackend};
 use plan::services::{Backends, Frontend, FrontendPlan, IpvsScheduler, Scheduling, ServicePlan};
 use plan::{Desired, NodeFacts};
+use render::ebpf::NodeOp;
+use render::fake::FakeKernel;
 use render::inventory::{Row, RowKind, damage, differences, inventory};
 use render::iptables::IptablesOp;
 use render::ipvs::{IpvsObserved, IpvsOp, ObservedDestination, ServerKey};
 use render::nft::NftOp;
-use render::{Observed, Op, Program, diff, render, unsupported};
+use render::{Kernel, Observed, Op, Program, diff, render, unsupported};
+
+/// What `xtables` answers while another process writes.
+const EAGAIN: i32 = 11;
 
 fn desired(scheduling: Scheduling) -> Desired {
     let frontend = Frontend::ClusterIp {
@@ -80,6 +85,29 @@ fn the_new_backend_is_there_before_the_old_one_goes() {
     assert!(chains.count() > 0);
     bring(&mut observed, &Program::default());
     assert_eq!(has_service(&observed), [false, false]);
+}
+
+/// where the backend that takes over cannot be written, eBPF goes on until it can.
+#[test]
+fn ebpf_goes_on_until_the_next_backend_is_there() {
+    let ends = |kernel: &FakeKernel| {
+        let is_end = |op: &&Op| {
+            matches!(op, Op::Ebpf(NodeOp::DetachSockets | NodeOp::Drain | NodeOp::Remove))
+        };
+        kernel.applied.iter().filter(is_end).count()
+    };
+    for backend in [ServiceBackend::Iptables, ServiceBackend::Nftables] {
+        let mut kernel = FakeKernel::default();
+        bring(&mut kernel.state, &program(ServiceBackend::Ebpf));
+        let program = program(backend);
+        kernel.faults.insert(0, EAGAIN);
+        let results = kernel.apply(&diff(&program, &kernel.state));
+        assert!(results.iter().filter(|result| result.is_err()).count() > 1, "{backend:?}");
+        assert_eq!(ends(&kernel), 0, "{backend:?}");
+        let results = kernel.apply(&diff(&program, &kernel.state));
+        assert!(results.iter().all(Result::is_ok), "{backend:?}: {results:?}");
+        assert!(ends(&kernel) > 0, "{backend:?}");
+    }
 }
 
 /// whom nftables lets through finds its server there, also while IPVS gives back. But no

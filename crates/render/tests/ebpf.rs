@@ -233,6 +233,7 @@ fn single(ops: &[EbpfOp]) -> Vec<EbpfOp> {
         EbpfOp::Sources(change) => split(change, EbpfOp::Sources),
         EbpfOp::NodeAddresses(change) => split(change, EbpfOp::NodeAddresses),
         EbpfOp::OwnPods(change) => split(change, EbpfOp::OwnPods),
+        EbpfOp::DirectHosts(change) => split(change, EbpfOp::DirectHosts),
     };
     ops.iter().flat_map(one).collect()
 }

@@ -199,6 +199,43 @@ fn a_server_that_goes_waits_for_its_connections() {
     assert_eq!(back, [IpvsOp::ChangeDestination(vip, busy, 1)]);
 }
 
+/// What else listens at a node port's place gets the clients who come after the Service has gone,
+/// also while IPVS still has connections there. At a ClusterIP nobody else listens.
+#[test]
+fn a_node_port_that_goes_is_the_nodes_own_while_it_waits() {
+    let endpoint = at("10.244.0.2:8080");
+    let web = plan(vec![(node_port(30_080), to(&["10.244.0.2:8080"]))]);
+    let (web, nobody) = (program(vec![("web", web)]), program(vec![]));
+    let port = key(&format!("{NODE}:30080"));
+    let mut observed = IpvsObserved::default();
+    bring(&mut observed, &web);
+    occupy(&mut observed, port, endpoint, true);
+    assert_eq!(bring(&mut observed, &nobody), [IpvsOp::RetireServer(port)]);
+    let weights = |observed: &IpvsObserved| -> Vec<(SocketAddr, u32)> {
+        let destinations = observed.servers[&port].destinations.iter();
+        destinations.map(|(address, one)| (*address, one.weight)).collect()
+    };
+    assert_eq!(weights(&observed), [(endpoint, 0), (port.address, 1)]);
+    // Somebody takes it away.
+    let mut damaged = observed.clone();
+    damaged.servers.get_mut(&port).expect("it waits").destinations.remove(&port.address);
+    assert_eq!(bring(&mut damaged, &nobody), [IpvsOp::RetireServer(port)]);
+    assert_eq!(damaged, observed);
+    // The Service comes back, with its clients alone.
+    let mut back = observed.clone();
+    let expected = [
+        IpvsOp::ChangeDestination(port, endpoint, 1),
+        IpvsOp::RetireDestination(port, port.address),
+    ];
+    assert_eq!(bring(&mut back, &web), expected);
+    assert_eq!(weights(&back), [(endpoint, 1)]);
+    // Its own clients keep nothing.
+    occupy(&mut observed, port, endpoint, false);
+    occupy(&mut observed, port, port.address, true);
+    assert_eq!(bring(&mut observed, &nobody), [IpvsOp::RetireServer(port)]);
+    assert!(observed.servers.is_empty());
+}
+
 fn occupy(observed: &mut IpvsObserved, server: ServerKey, endpoint: SocketAddr, is_busy: bool) {
     let destinations = &mut observed.servers.get_mut(&server).expect("a server").destinations;
     destinations.get_mut(&endpoint).expect("an endpoint").is_busy = is_busy;

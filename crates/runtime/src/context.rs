@@ -44,6 +44,8 @@ pub struct Context {
 pub struct PodView {
     /// The pod's identity.
     pub uid: String,
+    /// Whether it uses the node's network.
+    pub host_network: bool,
     /// Its containers.
     pub containers: BTreeMap<String, ContainerView>,
 }
@@ -55,6 +57,8 @@ pub struct ContainerView {
     pub restarts: u32,
     /// Whether it runs.
     pub running: bool,
+    /// Whether its input ends with that of the first client that attaches.
+    pub input_ends: bool,
     /// Why there is no log yet; absent once it was started.
     pub waiting: Option<String>,
 }

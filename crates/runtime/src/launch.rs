@@ -10,6 +10,7 @@ use pause::{Bind, ContainerSpec};
 use crate::disk::{self, PodDirectory};
 use crate::environment::{self, Sources};
 use crate::images::{Image, Images};
+use crate::logs;
 use crate::machine::StartFailure;
 use crate::pod::{Container, Pod};
 use crate::volumes;
@@ -111,20 +112,32 @@ pub fn prepare(
         capabilities,
         cgroups: start.cgroups.clone(),
         oom_score_adjust: OOM_SCORE_ADJUST,
+        stdin: container.stdin,
+        stdin_once: container.stdin_once,
+        terminal: container.tty,
         log_file: directory.log(&container.name, start.restarts),
         log_limit_bytes: LOG_LIMIT_BYTES,
         exit_file: directory.exit(&container.name, start.restarts),
     })
 }
 
-/// What the container wrote to its `terminationMessagePath`; empty when nothing.
-pub fn last_words(directory: &PodDirectory, container: &str, restarts: u32) -> String {
+/// What a container that ended with `code` wrote to its `terminationMessagePath`, or, where its
+/// policy says so, last to its log; empty when nothing.
+pub fn last_words(
+    directory: &PodDirectory,
+    container: &Container,
+    restarts: u32,
+    code: i32,
+) -> String {
     let mut text = Vec::new();
-    let path = directory.layers(container, restarts).join(LAST_WORDS);
-    let read =
+    let path = directory.layers(&container.name, restarts).join(LAST_WORDS);
+    // A file that is not there says nothing.
+    let _ =
         File::open(path).and_then(|file| file.take(LAST_WORDS_LIMIT_BYTES).read_to_end(&mut text));
-    if read.is_err() {
-        return String::new();
+    let falls_back = container.termination_message_policy == "FallbackToLogsOnError";
+    if text.is_empty() && code != 0 && falls_back {
+        let log = directory.log(&container.name, restarts);
+        text = logs::end(log, LAST_WORDS_LOG_LINES, LAST_WORDS_LOG_BYTES);
     }
     String::from_utf8_lossy(&text).into_owned()
 }
@@ -146,6 +159,9 @@ fn last_words_file(container: &Container, layers: &Path) -> Result<Bind, String>
 const LAST_WORDS: &str = "termination-log";
 /// As much of it as the status shows, bytes (the kubelet's).
 const LAST_WORDS_LIMIT_BYTES: u64 = 4096;
+/// As much of the log's end as stands in for it, lines and bytes (the kubelet's).
+const LAST_WORDS_LOG_LINES: usize = 80;
+const LAST_WORDS_LOG_BYTES: usize = 2048;
 /// Most words of a command line.
 const MAX_ARGUMENTS: usize = 4096;
 

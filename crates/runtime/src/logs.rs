@@ -69,6 +69,22 @@ pub async fn send(
     }
 }
 
+/// The end of a log that is written no more: of so many lines at most the last `bytes`.
+pub fn end(path: PathBuf, lines: usize, bytes: usize) -> Vec<u8> {
+    let mut reader = Reader::new(path);
+    reader.skip_to_tail(lines);
+    let mut filter = Filter { left: None, options: LogOptions::default() };
+    let mut text = Vec::new();
+    loop {
+        let lines = reader.read();
+        if lines.is_empty() {
+            return text;
+        }
+        text.extend(filter.apply(&lines));
+        text.drain(..text.len().saturating_sub(bytes));
+    }
+}
+
 /// Reads whole lines, first of the older file, then of the newer, and follows rotation.
 struct Reader {
     path: PathBuf,
@@ -295,6 +311,21 @@ mod tests {
         for (options, expected) in cases {
             assert_eq!(collect(&path, options.clone()), expected, "{options:?}");
         }
+    }
+
+    #[test]
+    fn the_end_is_bounded_by_lines_and_by_bytes() {
+        let scratch = Scratch::new("end");
+        let path = scratch.0.join("0.log");
+        fs::write(older(&path), line(1, 'F', "one") + &line(2, 'F', "two")).expect("written");
+        fs::write(&path, line(3, 'P', "thr") + &line(3, 'F', "ee")).expect("written");
+        for (lines, bytes, expected) in
+            [(80, 2048, "one\ntwo\nthree\n"), (3, 2048, "two\nthree\n"), (80, 8, "o\nthree\n")]
+        {
+            let text = end(path.clone(), lines, bytes);
+            assert_eq!(String::from_utf8_lossy(&text), expected, "{lines} lines, {bytes} bytes");
+        }
+        assert!(end(scratch.0.join("none.log"), 80, 2048).is_empty());
     }
 
     #[test]

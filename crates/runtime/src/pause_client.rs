@@ -1,8 +1,8 @@
 //! The runtime's side of a pause process.
 
 use std::io::{IoSlice, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use pause::{ContainerReport, ExecSpec, MAX_MESSAGE_BYTES, Request, Response};
@@ -25,6 +25,11 @@ pub struct Connection {
 /// A command that runs in a container.
 pub struct RunningCommand {
     connection: Connection,
+}
+
+/// What an attached client asks of its container beside input.
+pub struct Control {
+    writer: UnixStream,
 }
 
 impl Connection {
@@ -104,25 +109,41 @@ pub async fn watch(socket: &Path) -> Result<(Vec<ContainerReport>, Connection), 
 /// # Errors
 /// The command cannot be executed, or the container does not run.
 pub async fn execute(
-    socket: PathBuf,
+    socket: &Path,
     spec: &ExecSpec,
     streams: [BorrowedFd<'_>; 3],
 ) -> Result<RunningCommand, String> {
-    let mut text =
-        serde_json::to_vec(&Request::Exec(spec.clone())).map_err(|error| error.to_string())?;
-    text.push(b'\n');
-    let stream = send_with_descriptors(&socket, &text, streams)
-        .map_err(|error| format!("the pod's sandbox is not running: {error}"))?;
-    let stream = UnixStream::from_std(stream).map_err(|error| error.to_string())?;
-    let mut connection = Connection { stream: BufReader::with_capacity(READ_BYTES, stream) };
+    let mut connection = open_with(socket, &Request::Exec(spec.clone()), streams)?;
     match connection.answer().await? {
         Response::Started { .. } => Ok(RunningCommand { connection }),
         other => Err(format!("the pod's sandbox gave a strange answer: {other:?}")),
     }
 }
 
+/// Joins a container's streams: input is taken from the first of the given, output and errors go to
+/// the others. Lasts until both results are dropped.
+///
+/// # Errors
+/// The container does not run.
+pub async fn attach(
+    socket: &Path,
+    container: &str,
+    streams: [BorrowedFd<'_>; 3],
+) -> Result<(RunningCommand, Control), String> {
+    let request = Request::Attach { container: container.to_owned() };
+    let mut connection = open_with(socket, &request, streams)?;
+    match connection.answer().await? {
+        Response::Done => {}
+        other => return Err(format!("the pod's sandbox gave a strange answer: {other:?}")),
+    }
+    let failed = |error: std::io::Error| format!("cannot copy a descriptor: {error}");
+    let copy = connection.stream.get_ref().as_fd().try_clone_to_owned().map_err(failed)?;
+    let writer = UnixStream::from_std(copy.into()).map_err(failed)?;
+    Ok((RunningCommand { connection }, Control { writer }))
+}
+
 impl RunningCommand {
-    /// Waits for the command's end; `None` when its sandbox ended first.
+    /// Waits for the end of the command, or of the container that is attached; `None` when its sandbox ended first.
     pub async fn exit_code(&mut self) -> Option<i32> {
         loop {
             match self.connection.next().await? {
@@ -131,6 +152,41 @@ impl RunningCommand {
             }
         }
     }
+}
+
+impl Control {
+    /// The client's input ends once all that is in its pipe is read.
+    pub async fn end_input(&mut self) {
+        self.tell(&Request::EndInput).await;
+    }
+
+    /// Tells the programs on the container's terminal its size.
+    pub async fn resize(&mut self, columns: u16, rows: u16) {
+        self.tell(&Request::Resize { columns, rows }).await;
+    }
+
+    /// The answer comes to the other half, and changes nothing.
+    async fn tell(&mut self, request: &Request) {
+        let Ok(mut text) = serde_json::to_vec(request) else { return };
+        text.push(b'\n');
+        if let Err(error) = self.writer.write_all(&text).await {
+            tracing::debug!("a container's sandbox is not told: {error}");
+        }
+    }
+}
+
+/// A connection whose first request has descriptors beside it.
+fn open_with(
+    socket: &Path,
+    request: &Request,
+    streams: [BorrowedFd<'_>; 3],
+) -> Result<Connection, String> {
+    let mut text = serde_json::to_vec(request).map_err(|error| error.to_string())?;
+    text.push(b'\n');
+    let stream = send_with_descriptors(socket, &text, streams)
+        .map_err(|error| format!("the pod's sandbox is not running: {error}"))?;
+    let stream = UnixStream::from_std(stream).map_err(|error| error.to_string())?;
+    Ok(Connection { stream: BufReader::with_capacity(READ_BYTES, stream) })
 }
 
 fn send_with_descriptors(
@@ -165,7 +221,6 @@ pub async fn kill(socket: &Path) -> Result<(), String> {
         Ok(pidfd) => pidfd,
         Err(_) => return Ok(()), // Ended since.
     };
-    use std::os::fd::AsFd;
     crate::sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL)
         .or_else(
             |error| if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) },

@@ -138,6 +138,8 @@ api! {
         working_dir: String,
         /// The file whose content becomes the message of the container's end.
         termination_message_path: String,
+        /// `FallbackToLogsOnError`: where that file is empty, the log's end takes its place.
+        termination_message_policy: String,
         /// Variables.
         env: Vec<EnvironmentVariable>,
         /// Whole ConfigMaps and Secrets as variables.
@@ -156,6 +158,12 @@ api! {
         lifecycle: Lifecycle,
         /// User, group, capabilities.
         security_context: SecurityContext,
+        /// Whether it has an input, for `attach`.
+        stdin: bool,
+        /// Whether that ends with the first client's.
+        stdin_once: bool,
+        /// Whether its streams are a terminal.
+        tty: bool,
         /// On an init container `Always` makes a sidecar.
         restart_policy: String,
         /// Named ports that probes refer to.
@@ -491,6 +499,12 @@ impl Container {
     /// Whether this init container runs beside the others for the pod's whole life.
     pub fn is_sidecar(&self) -> bool {
         self.restart_policy == "Always"
+    }
+
+    /// Whether the container's input ends with that of the first client that attaches. A terminal
+    /// stays open for the next one, as containerd has it.
+    pub fn input_ends(&self) -> bool {
+        self.stdin_once && !self.tty
     }
 
     /// The number of a port given by number or by name.

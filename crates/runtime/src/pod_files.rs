@@ -6,6 +6,10 @@ use crate::pod::Pod;
 
 /// Most nameservers that a resolv.conf may have (kubelet's check).
 const MAX_NAMESERVERS: usize = 3;
+/// Most domains of a search path, and characters of all of them in a line (kubelet's limits since
+/// KEP-2595). What comes behind is left out, as kubelet does.
+const MAX_SEARCH_DOMAINS: usize = 32;
+const MAX_SEARCH_CHARACTERS: usize = 2048;
 
 /// What a pod's resolv.conf is made from.
 pub struct Resolver<'a> {
@@ -87,8 +91,9 @@ pub fn resolv_conf(pod: &Pod, resolver: &Resolver<'_>) -> String {
         options.push(text);
     }
     let mut text = String::new();
+    let searches = within_limits(without_repeats(searches));
     if !searches.is_empty() {
-        text.push_str(&format!("search {}\n", without_repeats(searches).join(" ")));
+        text.push_str(&format!("search {}\n", searches.join(" ")));
     }
     for nameserver in without_repeats(nameservers).iter().take(MAX_NAMESERVERS) {
         text.push_str(&format!("nameserver {nameserver}\n"));
@@ -114,6 +119,14 @@ fn read_node(
             _ => {}
         }
     }
+}
+
+fn within_limits(mut searches: Vec<String>) -> Vec<String> {
+    searches.truncate(MAX_SEARCH_DOMAINS);
+    while searches.join(" ").len() > MAX_SEARCH_CHARACTERS {
+        searches.pop();
+    }
+    searches
 }
 
 fn without_repeats(texts: Vec<String>) -> Vec<String> {
@@ -165,6 +178,29 @@ mod tests {
         for (spec, expected) in cases {
             assert_eq!(resolv_conf(&pod(spec.clone()), &resolver), expected, "{spec}");
         }
+    }
+
+    /// D-08: what is too much goes from the end, whole domains at a time.
+    #[test]
+    fn search_paths_are_kept_within_kubelets_limits() {
+        let resolver = Resolver { cluster_dns: &[], cluster_domain: "cluster.local", node: "" };
+        let searches = |domains: &[String]| {
+            let spec = json!({"dnsPolicy": "None", "dnsConfig": {"searches": domains}});
+            let text = resolv_conf(&pod(spec), &resolver);
+            let line = text.lines().next().and_then(|line| line.strip_prefix("search "));
+            line.unwrap_or_default().split(' ').map(str::to_owned).collect::<Vec<_>>()
+        };
+        let short: Vec<String> = (0..40).map(|number| format!("d{number}.test")).collect();
+        assert_eq!(searches(&short), short[..32]);
+        // With the blanks between them, eight domains of 255 characters are 2,047, nine are 2,303.
+        let long: Vec<String> =
+            (0..12).map(|number| format!("{number:02}{}.test", "x".repeat(248))).collect();
+        assert!(long.iter().all(|domain| domain.len() == 255));
+        assert_eq!(searches(&long), long[..8]);
+        let exact = [&long[..7], &["y".repeat(256)]].concat();
+        assert_eq!(searches(&exact), exact, "2,048 characters");
+        let over = [&long[..7], &["y".repeat(257)]].concat();
+        assert_eq!(searches(&over), long[..7], "2,049 characters");
     }
 
     #[test]

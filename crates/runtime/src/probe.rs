@@ -87,7 +87,7 @@ async fn execute(command: &[String], target: &Target<'_>) -> Result<(), String> 
         kill_on_close: true,
     };
     let streams = [null.as_fd(), writer.as_fd(), writer.as_fd()];
-    let mut running = pause_client::execute(target.directory.socket(), &spec, streams).await?;
+    let mut running = pause_client::execute(&target.directory.socket(), &spec, streams).await?;
     drop(writer);
     let mut output = Vec::new();
     let code = {

@@ -1,4 +1,4 @@
-//! The kubelet's server on port 10250, as far as the API server uses it: logs, exec, health. Mutual
+//! The kubelet's server on port 10250, as far as the API server uses it: logs, streams, health. Mutual
 //! TLS; one client is let in, the API server, by the name in its certificate.
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use model::{NamespacedName, Timestamp};
@@ -26,12 +27,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use crate::context::{ContainerView, Context, now};
-use crate::exec::{self, ExecOptions, ExecTarget};
 use crate::logs::{self, LogOptions};
+use crate::streams::attach::{self, AttachOptions};
+use crate::streams::channels::{Session, V5, Wanted};
+use crate::streams::exec::{self, ExecOptions};
+use crate::streams::upgrade::{self, Agreement, Carrier, Served};
+use crate::streams::{ContainerPlace, IDLE_TIMEOUT_S, port_channels, port_forward, websocket};
 
-/// Connections at one time: log readers and exec sessions.
+/// Connections at one time: log readers and sessions.
 const MAX_CONNECTIONS: usize = 128;
-/// Exec sessions at one time.
+/// Sessions of exec, attach and port-forward at one time.
 const MAX_SESSIONS: usize = 32;
 /// Longest TLS handshake and request head, seconds.
 const HANDSHAKE_TIMEOUT_S: u64 = 10;
@@ -39,12 +44,22 @@ const HANDSHAKE_TIMEOUT_S: u64 = 10;
 const ACCEPT_RETRY_MS: u64 = 100;
 /// hyper's buffer for one connection, bytes.
 const CONNECTION_BUFFER_BYTES: usize = 32 * 1024;
-/// The header that names the versions of the exec protocol.
-const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
-/// The version spoken here: exit codes as a `Status`.
-const EXEC_PROTOCOL: &str = "v4.channel.k8s.io";
+/// Time between two looks whether the pod of a session is still here, seconds.
+const GONE_CHECK_S: u64 = 1;
+/// The protocols of commands: version 4 tells exit codes as a `Status`.
+const COMMAND: Served =
+    Served { spdy: &["v4.channel.k8s.io"], websocket: &[V5, "v4.channel.k8s.io"] };
+/// SPDY in a websocket (KEP-4006).
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// Two channels of a websocket for each port, as the Python and npm clients and kube-rs have it.
+const PORT_CHANNELS: &str = "v4.channel.k8s.io";
+/// The protocols of port-forward.
+const PORT_FORWARD: Served =
+    Served { spdy: &["portforward.k8s.io"], websocket: &[TUNNEL, PORT_CHANNELS] };
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+/// An answer that says why not.
+type Refusal = (StatusCode, String);
 
 /// The server, ready to accept.
 pub struct Server {
@@ -189,9 +204,25 @@ fn answer(
         }
         (&Method::POST | &Method::GET, ["exec", namespace, pod, container]) => {
             let target = find(context, namespace, pod, container);
-            target.map_or_else(refused, |target| {
-                execute(context, &target, &query, request, sessions, permit)
-            })
+            let answered = target
+                .and_then(|target| execute(context, &target, &query, request, sessions, permit));
+            answered.unwrap_or_else(refused)
+        }
+        (&Method::POST | &Method::GET, ["attach", namespace, pod, container]) => {
+            let target = find(context, namespace, pod, container);
+            let answered = target.and_then(|target| {
+                let place = place(context, &target)?;
+                let streams = wanted(&query);
+                let options = AttachOptions { streams, input_ends: target.view.input_ends };
+                in_session(request, streams, sessions, permit, move |session| {
+                    attach::serve(session, options, place)
+                })
+            });
+            answered.unwrap_or_else(refused)
+        }
+        (&Method::POST | &Method::GET, ["portForward", namespace, pod]) => {
+            let key = NamespacedName::new(*namespace, *pod);
+            forward_ports(context, &key, &query, request, sessions, permit).unwrap_or_else(refused)
         }
         _ => refuse(StatusCode::NOT_FOUND, "404 page not found"),
     }
@@ -205,19 +236,10 @@ struct Target {
     view: ContainerView,
 }
 
-fn find(
-    context: &Context,
-    namespace: &str,
-    pod: &str,
-    container: &str,
-) -> Result<Target, (StatusCode, String)> {
+fn find(context: &Context, namespace: &str, pod: &str, container: &str) -> Result<Target, Refusal> {
     let key = NamespacedName::new(namespace, pod);
     let pods = context.pods();
-    let Some(view) = pods.get(&key) else {
-        let message =
-            format!("pod {pod:?} in namespace {namespace:?} is not on this node (any more)");
-        return Err((StatusCode::NOT_FOUND, message));
-    };
+    let view = pods.get(&key).ok_or_else(|| no_pod(&key))?;
     let uid = view.uid.clone();
     match view.containers.get(container) {
         Some(view) => Ok(Target { key, container: container.to_owned(), uid, view: view.clone() }),
@@ -302,62 +324,156 @@ fn execute(
     context: &Arc<Context>,
     target: &Target,
     query: &Query,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     sessions: Arc<Semaphore>,
     permit: Arc<OwnedSemaphorePermit>,
-) -> Answer {
-    let header_is = |name: header::HeaderName, wanted: &str| {
-        let value = request.headers().get(name).and_then(|value| value.to_str().ok());
-        value.is_some_and(|value| value.to_ascii_lowercase().contains(wanted))
-    };
-    if !header_is(header::UPGRADE, "spdy/3.1") || !header_is(header::CONNECTION, "upgrade") {
-        return refuse(StatusCode::BAD_REQUEST, "exec is served over an upgrade to SPDY/3.1");
+) -> Result<Answer, Refusal> {
+    let options = ExecOptions { command: query.all("command"), streams: wanted(query) };
+    if options.command.is_empty() {
+        let message = "you must specify at least 1 command to execute";
+        return Err((StatusCode::BAD_REQUEST, message.to_owned()));
     }
-    let versions = request.headers().get_all(STREAM_PROTOCOL).iter();
-    let mut versions = versions.filter_map(|value| value.to_str().ok());
-    if !versions.any(|version| version.split(',').any(|one| one.trim() == EXEC_PROTOCOL)) {
-        let message = format!("unable to upgrade: the client must speak {EXEC_PROTOCOL}");
-        return refuse(StatusCode::FORBIDDEN, &message);
-    }
-    let options = ExecOptions {
-        command: query.all("command"),
+    let place = place(context, target)?;
+    in_session(request, options.streams, sessions, permit, move |session| {
+        exec::serve(session, options, place)
+    })
+}
+
+fn wanted(query: &Query) -> Wanted {
+    Wanted {
         stdin: query.flag("input"),
         stdout: query.flag("output"),
         stderr: query.flag("error"),
         tty: query.flag("tty"),
-    };
-    if options.command.is_empty() {
-        return refuse(StatusCode::BAD_REQUEST, "you must specify at least 1 command to execute");
     }
+}
+
+/// Where a running container is.
+fn place(context: &Context, target: &Target) -> Result<ContainerPlace, Refusal> {
     if !target.view.running {
         let message = format!("container not found (\"{}\")", target.container);
-        return refuse(StatusCode::NOT_FOUND, &message);
+        return Err((StatusCode::NOT_FOUND, message));
     }
-    let Ok(session) = sessions.try_acquire_owned() else {
-        let message = format!("this node runs {MAX_SESSIONS} exec sessions already: end one");
-        return refuse(StatusCode::TOO_MANY_REQUESTS, &message);
+    let socket = context.pod_directory(&target.uid).socket();
+    Ok(ContainerPlace { socket, container: target.container.clone() })
+}
+
+/// Answers 101, and serves the streams that the client then opens.
+fn in_session<F, T>(
+    request: Request<Incoming>,
+    wanted: Wanted,
+    sessions: Arc<Semaphore>,
+    permit: Arc<OwnedSemaphorePermit>,
+    serve: F,
+) -> Result<Answer, Refusal>
+where
+    F: FnOnce(Session) -> T + Send + 'static,
+    T: Future<Output = ()> + Send,
+{
+    let agreement = upgrade::agree(request.headers(), &COMMAND)?;
+    let held = (room_for_session(sessions)?, permit);
+    let protocol = agreement.protocol;
+    Ok(upgraded(request, agreement, held, move |connection, carrier| async move {
+        let channels = wanted.channels();
+        let session = match carrier {
+            Carrier::Spdy => Session::over_spdy(connection, &channels).await,
+            Carrier::WebSocket => {
+                Ok(Session::over_websocket(connection, protocol, &channels).await)
+            }
+        };
+        match session {
+            Ok(session) => serve(session).await,
+            Err(message) => tracing::debug!("no session: {message}"),
+        }
+    }))
+}
+
+fn forward_ports(
+    context: &Arc<Context>,
+    key: &NamespacedName,
+    query: &Query,
+    request: Request<Incoming>,
+    sessions: Arc<Semaphore>,
+    permit: Arc<OwnedSemaphorePermit>,
+) -> Result<Answer, Refusal> {
+    let view = context.pods().get(key).cloned().ok_or_else(|| no_pod(key))?;
+    let agreement = upgrade::agree(request.headers(), &PORT_FORWARD)?;
+    let protocol = agreement.protocol;
+    let ports = if protocol == PORT_CHANNELS {
+        port_channels::ports(&query.all("ports"))
+            .map_err(|message| (StatusCode::BAD_REQUEST, message))?
+    } else {
+        Vec::new() // Each stream names its own.
     };
-    let exec_target = ExecTarget {
-        socket: context.pod_directory(&target.uid).socket(),
-        container: target.container.clone(),
+    let directory = context.pod_directory(&view.uid);
+    let place = port_forward::Place {
+        pod: key.name.clone(),
+        uid: view.uid.clone(),
+        namespace: (!view.host_network).then(|| directory.namespace()),
     };
+    let gone = until_gone(context.clone(), key.clone(), view.uid);
+    let held = (room_for_session(sessions)?, permit);
+    let idle = Duration::from_secs(IDLE_TIMEOUT_S);
+    Ok(upgraded(request, agreement, held, move |connection, carrier| async move {
+        match carrier {
+            Carrier::Spdy => port_forward::serve(connection, place, gone, idle).await,
+            Carrier::WebSocket if protocol == PORT_CHANNELS => {
+                port_channels::serve(connection, place, &ports, gone, idle).await;
+            }
+            Carrier::WebSocket => {
+                port_forward::serve(websocket::tunnel(connection), place, gone, idle).await;
+            }
+        }
+    }))
+}
+
+/// Returns once a pod has left the node: its sessions would keep its network namespace alive.
+async fn until_gone(context: Arc<Context>, key: NamespacedName, uid: String) {
+    let is_here = || context.pods().get(&key).is_some_and(|view| view.uid == uid);
+    while is_here() {
+        tokio::time::sleep(Duration::from_secs(GONE_CHECK_S)).await;
+    }
+}
+
+/// Room for one more session.
+fn room_for_session(sessions: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
+    sessions.try_acquire_owned().map_err(|_| {
+        let message = format!("this node serves {MAX_SESSIONS} sessions already: end one");
+        (StatusCode::TOO_MANY_REQUESTS, message)
+    })
+}
+
+/// Answers 101, and serves the connection that the client then has. `held` is given back at its end.
+fn upgraded<F, T>(
+    mut request: Request<Incoming>,
+    agreement: Agreement,
+    held: impl Send + 'static,
+    serve: F,
+) -> Answer
+where
+    F: FnOnce(TokioIo<Upgraded>, Carrier) -> T + Send + 'static,
+    T: Future<Output = ()> + Send,
+{
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => exec::serve(TokioIo::new(upgraded), options, exec_target).await,
-            Err(error) => tracing::debug!("exec: the upgrade failed: {error}"),
+            Ok(connection) => serve(TokioIo::new(connection), agreement.carrier).await,
+            Err(error) => tracing::debug!("the upgrade failed: {error}"),
         }
-        drop((session, permit));
+        drop(held);
     });
     let mut answer = text(StatusCode::SWITCHING_PROTOCOLS, "");
-    let headers = answer.headers_mut();
-    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, header::HeaderValue::from_static("SPDY/3.1"));
-    headers.insert(STREAM_PROTOCOL, header::HeaderValue::from_static(EXEC_PROTOCOL));
+    answer.headers_mut().extend(agreement.headers);
     answer
 }
 
-fn refused((code, message): (StatusCode, String)) -> Answer {
+fn no_pod(key: &NamespacedName) -> Refusal {
+    let NamespacedName { namespace, name } = key;
+    let message = format!("pod {name:?} in namespace {namespace:?} is not on this node (any more)");
+    (StatusCode::NOT_FOUND, message)
+}
+
+fn refused((code, message): Refusal) -> Answer {
     refuse(code, &message)
 }
 

@@ -23,28 +23,6 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The terminal's side of a pseudo terminal, opened without its path: that lies in the container.
-pub fn terminal_of(controller: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: both ioctls act on our own descriptor; unlock outlives the first call.
-    let fd = unsafe {
-        let unlock: libc::c_int = 0;
-        if libc::ioctl(controller.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        libc::ioctl(controller.as_raw_fd(), libc::TIOCGPTPEER, flags)
-    };
-    owned(libc::c_long::from(fd))
-}
-
-/// Tells the programs on a terminal its size.
-pub fn resize_terminal(controller: BorrowedFd<'_>, columns: u16, rows: u16) -> io::Result<()> {
-    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: size outlives the call, which only reads it.
-    let result = unsafe { libc::ioctl(controller.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// A descriptor that the async runtime waits for.
 pub fn asynchronous(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd names the same open descriptor until it is dropped, and the AsyncFd that

@@ -180,8 +180,10 @@ impl Worker {
                 ended.reason = "OOMKilled".into();
             }
             self.context.cgroups.remove_container(uid, container, restarts);
-            if ended.message.is_empty() {
-                ended.message = launch::last_words(&self.directory, container, restarts);
+            if let Some(spec) = self.machine.pod.container(container)
+                && ended.message.is_empty()
+            {
+                ended.message = launch::last_words(&self.directory, spec, restarts, ended.code);
             }
         }
         let sandbox_ready = matches!(fact, Fact::SandboxReady(_));
@@ -258,9 +260,11 @@ impl Worker {
 
     /// Lets the log and exec server know.
     fn show(&self) {
-        let view = |record: &crate::machine::ContainerRecord| ContainerView {
+        let pod = &self.machine.pod;
+        let view = |name: &str, record: &crate::machine::ContainerRecord| ContainerView {
             restarts: record.restarts,
             running: record.is_running(),
+            input_ends: pod.container(name).is_some_and(crate::pod::Container::input_ends),
             waiting: match &record.state {
                 ContainerState::Waiting { reason, .. } if reason.is_empty() => {
                     Some("ContainerCreating".to_owned())
@@ -270,9 +274,10 @@ impl Worker {
             },
         };
         let containers = self.machine.record.containers.iter();
-        let containers = containers.map(|(name, record)| (name.clone(), view(record)));
+        let containers = containers.map(|(name, record)| (name.clone(), view(name, record)));
         let uid = self.machine.pod.metadata.uid.clone();
-        let view = PodView { uid, containers: containers.collect() };
+        let host_network = self.machine.pod.spec.host_network;
+        let view = PodView { uid, host_network, containers: containers.collect() };
         let mut pods = self.context.pods();
         // A pod on its way out does not hide a namesake that came after.
         let has_successor = pods.get(&self.key()).is_some_and(|known| known.uid != view.uid);

@@ -182,6 +182,7 @@ type Response = (&'static str, &'static str, &'static str, &'static [&'static st
 /// Group, version and kind that a subresource answers with, and its verbs.
 fn response(row: &Resource, subresource: Subresource) -> Response {
     const READ_WRITE: &[&str] = &["get", "patch", "update"];
+    const CONNECT: &[&str] = &["create", "get"];
     match subresource {
         Subresource::Status => (row.group, row.version, row.kind, READ_WRITE),
         Subresource::Scale => ("autoscaling", "v1", "Scale", READ_WRITE),
@@ -190,7 +191,9 @@ fn response(row: &Resource, subresource: Subresource) -> Response {
         Subresource::Finalize => ("", "v1", "Namespace", &["update"]),
         Subresource::Log => ("", "v1", "Pod", &["get"]),
         Subresource::Token => ("authentication.k8s.io", "v1", "TokenRequest", &["create"]),
-        Subresource::Exec => ("", "v1", "PodExecOptions", &["create", "get"]),
+        Subresource::Attach => ("", "v1", "PodAttachOptions", CONNECT),
+        Subresource::Exec => ("", "v1", "PodExecOptions", CONNECT),
+        Subresource::PortForward => ("", "v1", "PodPortForwardOptions", CONNECT),
     }
 }
 

@@ -29,7 +29,6 @@ pub mod registry;
 pub mod request;
 pub mod resource;
 pub mod selector;
-mod shape;
 mod state;
 pub mod status;
 pub mod table;
@@ -42,8 +41,8 @@ pub use object::Object;
 pub use read::{List, ListOptions};
 pub use record::{Operation, Record, RestoreError};
 pub use request::{
-    Action, Context, DeleteOptions, PatchKind, Preconditions, Propagation, Random, Reply, Request,
-    Staged,
+    Action, Context, DeleteOptions, FieldDirective, FieldValidation, PatchKind, Preconditions,
+    Propagation, Random, Reply, Request, Staged,
 };
 pub use resource::{Resource, Subresource};
 pub use state::{Published, Store, StoreConfig};

@@ -1,7 +1,9 @@
 //! One version of one object.
 
+use std::sync::Arc;
+
 use model::NamespacedName;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{Resource, json};
 
@@ -15,8 +17,12 @@ pub struct Object {
     pub key: NamespacedName,
     /// The revision that wrote this version; 0 for the answer of a dry run.
     pub revision: u64,
-    /// The whole object, with `apiVersion`, `kind` and `metadata.resourceVersion`.
+    /// The object with `apiVersion`, `kind` and `metadata.resourceVersion`, but without
+    /// `metadata.managedFields`.
     pub value: Value,
+    /// `metadata.managedFields` as JSON text; `None` when nobody is on record. As a tree it would
+    /// be larger than the object, and only writes and answers look at it.
+    pub managed_fields: Option<Arc<str>>,
 }
 
 impl Object {
@@ -30,26 +36,88 @@ impl Object {
         json::at(&self.value, "/metadata/labels")?.get(key)?.as_str()
     }
 
+    /// An object of its whole tree: `managedFields` moves where it costs less.
+    pub(crate) fn new(
+        resource: &'static Resource,
+        key: NamespacedName,
+        revision: u64,
+        mut value: Value,
+    ) -> Self {
+        let managed_fields = json::remove(&mut value, "/metadata/managedFields");
+        let managed_fields = managed_fields.map(|entries| entries.to_string().into());
+        Self { resource, key, revision, value, managed_fields }
+    }
+
+    /// The whole object, as clients see it.
+    pub fn to_value(&self) -> Value {
+        let mut value = self.value.clone();
+        self.add_managed_fields(&mut value);
+        value
+    }
+
     /// The object as an item of a list, which carries neither `kind` nor `apiVersion`.
     pub fn to_list_item(&self) -> Value {
-        match &self.value {
-            Value::Object(map) => Value::Object(
-                map.iter()
-                    .filter(|(key, _)| !matches!(key.as_str(), "kind" | "apiVersion"))
-                    .map(|(key, value)| (key.clone(), value.clone()))
-                    .collect(),
-            ),
-            other => other.clone(),
-        }
+        let mut item = self.to_value();
+        json::remove(&mut item, "/kind");
+        json::remove(&mut item, "/apiVersion");
+        item
     }
 
     /// The `PartialObjectMetadata` of the object: metadata without spec and status.
     pub fn to_partial(&self) -> Value {
+        let mut partial = self.to_row_metadata();
+        self.add_managed_fields(&mut partial);
+        partial
+    }
+
+    /// The metadata for the row of a Table, where nobody looks for managers.
+    pub(crate) fn to_row_metadata(&self) -> Value {
         serde_json::json!({
             "kind": "PartialObjectMetadata",
             "apiVersion": "meta.k8s.io/v1",
             "metadata": self.value.get("metadata").cloned().unwrap_or_default(),
         })
+    }
+
+    /// Writes the JSON text of [`Object::to_value`].
+    pub fn write_text(&self, text: &mut Vec<u8>) {
+        self.write_members(|_| true, text);
+    }
+
+    /// Writes the JSON text of [`Object::to_list_item`].
+    pub fn write_list_item(&self, text: &mut Vec<u8>) {
+        self.write_members(|name| !matches!(name, "kind" | "apiVersion"), text);
+    }
+
+    fn add_managed_fields(&self, value: &mut Value) {
+        let entries = self.managed_fields.as_deref();
+        // The text was written by the same library from a tree: it reads back.
+        if let Some(entries) = entries.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
+            json::set(value, "/metadata/managedFields", entries);
+        }
+    }
+
+    fn write_members(&self, is_shown: impl Fn(&str) -> bool, text: &mut Vec<u8>) {
+        let empty = Map::new();
+        let members = self.value.as_object().unwrap_or(&empty);
+        let mut separator = b'{';
+        for (name, member) in members.iter().filter(|(name, _)| is_shown(name)) {
+            write_name(separator, name, text);
+            separator = b',';
+            match (self.managed_fields.as_deref(), member) {
+                (Some(entries), Value::Object(metadata)) if name == "metadata" => {
+                    write_name(b'{', "managedFields", text);
+                    text.extend_from_slice(entries.as_bytes());
+                    for (name, member) in metadata {
+                        write_name(b',', name, text);
+                        write_value(member, text);
+                    }
+                    text.push(b'}');
+                }
+                _ => write_value(member, text),
+            }
+        }
+        text.extend_from_slice(if separator == b'{' { b"{}" } else { b"}" });
     }
 
     pub(crate) fn is_terminating(&self) -> bool {
@@ -61,5 +129,49 @@ impl Object {
         let mut object = Self { revision, ..self.clone() };
         json::set(&mut object.value, "/metadata/resourceVersion", revision.to_string());
         object
+    }
+}
+
+fn write_name(separator: u8, name: &str, text: &mut Vec<u8>) {
+    text.push(separator);
+    // Writing texts and trees to memory cannot fail.
+    let _ = serde_json::to_writer(&mut *text, name);
+    text.push(b':');
+}
+
+fn write_value(value: &Value, text: &mut Vec<u8>) {
+    let _ = serde_json::to_writer(text, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry;
+
+    #[test]
+    fn text_and_tree_say_the_same_with_and_without_managers() {
+        let managed = json!([{"manager": "a \"quoted\" one", "operation": "Update"}]);
+        let resource = registry::find("", "v1", "configmaps").expect("a resource");
+        for managed in [None, Some(managed)] {
+            let mut whole = json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "uid": "u"},
+                "data": {"\"": "\n"},
+            });
+            if let Some(managed) = &managed {
+                json::set(&mut whole, "/metadata/managedFields", managed.clone());
+            }
+            let object = Object::new(resource, NamespacedName::new("", "c"), 1, whole.clone());
+            assert_eq!(object.value.pointer("/metadata/managedFields"), None);
+            assert_eq!(object.to_value(), whole);
+            let read = |text: Vec<u8>| serde_json::from_slice::<Value>(&text).expect("JSON");
+            let (mut text, mut item) = (Vec::new(), Vec::new());
+            object.write_text(&mut text);
+            object.write_list_item(&mut item);
+            assert_eq!(read(text), whole);
+            assert_eq!(read(item), object.to_list_item());
+            assert_eq!(object.to_partial().pointer("/metadata"), whole.pointer("/metadata"));
+        }
     }
 }

@@ -72,6 +72,26 @@ impl List {
         })
     }
 
+    /// Writes the JSON text of [`List::to_value`].
+    pub fn write_text(&self, text: &mut Vec<u8>) {
+        let head = json!({
+            "kind": self.resource.list_kind(),
+            "apiVersion": self.resource.api_version(),
+            "metadata": self.metadata(),
+        });
+        // Writing a tree to memory cannot fail; the items follow as text.
+        let _ = serde_json::to_writer(&mut *text, &head);
+        text.pop();
+        text.extend_from_slice(b",\"items\":[");
+        for (index, object) in self.items.iter().enumerate() {
+            if index > 0 {
+                text.push(b',');
+            }
+            object.write_list_item(text);
+        }
+        text.extend_from_slice(b"]}");
+    }
+
     /// The list as `PartialObjectMetadataList`.
     pub fn to_partial(&self) -> Value {
         json!({

@@ -76,7 +76,9 @@ impl Record {
     pub fn object_bytes(&self) -> Option<Vec<u8>> {
         match self.operation {
             Operation::Create | Operation::Update => {
-                Some(self.object.value.to_string().into_bytes())
+                let mut text = Vec::new();
+                self.object.write_text(&mut text);
+                Some(text)
             }
             Operation::Delete => None,
         }
@@ -89,16 +91,22 @@ impl Record {
             Operation::Update => "update",
             Operation::Delete => "delete",
         };
-        let previous = self.previous.as_ref().map(|previous| &previous.value);
-        json!({
+        let head = json!({
             "key": self.object_key(),
             "earlier": self.earlier_revision,
             "operation": operation,
-            "object": self.object.value,
-            "previous": previous,
-        })
-        .to_string()
-        .into_bytes()
+        });
+        let mut text = head.to_string().into_bytes();
+        // The objects follow as text.
+        text.pop();
+        text.extend_from_slice(b",\"object\":");
+        self.object.write_text(&mut text);
+        if let Some(previous) = &self.previous {
+            text.extend_from_slice(b",\"previous\":");
+            previous.write_text(&mut text);
+        }
+        text.push(b'}');
+        text
     }
 
     /// Reads a log entry back.
@@ -149,7 +157,7 @@ fn decode_object(key: &str, value: Value) -> Result<Object, RestoreError> {
     let revision = tree::text(&value, "/metadata/resourceVersion")
         .parse()
         .map_err(|error| damaged(key, format!("metadata.resourceVersion: {error}")))?;
-    Ok(Object { resource, key: NamespacedName::new(namespace, name), revision, value })
+    Ok(Object::new(resource, NamespacedName::new(namespace, name), revision, value))
 }
 
 fn damaged(key: &str, cause: impl ToString) -> RestoreError {

@@ -2,7 +2,7 @@
 
 use crate::Resource;
 use crate::kinds::{
-    addressing, apps, core, endpoints, events, networking, node, pod, rbac, service,
+    addressing, apps, batch, core, endpoints, events, networking, node, pod, policy, rbac, service,
 };
 
 /// Every resource that is served, in the order of discovery.
@@ -17,10 +17,12 @@ static RESOURCES: &[&Resource] = &[
     &core::SECRET,
     &core::SERVICE_ACCOUNT,
     &service::SERVICE,
+    &apps::CONTROLLER_REVISION,
     &apps::DAEMON_SET,
     &apps::DEPLOYMENT,
     &apps::REPLICA_SET,
     &apps::STATEFUL_SET,
+    &batch::JOB,
     &node::LEASE,
     &endpoints::ENDPOINT_SLICE,
     &events::EVENTS_V1,
@@ -29,6 +31,7 @@ static RESOURCES: &[&Resource] = &[
     &addressing::IP_ADDRESS,
     &networking::NETWORK_POLICY,
     &addressing::SERVICE_CIDR,
+    &policy::POD_DISRUPTION_BUDGET,
     &rbac::CLUSTER_ROLE_BINDING,
     &rbac::CLUSTER_ROLE,
     &rbac::ROLE_BINDING,
@@ -68,6 +71,7 @@ mod tests {
             assert!(paths.insert((row.group, row.version, row.plural)), "{row:?} stands twice");
             assert_eq!(row.singular, row.kind.to_lowercase(), "{row:?}");
             assert!(!row.columns.is_empty(), "{row:?} has no columns");
+            assert!(row.message().is_some(), "{row:?} is not in the table of fields");
             assert!(by_storage(row.storage).is_some(), "{row:?}");
             assert_eq!(find(row.group, row.version, row.plural), Some(row));
             assert_eq!(by_kind(&row.api_version(), row.kind), Some(row));

@@ -33,13 +33,20 @@ pub enum Action {
     Update(Value),
     /// PATCH.
     Patch(PatchKind, Value),
+    /// PATCH by server-side apply.
+    Apply {
+        /// What the manager wants, and nothing else.
+        config: Value,
+        /// Whether it takes what others own.
+        force: bool,
+    },
     /// DELETE of one object.
     Delete(DeleteOptions),
     /// DELETE of all objects that the selectors choose.
     DeleteCollection(DeleteOptions, LabelSelector, FieldSelector),
 }
 
-/// The kinds of patches.
+/// The kinds of patches that say how to change an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchKind {
     /// RFC 6902, `application/json-patch+json`.
@@ -111,6 +118,47 @@ pub trait Random {
     fn next_u64(&mut self) -> u64;
 }
 
+/// What happens to fields that a kind does not have, or that stand twice (`fieldValidation`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FieldDirective {
+    /// They are dropped.
+    Ignore,
+    /// They are dropped with a warning.
+    #[default]
+    Warn,
+    /// The request is refused.
+    Strict,
+}
+
+impl FieldDirective {
+    /// The directive of a query parameter; absent means the default.
+    pub fn from_query(text: &str) -> Option<Self> {
+        match text {
+            "Ignore" => Some(Self::Ignore),
+            "" | "Warn" => Some(Self::Warn),
+            "Strict" => Some(Self::Strict),
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with the fields of a body, and what that means.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldValidation {
+    /// What it means.
+    pub directive: FieldDirective,
+    /// What is wrong, from [`schema::decode::read`]. Patches add what the patched object shows.
+    pub faults: Vec<String>,
+}
+
+impl FieldValidation {
+    /// What the strict decoder says; `None` when nothing is refused.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        let refuses = self.directive == FieldDirective::Strict && !self.faults.is_empty();
+        refuses.then(|| format!("strict decoding error: {}", self.faults.join(", ")))
+    }
+}
+
 /// What the shell knows about a request beyond its content.
 pub struct Context<'a> {
     /// The time of the request.
@@ -119,8 +167,15 @@ pub struct Context<'a> {
     pub random: &'a mut dyn Random,
     /// Who asks.
     pub user: &'a str,
+    /// As whom it owns what it writes: `fieldManager`, or the first word of its User-Agent.
+    pub manager: &'a str,
+    /// Why the user may not create what the request names, if so: a PUT and an apply make what is
+    /// absent, which takes another right than to change it.
+    pub create_refusal: Option<Status>,
     /// Whether everything shall happen but the write.
     pub dry_run: bool,
+    /// What is wrong with the body's fields.
+    pub validation: FieldValidation,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -128,6 +183,7 @@ impl fmt::Debug for Context<'_> {
         f.debug_struct("Context")
             .field("now", &self.now)
             .field("user", &self.user)
+            .field("manager", &self.manager)
             .field("dry_run", &self.dry_run)
             .finish_non_exhaustive()
     }

@@ -6,8 +6,6 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::names::NameRule;
-use crate::patch::ListRule;
-use crate::shape::Field;
 use crate::table::Column;
 use crate::validate::FieldErrors;
 
@@ -41,16 +39,10 @@ pub struct Resource {
     /// JSON pointers of the fields that field selectors may name, beyond name and namespace.
     pub selectable_fields: &'static [&'static str],
     pub(crate) name_rule: NameRule,
-    /// Lists that a strategic merge patch does not replace whole.
-    pub(crate) list_rules: &'static [ListRule],
-    /// Where the kind holds a pod spec, whose list rules and checks then apply below it.
-    pub(crate) pod_spec: Option<&'static str>,
-    /// Types of the fields that we read.
-    pub(crate) shape: &'static [Field],
     /// Whether `metadata.generation` counts changes of the spec.
     pub(crate) has_generation: bool,
     /// Whether PUT on an absent object makes it.
-    pub(crate) create_on_update: bool,
+    pub create_on_update: bool,
     /// Whether an update may leave `resourceVersion` out.
     pub(crate) unconditional_update: bool,
     /// Whether DELETE answers with the object rather than with a `Status`.
@@ -88,8 +80,12 @@ pub enum Subresource {
     Finalize,
     /// `log` of a container; served by the shell.
     Log,
+    /// `attach` to a container; served by the shell.
+    Attach,
     /// `exec` in a container; served by the shell.
     Exec,
+    /// `portforward` to a pod; served by the shell.
+    PortForward,
     /// `token` of a ServiceAccount (TokenRequest); signed by the shell.
     Token,
 }
@@ -104,7 +100,9 @@ impl Subresource {
             Self::Eviction => "eviction",
             Self::Finalize => "finalize",
             Self::Log => "log",
+            Self::Attach => "attach",
             Self::Exec => "exec",
+            Self::PortForward => "portforward",
             Self::Token => "token",
         }
     }
@@ -127,9 +125,6 @@ impl Resource {
         columns: &[],
         selectable_fields: &[],
         name_rule: NameRule::Subdomain,
-        list_rules: &[],
-        pod_spec: None,
-        shape: &[],
         has_generation: false,
         create_on_update: false,
         unconditional_update: true,
@@ -151,6 +146,11 @@ impl Resource {
         } else {
             format!("{}/{}", self.group, self.version)
         }
+    }
+
+    /// The fields of the kind. A test holds every row to having them.
+    pub fn message(&self) -> Option<&'static schema::Message> {
+        schema::table().kind(&self.api_version(), self.kind)
     }
 
     /// Plural and group as errors write them: `pods`, `deployments.apps`.

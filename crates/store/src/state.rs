@@ -58,6 +58,20 @@ pub struct Store {
     pub(crate) allocations: Allocations,
 }
 
+/// What a write makes of an object.
+#[derive(Clone, Debug)]
+pub(crate) struct Content {
+    pub(crate) value: Value,
+    pub(crate) managed_fields: Option<Arc<str>>,
+}
+
+impl Content {
+    /// What the object has.
+    pub(crate) fn of(object: &Object) -> Self {
+        Self { value: object.value.clone(), managed_fields: object.managed_fields.clone() }
+    }
+}
+
 /// Objects in the order of their keys.
 pub(crate) type Objects = BTreeMap<NamespacedName, Arc<Object>>;
 
@@ -194,23 +208,24 @@ impl Store {
         resource: &'static Resource,
         key: NamespacedName,
         operation: Operation,
-        value: Value,
+        content: Content,
         context: &mut Context<'_>,
     ) -> Arc<Object> {
         let resource = registry::by_storage(resource.storage).unwrap_or(resource);
         if context.dry_run {
-            return Arc::new(Object { resource, key, revision: 0, value });
+            let Content { value, managed_fields } = content;
+            return Arc::new(Object { resource, key, revision: 0, value, managed_fields });
         }
         let addresses = |value: &Value| {
             if resource == &SERVICE { cluster_addresses(value) } else { Vec::new() }
         };
         let before = self.head(resource, &key).map(|old| addresses(&old.value)).unwrap_or_default();
         let remains = operation != Operation::Delete;
-        let now = if remains { addresses(&value) } else { Vec::new() };
+        let now = if remains { addresses(&content.value) } else { Vec::new() };
         for address in &now {
             self.reserve(*address, &key, context);
         }
-        let object = self.stage_record(resource, key, operation, value);
+        let object = self.stage_record(resource, key, operation, content);
         for address in before.iter().filter(|address| !now.contains(address)) {
             self.release(*address, &object.key, context);
         }
@@ -234,13 +249,14 @@ impl Store {
         resource: &'static Resource,
         key: NamespacedName,
         operation: Operation,
-        mut value: Value,
+        content: Content,
     ) -> Arc<Object> {
+        let Content { mut value, managed_fields } = content;
         let previous = self.head(resource, &key).cloned();
         self.head_revision += 1;
         let revision = self.head_revision;
         json::set(&mut value, "/metadata/resourceVersion", revision.to_string());
-        let object = Arc::new(Object { resource, key, revision, value });
+        let object = Arc::new(Object { resource, key, revision, value, managed_fields });
         let remains = operation != Operation::Delete;
         let old = previous.as_ref().map(|previous| &previous.value);
         self.follow(resource, &object.key, old, remains.then_some(&object.value));
@@ -266,7 +282,8 @@ impl Store {
         if self.head(&IP_ADDRESS, &key).is_none() {
             let mut value = address_of_service(address, service);
             crate::write::begin(&IP_ADDRESS, &mut value, context);
-            self.commit(&IP_ADDRESS, key, Operation::Create, value, context);
+            let content = Content { value, managed_fields: None };
+            self.commit(&IP_ADDRESS, key, Operation::Create, content, context);
         }
     }
 
@@ -274,8 +291,8 @@ impl Store {
     fn release(&mut self, address: IpAddr, service: &NamespacedName, context: &mut Context<'_>) {
         let key = NamespacedName::new("", address.to_string());
         let held = self.head(&IP_ADDRESS, &key).filter(|held| belongs_to(&held.value, service));
-        if let Some(value) = held.map(|held| held.value.clone()) {
-            self.commit(&IP_ADDRESS, key, Operation::Delete, value, context);
+        if let Some(content) = held.map(|held| Content::of(held)) {
+            self.commit(&IP_ADDRESS, key, Operation::Delete, content, context);
         }
     }
 

@@ -147,6 +147,12 @@ impl Status {
         )
     }
 
+    /// 409 for an apply that would change what others own.
+    pub(crate) fn apply_conflict(message: String, causes: Vec<Cause>) -> Self {
+        let details = Some(Box::new(Details { causes, ..Details::default() }));
+        Self { details, ..Self::failure(409, "Conflict", message) }
+    }
+
     /// 410: the revision has left the watch window.
     pub fn expired(message: impl Into<String>) -> Self {
         Self::failure(410, "Expired", message)

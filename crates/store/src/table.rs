@@ -94,8 +94,8 @@ pub fn table<'a>(
             let mut row = json!({"cells": cells});
             match include {
                 Include::None => {}
-                Include::Metadata => tree::set(&mut row, "/object", object.to_partial()),
-                Include::Object => tree::set(&mut row, "/object", object.value.clone()),
+                Include::Metadata => tree::set(&mut row, "/object", object.to_row_metadata()),
+                Include::Object => tree::set(&mut row, "/object", object.to_value()),
             }
             row
         })

@@ -83,7 +83,7 @@ impl WatchEvent {
     pub fn to_value(&self) -> Value {
         match self {
             Self::Object(event, object) => {
-                json!({"type": event.as_str(), "object": object.value})
+                json!({"type": event.as_str(), "object": object.to_value()})
             }
             Self::Bookmark(object) => json!({"type": "BOOKMARK", "object": object}),
         }

@@ -109,6 +109,7 @@ struct PackedRecord {
 struct PackedObject {
     revision: u64,
     text: Arc<str>,
+    managed_fields: Option<Arc<str>>,
 }
 
 impl PackedRecord {
@@ -120,6 +121,7 @@ impl PackedRecord {
                 revision: packed.revision,
                 // The text was written by the same library from a tree: it reads back.
                 value: serde_json::from_str(&packed.text).unwrap_or_default(),
+                managed_fields: packed.managed_fields.clone(),
             })
         };
         Record {
@@ -134,6 +136,10 @@ impl PackedRecord {
 
 impl PackedObject {
     fn of(object: &Object) -> Self {
-        Self { revision: object.revision, text: object.value.to_string().into() }
+        Self {
+            revision: object.revision,
+            text: object.value.to_string().into(),
+            managed_fields: object.managed_fields.clone(),
+        }
     }
 }

@@ -425,7 +425,7 @@ fn faults_of_a_pod_spec_are_named_by_their_fields() {
     assert_eq!(
         api.create("pods", "default", body).expect_err("a type").message,
         "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal string into Go \
-         value of type slice"
+         struct field PodSpec.spec.containers of type []v1.Container"
     );
 }
 

@@ -26,6 +26,8 @@ const PROGRAMS: &[&str] =
 /// What iptables loads by name as it runs.
 const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 const PROGRAM_DIRECTORIES: &[&str] = &["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// What tests read of the workspace, where they look for it.
+const CASES: &str = "cases";
 /// Tables by which programs name protocols and users.
 const TABLES: &[&str] = &["/etc/protocols", "/etc/services", "/etc/passwd", "/etc/group"];
 const INIT: &str = include_str!("init.sh");
@@ -120,6 +122,9 @@ pub fn assemble(path: &Path, kernel: &Kernel, built: &Built, script: &str) -> Re
     }
     for program in built.programs() {
         archive.program(&program.display().to_string(), &read(program)?)?;
+    }
+    for case in source::files(&process::root().join(CASES), ".case")? {
+        archive.file(&case.display().to_string(), &read(&case)?)?;
     }
     for directory in built.directories() {
         archive.directory(&directory.display().to_string())?;

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,7 +24,7 @@ use tokio::task::LocalSet;
 use super::server::Server;
 
 /// Longest wait for anything that shall come.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Pairs are tested again after this.
 pub const PATH_TEST_PERIOD: Duration = Duration::from_secs(2);
 
@@ -32,15 +32,17 @@ pub struct Lab {
     pub nodes: Vec<Machine>,
     pub wire: Netns,
     family: Family,
-    server: Server,
+    pub server: Server,
     directory: PathBuf,
 }
 
 /// A node with its agent.
 pub struct Machine {
     pub namespace: Arc<Netns>,
-    directory: PathBuf,
-    options: Options,
+    pub directory: PathBuf,
+    pub options: Options,
+    /// What the agent's thread does before it begins, as mounting what it takes for the node's own.
+    pub prepare: fn(&Path),
     agent: Option<(watch::Sender<bool>, JoinHandle<()>)>,
 }
 
@@ -51,13 +53,22 @@ pub fn with_two_nodes(overlay: Overlay, test: impl AsyncFnOnce(&mut Lab)) {
 
 /// The same of one family or the other.
 pub fn with_two_nodes_of(family: Family, overlay: Overlay, test: impl AsyncFnOnce(&mut Lab)) {
+    let config = ClusterConfig { overlay, ..ClusterConfig::default() };
+    with_two_nodes_as(family, config, test);
+}
+
+/// The same with more of the configuration.
+pub fn with_two_nodes_as(
+    family: Family,
+    mut config: ClusterConfig,
+    test: impl AsyncFnOnce(&mut Lab),
+) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let directory = std::env::temp_dir().join(format!("fn-paths-{}-{number}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("a directory");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     LocalSet::new().block_on(&runtime.expect("a runtime"), async {
-        let mut config = ClusterConfig { overlay, ..ClusterConfig::default() };
         if family == Family::V6 {
             let range = |text: &str| vec![text.parse().expect("a range")];
             config.pod_cidrs = range("fd00:10:244::/48");
@@ -95,7 +106,8 @@ impl Lab {
         let directory = self.directory.join(&name);
         std::fs::create_dir_all(&directory).expect("a directory");
         let options = self.options(&name, directory.clone(), config);
-        self.nodes.push(Machine { namespace, directory, options, agent: None });
+        let prepare: fn(&Path) = |_| {};
+        self.nodes.push(Machine { namespace, directory, options, prepare, agent: None });
     }
 
     /// The address of a machine.
@@ -246,7 +258,9 @@ impl Machine {
     pub fn start(&mut self) {
         let (stop, stopping) = watch::channel(false);
         let (namespace, options) = (Arc::clone(&self.namespace), self.options.clone());
+        let (prepare, directory) = (self.prepare, self.directory.clone());
         let work = move || {
+            prepare(&directory);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let run = agent::run(options, stopping);
             LocalSet::new().block_on(&runtime.expect("a runtime"), run).expect("the agent");

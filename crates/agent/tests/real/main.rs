@@ -491,6 +491,43 @@ fn the_node_local_dns_address_goes_unless_it_was_there_before() {
     }
 }
 
+/// Issue 5, item 5: another address for names, or none, and the one before is not left behind. What
+/// somebody else put on loopback stays, also where it is the very address.
+#[test]
+fn a_former_node_local_dns_address_goes_with_the_configuration() {
+    on_a_node(async |node| {
+        let own = |addresses: &[&str]| {
+            let mut options = node.options();
+            let addresses = addresses.iter().map(|text| text.parse().expect("an address"));
+            options.config.node_local_dns = addresses.collect();
+            options
+        };
+        run("ip addr add 169.254.20.12/32 dev lo");
+        let rows: [(&[&str], &[&str]); 4] = [
+            (&["169.254.20.10"], &["10.96.0.10", "169.254.20.10"]),
+            (&["169.254.20.11"], &["10.96.0.10", "169.254.20.11"]),
+            (&["169.254.20.12"], &["10.96.0.10"]),
+            (&[], &["10.96.0.10"]),
+        ];
+        for (addresses, expected) in rows {
+            let agent = Running::start(own(addresses));
+            let mut expected = [expected, &["169.254.20.12"]].concat();
+            expected.sort_unstable();
+            let what = format!("{expected:?} are on loopback");
+            eventually(&what, PATIENCE, async || {
+                let text = run("ip -4 -o addr show dev lo");
+                let present = text.lines().filter_map(|line| line.split_whitespace().nth(3));
+                let mut present: Vec<&str> =
+                    present.filter_map(|address| address.strip_suffix("/32")).collect();
+                present.sort_unstable();
+                present == expected
+            })
+            .await;
+            agent.stop().await;
+        }
+    });
+}
+
 /// nothing of ours is left, everything of others is as it was, and twice is fine.
 #[test]
 fn uninstall_leaves_the_node_as_it_was() {

@@ -7,7 +7,7 @@ use model::MacAddress;
 use model::attachment::{Attachment, IngressPolicy};
 use netlink::{
     Address as KernelAddress, BridgeSpec, Link, LinkChange, Netlink, PortOptions, PortVlan,
-    VethSpec, offload, sysctl,
+    VethSpec, sysctl,
 };
 use nix::libc;
 
@@ -15,7 +15,7 @@ use super::options::BridgeOptions;
 use super::pod::Setup;
 use super::{
     Job, Made, bandwidth, default_route, enable_forwarding, hashed, mac_of_name, refused, removal,
-    write_where_present,
+    wait_until_it_works, write_where_present,
 };
 use crate::fault::{Fault, KERNEL_REFUSED};
 
@@ -31,7 +31,6 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     let mut node = Netlink::open()?;
     let bridge = ensure_bridge(&mut node, job, options)?;
     let name = job.attachment.link.node_end().unwrap_or_default();
-    removal::remove_stale(&mut node, name)?;
     let interface = &job.request.interface;
     let mut spec = VethSpec::new(name, interface)
         .peer_in(job.namespace)
@@ -40,7 +39,7 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     if let Some(mtu) = job.options.mtu {
         spec = spec.mtu(mtu);
     }
-    node.create_veth(&spec)?;
+    removal::create_veth(&mut node, name, &spec)?;
     // A bridge port needs no address of its own: without IPv6 it hears no router advertisement.
     write_where_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1")?;
     let near = node.require_link(name)?;
@@ -49,16 +48,23 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     let alias = job.alias();
     node.set_port(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() }, port)?;
     bandwidth::apply(&mut node, job.attachment)?;
-    set_up_far(job, options, &near)
+    set_up_far(&mut node, job, options, &near)
 }
 
 /// Gives a pod that is on the bridge its addresses.
 pub(super) fn complete(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault> {
     let name = job.attachment.link.node_end().unwrap_or_default();
-    set_up_far(job, options, &Netlink::open()?.require_link(name)?)
+    let mut node = Netlink::open()?;
+    let near = node.require_link(name)?;
+    set_up_far(&mut node, job, options, &near)
 }
 
-fn set_up_far(job: &Job<'_>, options: &BridgeOptions, near: &Link) -> Result<Made, Fault> {
+fn set_up_far(
+    node: &mut Netlink,
+    job: &Job<'_>,
+    options: &BridgeOptions,
+    near: &Link,
+) -> Result<Made, Fault> {
     show_to_rules(job.attachment)?;
     let interface = &job.request.interface;
     let addresses = job.addresses(1, &|_, gateway| gateway);
@@ -81,9 +87,9 @@ fn set_up_far(job: &Job<'_>, options: &BridgeOptions, near: &Link) -> Result<Mad
         down: options.disable_container_interface,
     };
     let far = job.namespace.run(|| setup.run())??;
-    // The second end to come up works at once, the first and the bridge when they are asked.
-    for link in [&near.name, &options.name] {
-        offload::carrier(link)?;
+    if far.up {
+        wait_until_it_works(node, &near.name)?;
+        wait_until_it_works(node, &options.name)?;
     }
     let interfaces = vec![job.interface(near, false), job.interface(&far, true)];
     Ok(Made { interfaces, addresses, routes })

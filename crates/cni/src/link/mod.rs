@@ -23,12 +23,13 @@ pub mod tuning;
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use model::attachment::{Attachment, PodLink};
 use model::mac::fnv1a;
 use model::{MacAddress, layout};
-use netlink::{Link, Netlink, Netns, sysctl};
+use netlink::{Link, Netlink, Netns, offload, sysctl};
 use nix::libc;
 
 use crate::config::Route;
@@ -56,6 +57,11 @@ pub struct Plan {
     /// Its addresses, with the prefix length that the pod sees.
     pub addresses: Vec<IpNet>,
 }
+
+/// How often a link that came up is asked whether it works, and the pause between, in ms. A bridge
+/// with spanning tree takes half a minute, which nobody waits for.
+const WORKS_TRIES_MAX: u32 = 200;
+const WORKS_PAUSE_MS: u64 = 1;
 
 /// What was made, for the result of ADD.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -294,6 +300,21 @@ fn write_where_present(key: &str, value: &str) -> Result<(), netlink::Error> {
         Err(error) if error.errno == libc::ENOENT && key.starts_with("net/ipv6/") => Ok(()),
         result => result,
     }
+}
+
+/// Waits until a link whose other end has come up sends what it is given. The end that comes up last
+/// works at once, the other one when the kernel has noticed, and what is sent to it before is lost:
+/// the first packet of a pod, which TCP repeats a second later and UDP never.
+fn wait_until_it_works(node: &mut Netlink, name: &str) -> Result<(), netlink::Error> {
+    for _ in 0..WORKS_TRIES_MAX {
+        // Recent kernels finish it now; older ones in a worker, within a millisecond or so.
+        offload::carrier(name)?;
+        if node.require_link(name)?.operational {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(WORKS_PAUSE_MS));
+    }
+    Ok(())
 }
 
 /// Lets the node forward between its links, for the families of these addresses. A value that is

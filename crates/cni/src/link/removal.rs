@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use model::attachment::{Attachment, PodLink};
-use netlink::{Netlink, Netns};
+use netlink::{Netlink, Netns, VethSpec};
 
 use super::{alias_of, bandwidth, is_ours, node_end, refused, tuning};
 use crate::fault::Fault;
@@ -41,10 +41,19 @@ pub fn remove(attachment: &Attachment, held: Option<BorrowedFd<'_>>) -> Result<(
     }
 }
 
-/// Removes a node end of ours. One without an alias is what an ADD left that was killed between
-/// two messages; one with another program's alias stays.
-pub(super) fn remove_stale(node: &mut Netlink, name: &str) -> Result<(), Fault> {
-    remove_end(node, name, None)
+/// Makes a pair whose node's end has a name. One of ours that is in the way goes first: one without
+/// an alias is what an ADD left that was killed between two messages; one with another program's
+/// alias stays.
+pub(super) fn create_veth(
+    node: &mut Netlink,
+    name: &str,
+    spec: &VethSpec<'_>,
+) -> Result<(), Fault> {
+    match node.create_veth(spec) {
+        Err(error) if error.is_present() => remove_end(node, name, None)?,
+        result => return Ok(result?),
+    }
+    Ok(node.create_veth(spec)?)
 }
 
 fn remove_end(node: &mut Netlink, name: &str, held: Option<BorrowedFd<'_>>) -> Result<(), Fault> {

@@ -9,13 +9,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use model::{MacAddress, layout};
 use netlink::{
-    Ipv4Parameter, Link, LinkChange, Neighbour, Netlink, Route as KernelRoute, VethSpec, offload,
-    sysctl,
+    Ipv4Parameter, Link, LinkChange, Neighbour, Netlink, Route as KernelRoute, VethSpec, sysctl,
 };
 use nix::libc;
 
 use super::pod::Setup;
-use super::{Job, Made, bandwidth, default_route, enable_forwarding, removal, write_where_present};
+use super::{
+    Job, Made, bandwidth, default_route, enable_forwarding, removal, wait_until_it_works,
+    write_where_present,
+};
 use crate::fault::Fault;
 
 /// The gateway of every routed pod: on its link alone, and on no link of the node.
@@ -35,7 +37,6 @@ pub(super) fn gateway_of(address: &IpNet) -> IpAddr {
 pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
     let mut node = Netlink::open()?;
     let name = job.attachment.link.node_end().unwrap_or_default();
-    removal::remove_stale(&mut node, name)?;
     let interface = &job.request.interface;
     // Each pair is a segment of its own, so that all of the node's ends can have one address.
     let gateway_mac = MacAddress::of_pod_address(GATEWAY_V4.into());
@@ -46,7 +47,7 @@ pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
     if let Some(mtu) = job.options.mtu {
         spec = spec.mtu(mtu);
     }
-    node.create_veth(&spec)?;
+    removal::create_veth(&mut node, name, &spec)?;
     let near = node.require_link(name)?;
     write_parameters(&mut node, &near, job)?;
     let alias = job.alias();
@@ -75,8 +76,7 @@ pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
         down: false,
     };
     let far = job.namespace.run(|| setup.run())??;
-    // The second end to come up works at once, the first when it is asked.
-    offload::carrier(name)?;
+    wait_until_it_works(&mut node, name)?;
     lead_in(&mut node, near.index, job)?;
     enable_forwarding(job.attachment.addresses.iter())?;
     let interfaces = vec![job.interface(&near, false), job.interface(&far, true)];

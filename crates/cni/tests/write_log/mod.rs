@@ -23,8 +23,10 @@ type Names = Vec<(PathBuf, Option<Inode>)>;
 #[derive(Clone, Debug)]
 enum Change {
     Names(Names),
-    Append(Inode, Vec<u8>),
-    Truncate(Inode),
+    /// At a place of the file.
+    Write(Inode, usize, Vec<u8>),
+    /// To a length.
+    Truncate(Inode, usize),
     SyncFile(Inode),
     SyncDirectory(PathBuf),
 }
@@ -46,6 +48,8 @@ pub struct WriteLog {
     /// The names as the program sees them.
     current: BTreeMap<PathBuf, Inode>,
     next_inode: Inode,
+    /// Where each open file is written next, by descriptor.
+    offsets: BTreeMap<u64, usize>,
 }
 
 /// How much of the contents that were not synced has reached the disk.
@@ -114,7 +118,8 @@ impl WriteLog {
         let before = State::read(root);
         let current = before.names.clone();
         let next_inode = before.contents.keys().max().map_or(0, |last| last + 1);
-        Self { root: root.to_owned(), before, changes: vec![], current, next_inode }
+        let (root, offsets) = (root.to_owned(), BTreeMap::new());
+        Self { root, before, changes: vec![], current, next_inode, offsets }
     }
 
     /// How many changes there were.
@@ -131,8 +136,11 @@ impl WriteLog {
                 self.opened(thread, returned as u64, arguments[2] as i32);
             }
             libc::SYS_write => self.written(thread, arguments[0], arguments[1], returned as usize),
-            libc::SYS_writev | libc::SYS_pwrite64 | libc::SYS_ftruncate => {
-                assert_eq!(self.of_descriptor(thread, arguments[0]), None, "teach this to the log");
+            libc::SYS_ftruncate => self.truncated(thread, arguments[0], arguments[1] as usize),
+            libc::SYS_writev | libc::SYS_pwrite64 | libc::SYS_lseek => {
+                let path = self.of_descriptor(thread, arguments[0]);
+                let is_file = path.is_some_and(|path| self.current.contains_key(&path));
+                assert!(!is_file, "teach this to the log");
             }
             libc::SYS_fsync | libc::SYS_fdatasync => self.synced(thread, arguments[0]),
             libc::SYS_renameat | libc::SYS_renameat2 => {
@@ -181,8 +189,15 @@ impl WriteLog {
         for change in self.changes.iter().take(cut) {
             match change {
                 Change::Names(batch) => pending.push(batch),
-                Change::Append(inode, bytes) => latest.entry(*inode).or_default().extend(bytes),
-                Change::Truncate(inode) => latest.entry(*inode).or_default().clear(),
+                Change::Write(inode, offset, bytes) => {
+                    let content = latest.entry(*inode).or_default();
+                    let end = offset + bytes.len();
+                    content.resize(content.len().max(end), 0);
+                    content[*offset..end].copy_from_slice(bytes);
+                }
+                Change::Truncate(inode, length) => {
+                    latest.entry(*inode).or_default().resize(*length, 0);
+                }
                 Change::SyncFile(inode) => {
                     synced.insert(*inode, latest.get(inode).cloned().unwrap_or_default());
                 }
@@ -218,6 +233,8 @@ impl WriteLog {
         if flags & libc::O_DIRECTORY != 0 {
             return;
         }
+        assert_eq!(flags & libc::O_APPEND, 0, "teach this to the log");
+        self.offsets.insert(descriptor, 0);
         let Some(path) = self.of_descriptor(thread, descriptor) else { return };
         if self.root.join(&path).is_dir() {
             return;
@@ -229,7 +246,7 @@ impl WriteLog {
                 self.rename(vec![(path, Some(inode))]);
             }
             Some(inode) if flags & libc::O_TRUNC != 0 => {
-                self.changes.push(Change::Truncate(*inode));
+                self.changes.push(Change::Truncate(*inode, 0));
             }
             Some(_) => {}
         }
@@ -238,7 +255,16 @@ impl WriteLog {
     fn written(&mut self, thread: Pid, descriptor: u64, address: u64, length: usize) {
         let Some(path) = self.of_descriptor(thread, descriptor) else { return };
         let inode = *self.current.get(&path).expect("a file that was opened");
-        self.changes.push(Change::Append(inode, tracer::memory(thread, address, length)));
+        let offset = self.offsets.entry(descriptor).or_default();
+        let bytes = tracer::memory(thread, address, length);
+        self.changes.push(Change::Write(inode, *offset, bytes));
+        *offset += length;
+    }
+
+    fn truncated(&mut self, thread: Pid, descriptor: u64, length: usize) {
+        let Some(path) = self.of_descriptor(thread, descriptor) else { return };
+        let inode = *self.current.get(&path).expect("a file that was opened");
+        self.changes.push(Change::Truncate(inode, length));
     }
 
     fn synced(&mut self, thread: Pid, descriptor: u64) {
@@ -313,7 +339,9 @@ fn content(synced: Option<&Vec<u8>>, latest: Option<&Vec<u8>>, unsynced: Unsynce
         Unsynced::Whole => latest,
         Unsynced::Torn => {
             let kept = if latest.starts_with(&synced) { synced.len() } else { 0 };
-            latest[..kept + (latest.len() - kept) / 2].to_vec()
+            let new = kept + (latest.len() - kept) / 2;
+            // Behind what is new stands what was there.
+            latest.iter().take(new).chain(synced.iter().skip(new)).copied().collect()
         }
     }
 }

@@ -35,8 +35,6 @@ const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const DESIRED_REPLICAS: &str = "deployment.kubernetes.io/desired-replicas";
 /// That number with the surge.
 const MAX_REPLICAS: &str = "deployment.kubernetes.io/max-replicas";
-/// The label that tells the pods of one template from those of another.
-const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// One Deployment with all that its decisions read.
 struct Context<'a> {
@@ -94,7 +92,7 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
     let mut outcome = Outcome::nothing();
     let Some(object) = snapshot.get(Kind::Deployment, &key.name) else { return outcome };
     let Some(deployment) = object.deployment() else { return outcome };
-    let claimed = claim(object, &deployment.spec.selector, Kind::ReplicaSet, snapshot);
+    let claimed = claim(object, &deployment.spec.selector, Kind::ReplicaSet, snapshot, |_| true);
     outcome.steps = claimed.steps;
     if !outcome.steps.is_empty() {
         // Adopted sets come back as changes; what is there is not known before.

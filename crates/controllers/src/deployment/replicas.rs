@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::Timestamp;
-use model::kinds::IntOrString;
 
 use crate::kind::Kind;
 use crate::object::{Deployment, Object, ReplicaSet, RollingUpdate};
 use crate::replica_sets::is_active;
+use crate::share::share;
 use crate::snapshot::Snapshot;
+use crate::template;
 
-use super::revision;
+/// `maxSurge` and `maxUnavailable` where they are absent.
+const DEFAULT_PERCENT: i32 = 25;
 
 /// One ReplicaSet.
 pub(super) struct Set {
@@ -79,9 +81,7 @@ impl Sets {
             (set.object.meta.creation_timestamp, set.object.meta.name.clone())
         });
         let template = &deployment.spec.template;
-        let new = all
-            .iter()
-            .position(|set| revision::is_same_template(&set.view().spec.template, template));
+        let new = all.iter().position(|set| template::is_same(&set.view().spec.template, template));
         Self { all, new, limits: Limits::new(deployment) }
     }
 
@@ -124,8 +124,9 @@ impl Limits {
         }
         let default = RollingUpdate::default();
         let update = spec.strategy.rolling_update.as_ref().unwrap_or(&default);
-        let max_surge = resolve(update.max_surge.as_ref(), replicas, true);
-        let mut max_unavailable = resolve(update.max_unavailable.as_ref(), replicas, false);
+        let max_surge = share(update.max_surge.as_ref(), DEFAULT_PERCENT, replicas, true);
+        let mut max_unavailable =
+            share(update.max_unavailable.as_ref(), DEFAULT_PERCENT, replicas, false);
         if max_surge == 0 && max_unavailable == 0 {
             // Percentages may both round to zero; a rollout must be able to move.
             max_unavailable = 1;
@@ -134,35 +135,9 @@ impl Limits {
     }
 }
 
-/// A number, or a percentage of `replicas`; 25% when absent. Text that is neither counts as 0,
-/// which validation keeps out.
-fn resolve(value: Option<&IntOrString>, replicas: i32, up: bool) -> i32 {
-    let percent = match value {
-        Some(IntOrString::Int(number)) => return (*number).max(0),
-        Some(IntOrString::String(text)) => {
-            text.strip_suffix('%').and_then(|digits| digits.parse::<i64>().ok()).unwrap_or(0).max(0)
-        }
-        None => 25,
-    };
-    let product = percent.saturating_mul(i64::from(replicas));
-    let rounded = if up { product.saturating_add(99) / 100 } else { product / 100 };
-    i32::try_from(rounded).unwrap_or(i32::MAX / 4)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn surge_rounds_up_and_unavailability_down() {
-        let percent = |text: &str| Some(IntOrString::String(text.into()));
-        for (replicas, surge, unavailable) in [(1, 1, 0), (2, 1, 0), (4, 1, 1), (10, 3, 2)] {
-            assert_eq!(resolve(None, replicas, true), surge);
-            assert_eq!(resolve(percent("25%").as_ref(), replicas, false), unavailable);
-        }
-        assert_eq!(resolve(Some(&IntOrString::Int(3)), 1, true), 3);
-        assert_eq!(resolve(percent("oops").as_ref(), 10, true), 0);
-    }
 
     #[test]
     fn two_zero_limits_still_let_a_rollout_move() {

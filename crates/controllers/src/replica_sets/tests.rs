@@ -157,3 +157,28 @@ fn a_set_that_is_being_deleted_makes_no_pods() {
     let outcome = reconcile(set, vec![], None);
     assert!(verbs(&outcome).iter().all(|verb| verb != "create Pod"));
 }
+
+#[test]
+fn a_replication_controller_is_a_replica_set_with_a_plain_selector() {
+    let mut controller = set(1);
+    controller["spec"]["selector"] = json!({"app": "web"});
+    let mut own = pod("a", "n", Some(9));
+    own["metadata"]["ownerReferences"] = Value::Null;
+    let mut other = own.clone();
+    other["metadata"]["name"] = json!("b");
+    other["metadata"]["labels"] = json!({"app": "other"});
+    let objects = [(Kind::ReplicationController, controller), (Kind::Pod, own), (Kind::Pod, other)];
+    let run = |snapshot: &crate::snapshot::Snapshot| {
+        with_input(None, |input| {
+            super::reconcile(&key(Kind::ReplicationController, "set"), snapshot, input)
+        })
+    };
+    let outcome = run(&snapshot(objects.clone()));
+    assert_eq!(verbs(&outcome), ["patch a", "patch set"], "the one that it selects is adopted");
+    let outcome = run(&snapshot(objects.into_iter().take(1)));
+    let (verb, body) = &writes(&outcome)[0];
+    assert_eq!(verb, "create Pod");
+    assert_eq!(body["metadata"]["ownerReferences"][0]["kind"], "ReplicationController");
+    let told = outcome.steps[0].success.as_ref().expect("an event");
+    assert_eq!((told.component, told.reason), ("replication-controller", "SuccessfulCreate"));
+}

@@ -112,9 +112,7 @@ impl<'a> Candidate<'a> {
         if !ready && !tolerates(&taint(NOT_READY)) {
             return Err(Refusal::Tainted(taint(NOT_READY)));
         }
-        if !matches_map(&pod.spec.node_selector, &self.object.meta.labels)
-            || !self.has_affinity(pod)
-        {
+        if !wants(pod, self.object) {
             return Err(Refusal::Affinity);
         }
         if host_ports(pod).any(|port| self.host_ports.iter().any(|taken| port.meets(taken))) {
@@ -128,11 +126,13 @@ impl<'a> Candidate<'a> {
         let prefers_not = |taint: &&Taint| taint.effect == "PreferNoSchedule" && !tolerates(taint);
         Ok(self.node.spec.taints.iter().filter(prefers_not).count())
     }
+}
 
-    fn has_affinity(&self, pod: &Pod) -> bool {
-        let required = pod.spec.affinity.node_affinity.required.as_ref();
-        required.is_none_or(|selector| selects(selector, self.object))
-    }
+/// Whether node selector and required node affinity of a pod choose the node.
+pub(crate) fn wants(pod: &Pod, node: &Object) -> bool {
+    let required = pod.spec.affinity.node_affinity.required.as_ref();
+    matches_map(&pod.spec.node_selector, &node.meta.labels)
+        && required.is_none_or(|selector| selects(selector, node))
 }
 
 fn taint(key: &str) -> Taint {

@@ -18,6 +18,7 @@ use crate::object::{Object, condition};
 use crate::snapshot::{Change, Snapshot};
 use crate::write::{Outcome, Step, Write};
 
+pub(crate) use filter::wants;
 use filter::{Candidate, Refusal};
 
 const NAME: &str = "default-scheduler";

@@ -12,8 +12,8 @@ use model::{ClusterConfig, NamespacedName, Timestamp};
 use serde_json::{Value, json};
 use store::selector::{FieldSelector, LabelSelector};
 use store::{
-    Action, Context, DeleteOptions, ListOptions, Operation, PatchKind, Reply, Request, Resource,
-    Status, Store, StoreConfig, registry,
+    Action, Context, DeleteOptions, FieldValidation, ListOptions, Operation, PatchKind, Reply,
+    Request, Resource, Status, Store, StoreConfig, registry,
 };
 
 /// Steps after which a test that should have settled fails.
@@ -170,8 +170,15 @@ impl Cluster {
             subresource.map(|text| resource.subresource(text).expect("a subresource"));
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let request = Request { resource, namespace, name, subresource, action };
-        let mut context =
-            Context { now: self.now, random: &mut self.seed, user: "test", dry_run: false };
+        let mut context = Context {
+            now: self.now,
+            random: &mut self.seed,
+            user: "test",
+            manager: "test",
+            create_refusal: None,
+            dry_run: false,
+            validation: FieldValidation::default(),
+        };
         let staged = self.store.stage(&request, &mut context)?;
         for record in &staged.records {
             let kind = KINDS.iter().find(|row| row.name == record.object.resource.kind);
@@ -409,7 +416,11 @@ impl Cluster {
             }
             let meta = &pod["metadata"];
             let (namespace, name) = (text(&meta["namespace"]), text(&meta["name"]));
+            let stopped = meta["deletionGracePeriodSeconds"] == 0;
             if meta["deletionTimestamp"].is_string() {
+                if stopped {
+                    continue;
+                }
                 todo.push((namespace, name, Value::Null));
             } else if let Some(status) = self.next_status(pod) {
                 todo.push((namespace, name, status));
@@ -450,10 +461,20 @@ impl Cluster {
             return Some(json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
                 "conditions": with("False")}));
         }
+        let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+        if phase == "Succeeded" || phase == "Failed" {
+            return None;
+        }
         if self.pods_become_ready && !is("ContainersReady", "True") {
             return Some(json!({"conditions": with("True")}));
         }
-        None
+        if pod["spec"]["restartPolicy"] == "Always" {
+            return None;
+        }
+        // What is not to run for ever ends, as its image's name says.
+        let fails = pod["spec"]["containers"][0]["image"] == "fails";
+        let phase = if fails { "Failed" } else { "Succeeded" };
+        Some(json!({"phase": phase, "conditions": with("False")}))
     }
 }
 

@@ -1,14 +1,17 @@
-//! Answers: JSON, YAML and text, with the headers that the real server sends.
+//! Answers: JSON, YAML, protobuf and text, with the headers that the real server sends.
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WARNING};
 use hyper::{Response, StatusCode};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::Value;
-use store::{List, Status};
+use store::{List, Object, Status};
 
 use client::{Body, BodyError};
+
+use super::negotiate::Encoding;
+use super::protobuf;
 
 const JSON: &str = "application/json";
 /// The longest text of a Warning header, bytes; Go's clients refuse very long headers.
@@ -27,10 +30,15 @@ pub(super) fn nothing() -> Response<Body> {
     response
 }
 
-/// A `Status`, with its own code.
+/// A `Status`, with its own code, as clients of no preference get it.
 pub(super) fn status(status: &Status) -> Response<Body> {
+    encoded_status(status, Encoding::Json)
+}
+
+/// A `Status`, with its own code.
+pub(super) fn encoded_status(status: &Status, encoding: Encoding) -> Response<Body> {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json(code, &status.to_value());
+    let mut response = value(code, &status.to_value(), encoding);
     let retry = status.details.as_ref().and_then(|details| details.retry_after_seconds);
     if let Some(seconds) = retry {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -47,15 +55,47 @@ pub(super) fn json(code: StatusCode, value: &impl Serialize) -> Response<Body> {
     }
 }
 
-/// A value as JSON or YAML.
-pub(super) fn value(code: StatusCode, value: &impl Serialize, yaml: bool) -> Response<Body> {
-    if !yaml {
-        return json(code, value);
+/// A value. One that protobuf does not know goes out as JSON, which every client reads.
+pub(super) fn value(code: StatusCode, value: &Value, encoding: Encoding) -> Response<Body> {
+    match encoding {
+        Encoding::Json => json(code, value),
+        Encoding::Yaml => match serde_yaml_ng::to_string(value) {
+            Ok(text) => bytes(code, "application/yaml", text.into()),
+            Err(error) => status(&Status::internal(error)),
+        },
+        Encoding::Protobuf => match schema::protobuf::encode(value) {
+            Some(encoded) => bytes(code, protobuf::MEDIA_TYPE, encoded.into()),
+            None => json(code, value),
+        },
     }
-    match serde_yaml_ng::to_string(value) {
-        Ok(text) => bytes(code, "application/yaml", text.into()),
-        Err(error) => self::status(&Status::internal(error)),
+}
+
+/// An object.
+pub(super) fn object(code: StatusCode, object: &Object, encoding: Encoding) -> Response<Body> {
+    if encoding != Encoding::Json {
+        return value(code, &object.to_value(), encoding);
     }
+    let mut text = Vec::new();
+    object.write_text(&mut text);
+    bytes(code, JSON, text.into())
+}
+
+/// A list. As text or protobuf it is written without a copy of all objects.
+pub(super) fn list(code: StatusCode, list: &List, encoding: Encoding) -> Response<Body> {
+    if encoding == Encoding::Yaml {
+        return value(code, &list.to_value(), encoding);
+    }
+    if encoding == Encoding::Protobuf {
+        let (api_version, kind) = (list.resource.api_version(), list.resource.list_kind());
+        let items = list.items.iter().map(|object| object.to_value());
+        let encoded = schema::protobuf::encode_list(&api_version, &kind, &list.metadata(), items);
+        if let Some(encoded) = encoded {
+            return bytes(code, protobuf::MEDIA_TYPE, encoded.into());
+        }
+    }
+    let mut text = Vec::new();
+    list.write_text(&mut text);
+    bytes(code, JSON, text.into())
 }
 
 /// Bytes of a given media type.
@@ -97,43 +137,6 @@ pub(super) fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
         }
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(WARNING, value);
-        }
-    }
-}
-
-/// A list that is written without copying its objects; items carry neither kind nor apiVersion.
-pub(super) struct PlainList<'a>(pub &'a List);
-
-impl Serialize for PlainList<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap as _;
-        let list = self.0;
-        let mut map = serializer.serialize_map(Some(4))?;
-        map.serialize_entry("kind", &list.resource.list_kind())?;
-        map.serialize_entry("apiVersion", &list.resource.api_version())?;
-        map.serialize_entry("metadata", &list.metadata())?;
-        map.serialize_entry("items", &Items(list))?;
-        map.end()
-    }
-}
-
-struct Items<'a>(&'a List);
-
-impl Serialize for Items<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.items.iter().map(|object| Item(&object.value)))
-    }
-}
-
-struct Item<'a>(&'a Value);
-
-impl Serialize for Item<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Value::Object(map) => serializer.collect_map(
-                map.iter().filter(|(key, _)| !matches!(key.as_str(), "kind" | "apiVersion")),
-            ),
-            other => other.serialize(serializer),
         }
     }
 }

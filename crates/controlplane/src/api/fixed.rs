@@ -100,7 +100,7 @@ impl Documents {
             _ => None,
         };
         let value = value.ok_or_else(Status::unknown_path)?;
-        let mut response = answer::value(StatusCode::OK, &value, accepted.yaml);
+        let mut response = answer::value(StatusCode::OK, &value, accepted.encoding);
         response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
         Ok(response)
     }

@@ -25,6 +25,7 @@ use crate::tls::User;
 use crate::tokens::Tokens;
 use crate::writer::{Shared, now};
 use fixed::Documents;
+use negotiate::Encoding;
 use query::Query;
 use route::Route;
 
@@ -95,6 +96,12 @@ impl Api {
         if call.user.is_none() && !open {
             return answer::status(&Status::unauthorized());
         }
+        // Also refusals come as the client likes to read.
+        let encoding = match &route {
+            Route::Target(_) => negotiate::accepted(&call.headers, false).ok(),
+            _ => None,
+        };
+        let encoding = encoding.map_or(Encoding::Json, |accepted| accepted.encoding);
         let answered = match route {
             Route::Health if call.method == Method::GET || call.method == Method::HEAD => {
                 Ok(answer::text(StatusCode::OK, "ok"))
@@ -113,7 +120,7 @@ impl Api {
                 .authorize(&call, &Request::Path { verb: "get", path: call.uri.path() })
                 .and_then(|()| self.documents.answer(&route, &call)),
         };
-        answered.unwrap_or_else(|status| answer::status(&status))
+        answered.unwrap_or_else(|status| answer::encoded_status(&status, encoding))
     }
 
     /// Whether the caller may do this.

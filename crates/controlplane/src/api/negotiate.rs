@@ -2,7 +2,8 @@
 
 use hyper::HeaderMap;
 use hyper::header::{ACCEPT, CONTENT_TYPE};
-use serde_json::Value;
+use schema::Message;
+use schema::decode::{self, Read};
 use store::Status;
 
 use super::protobuf;
@@ -28,13 +29,22 @@ pub(super) enum Form {
 pub(super) struct Accepted {
     /// Which objects.
     pub form: Form,
-    /// Whether they are written as YAML instead of JSON.
-    pub yaml: bool,
+    /// How they are written.
+    pub encoding: Encoding,
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Json,
+    Yaml,
+    /// Kubernetes' protobuf: objects, lists and events of kinds that the table of fields has.
+    Protobuf,
 }
 
 impl Accepted {
     /// JSON, as it is.
-    pub const JSON: Self = Self { form: Form::Plain, yaml: false };
+    pub const JSON: Self = Self { form: Form::Plain, encoding: Encoding::Json };
 }
 
 /// Chooses among the client's media ranges, the first acceptable of the highest quality.
@@ -61,9 +71,13 @@ pub(super) fn accepted(headers: &HeaderMap, is_discovery: bool) -> Result<Accept
 }
 
 fn offer(media: &MediaType<'_>, is_discovery: bool) -> Option<Accepted> {
-    let yaml = match media.name.as_str() {
-        "*/*" | "application/*" | "application/json" => false,
-        "application/yaml" => true,
+    let encoding = match media.name.as_str() {
+        "*/*" | "application/*" | "application/json" => Encoding::Json,
+        "application/yaml" => Encoding::Yaml,
+        // Documents of discovery and Tables are in no table of fields.
+        protobuf::MEDIA_TYPE if !is_discovery && media.parameter("as").is_none() => {
+            Encoding::Protobuf
+        }
         _ => return None,
     };
     let group = media.parameter("g").unwrap_or_default();
@@ -82,24 +96,25 @@ fn offer(media: &MediaType<'_>, is_discovery: bool) -> Option<Accepted> {
         Some("PartialObjectMetadata" | "PartialObjectMetadataList") => Form::Partial,
         Some(_) => return None,
     };
-    Some(Accepted { form, yaml })
+    Some(Accepted { form, encoding })
 }
 
-/// Reads the body of an update. No Content-Type means JSON: old clients send none.
-pub(super) fn object_body(headers: &HeaderMap, body: &[u8], kind: &str) -> Result<Value, Status> {
+/// Reads the body of a write, and what is wrong with its fields where their message is known.
+/// No Content-Type means JSON: old clients send none.
+pub(super) fn body(
+    headers: &HeaderMap,
+    body: &[u8],
+    kind: &str,
+    message: Option<&Message>,
+) -> Result<Read, Status> {
     match media_type(headers).as_str() {
-        "" | "application/json" => json_body(body, kind),
-        "application/yaml" => yaml_body(body, kind),
+        "" | "application/json" => json_body(body, kind, message),
+        "application/yaml" => yaml_body(body, kind, message),
+        // Other fields than those of the message have no names there.
+        protobuf::MEDIA_TYPE => {
+            protobuf::decode(body).map(|value| Read { value, faults: Vec::new() })
+        }
         _ => Err(Status::unknown_body_format()),
-    }
-}
-
-/// Reads the body of a create or a deletion, which may be protobuf too. (Updates may not: what
-/// we do not read of a status would be lost.)
-pub(super) fn new_body(headers: &HeaderMap, body: &[u8], kind: &str) -> Result<Value, Status> {
-    match media_type(headers).as_str() {
-        "application/vnd.kubernetes.protobuf" => protobuf::decode(body),
-        _ => object_body(headers, body, kind),
     }
 }
 
@@ -110,13 +125,30 @@ pub(super) fn media_type(headers: &HeaderMap) -> String {
 }
 
 /// Reads JSON; the parser bounds its depth.
-pub(super) fn json_body(body: &[u8], kind: &str) -> Result<Value, Status> {
-    serde_json::from_slice(body).map_err(|error| unrecognized(kind, "json", error, body))
+fn json_body(body: &[u8], kind: &str, message: Option<&Message>) -> Result<Read, Status> {
+    read_json(body, message).map_err(|error| unrecognized(kind, "json", error, body))
 }
 
-fn yaml_body(body: &[u8], kind: &str) -> Result<Value, Status> {
+/// Reads the configuration of an apply: YAML by its media type, JSON from most clients.
+pub(super) fn configuration(body: &[u8]) -> Result<Read, Status> {
+    // JSON is YAML but for its pairs of escapes, and read faster.
+    read_json(body, None).or_else(|_| {
+        decode::read(serde_yaml_ng::Deserializer::from_slice(body), None)
+            .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))
+    })
+}
+
+/// Reads JSON that is no object of a kind, or may be none: a patch.
+pub(super) fn read_json(body: &[u8], message: Option<&Message>) -> serde_json::Result<Read> {
+    let mut format = serde_json::Deserializer::from_slice(body);
+    let read = decode::read(&mut format, message)?;
+    format.end().map(|()| read)
+}
+
+fn yaml_body(body: &[u8], kind: &str, message: Option<&Message>) -> Result<Read, Status> {
     // The parser bounds depth and the expansion of aliases.
-    serde_yaml_ng::from_slice(body).map_err(|error| unrecognized(kind, "yaml", error, body))
+    decode::read(serde_yaml_ng::Deserializer::from_slice(body), message)
+        .map_err(|error| unrecognized(kind, "yaml", error, body))
 }
 
 fn unrecognized(kind: &str, format: &str, error: impl ToString, body: &[u8]) -> Status {
@@ -168,7 +200,7 @@ mod tests {
     }
 
     const fn json(form: Form) -> Accepted {
-        Accepted { form, yaml: false }
+        Accepted { form, encoding: Encoding::Json }
     }
 
     #[test]
@@ -178,16 +210,24 @@ mod tests {
         let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
                           application/json;g=apidiscovery.k8s.io;v=v2beta1;\
                           as=APIGroupDiscoveryList,application/json";
+        const PROTOBUF: Accepted = Accepted { form: Form::Plain, encoding: Encoding::Protobuf };
+        let both = "application/vnd.kubernetes.protobuf,application/json";
+        let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;\
+                        g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;\
+                        g=meta.k8s.io;v=v1,application/json";
         let cases = [
             (table, false, Ok(json(Form::Table))),
             (aggregated, true, Ok(json(Form::Discovery))),
             ("application/json, */*", true, Ok(Accepted::JSON)),
-            ("application/vnd.kubernetes.protobuf,application/json", false, Ok(Accepted::JSON)),
-            ("application/vnd.kubernetes.protobuf", false, Err(406)),
+            (both, false, Ok(PROTOBUF)),
+            (both, true, Ok(Accepted::JSON)),
+            ("application/vnd.kubernetes.protobuf;stream=watch", false, Ok(PROTOBUF)),
+            (metadata, false, Ok(json(Form::Partial))),
+            ("application/vnd.kubernetes.protobuf", true, Err(406)),
             (
                 "application/json;q=0.3, application/yaml",
                 false,
-                Ok(Accepted { form: Form::Plain, yaml: true }),
+                Ok(Accepted { form: Form::Plain, encoding: Encoding::Yaml }),
             ),
             ("text/html, */*;q=0.1", false, Ok(Accepted::JSON)),
             ("image/png", false, Err(406)),
@@ -210,7 +250,7 @@ mod tests {
             if !media.is_empty() {
                 headers.insert(CONTENT_TYPE, media.parse().expect("a header value"));
             }
-            object_body(&headers, body.as_bytes(), "ConfigMap")
+            super::body(&headers, body.as_bytes(), "ConfigMap", None).map(|read| read.value)
         };
         let object = serde_json::json!({"a": "b"});
         assert_eq!(read("", r#"{"a":"b"}"#), Ok(object.clone()));
@@ -227,7 +267,7 @@ mod tests {
     #[test]
     fn hostile_bodies_are_refused_not_suffered() {
         let deep = "[".repeat(100_000);
-        assert!(json_body(deep.as_bytes(), "Pod").is_err());
+        assert!(json_body(deep.as_bytes(), "Pod", None).is_err());
         let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
         for (name, before) in ["b", "c", "d", "e", "f", "g", "h", "i", "j"]
             .into_iter()
@@ -236,6 +276,6 @@ mod tests {
             let aliases = vec![format!("*{before}"); 9].join(",");
             bomb.push_str(&format!("{name}: &{name} [{aliases}]\n"));
         }
-        assert!(yaml_body(bomb.as_bytes(), "Pod").is_err());
+        assert!(yaml_body(bomb.as_bytes(), "Pod", None).is_err());
     }
 }

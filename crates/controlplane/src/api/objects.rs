@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use client::Body;
+use hyper::header::USER_AGENT;
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use store::authorize::Request as Asked;
 use store::selector::{FieldSelector, LabelSelector};
 use store::table::{Include, table};
 use store::{
-    Action, DeleteOptions, ListOptions, Object, PatchKind, Reply, Request, Staged, Status,
-    Subresource, WatchOptions,
+    Action, DeleteOptions, FieldValidation, ListOptions, Object, PatchKind, Reply, Request, Staged,
+    Status, Subresource, WatchOptions,
 };
 
 use super::negotiate::{self, Accepted, Form};
@@ -18,7 +19,7 @@ use super::query::Query;
 use super::route::Target;
 use super::watch::{self, WatchRequest};
 use super::{Api, Call, answer};
-use crate::writer::now;
+use crate::writer::{WriteOptions, now};
 
 impl Api {
     pub(super) async fn target(
@@ -45,10 +46,15 @@ impl Api {
             Some(Subresource::Log) if call.method == Method::GET => {
                 return self.proxy.log(&self.shared, &target, &call.query()).await;
             }
-            Some(Subresource::Exec) if matches!(call.method, Method::GET | Method::POST) => {
-                return self.proxy.exec(&self.shared, &target, call).await;
+            Some(Subresource::Log) => return Err(Status::method_not_allowed()),
+            Some(Subresource::Attach | Subresource::Exec | Subresource::PortForward) => {
+                return match call.method {
+                    Method::GET | Method::POST => {
+                        self.proxy.connect(&self.shared, &target, call).await
+                    }
+                    _ => Err(Status::method_not_allowed()),
+                };
             }
-            Some(Subresource::Log | Subresource::Exec) => return Err(Status::method_not_allowed()),
             _ => {}
         }
         let Some(verb) = verb else { return Err(Status::method_not_allowed()) };
@@ -69,10 +75,10 @@ impl Api {
     /// A token for a ServiceAccount; nothing is stored.
     fn token(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
         let accepted = negotiate::accepted(&call.headers, false)?;
-        let body = negotiate::new_body(&call.headers, &call.body, "TokenRequest")?;
+        let body = negotiate::body(&call.headers, &call.body, "TokenRequest", None)?.value;
         let store = self.shared.read();
         let answer = self.tokens.request(&store, &target.namespace, &target.name, &body, now())?;
-        Ok(answer::value(StatusCode::CREATED, &answer, accepted.yaml))
+        Ok(answer::value(StatusCode::CREATED, &answer, accepted.encoding))
     }
 
     fn get(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
@@ -80,7 +86,7 @@ impl Api {
         let store = self.shared.read();
         if target.subresource == Some(Subresource::Scale) {
             let scale = store.get_scale(target.resource, &target.namespace, &target.name)?;
-            return Ok(answer::value(StatusCode::OK, &scale, accepted.yaml));
+            return Ok(answer::value(StatusCode::OK, &scale, accepted.encoding));
         }
         if !matches!(target.subresource, None | Some(Subresource::Status)) {
             return Err(Status::method_not_allowed());
@@ -111,12 +117,10 @@ impl Api {
                 let objects = list.items.iter().map(|object| &**object);
                 let include = include(&query)?;
                 let table = table(list.resource, objects, list.metadata(), now(), include, true);
-                answer::value(StatusCode::OK, &table, accepted.yaml)
+                answer::value(StatusCode::OK, &table, accepted.encoding)
             }
-            Form::Partial => answer::value(StatusCode::OK, &list.to_partial(), accepted.yaml),
-            Form::Plain | Form::Discovery => {
-                answer::value(StatusCode::OK, &answer::PlainList(&list), accepted.yaml)
-            }
+            Form::Partial => answer::value(StatusCode::OK, &list.to_partial(), accepted.encoding),
+            Form::Plain | Form::Discovery => answer::list(StatusCode::OK, &list, accepted.encoding),
         })
     }
 
@@ -135,7 +139,7 @@ impl Api {
         let watcher = self.shared.read().watch(target.resource, options)?;
         let request = WatchRequest {
             watcher,
-            form: accepted.form,
+            accepted,
             include: include(&query)?,
             timeout_seconds: query.number("timeoutSeconds")?,
         };
@@ -147,23 +151,39 @@ impl Api {
         let query = call.query();
         let include = include(&query)?;
         let kind = target.resource.kind;
-        let (action, options_kind) = match call.method {
+        // Other subresources have bodies of kinds of their own.
+        let is_object =
+            matches!(target.subresource, None | Some(Subresource::Status | Subresource::Finalize));
+        let message = target.resource.message().filter(|_| is_object);
+        let (action, faults, options_kind) = match call.method {
             Method::POST => {
-                let body = negotiate::new_body(&call.headers, &call.body, kind)?;
-                (Action::Create(body), "CreateOptions")
+                let body = negotiate::body(&call.headers, &call.body, kind, message)?;
+                (Action::Create(body.value), body.faults, "CreateOptions")
             }
             Method::PUT => {
-                let body = negotiate::object_body(&call.headers, &call.body, kind)?;
-                (Action::Update(body), "UpdateOptions")
+                let body = negotiate::body(&call.headers, &call.body, kind, message)?;
+                (Action::Update(body.value), body.faults, "UpdateOptions")
             }
-            Method::PATCH => (patch(&call)?, "PatchOptions"),
-            _ => (delete(&call, &query, &target)?, "DeleteOptions"),
+            Method::PATCH => {
+                let (action, faults) = patch(&call, &query)?;
+                (action, faults, "PatchOptions")
+            }
+            _ => (delete(&call, &query, &target)?, Vec::new(), "DeleteOptions"),
         };
+        let directive = query.field_directive(options_kind)?;
         let mut dry_run = query.dry_run(options_kind)?;
         if call.method == Method::DELETE {
             dry_run |= body_asks_for_dry_run(&call)?;
         }
-        let user = call.user_name();
+        let is_apply = matches!(action, Action::Apply { .. });
+        let user_agent = call.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+        let options = WriteOptions {
+            user: call.user_name().to_owned(),
+            manager: query.manager(options_kind, is_apply, user_agent.unwrap_or_default())?,
+            create_refusal: self.create_refusal(&call, &target, &action),
+            dry_run,
+            validation: FieldValidation { directive, faults },
+        };
         let request = Request {
             resource: target.resource,
             namespace: target.namespace,
@@ -171,8 +191,28 @@ impl Api {
             subresource: target.subresource,
             action,
         };
-        let staged = self.shared.write(request, user, dry_run).await?;
+        let staged = self.shared.write(request, options).await?;
         reply(&staged, accepted, include)
+    }
+
+    /// Why the caller may not make what a PUT or an apply finds absent.
+    fn create_refusal(&self, call: &Call, target: &Target, action: &Action) -> Option<Status> {
+        let makes_objects = match action {
+            Action::Update(_) => target.resource.create_on_update,
+            Action::Apply { .. } => true,
+            _ => false,
+        };
+        if !makes_objects || target.subresource.is_some() {
+            return None;
+        }
+        let asked = Asked::Resource {
+            verb: "create",
+            resource: target.resource,
+            subresource: "",
+            namespace: namespace_of(target),
+            name: &target.name,
+        };
+        self.authorize(call, &asked).err()
     }
 }
 
@@ -203,23 +243,27 @@ fn namespace_of(target: &Target) -> &str {
 const fn is_posted(subresource: Subresource) -> bool {
     matches!(
         subresource,
-        Subresource::Binding | Subresource::Eviction | Subresource::Exec | Subresource::Token
+        Subresource::Attach
+            | Subresource::Binding
+            | Subresource::Eviction
+            | Subresource::Exec
+            | Subresource::PortForward
+            | Subresource::Token
     )
 }
 
-fn patch(call: &Call) -> Result<Action, Status> {
+/// What a PATCH wants, and what stands twice in it.
+fn patch(call: &Call, query: &Query) -> Result<(Action, Vec<String>), Status> {
     let media_type = negotiate::media_type(&call.headers);
-    if matches!(
-        media_type.as_str(),
-        "application/apply-patch+yaml" | "application/apply-patch+cbor"
-    ) {
-        let message = "server-side apply is not served by flatnet yet: apply without --server-side";
-        return Err(Status::failure(415, "UnsupportedMediaType", message));
+    if media_type == "application/apply-patch+yaml" {
+        let config = negotiate::configuration(&call.body)?;
+        let force = query.flag("force");
+        return Ok((Action::Apply { config: config.value, force }, config.faults));
     }
     let kind = PatchKind::from_media_type(&media_type).ok_or_else(Status::unknown_patch_type)?;
-    let patch = serde_json::from_slice(&call.body)
+    let patch = negotiate::read_json(&call.body, None)
         .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-    Ok(Action::Patch(kind, patch))
+    Ok((Action::Patch(kind, patch.value), patch.faults))
 }
 
 /// Options of a DELETE stand in its body; query parameters count when there is no body.
@@ -238,7 +282,7 @@ fn delete_body(call: &Call) -> Result<Option<Value>, Status> {
     if call.body.is_empty() {
         return Ok(None);
     }
-    negotiate::new_body(&call.headers, &call.body, "DeleteOptions").map(Some)
+    negotiate::body(&call.headers, &call.body, "DeleteOptions", None).map(|body| Some(body.value))
 }
 
 fn delete_parameters(query: &Query) -> Value {
@@ -277,10 +321,10 @@ fn show(
         Form::Table => {
             let metadata = json!({"resourceVersion": object.revision.to_string()});
             let table = table(object.resource, [&**object], metadata, now(), include, true);
-            answer::value(code, &table, accepted.yaml)
+            answer::value(code, &table, accepted.encoding)
         }
-        Form::Partial => answer::value(code, &object.to_partial(), accepted.yaml),
-        Form::Plain | Form::Discovery => answer::value(code, &object.value, accepted.yaml),
+        Form::Partial => answer::value(code, &object.to_partial(), accepted.encoding),
+        Form::Plain | Form::Discovery => answer::object(code, object, accepted.encoding),
     })
 }
 
@@ -296,10 +340,10 @@ fn reply(staged: &Staged, accepted: Accepted, include: Include) -> Result<Respon
                 continue_token: None,
                 remaining: None,
             };
-            answer::value(code, &answer::PlainList(&list), accepted.yaml)
+            answer::list(code, &list, accepted.encoding)
         }
-        Reply::Value(value) => answer::value(code, value, accepted.yaml),
-        Reply::Status(status) => answer::status(status),
+        Reply::Value(value) => answer::value(code, value, accepted.encoding),
+        Reply::Status(status) => answer::encoded_status(status, accepted.encoding),
     };
     answer::add_warnings(&mut response, &staged.warnings);
     Ok(response)

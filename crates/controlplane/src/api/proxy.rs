@@ -1,4 +1,6 @@
-//! Logs and exec: checked here, served by the runtime of the pod's node over mutual TLS.
+//! Logs and streams (exec, attach, port-forward): checked here, served by the runtime of the pod's
+//! node over mutual TLS. What flows in a stream is between client and runtime: once both have
+//! agreed, the two connections are joined.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,13 +9,16 @@ use std::time::Duration;
 use client::{Body, BodyError, Encoded, Endpoint};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
+use hyper::header::{
+    CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use serde_json::Value;
-use store::{Object, Status, registry};
+use store::{Object, Status, Subresource, registry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::query::Query;
@@ -23,14 +28,20 @@ use crate::writer::Shared;
 
 /// Longest wait for a runtime's first byte, milliseconds.
 const RUNTIME_TIMEOUT_MS: u64 = 30_000;
-/// Exec sessions at a time; each holds two connections.
+/// Sessions of exec, attach and port-forward at a time; each holds two connections.
 const MAX_SESSIONS: usize = 64;
 /// Largest error text of a runtime that is passed on, bytes.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
-/// Copy buffer of one direction of an exec session, bytes.
+/// Copy buffer of one direction of a session, bytes.
 const SPLICE_BUFFER_BYTES: usize = 16 * 1024;
 
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+/// What the two ends of a session tell each other in the heads of request and answer: SPDY's
+/// versions, and the handshake of RFC 6455, section 4.
+const AGREED_BY_REQUEST: [HeaderName; 4] =
+    [STREAM_PROTOCOL, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, SEC_WEBSOCKET_PROTOCOL];
+const AGREED_BY_ANSWER: [HeaderName; 5] =
+    [CONNECTION, UPGRADE, STREAM_PROTOCOL, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL];
 
 /// The way to the runtimes of the nodes.
 pub(crate) struct Proxy {
@@ -83,8 +94,8 @@ impl Proxy {
         Ok(answer::stream(StatusCode::OK, "text/plain", body.boxed_unsync()))
     }
 
-    /// `POST pods/NAME/exec`, upgraded to SPDY/3.1.
-    pub(super) async fn exec(
+    /// `pods/NAME/exec`, `attach` and `portforward`, upgraded to SPDY/3.1 or a websocket.
+    pub(super) async fn connect(
         &self,
         shared: &Shared,
         target: &Target,
@@ -92,13 +103,7 @@ impl Proxy {
     ) -> Result<Response<Body>, Status> {
         let query = call.query();
         let pod = shared.read().get(target.resource, &target.namespace, &target.name)?;
-        let phase = text(&pod.value, "/status/phase");
-        if matches!(phase, "Succeeded" | "Failed") {
-            return Err(Status::bad_request(format!(
-                "cannot exec into a container in a completed pod; current phase is {phase}"
-            )));
-        }
-        let container = container(&pod, query.get("container"))?;
+        let path = stream_path(&pod, target, &query)?;
         let Some(address) = self.node_address(shared, &pod)? else {
             return Err(Status::bad_request(format!(
                 "pod {} does not have a host assigned",
@@ -106,19 +111,23 @@ impl Proxy {
             )));
         };
         // What is wrong with the pod comes first: no other protocol would mend it.
-        let upgrade = spdy_upgrade(&call.headers, call.upgrade)?;
+        let (upgrade, protocol) = upgrade(&call.headers, call.upgrade)?;
         let permit = Arc::clone(&self.sessions).try_acquire_owned().map_err(|_| {
-            let message = format!("more than {MAX_SESSIONS} exec sessions: end one and retry");
+            let message = format!(
+                "more than {MAX_SESSIONS} sessions of exec, attach and port-forward: end one and \
+                 retry"
+            );
             Status::failure(429, "TooManyRequests", message)
         })?;
-        let path = path("exec", target, &container, &exec_parameters(&query));
         let mut headers = HeaderMap::new();
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-        for version in call.headers.get_all(STREAM_PROTOCOL) {
-            headers.append(STREAM_PROTOCOL, version.clone());
+        headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+        for name in AGREED_BY_REQUEST {
+            for value in call.headers.get_all(&name) {
+                headers.append(&name, value.clone());
+            }
         }
-        let response = self.ask(address, Method::POST, &path, &headers).await?;
+        let response = self.ask(address, call.method, &path, &headers).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(response).await);
         }
@@ -190,12 +199,41 @@ fn path(verb: &str, target: &Target, container: &str, parameters: &[String]) -> 
     )
 }
 
+/// The kubelet's path for a stream, once the pod and the container are such that there can be one.
+fn stream_path(pod: &Object, target: &Target, query: &Query) -> Result<String, Status> {
+    let completed = |what: &str| match text(&pod.value, "/status/phase") {
+        phase @ ("Succeeded" | "Failed") => Err(Status::bad_request(format!(
+            "cannot {what} a completed pod; current phase is {phase}"
+        ))),
+        _ => Ok(()),
+    };
+    Ok(match target.subresource {
+        Some(Subresource::PortForward) => {
+            completed("forward ports of")?;
+            let ports: Vec<String> =
+                query.all("ports").map(|ports| format!("ports={}", Encoded(ports))).collect();
+            let (namespace, name) = (Encoded(&target.namespace), Encoded(&target.name));
+            format!("/portForward/{namespace}/{name}?{}", ports.join("&"))
+        }
+        Some(Subresource::Attach) => {
+            completed("attach a container in")?;
+            let parameters: Vec<String> = stream_parameters(query).collect();
+            path("attach", target, &container(pod, query.get("container"))?, &parameters)
+        }
+        _ => {
+            completed("exec into a container in")?;
+            let commands = query.all("command").map(|word| format!("command={}", Encoded(word)));
+            let parameters: Vec<String> = commands.chain(stream_parameters(query)).collect();
+            path("exec", target, &container(pod, query.get("container"))?, &parameters)
+        }
+    })
+}
+
 /// The kubelet names the streams differently than the API does.
-fn exec_parameters(query: &Query) -> Vec<String> {
-    let commands = query.all("command").map(|command| format!("command={}", Encoded(command)));
+fn stream_parameters(query: &Query) -> impl Iterator<Item = String> {
     let streams = [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")];
     let streams = streams.into_iter().filter(|(api, _)| query.flag(api));
-    commands.chain(streams.map(|(_, kubelet)| format!("{kubelet}=1"))).collect()
+    streams.map(|(_, kubelet)| format!("{kubelet}=1"))
 }
 
 /// The container that a request means, as the real server chooses it.
@@ -237,15 +275,20 @@ fn container(pod: &Object, asked: &str) -> Result<String, Status> {
     }
 }
 
-/// Insists on SPDY. Newer clients try a websocket first and come back with SPDY when refused.
-fn spdy_upgrade(headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Result<OnUpgrade, Status> {
-    let protocol = headers.get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    match upgrade {
-        Some(upgrade) if protocol.eq_ignore_ascii_case("SPDY/3.1") => Ok(upgrade),
-        Some(_) => Err(Status::bad_request(format!(
-            "unable to upgrade: unsupported protocol {protocol:?}; exec is served over SPDY/3.1"
+/// The client's connection, and the protocol that it asks for.
+fn upgrade(
+    headers: &HeaderMap,
+    upgrade: Option<OnUpgrade>,
+) -> Result<(OnUpgrade, &'static str), Status> {
+    let asked = headers.get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let known = ["SPDY/3.1", "websocket"].into_iter().find(|one| asked.eq_ignore_ascii_case(one));
+    match (upgrade, known) {
+        (Some(upgrade), Some(protocol)) => Ok((upgrade, protocol)),
+        (Some(_), None) => Err(Status::bad_request(format!(
+            "unable to upgrade: unsupported protocol {asked:?}; streams are served over SPDY/3.1 \
+             and websockets"
         ))),
-        None => Err(Status::bad_request("Upgrade request required")),
+        (None, _) => Err(Status::bad_request("Upgrade request required")),
     }
 }
 
@@ -257,7 +300,7 @@ fn splice(
 ) -> Response<Body> {
     let mut answer = Response::new(answer::full(Bytes::new()));
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    for name in [CONNECTION, UPGRADE, STREAM_PROTOCOL] {
+    for name in AGREED_BY_ANSWER {
         if let Some(value) = from_runtime.headers().get(&name) {
             answer.headers_mut().insert(name, value.clone());
         }

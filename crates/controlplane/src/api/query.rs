@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
-use store::Status;
 use store::validate::FieldErrors;
+use store::{FieldDirective, Status};
 
+/// The longest name of a manager of fields, bytes; the real server's limit.
+const MAX_MANAGER_BYTES: usize = 128;
 /// Segments of a path; longer ones name nothing that exists.
 const MAX_SEGMENTS: usize = 16;
 
@@ -67,6 +69,53 @@ impl Query {
                 ))
             }),
         }
+    }
+
+    /// As whom a write owns its fields: `fieldManager`, or the first word of the User-Agent.
+    /// `kind` is that of the options.
+    pub fn manager(&self, kind: &str, is_apply: bool, user_agent: &str) -> Result<String, Status> {
+        let given = self.get("fieldManager");
+        let is_shown = |character: &char| {
+            *character == ' ' || !(character.is_control() || character.is_whitespace())
+        };
+        let mut errors = FieldErrors::default();
+        if is_apply && given.is_empty() {
+            errors.required("fieldManager", "is required for apply patch");
+        }
+        if !is_apply && self.find("force").is_some_and(|force| !force.is_empty()) {
+            errors.forbidden("force", "may not be specified for non-apply patch");
+        }
+        if given.len() > MAX_MANAGER_BYTES {
+            errors.too_long("fieldManager", MAX_MANAGER_BYTES);
+        }
+        if !given.chars().all(|character| is_shown(&character)) {
+            errors.invalid("fieldManager", given, "should only contain printable characters");
+        }
+        if !errors.is_empty() {
+            return Err(Status::invalid_kind("meta.k8s.io", kind, "", &errors));
+        }
+        if !given.is_empty() {
+            return Ok(given.to_owned());
+        }
+        let program = user_agent.split('/').next().unwrap_or_default();
+        let mut manager = String::new();
+        for character in program.chars().filter(is_shown) {
+            if manager.len() + character.len_utf8() > MAX_MANAGER_BYTES {
+                break;
+            }
+            manager.push(character);
+        }
+        Ok(manager)
+    }
+
+    /// What happens to fields that the kind does not have. `kind` is that of the options.
+    pub fn field_directive(&self, kind: &str) -> Result<FieldDirective, Status> {
+        let text = self.get("fieldValidation");
+        FieldDirective::from_query(text).ok_or_else(|| {
+            let mut errors = FieldErrors::default();
+            errors.unsupported("fieldValidation", text, &["Ignore", "Strict", "Warn"]);
+            Status::invalid_kind("meta.k8s.io", kind, "", &errors)
+        })
     }
 
     /// Whether nothing shall be stored. `kind` is that of the options, for the error.
@@ -140,6 +189,30 @@ mod tests {
         assert!(query.flag("watch") && !query.flag("follow") && !query.flag("stdin"));
         assert_eq!(query.all("command").collect::<Vec<_>>(), ["sh", "-c"]);
         assert!(query.number("labelSelector").is_err());
+    }
+
+    #[test]
+    fn a_manager_is_who_the_client_says_it_is() {
+        let agent = "kubectl/v1.33 (linux/amd64)";
+        let manager = |query: &str, is_apply: bool, agent: &str| {
+            Query::parse(query).manager("PatchOptions", is_apply, agent)
+        };
+        assert_eq!(manager("fieldManager=me", true, agent), Ok("me".to_owned()));
+        assert_eq!(manager("", false, agent), Ok("kubectl".to_owned()));
+        assert_eq!(manager("", false, "a\u{7f}b"), Ok("ab".to_owned()));
+        assert_eq!(manager("", false, &"é".repeat(100)), Ok("é".repeat(64)));
+        let long = format!("fieldManager={}", "x".repeat(MAX_MANAGER_BYTES + 1));
+        for (query, is_apply, expected) in [
+            ("", true, "fieldManager: Required value: is required for apply patch"),
+            ("force=true", false, "force: Forbidden: may not be specified for non-apply patch"),
+            ("fieldManager=a%0Ab", true, "fieldManager: Invalid value: \"a\\nb\": should only"),
+            (long.as_str(), true, "fieldManager: Too long: may not be more than 128 bytes"),
+        ] {
+            let refused = manager(query, is_apply, agent).expect_err("refused");
+            assert_eq!(refused.code, 422);
+            let message = format!("PatchOptions.meta.k8s.io \"\" is invalid: {expected}");
+            assert!(refused.message.starts_with(&message), "{refused}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Watches over HTTP: a cursor into the store's window, written as lines while the client reads.
+//! Watches over HTTP: a cursor into the store's window, written as lines (or as frames of protobuf)
+//! while the client reads.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,12 +14,12 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 use store::table::{Include, table};
-use store::{Random as _, WATCH_WINDOW_EVENTS, WatchEvent, Watcher};
+use store::{Random as _, Status, WATCH_WINDOW_EVENTS, WatchEvent, Watcher};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::answer;
-use super::negotiate::Form;
+use super::negotiate::{Accepted, Encoding, Form};
+use super::{answer, protobuf};
 use crate::stopped;
 use crate::writer::{Shared, SystemRandom, now};
 
@@ -36,8 +37,8 @@ const STEP_RECORDS: usize = WATCH_WINDOW_EVENTS + 1;
 pub(super) struct WatchRequest {
     /// The cursor.
     pub watcher: Watcher,
-    /// The form of the objects.
-    pub form: Form,
+    /// The form of the objects, and how they are written: as JSON where YAML was asked for.
+    pub accepted: Accepted,
     /// What the rows of Tables carry.
     pub include: Include,
     /// `timeoutSeconds`.
@@ -56,7 +57,7 @@ pub(super) fn start(
     let stream = Stream {
         shared: Arc::clone(shared),
         watcher: request.watcher,
-        form: request.form,
+        accepted: request.accepted,
         include: request.include,
         changes,
         stop,
@@ -65,8 +66,12 @@ pub(super) fn start(
         columns_sent: false,
         ended: false,
     };
+    let media_type = match request.accepted.encoding {
+        Encoding::Protobuf => protobuf::WATCH_MEDIA_TYPE,
+        Encoding::Json | Encoding::Yaml => "application/json",
+    };
     let body = Unfold { next: Box::pin(stream.advance()) };
-    Some(answer::stream(StatusCode::OK, "application/json", body.boxed_unsync()))
+    Some(answer::stream(StatusCode::OK, media_type, body.boxed_unsync()))
 }
 
 fn timeout(seconds: Option<i64>) -> Duration {
@@ -80,7 +85,7 @@ fn timeout(seconds: Option<i64>) -> Duration {
 struct Stream {
     shared: Arc<Shared>,
     watcher: Watcher,
-    form: Form,
+    accepted: Accepted,
     include: Include,
     changes: watch::Receiver<u64>,
     stop: watch::Receiver<bool>,
@@ -108,10 +113,7 @@ impl Stream {
             let mut lines = Vec::new();
             match step {
                 Ok(events) => events.iter().for_each(|event| self.write(event, &mut lines)),
-                Err(status) => {
-                    write_line(&status.to_watch_event(), &mut lines);
-                    self.ended = true;
-                }
+                Err(status) => self.fail(&status, &mut lines),
             }
             if lines.is_empty() {
                 self.wait(&mut lines).await;
@@ -148,15 +150,22 @@ impl Stream {
     }
 
     fn write(&mut self, event: &WatchEvent, lines: &mut Vec<u8>) {
+        if self.accepted.encoding == Encoding::Protobuf {
+            return self.write_frame(event, lines);
+        }
         let (kind, object) = match event {
             WatchEvent::Bookmark(object) => {
                 return write_line(&Line { kind: "BOOKMARK", object }, lines);
             }
             WatchEvent::Object(kind, object) => (kind.as_str(), object),
         };
-        match self.form {
+        match self.accepted.form {
             Form::Plain | Form::Discovery => {
-                write_line(&Line { kind, object: &object.value }, lines);
+                lines.extend_from_slice(b"{\"type\":\"");
+                lines.extend_from_slice(kind.as_bytes());
+                lines.extend_from_slice(b"\",\"object\":");
+                object.write_text(lines);
+                lines.extend_from_slice(b"}\n");
             }
             Form::Partial => write_line(&Line { kind, object: &object.to_partial() }, lines),
             Form::Table => {
@@ -165,6 +174,32 @@ impl Stream {
                 let table =
                     table(self.watcher.resource, [&**object], metadata, now(), self.include, first);
                 write_line(&Line { kind, object: &table }, lines);
+            }
+        }
+    }
+
+    fn write_frame(&mut self, event: &WatchEvent, frames: &mut Vec<u8>) {
+        let frame = match event {
+            WatchEvent::Bookmark(object) => schema::protobuf::encode_event("BOOKMARK", object),
+            WatchEvent::Object(kind, object) => {
+                schema::protobuf::encode_event(kind.as_str(), &object.to_value())
+            }
+        };
+        match frame {
+            Some(mut frame) => frames.append(&mut frame),
+            // A client that lacks an event must not go on as if it had it.
+            None => self.fail(&Status::internal("an object cannot be written as protobuf"), frames),
+        }
+    }
+
+    /// Tells why the watch ends.
+    fn fail(&mut self, status: &Status, lines: &mut Vec<u8>) {
+        self.ended = true;
+        match self.accepted.encoding {
+            Encoding::Json | Encoding::Yaml => write_line(&status.to_watch_event(), lines),
+            Encoding::Protobuf => {
+                let frame = schema::protobuf::encode_event("ERROR", &status.to_value());
+                lines.extend(frame.into_iter().flatten());
             }
         }
     }

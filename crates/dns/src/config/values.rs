@@ -4,12 +4,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use ipnet::Ipv6Net;
+use ipnet::{IpNet, Ipv6Net};
+use model::selector::LabelSelector;
 use regex_lite::{Regex, RegexBuilder};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
 
-use super::{Matcher, Rewrite};
+use super::{Clients, ForwardRule, Matcher, Rewrite};
 use crate::Name;
 use crate::message::{kind_number, rcode};
 
@@ -42,6 +43,37 @@ impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
         self.visit_str(&number.to_string())
+    }
+}
+
+/// Reads who is answered.
+pub(super) fn clients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Clients, D::Error> {
+    deserializer.deserialize_any(ClientsVisitor)
+}
+
+struct ClientsVisitor;
+
+impl<'de> Visitor<'de> for ClientsVisitor {
+    type Value = Clients;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`cluster`, `any`, or a list of ranges to answer beside the cluster")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Clients, E> {
+        match text {
+            "cluster" => Ok(Clients::default()),
+            "any" => Ok(Clients::Any),
+            _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Clients, A::Error> {
+        let mut ranges = Vec::new();
+        while let Some(range) = list.next_element::<IpNet>()? {
+            ranges.push(range);
+        }
+        Ok(Clients::Cluster(ranges))
     }
 }
 
@@ -205,17 +237,52 @@ pub enum Carrier {
     /// Over UDP, and over TCP for what does not fit.
     Plain,
     /// Over TLS (RFC 7858).
-    Tls {
-        /// The name in the server's certificate; `None`: its address.
-        server_name: Option<String>,
-    },
+    Tls(Tls),
     /// Over HTTPS (RFC 8484).
     Https {
-        /// The name in the server's certificate; `None`: its address.
-        server_name: Option<String>,
+        /// How TLS begins.
+        tls: Tls,
         /// The path of the resource.
         path: String,
     },
+}
+
+/// How TLS with a server begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tls {
+    /// The name in the server's certificate; `None`: its address.
+    pub server_name: Option<String>,
+    /// Certificates that are not the host's.
+    pub files: TlsFiles,
+}
+
+/// Files in PEM with certificates for servers over TLS: what CoreDNS's `tls CERT KEY CA` names.
+/// They are read whenever a connection is made, so that renewed ones need nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "WrittenTlsFiles")]
+pub struct TlsFiles {
+    /// Those who may have issued the server's certificate, and nobody else; `None`: those that the
+    /// host trusts.
+    pub ca: Option<String>,
+    /// What we show to the server: our certificate and its key.
+    pub identity: Option<(String, String)>,
+}
+
+impl Carrier {
+    /// How TLS begins; `None`: the server is asked without.
+    pub fn tls(&self) -> Option<&Tls> {
+        match self {
+            Self::Plain => None,
+            Self::Tls(tls) | Self::Https { tls, .. } => Some(tls),
+        }
+    }
+
+    pub(crate) fn tls_mut(&mut self) -> Option<&mut Tls> {
+        match self {
+            Self::Plain => None,
+            Self::Tls(tls) | Self::Https { tls, .. } => Some(tls),
+        }
+    }
 }
 
 impl FromStr for Target {
@@ -226,10 +293,10 @@ impl FromStr for Target {
             return Ok(Self::Host);
         }
         let (carrier, place, port) = if let Some(rest) = text.strip_prefix("tls://") {
-            (Carrier::Tls { server_name: None }, rest, 853)
+            (Carrier::Tls(Tls::default()), rest, 853)
         } else if let Some(rest) = text.strip_prefix("https://") {
             let (place, path) = rest.split_once('/').unwrap_or((rest, "dns-query"));
-            (Carrier::Https { server_name: None, path: format!("/{path}") }, place, 443)
+            (Carrier::Https { tls: Tls::default(), path: format!("/{path}") }, place, 443)
         } else {
             (Carrier::Plain, text.strip_prefix("dns://").unwrap_or(text), 53)
         };
@@ -413,6 +480,14 @@ pub(super) fn capacity<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::E
     Ok(capacity)
 }
 
+/// Reads the text form of a label selector.
+pub(super) fn labels<'de, D>(from: D) -> Result<Option<LabelSelector>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    from.deserialize_str(Text(|text: &str| text.parse().map(Some)))
+}
+
 /// RFC 2181 allows more; CoreDNS takes an hour at most.
 pub(super) fn cluster_ttl<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     let ttl = Duration::deserialize(from)?;
@@ -440,6 +515,72 @@ pub(super) fn servers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Target>,
     Ok(servers)
 }
 
+/// Rules, each checked while the list is read: an error then has the list's line.
+pub(super) fn forward_rules<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Vec<ForwardRule>, D::Error> {
+    let rules = Vec::<CheckedRule>::deserialize(from)?;
+    Ok(rules.into_iter().map(|rule| rule.0).collect())
+}
+
+/// Who names certificates means encryption: with servers that are asked without, names would go
+/// over the wire for all to read.
+struct CheckedRule(ForwardRule);
+
+impl<'de> Deserialize<'de> for CheckedRule {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let rule = ForwardRule::deserialize(from)?;
+        let plain = rule.to.iter().find_map(|target| match target {
+            Target::Host => Some("the host's servers".to_owned()),
+            Target::Server(server) => {
+                (server.carrier == Carrier::Plain).then(|| server.to_string())
+            }
+        });
+        match plain.filter(|_| rule.tls != TlsFiles::default()) {
+            None => Ok(Self(rule)),
+            Some(plain) => Err(D::Error::custom(format!(
+                "`to`: {plain} would be asked without encryption; with `tls`, write all servers \
+                 as tls:// or https://"
+            ))),
+        }
+    }
+}
+
+/// `tls` of a rule as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenTlsFiles {
+    cert: Option<WholePath>,
+    key: Option<WholePath>,
+    ca: Option<WholePath>,
+}
+
+/// The worker has no directory of its own that others could be meant from.
+struct WholePath(String);
+
+impl<'de> Deserialize<'de> for WholePath {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(Text(|text: &str| match text.strip_prefix('/') {
+            Some(rest) if !rest.is_empty() => Ok(Self(text.to_owned())),
+            _ => Err(format!("{text:?} is no whole path of a file: write it from / on")),
+        }))
+    }
+}
+
+impl TryFrom<WrittenTlsFiles> for TlsFiles {
+    type Error = String;
+
+    fn try_from(written: WrittenTlsFiles) -> Result<Self, String> {
+        let ca = written.ca.map(|path| path.0);
+        let identity = match (written.cert, written.key) {
+            (Some(certificate), Some(key)) => Some((certificate.0, key.0)),
+            (None, None) => None,
+            _ => return Err("`tls`: `cert` and `key` belong together: write both or none".into()),
+        };
+        Ok(Self { ca, identity })
+    }
+}
+
 pub(super) fn dns64_prefix<'de, D: Deserializer<'de>>(from: D) -> Result<Ipv6Net, D::Error> {
     let prefix = Ipv6Net::deserialize(from)?;
     // RFC 6052, 2.2.
@@ -455,7 +596,7 @@ impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.carrier {
             Carrier::Plain => write!(f, "{}", self.address),
-            Carrier::Tls { .. } => write!(f, "tls://{}", self.address),
+            Carrier::Tls(_) => write!(f, "tls://{}", self.address),
             Carrier::Https { path, .. } => write!(f, "https://{}{path}", self.address),
         }
     }

@@ -1,11 +1,18 @@
 //! The worker's side: frames out of octets, and the zone out of frames.
 
-use super::{Change, FeedError, Frame, LENGTH_OCTETS, MAX_FRAME_OCTETS, serial};
+use plan::zone::Exposure;
+
+use super::known::Known;
+use super::{Change, FeedError, Frame, LENGTH_OCTETS, MAX_FRAME_OCTETS, Settings, serial};
 use crate::Index;
 
 /// Reads the feed.
 #[derive(Debug, Default)]
 pub struct Follower {
+    /// The choice that zones must be made by.
+    wanted: Exposure,
+    /// Whether the zone that comes is made by another.
+    is_passing_over: bool,
     octets: Vec<u8>,
     /// The snapshot that is not whole yet.
     building: Option<Box<Index>>,
@@ -34,6 +41,8 @@ pub enum Place {
     End,
     /// It is a change after the snapshot.
     Behind,
+    /// It is of no use: of an unknown kind, or of a zone that was made by another choice.
+    PassedOver,
 }
 
 /// What is new.
@@ -41,6 +50,9 @@ pub enum Place {
 pub enum News {
     /// Serve this zone.
     Zone(Box<Index>),
+    /// A zone of this domain comes that was made by another choice than the one that is wanted; it
+    /// is passed over.
+    Other(String),
     /// Take these changes into the zone.
     Changes {
         /// The zone's serial number with them.
@@ -53,6 +65,16 @@ pub enum News {
 }
 
 impl Follower {
+    /// Reads zones that were made by this choice.
+    pub fn new(wanted: Exposure) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
+    /// From the next zone on, another choice counts.
+    pub fn want(&mut self, wanted: Exposure) {
+        self.wanted = wanted;
+    }
+
     /// Takes what came.
     pub fn push(&mut self, octets: &[u8]) {
         self.octets.extend_from_slice(octets);
@@ -74,17 +96,29 @@ impl Follower {
         let rest = self.octets.split_off(LENGTH_OCTETS + octets);
         let frame = std::mem::replace(&mut self.octets, rest);
         let json = frame.get(LENGTH_OCTETS..).unwrap_or_default();
-        let (place, news) = self.take(serde_json::from_slice(json)?)?;
+        let Known(known) = serde_json::from_slice(json)?;
+        let (place, news) = match known {
+            Some(Frame::Begin(settings)) => self.begin(settings),
+            Some(frame) if !self.is_passing_over => self.take(frame)?,
+            _ => (Place::PassedOver, None),
+        };
         Ok(Some(Received { frame, place, news }))
+    }
+
+    fn begin(&mut self, settings: Settings) -> (Place, Option<News>) {
+        self.sequence = None;
+        self.is_passing_over = settings.exposed.exposure != self.wanted;
+        if self.is_passing_over {
+            self.building = None;
+            return (Place::PassedOver, Some(News::Other(settings.domain)));
+        }
+        self.building = Some(Box::new(Index::empty(settings)));
+        (Place::Begin, None)
     }
 
     fn take(&mut self, frame: Frame) -> Result<(Place, Option<News>), FeedError> {
         match frame {
-            Frame::Begin(settings) => {
-                self.building = Some(Box::new(Index::empty(settings)));
-                self.sequence = None;
-                Ok((Place::Begin, None))
-            }
+            Frame::Begin(settings) => Ok(self.begin(settings)),
             Frame::Part(changes) => {
                 let missed = FeedError::Missed { expected: self.sequence, found: 0 };
                 let building = self.building.as_mut().ok_or(missed)?;

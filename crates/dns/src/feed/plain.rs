@@ -1,9 +1,11 @@
-//! What a worker tells its agent, on the connection of the feed: how it answers plain questions for
-//! addresses, so that the kernel can in its place (`bpf/names.c`).
+//! What a worker tells its agent, on the connection of the feed: what of the cluster shall have names,
+//! and how it answers plain questions for addresses, so that the kernel can in its place
+//! (`bpf/names.c`).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use plan::zone::Exposure;
 use serde::{Deserialize, Serialize};
 
 use super::{FeedError, framed};
@@ -26,6 +28,9 @@ pub struct Plain {
     /// The option of the configuration that may be about the cluster's names; then the worker
     /// alone answers.
     pub ruled_by: Option<String>,
+    /// What of the cluster shall have names.
+    #[serde(default)]
+    pub exposure: Exposure,
 }
 
 impl Plain {
@@ -37,6 +42,7 @@ impl Plain {
             ttl_s: config.kubernetes.ttl.seconds(),
             negative_ttl_s: NEGATIVE_TTL_S,
             ruled_by: ruled_by.map(str::to_owned),
+            exposure: config.kubernetes.exposure(),
         }
     }
 

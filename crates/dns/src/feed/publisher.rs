@@ -1,9 +1,10 @@
 //! The agent's side: the zone as it is, and what changed lately.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use plan::zone::Exposed;
 
 use super::{Change, FeedError, Frame, Settings, serial};
 use crate::Index;
@@ -32,18 +33,31 @@ impl Publisher {
         Self { index, sequence, kept: VecDeque::new(), kept_octets: 0 }
     }
 
-    /// Serves reverse names of these ranges from now on. Readers get a snapshot.
-    pub fn set_reverse_ranges(&mut self, ranges: &[IpNet]) {
-        if self.index.settings().reverse_ranges == ranges {
+    /// Serves reverse names of these ranges from now on, and names of pods that are exposed; names of
+    /// Services come as changes. Readers get a snapshot.
+    pub fn set(&mut self, reverse_ranges: &[IpNet], exposed: &Exposed) {
+        let settings = self.index.settings();
+        if settings.reverse_ranges == reverse_ranges && settings.exposed == *exposed {
             return;
         }
-        let settings =
-            Settings { reverse_ranges: ranges.to_vec(), ..self.index.settings().clone() };
+        let settings = Settings {
+            reverse_ranges: reverse_ranges.to_vec(),
+            exposed: exposed.clone(),
+            ..settings.clone()
+        };
         let mut index = Index::empty(settings);
         self.index.changes().for_each(|change| index.apply(change));
         self.index = index;
         self.count();
         self.forget();
+    }
+
+    /// The changes after which these are the clients.
+    pub fn client_changes(&self, ranges: &BTreeSet<IpNet>) -> Vec<Change> {
+        let gone = self.index.clients().filter(|range| !ranges.contains(range));
+        let gone = gone.map(|range| Change::Client { range: *range, is_there: false });
+        let there = ranges.iter().map(|range| Change::Client { range: *range, is_there: true });
+        gone.chain(there).collect()
     }
 
     /// Takes changes in, those that change something under the next number. Returns whether there
@@ -107,10 +121,11 @@ impl Publisher {
     /// Whether a change says what already is.
     fn has(&self, change: &Change) -> bool {
         match change {
-            Change::Service { namespace, name, records } => {
+            Change::Service { namespace, name, records, .. } => {
                 self.index.records(namespace, name) == records.as_ref()
             }
             Change::Pod { address, names } => self.index.pods_at(*address) == names.as_ref(),
+            Change::Client { range, is_there } => self.index.has_client(range) == *is_there,
         }
     }
 

@@ -11,7 +11,12 @@ use std::sync::Arc;
 use super::{ATTEMPT_TIMEOUT_MS, Random};
 use crate::config::{Carrier, Config, Domain, ForwardRule, Policy, Server, Target};
 use crate::message::kind;
+use crate::stats::Latency;
 use crate::{Name, query};
+
+/// Response codes that are counted by themselves: those of RFC 1035 and RFC 2136. What a server
+/// makes of the others is counted under the next number.
+const COUNTED_RCODES: u16 = 10;
 
 /// Servers of one zone.
 #[derive(Debug)]
@@ -32,6 +37,9 @@ pub(super) struct Upstream {
     max_fails: u32,
     health_check_ms: u64,
     fails: u32,
+    probes_failed_ever: u64,
+    /// By response code.
+    latencies: BTreeMap<u16, Latency>,
     /// It did not answer, and has not answered anything since.
     is_suspect: bool,
     probe: Option<Probe>,
@@ -66,6 +74,10 @@ pub struct Health {
     pub is_loop: bool,
     /// Probes that failed, one behind the other.
     pub failed_probes: u32,
+    /// Probes that failed since the start.
+    pub probes_failed_ever: u64,
+    /// The time until its answers, by response code.
+    pub(crate) latencies: BTreeMap<u16, Latency>,
 }
 
 /// All rules and servers.
@@ -108,7 +120,7 @@ impl Servers {
         let mut servers = Vec::new();
         for target in &rule.to {
             let named: Vec<Server> = match target {
-                Target::Server(server) => vec![with_name(server, rule)],
+                Target::Server(server) => vec![with_tls(server, rule)],
                 Target::Host => host
                     .iter()
                     .map(|address| Server { address: *address, carrier: Carrier::Plain })
@@ -142,6 +154,8 @@ impl Servers {
             max_fails: rule.max_fails,
             health_check_ms: rule.health_check.ms(),
             fails: 0,
+            probes_failed_ever: 0,
+            latencies: BTreeMap::new(),
             is_suspect: false,
             probe: None,
             probe_at_ms: 0,
@@ -221,6 +235,19 @@ impl Servers {
         self.upstreams.get(&id)
     }
 
+    /// Counts an answer of a server.
+    pub(super) fn answered(&mut self, id: u32, rcode: u16, took_ms: u64) {
+        if let Some(upstream) = self.upstreams.get_mut(&id) {
+            let rcode = rcode.min(COUNTED_RCODES + 1);
+            upstream.latencies.entry(rcode).or_default().record(took_ms.saturating_mul(1000));
+        }
+    }
+
+    /// Whether none of these is taken for alive.
+    pub(super) fn are_down(&self, servers: &[u32]) -> bool {
+        servers.iter().all(|id| self.get(*id).is_some_and(Upstream::is_down))
+    }
+
     /// The server answered something. Returns its probe's socket, which is of no use any more.
     pub(super) fn is_alive(&mut self, id: u32) -> Option<u64> {
         let upstream = self.upstreams.get_mut(&id)?;
@@ -254,6 +281,7 @@ impl Servers {
             && upstream.probe.take().is_some()
         {
             upstream.fails = upstream.fails.saturating_add(1);
+            upstream.probes_failed_ever += 1;
             upstream.probe_at_ms = now_ms + upstream.health_check_ms;
         }
     }
@@ -322,6 +350,8 @@ impl Servers {
             is_down: upstream.is_down(),
             is_loop: upstream.is_loop,
             failed_probes: upstream.fails,
+            probes_failed_ever: upstream.probes_failed_ever,
+            latencies: upstream.latencies.clone(),
         };
         self.upstreams.values().map(health).collect()
     }
@@ -346,10 +376,11 @@ fn host_rule() -> ForwardRule {
     }
 }
 
-fn with_name(server: &Server, rule: &ForwardRule) -> Server {
+fn with_tls(server: &Server, rule: &ForwardRule) -> Server {
     let mut server = server.clone();
-    if let Carrier::Tls { server_name } | Carrier::Https { server_name, .. } = &mut server.carrier {
-        server_name.clone_from(&rule.tls_servername);
+    if let Some(tls) = server.carrier.tls_mut() {
+        tls.server_name.clone_from(&rule.tls_servername);
+        tls.files.clone_from(&rule.tls);
     }
     server
 }

@@ -44,7 +44,7 @@ impl Index {
             Node::Missing
         } else if read.labels == cut {
             Node::Apex
-        } else if self.has_names_in(read.range(), with_pods) {
+        } else if !is_address && self.has_names_in(read.range(), with_pods) {
             Node::Empty
         } else {
             Node::Missing
@@ -55,8 +55,9 @@ impl Index {
     /// The names of an address, if it has some.
     fn pointers(&self, address: IpAddr, with_pods: bool) -> Option<Pointers<'_>> {
         let has_service = self.services_at(address).next().is_some();
-        let has_pod =
-            with_pods && self.pods.contains_key(&address) && self.settings.is_inside(address);
+        let has_pod = with_pods
+            && self.exposed_namespaces(address).next().is_some()
+            && self.settings.is_inside(address);
         (has_service || has_pod).then_some(Pointers { index: self, address, with_pods })
     }
 
@@ -77,10 +78,11 @@ impl Index {
         })
     }
 
+    /// Also of pods that are not exposed: their number is no secret, and nobody goes through it.
     fn has_names_in(&self, range: RangeInclusive<IpAddr>, with_pods: bool) -> bool {
         let (first, last) = (*range.start(), *range.end());
         let mut numbers = self.reverse.range((first, 0)..=(last, u32::MAX));
-        numbers.next().is_some() || with_pods && self.pods.range(range).next().is_some()
+        numbers.next().is_some() || with_pods && self.pods.are_in(range)
     }
 }
 

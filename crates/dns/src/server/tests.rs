@@ -1,7 +1,10 @@
 use super::*;
 use crate::Response;
+use crate::feed::Change;
 use plan::zone::{ServiceRecords, Zone};
 
+/// Machines of the cluster, and where its clients are.
+const CLUSTER: [&str; 3] = ["10.240.0.0/16", "172.30.0.2/32", "192.0.2.0/24"];
 const CLIENT: [u8; 4] = [10, 240, 0, 7];
 const UPSTREAM: &str = "192.0.2.53:53";
 
@@ -27,7 +30,12 @@ impl Lab {
         let upstream = UPSTREAM.parse().expect("an address");
         let rules = Rules { search_path: false, ..Rules::default() };
         let server = Server::new(Arc::new(config), rules, &[upstream], &mut || next(&mut seed));
-        Self { server, index: Index::new(zone, 1), seed, now_us: 0, from: CLIENT.into() }
+        let mut index = Index::new(zone, 1);
+        for range in CLUSTER {
+            let range = range.parse().expect("a range");
+            index.apply(Change::Client { range, is_there: true });
+        }
+        Self { server, index, seed, now_us: 0, from: CLIENT.into() }
     }
 
     /// The answer to a question. Another server's answers are those of `upstream`.
@@ -104,12 +112,12 @@ fn names_of_the_cluster_and_of_others_are_answered() {
     assert_eq!(seen(lab.ask("www.example", kind::A)), one("www.example.", &[192, 0, 2, 80]));
     let metrics = lab.server.snapshot().metrics();
     for line in [
-        "coredns_dns_requests_total{server=\"dns://.:53\",zone=\".\",view=\"\",proto=\"udp\",family=\"1\",type=\"A\"} 2",
-        "coredns_dns_responses_total{server=\"dns://.:53\",zone=\".\",view=\"\",rcode=\"NOERROR\",plugin=\"forward\"} 1",
-        "coredns_dns_responses_total{server=\"dns://.:53\",zone=\".\",view=\"\",rcode=\"NOERROR\",plugin=\"kubernetes\"} 1",
-        "coredns_dns_request_duration_seconds_count{server=\"dns://.:53\",zone=\".\",view=\"\"} 2",
-        "coredns_cache_misses_total{server=\"dns://.:53\",zones=\".\",view=\"\"} 1",
-        "coredns_cache_entries{server=\"dns://.:53\",zones=\".\",view=\"\",type=\"success\"} 1",
+        "coredns_dns_requests_total{server=\"dns://:53\",zone=\".\",view=\"\",proto=\"udp\",family=\"1\",type=\"A\"} 2",
+        "coredns_dns_responses_total{server=\"dns://:53\",zone=\".\",view=\"\",rcode=\"NOERROR\",plugin=\"forward\"} 1",
+        "coredns_dns_responses_total{server=\"dns://:53\",zone=\".\",view=\"\",rcode=\"NOERROR\",plugin=\"kubernetes\"} 1",
+        "coredns_dns_request_duration_seconds_count{server=\"dns://:53\",zone=\".\",view=\"\"} 2",
+        "coredns_cache_misses_total{server=\"dns://:53\",zones=\".\",view=\"\"} 1",
+        "coredns_cache_entries{server=\"dns://:53\",zones=\".\",view=\"\",type=\"success\"} 1",
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
@@ -142,7 +150,9 @@ fn rules_of_access_hold_for_both_names_of_a_rewrite() {
         let mut lab = Lab::new(&config);
         assert_eq!(seen(lab.ask("open.example", kind::A)).0, rcode::REFUSED);
         assert_eq!(seen(lab.ask("www.example", kind::A)).0, 0);
-        assert!(lab.server.snapshot().metrics().contains("coredns_acl_blocked_requests_total 1"));
+        assert!(lab.server.snapshot().metrics().contains(
+            "coredns_acl_blocked_requests_total{server=\"dns://:53\",zone=\".\",view=\"\"} 1"
+        ));
     }
     // With the rules off, the rewrite leads to the secret.
     let mut lab = Lab::new(rewrite);
@@ -344,4 +354,65 @@ fn an_explanation_says_what_is_answered_and_why() {
     let told = crate::explain_by(&lab.server, 0, Some(&lab.index), client, question);
     let expected = "forward: the rule of corp.example. asks 192.0.2.54:53 (random)";
     assert_eq!(told.steps.last().map(String::as_str), Some(expected));
+}
+
+/// whoever is not of the cluster learns nothing, neither of it nor of others; with the option
+/// off, everything.
+#[test]
+fn only_clients_of_the_cluster_are_answered_unless_the_file_says_otherwise() {
+    let own = "169.254.20.10";
+    for (config, client, expected) in [
+        ("", "10.240.3.4", true),
+        ("", "::ffff:10.240.3.4", true),
+        ("", "172.30.0.2", true),
+        ("", "172.30.0.3", false),
+        ("", "198.51.100.7", false),
+        ("", "::ffff:198.51.100.7", false),
+        ("", "2001:db8::7", false),
+        ("", "127.0.0.1", true),
+        ("", "::1", true),
+        ("", own, true),
+        ("acl: [{action: allow}]", "198.51.100.7", false),
+        ("hosts: {entries: {www.example: [192.0.2.1]}}", "198.51.100.7", false),
+        ("clients: cluster", "198.51.100.7", false),
+        ("clients: [198.51.100.0/24]", "198.51.100.7", true),
+        ("clients: [198.51.100.0/24]", "198.51.101.7", false),
+        ("clients: [198.51.100.0/24]", "10.240.3.4", true),
+        ("clients: any", "198.51.100.7", true),
+        ("clients: any", "2001:db8::7", true),
+    ] {
+        let mut lab = Lab::new(config);
+        lab.server.rules.own_addresses = [own.parse().expect("an address")].into();
+        lab.from = client.parse().expect("an address");
+        for name in ["web.shop.svc.cluster.local", "www.example"] {
+            let answer = lab.ask(name, kind::A).expect("an answer");
+            let code = if expected { rcode::NO_ERROR } else { rcode::REFUSED };
+            assert_eq!(answer.rcode, code, "{config} {client} {name}");
+            assert_eq!(!answer.answers.is_empty(), expected, "{config} {client} {name}");
+        }
+        let blocked = if expected { 0 } else { 2 };
+        let line = format!(
+            "coredns_acl_blocked_requests_total{{server=\"dns://:53\",zone=\".\",view=\"\"}} {blocked}"
+        );
+        assert!(lab.server.snapshot().metrics().contains(&line), "{config} {client}");
+        // Invariant 12: told as it is done.
+        let from = Client { transport: Transport::Udp, address: lab.from };
+        let name = "web.shop.svc.cluster.local".parse().expect("a name");
+        let told = crate::explain_by(&lab.server, 0, Some(&lab.index), from, (&name, kind::A));
+        let is_refused = told.steps.iter().any(|step| step.starts_with("clients: "));
+        assert_eq!((is_refused, told.code.as_deref() == Some("REFUSED")), (!expected, !expected));
+    }
+}
+
+/// Before the first zone nobody knows who is of the cluster: no names, for anybody (invariant 3).
+#[test]
+fn without_a_zone_no_client_is_refused_and_none_gets_names() {
+    let mut lab = Lab::new("");
+    let address = "198.51.100.7".parse().expect("an address");
+    let from = Client { transport: Transport::Udp, address };
+    let message = crate::query(9, &"www.example".parse().expect("a name"), kind::A, true);
+    let incoming = Incoming { client: 1, from, message: &message };
+    let mut reply = Vec::new();
+    lab.server.question(0, incoming, None, &mut reply, &mut || 7);
+    assert_eq!(parse_response(&reply).map(|it| it.rcode), Some(rcode::SERVER_FAILURE));
 }

@@ -3,19 +3,18 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use dns::config::{Carrier, Server};
+use dns::config::{Carrier, Server, TlsFiles};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http2;
 use hyper::header::{ACCEPT, CONTENT_TYPE};
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -23,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::pipeline::Pipeline;
+use super::trust::Trust;
 use super::{ANSWER_OCTETS, TIMEOUT};
 
 /// A server that no connection could be made to is not tried again for this time.
@@ -39,14 +39,8 @@ const HTTPS_PORT: u16 = 443;
 /// All of them.
 #[derive(Default)]
 pub(super) struct Pool {
-    trust: OnceCell<Trust>,
+    host: OnceCell<Trust>,
     ways: RefCell<BTreeMap<Server, Rc<Mutex<Way>>>>,
-}
-
-/// How TLS begins.
-struct Trust {
-    for_tls: TlsConnector,
-    for_https: TlsConnector,
 }
 
 /// One server. Locked while a connection is made: who comes meanwhile gets the same.
@@ -122,22 +116,32 @@ impl Pool {
         }
     }
 
-    async fn connect(&self, server: &Server) -> Result<Open> {
-        let trust = match self.trust.get() {
+    /// What the host trusts, read once.
+    fn host(&self) -> Result<&Trust> {
+        Ok(match self.host.get() {
             Some(trust) => trust,
             None => {
                 let trust = Trust::of_host()?;
-                self.trust.get_or_init(|| trust)
+                self.host.get_or_init(|| trust)
             }
+        })
+    }
+
+    async fn connect(&self, server: &Server) -> Result<Open> {
+        let Some(tls) = server.carrier.tls() else { bail!("it is not asked over TLS") };
+        let trust = if tls.files == TlsFiles::default() {
+            self.host()?
+        } else {
+            &Trust::of_files(&tls.files)?
         };
+        let name = tls.server_name.as_deref();
         match &server.carrier {
-            Carrier::Plain => bail!("it is not asked over TLS"),
-            Carrier::Tls { server_name } => {
-                let stream = connect_tls(&trust.for_tls, server, server_name.as_deref()).await?;
+            Carrier::Plain | Carrier::Tls(_) => {
+                let stream = connect_tls(&trust.for_tls, server, name).await?;
                 Ok(Open::Tls(Pipeline::new(stream)))
             }
-            Carrier::Https { server_name, .. } => {
-                let stream = connect_tls(&trust.for_https, server, server_name.as_deref()).await?;
+            Carrier::Https { .. } => {
+                let stream = connect_tls(&trust.for_https, server, name).await?;
                 if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                     bail!("it does not speak HTTP/2, which DNS over HTTPS needs (RFC 8484, 5.2)");
                 }
@@ -176,10 +180,10 @@ async fn ask_https(
     server: &Server,
     message: &[u8],
 ) -> Result<Vec<u8>> {
-    let Carrier::Https { server_name, path } = &server.carrier else {
+    let Carrier::Https { tls, path } = &server.carrier else {
         bail!("it is not asked over HTTPS");
     };
-    let host = match (server_name, server.address.port()) {
+    let host = match (&tls.server_name, server.address.port()) {
         (None, _) => server.address.to_string(),
         (Some(name), HTTPS_PORT) => name.clone(),
         (Some(name), port) => format!("{name}:{port}"),
@@ -238,31 +242,10 @@ fn advice(error: &std::io::Error) -> Option<&'static str> {
             "its operator must renew it, or this machine's clock is wrong"
         }
         CertificateError::UnknownIssuer => {
-            "the host trusts nobody who issued it: add the issuer to the host's certificates, or \
-             name a file with it by SSL_CERT_FILE, or somebody stands between"
+            "nobody that counts issued it: name a file with its issuer as `tls: {ca: FILE}` of the \
+             rule, or add the issuer to the host's certificates (SSL_CERT_FILE names others), or \
+             somebody stands between"
         }
         _ => "the certificate does not count",
     })
-}
-
-impl Trust {
-    /// Certificates are those that the host trusts; `SSL_CERT_FILE` names others.
-    fn of_host() -> Result<Self> {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            bail!("the host has no certificates to trust: install ca-certificates");
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let connector = |protocol: &[u8]| -> Result<TlsConnector> {
-            let mut config = ClientConfig::builder_with_provider(provider.clone())
-                .with_safe_default_protocol_versions()?
-                .with_root_certificates(roots.clone())
-                .with_no_client_auth();
-            config.alpn_protocols = vec![protocol.to_vec()];
-            Ok(TlsConnector::from(Arc::new(config)))
-        };
-        Ok(Self { for_tls: connector(b"dot")?, for_https: connector(b"h2")? })
-    }
 }

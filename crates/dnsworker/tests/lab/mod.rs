@@ -14,9 +14,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use dns::Index;
+use dns::feed::{Publisher, Settings};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns, unshare};
-use plan::zone::Zone;
+use plan::zone::{Exposed, Zone};
 
 /// Where the worker answers.
 pub const DNS_ADDRESS: std::net::SocketAddrV4 =
@@ -159,7 +160,16 @@ impl Lab {
 
     /// Serves a zone from now on, as an agent does.
     pub fn feed(&mut self, zone: &Zone) {
-        let octets = dns::feed::snapshot(&Index::new(zone.clone(), 0), 1).expect("fits");
+        self.feed_by(zone, &Exposed::default());
+    }
+
+    /// The same with a zone that was made by a choice of names.
+    pub fn feed_by(&mut self, zone: &Zone, exposed: &Exposed) {
+        let index = Index::new(zone.clone(), 0);
+        let settings = Settings { exposed: exposed.clone(), ..index.settings().clone() };
+        let mut publisher = Publisher::new(settings, 0);
+        publisher.publish(index.changes(), 0).expect("fits");
+        let octets = dns::feed::snapshot(publisher.index(), 1).expect("fits");
         let (lock, changed) = &*self.newest;
         *lock.lock().expect("a lock") = Some(octets);
         changed.notify_all();

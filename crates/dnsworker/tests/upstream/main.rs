@@ -9,5 +9,6 @@ mod foreign;
 mod lab;
 mod liar;
 mod lying;
+mod private;
 mod secure;
 mod tls;

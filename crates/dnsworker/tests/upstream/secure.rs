@@ -6,12 +6,12 @@ use crate::asking::{A, addresses, ask, client, receive, send, until};
 use crate::lab::Lab;
 use crate::tls::{Authority, Server, Speaks};
 
-const DOT: &str = "127.0.0.1:853";
-const DOH: &str = "127.0.0.1:443";
+pub const DOT: &str = "127.0.0.1:853";
+pub const DOH: &str = "127.0.0.1:443";
 pub const NAME: &str = "dns.example";
 /// A year that no test sees.
 pub const LATER: i32 = 2200;
-const ADDRESS: [u8; 4] = [192, 0, 2, 80];
+pub const ADDRESS: [u8; 4] = [192, 0, 2, 80];
 
 /// A lab whose worker asks one server for everything, and trusts one authority.
 pub fn lab_asking(to: &str, options: &str, authority: &Authority) -> Lab {

@@ -10,7 +10,12 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -44,8 +49,23 @@ impl Authority {
     /// A file that lists it, for a worker to trust.
     pub fn file(&self, directory: &Path) -> PathBuf {
         let file = directory.join("issuers.pem");
-        std::fs::write(&file, &self.pem).expect("writes");
+        self.write(&file);
         file
+    }
+
+    /// The same at a place of the test's choice.
+    pub fn write(&self, file: &Path) {
+        std::fs::write(file, &self.pem).expect("writes");
+    }
+
+    /// What clients show must be issued by this one.
+    fn verifier(&self, provider: &Arc<CryptoProvider>) -> Arc<dyn ClientCertVerifier> {
+        let mut roots = RootCertStore::empty();
+        let own = CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("a certificate");
+        roots.add(own).expect("an issuer");
+        let roots = Arc::new(roots);
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        builder.build().expect("a verifier")
     }
 
     /// A certificate for a name, that is valid until a year.
@@ -107,15 +127,29 @@ pub struct Server {
 
 impl Server {
     pub fn start(lab: &Lab, address: &str, identity: &Identity, speaks: Speaks) -> Self {
+        Self::start_for(lab, address, identity, speaks, None)
+    }
+
+    /// One that serves only those who show a certificate of `clients`, where it is given.
+    pub fn start_for(
+        lab: &Lab,
+        address: &str,
+        identity: &Identity,
+        speaks: Speaks,
+        clients: Option<&Authority>,
+    ) -> Self {
         let address: SocketAddr = address.parse().expect("an address");
         let listener = lab.on_host(|| TcpListener::bind(address).expect("a free port"));
         listener.set_nonblocking(true).expect("a socket");
         let key = PrivateKeyDer::Pkcs8(identity.key.serialize_der().into());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = clients.map_or_else(WebPkiClientVerifier::no_client_auth, |authority| {
+            authority.verifier(&provider)
+        });
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![identity.certificate.clone()], key)
             .expect("a certificate and its key");
         let is_https = matches!(speaks, Speaks::Https | Speaks::HttpsOfOthers);

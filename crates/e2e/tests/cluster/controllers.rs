@@ -1,10 +1,12 @@
 //! Deployments under load, and what is deleted with what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use e2e::cluster::is_ready;
 use e2e::eventually;
+use serde_json::Value;
 
 use super::world::{NAMESPACE, World};
 
@@ -121,4 +123,166 @@ pub fn namespace_deletion(world: &World) -> Result<()> {
     let left = world.cluster.kubectl(&["get", "all", "-n", "doomed", "-o", "name"])?;
     ensure!(left.is_empty(), "left: {left}");
     Ok(())
+}
+
+/// A DaemonSet on every node, and a StatefulSet of two pods whose budget lets none go.
+fn sets(version: &str) -> String {
+    let template = |app: &str| {
+        format!(
+            r#"
+  selector: {{matchLabels: {{app: {app}}}}}
+  template:
+    metadata: {{labels: {{app: {app}}}, annotations: {{version: "{version}"}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: main
+        image: localhost/toolbox
+        args: [serve, --http, "8080"]
+        ports: [{{name: http, containerPort: 8080}}]
+        readinessProbe: {{httpGet: {{path: /ready, port: http}}, periodSeconds: 1}}
+"#
+        )
+    };
+    format!(
+        r#"
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: watchman, namespace: {NAMESPACE}}}
+spec:{}---
+apiVersion: v1
+kind: Service
+metadata: {{name: ledger, namespace: {NAMESPACE}}}
+spec: {{clusterIP: None, selector: {{app: ledger}}, ports: [{{port: 8080}}]}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: ledger, namespace: {NAMESPACE}}}
+spec:
+  replicas: 2
+  serviceName: ledger{}---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {{name: ledger, namespace: {NAMESPACE}}}
+spec: {{minAvailable: 2, selector: {{matchLabels: {{app: ledger}}}}}}
+"#,
+        template("watchman"),
+        template("ledger"),
+    )
+}
+
+/// The version of each pod of an app, by the node or name of the pod.
+fn versions(world: &World, app: &str, by: &str) -> Result<BTreeMap<String, String>> {
+    let pods = world.cluster.list(NAMESPACE, "pods", &format!("app={app}"))?;
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+    let version = "/metadata/annotations/version";
+    Ok(pods.iter().map(|pod| (text(pod.pointer(by)), text(pod.pointer(version)))).collect())
+}
+
+fn rollout(world: &World, verb: &str, set: &str) -> Result<String> {
+    let mut arguments = vec!["rollout", verb, "-n", NAMESPACE, set];
+    if verb == "status" {
+        arguments.push("--timeout=90s");
+    }
+    world.cluster.kubectl(&arguments)
+}
+
+/// Spec api-server.md 4.3, 18 and 33: rollouts of both kinds, and a drain that a budget stops.
+pub fn sets_roll_out_and_budgets_stop_drains(world: &World) -> Result<()> {
+    let kinds = ["daemonset/watchman", "statefulset/ledger"];
+    let expect = |version: &str| -> Result<()> {
+        for set in kinds {
+            rollout(world, "status", set)?;
+        }
+        let on_nodes = versions(world, "watchman", "/spec/nodeName")?;
+        let wanted: BTreeMap<String, String> =
+            world.cluster.nodes.iter().map(|node| (node.clone(), version.to_owned())).collect();
+        ensure!(on_nodes == wanted, "the DaemonSet's pods: {on_nodes:?}");
+        let by_name = versions(world, "ledger", "/metadata/name")?;
+        let wanted = ["ledger-0", "ledger-1"].map(|name| (name.to_owned(), version.to_owned()));
+        ensure!(by_name == BTreeMap::from(wanted), "the StatefulSet's pods: {by_name:?}");
+        Ok(())
+    };
+    for version in ["1", "2"] {
+        world.cluster.apply(&sets(version))?;
+        expect(version)?;
+    }
+    for set in kinds {
+        let history = rollout(world, "history", set)?;
+        let revisions = history.lines().filter(|line| line.starts_with(['1', '2'])).count();
+        ensure!(revisions == 2, "{set}: {history}");
+        rollout(world, "undo", set)?;
+    }
+    expect("1")?;
+    drained(world)?;
+    world.cluster.kubectl(&["delete", "-n", NAMESPACE, "service/ledger", kinds[0], kinds[1]])?;
+    Ok(())
+}
+
+/// Drains the node of a pod of the StatefulSet: not while its budget forbids that.
+fn drained(world: &World) -> Result<()> {
+    let node = world.cluster.field(NAMESPACE, "pod", "ledger-0", "/spec/nodeName")?;
+    let drain = |timeout: &str| {
+        let selector = "--pod-selector=app=ledger";
+        world.cluster.kubectl(&["drain", &node, selector, timeout])
+    };
+    eventually("the budget counts both pods", Duration::from_secs(20), || {
+        let healthy = world.cluster.get(NAMESPACE, "pdb", "ledger")?;
+        ensure!(healthy["status"]["currentHealthy"] == 2, "{}", healthy["status"]);
+        Ok(())
+    })?;
+    let refused = drain("--timeout=3s");
+    let text = refused.map_or_else(|error| format!("{error:#}"), |text| format!("drained: {text}"));
+    let why = "Cannot evict pod as it would violate the pod's disruption budget";
+    ensure!(text.contains(why), "{text}");
+    world.cluster.kubectl(&["delete", "pdb", "-n", NAMESPACE, "ledger"])?;
+    drain("--timeout=60s")?;
+    eventually("the pod lives on elsewhere", Duration::from_secs(60), || {
+        let pod = world.cluster.get(NAMESPACE, "pod", "ledger-0")?;
+        ensure!(is_ready(&pod) && pod["spec"]["nodeName"] != node.as_str());
+        Ok(())
+    })?;
+    world.cluster.kubectl(&["uncordon", &node]).map(drop)
+}
+
+/// A Job with indexes: each is done once, `kubectl wait` sees the end, and nothing is left.
+pub fn jobs_run_to_their_end(world: &World) -> Result<()> {
+    world.cluster.apply(&format!(
+        r#"
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: tally, namespace: {NAMESPACE}}}
+spec:
+  completions: 3
+  parallelism: 2
+  completionMode: Indexed
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - name: tally
+        image: localhost/host
+        command: [sh, -c, "echo index $JOB_COMPLETION_INDEX"]
+"#
+    ))?;
+    let wait = ["wait", "-n", NAMESPACE, "job/tally", "--for=condition=complete", "--timeout=90s"];
+    world.cluster.kubectl(&wait)?;
+    let job = world.cluster.get(NAMESPACE, "job", "tally")?;
+    let status = &job["status"];
+    ensure!(status["succeeded"] == 3 && status["completedIndexes"] == "0-2", "{status}");
+    let pods = world.cluster.list(NAMESPACE, "pods", "job-name=tally")?;
+    let mut said = BTreeSet::new();
+    for pod in &pods {
+        ensure!(pod["metadata"]["finalizers"].is_null(), "{}", pod["metadata"]);
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        said.insert(world.cluster.kubectl(&["logs", "-n", NAMESPACE, name])?.trim().to_owned());
+    }
+    let wanted = ["index 0", "index 1", "index 2"].map(String::from);
+    ensure!(said == BTreeSet::from(wanted), "{said:?}");
+    world.cluster.kubectl(&["delete", "-n", NAMESPACE, "job/tally", "--timeout=30s"])?;
+    eventually("its pods are gone too", Duration::from_secs(30), || {
+        let left = world.cluster.list(NAMESPACE, "pods", "job-name=tally")?;
+        ensure!(left.is_empty(), "{} pods are left", left.len());
+        Ok(())
+    })
 }

@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use super::world::{NAMESPACE, World};
 
+/// The host's routes to Services follow the nodes within this time.
+const HOST_READY: Duration = Duration::from_secs(20);
+
 pub fn usual_tools(world: &World) -> Result<()> {
     let address = world.cluster_ip("web")?;
     let shell = |script: &str| world.cluster.exec(NAMESPACE, "tools", &["sh", "-c", script]);
@@ -30,7 +33,14 @@ pub fn usual_tools(world: &World) -> Result<()> {
     ensure!(server.contains("ndots:5"), "{server}");
     let kubernetes = shell("dig +short kubernetes.default.svc.cluster.local")?;
     ensure!(kubernetes.trim() == "10.41.0.1", "{kubernetes}");
-    Ok(())
+    // The host is where the API server runs, and so of the cluster.
+    let words = ["+short", "+time=2", "+tries=1", "@10.41.0.10", "web.lab.svc.cluster.local"];
+    eventually("the host's question is answered", HOST_READY, || {
+        let output = Command::new("dig").args(words).output().context("dig is installed")?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        ensure!(answer.trim() == address, "dig from the host: {answer}");
+        Ok(())
+    })
 }
 
 pub fn headless_and_srv(world: &World) -> Result<()> {
@@ -139,6 +149,46 @@ pub fn kernel_and_worker(world: &World) -> Result<()> {
     kernel_answers(world, true)
 }
 
+/// Which objects have names, by the configuration: in the kernel and by the worker, and as labels of
+/// namespaces change.
+pub fn chosen_names(world: &World) -> Result<()> {
+    const OTHER: &str = "kubernetes.default.svc.cluster.local";
+    const OWN: &str = "web.lab.svc.cluster.local";
+    let config = world.cluster.kubeconfig().with_file_name("dns.yaml");
+    let address = world.cluster_ip("web")?;
+    let seen = |what: &str, own: bool, other: bool| {
+        eventually(what, SEEN, || {
+            for (name, address, is_there) in
+                [(OWN, address.as_str(), own), (OTHER, "10.41.0.1", other)]
+            {
+                let answer = dig(world, &format!("{name} A"))?;
+                let expected = if is_there { format!("A\t{address}") } else { "NXDOMAIN".into() };
+                ensure!(answer.contains(&expected), "{what}: {name}: {answer}");
+            }
+            let kernel = kernel(world)?;
+            ensure!(kernel["answering"] == true, "{kernel}");
+            Ok(())
+        })
+    };
+    let chosen = || -> Result<()> {
+        std::fs::write(&config, "kubernetes: {namespaces: [lab]}\n")?;
+        seen("the namespace that was named", true, false)?;
+        let before = answered(world)?;
+        dig(world, &format!("{OWN} A"))?;
+        ensure!(answered(world)? > before, "the kernel does not answer");
+        std::fs::write(&config, "kubernetes: {namespace_labels: 'example.com/dns=on'}\n")?;
+        seen("no namespace has the label", false, false)?;
+        world.cluster.kubectl(&["label", "namespace", "default", "example.com/dns=on"])?;
+        seen("the namespace that got the label", false, true)?;
+        world.cluster.kubectl(&["label", "namespace", "default", "example.com/dns-"])?;
+        seen("the namespace that lost the label", false, false)
+    };
+    let done = chosen();
+    std::fs::remove_file(&config)?;
+    done?;
+    seen("all names are back", true, true)
+}
+
 /// Invariant 14: what the agent left answers on, and its successor takes it over.
 pub fn kernel_without_agent(world: &World) -> Result<()> {
     kernel_answers(world, true)?;
@@ -165,7 +215,7 @@ pub fn kernel_without_agent(world: &World) -> Result<()> {
 }
 
 /// Counts of a histogram: changes that took at most 20 ms, and all.
-fn lag(world: &World, port: u16, name: &str) -> Result<(u64, u64)> {
+fn lag(world: &World, port: u16, name: &str, labels: &str) -> Result<(u64, u64)> {
     let url = format!("http://127.0.0.1:{port}/metrics");
     let node = &world.cluster.nodes[0];
     let page = world.cluster.on_node(node, &["curl", "-s", "--max-time", "5", &url])?;
@@ -173,7 +223,10 @@ fn lag(world: &World, port: u16, name: &str) -> Result<(u64, u64)> {
         let found = page.lines().find_map(|one| one.strip_prefix(&line)?.trim().parse().ok());
         found.with_context(|| format!("{line} is not in {page}"))
     };
-    Ok((count(format!("{name}_bucket{{le=\"0.02\"}}"))?, count(format!("{name}_count"))?))
+    let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    let separator = if labels.is_empty() { "" } else { "," };
+    let bucket = format!("{name}_bucket{{{labels}{separator}le=\"0.02\"}}");
+    Ok((count(bucket)?, count(format!("{name}_count{braces}"))?))
 }
 
 /// A headless Service follows its endpoints in worker and kernel. How fast is in their metrics; on a
@@ -181,8 +234,9 @@ fn lag(world: &World, port: u16, name: &str) -> Result<(u64, u64)> {
 pub fn changes_are_fresh(world: &World) -> Result<()> {
     kernel_answers(world, true)?;
     let lags = || -> Result<_> {
-        let worker = lag(world, 9153, "coredns_kubernetes_dns_programming_duration_seconds")?;
-        let kernel = lag(world, 10256, "flatnet_dns_fast_path_programming_duration_seconds")?;
+        let name = "coredns_kubernetes_dns_programming_duration_seconds";
+        let worker = lag(world, 9153, name, "service_kind=\"headless_without_selector\"")?;
+        let kernel = lag(world, 10256, "flatnet_dns_fast_path_programming_duration_seconds", "")?;
         Ok([worker, kernel])
     };
     let before = lags()?;

@@ -25,8 +25,14 @@ const NOTICED: Duration = Duration::from_secs(10);
 const BACK: Duration = Duration::from_secs(30);
 /// Connections that would reach each of three endpoints, but for one chance in millions.
 const MANY: &str = "60";
+/// So many in a row that they use the ports again of those that were tried in vain.
+const ALL_PORTS: &str = "6000";
 /// No connection of a living endpoint takes longer, however busy the machine is.
 const TIMEOUT_MS: &str = "3000";
+/// Within this a handshake is repeated three times, the last time after 7 s.
+const PATIENT_MS: &str = "10000";
+/// What clients call a handshake that nobody answered in time.
+const UNANSWERED: &str = "timeout while connecting";
 
 pub fn cut_node(world: &World) -> Result<()> {
     let port = |state: &str| {
@@ -51,8 +57,7 @@ pub fn cut_node(world: &World) -> Result<()> {
             Ok(())
         })?;
         none_fails(world)?;
-        println!("    meanwhile: {}", clients.summary()?);
-        Ok(())
+        clients.all_were_answered()
     })();
     port("up")?;
     checked?;
@@ -68,8 +73,7 @@ pub fn frozen_pod(world: &World) -> Result<()> {
         let clients = load(world)?;
         noticed(&world.cluster, "endpoints", &endpoint)?;
         none_fails(world)?;
-        println!("    meanwhile: {}", clients.summary()?);
-        Ok(())
+        clients.all_were_answered()
     })();
     world.cluster.on_node(SILENT_NODE, &["nft", "delete table ip frozen"])?;
     checked?;
@@ -95,9 +99,9 @@ pub fn switched_off(_: &World) -> Result<()> {
     back(&world)?;
     freeze(&world)?;
     for round in 0..2 {
-        let (requests, failed) = connect(&world, MANY)?;
+        let summary = connect(&world, MANY)?;
         // The second begins when fail-over would long have worked.
-        ensure!(failed > 0, "round {round}: none of {requests} failed");
+        ensure!(summary["failed"] != 0, "round {round}: none failed: {summary}");
     }
     let status = agent_status(&world.cluster, CLIENT_NODE)?;
     ensure!(status["unreachable"]["endpoints"] == serde_json::json!([]), "{status}");
@@ -131,28 +135,27 @@ fn back(world: &World) -> Result<()> {
 
 /// Not one of many new connections fails.
 fn none_fails(world: &World) -> Result<()> {
-    let (requests, failed) = connect(world, MANY)?;
-    ensure!(failed == 0, "{failed} of {requests} new connections failed");
+    let summary = connect(world, ALL_PORTS)?;
+    ensure!(summary["failed"] == 0, "new connections failed: {summary}");
     Ok(())
 }
 
-/// New connections through the Service, and how many of them failed.
-fn connect(world: &World, count: &str) -> Result<(u64, u64)> {
+/// What new connections through the Service come to.
+fn connect(world: &World, count: &str) -> Result<Value> {
     let summary =
         ask(world, &["http", "--count", count, "--timeout-ms", TIMEOUT_MS, "--json"])?.summary()?;
-    let number = |name: &str| summary[name].as_u64().with_context(|| summary.to_string());
-    Ok((number("requests")?, number("failed")?))
+    ensure!(summary["failed"].is_u64(), "{summary}");
+    Ok(summary)
 }
 
 /// New connections for some seconds.
 fn load(world: &World) -> Result<Clients> {
-    ask(world, &["load", "--duration-s", "8", "--rate", "100", "--timeout-ms", "1000"])
+    ask(world, &["load", "--duration-s", "8", "--rate", "100", "--timeout-ms", PATIENT_MS])
 }
 
 /// Who answers new connections.
 fn pods(world: &World) -> Result<BTreeSet<String>> {
-    let summary =
-        ask(world, &["http", "--count", MANY, "--timeout-ms", TIMEOUT_MS, "--json"])?.summary()?;
+    let summary = connect(world, MANY)?;
     let by_pod = summary["by_pod"].as_object().with_context(|| summary.to_string())?;
     Ok(by_pod.keys().cloned().collect())
 }
@@ -173,6 +176,15 @@ fn ask(world: &World, command: &[&str]) -> Result<Clients> {
 }
 
 impl Clients {
+    /// Who tried what fell silent was led elsewhere by the next repetition of its handshake. A
+    /// request that was on its way may be lost.
+    fn all_were_answered(self) -> Result<()> {
+        let summary = self.summary()?;
+        println!("    meanwhile: {summary}");
+        ensure!(summary["errors"].get(UNANSWERED).is_none(), "{summary}");
+        Ok(())
+    }
+
     /// What they came to, also when some failed.
     fn summary(self) -> Result<Value> {
         let output = self.0.wait_with_output()?;

@@ -21,7 +21,8 @@ fn newer(world: &World) -> Option<Kubectl> {
     (minor >= 30).then_some(Kubectl::New)
 }
 
-fn clients(world: &World) -> Vec<Kubectl> {
+/// Debian's kubectl, and the newer one.
+pub fn clients(world: &World) -> Vec<Kubectl> {
     let mut clients = vec![Kubectl::Old];
     match newer(world) {
         Some(newer) => clients.push(newer),

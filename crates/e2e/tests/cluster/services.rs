@@ -15,6 +15,16 @@ use super::world::{NAMESPACE, NODE_RANGE, World};
 /// Requests that reach every one of three endpoints, but for one chance in millions.
 const MANY: usize = 40;
 
+/// What happens within a second or two, on a machine however busy.
+const LONG: Duration = Duration::from_secs(20);
+/// What addresses of [`FURTHER_RANGE`] begin with.
+const FURTHER_PREFIX: &str = "10.47.3.";
+const FURTHER_RANGE: &str = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\n\
+    metadata: {name: further}\nspec: {cidrs: [10.47.3.0/24]}\n";
+const FAR_SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: lab}\n\
+    spec:\n  clusterIP: 10.47.3.9\n  selector: {app: echo}\n  \
+    ports: [{port: 80, targetPort: http}]\n";
+
 pub fn node_ports(world: &World) -> Result<()> {
     let outside = Outside::attach(&world.cluster, NODE_RANGE)?;
     let http = world.cluster.field(NAMESPACE, "service", "web", "/spec/ports/0/nodePort")?;
@@ -43,6 +53,49 @@ pub fn cluster_ip_from_node_and_host(world: &World) -> Result<()> {
     let text = text_of(output)?;
     ensure!(text.contains("echo-node"), "from the host: {text}");
     Ok(())
+}
+
+/// S-13 (KEP-1880): a range that is added while the cluster runs, from everywhere.
+pub fn further_range(world: &World) -> Result<()> {
+    world.cluster.apply(FURTHER_RANGE)?;
+    // The first range goes on being the one that addresses are chosen from, so this one is named.
+    eventually("an address of the range is taken", LONG, || world.cluster.apply(FAR_SERVICE))?;
+    let url = format!("http://{}/", world.cluster_ip("far")?);
+    ensure!(url.contains(FURTHER_PREFIX), "{url}");
+    let curl = ["curl", "-s", "-S", "--max-time", "2", &url];
+    let reached = |from: &str, answer: &dyn Fn() -> Result<String>| {
+        eventually(&format!("reached from {from}"), LONG, || {
+            let text = answer()?;
+            ensure!(text.contains("echo-node"), "{text:?}");
+            Ok(())
+        })
+    };
+    reached("a pod", &|| world.cluster.exec(NAMESPACE, "tools", &curl))?;
+    for node in &world.cluster.nodes {
+        reached(node, &|| world.cluster.on_node(node, &curl))?;
+    }
+    reached("the host", &|| text_of(Command::new(curl[0]).args(&curl[1..]).output()?))?;
+    // Whoever deletes the range first does not cut the Service off: it stays until its addresses
+    // are free.
+    let cluster = &world.cluster;
+    cluster.kubectl(&["delete", "servicecidr", "further", "--wait=false"])?;
+    eventually("the range is being deleted", LONG, || {
+        cluster.field("", "servicecidr", "further", "/metadata/deletionTimestamp")
+    })?;
+    reached("the host", &|| text_of(Command::new(curl[0]).args(&curl[1..]).output()?))?;
+    ensure!(further_routes()?.len() == 1, "{:?}", further_routes()?);
+    cluster.kubectl(&["delete", "service", "-n", NAMESPACE, "far"])?;
+    eventually("the host has no route any more", LONG, || {
+        let routes = further_routes()?;
+        ensure!(routes.is_empty(), "{routes:?}");
+        Ok(())
+    })
+}
+
+/// The host's routes to the further range.
+fn further_routes() -> Result<Vec<String>> {
+    let text = text_of(Command::new("ip").args(["route", "show"]).output()?)?;
+    Ok(text.lines().filter(|line| line.contains(FURTHER_PREFIX)).map(str::to_owned).collect())
 }
 
 pub fn hairpin(world: &World) -> Result<()> {

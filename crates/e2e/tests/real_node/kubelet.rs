@@ -16,6 +16,8 @@ use super::machine::{ADDRESS, Machine, NAME, write};
 
 /// Where the manifests put everything.
 pub const NAMESPACE: &str = "kube-system";
+/// The label by which DaemonSets choose the machine alone.
+pub const CHOSEN: &str = "e2e.flatnet.io/machine: only";
 /// Where ServiceAccounts' tokens are in containers.
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Sources of volumes that the kubelet makes, on the machine.
@@ -25,7 +27,7 @@ const VOLUMES: &str = "/run/containers/volumes";
 pub fn register(cluster: &Cluster) -> Result<String> {
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": NAME, "labels": { "kubernetes.io/os": "linux" } },
+        "metadata": { "name": NAME, "labels": { "e2e.flatnet.io/machine": "only" } },
     });
     cluster.apply(&node.to_string())?;
     // A kubelet that is never silent.
@@ -59,7 +61,7 @@ pub fn send(cluster: &Cluster, verb: &str, path: &str, object: &Value) -> Result
     Ok(serde_json::from_str(&cluster.kubectl(&[verb, "--raw", path, "-f", &file])?)?)
 }
 
-/// The containers of the DaemonSet's pod on the machine.
+/// The containers of a DaemonSet's pod on the machine.
 pub struct Pod {
     specification: Value,
     running: BTreeMap<String, Child>,
@@ -67,9 +69,9 @@ pub struct Pod {
 
 impl Pod {
     /// Reads the DaemonSet, and makes the volumes of its pod: the ConfigMap, and a token of its
-    /// ServiceAccount.
-    pub fn prepare(cluster: &Cluster, machine: &Machine) -> Result<Self> {
-        let daemon_set = cluster.get(NAMESPACE, "daemonset", "flatnet")?;
+    /// ServiceAccount unless it wants none.
+    pub fn prepare(cluster: &Cluster, machine: &Machine, daemon_set: &str) -> Result<Self> {
+        let daemon_set = cluster.get(NAMESPACE, "daemonset", daemon_set)?;
         let specification = daemon_set["spec"]["template"]["spec"].clone();
         for volume in specification["volumes"].as_array().into_iter().flatten() {
             if let Some(name) = volume.pointer("/configMap/name").and_then(Value::as_str) {
@@ -84,19 +86,9 @@ impl Pod {
                 }
             }
         }
-        let account = text_at(&specification, "/serviceAccountName")?;
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token");
-        let request = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": { "expirationSeconds": 3600 },
-        });
-        let answer = send(cluster, "create", &path, &request)?;
-        let token = text_at(&answer, "/status/token")?;
-        write(machine, &format!("{VOLUMES}/token/token"), &token)?;
-        let authority = format!("/var/lib/flatnet/{}/pki/ca.crt", cluster.name);
-        let authority = fs::read_to_string(&authority).with_context(|| authority)?;
-        write(machine, &format!("{VOLUMES}/token/ca.crt"), &authority)?;
-        image()?;
+        if has_token(&specification) {
+            make_token(cluster, machine, &text_at(&specification, "/serviceAccountName")?)?;
+        }
         Ok(Self { specification, running: BTreeMap::new() })
     }
 
@@ -107,7 +99,7 @@ impl Pod {
             .into_iter()
             .flatten()
             .map(|container| {
-                let script = script(&self.specification, container, &image()?)?;
+                let script = script(&self.specification, container, &image())?;
                 let output = machine.command(&isolated(&script)).output()?;
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 ensure!(output.status.success(), "{}: {said}", container["name"]);
@@ -118,12 +110,22 @@ impl Pod {
 
     /// Starts a container.
     pub fn start(&mut self, machine: &Machine, name: &str) -> Result<()> {
-        let script = script(&self.specification, self.container(name)?, &image()?)?;
+        let script = script(&self.specification, self.container(name)?, &image())?;
         let log = File::options().create(true).append(true).open(log_file(name))?;
         let mut command = machine.command(&isolated(&script));
         let child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
         self.running.insert(name.to_owned(), child);
         Ok(())
+    }
+
+    /// Runs a container's startup probe in it, once.
+    pub fn probe_start(&self, machine: &Machine, name: &str) -> Result<()> {
+        let words = &self.container(name)?["startupProbe"]["exec"]["command"];
+        let words: Vec<&str> =
+            words.as_array().context("no probe")?.iter().filter_map(Value::as_str).collect();
+        let target = self.process(name)?.to_string();
+        let enter = ["nsenter", "--target", &target, "--mount", "--pid", "--root", "--"];
+        machine.run(&[&enter[..], &words].concat()).map(drop)
     }
 
     /// The URL of a container's readiness probe.
@@ -193,8 +195,13 @@ fn log_file(container: &str) -> PathBuf {
 }
 
 /// The image's layer above `/usr`.
-fn image() -> Result<PathBuf> {
-    let layer = workspace().join("target/tmp/real-image");
+fn image() -> PathBuf {
+    workspace().join("target/tmp/real-image")
+}
+
+/// Makes it, once: containers of a file system that changes below them would run what is not whole.
+pub fn make_image() -> Result<()> {
+    let layer = image();
     fs::create_dir_all(layer.join("bin"))?;
     fs::create_dir_all(layer.join("lib/modules"))?;
     for name in ["flatnet", "flatnet-cni", "flatnet-dnsworker"] {
@@ -202,7 +209,7 @@ fn image() -> Result<PathBuf> {
         let _ = fs::remove_file(&target);
         fs::copy(program(name), &target).with_context(|| format!("copying {name}"))?;
     }
-    Ok(layer)
+    Ok(())
 }
 
 /// A process namespace, as each container has; its end is the end of all in it.
@@ -232,7 +239,7 @@ cp /etc/resolv.conf etc/",
         lines.push(bind(&source(pod, &name)?, &path, mount["readOnly"] == true));
     }
     // As the API server's admission adds it, where nothing else is mounted there.
-    if !mounts.iter().any(|mount| mount["mountPath"] == TOKEN_DIRECTORY) {
+    if has_token(pod) && !mounts.iter().any(|mount| mount["mountPath"] == TOKEN_DIRECTORY) {
         lines.push(bind(&format!("{VOLUMES}/token"), TOKEN_DIRECTORY, true));
     }
     let security = &container["securityContext"];
@@ -255,6 +262,25 @@ setpriv --bounding-set=-all{} --inh-caps=-all --no-new-privs -- {}",
         words(container)?,
     ));
     Ok(lines.join("\n"))
+}
+
+/// Makes the volume with a token of a ServiceAccount.
+fn make_token(cluster: &Cluster, machine: &Machine, account: &str) -> Result<()> {
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token");
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": { "expirationSeconds": 3600 },
+    });
+    let answer = send(cluster, "create", &path, &request)?;
+    let token = text_at(&answer, "/status/token")?;
+    write(machine, &format!("{VOLUMES}/token/token"), &token)?;
+    let authority = format!("/var/lib/flatnet/{}/pki/ca.crt", cluster.name);
+    let authority = fs::read_to_string(&authority).with_context(|| authority)?;
+    write(machine, &format!("{VOLUMES}/token/ca.crt"), &authority)
+}
+
+fn has_token(pod: &Value) -> bool {
+    pod["automountServiceAccountToken"] != false
 }
 
 /// Where a volume is on the machine.

@@ -7,7 +7,7 @@ use e2e::cluster::READY;
 use e2e::eventually;
 use serde_json::{Value, json};
 
-use super::world::{CONFLIST, DNS, NAMESPACE, REMOTE, World};
+use super::world::{CONFLIST, DNS, DNS_DAEMON_SET, NAMESPACE, REMOTE, World};
 
 /// The uplink's MTU in bytes, and a smaller one.
 const MTU: u32 = 1500;
@@ -124,10 +124,10 @@ pub fn uninstalled(world: &World) -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && said.contains("another agent works"), "{said}");
 
-    world.cluster.kubectl(&["delete", "daemonset", "-n", "kube-system", "flatnet"])?;
-    // The worker holds nothing that wants an orderly end: it goes when the kubelet's patience does.
-    for (container, signal) in [("agent", "TERM"), ("dns", "KILL")] {
-        world.pod.borrow_mut().end(container, signal)?;
+    let delete = ["delete", "daemonset", "-n", "kube-system", "flatnet", DNS_DAEMON_SET];
+    world.cluster.kubectl(&delete)?;
+    for (pod, container) in [(&world.pod, "agent"), (&world.dns, "dns")] {
+        pod.borrow_mut().end(container, "TERM")?;
     }
     world.stop_servers();
     world.delete_pod(REMOTE)?;

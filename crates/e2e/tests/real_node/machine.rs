@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -132,6 +133,11 @@ impl Machine {
         let program = program("flatnet").display().to_string();
         let all: Vec<&str> = [program.as_str()].into_iter().chain(words.iter().copied()).collect();
         self.output(&all)
+    }
+
+    /// Its network namespace.
+    pub fn network_namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.namespace)
     }
 
     /// A file of the machine, as a path of the host.

@@ -20,14 +20,18 @@ const SERVICE_RANGE: &str = "10.77.0.0/16";
 const NODE_RANGE: &str = "172.29.76.0/24";
 /// The address of cluster DNS in that range.
 pub const DNS: &str = "10.77.0.10";
+/// The DaemonSet of DNS workers.
+pub const DNS_DAEMON_SET: &str = "flatnet-dns";
 /// The configuration that runtimes wait for.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-flatnet.conflist";
 
 /// Fields are dropped in this order.
 pub struct World {
     servers: RefCell<Vec<Child>>,
-    /// The DaemonSet's pod on the machine.
+    /// The agent's pod on the machine.
     pub pod: RefCell<Pod>,
+    /// The DNS worker's.
+    pub dns: RefCell<Pod>,
     /// The machine.
     pub machine: Machine,
     /// The cluster.
@@ -44,6 +48,7 @@ impl World {
     /// Starts everything as a cluster's administrator and a kubelet do.
     pub fn up() -> Result<Self> {
         kubelet::clear_logs()?;
+        kubelet::make_image()?;
         let ranges =
             ["--pod-cidr", POD_RANGE, "--service-cidr", SERVICE_RANGE, "--node-cidr", NODE_RANGE];
         let cluster = Cluster::up("real", &[&["--nodes", "2"], &ranges[..]].concat())?;
@@ -55,18 +60,24 @@ impl World {
         let range = kubelet::register(&cluster)?;
         let mut flags = vec!["manifests", "--api-server", &server];
         flags.extend(ranges);
+        // The cluster's own nodes have an agent each, and a second one is forbidden.
         let manifests = flatnet(&flags)?;
+        let chosen = manifests.replace("kubernetes.io/os: linux", kubelet::CHOSEN);
+        ensure!(chosen != manifests, "no DaemonSet names its nodes: {manifests}");
+        let manifests = chosen;
         cluster.apply(&manifests)?;
         let again = cluster.apply(&manifests)?;
         let unchanged = again.lines().all(|line| line.ends_with(" unchanged"));
-        ensure!(unchanged && again.lines().count() == 5, "applied twice: {again}");
+        ensure!(unchanged && again.lines().count() == 6, "applied twice: {again}");
 
-        let pod = Pod::prepare(&cluster, &machine)?;
+        let pod = Pod::prepare(&cluster, &machine, "flatnet")?;
+        let dns = Pod::prepare(&cluster, &machine, DNS_DAEMON_SET)?;
         let said = pod.initialize(&machine)?;
         ensure!(said.contains("br_netfilter is there"), "modules: {said}");
         let world = Self {
             servers: RefCell::default(),
             pod: RefCell::new(pod),
+            dns: RefCell::new(dns),
             machine,
             cluster,
             range,
@@ -75,7 +86,7 @@ impl World {
         };
         ensure!(world.machine.shell(&format!("! test -e {CONFLIST}")).is_ok(), "too early");
         // In any order: each waits for the other.
-        world.pod.borrow_mut().start(&world.machine, "dns")?;
+        world.dns.borrow_mut().start(&world.machine, "dns")?;
         world.pod.borrow_mut().start(&world.machine, "agent")?;
         world.ready()?;
         world.add_pods()?;

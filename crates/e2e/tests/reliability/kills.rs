@@ -9,7 +9,7 @@ use e2e::load::Outcome;
 use e2e::processes::{CONVERGED, Held, OnNode, agent_status, converged, signal, start_agent};
 
 use super::forgery::{Arrived, Forger};
-use super::losses::Losses;
+use super::losses::{Losses, RUNS_MAX};
 use super::schedule::Random;
 use super::world::{NAMESPACE, World};
 
@@ -20,14 +20,12 @@ const KILLS: usize = 50;
 const LIFE_MS: std::ops::Range<u64> = 20..400;
 /// A Service comes or goes at every so many kills, so that agents have something to write.
 const KILLS_A_CHANGE: usize = 5;
-/// Runs of R-01 until one is not spoilt by the machine.
-const RUNS_MAX: usize = 3;
 /// How long R-01's load lasts, with kills and without.
 const KILLED_S: u64 = 20;
-/// R-02 says a minute; the suite takes this.
-const DOWN_S: u64 = 15;
-/// R-04 says half a minute; the suite takes this.
-const STOPPED_S: u64 = 10;
+/// How long agents are away under load.
+const DOWN_S: u64 = 60;
+/// How long they are stopped under load.
+const STOPPED_S: u64 = 30;
 /// How long a replacement of all rules is under load.
 const UPGRADED_S: u64 = 8;
 /// Rounds of replacing them.

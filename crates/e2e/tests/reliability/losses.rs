@@ -8,6 +8,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::Cluster;
 
+/// Runs of a load until one is not spoilt by the machine.
+pub const RUNS_MAX: usize = 3;
+
 /// What was counted until now, in all network namespaces of a cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {

@@ -6,10 +6,11 @@ use anyhow::{Result, ensure};
 use e2e::eventually;
 use e2e::processes::{agent_status, converged};
 
+use super::backends::{DEFAULT, change};
 use super::kills::back;
 use super::leaks::check_addresses;
 use super::pods::{Pods, run};
-use super::world::World;
+use super::world::{NAMESPACE, World};
 
 /// Faults are noticed, and gone, this soon.
 const NOTICED: Duration = Duration::from_secs(10);
@@ -71,4 +72,34 @@ pub fn run_wiped(world: &World) -> Result<()> {
     converged(cluster, "node1")?;
     run(cluster, "node1", "ls /run/flatnet/agent.sock /run/flatnet/dns.sock /run/flatnet/*.json")?;
     world.request()
+}
+
+/// Where agents pin what they have in eBPF, and what of Services stands there.
+const PINS: &str = "/sys/fs/bpf";
+const WHOLE: &str = "cd /sys/fs/bpf/flatnet && ls flows-v*/maps/flows flows-v*/links/*-service_enter \
+                     services-v*/maps/services service-links/*-connect4";
+
+/// With Services in eBPF and without their pins: all is loaded and pinned anew, the agent tells of
+/// it, and Services answer at sockets and by packets.
+pub fn pins_unmounted(world: &World) -> Result<()> {
+    let cluster = &world.cluster;
+    change(world, "ebpf")?;
+    back(world)?;
+    run(cluster, "node1", WHOLE)?;
+    let repairs = || -> Result<u64> {
+        Ok(agent_status(cluster, "node1")?["repairs"]["ebpf"].as_u64().unwrap_or(0))
+    };
+    let before = repairs()?;
+    run(cluster, "node1", &format!("umount -l {PINS}"))?;
+    ensure!(run(cluster, "node1", WHOLE).is_err(), "the pins survived");
+    eventually("everything is pinned again", NOTICED, || run(cluster, "node1", WHOLE).map(drop))?;
+    eventually("the agent tells of it", NOTICED, || {
+        ensure!(repairs()? > before, "repairs stay {before}");
+        Ok(())
+    })?;
+    back(world)?;
+    world.request()?;
+    let address = world.service("/spec/clusterIP")?;
+    cluster.exec(NAMESPACE, "client", &["toolbox", "udp", &address, "90", "--count", "20"])?;
+    change(world, DEFAULT)
 }

@@ -7,7 +7,7 @@
 //!  node2 ── eth0 ═ veth ═ node2 ─┘
 //! ```
 //!
-//! The host reaches pods and Services through the first node.
+//! How the host reaches pods and Services: [`super::host_routes`].
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ use super::spec::{ClusterSpec, NodeSpec};
 /// The bridge of the node network, in its namespace.
 const BRIDGE: &str = "nodes";
 /// Who made these routes (`RTPROT_STATIC`): an administrator, not the agents, who sweep their own.
-const ROUTE_PROTOCOL: u8 = 4;
+pub const ROUTE_PROTOCOL: u8 = 4;
 /// The kernel's IPv6 parameters of a node's link, the one with the name of [`UPLINK`].
 const IPV6_OF_UPLINK: &str = "net/ipv6/conf/eth0";
 /// The namespace of the node network, after the cluster's name.
@@ -82,25 +82,6 @@ pub fn plug_in_node(paths: &Paths, spec: &ClusterSpec, node: &NodeSpec) -> Resul
         let everything = if host.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         let route = Route::via(everything.parse()?, *host, uplink.index, ROUTE_PROTOCOL);
         at_node.add_route(&route).context("adding the node's default route")?;
-    }
-    Ok(())
-}
-
-/// Lets the host reach pods and Services through the first node.
-///
-/// # Errors
-/// The kernel's, naming the range.
-pub fn route_from_host(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
-    let Some(first) = spec.nodes.first() else { return Ok(()) };
-    let mut host = Netlink::open()?;
-    let link = host.require_link(&paths.host_link())?;
-    for range in spec.config.pod_cidrs.iter().chain(&spec.config.service_cidrs) {
-        let of_family = |address: &&IpAddr| address.is_ipv4() == range.addr().is_ipv4();
-        let next_hop = first.addresses.iter().find(of_family);
-        let next_hop =
-            next_hop.with_context(|| format!("no node has an address to route {range} to"))?;
-        host.add_route(&Route::via(*range, *next_hop, link.index, ROUTE_PROTOCOL))
-            .with_context(|| format!("routing {range} from the host"))?;
     }
     Ok(())
 }

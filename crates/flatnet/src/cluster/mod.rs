@@ -2,6 +2,7 @@
 
 pub mod cgroups;
 pub mod fabric;
+pub mod host_routes;
 pub mod memory;
 pub mod node_namespaces;
 pub mod paths;

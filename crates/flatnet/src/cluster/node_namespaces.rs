@@ -238,10 +238,18 @@ fn arrange_mounts(paths: &Paths, node: &str) -> Result<()> {
     own_ebpf_file_system()
 }
 
-/// What the node pins is its own, and goes with its mount namespace.
+/// What the node pins is its own, and goes with its mount namespace. The host's view goes first:
+/// an agent whose own is unmounted would find it below, and share it with other nodes.
 fn own_ebpf_file_system() -> Result<()> {
     if !Path::new(EBPF_FILE_SYSTEM).is_dir() {
         return Ok(());
+    }
+    match umount2(EBPF_FILE_SYSTEM, MntFlags::MNT_DETACH) {
+        // Nobody has mounted it there.
+        Ok(()) | Err(nix::Error::EINVAL) => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("unmounting {EBPF_FILE_SYSTEM}"));
+        }
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), EBPF_FILE_SYSTEM, Some("bpf"), flags, Some("mode=700"))

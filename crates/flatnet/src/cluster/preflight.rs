@@ -119,25 +119,14 @@ fn load_module(name: &str) -> Result<()> {
 /// # Errors
 /// Naming the range, its flag and the route.
 pub fn check_routes(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
-    let mut host = Netlink::open()?;
-    let links = host.links()?;
     let named = [
         ("--pod-cidr", &spec.config.pod_cidrs),
         ("--service-cidr", &spec.config.service_cidrs),
         ("--node-cidr", &spec.config.node_cidrs),
     ];
-    for route in host.routes(None)? {
-        if route.destination.prefix_len() == 0 {
-            continue;
-        }
-        let link = links.iter().find(|link| Some(link.index) == route.link_index);
-        let link = link.map_or("?", |link| link.name.as_str());
-        if link == paths.host_link() {
-            continue;
-        }
+    for (destination, link) in foreign_routes(&mut Netlink::open()?, paths)? {
         for (flag, ranges) in named {
-            if let Some(range) = ranges.iter().find(|range| overlap(range, &route.destination)) {
-                let destination: IpNet = route.destination;
+            if let Some(range) = ranges.iter().find(|range| overlap(range, &destination)) {
                 bail!(
                     "{flag} {range} overlaps the host's route to {destination} on {link}: another \
                      network or cluster uses it; choose another range with {flag}"
@@ -146,6 +135,22 @@ pub fn check_routes(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where the host reaches anything but the whole world, and by which link, without the cluster's
+/// own.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn foreign_routes(host: &mut Netlink, paths: &Paths) -> Result<Vec<(IpNet, String)>> {
+    let links = host.links()?;
+    let routes = host.routes(None)?.into_iter();
+    let narrow = routes.filter(|route| route.destination.prefix_len() > 0);
+    let named = narrow.map(|route| {
+        let link = links.iter().find(|link| Some(link.index) == route.link_index);
+        (route.destination, link.map_or("?", |link| link.name.as_str()).to_owned())
+    });
+    Ok(named.filter(|(_, link)| *link != paths.host_link()).collect())
 }
 
 /// A port for the API server: the one asked for, or the first free one from `default`.

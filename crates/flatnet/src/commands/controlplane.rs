@@ -1,8 +1,11 @@
-//! `flatnet controlplane`: the API server and the controllers.
+//! `flatnet controlplane`: the API server and the controllers, and the host's routes to what the
+//! API makes ranges of.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
+
+use crate::cluster::host_routes;
 
 use super::{ClusterName, run_daemon};
 
@@ -23,13 +26,17 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, spec.api_port));
     let listen = vec![advertised, loopback];
     let slices = spec.max_endpoints_per_slice;
-    let mut options = controlplane::Options::new(paths.state(), spec.config, listen, advertised);
+    let config = spec.config.clone();
+    let mut options = controlplane::Options::new(paths.state(), config, listen, advertised);
     options.max_endpoints_per_slice = slices.unwrap_or(options.max_endpoints_per_slice);
     run_daemon(|mut shutdown| async move {
         let stop = async move {
             // An error means that the sender is gone, which is a stop as well.
             let _ = shutdown.changed().await;
         };
-        Ok(controlplane::run(options, stop).await?)
+        tokio::select! {
+            ended = controlplane::run(options, stop) => Ok(ended?),
+            never = host_routes::follow(&paths, &spec) => match never {},
+        }
     })
 }

@@ -165,7 +165,7 @@ fn host_search() -> Vec<Name> {
 fn listen(addresses: &[IpAddr]) -> Result<Vec<RawFd>> {
     let addresses: Vec<SocketAddr> =
         addresses.iter().map(|address| SocketAddr::new(*address, DNS_PORT)).collect();
-    let predecessor = dnsworker::take_over(&in_run(layout::DNS_CONTROL_SOCKET)).ok();
+    let predecessor = dnsworker::predecessor(&in_run(layout::DNS_CONTROL_SOCKET), &addresses);
     let sockets = dnsworker::sockets_at(&addresses, predecessor).with_context(|| {
         format!("opening DNS sockets at {addresses:?} (does another DNS server have the port?)")
     })?;

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use agent::{AgentStatus, PathRow};
+use agent::{AgentStatus, ForwardingStatus, MapRow, PathRow};
 use anyhow::Result;
 use model::DnsFastPath;
 use render::inventory::{Row, RowKind};
@@ -15,7 +15,7 @@ use crate::output::{Format, print, table};
 /// Something differs from what shall be.
 const EXIT_DIFFERENT: u8 = 1;
 /// Kinds that `flatnet links` shows.
-const LINKS: &[RowKind] = &[RowKind::Link, RowKind::Address, RowKind::Wireguard];
+const LINKS: &[RowKind] = &[RowKind::Link, RowKind::Address, RowKind::Wireguard, RowKind::Program];
 /// Kinds that `flatnet routes` shows.
 const ROUTES: &[RowKind] = &[RowKind::Route, RowKind::Neighbour, RowKind::Forwarding];
 
@@ -145,6 +145,15 @@ fn status_text(reports: &[NodeReport]) -> String {
         tables
             .push(table(["NODE", "DNS IN KERNEL", "LINKS", "ANSWERED", "PASSED ON", "WHY"], &dns));
     }
+    let forwarding = cells(reports, |node, status| {
+        let wanted = status.forwarding.wanted.then(|| forwarding_cells(node, &status.forwarding));
+        wanted.into_iter().collect()
+    });
+    if !forwarding.is_empty() {
+        let header = ["NODE", "FORWARDING", "PODS", "PODS BY KERNEL", "REMOTE RANGES", "WHY"];
+        tables.push(table(header, &forwarding));
+    }
+    tables.extend(maps_text(reports));
     let paths = cells(reports, |node, status| {
         status.paths.iter().map(|path| path_cells(node, path)).collect()
     });
@@ -201,6 +210,27 @@ fn nodes_text(reports: &[NodeReport]) -> String {
         .collect();
     let header = ["NODE", "UPLINK", "SYNCED", "READY", "PEERS", "PODS", "SERVICES", "DIFFERENT"];
     table(header, &lines)
+}
+
+/// The path that packets of a node's pods take.
+fn forwarding_cells(node: &str, forwarding: &ForwardingStatus) -> [String; 6] {
+    let path = if forwarding.ebpf { "ebpf" } else { "kernel" };
+    let counts = [forwarding.pods, forwarding.pods_by_kernel, forwarding.remotes];
+    let [pods, by_kernel, remotes] = counts.map(|count| count.to_string());
+    [node.into(), path.into(), pods, by_kernel, remotes, forwarding.reason.clone()]
+}
+
+/// How full the maps of Services are. Empty ones tell nothing.
+fn maps_text(reports: &[NodeReport]) -> Option<String> {
+    let maps = cells(reports, |node, status| {
+        let row = |map: &MapRow| {
+            let [entries, entries_max] =
+                [map.entries, map.entries_max.into()].map(|count| count.to_string());
+            [node.into(), map.name.clone(), entries, entries_max]
+        };
+        status.ebpf_maps.iter().filter(|map| map.entries > 0).map(row).collect()
+    });
+    (!maps.is_empty()).then(|| table(["NODE", "EBPF MAP", "ENTRIES", "OF"], &maps))
 }
 
 /// The path to one other node, as the self-test found it.
@@ -284,6 +314,34 @@ mod tests {
         let mut node = report(false);
         node.status.dns_fast_path.wanted = DnsFastPath::Off;
         assert!(!status_text(&[node]).contains("DNS IN KERNEL"));
+    }
+
+    #[test]
+    fn the_status_shows_how_full_the_maps_of_services_are() {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut node = report(false);
+        let map = |name: &str, entries| MapRow { name: name.into(), entries, entries_max: 1024 };
+        node.status.ebpf_maps = vec![map("flows", 12), map("maglev", 0)];
+        let text = status_text(&[node]);
+        assert!(words(&text).contains("node1 flows 12 1024"), "{text}");
+        assert!(!text.contains("maglev"), "{text}");
+    }
+
+    #[test]
+    fn the_status_shows_which_path_packets_of_pods_take() {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut node = report(false);
+        let forwarding = &mut node.status.forwarding;
+        (forwarding.wanted, forwarding.ebpf) = (true, true);
+        (forwarding.pods, forwarding.pods_by_kernel, forwarding.remotes) = (7, 1, 2);
+        let text = status_text(&[node]);
+        assert!(words(&text).contains("node1 ebpf 7 1 2"), "{text}");
+        let mut node = report(false);
+        node.status.forwarding.wanted = true;
+        node.status.forwarding.reason = "no such helper".into();
+        let text = status_text(&[node]);
+        assert!(words(&text).contains("node1 kernel 0 0 0 no such helper"), "{text}");
+        assert!(!status_text(&[report(false)]).contains("FORWARDING"));
     }
 
     #[test]

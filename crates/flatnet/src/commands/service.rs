@@ -48,7 +48,7 @@ enum Action {
     /// Say what implements Services in a cluster of this machine, or change it: established
     /// connections go on.
     Backend {
-        /// auto, nftables, iptables or ipvs.
+        /// auto, nftables, iptables, ipvs or ebpf.
         backend: Option<ServiceBackend>,
         #[command(flatten)]
         cluster: ClusterName,

@@ -8,7 +8,7 @@ use super::require_root;
 /// Arguments of `flatnet uninstall`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Delete the DaemonSet and drain the node first: pods that still run here lose their network.\nKernel parameters stay as they are. Clusters of `flatnet up` are removed by `flatnet down`."
+    after_help = "Delete the DaemonSets and drain the node first: pods that still run here lose their network.\nKernel parameters stay as they are. Clusters of `flatnet up` are removed by `flatnet down`."
 )]
 pub struct Arguments {
     /// Also remove addresses, records of pods, and keys.

@@ -13,8 +13,8 @@ use client::{Client, ListOptions, ResourcePath};
 use controlplane::{MAX_ENDPOINTS_PER_SLICE, pki};
 use ipnet::IpNet;
 use model::{
-    ClusterConfig, DnsFastPath, Family, Node, NodeLocalDns, Overlay, ServiceBackend, Timestamp,
-    layout,
+    ClusterConfig, DnsFastPath, Family, LoadBalancerMode, Node, NodeLocalDns, Overlay,
+    ServiceBackend, Timestamp, layout,
 };
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
@@ -24,7 +24,7 @@ use super::{ClusterName, cluster_config, require_root};
 use crate::cluster::paths::Paths;
 use crate::cluster::spec::{ClusterSpec, write_private};
 use crate::cluster::teardown::{self, Keep};
-use crate::cluster::{fabric, node_namespaces, preflight, supervisor};
+use crate::cluster::{fabric, host_routes, node_namespaces, preflight, supervisor};
 use crate::demo;
 use crate::output::{Format, Progress, print, table};
 
@@ -53,7 +53,8 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["overlay", "cross_subnet", "ip_family", "pod_cidr", "service_cidr",
-            "node_cidr", "node_cidr_mask_size", "service_backend", "failover", "dns_fast_path", "node_local_dns"]
+            "node_cidr", "node_cidr_mask_size", "service_backend", "load_balancer_mode", "failover",
+            "dns_fast_path", "node_local_dns"]
     )]
     config: Option<PathBuf>,
     /// How many nodes (default 3).
@@ -71,6 +72,11 @@ pub struct Arguments {
     /// established connections go on (default auto: nftables).
     #[arg(long, value_name = "BACKEND")]
     service_backend: Option<ServiceBackend>,
+    /// Which way endpoints on other nodes answer clients outside of the cluster: through the node
+    /// that these came to (snat), or past it (dsr; hybrid: connections only), which needs the
+    /// backend ebpf (default snat).
+    #[arg(long, value_name = "MODE")]
+    load_balancer_mode: Option<LoadBalancerMode>,
     /// Whether nodes and endpoints that do not answer get no new connections through Services
     /// (default true).
     #[arg(long, value_name = "BOOL")]
@@ -239,7 +245,7 @@ fn start(
         node_namespaces::create(paths, &node.name)?;
         fabric::plug_in_node(paths, spec, node)?;
     }
-    fabric::route_from_host(paths, spec)?;
+    host_routes::create(paths, spec)?;
     progress.done(&format!("{} nodes and their network", spec.nodes.len()));
     start_supervisor(paths)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -308,6 +314,7 @@ fn config_of_flags(arguments: &Arguments) -> Result<ClusterConfig> {
     config.overlay = arguments.overlay.unwrap_or_default();
     config.cross_subnet = arguments.cross_subnet;
     config.service_backend = arguments.service_backend.unwrap_or_default();
+    config.load_balancer_mode = arguments.load_balancer_mode.unwrap_or_default();
     config.failover = arguments.failover.unwrap_or(config.failover);
     config.node_local_dns =
         arguments.node_local_dns.clone().map_or(config.node_local_dns, |given| given.0);
@@ -369,6 +376,8 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
     if let Some(backend) = arguments.service_backend {
         stored.config.service_backend = backend;
     }
+    let mode = arguments.load_balancer_mode;
+    stored.config.load_balancer_mode = mode.unwrap_or(stored.config.load_balancer_mode);
     stored.config.failover = arguments.failover.unwrap_or(stored.config.failover);
     let dns_fast_path = arguments.dns_fast_path;
     stored.config.dns_fast_path = dns_fast_path.unwrap_or(stored.config.dns_fast_path);

@@ -133,11 +133,19 @@ impl Files {
     }
 
     /// Writes a file that may be torn by a crash. A pipe in its place has no reader, and would
-    /// block: it fails.
+    /// block: it fails. The file is never emptied: file systems take that for the begin of a
+    /// replacement, and its end brings it to the disk at once.
     pub fn overwrite(&self, name: &str, text: &str) -> Result<(), Error> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NONBLOCK;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NONBLOCK;
+        let length = text.len() as u64;
+        let write = |mut file: File| {
+            if file.metadata()?.len() > length {
+                file.set_len(length)?;
+            }
+            file.write_all(text.as_bytes())
+        };
         self.open_file(name, flags)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .and_then(write)
             .map_err(|error| self.error("write", name, error))
     }
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ebpf_abi::{
-    ADDRESS_BITS, ANTI_SPOOFING, EXTRA_SOURCES, REMOTE_DIRECT, REMOTE_STACK, REMOTE_TUNNEL, Remote,
-    RemoteKey, SOURCE_LINK_BITS, Settings, SourceKey, TUNNEL, VIA_STACK, address_bytes,
+    ADDRESS_BITS, ANTI_SPOOFING, EXTRA_SOURCES, REMOTE_DIRECT, REMOTE_NODE, REMOTE_STACK,
+    REMOTE_TUNNEL, Remote, RemoteKey, SOURCE_LINK_BITS, Settings, SourceKey, TUNNEL, VIA_STACK,
+    address_bytes,
 };
 use ipnet::IpNet;
 use model::{Family, MacAddress};
@@ -157,6 +158,7 @@ fn remote(
             next_hop: address_bytes(next_hop),
             ..Remote::default()
         },
+        (Way::Node, _) => Remote { kind: REMOTE_NODE, node, ..Remote::default() },
         _ => Remote { kind: REMOTE_STACK, node, ..Remote::default() },
     }
 }

@@ -13,10 +13,11 @@ use ipnet::IpNet;
 use render::OpError;
 
 use super::entries::Entries;
-use super::{Applied, canonical, refused};
+use super::{Applied, canonical, handshakes, refused};
 
-/// The maps by name, as `bpf/maps.h` declares them.
-pub(super) const MAPS: [&str; 6] = ["links", "sources", "pods", "remotes", "settings", "counters"];
+/// The maps by name, as `bpf/maps.h` and `bpf/handshakes.h` declare them.
+pub(super) const MAPS: [&str; 7] =
+    ["links", "sources", "pods", "remotes", "settings", "counters", handshakes::MAP];
 
 /// Bytes of keys by longest prefix after the length.
 const SOURCE_BYTES: usize = SourceKey::BYTES - 4;

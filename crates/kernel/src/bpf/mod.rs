@@ -5,24 +5,27 @@
 //!
 //! ```text
 //! /sys/fs/bpf/flatnet/v1/maps/NAME                  one layout of the maps, of whatever build
-//!                       /programs-FINGERPRINT/NAME  the programs of one build
+//!                       /programs-FINGERPRINT-FLOWS/NAME  the programs of one build, with the
+//!                                                   number of the map of flows of Services
 //!                       /links/INDEX-NAME           tcx: what is attached to which link
 //!                       /sockets-FINGERPRINT-CGROUP the socket fast path, where it is wanted
 //! ```
 //!
-//! Off unless asked for: replies to Services that the kernel's path translates would miss their
-//! way back, so it belongs together with Services in eBPF.
+//! Together with Services in eBPF alone: replies to Services that the kernel's path translates would
+//! miss their way back.
 
 mod attach;
 mod clsact;
 mod entries;
+pub mod fill;
+pub mod handshakes;
 mod maps;
 pub mod names;
 pub mod node;
 mod objects;
 pub mod service_nat;
 pub mod services;
-mod sockets;
+pub mod sockets;
 #[allow(unsafe_code)] // commands of bpf(2) that aya lacks
 mod syscalls;
 
@@ -41,7 +44,6 @@ use attach::Hooks;
 use entries::Entries;
 use objects::Objects;
 pub use objects::Program;
-pub use sockets::Sockets;
 
 /// Where the eBPF file system is on every machine.
 pub const FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -133,6 +135,11 @@ pub fn probe(file_system: &Path) -> Support {
     Support { hook: if has_tcx { Hook::Tcx } else { Hook::Clsact }, missing }
 }
 
+/// Whether programs of forwarding are there, or were.
+pub fn is_present(file_system: &Path) -> bool {
+    objects::versioned(file_system).exists()
+}
+
 impl Forwarding {
     /// Loads the programs in the way that this kernel has. As [`Forwarding::load`].
     ///
@@ -174,11 +181,11 @@ impl Forwarding {
     /// When the kernel cannot be asked at all.
     pub fn apply(&mut self, wanted: &render::bpf::Forwarding) -> Result<Applied, OpError> {
         let mut done = Applied::default();
-        if !self.objects.are_pinned() {
+        if !self.objects.are_pinned(&self.options.file_system) {
             // What lost its pins is gone, or goes with this process: everything anew.
             *self = Self::load(&self.options)?;
             done.changes.push(format!(
-                "loaded the programs anew: their pins in {} were gone",
+                "loaded the programs anew: pins in {} were gone, or other flows of Services there",
                 self.options.file_system.display()
             ));
         }
@@ -222,7 +229,8 @@ impl Forwarding {
         self.objects.maps.counters()
     }
 
-    /// Detaches and unpins everything: all packets take the kernel's own path.
+    /// Detaches and unpins everything: all packets take the kernel's own path. The socket fast path
+    /// has to be removed before.
     ///
     /// # Errors
     /// When something of ours stays.

@@ -6,7 +6,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ebpf_abi::flows::FLOWS_DEFAULT;
 use model::layout::{BRIDGE, POD_LINK_ALIAS_PREFIX};
 use netlink::Netlink;
 use render::OpError;
@@ -204,10 +203,11 @@ impl NodeServices {
             alias.is_some_and(|alias| alias.starts_with(POD_LINK_ALIAS_PREFIX))
         };
         let kind = |name: &str, alias: Option<&str>| match name {
-            name if name == place.uplink => Some(LinkKind::Outside),
+            name if name == place.uplink && !place.is_uplink_a_way => Some(LinkKind::Outside),
+            name if name == place.uplink => Some(LinkKind::Nodes),
             // Its ports have pods' programs, or are nobody's.
             BRIDGE => None,
-            name if OWN_LINKS.contains(&name) => Some(LinkKind::Outside),
+            name if OWN_LINKS.contains(&name) => Some(LinkKind::Nodes),
             _ => is_pod(alias).then_some(LinkKind::Pod),
         };
         let links = links.map_err(from_netlink)?.into_iter();
@@ -229,8 +229,9 @@ impl NodeServices {
             Some(services) => services,
             None => {
                 if !services::has_maps(&self.file_system, &self.sizes) {
+                    self.place = None;
+                    self.nat.take().map_or(Ok(()), |nat| nat.keep_flows())?;
                     service_nat::forget_programs(&self.file_system)?;
-                    (self.nat, self.place) = (None, None);
                 }
                 EbpfDriver::open(&self.file_system, self.sizes)?
             }
@@ -241,15 +242,16 @@ impl NodeServices {
     /// The programs at links, which need the maps.
     fn nat(&mut self) -> Result<&mut ServiceNat, OpError> {
         let services_maps = self.services()?.maps_directory();
-        let nat = match self.nat.take().filter(ServiceNat::are_pinned) {
-            Some(nat) => nat,
-            None => {
+        let nat = match self.nat.take() {
+            Some(nat) if nat.are_pinned() => nat,
+            former => {
                 self.place = None;
+                former.map_or(Ok(()), |nat| nat.keep_flows())?;
                 ServiceNat::load(&Options {
                     file_system: self.file_system.clone(),
                     services_maps,
                     hook: probe(&self.file_system).hook,
-                    flows_max: FLOWS_DEFAULT,
+                    flows_max: self.sizes.flows,
                 })?
             }
         };
@@ -259,7 +261,10 @@ impl NodeServices {
 
 /// The cgroup of version 2 whose processes are the node's and its pods': the outermost that is
 /// mounted here, also where the controllers are those of version 1.
-fn cgroup() -> Result<PathBuf, OpError> {
+///
+/// # Errors
+/// When none is mounted.
+pub fn cgroup() -> Result<PathBuf, OpError> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| refused("read /proc/self/mountinfo", &error))?;
     outermost_cgroup(&mounts).ok_or_else(|| OpError {

@@ -5,11 +5,14 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use aya::maps::MapInfo;
 use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{EbpfLoader, include_bytes_aligned};
+use ebpf_abi::flows::FLOWS_VERSION;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use render::OpError;
+use render::bpf::{FROM_POD, FROM_TUNNEL, FROM_UPLINK};
 
 use super::maps::{MAPS, Maps};
 use super::refused;
@@ -18,6 +21,8 @@ use super::refused;
 static FORWARD: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forward.o"));
 
 pub(super) const PROGRAMS_PREFIX: &str = "programs-";
+/// The map of flows, as `bpf/flows.h` declares it.
+const FLOWS: &str = "flows";
 
 /// A program of the hook `tc`, by where it is attached. Those of Services go before those of
 /// forwarding, which then see what Services made of a packet.
@@ -46,9 +51,9 @@ impl Program {
     /// Its name in the object file and wherever the kernel shows it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::FromPod => "from_pod",
-            Self::FromTunnel => "from_tunnel",
-            Self::FromUplink => "from_uplink",
+            Self::FromPod => FROM_POD,
+            Self::FromTunnel => FROM_TUNNEL,
+            Self::FromUplink => FROM_UPLINK,
             Self::ServiceEnter => "service_enter",
             Self::ServiceLeave => "service_leave",
             Self::AnswerName => "answer_name",
@@ -77,6 +82,7 @@ impl Program {
 /// What is loaded.
 pub(super) struct Objects {
     directory: PathBuf,
+    programs_directory: PathBuf,
     pub(super) maps: Maps,
     pub(super) programs: BTreeMap<Program, SchedClassifier>,
 }
@@ -85,7 +91,8 @@ impl Objects {
     pub(super) fn load(file_system: &Path) -> Result<Self, OpError> {
         require_file_system(file_system)?;
         let directory = versioned(file_system);
-        let programs_directory = directory.join(programs_name());
+        let flows = flows_of_services(file_system);
+        let programs_directory = directory.join(programs_name(&flows)?);
         let maps_directory = directory.join("maps");
         for path in [&maps_directory, &programs_directory, &directory.join("links")] {
             make_directory(path)?;
@@ -104,30 +111,40 @@ impl Objects {
         } else {
             let mut loader = EbpfLoader::new();
             loader.default_map_pin_directory(&maps_directory);
+            if flows.exists() {
+                loader.map_pin_path(FLOWS, &flows);
+            } else {
+                loader.map_max_entries(FLOWS, 1);
+            }
             let programs =
                 load_anew(&mut loader, FORWARD, &programs_directory, &Program::FORWARDING)?;
             remove_programs(&directory, Some(&programs_directory))?;
             programs
         };
-        Ok(Self { maps: Maps::open(&maps_directory)?, directory, programs })
+        Ok(Self { maps: Maps::open(&maps_directory)?, directory, programs_directory, programs })
     }
 
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Whether the next process would find what this one uses.
-    pub(super) fn are_pinned(&self) -> bool {
-        let programs = self.directory.join(programs_name());
+    /// Whether the next process would find what this one uses, and would use it: flows of
+    /// Services that were made anew are in another map.
+    pub(super) fn are_pinned(&self, file_system: &Path) -> bool {
+        let programs = &self.programs_directory;
         let maps = self.directory.join("maps");
-        Program::FORWARDING.iter().all(|program| programs.join(program.name()).exists())
+        let name = programs_name(&flows_of_services(file_system));
+        name.is_ok_and(|name| programs.ends_with(name))
+            && Program::FORWARDING.iter().all(|program| programs.join(program.name()).exists())
             && MAPS.iter().all(|map| maps.join(map).exists())
     }
 
     pub(super) fn remove(self) -> Result<(), OpError> {
-        let top = self.directory.parent().unwrap_or(&self.directory);
-        fs::remove_dir_all(top)
-            .map_err(|error| refused(&format!("remove {}", top.display()), &error))
+        fs::remove_dir_all(&self.directory)
+            .map_err(|error| refused(&format!("remove {}", self.directory.display()), &error))?;
+        // Another part of us may have its pins beside.
+        let _ = self.directory.parent().map(fs::remove_dir);
+        Ok(())
     }
 }
 
@@ -218,15 +235,32 @@ pub(super) fn remove_programs(directory: &Path, except: Option<&Path>) -> Result
     Ok(())
 }
 
-/// The directory of this build's programs.
-fn programs_name() -> String {
-    format!("{PROGRAMS_PREFIX}{}", fingerprint(FORWARD))
+/// The directory of this build's programs that know these flows.
+fn programs_name(flows: &Path) -> Result<String, OpError> {
+    let flows_id = if flows.exists() {
+        let info = MapInfo::from_pin(flows);
+        info.map_err(|error| refused(&format!("open the map {}", flows.display()), &error))?.id()
+    } else {
+        0
+    };
+    Ok(format!("{PROGRAMS_PREFIX}{}-{flows_id}", fingerprint(FORWARD)))
 }
 
-/// Equal programs, equal name: FNV-1a, which is the same on every run, of whatever library.
+/// The flows of Services in eBPF, whose answers are given their source at pods' own links. Where
+/// there is no such map the programs have an empty one.
+pub(super) fn flows_of_services(file_system: &Path) -> PathBuf {
+    let layout = format!("{}{FLOWS_VERSION}", super::service_nat::DIRECTORY_PREFIX);
+    file_system.join("flatnet").join(layout).join("maps").join(FLOWS)
+}
+
+/// Equal programs, equal name, on every run and of whatever library.
 pub(super) fn fingerprint(object: &[u8]) -> String {
-    let hash = object.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    format!("{:016x}", hash(object))
+}
+
+/// FNV-1a.
+pub(super) fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    })
 }

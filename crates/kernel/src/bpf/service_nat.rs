@@ -11,6 +11,7 @@
 //! ```
 
 mod maps;
+mod resize;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +22,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::SchedClassifier;
 use aya::{EbpfLoader, include_bytes_aligned};
 use ebpf_abi::flows::{
-    FLOWS_VERSION, NAT_DRAINING, NAT_LINK_ETHERNET, NAT_LINK_POD, NatLink, NatSettings,
+    FLOWS_VERSION, NAT_DRAINING, NAT_LINK_ETHERNET, NAT_LINK_NODES, NAT_LINK_POD, NatLink,
+    NatSettings,
 };
 use netlink::{Link, Netlink};
 use render::OpError;
@@ -52,8 +54,8 @@ pub struct Options {
     pub services_maps: PathBuf,
     /// How programs are attached.
     pub hook: Hook,
-    /// Entries of the map of flows, two a flow and four a masqueraded one. A map that is there
-    /// keeps its size, and its flows.
+    /// Entries of the map of flows, two a flow and four a masqueraded one. Flows of a map of
+    /// another size move.
     pub flows_max: u32,
 }
 
@@ -76,8 +78,11 @@ pub struct Wanted {
 pub enum LinkKind {
     /// The node's end of a pod's link.
     Pod,
-    /// The uplink or a tunnel: whoever comes by it is outside of this node.
+    /// The uplink: whoever comes by it is outside of this node.
     Outside,
+    /// The same, of a tunnel, or of an uplink by which other nodes send packets to pods as they
+    /// are: what they hand on is believed.
+    Nodes,
 }
 
 /// What the kernel holds of ours.
@@ -149,6 +154,7 @@ impl ServiceNat {
         for path in [&maps, &programs, &directory.join("links")] {
             make_directory(path)?;
         }
+        resize::put_aside(&maps, options.flows_max)?;
         if !maps::are_pinned(&maps) {
             // Programs of other maps: what they do cannot be seen or changed any more.
             remove_programs(&directory, None)?;
@@ -168,6 +174,7 @@ impl ServiceNat {
             remove_programs(&directory, Some(&programs))?;
             loaded
         };
+        resize::move_flows(&maps)?;
         Ok(Self {
             options: options.clone(),
             hooks: Hooks::open(options.hook, &directory)?,
@@ -188,7 +195,7 @@ impl ServiceNat {
     pub fn apply(&mut self, wanted: &Wanted) -> Result<Applied, OpError> {
         let mut done = Applied::default();
         if !self.are_pinned() {
-            // What lost its pins is gone, or goes with this process: everything anew.
+            self.keep_flows()?;
             *self = Self::load(&self.options.clone())?;
             done.changes.push(format!(
                 "loaded the programs of Services anew: their pins in {} were gone",
@@ -203,6 +210,7 @@ impl ServiceNat {
         self.attach(&entries, &links, &mut done)?;
         self.maps.remove_links(&entries, &mut done)?;
         if done.failures.is_empty() {
+            resize::finish(&self.directory.join("maps"))?;
             self.remove_other_layouts(&mut done)?;
         }
         Ok(done)
@@ -326,6 +334,18 @@ impl ServiceNat {
             && maps::are_pinned(&self.directory.join("maps"))
     }
 
+    /// Pins the maps again where somebody took the pins away: flows go on (R-04). Programs that
+    /// lost theirs are gone or go with this process, and have to be loaded anew.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn keep_flows(&self) -> Result<(), OpError> {
+        require_file_system(&self.options.file_system)?;
+        let maps = self.directory.join("maps");
+        make_directory(&maps)?;
+        self.maps.pin_again(&maps)
+    }
+
     /// Finds the numbers of links, and the addresses that flows get which leave by them.
     fn resolve(
         &mut self,
@@ -420,9 +440,11 @@ fn nat_link(kind: LinkKind, link: &Link, addresses: &[IpAddr]) -> NatLink {
     if link.mac.is_some() {
         entry.flags |= NAT_LINK_ETHERNET;
     }
-    if kind == LinkKind::Pod {
-        entry.flags |= NAT_LINK_POD;
-    }
+    entry.flags |= match kind {
+        LinkKind::Pod => NAT_LINK_POD,
+        LinkKind::Outside => 0,
+        LinkKind::Nodes => NAT_LINK_NODES,
+    };
     for address in addresses.iter().rev() {
         match address {
             IpAddr::V4(address) => entry.ipv4 = address.octets(),

@@ -1,8 +1,8 @@
-//! [`Sockets`]: the opt-in socket fast path between pods of one node, by `bpf/sockets.c`.
+//! The opt-in socket fast path between pods of one node, by `bpf/sockets.c`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aya::maps::SockHash;
 use aya::programs::links::{FdLink, LinkError};
@@ -22,62 +22,55 @@ const PREFIX: &str = "sockets-";
 const LINK: &str = "on_event";
 const MAP: &str = "sockets";
 
-/// The socket fast path of one node. It is pinned and outlives this value; connections that were
-/// made before it is there, or go elsewhere, stay with TCP.
-pub struct Sockets {
-    directory: PathBuf,
+/// Attaches the programs to the processes of a cgroup of version 2: those of the node's pods and no
+/// other node's. They are pinned, and outlive this process; connections that were made before, or
+/// go elsewhere, stay with TCP. [`super::Forwarding`] fills the map of pods that they read, and has
+/// to be loaded before. Where this build is attached to this cgroup already, nothing is written.
+///
+/// Asked for, never a default: packet captures and counters miss the data of such connections, many
+/// kernels answer `ioctl(FIONREAD)` without it, and a blocking read may return `EAGAIN` while
+/// another thread writes to the same socket (the kernel waits once, for any event of the socket).
+/// Programs that poll, as most servers do, notice nothing.
+///
+/// # Errors
+/// When the kernel has no socket maps (`CONFIG_BPF_STREAM_PARSER`) or refuses the programs.
+pub fn load(file_system: &Path, cgroup: &Path) -> Result<(), OpError> {
+    let top = versioned(file_system);
+    let opening = |error| refused(&format!("open the cgroup {}", cgroup.display()), &error);
+    let group = File::open(cgroup).map_err(opening)?;
+    let number = group.metadata().map_err(opening)?.ino();
+    let directory = top.join(format!("{PREFIX}{}-{number}", fingerprint(SOCKETS)));
+    if directory.join(LINK).exists() {
+        return Ok(());
+    }
+    make_directory(&directory)?;
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        refused(&format!("load the socket fast path for {}", cgroup.display()), error)
+    };
+    let mut object = EbpfLoader::new()
+        .default_map_pin_directory(top.join("maps"))
+        .load(SOCKETS)
+        .map_err(|error| failed(&error))?;
+    attach_sender(&mut object)?.map_err(|error| failed(&error))?;
+    let link = attach_events(&mut object, &group)?.map_err(|error| failed(&error))?;
+    link.pin(directory.join(LINK)).map_err(|error| failed(&error))?;
+    // What another build attached, or this one to a cgroup that is gone.
+    remove_all(&top, Some(&directory))
 }
 
-impl Sockets {
-    /// Attaches the programs to the processes of a cgroup of version 2: those of the node's pods
-    /// and no other node's. [`super::Forwarding`] fills the map of pods that they read, and has to
-    /// be loaded before. Where this build is attached to this cgroup already, nothing is written.
-    ///
-    /// Asked for, never a default: packet captures and counters miss the data of such connections,
-    /// many kernels answer `ioctl(FIONREAD)` without it, and a blocking read may return `EAGAIN`
-    /// while another thread writes to the same socket (the kernel waits once, for any event of
-    /// the socket). Programs that poll, as most servers do, notice nothing.
-    ///
-    /// # Errors
-    /// When the kernel has no socket maps (`CONFIG_BPF_STREAM_PARSER`) or refuses the programs.
-    pub fn load(file_system: &Path, cgroup: &Path) -> Result<Self, OpError> {
-        let top = versioned(file_system);
-        let opening = |error| refused(&format!("open the cgroup {}", cgroup.display()), &error);
-        let group = File::open(cgroup).map_err(opening)?;
-        let number = group.metadata().map_err(opening)?.ino();
-        let name = format!("{PREFIX}{}-{number}", fingerprint(SOCKETS));
-        let own = Self { directory: top.join(&name) };
-        if own.directory.join(LINK).exists() {
-            return Ok(own);
-        }
-        make_directory(&own.directory)?;
-        let failed = |error: &(dyn std::error::Error + 'static)| {
-            let action = format!("load the socket fast path for {}", cgroup.display());
-            refused(&action, error)
-        };
-        let mut object = EbpfLoader::new()
-            .default_map_pin_directory(top.join("maps"))
-            .load(SOCKETS)
-            .map_err(|error| failed(&error))?;
-        attach_sender(&mut object)?.map_err(|error| failed(&error))?;
-        let link = attach_events(&mut object, &group)?.map_err(|error| failed(&error))?;
-        link.pin(own.directory.join(LINK)).map_err(|error| failed(&error))?;
-        // What another build attached, or this one to a cgroup that is gone.
-        remove_all(&top, Some(&own.directory))?;
-        Ok(own)
+/// Detaches it, where any process loaded it: new connections are TCP's alone, and so is what
+/// established ones send from now on. What was sent before is read first.
+///
+/// # Errors
+/// When something of ours stays.
+pub fn remove(file_system: &Path) -> Result<(), OpError> {
+    let top = versioned(file_system);
+    let map = top.join("maps").join(MAP);
+    if !map.exists() {
+        return Ok(());
     }
-
-    /// Detaches it: new connections are TCP's alone, and so is what established ones send from
-    /// now on. What was sent before is read first.
-    ///
-    /// # Errors
-    /// When something of ours stays.
-    pub fn remove(self) -> Result<(), OpError> {
-        let top = self.directory.parent().unwrap_or(&self.directory);
-        remove_all(top, None)?;
-        let map = top.join("maps").join(MAP);
-        fs::remove_file(&map).map_err(|error| refused(&format!("remove {}", map.display()), &error))
-    }
+    remove_all(&top, None)?;
+    fs::remove_file(&map).map_err(|error| refused(&format!("remove {}", map.display()), &error))
 }
 
 /// Sockets get the program when they come into the map, so it goes first.

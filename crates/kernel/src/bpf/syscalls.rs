@@ -139,6 +139,23 @@ pub(super) fn read_all(
     value_bytes: usize,
 ) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (mut all_keys, mut all_values) = (Vec::new(), Vec::new());
+    read_parts(map, key_bytes, value_bytes, |keys, values| {
+        all_keys.extend_from_slice(keys);
+        all_values.extend_from_slice(values);
+    })?;
+    Ok((all_keys, all_values))
+}
+
+/// The same a part at a time, for maps that are too large to be held.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn read_parts(
+    map: BorrowedFd<'_>,
+    key_bytes: usize,
+    value_bytes: usize,
+    mut take: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
     let mut keys = vec![0; READ_ENTRIES * key_bytes];
     let mut values = vec![0; READ_ENTRIES * value_bytes];
     let mut place = [0_u8; CURSOR_BYTES];
@@ -162,10 +179,9 @@ pub(super) fn read_all(
             Err(error) => return Err(error),
         };
         let count = (batch.count as usize).min(READ_ENTRIES);
-        all_keys.extend_from_slice(&keys[..count * key_bytes]);
-        all_values.extend_from_slice(&values[..count * value_bytes]);
+        take(&keys[..count * key_bytes], &values[..count * value_bytes]);
         if is_last {
-            return Ok((all_keys, all_values));
+            return Ok(());
         }
         place = next;
     }

@@ -102,7 +102,7 @@ fn forget_filtered(
 }
 
 /// Deletes one flow of a dump; one that ended by itself meanwhile is no error.
-fn delete_flow(
+pub(super) fn delete_flow(
     socket: &mut Socket,
     family: Family,
     attributes: Attributes<'_>,
@@ -119,7 +119,7 @@ fn delete_flow(
     }
 }
 
-fn request(family: Family, message: u16) -> Request {
+pub(super) fn request(family: Family, message: u16) -> Request {
     let family = match family {
         Family::V4 => NFPROTO_IPV4,
         Family::V6 => NFPROTO_IPV6,
@@ -161,7 +161,7 @@ fn pinged(attributes: Attributes<'_>) -> Option<IpAddr> {
 }
 
 pub(super) struct FlowTuple {
-    protocol: u8,
+    pub(super) protocol: u8,
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
 }

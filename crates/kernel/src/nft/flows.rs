@@ -64,6 +64,32 @@ pub fn by_endpoint(
     Ok(counts)
 }
 
+/// Both ends of all tracked TCP and UDP flows that lead elsewhere than their clients sent them. In
+/// the network namespace of the calling thread.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn translated_ends() -> Result<BTreeSet<IpAddr>, Error> {
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+    let mut ends = BTreeSet::new();
+    for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
+        let kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;
+        let request = Request::new(kind, 0, &[family, 0, 0, 0]);
+        for message in socket.dump(&request, || "read the tracked connections".into())? {
+            let attributes = message.attributes(FAMILY_HEADER_BYTES);
+            let end = |side: u16| attributes.nested(side).and_then(tuple);
+            let (Some(client), Some(server)) = (end(CTA_TUPLE_ORIG), end(CTA_TUPLE_REPLY)) else {
+                continue;
+            };
+            let protocols = [Protocol::Tcp, Protocol::Udp].map(Protocol::number);
+            if client.destination != server.source && protocols.contains(&client.protocol) {
+                ends.extend([client.source.ip(), server.source.ip()]);
+            }
+        }
+    }
+    Ok(ends)
+}
+
 impl FlowCounts {
     fn add(&mut self, attributes: Attributes<'_>) {
         self.flows += 1;

@@ -1,57 +1,85 @@
 //! Handshakes that nobody answered, read from the kernel's connection tracking: no packet costs
 //! more for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use model::Family;
 use netlink::Error;
-use netlink::message::{Request, u32_of};
+use netlink::message::{Attributes, Request, u32_of};
 use netlink::socket::Socket;
 
 use super::FAMILY_HEADER_BYTES;
-use super::conntrack::{tuple, write_filter};
+use super::conntrack::{self, delete_flow, tuple, write_filter};
 use super::uapi::*;
 
 /// A socket of its own, so that reading may wait for nobody and nobody for it.
 pub struct Handshakes {
     socket: Socket,
+    families: BTreeSet<Family>,
 }
 
 impl Handshakes {
-    /// Opens it in the network namespace of the calling thread.
+    /// Opens it in the network namespace of the calling thread, for connections of these families.
     ///
     /// # Errors
     /// When the system refuses a socket.
-    pub fn open() -> Result<Self, Error> {
-        Ok(Self { socket: Socket::open(libc::NETLINK_NETFILTER)? })
+    pub fn open(families: BTreeSet<Family>) -> Result<Self, Error> {
+        Ok(Self { socket: Socket::open(libc::NETLINK_NETFILTER)?, families })
     }
 
     /// Where TCP connections lead to that were tried and not answered, by the kernel's number for
-    /// them: behind a Service that is the endpoint. The kernel walks over its whole table for it,
-    /// and hands out only these.
+    /// them: behind a Service that is the endpoint. The kernel walks over its whole table for each
+    /// family, and hands out only these: milliseconds, however little there is in it.
+    ///
+    /// Of what it finds, it forgets those in `abandoned` that a Service led to their endpoint. Who
+    /// still tries repeats its handshake (RFC 6298) and is led to one that answers; a client that
+    /// gave up leaves a flow behind that would take the next client of its port to the same
+    /// silence, two minutes long. What was answered since the reading before is not touched.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn unanswered(&mut self) -> Result<BTreeMap<u64, SocketAddr>, Error> {
+    pub fn unanswered(
+        &mut self,
+        abandoned: &BTreeSet<u64>,
+    ) -> Result<BTreeMap<u64, SocketAddr>, Error> {
+        let mut lead_to = BTreeMap::new();
         // A filter by protocol asks for one family.
-        let mut flows = Vec::new();
-        for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
-            let get = request(family);
-            flows.extend(self.socket.dump(&get, || "read unanswered handshakes".into())?);
+        for family in &self.families {
+            let family = *family;
+            let flows =
+                self.socket.dump(&request(family), || "read unanswered handshakes".into())?;
+            for message in &flows {
+                let attributes = message.attributes(FAMILY_HEADER_BYTES);
+                let Some(flow) = flow(attributes) else { continue };
+                if flow.is_translated && abandoned.contains(&flow.id) {
+                    delete_flow(&mut self.socket, family, attributes)?;
+                } else {
+                    lead_to.insert(flow.id, flow.to);
+                }
+            }
         }
-        let lead_to = flows.iter().filter_map(|message| {
-            let attributes = message.attributes(FAMILY_HEADER_BYTES);
-            let id = u32_of(attributes.find(CTA_ID)?)?;
-            // Who would answer is the source of the reply.
-            Some((id.into(), tuple(attributes.nested(CTA_TUPLE_REPLY)?)?.source))
-        });
-        Ok(lead_to.collect())
+        Ok(lead_to)
     }
 }
 
-fn request(family: u8) -> Request {
-    let header = [family, 0, 0, 0];
-    let mut get = Request::new(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, 0, &header);
+struct Flow {
+    id: u64,
+    /// Who would answer.
+    to: SocketAddr,
+    /// Whether that is somebody else than the client sent to.
+    is_translated: bool,
+}
+
+fn flow(attributes: Attributes<'_>) -> Option<Flow> {
+    let id = u32_of(attributes.find(CTA_ID)?)?.into();
+    let to = tuple(attributes.nested(CTA_TUPLE_REPLY)?)?.source;
+    let sent_to = tuple(attributes.nested(CTA_TUPLE_ORIG)?)?.destination;
+    Some(Flow { id, to, is_translated: to != sent_to })
+}
+
+fn request(family: Family) -> Request {
+    let mut get = conntrack::request(family, IPCTNL_MSG_CT_GET);
     get.nested(CTA_TUPLE_ORIG, &[], |tuple| {
         tuple.nested(CTA_TUPLE_PROTO, &[], |transport| {
             transport.u8(CTA_PROTO_NUM, model::Protocol::Tcp.number());

@@ -38,6 +38,15 @@ impl Receiver {
                 node.wanted.remotes.insert(range(text), found);
             }
         }
+        // The network of nodes; those that are known are 2, 3 and 4.
+        let mut network = remote(Way::Node);
+        network.node = address("::");
+        node.wanted.remotes.insert(range("192.0.2.0/24"), network);
+        for number in [2, 3, 4] {
+            let mut found = remote(Way::Node);
+            found.node = node_address(number);
+            node.wanted.remotes.insert(node_address(number).into(), found);
+        }
         let mut forwarding = node.load(hooks()[0]);
         node.apply(&mut forwarding);
         let mut link = |name: &str| {
@@ -90,6 +99,10 @@ fn tunnel_packets_are_judged_by_who_sent_them_and_what_they_carry() {
         ("another node's pod", 2, own, inner("10.244.3.5"), true),
         ("another node's pod, IPv6", 3, own, inner("fd00:2::5"), true),
         ("our own pod", 2, own, inner("10.244.1.11"), true),
+        ("a node, which answers a pod itself", 2, own, inner("192.0.2.2"), false),
+        ("a machine that a node routes for", 3, own, inner("192.0.2.50"), false),
+        ("the same by a stranger", 77, own, inner("192.0.2.50"), true),
+        ("a stranger in a node's name", 77, own, inner("192.0.2.3"), true),
         ("nobody's pod", 2, own, inner("8.8.8.8"), true),
         ("from a stranger", 77, own, inner("10.244.2.5"), true),
         ("cut off", 2, own, cut, true),

@@ -4,6 +4,7 @@
 //! (the lane of spec/test-kernels.md) the one that it has.
 
 mod arrival;
+mod handshakes;
 mod lab;
 mod model;
 mod random;

@@ -54,6 +54,8 @@ struct Packet {
     later_fragment: bool,
 }
 
+/// ICMP, TCP, UDP, ICMPv6.
+const FORWARDED_PROTOCOLS: [u8; 4] = [1, 6, 17, 58];
 const EXTENSION_HEADERS: [u8; 6] = [0, 43, 44, 51, 60, 135];
 
 pub fn from_pod(scene: &Scene, frame: &[u8]) -> Fate {
@@ -77,7 +79,8 @@ pub fn from_pod(scene: &Scene, frame: &[u8]) -> Fate {
     {
         return same(reason);
     }
-    if !packet.plain || packet.destination.is_multicast() || is_class_e(packet.destination) {
+    let is_forwarded = FORWARDED_PROTOCOLS.contains(&packet.protocol) && packet.plain;
+    if !is_forwarded || packet.destination.is_multicast() || is_class_e(packet.destination) {
         return same(Reason::StackOther);
     }
     if scene.via_stack {

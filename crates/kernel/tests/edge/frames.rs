@@ -102,6 +102,16 @@ pub fn udp(from: u16, to: u16) -> Vec<u8> {
     bytes
 }
 
+/// The same with its checksum, without which IPv6 takes none (RFC 8200, section 8.1).
+pub fn udp6(from: Ipv6Addr, to: Ipv6Addr, ports: (u16, u16)) -> Vec<u8> {
+    let mut datagram = udp(ports.0, ports.1);
+    let pseudo =
+        [&from.octets()[..], &to.octets(), &[0, 0, 0, 16, 0, 0, 0, 17], &datagram].concat();
+    let sum = checksum(&pseudo);
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    datagram
+}
+
 /// A TCP segment over IPv4 without data, from one port to another, with its checksum (RFC 9293).
 pub fn tcp(from: Ipv4Addr, to: Ipv4Addr, ports: (u16, u16), flags: u8) -> Vec<u8> {
     let mut segment = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();

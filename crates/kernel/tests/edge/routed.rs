@@ -1,15 +1,18 @@
-//! The same defences where a pod has a routed link: forged packets are not forwarded, and the node
-//! does not answer ARP and neighbour messages that speak for others (X-07, X-08).
+//! The same defences where a pod has a routed link: forged packets are not forwarded, the node does
+//! not answer ARP and neighbour messages that speak for others (X-07, X-08), and what is for
+//! everybody reaches nobody (X-17).
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use model::MacAddress;
+use netlink::Netlink;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::frames::{
     ARP, BROADCAST, Capture, IPV4, IPV6, MARK, Sender, arp, frame, icmpv6, ipv4, ipv6, neighbour,
-    udp, v4, v6,
+    on_one_processor, udp, udp6, v4, v6,
 };
-use crate::lab::{Lab, OUTSIDE, OUTSIDE6, attach};
+use crate::lab::{DEADLINE, GATEWAY, GATEWAY6, Lab, OUTSIDE, OUTSIDE6, attach};
 
 const ATTACKS: usize = 10_000;
 const TRIALS: usize = 50;
@@ -17,6 +20,16 @@ const FOREIGN_MAC: MacAddress = MacAddress([0x0a, 0x66, 6, 6, 6, 6]);
 /// UDP ports of the packets that are counted, and of the last one.
 const COUNTED: u16 = 5000;
 const LAST: u16 = 5001;
+/// The same over IPv6, where both are for one socket.
+const COUNTED6: u16 = 5006;
+/// Source port of what is counted there, and of the last one.
+const ATTACKER: u16 = 4000;
+const HONEST: u16 = 4001;
+/// Room for ten thousand datagrams with what the kernel needs for each.
+const SOCKET_BYTES: usize = 32 << 20;
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
+const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 9);
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// Counts UDP packets that come out of the node, up to one to [`LAST`].
 fn forwarded(lab: &Lab, sender: &Sender, packet: &[u8], count: usize) -> usize {
@@ -167,5 +180,77 @@ fn the_node_answers_no_message_that_speaks_for_others() {
     attach(&mut edge, &pod.attachment);
     for (name, question) in &attacks {
         assert_eq!(answered(&lab, &sender, question, ATTACKS, is_answer), 0, "{name}");
+    }
+}
+
+/// Sockets of the node that listen to everybody: to broadcasts, and to groups on the pod's link.
+fn listeners(lab: &Lab) -> [UdpSocket; 2] {
+    let open = || {
+        let sockets = [("0.0.0.0", COUNTED), ("::", COUNTED6)]
+            .map(|address| UdpSocket::bind(address).expect("a socket"));
+        let near = Netlink::open().expect("netlink").require_link("veth-r").expect("it").index;
+        let routed_gateway = Ipv4Addr::new(169, 254, 1, 1);
+        sockets[0].join_multicast_v4(&GROUP, &routed_gateway).expect("joined");
+        sockets[1].join_multicast_v6(&GROUP6, near).expect("joined");
+        for socket in &sockets {
+            setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BYTES).expect("a larger buffer");
+            socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        }
+        sockets
+    };
+    lab.node.run(open).expect("the node")
+}
+
+/// How many of `count` frames come to a socket, up to an honest one.
+fn heard(socket: &UdpSocket, sender: &Sender, attack: &[u8], last: &[u8], count: usize) -> usize {
+    for _ in 0..count {
+        sender.send(attack);
+    }
+    sender.send(last);
+    let mut heard = 0;
+    loop {
+        let (_, from) = socket.recv_from(&mut [0; 16]).expect("an honest datagram comes");
+        match from.port() {
+            ATTACKER => heard += 1,
+            _ => return heard,
+        }
+    }
+}
+
+/// X-17.
+#[test]
+fn what_a_routed_pod_sends_to_everybody_reaches_nobody_on_the_node() {
+    let lab = Lab::new();
+    let pod = &lab.routed;
+    let (mac, node_end) = (pod.mac(), lab.mac_of(&lab.node, "veth-r"));
+    let (own, own6) = (v4(pod.address()), v6(pod.address6()));
+    let sent =
+        |group, to, port| frame(group, mac, IPV4, &ipv4(own, to, 17, &[], &udp(port, COUNTED)));
+    let sent6 = |group, from, to, port| {
+        frame(group, mac, IPV6, &ipv6(from, to, 17, &udp6(from, to, (port, COUNTED6))))
+    };
+    let group_mac = MacAddress([1, 0, 0x5e, 1, 2, 3]);
+    let group6 = |last| MacAddress([0x33, 0x33, 0, 0, 0, last]);
+    let link_local = pod.link_local();
+    let attacks = [
+        ("IPv4 broadcast", 0, sent(BROADCAST, Ipv4Addr::BROADCAST, ATTACKER)),
+        ("IPv4 multicast", 0, sent(group_mac, GROUP, ATTACKER)),
+        ("all nodes of the link", 1, sent6(group6(1), link_local, ALL_NODES, ATTACKER)),
+        ("IPv6 multicast", 1, sent6(group6(9), own6, GROUP6, ATTACKER)),
+    ];
+    let gateways = (GATEWAY.parse().expect("an address"), GATEWAY6.parse().expect("an address"));
+    let last = [sent(node_end, gateways.0, HONEST), sent6(node_end, own6, gateways.1, HONEST)];
+    on_one_processor();
+    let sockets = listeners(&lab);
+    let sender = Sender::open(&pod.namespace);
+    for (name, family, attack) in &attacks {
+        let without = heard(&sockets[*family], &sender, attack, &last[*family], TRIALS);
+        assert_eq!(without, TRIALS, "{name}: the attack itself does not work");
+    }
+    let mut edge = lab.edge();
+    attach(&mut edge, &pod.attachment);
+    for (name, family, attack) in &attacks {
+        let with = heard(&sockets[*family], &sender, attack, &last[*family], ATTACKS);
+        assert_eq!(with, 0, "{name}");
     }
 }

@@ -215,6 +215,44 @@ fn the_name_of_a_port_cannot_become_a_rule() {
     }
 }
 
+/// A first load so large that the nft variant reads the table first, in tables that nobody has made
+/// yet, and in tables of others.
+#[test]
+fn a_large_first_load_makes_what_it_needs() {
+    for (variant, family) in EACH {
+        for others in [0, 1] {
+            let mut lab = Lab::new(variant, family);
+            let at = lab.addresses();
+            if others == 1 {
+                lab.run("-t nat -A POSTROUTING -p tcp --dport 9 -j RETURN");
+            }
+            let before = lab.saved();
+            for number in 0..900_u16 {
+                let address: std::net::IpAddr = match at.vip {
+                    std::net::IpAddr::V4(_) => {
+                        let [third, fourth] = (number + 300).to_be_bytes();
+                        [10, 96, third, fourth].into()
+                    }
+                    std::net::IpAddr::V6(_) => [0xfd00, 0x96, 0, 0, 0, 0, 0, number + 300].into(),
+                };
+                let plan = service(address, Protocol::Tcp, 80, 0, &to(&[at.pod2]));
+                let name = NamespacedName::new("shop", format!("web-{number}"));
+                lab.desired.services.insert(name, plan);
+            }
+            let ops = lab.converge(&mut lab.driver());
+            let commands = ops.iter().map(|op| match op {
+                IptablesOp::Transaction(transaction) => transaction.commands.len(),
+                IptablesOp::ForgetFlows(_) => 0,
+            });
+            let most = commands.max().unwrap_or_default();
+            assert!(most >= text::READ_FIRST_COMMANDS_MIN, "{most} commands are no large load");
+            assert!(lab.saved().is_superset(&before), "{variant:?} {family}: others' rules stay");
+            lab.bring(&mut lab.driver(), &IptablesProgram::default());
+            assert_eq!(lab.saved(), before, "{variant:?} {family}");
+        }
+    }
+}
+
 /// Ten times what one chain holds: the tree is read back, and every branch leads where it shall.
 #[test]
 fn many_services_branch_and_all_are_reached() {

@@ -8,6 +8,7 @@ mod takeover;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use kernel::ipvs::IpvsDriver;
 use kernel::nft::NftDriver;
@@ -17,6 +18,7 @@ use netlink::ipvs::{Ipvs, ServerId, ServerOptions};
 use plan::services::{FrontendPlan, IpvsScheduler, Scheduling, ServicePlan};
 use render::ipvs::{IpvsOp, IpvsProgram, Scheduler, ServerKey, ServerSettings};
 use render::nft::Role;
+use socket2::SockRef;
 use testkit::emulated::Feature;
 
 use common::{
@@ -24,6 +26,9 @@ use common::{
     udp_socket,
 };
 
+/// How long a connection that was reset may live on in the kernel's IPVS (10 s), and a busy
+/// machine's time.
+const DRAINED: Duration = Duration::from_secs(60);
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A node with the rules of nftables that IPVS needs.
@@ -255,6 +260,90 @@ fn an_endpoint_that_goes_keeps_its_connections() {
         let weights = observed.servers[&key].destinations.values().map(|one| one.weight);
         assert_eq!(weights.collect::<Vec<_>>(), [1, 1], "{family}");
     }
+}
+
+/// Who comes to a node port after its Service has gone gets what else listens there, while older
+/// connections by the Service go on; and stays with it when IPVS goes in the end.
+#[test]
+fn a_node_port_that_goes_is_the_nodes_own_while_connections_last() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for family in FAMILIES {
+        let mut node = Node::new(family);
+        let at = node.scene.addresses();
+        let _servers = servers(&node.scene);
+        node.serve("web", service(at.vip, Protocol::Tcp, 80, 30_080, &to(&[at.pod2])));
+        let address = SocketAddr::new(at.node, 30_080);
+        let connect = || TcpStream::connect_timeout(&address, DEADLINE).expect("a connection");
+        let by_service = node.scene.outside.run(connect).expect("outside");
+        node.serve("web", ServicePlan::default());
+        let key = ServerKey { protocol: Protocol::Tcp, address };
+        assert!(node.driver.observe().expect("observe").servers.contains_key(&key), "{family}");
+
+        let refused = asked(&node.scene.outside, Protocol::Tcp, at.node, 30_080);
+        assert_eq!(refused, Answer::Refused, "{family}: nobody listens yet");
+        let _own = Server::start(&node.scene.node, "node", 30_080);
+        let own = asked(&node.scene.outside, Protocol::Tcp, at.node, 30_080);
+        assert_eq!(own, answered("node", at.outside), "{family}");
+        let by_node = node.scene.outside.run(connect).expect("outside");
+        assert_eq!(said(&by_service), "pod2", "{family}: it goes on");
+
+        SockRef::from(&by_service).set_linger(Some(Duration::ZERO)).expect("set");
+        drop(by_service);
+        let Scene { desired, config, facts, .. } = &node.scene;
+        let program = render::ipvs::render(desired, config, facts);
+        let deadline = Instant::now() + DRAINED;
+        while node.driver.observe().expect("observe").servers.contains_key(&key) {
+            assert!(Instant::now() < deadline, "{family}: the server never goes");
+            node.bring(&program);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(said(&by_node), "node", "{family}: it goes on without IPVS");
+    }
+}
+
+/// What comes back before anybody has read that it still waits is taken up again as it is.
+#[test]
+fn a_server_that_waits_is_taken_up_again() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    let mut node = Node::new(Family::V4);
+    let at = node.scene.addresses();
+    let _servers = servers(&node.scene);
+    node.serve("web", service(at.vip, Protocol::Tcp, 80, 30_080, &to(&[at.pod2])));
+    let addresses = [SocketAddr::new(at.vip, 80), SocketAddr::new(at.node, 30_080)];
+    let ask = |address: SocketAddr| {
+        let answer = asked(&node.scene.outside, Protocol::Tcp, address.ip(), address.port());
+        assert_eq!(answer, answered("pod2", at.gateway2), "{address}");
+    };
+    let settings =
+        ServerSettings { scheduler: Scheduler::from_name("rr"), affinity_timeout_s: None };
+    for address in addresses {
+        let key = ServerKey { protocol: Protocol::Tcp, address };
+        let endpoint = SocketAddr::new(at.pod2, 8080);
+        // IPVS remembers it for minutes after its end.
+        ask(address);
+        for op in [
+            IpvsOp::RetireServer(key),
+            IpvsOp::AddServer(key, settings.clone()),
+            IpvsOp::AddDestination(key, endpoint, 1),
+        ] {
+            node.driver.apply(&op).unwrap_or_else(|error| panic!("{error}"));
+        }
+        (0..4).for_each(|_| ask(address));
+    }
+}
+
+/// Whose the other end of a connection is.
+fn said(mut stream: &TcpStream) -> String {
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    stream.write_all(b"who").expect("it is open");
+    let mut text = [0; 64];
+    let length = stream.read(&mut text).expect("an answer");
+    let text = String::from_utf8_lossy(&text[..length]);
+    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// A UDP client with a fixed port does not stay with an endpoint that is gone.

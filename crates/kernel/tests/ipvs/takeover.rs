@@ -18,11 +18,9 @@ use render::{Kernel, Program};
 use socket2::SockRef;
 use testkit::emulated::Feature;
 
+use crate::DRAINED;
 use crate::common::{DEADLINE, Scene, service, to};
 
-/// How long connections that were reset may live on in the kernel's IPVS (10 s), and a busy
-/// machine's time.
-const DRAINED: Duration = Duration::from_secs(60);
 /// Readings of the kernel until nothing is left to do.
 const ROUNDS_MAX: usize = 8;
 const PORT: u16 = 8080;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use model::layout::{UPLINK, WIREGUARD_LINK};
 use model::{MacAddress, Overlay};
-use netlink::{Netns, Route};
+use netlink::wireguard::Wireguard;
+use netlink::{LinkChange, Netlink, Netns, Route};
 use plan::Desired;
 use testkit::deferred;
 use testkit::emulated::Feature;
@@ -173,6 +174,52 @@ fn the_port_of_wireguard_is_open_to_nodes_alone() {
             assert!(!reaches(from, at, SILENCE), "{at}");
         }
         assert!(reaches(&lab.nodes[1].namespace, at, PATIENCE), "nodes speak");
+    }
+}
+
+/// who is believed within WireGuard is decided by the ranges of the key alone.
+#[test]
+fn a_node_speaks_for_its_own_pods_only_within_wireguard() {
+    if deferred!(Feature::WireGuard) {
+        return;
+    }
+    for families in [Families::V4, Families::V6] {
+        let mut lab = Lab::new(Overlay::Wireguard, families, &[0, 0, 0]);
+        lab.publish_keys();
+        lab.turn();
+        let pod = lab.add_pod(0, 10);
+        // The second node has an address of its own range, and one of the third's.
+        let node = &lab.nodes[1].namespace;
+        let [own, stolen] = [1, 2].map(|number: usize| {
+            let range = &lab.nodes[number].pod_ranges[0];
+            let address = model::cluster::nth_address(range, 9).expect("an address");
+            let mut net = lab.nodes[1].netlink();
+            let loopback = net.require_link("lo").expect("loopback").index;
+            net.change_link(loopback, &LinkChange::up()).expect("up");
+            net.add_address(loopback, address.into()).expect("an address");
+            address
+        });
+        let hears = |source: IpAddr, patience| {
+            let server = udp(&pod.namespace, SocketAddr::new(pod.addresses[0], 0), patience);
+            let client = udp(node, SocketAddr::new(source, 0), patience);
+            let to = server.local_addr().expect("its address");
+            client.send_to(b"forged", to).expect("sent");
+            let heard = uninterrupted(|| server.recv_from(&mut [0; 8]));
+            heard.is_ok_and(|(_, from)| from.ip() == source)
+        };
+        assert!(hears(own, PATIENCE), "as its own pod");
+        assert!(!hears(stolen, SILENCE), "as a pod of the third node");
+        let key = lab.nodes[1].keys.load_or_make().expect("the key");
+        let trust = || {
+            let link = Netlink::open().expect("a socket").require_link(WIREGUARD_LINK);
+            let index = link.expect("the link").index;
+            let mut wireguard = Wireguard::open().expect("a socket");
+            let mut peer = wireguard.link(index).expect("read").peers[&key].clone();
+            peer.allowed.insert(lab.nodes[2].pod_ranges[0]);
+            wireguard.set_peer(index, &key, &peer).expect("set");
+        };
+        lab.nodes[0].namespace.run(trust).expect("the node");
+        assert!(hears(stolen, PATIENCE), "with its ranges the attack works");
     }
 }
 

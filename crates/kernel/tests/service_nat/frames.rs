@@ -22,14 +22,14 @@ const ROUNDS: u16 = 300;
 const OTHERS_MARK: u32 = 0x10;
 
 /// A scene whose links are silent, and the places of its frames.
-struct Bench {
-    scene: Scene,
-    pod: (u32, [u8; 6]),
-    uplink: (u32, [u8; 6]),
+pub struct Bench {
+    pub scene: Scene,
+    pub pod: (u32, [u8; 6]),
+    pub uplink: (u32, [u8; 6]),
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut scene = Scene::new(Mode::Routed);
         let mut place = |name: &str| {
             let link = scene.node.netlink.require_link(name).expect("a link");
@@ -64,14 +64,14 @@ impl Bench {
     }
 
     /// As [`Bench::enter`], of a masqueraded flow: what enters is marked.
-    fn enter_marked(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
+    pub fn enter_marked(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
         let left = self.pass(Program::ServiceEnter, passage(link, OTHERS_MARK), bytes);
         assert_eq!((left.verdict, left.mark), (TC_NEXT, OTHERS_MARK | NAT_MARK));
         read(&left.frame)
     }
 
     /// As [`Bench::leave`], of a masqueraded flow: the mark ends there.
-    fn leave_marked(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
+    pub fn leave_marked(&self, link: (u32, [u8; 6]), bytes: &[u8]) -> Read {
         let passage = passage(link, OTHERS_MARK | NAT_MARK);
         let left = self.pass(Program::ServiceLeave, passage, bytes);
         assert_eq!((left.verdict, left.mark), (TC_NEXT, OTHERS_MARK));
@@ -92,11 +92,11 @@ fn passage(link: (u32, [u8; 6]), mark: u32) -> Passage {
     Passage { link_index: link.0, came_by: link.0, mark }
 }
 
-fn endpoint(family: usize) -> SocketAddr {
+pub fn endpoint(family: usize) -> SocketAddr {
     SocketAddr::new(pod_addresses(1, 12)[family], TARGET)
 }
 
-fn segment(to: [u8; 6], protocol: u8, read: (SocketAddr, SocketAddr), flags: u8) -> Vec<u8> {
+pub fn segment(to: [u8; 6], protocol: u8, read: (SocketAddr, SocketAddr), flags: u8) -> Vec<u8> {
     simple(to, protocol, read.0, read.1, flags)
 }
 
@@ -452,6 +452,44 @@ fn flows_are_forgotten_when_their_time_is_over() {
                 }
             }
         }
+    }
+}
+
+/// a port of the node whose flow is over may be another backend's: from its first segment on
+/// the endpoint's answers are left to that. As long as the flow goes on they are the flow's.
+#[test]
+fn a_port_of_the_node_that_another_backend_gives_away_is_no_longer_the_old_flows() {
+    let mut bench = Bench::new();
+    bench.scene.serve(Frontend::NODE_PORT, &[pod_addresses(1, 12)]);
+    for family in FAMILIES {
+        let client = SocketAddr::new(node_addresses(2)[family], CLIENT_PORT);
+        let (frontend, endpoint) = (Frontend::NODE_PORT.address(family), endpoint(family));
+        let there = |flags| {
+            let frame = segment(bench.uplink.1, TCP, (client, frontend), flags);
+            bench.enter_marked(bench.uplink, &frame);
+            let inside = segment([9; 6], TCP, (client, endpoint), flags);
+            bench.leave_marked(bench.pod, &inside).source
+        };
+        let node = there(SYN);
+        let back = |flags| segment(bench.pod.1, TCP, (endpoint, node), flags);
+        let answer = |flags| {
+            let found = bench.enter_marked(bench.pod, &back(flags));
+            assert_eq!((found.source, found.destination), (endpoint, client));
+            let inside = segment([9; 6], TCP, (endpoint, client), flags);
+            bench.leave_marked(bench.uplink, &inside);
+        };
+        let begin_another = || {
+            let frame = segment([9; 6], TCP, (node, endpoint), SYN);
+            assert!(bench.is_left_alone(Program::ServiceLeave, bench.pod, &frame));
+        };
+        answer(SYN | ACK);
+        begin_another();
+        answer(ACK);
+        there(FIN | ACK);
+        answer(FIN | ACK);
+        answer(ACK);
+        begin_another();
+        assert!(bench.is_left_alone(Program::ServiceEnter, bench.pod, &back(ACK)));
     }
 }
 

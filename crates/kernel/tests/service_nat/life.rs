@@ -1,12 +1,14 @@
 //! Programs and flows over restarts, other builds, damage, and the change to another backend.
 
 use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
 
 use aya::programs::links::PinnedLink;
 use kernel::bpf::{Hook, probe};
 
-use crate::lab::Mode;
-use crate::scene::{Connection, FAMILIES, Frontend, Scene, Server, ask_tcp, ask_udp, udp_to};
+use crate::lab::{Mode, PATIENCE, TestPod, udp_socket};
+use crate::scene::{Connection, FAMILIES, Frontend, Scene, Server, TARGET, ask_tcp, udp_to};
 
 /// The ways to attach that this kernel has.
 fn hooks() -> Vec<Hook> {
@@ -65,14 +67,37 @@ fn connections_outlive_the_process_and_its_programs() {
     }
 }
 
-/// While another backend takes over, what is known goes on and nothing new is taken.
+/// R-03, R-14: a map of flows of another size takes over without a gap, also from a process that was
+/// killed on the way; what began in between goes on too.
 #[test]
-fn a_draining_backend_keeps_its_flows_and_takes_no_new_ones() {
+fn flows_move_into_a_map_of_another_size() {
+    for hook in hooks() {
+        let (mut scene, _server) = served(hook);
+        let mut open = connections(&scene);
+        for flows_max in [1024, 32_768] {
+            let former = scene.node.file_system.join("flatnet/flows-v1/maps/flows-former");
+            scene.options.flows_max = flows_max;
+            scene.restart();
+            assert!(former.exists(), "{hook:?}: links have the programs of the former map");
+            open.extend(connections(&scene).into_iter().take(2));
+            scene.restart();
+            assert_eq!(scene.apply().len(), 4 * 2, "{hook:?}: both programs of each link");
+            assert!(!former.exists(), "{hook:?}: nothing uses it any more");
+            for connection in &mut open {
+                connection.ask().unwrap_or_else(|error| panic!("{hook:?}, {flows_max}: {error}"));
+            }
+            scene.restart();
+            assert_eq!(scene.apply(), Vec::<String>::new(), "{hook:?}");
+        }
+    }
+}
+
+/// While another backend takes over, connections go on and nothing new is taken.
+#[test]
+fn a_draining_backend_keeps_its_connections_and_takes_no_new_ones() {
     let (mut scene, _server) = served(hooks()[0]);
     let mut open = connections(&scene);
     let target = Frontend::CLUSTER_IP.address(0);
-    let socket = udp_to(&scene.pods[0].namespace, target);
-    ask_udp(&socket, 10).expect("an answer");
     scene.wanted.draining = true;
     assert_eq!(scene.apply(), ["wrote the settings of flows"]);
     assert!(scene.node.run(|| scene.nat.observe()).expect("what is there").draining);
@@ -80,12 +105,74 @@ fn a_draining_backend_keeps_its_flows_and_takes_no_new_ones() {
     for connection in &mut open {
         connection.ask().expect("an established connection goes on");
     }
-    ask_udp(&socket, 10).expect("a known flow goes on");
     ask_tcp(&scene.pods[0].namespace, target).expect_err("nobody takes a new one");
     assert_eq!(scene.counter("nat_flow_new"), taken);
     scene.wanted.draining = false;
     scene.apply();
     ask_tcp(&scene.pods[0].namespace, target).expect("it takes new ones again");
+}
+
+/// A rule of another backend: datagrams to the Service go to this endpoint.
+fn lead_by_rules(scene: &Scene, frontend: SocketAddr, endpoint: SocketAddr) {
+    let family = if frontend.is_ipv4() { "ip" } else { "ip6" };
+    let (address, port) = (frontend.ip(), frontend.port());
+    let rules = format!(
+        "table {family} other {{\n chain services {{\n\
+         type nat hook prerouting priority dstnat\n\
+         {family} daddr {address} udp dport {port} dnat to {endpoint}\n }}\n }}"
+    );
+    let run = || Command::new("nft").arg(rules).status();
+    assert!(scene.node.run(run).expect("nft runs").success(), "{frontend} to {endpoint}");
+}
+
+fn next_datagram(socket: &UdpSocket, context: &str) -> (Vec<u8>, SocketAddr) {
+    let mut piece = [0; 64];
+    let received = socket.recv_from(&mut piece);
+    let (bytes, from) = received.unwrap_or_else(|error| panic!("{context}: {error}"));
+    (piece[..bytes].to_vec(), from)
+}
+
+/// R-24: datagrams of known flows are led by the backend that takes over at once, to the same
+/// endpoint or to another, and answers to those before still come from the Service.
+#[test]
+fn a_draining_backend_hands_datagrams_over_and_loses_no_answer() {
+    for (name, next) in [("the same endpoint", 0), ("another endpoint", 1)] {
+        let mut scene = Scene::new(Mode::Routed);
+        scene.serve(Frontend::CLUSTER_IP, &[scene.pods[1].addresses]);
+        let ends = [&scene.pods[1], &scene.remote];
+        let open = |pod: &TestPod, family| {
+            let socket = udp_socket(pod, family, TARGET);
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            socket
+        };
+        let sockets = FAMILIES.map(|family| {
+            let client = udp_to(&scene.pods[0].namespace, Frontend::CLUSTER_IP.address(family));
+            client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            (client, ends.map(|pod| open(pod, family)))
+        });
+        let targets = FAMILIES.map(|family| SocketAddr::new(ends[next].addresses[family], TARGET));
+        let first = sockets.each_ref().map(|(client, ends)| {
+            client.send(b"before").expect("sent");
+            next_datagram(&ends[0], name).1
+        });
+        for family in FAMILIES {
+            lead_by_rules(&scene, Frontend::CLUSTER_IP.address(family), targets[family]);
+        }
+        scene.wanted.draining = true;
+        scene.apply();
+        for ((client, ends), first) in sockets.iter().zip(first) {
+            client.send(b"after").expect("sent");
+            let (text, second) = next_datagram(&ends[next], name);
+            assert_eq!(text, b"after", "{name}");
+            ends[0].send_to(b"answer before", first).expect("sent");
+            ends[next].send_to(b"answer after", second).expect("sent");
+            let mut answers = [0; 2].map(|_| next_datagram(client, name).0);
+            answers.sort();
+            assert_eq!(answers, [b"answer after".to_vec(), b"answer before".to_vec()], "{name}");
+        }
+        let taken = scene.counter("nat_flow_new");
+        assert_eq!(taken, FAMILIES.len() as u64, "{name}");
+    }
 }
 
 /// R-04, R-22: what somebody detached or unmounted comes back and is named; in the end nothing

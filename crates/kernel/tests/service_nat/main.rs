@@ -1,7 +1,10 @@
 //! Services packet by packet, on this machine's kernel: single frames through the loaded programs,
 //! and real packets between pods, nodes and clients outside. Needs root.
 
+mod abandoned;
 mod busy;
+mod direct;
+mod forwarded;
 mod frames;
 #[path = "../bpf/lab.rs"]
 mod lab;
@@ -10,5 +13,6 @@ mod node;
 mod one_port;
 mod random;
 mod scene;
+mod secret;
 mod traffic;
 mod wire;

@@ -1,12 +1,15 @@
 //! All of Services in eBPF at one node, but for its sockets, whose cgroup is the machine's.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use kernel::bpf::fill::{MapFill, fill};
 use kernel::bpf::node::{NodeServices, missing};
 use model::layout::POD_LINK_ALIAS_PREFIX;
 use netlink::LinkChange;
+use nix::mount::{MntFlags, umount2};
 use render::ebpf::node::{LinkPrograms, NodeObserved, NodeProgram, Place, Sockets, diff_node};
 use render::ebpf::{EbpfProgram, NodeOp, Sizes, View};
 
@@ -40,7 +43,12 @@ impl Bare {
                 ..EbpfProgram::default()
             },
             sizes: Sizes::default(),
-            place: Place { uplink: "eth0".into(), addresses: node_addresses(1).into() },
+            place: Place {
+                uplink: "eth0".into(),
+                addresses: node_addresses(1).into(),
+                is_uplink_a_way: false,
+            },
+            contested: BTreeSet::new(),
         };
         for family in FAMILIES {
             let endpoint = SocketAddr::new(scene.pods[1].addresses[family], TARGET);
@@ -118,6 +126,31 @@ fn services_in_ebpf_come_are_mended_and_go() {
     assert!(!pins.exists(), "nothing stays");
 }
 
+/// the file system of all pins is unmounted: it is mounted again with the flows that were
+/// known, and connections go on as if nothing had happened.
+#[test]
+fn connections_outlive_the_file_system_of_the_pins() {
+    let mut bare = Bare::new();
+    let _server = Server::start(&bare.scene.pods[1]);
+    bare.bring(true);
+    let clients = &bare.scene.pods[0].namespace;
+    let open = |family: &usize| {
+        Connection::open(clients, Frontend::CLUSTER_IP.address(*family)).expect("a connection")
+    };
+    let mut connections: Vec<Connection> = FAMILIES.iter().map(open).collect();
+    let mut ask = |when: &str| -> Vec<_> {
+        connections.iter_mut().map(|one| one.ask().expect(when)).collect()
+    };
+    let before = ask("a connection answers");
+    let unmounted = umount2(&bare.scene.node.file_system, MntFlags::MNT_DETACH);
+    unmounted.expect("unmounted");
+    assert!(bare.has_changed());
+    assert!(bare.bring(true) > 0);
+    assert_eq!(ask("known connections go on"), before);
+    assert!(bare.ask(), "new ones are answered");
+    assert_eq!(bare.bring(true), 0, "nothing is left to do");
+}
+
 /// another configuration of sizes has other maps, and nobody notices: connections go on.
 #[test]
 fn maps_of_other_sizes_take_over_without_a_gap() {
@@ -129,11 +162,20 @@ fn maps_of_other_sizes_take_over_without_a_gap() {
         Connection::open(clients, Frontend::CLUSTER_IP.address(*family)).expect("a connection")
     };
     let mut connections: Vec<Connection> = FAMILIES.iter().map(open).collect();
-    let sizes = Sizes { services: 1000, ..Sizes::default() };
+    let fill = |bare: &Bare| fill(&bare.scene.node.file_system, &bare.program.sizes);
+    let flows = |bare: &Bare| {
+        let maps = fill(bare).expect("the maps");
+        maps.into_iter().find(|map| map.name == "flows").expect("the map of flows")
+    };
+    let before = flows(&bare);
+    assert!(before.entries >= 4, "two entries of each connection: {before:?}");
+    assert_eq!(before.entries_max, Sizes::default().flows);
+    let sizes = Sizes { services: 1000, flows: 1024, ..Sizes::default() };
     bare.services = NodeServices::at(&bare.scene.node.file_system).with_sizes(sizes);
     bare.program.sizes = sizes;
     assert!(bare.bring(true) > 0);
     assert_eq!(bare.observe().maps.expect("maps").sizes, sizes);
+    assert_eq!(flows(&bare), MapFill { entries_max: 1024, ..before });
     assert_eq!(bare.bring(true), 0, "nothing is left to do");
     for connection in &mut connections {
         connection.ask().expect("known connections go on");

@@ -80,7 +80,7 @@ impl Scene {
         let pods = [11, 12].map(|number| node.add_pod(1, number));
         let remote = other.add_pod(2, 21);
         connect(&mut node, &mut other);
-        let sizes = Sizes { services: 1024, slots: 1024, clients: 1024 };
+        let sizes = Sizes { services: 1024, slots: 1024, clients: 1024, ..Sizes::default() };
         let open = || EbpfDriver::open(&node.file_system, sizes).expect("the maps");
         let services = node.run(open);
         let options = Options {
@@ -103,6 +103,7 @@ impl Scene {
             frontends: BTreeMap::new(),
             node_addresses: node_addresses(1).into(),
             own_pods: pod_ranges(1).into(),
+            direct_hosts: BTreeMap::new(),
         };
         let mut scene = Self { node, other, pods, remote, services, nat, options, wanted, program };
         scene.apply();
@@ -216,6 +217,7 @@ impl Frontend {
             inside: view.clone(),
             outside: self.is_local.then(|| view.clone()),
             masquerade: self.is_node_port && !self.is_local,
+            direct: false,
             affinity_timeout_s: self.affinity_timeout_s,
             source_ranges: None,
             is_node_allowed: true,

@@ -18,7 +18,7 @@ const MODES: [Mode; 2] = [Mode::Routed, Mode::Bridge];
 const LARGE_BYTES: usize = 8000;
 
 /// What a server says over TCP, over UDP, and to a datagram in fragments.
-fn ask_all(namespace: &Netns, target: SocketAddr, context: &str) -> [Said; 3] {
+pub fn ask_all(namespace: &Netns, target: SocketAddr, context: &str) -> [Said; 3] {
     let failed = |kind: &str, error: std::io::Error| -> Said {
         panic!("{context}: {kind} to {target}: {error}")
     };
@@ -33,7 +33,7 @@ fn ask_all(namespace: &Netns, target: SocketAddr, context: &str) -> [Said; 3] {
     ]
 }
 
-fn assert_masqueraded(said: &Said, by: IpAddr, context: &str) {
+pub fn assert_masqueraded(said: &Said, by: IpAddr, context: &str) {
     assert_eq!(said.client.ip(), by, "{context}");
     assert!(MASQUERADE_PORTS.contains(&said.client.port()), "{context}: {}", said.client);
 }

@@ -6,6 +6,7 @@
 mod cgroup;
 #[path = "../bpf/lab.rs"]
 mod lab;
+mod random;
 mod replace;
 mod world;
 

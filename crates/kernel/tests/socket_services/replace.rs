@@ -110,7 +110,7 @@ fn other_sizes_take_over_while_connections_are_made() {
         (0..ROUNDS).map(|_| connect(world.namespace(From::Pod), frontend, &servers).0).collect()
     };
 
-    let sizes = Sizes { services: 100, slots: 200, clients: 300 };
+    let sizes = Sizes { services: 100, slots: 200, clients: 300, ..Sizes::default() };
     world.driver = open(&world.node, sizes);
     assert_eq!(meet(&world), endpoints, "empty maps are nobody's yet");
     // Only two endpoints, so that one sees which maps the programs read.
@@ -130,7 +130,8 @@ fn other_sizes_take_over_while_connections_are_made() {
 fn a_full_map_is_named_with_what_to_do() {
     let (_turn, cgroup) = alone();
     let mut world = World::new(cgroup.own.clone());
-    world.driver = open(&world.node, Sizes { services: 8, slots: 8, clients: 64 });
+    world.driver =
+        open(&world.node, Sizes { services: 8, slots: 8, clients: 64, ..Sizes::default() });
     let slots = (0..64).map(|slot| (SlotKey { id: 1, slot }, Slot::default())).collect();
     let op = EbpfOp::Slots(Change::Put(slots));
     let error = world.driver.apply(&op).expect_err("too many");

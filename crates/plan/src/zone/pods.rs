@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
 
 /// Whose pods have one address.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodNames {
     /// The namespaces, each once, in order; at least one.
     pub namespaces: Vec<Box<str>>,

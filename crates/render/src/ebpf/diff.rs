@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 
 use ebpf_abi::address_bytes;
 use ebpf_abi::services::{
-    MASQUERADE, MemberKey, NODE_ALLOWED, OUTSIDE, OUTSIDE_REJECT, REJECT, SCOPE_NODE_PORT,
+    DIRECT, MASQUERADE, MemberKey, NODE_ALLOWED, OUTSIDE, OUTSIDE_REJECT, REJECT, SCOPE_NODE_PORT,
     SOURCE_RANGES, Service, Slot, SlotKey,
 };
 use model::Protocol;
@@ -32,6 +32,7 @@ pub fn diff(program: &EbpfProgram, observed: &EbpfObserved) -> Vec<EbpfOp> {
     }
     target.tables.node_addresses = program.node_addresses.iter().map(|one| (*one, ())).collect();
     target.tables.own_pods = program.own_pods.iter().map(|one| (*one, ())).collect();
+    target.tables.direct_hosts.clone_from(&program.direct_hosts);
     compare(&target.tables, observed)
 }
 
@@ -196,6 +197,7 @@ fn flags(frontend: &FrontendProgram) -> u32 {
         (rejects(frontend.outside.as_ref()), OUTSIDE_REJECT),
         (frontend.source_ranges.is_some(), SOURCE_RANGES),
         (frontend.is_node_allowed, NODE_ALLOWED),
+        (frontend.direct, DIRECT),
     ];
     rows.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum()
 }
@@ -259,6 +261,7 @@ fn compare(target: &EbpfObserved, present: &EbpfObserved) -> Vec<EbpfOp> {
         .partition(|(key, _)| !present.slots.contains_key(key));
     let mut ops = vec![
         EbpfOp::OwnPods(Change::Put(differing(&target.own_pods, &present.own_pods))),
+        EbpfOp::DirectHosts(Change::Put(differing(&target.direct_hosts, &present.direct_hosts))),
         EbpfOp::Members(Change::Put(differing(&target.members, &present.members))),
         EbpfOp::Sources(Change::Put(differing(&target.sources, &present.sources))),
         EbpfOp::Slots(Change::Put(new_slots)),
@@ -280,6 +283,7 @@ fn compare(target: &EbpfObserved, present: &EbpfObserved) -> Vec<EbpfOp> {
         EbpfOp::Slots(Change::Remove(surplus(&target.slots, &present.slots))),
         EbpfOp::Sources(Change::Remove(surplus(&target.sources, &present.sources))),
         EbpfOp::Members(Change::Remove(surplus(&target.members, &present.members))),
+        EbpfOp::DirectHosts(Change::Remove(surplus(&target.direct_hosts, &present.direct_hosts))),
         EbpfOp::OwnPods(Change::Remove(surplus(&target.own_pods, &present.own_pods))),
     ];
     ops.retain(|op| op.count() != 0);

@@ -22,14 +22,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ebpf_abi::address_bytes;
-use ebpf_abi::services::{RANGE_PORT_BITS, RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, ServiceKey};
+use ebpf_abi::services::{
+    DIRECT_NODE, DIRECT_PODS, RANGE_PORT_BITS, RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, ServiceKey,
+};
 use ipnet::IpNet;
 use model::{ClusterConfig, Family, Protocol};
 use plan::services::{Backends, Frontend, FrontendPlan, RangeScope, Scheduling, ServicePlan};
 use plan::{Desired, NodeFacts};
 
 pub use diff::{diff, diff_frontends};
-pub use node::{NodeObserved, NodeOp, NodeProgram, diff_node, render_node};
+pub use node::{
+    NodeObserved, NodeOp, NodeProgram, Touched, diff_node, diff_node_touched, render_node,
+    update_node,
+};
 pub use state::{Change, EbpfObserved, EbpfOp, ServiceSource, Sizes};
 pub use trace::{decide, trace, trace_beside};
 
@@ -42,6 +47,8 @@ pub struct EbpfProgram {
     pub node_addresses: BTreeSet<IpAddr>,
     /// The ranges of this node's pods.
     pub own_pods: BTreeSet<IpNet>,
+    /// The cluster's pods and nodes, and which of them are part of direct server return.
+    pub direct_hosts: BTreeMap<IpNet, u32>,
 }
 
 /// What clients connect to, in the words of the maps.
@@ -71,6 +78,8 @@ pub struct FrontendProgram {
     pub outside: Option<View>,
     /// Whether `inside` masquerades pods of this node too.
     pub masquerade: bool,
+    /// Whether endpoints answer clients outside of the cluster past this node, where they can.
+    pub direct: bool,
     /// Seconds that a client stays with its endpoint.
     pub affinity_timeout_s: Option<u32>,
     /// The only clients that may come.
@@ -110,7 +119,24 @@ pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> E
         frontends,
         node_addresses: facts.addresses.iter().filter(has_node_ports).copied().collect(),
         own_pods: own_pods.collect(),
+        direct_hosts: direct_hosts(desired, config),
     }
+}
+
+/// The cluster's pods and nodes. All nodes but this one take part; of its own pods it knows
+/// already. What is believed of a node comes from the address that its packets to pods of others
+/// have where they are masqueraded: of the tunnels' links, or its own.
+fn direct_hosts(desired: &Desired, config: &ClusterConfig) -> BTreeMap<IpNet, u32> {
+    let mut hosts: BTreeMap<IpNet, u32> =
+        config.pod_cidrs.iter().map(|range| (range.trunc(), 0)).collect();
+    for peer in desired.network.iter().flat_map(|network| network.peers.values()) {
+        for range in &peer.pod_ranges {
+            hosts.insert(range.trunc(), DIRECT_PODS);
+            hosts.insert(range.network().into(), DIRECT_NODE);
+        }
+        hosts.extend(peer.addresses.iter().map(|&address| (address.into(), DIRECT_NODE)));
+    }
+    hosts
 }
 
 /// What one Service contributes.
@@ -127,6 +153,7 @@ pub fn render_service(
             inside: View::new(&plan.backends, &plan.scheduling),
             outside: plan.outside.as_ref().map(|backends| View::new(backends, &plan.scheduling)),
             masquerade: everybody,
+            direct: plan.direct,
             affinity_timeout_s: plan.affinity_timeout_s,
             is_node_allowed: plan.source_ranges.as_ref().is_none_or(|ranges| {
                 let is_in = |address| ranges.iter().any(|range| range.contains(address));

@@ -3,13 +3,15 @@
 //! Pods come and go without the loop, and so do their links: the program names no links of pods.
 //! `kernel` knows them by their alias, and tells of each whether its packets are translated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::ClusterConfig;
+use model::{ClusterConfig, NamespacedName};
+use plan::network::Path;
+use plan::services::ServicePlan;
 use plan::{Desired, NodeFacts};
 
-use super::{EbpfObserved, EbpfOp, EbpfProgram, Sizes};
+use super::{EbpfObserved, EbpfOp, EbpfProgram, FrontendKey, FrontendProgram, Sizes};
 use crate::OpError;
 
 /// What the node shall hold.
@@ -21,6 +23,17 @@ pub struct NodeProgram {
     pub sizes: Sizes,
     /// What links are translated by.
     pub place: Place,
+    /// Frontends that several Services claim, of which one has each in `maps`.
+    pub contested: BTreeSet<FrontendKey>,
+}
+
+/// Where a program may differ from what is there since the two agreed last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Anywhere.
+    Everything,
+    /// At these frontends.
+    Only(BTreeSet<FrontendKey>),
 }
 
 /// What the programs at links depend on, besides the maps.
@@ -31,6 +44,8 @@ pub struct Place {
     pub uplink: String,
     /// The node's addresses, for links that have none of their own.
     pub addresses: Vec<IpAddr>,
+    /// Whether other nodes' packets to pods come by the uplink as they are, in no tunnel.
+    pub is_uplink_a_way: bool,
 }
 
 /// What is there; nothing of eBPF by default.
@@ -104,20 +119,121 @@ pub fn render_node(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts)
     NodeProgram {
         maps: super::render(desired, config, facts),
         sizes: config.ebpf_maps,
-        place: Place { uplink: facts.uplink.clone(), addresses: facts.addresses.clone() },
+        place: place(desired, facts),
+        contested: contested(desired, config, facts),
     }
+}
+
+fn place(desired: &Desired, facts: &NodeFacts) -> Place {
+    let mut peers = desired.network.iter().flat_map(|network| network.peers.values());
+    Place {
+        uplink: facts.uplink.clone(),
+        addresses: facts.addresses.clone(),
+        is_uplink_a_way: peers.any(|peer| matches!(peer.path, Path::Direct | Path::Native)),
+    }
+}
+
+fn contested(
+    desired: &Desired,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> BTreeSet<FrontendKey> {
+    let mut claimed = BTreeSet::new();
+    let services = desired.services.values();
+    let keys = services.flat_map(|plan| super::render_service(plan, config, facts).into_keys());
+    keys.filter(|key| !claimed.insert(*key)).collect()
+}
+
+/// Brings a program up to date with the plans of some Services, whose former plans `before` has.
+/// All else that it depends on must be as it was. Answers where the program may have changed.
+pub fn update_node(
+    program: &mut NodeProgram,
+    desired: &Desired,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+    before: &BTreeMap<NamespacedName, Option<ServicePlan>>,
+) -> Touched {
+    let rendered = |plan: &ServicePlan| super::render_service(plan, config, facts);
+    let former = before.values().flatten().flat_map(rendered).map(|(key, _)| key).collect();
+    let plans = before.keys().filter_map(|name| desired.services.get(name));
+    let frontends: Vec<_> = plans.flat_map(rendered).collect();
+    if let Some(touched) = program.replace(former, frontends) {
+        return Touched::Only(touched);
+    }
+    // Which of them has the frontend shows only when all stand in order.
+    *program = render_node(desired, config, facts);
+    Touched::Everything
 }
 
 /// The ops from what is to what shall be. Maps are whole before programs use them, and stay as
 /// long as one does (invariant 5).
 pub fn diff_node(program: Option<&NodeProgram>, observed: &NodeObserved) -> Vec<NodeOp> {
+    diff_node_touched(program, observed, &Touched::Everything)
+}
+
+/// The same at a cost that depends on what changed, where the program differs from what is there
+/// only in what was touched.
+pub fn diff_node_touched(
+    program: Option<&NodeProgram>,
+    observed: &NodeObserved,
+    touched: &Touched,
+) -> Vec<NodeOp> {
     match program {
-        Some(program) => build(program, observed),
+        Some(program) => build(program, observed, touched),
         None => dismantle(observed),
     }
 }
 
-fn build(program: &NodeProgram, observed: &NodeObserved) -> Vec<NodeOp> {
+impl NodeProgram {
+    /// Puts frontends of some Services in the place of their former ones. Answers which are
+    /// touched; nothing where others may have a part in one of them, and then the program is not as
+    /// it shall be. Entries of ranges may be others' too, with other first and last ports.
+    fn replace(
+        &mut self,
+        former: BTreeSet<FrontendKey>,
+        frontends: Vec<(FrontendKey, FrontendProgram)>,
+    ) -> Option<BTreeSet<FrontendKey>> {
+        let is_alone = |key: &FrontendKey| {
+            matches!(key, FrontendKey::Port(_)) && !self.contested.contains(key)
+        };
+        if !former.iter().chain(frontends.iter().map(|(key, _)| key)).all(is_alone) {
+            return None;
+        }
+        let mut touched = former;
+        for key in &touched {
+            self.maps.frontends.remove(key);
+        }
+        for (key, frontend) in frontends {
+            if self.maps.frontends.insert(key, frontend).is_some() {
+                return None;
+            }
+            touched.insert(key);
+        }
+        Some(touched)
+    }
+}
+
+impl Touched {
+    /// Nowhere.
+    pub fn nothing() -> Self {
+        Self::Only(BTreeSet::new())
+    }
+
+    /// Whether the program differs nowhere.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::nothing()
+    }
+
+    /// Adds what changed besides.
+    pub fn merge(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Only(own), Self::Only(others)) => own.extend(others),
+            (own, _) => *own = Self::Everything,
+        }
+    }
+}
+
+fn build(program: &NodeProgram, observed: &NodeObserved, touched: &Touched) -> Vec<NodeOp> {
     let mut anew = NodeObserved::default();
     let mut ops = Vec::new();
     let mut observed = observed;
@@ -128,7 +244,13 @@ fn build(program: &NodeProgram, observed: &NodeObserved) -> Vec<NodeOp> {
         observed = &anew;
     }
     if let Some(maps) = &observed.maps {
-        ops.extend(super::diff(&program.maps, maps).into_iter().map(NodeOp::Maps));
+        let changes = match touched {
+            Touched::Only(keys) if ops.is_empty() => {
+                super::diff_frontends(&program.maps, maps, keys)
+            }
+            _ => super::diff(&program.maps, maps),
+        };
+        ops.extend(changes.into_iter().map(NodeOp::Maps));
     }
     let are_attached = |packets: &PacketsObserved| {
         packets.place.as_ref() == Some(&program.place)

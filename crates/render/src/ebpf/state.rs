@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ebpf_abi::services::{MemberKey, RangeKey, Service, ServiceKey, Slot, SlotKey};
+use ebpf_abi::services::{
+    DIRECT_HOSTS_MAX, MemberKey, RangeKey, Service, ServiceKey, Slot, SlotKey,
+};
 use ipnet::IpNet;
 pub use model::EbpfMapSizes as Sizes;
 
@@ -29,6 +31,8 @@ pub struct EbpfObserved {
     pub node_addresses: BTreeMap<IpAddr, ()>,
     /// Ranges of this node's pods.
     pub own_pods: BTreeMap<IpNet, ()>,
+    /// The cluster's pods and nodes: `DIRECT_PODS`, `DIRECT_NODE`, or 0.
+    pub direct_hosts: BTreeMap<IpNet, u32>,
     /// How much the maps take.
     pub sizes: Sizes,
 }
@@ -64,6 +68,8 @@ pub enum EbpfOp {
     NodeAddresses(Change<IpAddr, ()>),
     /// Of ranges of this node's pods.
     OwnPods(Change<IpNet, ()>),
+    /// Of the cluster's pods and nodes.
+    DirectHosts(Change<IpNet, u32>),
 }
 
 /// What happens to entries of one map, in order.
@@ -99,6 +105,7 @@ impl EbpfOp {
             Self::Sources(change) => change.count(),
             Self::NodeAddresses(change) => change.count(),
             Self::OwnPods(change) => change.count(),
+            Self::DirectHosts(change) => change.count(),
         }
     }
 }
@@ -125,6 +132,9 @@ impl EbpfObserved {
             }
             EbpfOp::OwnPods(change) => {
                 apply(&mut self.own_pods, change, "own_pods", NODE_ENTRIES_MAX as u32)
+            }
+            EbpfOp::DirectHosts(change) => {
+                apply(&mut self.direct_hosts, change, "direct_hosts", DIRECT_HOSTS_MAX)
             }
         }
     }

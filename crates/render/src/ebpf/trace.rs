@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ebpf_abi::address_bytes;
 use ebpf_abi::services::{
-    KEEP_ALWAYS, MASQUERADE, OUTSIDE, OUTSIDE_REJECT, RANGE_PORT_BITS, REJECT, RangeKey,
-    SCOPE_ADDRESS, SCOPE_NODE_PORT, SOURCE_RANGES, Service, ServiceKey, Slot, SlotKey,
+    DIRECT, DIRECT_PODS, KEEP_ALWAYS, MASQUERADE, OUTSIDE, OUTSIDE_REJECT, RANGE_PORT_BITS, REJECT,
+    RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, SOURCE_RANGES, Service, ServiceKey, Slot, SlotKey,
 };
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::{ClusterConfig, Family};
@@ -109,6 +109,8 @@ pub fn decide(observed: &EbpfObserved, packet: &Packet) -> Result<Option<Verdict
     let to_itself = destinations.iter().any(|destination| destination.ip() == source);
     let source = if other_view {
         SourceTranslation::Kept
+    } else if is_outside && service.flags & DIRECT != 0 && direct_host(observed, source).is_none() {
+        kept_towards_pods(observed, &destinations)
     } else if service.flags & MASQUERADE != 0 || !is_own_pod {
         SourceTranslation::Masqueraded
     } else if to_itself {
@@ -117,6 +119,31 @@ pub fn decide(observed: &EbpfObserved, packet: &Packet) -> Result<Option<Verdict
         SourceTranslation::Kept
     };
     Ok(Some(Verdict::Pass { destinations, source }))
+}
+
+/// What is known of an address of the cluster; `None`: it is outside.
+fn direct_host(observed: &EbpfObserved, address: IpAddr) -> Option<u32> {
+    let known = observed.direct_hosts.iter().filter(|(range, _)| range.contains(&address));
+    known.max_by_key(|(range, _)| range.prefix_len()).map(|(_, host)| *host)
+}
+
+/// Towards whom a client outside of the cluster that may be answered past this node is masqueraded
+/// all the same.
+fn kept_towards_pods(
+    observed: &EbpfObserved,
+    destinations: &BTreeSet<SocketAddr>,
+) -> SourceTranslation {
+    let is_own = |address: IpAddr| observed.own_pods.keys().any(|range| range.contains(&address));
+    let is_direct =
+        |address| direct_host(observed, address).is_some_and(|it| it & DIRECT_PODS != 0);
+    let addresses = destinations.iter().map(SocketAddr::ip);
+    let hidden: BTreeSet<IpAddr> =
+        addresses.filter(|&address| !is_own(address) && !is_direct(address)).collect();
+    if hidden.is_empty() {
+        SourceTranslation::Kept
+    } else {
+        SourceTranslation::MasqueradedTo(hidden)
+    }
 }
 
 fn find_service(observed: &EbpfObserved, packet: &Packet) -> Option<Service> {

@@ -18,14 +18,14 @@ const CHANCE_DIGITS: u32 = 11;
 /// Commands from which on the nft variant shall read the whole table first. For each line it walks
 /// the names of all chains that the input has named, unless it knows them all: 33 s of CPU for
 /// 10,000 Services, against 2 s.
-const READ_FIRST_COMMANDS_MIN: usize = 5_000;
+pub const READ_FIRST_COMMANDS_MIN: usize = 5_000;
 
 /// What `iptables-restore --noflush` carries out for a transaction. `is_nft`: in the nft variant.
 pub fn restore(transaction: &Transaction, is_nft: bool) -> String {
     let family = transaction.table.family;
     let mut text = format!("*{}\n", transaction.table.name.text());
     if is_nft && transaction.commands.len() >= READ_FIRST_COMMANDS_MIN {
-        text.push_str("-S\n");
+        text.push_str(&read_first(transaction));
     }
     for command in &transaction.commands {
         // Writing to a String cannot fail.
@@ -42,6 +42,21 @@ pub fn restore(transaction: &Transaction, is_nft: bool) -> String {
         };
     }
     text.push_str("COMMIT\n");
+    text
+}
+
+/// Lets the nft variant read the whole table. From then on it believes to have seen all of the
+/// kernel's own chains, also those that are not there yet (1.8.9), and a rule for one of these fails:
+/// so they are made before, by a rule that goes at once.
+fn read_first(transaction: &Transaction) -> String {
+    let mut text = String::new();
+    for command in &transaction.commands {
+        if let Command::InsertHook(hook, _) = command {
+            let rule = format!("{} -m comment --comment flatnet", hook.text());
+            let _ = writeln!(text, "-A {rule}\n-D {rule}");
+        }
+    }
+    text.push_str("-S\n");
     text
 }
 

@@ -46,7 +46,7 @@ pub fn diff_touched(
     for key in &keys {
         match (program.servers.get(key), observed.servers.get(key)) {
             (Some(wanted), there) => diff_server(&mut ops, *key, wanted, there),
-            (None, Some(there)) if !there.is_waiting(key.protocol) => {
+            (None, Some(there)) if !observed.is_retired(key, there) => {
                 ops.push(IpvsOp::RetireServer(*key));
             }
             (None, _) => {}

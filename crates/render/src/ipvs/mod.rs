@@ -20,7 +20,9 @@
 //!
 //! An endpoint that goes gets weight 0 and is removed when its last connection is gone; for UDP, at
 //! once, since a client that goes on sending would stay for ever. So does a server with its
-//! endpoints, and its address with the last server: also when another backend takes over.
+//! endpoints, and its address with the last server: also when another backend takes over. Meanwhile
+//! IPVS would refuse new clients, who at the node's own addresses are the node's
+//! ([`IpvsObserved::needs_stand_in`]).
 
 mod diff;
 mod program;

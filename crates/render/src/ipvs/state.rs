@@ -57,14 +57,30 @@ impl ObservedDestination {
 }
 
 impl ObservedServer {
-    /// Whether it shall go and waits for the end of connections of all the endpoints it has left.
-    pub fn is_waiting(&self, protocol: Protocol) -> bool {
-        let mut destinations = self.destinations.values();
-        !self.destinations.is_empty() && destinations.all(|one| one.is_waiting(protocol))
+    /// Whether it waits for the end of connections of all the endpoints it has left, its stand-in
+    /// aside.
+    fn is_waiting(&self, key: &ServerKey) -> bool {
+        let mut left = self.destinations.iter().filter(|(at, _)| **at != key.address).peekable();
+        left.peek().is_some() && left.all(|(_, one)| one.is_waiting(key.protocol))
     }
 }
 
 impl IpvsObserved {
+    /// Whether a server that shall go has nothing left to do but to wait.
+    pub fn is_retired(&self, key: &ServerKey, server: &ObservedServer) -> bool {
+        let stand_in = server.destinations.get(&key.address);
+        let is_open = stand_in.is_some_and(|one| one.weight > 0);
+        server.is_waiting(key) && (is_open || !self.needs_stand_in(key))
+    }
+
+    /// Whether new clients of a server that shall go are the node's own: at its addresses, not at
+    /// those of our link. While IPVS waits there it would refuse them; so the node's own port
+    /// becomes an endpoint, to which IPVS hands packets as they are, and connections to it outlive
+    /// the server.
+    pub fn needs_stand_in(&self, key: &ServerKey) -> bool {
+        !self.link.as_ref().is_some_and(|link| link.contains(&key.address.ip()))
+    }
+
     /// The state after one op, or why Linux would refuse it; then nothing has changed.
     ///
     /// # Errors
@@ -113,11 +129,15 @@ impl IpvsObserved {
                 self.server(key, op)?.settings = settings.clone();
             }
             IpvsOp::RetireServer(key) => {
+                let needs_stand_in = self.needs_stand_in(key);
                 let server = self.server(key, op)?;
                 server.destinations.values_mut().for_each(|one| one.weight = 0);
                 server.destinations.retain(|_, one| one.is_waiting(key.protocol));
-                if server.destinations.is_empty() {
+                if !server.is_waiting(key) {
                     self.servers.remove(key);
+                } else if needs_stand_in {
+                    let stand_in = ObservedDestination { weight: 1, is_busy: false };
+                    server.destinations.insert(key.address, stand_in);
                 }
             }
             IpvsOp::AddDestination(key, endpoint, weight) => {

@@ -121,8 +121,9 @@ impl NetObserved {
     fn change_address(&mut self, op: &NetOp) -> Result<(), i32> {
         match op {
             NetOp::AddAddress { link, address } => {
-                if link != LOOPBACK {
-                    self.link(link)?;
+                match link == LOOPBACK {
+                    true => drop(self.marked_addresses.insert(*address)),
+                    false => self.link(link).map(drop)?,
                 }
                 match self.state.addresses.insert((link.clone(), *address)) {
                     true => Ok(()),
@@ -132,6 +133,9 @@ impl NetObserved {
             NetOp::DeleteAddress { link, address } => {
                 if !self.state.addresses.remove(&(link.clone(), *address)) {
                     return Err(EADDRNOTAVAIL);
+                }
+                if link == LOOPBACK {
+                    self.marked_addresses.remove(address);
                 }
                 self.forget_sources(&[address.addr()]);
                 Ok(())

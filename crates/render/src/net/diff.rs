@@ -38,7 +38,7 @@ pub fn diff(program: &NetProgram, observed: &NetObserved) -> Vec<NetOp> {
     ops.extend(set_neighbours(wanted, present));
     ops.extend(set_peers(wanted, present));
     ops.extend(set_routes(wanted, present));
-    ops.extend(removals(wanted, present));
+    ops.extend(removals(wanted, &observed));
     ops
 }
 
@@ -168,7 +168,8 @@ fn set_routes(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
 }
 
 /// The reverse order of the additions. What lies on a link that goes, goes with it.
-fn removals(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
+fn removals(wanted: &NetState, observed: &NetObserved) -> Vec<NetOp> {
+    let present = &observed.state;
     let stays = |link: &String| wanted.links.contains_key(link);
     let mut ops = Vec::new();
     for (destination, route) in &present.routes {
@@ -193,9 +194,13 @@ fn removals(wanted: &NetState, present: &NetState) -> Vec<NetOp> {
         }
     }
     for (link, address) in present.addresses.difference(&wanted.addresses) {
-        // An unknown address on loopback is someone else's (invariant 4), and addresses that the
-        // kernel makes for links itself are nobody's.
-        if link != LOOPBACK && stays(link) && !is_link_local(address.addr()) {
+        // An unknown address on loopback is someone else's (invariant 4) unless it has our mark, and
+        // addresses that the kernel makes for links itself are nobody's.
+        let is_ours = match link == LOOPBACK {
+            true => observed.marked_addresses.contains(address),
+            false => stays(link),
+        };
+        if is_ours && !is_link_local(address.addr()) {
             ops.push(NetOp::DeleteAddress { link: link.clone(), address: *address });
         }
     }

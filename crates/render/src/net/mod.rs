@@ -22,7 +22,7 @@ pub use diff::diff;
 pub use feature::Feature;
 pub use sysctls::{OWN_LINKS, owned_sysctls};
 
-/// The loopback link. Of its addresses only those that we want are ours.
+/// The loopback link. Of its addresses those that we want are ours, and those with our mark.
 pub const LOOPBACK: &str = "lo";
 
 /// What shall be. Without a state nothing is known of the node's network yet, and nothing that
@@ -40,6 +40,8 @@ pub struct NetObserved {
     pub state: NetState,
     /// Node's ends of pod links that are no port of the bridge, as after someone removed it.
     pub detached_ports: BTreeSet<String>,
+    /// Addresses of loopback that tell that they are ours, as Linux 5.18 and later let them.
+    pub marked_addresses: BTreeSet<IpNet>,
     /// Whether this kernel has no IPv6 at all; its parameters are not asked for then.
     pub without_ipv6: bool,
 }
@@ -297,6 +299,7 @@ pub enum NetOp {
 }
 
 /// Says a plan.
-pub fn render(desired: &Desired, _config: &ClusterConfig, _facts: &NodeFacts) -> NetProgram {
-    NetProgram { state: desired.network.as_ref().map(program::state) }
+pub fn render(desired: &Desired, config: &ClusterConfig, _facts: &NodeFacts) -> NetProgram {
+    let state = |plan| program::state(plan, config.service_backend);
+    NetProgram { state: desired.network.as_ref().map(state) }
 }

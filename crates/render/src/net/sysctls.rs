@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use model::Family;
 use model::layout::{BRIDGE, IPIP_LINK, IPIP6_LINK, VXLAN_LINK, WIREGUARD_LINK};
+use model::{Family, ServiceBackend};
 use plan::network::NetworkPlan;
 
 /// All links that we make for a node.
@@ -14,6 +14,8 @@ pub const OWN_LINKS: [&str; 5] = [BRIDGE, VXLAN_LINK, IPIP_LINK, IPIP6_LINK, WIR
 enum Need {
     Always,
     Ipv6,
+    /// With eBPF forwarding, which comes with Services in eBPF.
+    Ebpf,
 }
 
 const SYSCTLS: &[(&str, &str, Need)] = &[
@@ -32,6 +34,8 @@ const SYSCTLS: &[(&str, &str, Need)] = &[
     // kube-proxy's values: idle connections live a day; half-closed ones an hour.
     ("net/netfilter/nf_conntrack_tcp_timeout_established", "86400", Need::Always),
     ("net/netfilter/nf_conntrack_tcp_timeout_close_wait", "3600", Need::Always),
+    // Connections that eBPF forwarded for a while have moved on when the kernel sees them again.
+    ("net/netfilter/nf_conntrack_tcp_be_liberal", "1", Need::Ebpf),
     // Pods have their gateway from CNI; no pod may teach the node routes (CVE-2020-13401), nor
     // is a pod to be told of ways round the Service translation.
     ("net/ipv4/conf/cni0/accept_redirects", "0", Need::Always),
@@ -69,8 +73,8 @@ const OF_TUNNELS: &[(Family, &str, &str)] = &[
     (Family::V6, "accept_dad", "0"),
 ];
 
-/// The parameters that a plan wants.
-pub(super) fn of(plan: &NetworkPlan) -> BTreeMap<String, String> {
+/// The parameters that a plan wants, with Services of a backend.
+pub(super) fn of(plan: &NetworkPlan, backend: ServiceBackend) -> BTreeMap<String, String> {
     let ipv6 = plan.pod_ranges.iter().any(|range| range.addr().is_ipv6());
     let ipip = |is_v4: bool| plan.ends.ipip.iter().any(|end| end.local.is_ipv4() == is_v4);
     let exists = |link: &str| match link {
@@ -82,6 +86,7 @@ pub(super) fn of(plan: &NetworkPlan) -> BTreeMap<String, String> {
     let wanted = SYSCTLS.iter().filter(|(_, _, need)| match need {
         Need::Always => true,
         Need::Ipv6 => ipv6,
+        Need::Ebpf => backend == ServiceBackend::Ebpf,
     });
     let general = wanted.map(|(key, value, _)| ((*key).to_owned(), (*value).to_owned()));
     let tunnels = of_tunnels().filter(|(link, ..)| exists(link));

@@ -337,6 +337,19 @@ fn foreign_addresses_on_loopback_stay() {
     assert_eq!(diff(wanted, &observed), []);
 }
 
+/// Another address for names beside the Service's: what was there before us has no mark, and stays.
+#[test]
+fn an_address_on_loopback_that_we_put_there_goes_when_it_is_not_wanted() {
+    let wanted = &programs()[0];
+    let mut observed = from_nothing(wanted);
+    let former: IpNet = "169.254.20.11/32".parse().expect("a prefix");
+    observed.state.addresses.insert((LOOPBACK.to_owned(), former));
+    assert_eq!(diff(wanted, &observed), []);
+    observed.marked_addresses.insert(former);
+    let removal = NetOp::DeleteAddress { link: LOOPBACK.to_owned(), address: former };
+    assert_eq!(diff(wanted, &observed), [removal]);
+}
+
 #[test]
 fn drift_is_repaired_by_the_ops_that_it_needs_and_no_others() {
     let wanted = program(Some(network_v4(Overlay::Vxlan, &[(2, 12)])));

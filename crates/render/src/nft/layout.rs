@@ -528,9 +528,9 @@ impl Builder<'_> {
             ]);
         }
         if let Some(pods) = pods {
-            let ranges = [&config.pod_cidrs, &config.node_cidrs, &config.service_cidrs];
+            let own = [&config.pod_cidrs, &config.node_cidrs, &config.service_cidrs];
+            let ranges = own.into_iter().chain([&config.non_masquerade_cidrs]);
             let elsewhere = ranges
-                .into_iter()
                 .flat_map(|ranges| in_family(family, ranges))
                 .map(|range| outside_of(Field::DestinationAddress, range));
             let from_pods = [inside(Field::SourceAddress, pods)];

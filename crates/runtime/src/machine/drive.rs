@@ -14,6 +14,9 @@ use super::{
 /// that is no more would let them wait.
 pub(super) const LINGER_MS: u64 = 300;
 
+/// Grace of a sidecar whose pod's is used up, seconds (the kubelet's).
+const LAST_GRACE_S: i64 = 2;
+
 impl Machine {
     /// What to do now. Each action is given once; its answer, a fact, moves the pod on.
     pub fn next(&mut self, now: Timestamp) -> Vec<Action> {
@@ -125,23 +128,11 @@ impl Machine {
         }
     }
 
-    /// Stops everything, sidecars last, then removes the sandbox, then, for a deleted pod, the
+    /// Stops everything, sidecars last (KEP-753), then removes the sandbox, then, for a deleted pod, the
     /// object itself: whoever sees it gone knows that nothing of it is left (invariant 5).
     fn wind_down(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        let (sidecars, others): (Vec<String>, Vec<String>) =
-            self.record.containers.keys().cloned().partition(|name| {
-                let is_init = |init: &&crate::pod::Container| init.name == *name;
-                let init = self.pod.spec.init_containers.iter().find(is_init);
-                init.is_some_and(|init| init.is_sidecar())
-            });
-        let active = |names: Vec<String>| -> Vec<String> {
-            let is_active = |name: &String| {
-                self.record.containers.get(name).is_some_and(ContainerRecord::is_active)
-            };
-            names.into_iter().filter(is_active).collect()
-        };
-        let (sidecars, others) = (active(sidecars), active(others));
-        let to_stop = if others.is_empty() { sidecars } else { others };
+        self.record.ending_since.get_or_insert(now);
+        let to_stop = self.to_stop();
         for name in &to_stop {
             self.begin_stop(name, now, actions);
         }
@@ -173,16 +164,50 @@ impl Machine {
         }
     }
 
-    fn begin_stop(&mut self, name: &str, now: Timestamp, actions: &mut Vec<Action>) {
+    /// All that runs but sidecars; where nothing else does, the last of these.
+    fn to_stop(&self) -> Vec<String> {
+        let is_active = |name: &String| {
+            self.record.containers.get(name).is_some_and(ContainerRecord::is_active)
+        };
+        let inits = self.pod.spec.init_containers.iter();
+        let sidecars = inits.filter(|init| init.is_sidecar()).map(|init| init.name.clone());
+        let sidecars: Vec<String> = sidecars.filter(is_active).collect();
+        let names = self.record.containers.keys().cloned();
+        let others: Vec<String> =
+            names.filter(|name| is_active(name) && !sidecars.contains(name)).collect();
+        if others.is_empty() {
+            sidecars.into_iter().next_back().into_iter().collect()
+        } else {
+            others
+        }
+    }
+
+    /// Seconds between SIGTERM and SIGKILL.
+    fn grace_s(&self) -> i64 {
         let grace_s = if self.record.removed { REMOVED_GRACE_S as i64 } else { self.pod.grace_s() };
-        let kill_at = now.after(Duration::from_secs(grace_s.max(0) as u64));
+        grace_s.max(0)
+    }
+
+    /// What is left of them for a container whose turn to stop is now.
+    fn grace_left_s(&self, now: Timestamp) -> i64 {
+        let grace_s = self.grace_s();
+        let since = self.record.ending_since.unwrap_or(now);
+        let elapsed_s = i64::try_from(now.since(since).as_secs()).unwrap_or(i64::MAX);
+        grace_s.saturating_sub(elapsed_s).max(grace_s.min(LAST_GRACE_S))
+    }
+
+    fn begin_stop(&mut self, name: &str, now: Timestamp, actions: &mut Vec<Action>) {
+        let after_s = |seconds: i64| now.after(Duration::from_secs(seconds as u64));
+        let shortened = after_s(self.grace_s());
+        let grace_s = self.grace_left_s(now);
+        let kill_at = after_s(grace_s);
         let Some(record) = self.record.containers.get_mut(name) else { return };
         if !record.is_running() {
             return; // Being started: the answer comes first.
         }
         match &mut record.stop {
             // A later deletion may shorten the grace, never lengthen it.
-            Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
+            Some(stop) => stop.kill_at = stop.kill_at.min(shortened),
             None => {
                 record.stop = Some(Stop { grace_s, kill_at, asked: false, killed: false });
                 let message = format!("Stopping container {name}");

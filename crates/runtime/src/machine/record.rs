@@ -22,6 +22,9 @@ pub struct Record {
     pub conditions: BTreeMap<String, ConditionRecord>,
     /// Set once no container will run again.
     pub finished: Option<Outcome>,
+    /// When its containers were first told to stop: the grace is for all of them together.
+    #[serde(default)]
+    pub ending_since: Option<Timestamp>,
     /// Whether the object is gone from the API, and the pod shall go as well.
     pub removed: bool,
 }

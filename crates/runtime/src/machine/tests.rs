@@ -175,6 +175,24 @@ fn sidecars_start_before_and_stop_after_the_others() {
 }
 
 #[test]
+fn sidecars_stop_last_to_first_in_what_is_left_of_the_grace() {
+    let sidecar = |name| json!({"name": name, "restartPolicy": "Always"});
+    let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "main"}],
+        "initContainers": [sidecar("b"), sidecar("c"), sidecar("a")]}));
+    for name in ["b", "c", "a", "main"] {
+        driver.started(name);
+    }
+    assert_eq!(driver.delete(30), ["event Killing", "stop main 30"]);
+    driver.wait(10);
+    assert_eq!(driver.ended("main", 0), ["event Killing", "stop a 20"]);
+    driver.wait(19);
+    assert_eq!(driver.ended("a", 0), ["event Killing", "stop c 2"], "a little is always left");
+    driver.wait(1);
+    assert_eq!(driver.ended("c", 0), ["event Killing", "stop b 2"]);
+    assert_eq!(driver.wait(2), ["kill b"]);
+}
+
+#[test]
 fn grace_ends_in_a_kill_and_can_only_get_shorter() {
     let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a"}]}));
     driver.started("a");

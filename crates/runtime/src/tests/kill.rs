@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::api::Api;
-use super::node::{Node, is_running, on_node, shell};
+use super::node::{BINARIES, Node, binaries, is_running, on_node, shell};
 use client::Transport;
 
 /// How often the runtime is killed.
@@ -86,10 +86,11 @@ async fn answer(
 }
 
 /// The runtime as this very program, started to run only [`runtime_process`].
-fn start(node: &Node) -> Process {
+pub fn start(node: &Node) -> Process {
     let child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "tests::kill::runtime_process", "--ignored", "--nocapture"])
         .env(ROOT, &node.root)
+        .env(BINARIES, binaries())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -98,10 +99,10 @@ fn start(node: &Node) -> Process {
 }
 
 /// A runtime process, killed with SIGKILL when the test lets go of it, however it ends.
-struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.0.kill().expect("killed");
         self.0.wait().expect("ended");
     }
@@ -199,7 +200,7 @@ fn what_happened_while_the_runtime_was_away_is_learned() {
         use std::os::fd::AsFd;
         let streams = [null.as_fd(), null.as_fd(), null.as_fd()];
         let mut command =
-            crate::pause_client::execute(socket, &spec, streams).await.expect("a command");
+            crate::pause_client::execute(&socket, &spec, streams).await.expect("a command");
         assert_eq!(command.exit_code().await, Some(0));
         let exit = node.pod_state(&ends).join("containers/main/0.exit");
         node.api.until(|_| exit.exists().then_some(())).await.expect("an exit on disk");

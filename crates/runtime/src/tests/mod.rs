@@ -1,6 +1,7 @@
 //! Pods of the runtime as a whole: real namespaces, mounts and processes, as root.
 
 mod api;
+mod attach;
 mod certificates;
 mod host_image;
 mod kill;

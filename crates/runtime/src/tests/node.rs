@@ -174,10 +174,17 @@ fn kill_pause(socket: &Path) {
     }
 }
 
+/// Where a process that a test starts finds the programs that the test has built: it waits for no
+/// other build.
+pub const BINARIES: &str = "FLATNET_TEST_BINARIES";
+
 /// Builds the two static programs once, and says where they are.
-fn binaries() -> &'static Path {
+pub fn binaries() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
+        if let Some(built) = std::env::var_os(BINARIES) {
+            return built.into();
+        }
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let own = std::env::current_exe().expect("this program");
         let directory = own

@@ -1,8 +1,9 @@
-//! Logs and commands as the API server asks for them: over mutual TLS, commands over SPDY.
+//! Logs and streams as the API server asks for them, over mutual TLS.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::{SinkExt, StreamExt};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -11,9 +12,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 
 use super::node::{CLIENT_NAME, Node, is_running, on_node, shell};
-use crate::spdy::{self, Decoder, Encoder, Frame};
+use crate::streams::spdy::{self, Decoder, Encoder, Frame};
+use crate::streams::tests::{Client, within};
+
+/// Where the runtime serves.
+pub const SERVER: &str = "10.99.255.1:10250";
 
 async fn connect(node: &Node, name: &str) -> TlsStream<TcpStream> {
     let issued = node.authority.issue(name, None);
@@ -29,13 +36,13 @@ async fn connect(node: &Node, name: &str) -> TlsStream<TcpStream> {
         .with_root_certificates(roots)
         .with_client_auth_cert(vec![certificate], key)
         .expect("an identity");
-    let stream = TcpStream::connect("10.99.255.1:10250").await.expect("the server");
+    let stream = TcpStream::connect(SERVER).await.expect("the server");
     let server = ServerName::try_from("10.99.255.1").expect("a name");
     TlsConnector::from(Arc::new(config)).connect(server, stream).await.expect("TLS")
 }
 
 /// A GET, to the end of its answer: status code and body.
-async fn get(node: &Node, path: &str) -> (u16, String) {
+pub async fn get(node: &Node, path: &str) -> (u16, String) {
     let mut stream = connect(node, CLIENT_NAME).await;
     let request = format!("GET {path} HTTP/1.1\r\nHost: node1\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("written");
@@ -62,8 +69,8 @@ fn unchunk(mut rest: &str) -> String {
     body
 }
 
-/// An exec session from the client's side.
-struct Session {
+/// A session of exec or attach from the client's side.
+pub struct Session {
     stream: TlsStream<TcpStream>,
     decoder: Decoder,
     numbers: BTreeMap<u32, &'static str>,
@@ -72,7 +79,7 @@ struct Session {
 }
 
 impl Session {
-    async fn open(node: &Node, path: &str, streams: &[&'static str]) -> Self {
+    pub async fn open(node: &Node, path: &str, streams: &[&'static str]) -> Self {
         let mut stream = connect(node, CLIENT_NAME).await;
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: node1\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
@@ -99,12 +106,12 @@ impl Session {
         Self { stream, decoder: Decoder::new(), numbers, received, ended: false }
     }
 
-    async fn send(&mut self, kind: &str, bytes: &[u8], fin: bool) {
+    pub async fn send(&mut self, kind: &str, bytes: &[u8], fin: bool) {
         let number = self.numbers.iter().find(|(_, known)| **known == kind).expect("a stream").0;
         self.stream.write_all(&spdy::data(*number, bytes, fin)).await.expect("written");
     }
 
-    async fn receive(&mut self) {
+    pub async fn receive(&mut self) {
         let mut buffer = [0; 4096];
         let count = self.stream.read(&mut buffer).await.unwrap_or(0);
         self.ended = count == 0;
@@ -115,30 +122,30 @@ impl Session {
         }
     }
 
-    async fn until(&mut self, kind: &'static str, text: &str) {
+    pub async fn until(&mut self, kind: &'static str, text: &str) {
         let wait = async {
             while !self.text(kind).contains(text) {
                 assert!(!self.ended, "{kind} ended with {:?}", self.text(kind));
                 self.receive().await;
             }
         };
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), wait).await;
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(60), wait).await;
         assert!(waited.is_ok(), "{kind} holds {:?}, not {text:?}", self.text(kind));
     }
 
     /// To the end of the session: the status on the error stream.
-    async fn finish(&mut self) -> Value {
+    pub async fn finish(&mut self) -> Value {
         let wait = async {
             while !self.ended {
                 self.receive().await;
             }
         };
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), wait).await;
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(60), wait).await;
         assert!(waited.is_ok(), "the session does not end");
         serde_json::from_str(&self.text("error")).expect("a Status")
     }
 
-    fn text(&self, kind: &str) -> String {
+    pub fn text(&self, kind: &str) -> String {
         let bytes = self.received.get(kind).cloned().unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -269,6 +276,123 @@ fn logs_are_read_followed_and_refused_as_a_kubelet_does() {
     });
 }
 
+/// A session over a websocket, to its end: messages by channel.
+pub async fn websocket(node: &Node, path: &str, protocol: &str, sent: &[&[u8]]) -> [String; 4] {
+    let mut stream = connect(node, CLIENT_NAME).await;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: node1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.expect("written");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.expect("an answer"));
+    }
+    let head = String::from_utf8_lossy(&head).to_lowercase();
+    assert!(head.starts_with("http/1.1 101"), "{head}");
+    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    for message in sent {
+        socket.send(Message::Binary(message.to_vec().into())).await.expect("sent");
+    }
+    let mut channels: [Vec<u8>; 4] = Default::default();
+    within("the end", async {
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Binary(bytes) = message {
+                let (channel, bytes) = bytes.split_first().expect("a channel");
+                channels[usize::from(*channel)].extend(bytes);
+            }
+        }
+    })
+    .await;
+    channels.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[test]
+fn commands_run_over_websockets_too() {
+    on_node("socket", |node: Node| async move {
+        let _runtime = node.start();
+        running(&node, "exec sleep 1000").await;
+        let base = "/exec/default/web/main";
+        let path = format!(
+            "{base}?command=sh&command=-c&command=cat%3B%20echo%20err%20%3E%262%3B%20exit%203\
+             &input=1&output=1&error=1"
+        );
+        let sent: [&[u8]; 3] = [b"\0hello ", b"\0world", &[255, 0]];
+        let [_, stdout, stderr, status] =
+            websocket(&node, &path, "v6.channel.k8s.io, v5.channel.k8s.io", &sent).await;
+        assert_eq!((stdout.as_str(), stderr.as_str()), ("hello world", "err\n"));
+        let status: Value = serde_json::from_str(&status).expect("a Status");
+        assert_eq!(status["details"]["causes"][0]["message"], "3");
+        let path = format!("{base}?command=echo&command=four&output=1");
+        let [_, stdout, _, status] = websocket(&node, &path, "v4.channel.k8s.io", &[]).await;
+        assert_eq!(stdout, "four\n");
+        assert!(status.contains("Success"), "{status}");
+        let path = format!("{base}?command=sh&input=1&output=1&tty=1");
+        let sent: [&[u8]; 2] = [b"\x04{\"Width\":99,\"Height\":33}", b"\0stty size; exit 4\n"];
+        let [_, stdout, _, status] = websocket(&node, &path, "v5.channel.k8s.io", &sent).await;
+        assert!(stdout.contains("33 99"), "{stdout}");
+        assert!(status.contains("\"4\""), "{status}");
+    });
+}
+
+#[test]
+fn ports_are_forwarded_inside_the_pods_network() {
+    on_node("forward", |node: Node| async move {
+        let _runtime = node.start();
+        let serve = json!({
+            "name": "main", "image": "localhost/toolbox", "args": ["serve", "--http", "8080"],
+        });
+        node.api.create_pod("web", json!({"containers": [serve]}));
+        node.api.until_pod("web", "running", is_running).await;
+        let mut stream = connect(&node, CLIENT_NAME).await;
+        let request = "POST /portForward/default/web HTTP/1.1\r\nHost: node1\r\n\
+                       Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+                       X-Stream-Protocol-Version: portforward.k8s.io\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.expect("written");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("an answer"));
+        }
+        let head = String::from_utf8_lossy(&head).to_lowercase();
+        assert!(head.starts_with("http/1.1 101"), "{head}");
+        let mut client = Client::new(stream);
+        // Started is not yet listening.
+        let page = within("a page", async {
+            for attempt in 0.. {
+                let (data, error) = client.connect(&attempt.to_string(), 8080).await;
+                let question = b"GET /ready HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+                client.send(data, question, true).await;
+                let message = client.whole(error).await;
+                let page = String::from_utf8_lossy(&client.whole(data).await).into_owned();
+                if message.is_empty() {
+                    return page;
+                }
+            }
+            String::new()
+        })
+        .await;
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+        // The same in the channels of a websocket, which begin with the port.
+        let path = "/portForward/default/web?ports=8080,81";
+        let question: &[u8] = b"\0GET /ready HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+        let [page, fault, _, refused] =
+            websocket(&node, path, "v5.channel.k8s.io, v4.channel.k8s.io", &[question]).await;
+        assert!(page.contains("HTTP/1.1 200") && fault.len() < 8, "{page} {fault}");
+        assert!(refused.contains("dial tcp4 127.0.0.1:81: connect: connection refused"));
+        // The same port of the node itself is closed: it was the pod's.
+        assert!(TcpStream::connect("127.0.0.1:8080").await.is_err());
+        let (_, error) = client.connect("refused", 81).await;
+        let message = String::from_utf8_lossy(&client.whole(error).await).into_owned();
+        assert!(
+            message.contains("dial tcp4 127.0.0.1:81: connect: connection refused"),
+            "{message}"
+        );
+        node.api.delete_pod("web", 0);
+        client.until_ended().await;
+    });
+}
+
 #[test]
 fn only_the_api_server_is_let_in() {
     on_node("stranger", |node: Node| async move {
@@ -282,7 +406,7 @@ fn only_the_api_server_is_let_in() {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
         // Without any certificate TLS itself fails: nothing is answered.
-        let mut plain = TcpStream::connect("10.99.255.1:10250").await.expect("the server");
+        let mut plain = TcpStream::connect(SERVER).await.expect("the server");
         plain.write_all(request.as_bytes()).await.expect("written");
         let mut answer = Vec::new();
         let _ = plain.read_to_end(&mut answer).await;

@@ -144,14 +144,27 @@ fn a_killed_pause_process_gives_a_new_sandbox_with_a_new_address() {
 fn last_words_of_a_container_are_in_its_status() {
     on_node("words", |node: Node| async move {
         let _runtime = node.start();
-        let script = "echo -n out of ideas > /dev/termination-log; exit 1";
-        let spec = json!({"restartPolicy": "Never", "containers": [shell(script)]});
-        node.api.create_pod("words", spec);
-        let ended = |pod: &Value| {
-            let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
-            ended["message"] == "out of ideas" && ended["reason"] == "Error"
-        };
-        node.api.until_pod("words", "ended with a message", ended).await;
+        let fallback = "FallbackToLogsOnError";
+        let cases = [
+            ("echo -n out of ideas > /dev/termination-log; exit 1", "File", json!("out of ideas")),
+            ("echo out; echo of luck >&2; exit 1", fallback, json!("out\nof luck\n")),
+            ("echo logged; echo -n said > /dev/termination-log; exit 1", fallback, json!("said")),
+            ("echo logged; exit 1", "File", Value::Null),
+            ("echo logged; exit 0", fallback, Value::Null),
+        ];
+        for (number, (script, policy, message)) in cases.into_iter().enumerate() {
+            let mut container = shell(script);
+            container["terminationMessagePolicy"] = policy.into();
+            let name = format!("words-{number}");
+            let spec = json!({"restartPolicy": "Never", "containers": [container]});
+            node.api.create_pod(&name, spec);
+            let ended = |pod: &Value| {
+                let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+                let reason = if ended["exitCode"] == 0 { "Completed" } else { "Error" };
+                ended.is_object() && ended["message"] == message && ended["reason"] == reason
+            };
+            node.api.until_pod(&name, "ended with its last words", ended).await;
+        }
     });
 }
 

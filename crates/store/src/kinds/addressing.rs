@@ -10,7 +10,6 @@ use serde_json::{Value, json as tree};
 use crate::json;
 use crate::names::{NameRule, subdomain_faults};
 use crate::resource::{Resource, Subresource};
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, or_none};
 use crate::validate::{FieldErrors, immutable};
 
@@ -35,10 +34,6 @@ pub(crate) static SERVICE_CIDR: Resource = Resource {
         Column::text("CIDRs", |value, _| json::texts(value, "/spec/cidrs").join(",").into()),
         Column::AGE,
     ],
-    shape: &[
-        Field::new("spec.cidrs", FieldKind::TextList, "ServiceCIDRSpec"),
-        Field::new("status.conditions", FieldKind::List, "ServiceCIDRStatus"),
-    ],
     validate: validate_service_cidr,
     ..Resource::BASE
 };
@@ -57,13 +52,6 @@ pub(crate) static IP_ADDRESS: Resource = Resource {
         Column::NAME,
         Column::text("ParentRef", |value, _| or_none(&parent_text(value))),
         Column::AGE,
-    ],
-    shape: &[
-        Field::new("spec.parentRef", FieldKind::Object, "IPAddressSpec"),
-        Field::new("spec.parentRef.group", FieldKind::Text, "ParentReference"),
-        Field::new("spec.parentRef.resource", FieldKind::Text, "ParentReference"),
-        Field::new("spec.parentRef.namespace", FieldKind::Text, "ParentReference"),
-        Field::new("spec.parentRef.name", FieldKind::Text, "ParentReference"),
     ],
     validate: validate_ip_address,
     ..Resource::BASE

@@ -1,62 +1,16 @@
-//! Workloads: Deployment, ReplicaSet, StatefulSet, DaemonSet, ReplicationController.
+//! Workloads: Deployment, ReplicaSet, StatefulSet, DaemonSet, ControllerRevision,
+//! ReplicationController.
 
 use serde_json::{Value, json as tree};
 
 use super::pod_spec;
 use crate::json;
-use crate::patch::ListRule;
 use crate::resource::{Resource, Subresource};
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, labels_text, or_none};
 use crate::validate::{FieldErrors, immutable, non_negative, one_of};
 use crate::write::validate_labels;
 
-const POD_TEMPLATE_SPEC: Option<&str> = Some("/spec/template/spec");
-const CONDITIONS: &[ListRule] = &[ListRule::merge_by("status/conditions", "type")];
 const STATUS_AND_SCALE: &[Subresource] = &[Subresource::Scale, Subresource::Status];
-
-/// Field types that workloads share.
-const WORKLOAD_SHAPE: &[Field] = &[
-    Field::new("spec", FieldKind::Object, "Workload"),
-    Field::new("spec.replicas", FieldKind::Int32, "DeploymentSpec"),
-    Field::new("spec.minReadySeconds", FieldKind::Int32, "DeploymentSpec"),
-    Field::new("spec.revisionHistoryLimit", FieldKind::Int32, "DeploymentSpec"),
-    Field::new("spec.progressDeadlineSeconds", FieldKind::Int32, "DeploymentSpec"),
-    Field::new("spec.paused", FieldKind::Bool, "DeploymentSpec"),
-    Field::new("spec.strategy.type", FieldKind::Text, "DeploymentStrategy"),
-    Field::new(
-        "spec.strategy.rollingUpdate.maxSurge",
-        FieldKind::IntOrString,
-        "RollingUpdateDeployment",
-    ),
-    Field::new(
-        "spec.strategy.rollingUpdate.maxUnavailable",
-        FieldKind::IntOrString,
-        "RollingUpdateDeployment",
-    ),
-    Field::new("spec.template", FieldKind::Object, "DeploymentSpec"),
-    Field::new("spec.template.metadata", FieldKind::Object, "PodTemplateSpec"),
-    Field::new("spec.template.metadata.labels", FieldKind::TextMap, "ObjectMeta"),
-    Field::new("spec.template.metadata.annotations", FieldKind::TextMap, "ObjectMeta"),
-];
-
-/// The rich form of a selector.
-const SELECTOR_SHAPE: &[Field] = &[
-    Field::new("spec.selector", FieldKind::Object, "DeploymentSpec"),
-    Field::new("spec.selector.matchLabels", FieldKind::TextMap, "LabelSelector"),
-    Field::new("spec.selector.matchExpressions", FieldKind::List, "LabelSelector"),
-    Field::new("spec.selector.matchExpressions[].key", FieldKind::Text, "LabelSelectorRequirement"),
-    Field::new(
-        "spec.selector.matchExpressions[].operator",
-        FieldKind::Text,
-        "LabelSelectorRequirement",
-    ),
-    Field::new(
-        "spec.selector.matchExpressions[].values",
-        FieldKind::TextList,
-        "LabelSelectorRequirement",
-    ),
-];
 
 const SELECTOR_COLUMN: Column =
     Column::text("Selector", |value, _| or_none(&selector_text(json::at(value, "/spec/selector"))))
@@ -77,9 +31,6 @@ pub(crate) static DEPLOYMENT: Resource = Resource {
     subresources: STATUS_AND_SCALE,
     storage: "deployments.apps",
     has_generation: true,
-    pod_spec: POD_TEMPLATE_SPEC,
-    list_rules: CONDITIONS,
-    shape: DEPLOYMENT_SHAPE,
     columns: &[
         Column::NAME,
         Column::text("Ready", |value, _| ready_of_wanted(value).into()),
@@ -119,9 +70,6 @@ pub(crate) static REPLICA_SET: Resource = Resource {
     subresources: STATUS_AND_SCALE,
     storage: "replicasets.apps",
     has_generation: true,
-    pod_spec: POD_TEMPLATE_SPEC,
-    list_rules: CONDITIONS,
-    shape: DEPLOYMENT_SHAPE,
     selectable_fields: &["/status/replicas"],
     columns: &[
         Column::NAME,
@@ -150,10 +98,6 @@ pub(crate) static STATEFUL_SET: Resource = Resource {
     subresources: STATUS_AND_SCALE,
     storage: "statefulsets.apps",
     has_generation: true,
-    pod_spec: POD_TEMPLATE_SPEC,
-    list_rules: CONDITIONS,
-    shape: DEPLOYMENT_SHAPE,
-    notice: Some("StatefulSet is stored, but nothing runs it yet: no pods will be created"),
     columns: &[
         Column::NAME,
         Column::text("Ready", |value, _| ready_of_wanted(value).into()),
@@ -176,7 +120,10 @@ pub(crate) static STATEFUL_SET: Resource = Resource {
     prepare_create: |value| {
         json::set(value, "/status", tree!({"replicas": 0, "availableReplicas": 0}))
     },
-    validate: validate_workload,
+    validate: |value, old, errors| {
+        validate_workload(value, None, errors);
+        validate_ordered_update(value, old, errors);
+    },
     ..Resource::BASE
 };
 
@@ -191,10 +138,6 @@ pub(crate) static DAEMON_SET: Resource = Resource {
     subresources: &[Subresource::Status],
     storage: "daemonsets.apps",
     has_generation: true,
-    pod_spec: POD_TEMPLATE_SPEC,
-    list_rules: CONDITIONS,
-    shape: DEPLOYMENT_SHAPE,
-    notice: Some("DaemonSet is stored, but nothing runs it yet: no pods will be created"),
     columns: &[
         Column::NAME,
         Column::integer("Desired", |value, _| counter(value, "desiredNumberScheduled")),
@@ -225,8 +168,45 @@ pub(crate) static DAEMON_SET: Resource = Resource {
             "numberMisscheduled": 0, "numberReady": 0,
         });
         json::set(value, "/status", zero);
+        set_template_generation(value, 1);
     },
-    validate: validate_workload,
+    prepare_update: |value, old| {
+        let template = "/spec/template";
+        let changed = json::at(value, template) != json::at(old, template);
+        let generation = template_generation(old);
+        set_template_generation(value, if changed { generation + 1 } else { generation });
+    },
+    validate: |value, old, errors| {
+        validate_workload(value, old, errors);
+        validate_daemon_update(value, errors);
+    },
+    ..Resource::BASE
+};
+
+/// apps/v1 ControllerRevision: a template that a DaemonSet or StatefulSet had.
+pub(crate) static CONTROLLER_REVISION: Resource = Resource {
+    group: "apps",
+    kind: "ControllerRevision",
+    plural: "controllerrevisions",
+    singular: "controllerrevision",
+    storage: "controllerrevisions.apps",
+    columns: &[
+        Column::NAME,
+        Column::text("Controller", |value, _| or_none(&controller_text(value))),
+        Column::integer("Revision", |value, _| {
+            json::integer(value, "/revision").unwrap_or(0).into()
+        }),
+        Column::AGE,
+    ],
+    default: |value| json::set_default(value, "/revision", 0),
+    validate: |value, old, errors| {
+        non_negative(errors, "revision", json::at(value, "/revision"));
+        match (json::at(value, "/data"), old) {
+            (None, _) => errors.required("data", "data is mandatory"),
+            (data, Some(old)) => immutable(errors, "data", data, json::at(old, "/data")),
+            _ => {}
+        }
+    },
     ..Resource::BASE
 };
 
@@ -237,13 +217,9 @@ pub(crate) static REPLICATION_CONTROLLER: Resource = Resource {
     singular: "replicationcontroller",
     short_names: &["rc"],
     categories: &["all"],
-    subresources: &[Subresource::Status],
+    subresources: STATUS_AND_SCALE,
     storage: "replicationcontrollers",
     has_generation: true,
-    pod_spec: POD_TEMPLATE_SPEC,
-    list_rules: CONDITIONS,
-    shape: WORKLOAD_SHAPE,
-    notice: Some("ReplicationController is stored, but nothing runs it: use a Deployment"),
     columns: &[
         Column::NAME,
         Column::integer("Desired", |value, _| wanted(value).into()),
@@ -277,22 +253,6 @@ pub(crate) static REPLICATION_CONTROLLER: Resource = Resource {
     ..Resource::BASE
 };
 
-const DEPLOYMENT_SHAPE: &[Field] = &concat_fields();
-
-const fn concat_fields() -> [Field; WORKLOAD_SHAPE.len() + SELECTOR_SHAPE.len()] {
-    let mut fields = [WORKLOAD_SHAPE[0]; WORKLOAD_SHAPE.len() + SELECTOR_SHAPE.len()];
-    let mut index = 0;
-    while index < fields.len() {
-        fields[index] = if index < WORKLOAD_SHAPE.len() {
-            WORKLOAD_SHAPE[index]
-        } else {
-            SELECTOR_SHAPE[index - WORKLOAD_SHAPE.len()]
-        };
-        index += 1;
-    }
-    fields
-}
-
 /// A `metav1.LabelSelector` as text: `app=web,tier in (a,b),!old`.
 pub(crate) fn selector_text(selector: Option<&Value>) -> String {
     let Some(selector) = selector else {
@@ -314,6 +274,15 @@ pub(crate) fn selector_text(selector: Option<&Value>) -> String {
         });
     }
     terms.join(",")
+}
+
+/// The selector of a scale: that of a ReplicationController is a plain map.
+pub(crate) fn scale_selector(resource: &Resource, value: &Value) -> String {
+    let selector = json::at(value, "/spec/selector");
+    match resource == &REPLICATION_CONTROLLER {
+        true => labels_text(selector),
+        false => selector_text(selector),
+    }
 }
 
 /// Checks a `metav1.LabelSelector`.
@@ -404,6 +373,89 @@ fn validate_template(value: &Value, errors: &mut FieldErrors) {
     }
 }
 
+/// The managing owner as kubectl names it: `daemonset.apps/flatnet`.
+fn controller_text(value: &Value) -> String {
+    let owners = json::items(value, "/metadata/ownerReferences");
+    let Some(owner) = owners.iter().find(|owner| json::flag(owner, "/controller")) else {
+        return String::new();
+    };
+    let (version, kind) = (json::text(owner, "/apiVersion"), json::text(owner, "/kind"));
+    let group = version.split_once('/').map(|(group, _)| format!(".{group}")).unwrap_or_default();
+    format!("{}{group}/{}", kind.to_lowercase(), json::text(owner, "/name"))
+}
+
+/// Counts the templates of a DaemonSet. The field that did so is an annotation since apps/v1.
+const TEMPLATE_GENERATION: &str = "/metadata/annotations/deprecated.daemonset.template.generation";
+
+fn template_generation(value: &Value) -> i64 {
+    json::text(value, TEMPLATE_GENERATION).parse().unwrap_or(1)
+}
+
+fn set_template_generation(value: &mut Value, generation: i64) {
+    json::set(value, TEMPLATE_GENERATION, generation.to_string());
+}
+
+fn validate_daemon_update(value: &Value, errors: &mut FieldErrors) {
+    let kind = json::at(value, "/spec/updateStrategy/type");
+    one_of(errors, "spec.updateStrategy.type", kind, &["RollingUpdate", "OnDelete"]);
+    if kind.and_then(Value::as_str) != Some("RollingUpdate") {
+        return;
+    }
+    let field = "spec.updateStrategy.rollingUpdate";
+    let rolling = json::at(value, "/spec/updateStrategy/rollingUpdate");
+    let mut zero = |name: &str| {
+        let given = rolling.and_then(|rolling| rolling.get(name));
+        validate_share(&format!("{field}.{name}"), given, name == "maxUnavailable", errors)
+    };
+    match (zero("maxUnavailable"), zero("maxSurge")) {
+        (true, true) => {
+            errors.required(format!("{field}.maxUnavailable"), "cannot be 0 when maxSurge is 0");
+        }
+        (false, false) => errors.invalid(
+            format!("{field}.maxSurge"),
+            rolling.and_then(|rolling| rolling.get("maxSurge")).cloned().unwrap_or_default(),
+            "may not be set when maxUnavailable is non-zero",
+        ),
+        _ => {}
+    }
+}
+
+/// Fields of a StatefulSet's spec that may change.
+const CHANGEABLE_OF_STATEFUL_SETS: [&str; 7] = [
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+];
+
+fn validate_ordered_update(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+    let policy = json::at(value, "/spec/podManagementPolicy");
+    one_of(errors, "spec.podManagementPolicy", policy, &["OrderedReady", "Parallel"]);
+    let kind = json::at(value, "/spec/updateStrategy/type");
+    one_of(errors, "spec.updateStrategy.type", kind, &["RollingUpdate", "OnDelete"]);
+    let partition = "/spec/updateStrategy/rollingUpdate/partition";
+    let field = "spec.updateStrategy.rollingUpdate.partition";
+    non_negative(errors, field, json::at(value, partition));
+    non_negative(errors, "spec.ordinals.start", json::at(value, "/spec/ordinals/start"));
+    let Some(old) = old else { return };
+    let fixed = |value: &Value| {
+        let mut spec = json::at(value, "/spec").cloned().unwrap_or_default();
+        if let Some(fields) = spec.as_object_mut() {
+            fields.retain(|name, _| !CHANGEABLE_OF_STATEFUL_SETS.contains(&name.as_str()));
+        }
+        spec
+    };
+    if fixed(value) != fixed(old) {
+        let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', \
+                   'template', 'updateStrategy', 'revisionHistoryLimit', \
+                   'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+        errors.forbidden("spec", why);
+    }
+}
+
 fn validate_strategy(value: &Value, errors: &mut FieldErrors) {
     let kind = json::at(value, "/spec/strategy/type");
     one_of(errors, "spec.strategy.type", kind, &["Recreate", "RollingUpdate"]);
@@ -418,29 +470,8 @@ fn validate_strategy(value: &Value, errors: &mut FieldErrors) {
     let mut both_zero = true;
     for name in ["maxUnavailable", "maxSurge"] {
         let field = format!("spec.strategy.rollingUpdate.{name}");
-        match rolling.and_then(|rolling| rolling.get(name)) {
-            Some(Value::String(text)) => {
-                let percent = text.strip_suffix('%').and_then(|number| number.parse::<u32>().ok());
-                match percent {
-                    None => errors.invalid(
-                        field,
-                        text.as_str(),
-                        "a valid percent string must be a numeric string followed by an ending \
-                         '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')",
-                    ),
-                    Some(percent) => {
-                        both_zero &= percent == 0;
-                        if name == "maxUnavailable" && percent > 100 {
-                            errors.invalid(field, text.as_str(), "must not be greater than 100%");
-                        }
-                    }
-                }
-            }
-            number => {
-                both_zero &= number.and_then(Value::as_i64).unwrap_or(0) == 0;
-                non_negative(errors, field, number);
-            }
-        }
+        let given = rolling.and_then(|rolling| rolling.get(name));
+        both_zero &= validate_share(&field, given, name == "maxUnavailable", errors);
     }
     if both_zero {
         let field = "spec.strategy.rollingUpdate.maxUnavailable";
@@ -448,7 +479,35 @@ fn validate_strategy(value: &Value, errors: &mut FieldErrors) {
     }
 }
 
-fn selects_labels(selector: &Value, labels: Option<&Value>) -> bool {
+/// Checks a number of pods, or a percentage of them; whether it is zero.
+pub(super) fn validate_share(
+    field: &str,
+    given: Option<&Value>,
+    at_most_all: bool,
+    errors: &mut FieldErrors,
+) -> bool {
+    let Some(Value::String(text)) = given else {
+        non_negative(errors, field, given);
+        return given.and_then(Value::as_i64).unwrap_or(0) == 0;
+    };
+    match text.strip_suffix('%').and_then(|number| number.parse::<u32>().ok()) {
+        None => {
+            let why = "a valid percent string must be a numeric string followed by an ending '%' \
+                       (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+            errors.invalid(field, text.as_str(), why);
+            false
+        }
+        Some(percent) => {
+            if at_most_all && percent > 100 {
+                errors.invalid(field, text.as_str(), "must not be greater than 100%");
+            }
+            percent == 0
+        }
+    }
+}
+
+/// Whether a `metav1.LabelSelector` selects these labels.
+pub(crate) fn selects_labels(selector: &Value, labels: Option<&Value>) -> bool {
     let Ok(selector) = serde_json::from_value::<model::selector::LabelSelector>(selector.clone())
     else {
         return false;
@@ -457,7 +516,7 @@ fn selects_labels(selector: &Value, labels: Option<&Value>) -> bool {
     serde_json::from_value(labels).is_ok_and(|labels| selector.matches(&labels))
 }
 
-fn container_texts(value: &Value, field: &str) -> String {
+pub(super) fn container_texts(value: &Value, field: &str) -> String {
     let containers = json::items(value, "/spec/template/spec/containers");
     let pointer = format!("/{field}");
     let texts: Vec<&str> = containers.iter().map(|item| json::text(item, &pointer)).collect();

@@ -6,9 +6,7 @@ use serde_json::Value;
 
 use crate::json;
 use crate::names::{NameRule, config_key_faults};
-use crate::patch::ListRule;
 use crate::resource::{Resource, Subresource};
-use crate::shape::{Field, FieldKind};
 use crate::table::Column;
 use crate::validate::{FieldErrors, immutable};
 
@@ -33,7 +31,6 @@ pub(crate) static NAMESPACE: Resource = Resource {
         Column::AGE,
     ],
     selectable_fields: &["/status/phase"],
-    list_rules: &[ListRule::merge_by("status/conditions", "type")],
     returns_deleted: true,
     default: |value| {
         let name = json::text(value, "/metadata/name").to_owned();
@@ -44,10 +41,6 @@ pub(crate) static NAMESPACE: Resource = Resource {
         json::set(value, "/status/phase", "Active");
     },
     prepare_update: |value, old| json::copy(value, old, "/spec/finalizers"),
-    shape: &[
-        Field::new("spec.finalizers", FieldKind::TextList, "NamespaceSpec"),
-        Field::new("status.phase", FieldKind::Text, "NamespaceStatus"),
-    ],
     ..Resource::BASE
 };
 
@@ -65,11 +58,6 @@ pub(crate) static CONFIG_MAP: Resource = Resource {
             (count("/data") + count("/binaryData")).into()
         }),
         Column::AGE,
-    ],
-    shape: &[
-        Field::new("data", FieldKind::TextMap, "ConfigMap"),
-        Field::new("binaryData", FieldKind::TextMap, "ConfigMap"),
-        Field::new("immutable", FieldKind::Bool, "ConfigMap"),
     ],
     validate: |value, old, errors| {
         validate_keys(value, "data", errors);
@@ -102,12 +90,6 @@ pub(crate) static SECRET: Resource = Resource {
         Column::AGE,
     ],
     selectable_fields: &["/type"],
-    shape: &[
-        Field::new("data", FieldKind::TextMap, "Secret"),
-        Field::new("stringData", FieldKind::TextMap, "Secret"),
-        Field::new("type", FieldKind::Text, "Secret"),
-        Field::new("immutable", FieldKind::Bool, "Secret"),
-    ],
     default: default_secret,
     validate: |value, old, errors| {
         validate_keys(value, "data", errors);
@@ -149,10 +131,8 @@ pub(crate) static SERVICE_ACCOUNT: Resource = Resource {
         Column::integer("Secrets", |value, _| json::items(value, "/secrets").len().into()),
         Column::AGE,
     ],
-    list_rules: &[ListRule::merge_by("secrets", "name")],
     subresources: &[Subresource::Token],
     returns_deleted: true,
-    shape: &[Field::new("secrets", FieldKind::List, "ServiceAccount")],
     ..Resource::BASE
 };
 

@@ -8,7 +8,6 @@ use super::service_validation::{validate_address, validate_app_protocol};
 use crate::json;
 use crate::names::{label_faults, label_value_faults, subdomain_faults};
 use crate::resource::Resource;
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, shorten};
 use crate::validate::{FieldErrors, immutable, one_of, port_number};
 
@@ -49,30 +48,6 @@ pub(crate) static ENDPOINT_SLICE: Resource = Resource {
         }),
         Column::AGE,
     ],
-    shape: &[
-        Field::new("addressType", FieldKind::Text, "EndpointSlice"),
-        Field::new("endpoints", FieldKind::List, "EndpointSlice"),
-        Field::new("endpoints[]", FieldKind::Object, "EndpointSlice"),
-        Field::new("endpoints[].addresses", FieldKind::TextList, "Endpoint"),
-        Field::new("endpoints[].nodeName", FieldKind::Text, "Endpoint"),
-        Field::new("endpoints[].hostname", FieldKind::Text, "Endpoint"),
-        Field::new("endpoints[].zone", FieldKind::Text, "Endpoint"),
-        Field::new("endpoints[].hints", FieldKind::Object, "Endpoint"),
-        Field::new("endpoints[].hints.forZones", FieldKind::List, "EndpointHints"),
-        Field::new("endpoints[].hints.forZones[].name", FieldKind::Text, "ForZone"),
-        Field::new("endpoints[].hints.forNodes", FieldKind::List, "EndpointHints"),
-        Field::new("endpoints[].hints.forNodes[].name", FieldKind::Text, "ForNode"),
-        Field::new("endpoints[].conditions", FieldKind::Object, "Endpoint"),
-        Field::new("endpoints[].conditions.ready", FieldKind::Bool, "EndpointConditions"),
-        Field::new("endpoints[].conditions.serving", FieldKind::Bool, "EndpointConditions"),
-        Field::new("endpoints[].conditions.terminating", FieldKind::Bool, "EndpointConditions"),
-        Field::new("ports", FieldKind::List, "EndpointSlice"),
-        Field::new("ports[]", FieldKind::Object, "EndpointSlice"),
-        Field::new("ports[].name", FieldKind::Text, "EndpointPort"),
-        Field::new("ports[].port", FieldKind::Int32, "EndpointPort"),
-        Field::new("ports[].protocol", FieldKind::Text, "EndpointPort"),
-        Field::new("ports[].appProtocol", FieldKind::Text, "EndpointPort"),
-    ],
     default: |value| {
         for port in json::items_mut(value, "/ports") {
             json::set_default(port, "/name", "");
@@ -95,19 +70,6 @@ pub(crate) static ENDPOINTS: Resource = Resource {
         Column::NAME,
         Column::text("Endpoints", |value, _| shorten(&endpoint_texts(value), "<none>").into()),
         Column::AGE,
-    ],
-    shape: &[
-        Field::new("subsets", FieldKind::List, "Endpoints"),
-        Field::new("subsets[].addresses", FieldKind::List, "EndpointSubset"),
-        Field::new("subsets[].addresses[].ip", FieldKind::Text, "EndpointAddress"),
-        Field::new("subsets[].addresses[].hostname", FieldKind::Text, "EndpointAddress"),
-        Field::new("subsets[].addresses[].nodeName", FieldKind::Text, "EndpointAddress"),
-        Field::new("subsets[].notReadyAddresses", FieldKind::List, "EndpointSubset"),
-        Field::new("subsets[].notReadyAddresses[].ip", FieldKind::Text, "EndpointAddress"),
-        Field::new("subsets[].ports", FieldKind::List, "EndpointSubset"),
-        Field::new("subsets[].ports[].name", FieldKind::Text, "EndpointPort"),
-        Field::new("subsets[].ports[].port", FieldKind::Int32, "EndpointPort"),
-        Field::new("subsets[].ports[].protocol", FieldKind::Text, "EndpointPort"),
     ],
     default: |value| {
         for subset in json::items_mut(value, "/subsets") {

@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 use crate::json;
 use crate::names::NameRule;
 use crate::resource::Resource;
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, age};
 use crate::validate::FieldErrors;
 
@@ -46,16 +45,6 @@ pub(crate) static EVENT: Resource = Resource {
         "/source",
         "/type",
     ],
-    shape: &[
-        Field::new("involvedObject", FieldKind::Object, "Event"),
-        Field::new("reason", FieldKind::Text, "Event"),
-        Field::new("message", FieldKind::Text, "Event"),
-        Field::new("type", FieldKind::Text, "Event"),
-        Field::new("count", FieldKind::Int32, "Event"),
-        Field::new("firstTimestamp", FieldKind::Time, "Event"),
-        Field::new("lastTimestamp", FieldKind::Time, "Event"),
-        Field::new("eventTime", FieldKind::Time, "Event"),
-    ],
     validate: |value, old, errors| {
         if old.is_none() {
             validate_namespace(value, json::text(value, "/involvedObject/namespace"), errors);
@@ -82,13 +71,6 @@ pub(crate) static EVENTS_V1: Resource = Resource {
         "/reason",
         "/reportingController",
         "/type",
-    ],
-    shape: &[
-        Field::new("regarding", FieldKind::Object, "Event"),
-        Field::new("reason", FieldKind::Text, "Event"),
-        Field::new("note", FieldKind::Text, "Event"),
-        Field::new("type", FieldKind::Text, "Event"),
-        Field::new("eventTime", FieldKind::Time, "Event"),
     ],
     validate: |value, old, errors| {
         if old.is_none() {

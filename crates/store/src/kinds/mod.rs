@@ -2,6 +2,7 @@
 
 pub(crate) mod addressing;
 pub(crate) mod apps;
+pub(crate) mod batch;
 pub(crate) mod core;
 pub(crate) mod endpoints;
 pub(crate) mod events;
@@ -9,6 +10,7 @@ pub(crate) mod networking;
 pub(crate) mod node;
 pub(crate) mod pod;
 mod pod_spec;
+pub(crate) mod policy;
 pub(crate) mod rbac;
 pub(crate) mod service;
 pub(crate) mod service_families;

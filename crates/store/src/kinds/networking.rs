@@ -7,7 +7,6 @@ use crate::json;
 use crate::kinds::apps::{selector_text, validate_label_selector};
 use crate::names::{rfc1035_label_faults, subdomain_faults};
 use crate::resource::{Resource, Subresource};
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, or_none};
 use crate::validate::{FieldErrors, immutable, one_of, port_number};
 
@@ -65,16 +64,6 @@ pub(crate) static INGRESS: Resource = Resource {
         Column::AGE,
     ],
     prepare_create: |value| json::set(value, "/status/loadBalancer", serde_json::json!({})),
-    shape: &[
-        Field::new("spec", FieldKind::Object, "Ingress"),
-        Field::new("spec.ingressClassName", FieldKind::Text, "IngressSpec"),
-        Field::new("spec.rules", FieldKind::List, "IngressSpec"),
-        Field::new("spec.rules[].host", FieldKind::Text, "IngressRule"),
-        Field::new("spec.rules[].http.paths", FieldKind::List, "HTTPIngressRuleValue"),
-        Field::new("spec.rules[].http.paths[].path", FieldKind::Text, "HTTPIngressPath"),
-        Field::new("spec.rules[].http.paths[].pathType", FieldKind::Text, "HTTPIngressPath"),
-        Field::new("spec.tls", FieldKind::List, "IngressSpec"),
-    ],
     validate: |value, _, errors| validate_ingress(value, errors),
     ..Resource::BASE
 };
@@ -95,13 +84,6 @@ pub(crate) static NETWORK_POLICY: Resource = Resource {
             or_none(&selector_text(json::at(value, "/spec/podSelector")))
         }),
         Column::AGE,
-    ],
-    shape: &[
-        Field::new("spec", FieldKind::Object, "NetworkPolicy"),
-        Field::new("spec.podSelector", FieldKind::Object, "NetworkPolicySpec"),
-        Field::new("spec.policyTypes", FieldKind::TextList, "NetworkPolicySpec"),
-        Field::new("spec.ingress", FieldKind::List, "NetworkPolicySpec"),
-        Field::new("spec.egress", FieldKind::List, "NetworkPolicySpec"),
     ],
     default: default_policy,
     validate: |value, _, errors| validate_policy(value, errors),

@@ -3,9 +3,7 @@
 use serde_json::Value;
 
 use crate::json;
-use crate::patch::ListRule;
 use crate::resource::{Resource, Subresource};
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, or_none};
 use crate::validate::{FieldErrors, immutable, one_of};
 
@@ -33,28 +31,8 @@ pub(crate) static NODE: Resource = Resource {
         Column::text("Container-Runtime", |value, _| info(value, "containerRuntimeVersion")).wide(),
     ],
     selectable_fields: &["/spec/unschedulable"],
-    list_rules: &[
-        ListRule::set("spec/podCIDRs"),
-        ListRule::merge_by("status/conditions", "type"),
-        ListRule::merge_by("status/addresses", "type"),
-    ],
     keeps_status_on_create: true,
     metadata_through_status: true,
-    shape: &[
-        Field::new("spec.podCIDR", FieldKind::Text, "NodeSpec"),
-        Field::new("spec.podCIDRs", FieldKind::TextList, "NodeSpec"),
-        Field::new("spec.unschedulable", FieldKind::Bool, "NodeSpec"),
-        Field::new("spec.taints", FieldKind::List, "NodeSpec"),
-        Field::new("spec.taints[].key", FieldKind::Text, "Taint"),
-        Field::new("spec.taints[].value", FieldKind::Text, "Taint"),
-        Field::new("spec.taints[].effect", FieldKind::Text, "Taint"),
-        Field::new("status.addresses", FieldKind::List, "NodeStatus"),
-        Field::new("status.addresses[].type", FieldKind::Text, "NodeAddress"),
-        Field::new("status.addresses[].address", FieldKind::Text, "NodeAddress"),
-        Field::new("status.conditions", FieldKind::List, "NodeStatus"),
-        Field::new("status.conditions[].type", FieldKind::Text, "NodeCondition"),
-        Field::new("status.conditions[].status", FieldKind::Text, "NodeCondition"),
-    ],
     default: default_node,
     validate: validate_node,
     ..Resource::BASE
@@ -74,14 +52,6 @@ pub(crate) static LEASE: Resource = Resource {
     ],
     create_on_update: true,
     unconditional_update: false,
-    shape: &[
-        Field::new("spec", FieldKind::Object, "Lease"),
-        Field::new("spec.holderIdentity", FieldKind::Text, "LeaseSpec"),
-        Field::new("spec.leaseDurationSeconds", FieldKind::Int32, "LeaseSpec"),
-        Field::new("spec.leaseTransitions", FieldKind::Int32, "LeaseSpec"),
-        Field::new("spec.renewTime", FieldKind::Time, "LeaseSpec"),
-        Field::new("spec.acquireTime", FieldKind::Time, "LeaseSpec"),
-    ],
     validate: |value, _, errors| {
         if let Some(seconds) = json::integer(value, "/spec/leaseDurationSeconds")
             && seconds <= 0

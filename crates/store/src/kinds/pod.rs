@@ -5,9 +5,7 @@ use serde_json::{Value, json as tree};
 
 use super::pod_spec;
 use crate::json;
-use crate::patch::ListRule;
 use crate::resource::{Resource, Subresource};
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, human_duration, or_none};
 use crate::validate::FieldErrors;
 
@@ -19,10 +17,12 @@ pub(crate) static POD: Resource = Resource {
     short_names: &["po"],
     categories: &["all"],
     subresources: &[
+        Subresource::Attach,
         Subresource::Binding,
         Subresource::Eviction,
         Subresource::Exec,
         Subresource::Log,
+        Subresource::PortForward,
         Subresource::Status,
     ],
     storage: "pods",
@@ -30,66 +30,6 @@ pub(crate) static POD: Resource = Resource {
     returns_deleted: true,
     graceful: true,
     metadata_through_status: true,
-    pod_spec: Some("/spec"),
-    list_rules: &[
-        ListRule::merge_by("status/conditions", "type"),
-        ListRule::merge_by("status/podIPs", "ip"),
-        ListRule::merge_by("status/hostIPs", "ip"),
-    ],
-    shape: &[
-        Field::new("status", FieldKind::Object, "Pod"),
-        Field::new("status.phase", FieldKind::Text, "PodStatus"),
-        Field::new("status.podIP", FieldKind::Text, "PodStatus"),
-        Field::new("status.podIPs", FieldKind::List, "PodStatus"),
-        Field::new("status.podIPs[].ip", FieldKind::Text, "PodIP"),
-        Field::new("status.conditions", FieldKind::List, "PodStatus"),
-        Field::new("status.conditions[].type", FieldKind::Text, "PodCondition"),
-        Field::new("status.conditions[].lastTransitionTime", FieldKind::Time, "PodCondition"),
-        Field::new("status.conditions[].status", FieldKind::Text, "PodCondition"),
-        Field::new("status.containerStatuses", FieldKind::List, "PodStatus"),
-        Field::new("status.containerStatuses[].name", FieldKind::Text, "ContainerStatus"),
-        Field::new("status.containerStatuses[].ready", FieldKind::Bool, "ContainerStatus"),
-        Field::new("status.containerStatuses[].restartCount", FieldKind::Int32, "ContainerStatus"),
-        Field::new("status.containerStatuses[].state.waiting", FieldKind::Object, "ContainerState"),
-        Field::new(
-            "status.containerStatuses[].state.waiting.reason",
-            FieldKind::Text,
-            "ContainerStateWaiting",
-        ),
-        Field::new(
-            "status.containerStatuses[].state.waiting.message",
-            FieldKind::Text,
-            "ContainerStateWaiting",
-        ),
-        Field::new("status.containerStatuses[].state.running", FieldKind::Object, "ContainerState"),
-        Field::new(
-            "status.containerStatuses[].state.running.startedAt",
-            FieldKind::Time,
-            "ContainerStateRunning",
-        ),
-        Field::new(
-            "status.containerStatuses[].state.terminated",
-            FieldKind::Object,
-            "ContainerState",
-        ),
-        Field::new(
-            "status.containerStatuses[].state.terminated.exitCode",
-            FieldKind::Int32,
-            "ContainerStateTerminated",
-        ),
-        Field::new(
-            "status.containerStatuses[].state.terminated.reason",
-            FieldKind::Text,
-            "ContainerStateTerminated",
-        ),
-        Field::new(
-            "status.containerStatuses[].state.terminated.finishedAt",
-            FieldKind::Time,
-            "ContainerStateTerminated",
-        ),
-        Field::new("status.initContainerStatuses", FieldKind::List, "PodStatus"),
-        Field::new("status.startTime", FieldKind::Time, "PodStatus"),
-    ],
     columns: &[
         Column::NAME,
         Column::text("Ready", |value, _| {

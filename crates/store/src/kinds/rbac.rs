@@ -6,7 +6,6 @@ use serde_json::Value;
 use crate::json;
 use crate::names::NameRule;
 use crate::resource::Resource;
-use crate::shape::{Field, FieldKind};
 use crate::table::Column;
 use crate::validate::{FieldErrors, immutable};
 
@@ -63,7 +62,6 @@ const ROLE_BASE: Resource = Resource {
             json::text(value, "/metadata/creationTimestamp").into()
         }),
     ],
-    shape: &[Field::new("rules", FieldKind::List, "Role")],
     validate: validate_role,
     ..Resource::BASE
 };
@@ -73,7 +71,6 @@ const BINDING_BASE: Resource = Resource {
     name_rule: NameRule::PathSegment,
     create_on_update: true,
     columns: &[Column::NAME, Column::text("Role", |value, _| role_text(value).into()), Column::AGE],
-    shape: &[Field::new("subjects", FieldKind::List, "RoleBinding")],
     default: default_binding,
     validate: validate_binding,
     ..Resource::BASE

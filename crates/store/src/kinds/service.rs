@@ -6,9 +6,7 @@ use super::{service_update, service_validation};
 use crate::alloc::{needs_cluster_ip, needs_node_ports};
 use crate::json;
 use crate::names::NameRule;
-use crate::patch::ListRule;
 use crate::resource::{Resource, Subresource};
-use crate::shape::{Field, FieldKind};
 use crate::table::{Column, labels_text, or_none};
 
 /// How long a client stays with its endpoint when nobody says otherwise, in seconds.
@@ -26,10 +24,6 @@ pub(crate) static SERVICE: Resource = Resource {
     name_rule: NameRule::ServiceLabel,
     create_on_update: true,
     returns_deleted: true,
-    list_rules: &[
-        ListRule::merge_by("spec/ports", "port"),
-        ListRule::merge_by("status/conditions", "type"),
-    ],
     selectable_fields: &["/spec/clusterIP", "/spec/type"],
     columns: &[
         Column::NAME,
@@ -42,48 +36,6 @@ pub(crate) static SERVICE: Resource = Resource {
             or_none(&labels_text(json::at(value, "/spec/selector")))
         })
         .wide(),
-    ],
-    shape: &[
-        Field::new("spec", FieldKind::Object, "Service"),
-        Field::new("spec.type", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.clusterIP", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.clusterIPs", FieldKind::TextList, "ServiceSpec"),
-        Field::new("spec.ipFamilies", FieldKind::TextList, "ServiceSpec"),
-        Field::new("spec.ipFamilyPolicy", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.selector", FieldKind::TextMap, "ServiceSpec"),
-        Field::new("spec.ports", FieldKind::List, "ServiceSpec"),
-        Field::new("spec.ports[].name", FieldKind::Text, "ServicePort"),
-        Field::new("spec.ports[].port", FieldKind::Int32, "ServicePort"),
-        Field::new("spec.ports[].nodePort", FieldKind::Int32, "ServicePort"),
-        Field::new("spec.ports[].protocol", FieldKind::Text, "ServicePort"),
-        Field::new("spec.ports[].targetPort", FieldKind::IntOrString, "ServicePort"),
-        Field::new("spec.ports[].appProtocol", FieldKind::Text, "ServicePort"),
-        Field::new("spec.externalIPs", FieldKind::TextList, "ServiceSpec"),
-        Field::new("spec.externalName", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.sessionAffinity", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.externalTrafficPolicy", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.internalTrafficPolicy", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.publishNotReadyAddresses", FieldKind::Bool, "ServiceSpec"),
-        Field::new("spec.allocateLoadBalancerNodePorts", FieldKind::Bool, "ServiceSpec"),
-        Field::new("spec.healthCheckNodePort", FieldKind::Int32, "ServiceSpec"),
-        Field::new("spec.loadBalancerIP", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.loadBalancerClass", FieldKind::Text, "ServiceSpec"),
-        Field::new("spec.loadBalancerSourceRanges", FieldKind::TextList, "ServiceSpec"),
-        Field::new("spec.trafficDistribution", FieldKind::Text, "ServiceSpec"),
-        Field::new(
-            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-            FieldKind::Int32,
-            "ClientIPConfig",
-        ),
-        Field::new("status.loadBalancer", FieldKind::Object, "ServiceStatus"),
-        Field::new("status.loadBalancer.ingress", FieldKind::List, "LoadBalancerStatus"),
-        Field::new("status.loadBalancer.ingress[].ip", FieldKind::Text, "LoadBalancerIngress"),
-        Field::new(
-            "status.loadBalancer.ingress[].hostname",
-            FieldKind::Text,
-            "LoadBalancerIngress",
-        ),
-        Field::new("status.loadBalancer.ingress[].ipMode", FieldKind::Text, "LoadBalancerIngress"),
     ],
     default: default_service,
     prepare_create: |value| {

@@ -12,7 +12,7 @@ pub(super) fn apply(old: &Value, patch: &Value) -> Result<Value, Status> {
         return Err(Status::bad_request(format!(
             "error decoding patch: json: cannot unmarshal {} into Go value of type \
              jsonpatch.Patch",
-            crate::shape::go_name(patch)
+            schema::decode::go_kind(patch)
         )));
     };
     if operations.len() > MAX_JSON_PATCH_OPERATIONS {

@@ -8,8 +8,6 @@ use serde_json::Value;
 
 use crate::{PatchKind, Resource, Status};
 
-pub use strategic::{ListRule, ListStrategy};
-
 /// Most operations of one JSON patch, as in the real server.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 
@@ -51,6 +49,6 @@ fn require_object(patch: &Value) -> Result<(), Status> {
     Err(Status::bad_request(format!(
         "error decoding patch: json: cannot unmarshal {} into Go value of type \
          map[string]interface {{}}",
-        crate::shape::go_name(patch)
+        schema::decode::go_kind(patch)
     )))
 }

@@ -7,10 +7,12 @@ use serde_json::Value;
 
 use crate::names::{GENERATE_NAME_ATTEMPTS, generate};
 use crate::read::present;
+use crate::state::Content;
 use crate::validate::FieldErrors;
 use crate::{Context, Object, Operation, Request, Resource, Status, Store, Subresource, json};
 
-use super::{admission, decode, meta, to_storage};
+use super::managed::{self, Claim};
+use super::{Body, admission, decode_strictly, meta, to_storage};
 
 impl Store {
     /// Creates an object: decode, default, admit, prepare, validate, allocate, write, in the order
@@ -21,16 +23,35 @@ impl Store {
         body: &Value,
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
+        let Body { value, managed_fields } =
+            decode_strictly(request.resource, body.clone(), context)?;
+        self.create_decoded(request, value, Claim::Changes(managed_fields), context)
+    }
+
+    /// Creates an object that is decoded.
+    pub(super) fn create_decoded(
+        &mut self,
+        request: &Request,
+        mut value: Value,
+        claim: Claim,
+        context: &mut Context<'_>,
+    ) -> Result<Arc<Object>, Status> {
+        if let Some(refusal) = &context.create_refusal {
+            return Err(refusal.clone());
+        }
         let resource = request.resource;
-        let mut value = decode(resource, body.clone())?;
         set_namespace(request, &mut value)?;
         let generated = self.generate_name(request, &mut value, context)?;
         (resource.default)(&mut value);
+        let has_status = resource.has(Subresource::Status);
+        let status = if has_status { json::remove(&mut value, "/status") } else { None };
+        // What admission adds below is nobody's, as with the real server.
+        let managed_fields = managed::after(request, None, &value, claim, context)?;
+        if let Some(status) = status.filter(|_| resource.keeps_status_on_create) {
+            json::set(&mut value, "/status", status);
+        }
         self.admit_create(resource, &request.namespace, &mut value)?;
         meta::begin(resource, &mut value, context);
-        if resource.has(Subresource::Status) && !resource.keeps_status_on_create {
-            json::remove(&mut value, "/status");
-        }
         (resource.prepare_create)(&mut value);
         validate(resource, &value, None)?;
         let name = json::text(&value, "/metadata/name").to_owned();
@@ -40,7 +61,8 @@ impl Store {
         }
         self.allocate(resource, &key, &mut value, None, context)?;
         let value = to_storage(resource, value);
-        let object = self.commit(resource, key, Operation::Create, value, context);
+        let content = Content { value, managed_fields };
+        let object = self.commit(resource, key, Operation::Create, content, context);
         Ok(present(resource, &object))
     }
 

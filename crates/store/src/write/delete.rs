@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::kinds::core::NAMESPACE;
 use crate::read::present;
 use crate::selector::{FieldSelector, LabelSelector, selects};
+use crate::state::Content;
 use crate::validate::FieldErrors;
 use crate::{
     Context, DeleteOptions, Object, Operation, Preconditions, Propagation, Reply, Request,
@@ -94,10 +95,12 @@ impl Store {
         if gone {
             let key = old.key.clone();
             let value = super::to_storage(resource, value);
-            let object = self.commit(resource, key, Operation::Delete, value, context);
+            let content = Content { value, managed_fields: old.managed_fields.clone() };
+            let object = self.commit(resource, key, Operation::Delete, content, context);
             return Ok((present(resource, &object), true));
         }
-        Ok((self.finish_update(resource, old, value, context)?, false))
+        let content = Content { value, managed_fields: old.managed_fields.clone() };
+        Ok((self.finish_update(resource, old, content, context)?, false))
     }
 }
 

@@ -12,12 +12,11 @@ use crate::{Context, Resource, json};
 pub(crate) const MAX_ANNOTATIONS_BYTES: usize = 256 * 1024;
 
 /// Drops what carries no meaning, so that an object compares equal to its stored form: empty
-/// maps and lists, and the fields that only servers of other times wrote.
+/// maps and lists, and the field that only servers of other times wrote.
 pub(super) fn normalize(value: &mut Value) {
     let Some(metadata) = json::object_mut(value, "/metadata") else {
         return;
     };
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
     metadata.retain(|_, member| match member {
         Value::Object(map) => !map.is_empty(),

@@ -1,8 +1,11 @@
 //! Writes: one function per verb, written once over the rows of the registry.
 
 mod admission;
+mod apply;
 mod create;
 mod delete;
+mod evict;
+mod managed;
 mod meta;
 mod subresources;
 mod update;
@@ -13,8 +16,8 @@ use model::NamespacedName;
 use serde_json::Value;
 
 use crate::{
-    Action, Context, Object, Reply, Request, Resource, Staged, Status, Store, Subresource, json,
-    shape,
+    Action, Context, FieldDirective, Object, Reply, Request, Resource, Staged, Status, Store,
+    Subresource, json,
 };
 
 pub(crate) use delete::delete_options;
@@ -32,18 +35,18 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Staged, Status> {
         let staged_before = self.staged_count();
-        let created = matches!(request.action, Action::Create(_));
+        let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
+        let existed = self.head(request.resource, &key).is_some();
         let mut warnings = Vec::new();
         let reply = self.run(request, context, &mut warnings)?;
+        if context.validation.directive == FieldDirective::Warn {
+            warnings.append(&mut context.validation.faults);
+        }
         let records = self.records_since(staged_before);
         let code = match &reply {
             Reply::Status(status) => status.code,
-            // PUT and PATCH on an absent object may create it.
-            Reply::Object(object)
-                if created || records.iter().any(|record| is_creation(record, object)) =>
-            {
-                201
-            }
+            // Also PUT and PATCH make objects.
+            Reply::Object(_) if !existed => 201,
             _ => 200,
         };
         Ok(Staged { code, reply, warnings, records })
@@ -84,6 +87,11 @@ impl Store {
                 notice(warnings);
                 Ok(Reply::Object(object))
             }
+            Action::Apply { config, force } => {
+                let object = self.apply(request, config, *force, update::Part::Main, context)?;
+                notice(warnings);
+                Ok(Reply::Object(object))
+            }
             Action::Delete(options) => self.delete(request, options, context),
             Action::DeleteCollection(options, labels, fields) => {
                 self.delete_collection(request, options, labels, fields, context)
@@ -105,6 +113,9 @@ impl Store {
             (Subresource::Status, Action::Patch(kind, patch)) => {
                 self.patch(request, *kind, patch, Part::Status, context).map(Reply::Object)
             }
+            (Subresource::Status, Action::Apply { config, force }) => {
+                self.apply(request, config, *force, Part::Status, context).map(Reply::Object)
+            }
             (Subresource::Finalize, Action::Update(body)) => {
                 self.update(request, body, Part::Finalize, context).map(Reply::Object)
             }
@@ -113,6 +124,9 @@ impl Store {
             }
             (Subresource::Scale, Action::Patch(kind, patch)) => {
                 self.patch_scale(request, *kind, patch, context).map(Reply::Value)
+            }
+            (Subresource::Scale, Action::Apply { config, force }) => {
+                self.apply_scale(request, config, *force, context).map(Reply::Value)
             }
             (Subresource::Binding, Action::Create(body)) => {
                 self.bind(request, body, context).map(Reply::Status)
@@ -132,10 +146,6 @@ impl Store {
     }
 }
 
-fn is_creation(record: &crate::Record, object: &Arc<Object>) -> bool {
-    record.operation == crate::Operation::Create && record.object.key == object.key
-}
-
 /// Deepest nesting of an object, in levels: stored text must read back (the parser stops at 128,
 /// and a log entry adds some).
 pub const MAX_OBJECT_DEPTH: usize = 100;
@@ -151,14 +161,26 @@ fn check_size(value: &Value) -> Result<(), Status> {
         )));
     }
     if measure.bytes > MAX_OBJECT_BYTES {
-        let message = format!("Request entity too large: limit is {MAX_OBJECT_BYTES}");
-        return Err(Status::failure(413, "RequestEntityTooLarge", message));
+        return Err(too_large());
     }
     Ok(())
 }
 
-/// Reads a body as an object of the row: right kind, no nulls, types that we rely on.
-fn decode(resource: &Resource, mut value: Value) -> Result<Value, Status> {
+fn too_large() -> Status {
+    let message = format!("Request entity too large: limit is {MAX_OBJECT_BYTES}");
+    Status::failure(413, "RequestEntityTooLarge", message)
+}
+
+/// What a body says.
+struct Body {
+    /// The object, without `managedFields`.
+    value: Value,
+    /// Those, if any.
+    managed_fields: Option<Value>,
+}
+
+/// Reads a body as an object of the row: right kind, no nulls, known fields of the right types.
+fn decode(resource: &Resource, mut value: Value) -> Result<Body, Status> {
     check_size(&value)?;
     json::strip_nulls(&mut value);
     if !value.is_object() {
@@ -186,11 +208,36 @@ fn decode(resource: &Resource, mut value: Value) -> Result<Value, Status> {
              ({version})"
         )));
     }
-    shape::check(resource, &value)?;
+    if let Some(message) = resource.message() {
+        schema::decode::check_types(message, &value)
+            .map_err(|complaint| cannot_be_handled(resource, &complaint))?;
+        schema::decode::prune_unknown(message, &mut value);
+    }
     json::set(&mut value, "/apiVersion", version);
     json::set(&mut value, "/kind", resource.kind);
+    let managed_fields = json::remove(&mut value, "/metadata/managedFields");
     meta::normalize(&mut value);
-    Ok(value)
+    Ok(Body { value, managed_fields })
+}
+
+/// As [`decode`], and refuses what `fieldValidation` forbids.
+fn decode_strictly(
+    resource: &Resource,
+    value: Value,
+    context: &Context<'_>,
+) -> Result<Body, Status> {
+    let body = decode(resource, value)?;
+    match context.validation.complaint() {
+        Some(complaint) => Err(cannot_be_handled(resource, &complaint)),
+        None => Ok(body),
+    }
+}
+
+fn cannot_be_handled(resource: &Resource, complaint: &str) -> Status {
+    Status::bad_request(format!(
+        "{} in version {:?} cannot be handled as a {}: {complaint}",
+        resource.kind, resource.version, resource.kind
+    ))
 }
 
 /// The form in which a storage keeps an object: two rows may share a storage.

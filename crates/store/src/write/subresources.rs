@@ -1,16 +1,16 @@
-//! `scale`, `binding` and `eviction`.
+//! `scale` and `binding`.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json as tree};
 
 use crate::kinds::apps;
+use crate::state::Content;
 use crate::validate::FieldErrors;
-use crate::{
-    Context, DeleteOptions, Object, PatchKind, Request, Resource, Status, Store, json, patch,
-};
+use crate::{Context, Object, PatchKind, Request, Resource, Status, Store, json, patch};
 
-use super::meta;
+use super::managed::{self, Claim};
+use super::{apply, meta};
 
 impl Store {
     /// The published `autoscaling/v1 Scale` of an object.
@@ -37,7 +37,7 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Value, Status> {
         let old = self.head_or_not_found(request)?;
-        self.replace_scale(request, &old, scale, context)
+        self.replace_scale(request, &old, scale, Claim::Changes(None), context)
     }
 
     /// PATCH on `scale`.
@@ -52,7 +52,23 @@ impl Store {
         // A Scale has no lists, so the strategic form is the merge form.
         let kind = if kind == PatchKind::Strategic { PatchKind::Merge } else { kind };
         let scale = patch::apply(request.resource, kind, &scale_of(&old), body)?;
-        self.replace_scale(request, &old, &scale, context)
+        self.replace_scale(request, &old, &scale, Claim::Changes(None), context)
+    }
+
+    /// Server-side apply on `scale`: the manager owns the one field of the object that it sets.
+    pub(super) fn apply_scale(
+        &mut self,
+        request: &Request,
+        scale: &Value,
+        force: bool,
+        context: &mut Context<'_>,
+    ) -> Result<Value, Status> {
+        let old = self.head_or_not_found(request)?;
+        apply::check_kind(scale, "autoscaling/v1", "Scale")?;
+        let replicas = replicas_of(scale)?;
+        let config = tree!({"spec": {"replicas": replicas}});
+        let applied = apply::settle(request, Some(&old), &config, force, context)?;
+        self.replace_scale(request, &old, scale, Claim::Settled(applied.managers), context)
     }
 
     fn replace_scale(
@@ -60,6 +76,7 @@ impl Store {
         request: &Request,
         old: &Arc<Object>,
         scale: &Value,
+        claim: Claim,
         context: &mut Context<'_>,
     ) -> Result<Value, Status> {
         let resource = request.resource;
@@ -67,15 +84,7 @@ impl Store {
         if !version.is_empty() && version.parse() != Ok(old.revision) {
             return Err(Status::modified(resource, &request.name));
         }
-        let replicas = match json::at(scale, "/spec/replicas") {
-            None => 0,
-            Some(number) => number.as_i64().filter(|n| i32::try_from(*n).is_ok()).ok_or_else(|| {
-                Status::bad_request(
-                    "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal \
-                     into Go struct field ScaleSpec.spec.replicas of type int32",
-                )
-            })?,
-        };
+        let replicas = replicas_of(scale)?;
         if replicas < 0 {
             let mut errors = FieldErrors::default();
             let why = "must be greater than or equal to 0";
@@ -84,8 +93,10 @@ impl Store {
         }
         let mut value = old.value.clone();
         json::set(&mut value, "/spec/replicas", replicas);
+        let managed_fields = managed::after(request, Some(old), &value, claim, context)?;
         meta::count_generation(resource, &mut value, &old.value);
-        let object = self.finish_update(resource, old, value, context)?;
+        let content = Content { value, managed_fields };
+        let object = self.finish_update(resource, old, content, context)?;
         Ok(scale_of(&object))
     }
 
@@ -131,26 +142,22 @@ impl Store {
             }),
         );
         json::strip_nulls(&mut value);
-        self.finish_update(request.resource, &old, value, context)?;
+        let content = Content { value, managed_fields: old.managed_fields.clone() };
+        self.finish_update(request.resource, &old, content, context)?;
         Ok(Status::success(201))
     }
+}
 
-    /// POST on `eviction`: a deletion that asks first. There are no disruption budgets yet, so
-    /// nobody is asked.
-    pub(super) fn evict(
-        &mut self,
-        request: &Request,
-        body: &Value,
-        context: &mut Context<'_>,
-    ) -> Result<Status, Status> {
-        let name = json::text(body, "/metadata/name");
-        if !name.is_empty() && name != request.name {
-            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
-        }
-        let options =
-            DeleteOptions::from_value(json::at(body, "/deleteOptions").unwrap_or(&Value::Null))?;
-        self.delete(request, &options, context)?;
-        Ok(Status::success(201))
+/// The number that a Scale wants; none means none.
+fn replicas_of(scale: &Value) -> Result<i64, Status> {
+    match json::at(scale, "/spec/replicas") {
+        None => Ok(0),
+        Some(number) => number.as_i64().filter(|n| i32::try_from(*n).is_ok()).ok_or_else(|| {
+            Status::bad_request(
+                "Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal \
+                 into Go struct field ScaleSpec.spec.replicas of type int32",
+            )
+        }),
     }
 }
 
@@ -179,7 +186,7 @@ fn scale_of(object: &Object) -> Value {
         "spec": {"replicas": json::integer(value, "/spec/replicas").unwrap_or(0)},
         "status": {
             "replicas": json::integer(value, "/status/replicas").unwrap_or(0),
-            "selector": apps::selector_text(json::at(value, "/spec/selector")),
+            "selector": apps::scale_selector(object.resource, value),
         },
     })
 }

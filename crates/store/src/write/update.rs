@@ -6,6 +6,7 @@ use model::NamespacedName;
 use serde_json::Value;
 
 use crate::read::present;
+use crate::state::Content;
 use crate::validate::FieldErrors;
 use crate::{
     Context, Object, Operation, PatchKind, Request, Resource, Status, Store, Subresource, json,
@@ -13,7 +14,8 @@ use crate::{
 };
 
 use super::create::{set_namespace, validate};
-use super::{decode, meta, to_storage};
+use super::managed::{self, Claim};
+use super::{Body, decode, decode_strictly, meta, to_storage};
 
 /// Which part of the object a write may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +38,7 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
         let resource = request.resource;
-        let value = decode(resource, body.clone())?;
+        let Body { value, managed_fields } = decode_strictly(resource, body.clone(), context)?;
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
         if self.head(resource, &key).is_none()
             && resource.create_on_update
@@ -46,7 +48,7 @@ impl Store {
             return self.create(request, body, context);
         }
         let old = self.head_or_not_found(request)?;
-        self.replace(request, &old, value, part, context)
+        self.replace(request, &old, value, part, Claim::Changes(managed_fields), context)
     }
 
     /// PATCH: the patched object takes the way of an update.
@@ -59,9 +61,25 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
         let old = self.head_or_not_found(request)?;
-        let patched = patch::apply(request.resource, kind, &old.value, body)?;
-        let value = decode(request.resource, patched)?;
-        self.replace(request, &old, value, part, context)
+        let patched = patch::apply(request.resource, kind, &old.to_value(), body)?;
+        if let Some(message) = request.resource.message() {
+            // What stood twice in the patch is known already.
+            let unknown = schema::decode::unknown_fields(message, &patched);
+            context.validation.faults.extend(unknown);
+        }
+        let complaint = context.validation.complaint().map(|complaint| {
+            let shown = match kind {
+                PatchKind::Json => patched.to_string(),
+                PatchKind::Merge | PatchKind::Strategic => go_text(body),
+            };
+            let mut errors = FieldErrors::default();
+            errors.invalid("patch", shown, &complaint);
+            Status::invalid_kind("", "", "", &errors)
+        });
+        // A wrong type is told first.
+        let Body { value, managed_fields } = decode(request.resource, patched)?;
+        complaint.map_or(Ok(()), Err)?;
+        self.replace(request, &old, value, part, Claim::Changes(managed_fields), context)
     }
 
     /// Puts `value` in the place of `old`, as far as `part` allows.
@@ -71,6 +89,7 @@ impl Store {
         old: &Arc<Object>,
         mut value: Value,
         part: Part,
+        claim: Claim,
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
         let resource = request.resource;
@@ -80,6 +99,7 @@ impl Store {
         meta::carry_over(&mut value, &old.value);
         restrict(resource, part, &mut value, &old.value);
         (resource.default)(&mut value);
+        let managed_fields = managed::after(request, Some(old), &value, claim, context)?;
         if part == Part::Main {
             (resource.prepare_update)(&mut value, &old.value);
         }
@@ -89,7 +109,7 @@ impl Store {
             validate(resource, &value, Some(&old.value))?;
         }
         self.allocate(resource, &old.key, &mut value, Some(&old.value), context)?;
-        self.finish_update(resource, old, value, context)
+        self.finish_update(resource, old, Content { value, managed_fields }, context)
     }
 
     /// Writes the new version, unless nothing changed; removes the object when this was the last
@@ -98,16 +118,34 @@ impl Store {
         &mut self,
         resource: &'static Resource,
         old: &Arc<Object>,
-        value: Value,
+        content: Content,
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
-        if value == old.value && !may_go(&value) {
+        let Content { value, managed_fields } = content;
+        let is_same = value == old.value && managed::is_same(&managed_fields, &old.managed_fields);
+        if is_same && !may_go(&value) {
             return Ok(old.clone());
         }
         let operation = if may_go(&value) { Operation::Delete } else { Operation::Update };
-        let value = to_storage(resource, value);
-        let object = self.commit(resource, old.key.clone(), operation, value, context);
+        let content = Content { value: to_storage(resource, value), managed_fields };
+        let object = self.commit(resource, old.key.clone(), operation, content, context);
         Ok(present(resource, &object))
+    }
+}
+
+/// A tree as Go prints it: the real server shows a refused patch so.
+fn go_text(value: &Value) -> String {
+    let join = |texts: Vec<String>| texts.join(" ");
+    match value {
+        Value::Object(members) => {
+            let members =
+                members.iter().map(|(name, member)| format!("{name}:{}", go_text(member)));
+            format!("map[{}]", join(members.collect()))
+        }
+        Value::Array(items) => format!("[{}]", join(items.iter().map(go_text).collect())),
+        Value::String(text) => text.clone(),
+        Value::Null => "<nil>".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -120,7 +158,7 @@ pub(super) fn may_go(value: &Value) -> bool {
             || json::items(value, "/spec/finalizers").is_empty())
 }
 
-fn check_name(request: &Request, value: &mut Value) -> Result<(), Status> {
+pub(super) fn check_name(request: &Request, value: &mut Value) -> Result<(), Status> {
     let name = json::text(value, "/metadata/name");
     if name.is_empty() {
         json::set(value, "/metadata/name", request.name.clone());

@@ -8,8 +8,9 @@ use model::{ClusterConfig, Timestamp};
 use serde_json::{Value, json};
 use store::selector::{FieldSelector, LabelSelector};
 use store::{
-    Action, Context, DeleteOptions, ListOptions, Object, PatchKind, Random, Record, Reply, Request,
-    Resource, Staged, Status, Store, StoreConfig, Subresource, WatchEvent, WatchOptions, registry,
+    Action, Context, DeleteOptions, FieldValidation, ListOptions, Object, PatchKind, Random,
+    Record, Reply, Request, Resource, Staged, Status, Store, StoreConfig, Subresource, WatchEvent,
+    WatchOptions, registry,
 };
 
 /// splitmix64: small, seeded, good enough to spread names and addresses.
@@ -31,6 +32,10 @@ pub struct Api {
     pub random: Seeded,
     pub now: Timestamp,
     pub dry_run: bool,
+    /// As whom further requests write.
+    pub manager: &'static str,
+    /// What the shell found in the bodies of further requests.
+    pub validation: FieldValidation,
     /// All records that were published.
     pub log: Vec<Record>,
 }
@@ -51,7 +56,15 @@ impl Api {
 
     pub fn over(store: Store) -> Self {
         let now = Timestamp::parse("2026-11-20T23:25:02Z").expect("a time");
-        Self { store, random: Seeded(1), now, dry_run: false, log: Vec::new() }
+        Self {
+            store,
+            random: Seeded(1),
+            now,
+            dry_run: false,
+            manager: "curl",
+            validation: FieldValidation::default(),
+            log: Vec::new(),
+        }
     }
 
     /// Stages without publishing.
@@ -60,7 +73,10 @@ impl Api {
             now: self.now,
             random: &mut self.random,
             user: "admin",
+            manager: self.manager,
+            create_refusal: None,
             dry_run: self.dry_run,
+            validation: self.validation.clone(),
         };
         self.store.stage(request, &mut context)
     }
@@ -222,6 +238,9 @@ pub fn sample(resource: &Resource) -> Value {
         "Pod" => json!({"spec": {"containers": [{"name": "web", "image": "nginx:1.27"}]}}),
         "Service" => json!({"spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}}),
         "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" => workload,
+        "Job" => json!({"spec": {"template": {
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}),
+        "ControllerRevision" => json!({"revision": 1, "data": {"spec": {"template": template}}}),
         "ReplicationController" => json!({"spec": {"template": template}}),
         "EndpointSlice" => json!({
             "addressType": "IPv4",

@@ -14,7 +14,9 @@
 //! node-port-addresses: RANGE   where node ports are open; everywhere when left out
 //! external-ip-ranges: RANGE    externalIPs that are allowed; none when left out
 //! answer-ping: yes             ClusterIPs answer echo requests
+//! load-balancer-mode: dsr      or hybrid: endpoints answer clients outside past the node
 //! masquerade-all: yes          every connection through a Service is masqueraded
+//! non-masquerade-cidrs: RANGE  outside of the cluster, where pods keep their addresses
 //! unsupported: iptables WHAT   a backend that refuses something of the case
 //!
 //! objects:                     the first complete lists

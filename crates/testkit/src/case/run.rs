@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use model::NamespacedName;
 use model::packet::{Packet, Verdict};
 use model::world::{Kind, Object};
+use model::{ClusterConfig, LoadBalancerMode, NamespacedName, ServiceBackend};
 use oracle::service::Decision;
 use reconcile::Event;
 use render::fake::FakeKernel;
@@ -224,25 +224,35 @@ impl Runner<'_> {
             let packet = self.names.packet(row)?;
             let (config, facts) = (&self.case.settings.config, &self.node.facts);
             let place = Place { config, facts };
-            let decision = verdict::by_oracle(self.node.reconciler.world(), config, facts, &packet);
-            let mut said: Vec<(String, Result<Verdict, String>)> = Vec::new();
+            let world = self.node.reconciler.world();
+            let decision = verdict::by_oracle(world, config, facts, &packet);
+            // Those that refuse direct server return masquerade in its place.
+            let snat = LoadBalancerMode::Snat;
+            let in_its_place = ClusterConfig { load_balancer_mode: snat, ..config.clone() };
+            let in_its_place = verdict::by_oracle(world, &in_its_place, facts, &packet).verdict;
+            let mut said: Vec<(String, &Verdict, Result<Verdict, String>)> = Vec::new();
             for (name, observed) in &loops {
                 let verdict = verdict::by_nft(&observed.nft, config, facts, &packet);
-                said.push((name.to_string(), verdict.map_err(|error| error.to_string())));
+                let verdict = verdict.map_err(|error| error.to_string());
+                said.push((name.to_string(), &in_its_place, verdict));
             }
             for (words, backends) in [("", &self.backends), (" made anew", &anew)] {
                 for backend in backends {
                     let name = backend::name(backend.kind()) + words;
-                    said.push((name, backend.trace(&packet, place)));
+                    let meant = match backend.kind() {
+                        ServiceBackend::Ebpf => &decision.verdict,
+                        _ => &in_its_place,
+                    };
+                    said.push((name, meant, backend.trace(&packet, place)));
                 }
             }
-            for (executor, verdict) in said {
+            for (executor, meant, verdict) in said {
                 let said = match verdict {
-                    Ok(verdict) if verdict == decision.verdict => continue,
+                    Ok(verdict) if verdict == *meant => continue,
                     Ok(verdict) => verdict.to_string(),
                     Err(error) => error,
                 };
-                self.fault(disagreement(&packet, row, &decision.verdict, &executor, &said));
+                self.outcome.faults.push(disagreement(&packet, row, meant, &executor, &said));
             }
             printed.push(self.compare(row, &packet, &decision));
         }

@@ -76,6 +76,10 @@ impl Settings {
             "node-port-addresses" => self.config.node_port_addresses = words::<IpNet>(argument)?,
             "external-ip-ranges" => self.config.external_ip_ranges = words::<IpNet>(argument)?,
             "answer-ping" => self.config.answer_ping = yes(argument)?,
+            "load-balancer-mode" => self.config.load_balancer_mode = argument.parse()?,
+            "non-masquerade-cidrs" => {
+                self.config.non_masquerade_cidrs = words::<IpNet>(argument)?;
+            }
             "masquerade-all" => self.config.masquerade_all = yes(argument)?,
             "unsupported" => {
                 let (backend, what) = argument.split_once(' ').context("BACKEND WHAT")?;

@@ -4,12 +4,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use kernel::bpf::node::NodeServices;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Attempts to remove a cgroup, and the time between two.
+const REMOVALS_MAX: u32 = 200;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// A mount of cgroups of version 2, with this process in one of its own; it goes with the last
 /// node.
@@ -19,18 +24,30 @@ struct Machine {
     before: PathBuf,
 }
 
-/// One for all labs of the process.
-static MACHINE: Mutex<Weak<Machine>> = Mutex::new(Weak::new());
+/// One for all labs of the process, and how many nodes have a part of it. It comes and goes under
+/// the lock: one that came while another goes would take that one's cgroup for the way back.
+static MACHINE: Mutex<(usize, Option<Machine>)> = Mutex::new((0, None));
 
 impl Machine {
-    fn shared() -> Result<Arc<Self>> {
+    /// Makes room for one more node: the cgroup below which it has its own.
+    fn join() -> Result<PathBuf> {
         let mut shared = MACHINE.lock().map_err(|_| anyhow!("another lab died"))?;
-        if let Some(machine) = shared.upgrade() {
-            return Ok(machine);
+        let (nodes, machine) = &mut *shared;
+        let machine = match machine {
+            Some(machine) => machine,
+            None => machine.insert(Self::new().context("cannot make a cgroup of version 2")?),
+        };
+        *nodes += 1;
+        Ok(machine.own.clone())
+    }
+
+    fn leave() {
+        let Ok(mut shared) = MACHINE.lock() else { return };
+        let (nodes, machine) = &mut *shared;
+        *nodes -= 1;
+        if *nodes == 0 {
+            *machine = None;
         }
-        let machine = Arc::new(Self::new().context("cannot make a cgroup of version 2")?);
-        *shared = Arc::downgrade(&machine);
-        Ok(machine)
     }
 
     fn new() -> Result<Self> {
@@ -50,24 +67,25 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let _ = fs::write(self.before.join("cgroup.procs"), "0");
-        let _ = fs::remove_dir(&self.own);
+        remove(&self.own);
         unmount(&self.root);
     }
 }
 
 /// One node's share of the machine.
 pub(super) struct NodeCgroup {
-    machine: Arc<Machine>,
+    parent: PathBuf,
     path: PathBuf,
     file_system: PathBuf,
 }
 
 impl NodeCgroup {
     pub(super) fn new() -> Result<Self> {
-        let machine = Machine::shared()?;
-        let path = machine.own.join(number().to_string());
-        fs::create_dir(&path)?;
-        let node = Self { machine, path, file_system: temporary("bpf")? };
+        let file_system = temporary("bpf")?;
+        let parent = Machine::join()?;
+        let path = parent.join(number().to_string());
+        let node = Self { parent, path, file_system };
+        fs::create_dir(&node.path)?;
         fs::write(node.path.join("cgroup.type"), "threaded")?;
         Ok(node)
     }
@@ -85,16 +103,28 @@ impl NodeCgroup {
         };
         enter(&self.path)?;
         let done = work();
-        enter(&self.machine.own)?;
+        enter(&self.parent)?;
         Ok(done)
     }
 }
 
 impl Drop for NodeCgroup {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.path);
+        remove(&self.path);
         unmount(&self.file_system);
+        Machine::leave();
     }
+}
+
+/// A thread that has ended is in its cgroup for a moment yet.
+fn remove(cgroup: &Path) {
+    for _ in 0..REMOVALS_MAX {
+        if fs::remove_dir(cgroup).is_ok() {
+            return;
+        }
+        std::thread::sleep(REMOVAL_PAUSE);
+    }
+    eprintln!("cannot remove the cgroup {}", cgroup.display());
 }
 
 /// No two of this process are equal.

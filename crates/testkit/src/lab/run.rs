@@ -204,7 +204,8 @@ impl Runner<'_> {
         let world = self.lab.nodes[&self.case.settings.at].node.reconciler.world();
         let is_hashed = |service: &Service| {
             let asked = service.metadata.annotations.get(SCHEDULING_ANNOTATION);
-            self.backend() == ServiceBackend::Ebpf && asked.is_some_and(|how| how == "maglev")
+            let can = matches!(self.backend(), ServiceBackend::Ebpf | ServiceBackend::Ipvs);
+            can && asked.is_some_and(|how| how == "maglev")
         };
         world.service(key).is_some_and(|service| {
             service.spec.session_affinity == SessionAffinity::ClientIP || is_hashed(service)

@@ -7,8 +7,8 @@ use model::{ClusterConfig, Timestamp};
 use serde_json::{Value, json};
 use store::selector::{FieldSelector, LabelSelector};
 use store::{
-    Action, Context, DeleteOptions, ListOptions, PatchKind, Reply, Request, Resource, Status,
-    Store, StoreConfig, WatchOptions, Watcher, registry,
+    Action, Context, DeleteOptions, FieldValidation, ListOptions, PatchKind, Reply, Request,
+    Resource, Status, Store, StoreConfig, WatchOptions, Watcher, registry,
 };
 
 use crate::random::Generator;
@@ -120,8 +120,15 @@ impl Api {
             subresource,
             action,
         };
-        let mut context =
-            Context { now: self.now, random: &mut self.random, user: "simulator", dry_run: false };
+        let mut context = Context {
+            now: self.now,
+            random: &mut self.random,
+            user: "simulator",
+            manager: "simulator",
+            create_refusal: None,
+            dry_run: false,
+            validation: FieldValidation::default(),
+        };
         let staged = self.store.stage(&request, &mut context)?;
         self.store.publish();
         Ok(match staged.reply {

@@ -7,7 +7,7 @@ use std::path::Path;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ebpf_abi::flows::{
     ENTERING, FLOW_ANSWERED, FLOW_BACK, FLOW_FIN_ANSWERED, FLOW_FIN_SENT, FLOW_MASQUERADED,
-    FLOW_RESET, Flow, FlowKey, NAT_REASONS, NatLink, NatSettings, SCTP_S, TCP_CLOSED_S,
+    FLOW_RESET, Flow, FlowKey, NAT_REASONS, NatLink, NatSecret, NatSettings, SCTP_S, TCP_CLOSED_S,
     TCP_ESTABLISHED_S, TCP_HALF_CLOSED_S, TCP_UNANSWERED_S, UDP_ANSWERED_S, UDP_UNANSWERED_S,
 };
 use render::OpError;
@@ -18,7 +18,8 @@ use super::TrackedFlow;
 /// The map of flows.
 pub(super) const FLOWS: &str = "flows";
 /// The maps by name, as `bpf/tracking.h` declares them.
-pub(super) const MAPS: [&str; 4] = [FLOWS, "nat_links", "nat_settings", "nat_counters"];
+pub(super) const MAPS: [&str; 5] =
+    [FLOWS, "nat_links", "nat_settings", "nat_secret", "nat_counters"];
 
 pub(super) fn are_pinned(directory: &Path) -> bool {
     MAPS.iter().all(|name| directory.join(name).exists())
@@ -26,6 +27,8 @@ pub(super) fn are_pinned(directory: &Path) -> bool {
 
 /// The open maps.
 pub(super) struct Maps {
+    /// Each by its name.
+    all: [(&'static str, MapData); MAPS.len()],
     flows: HashMap<MapData, [u8; FlowKey::BYTES], [u8; Flow::BYTES]>,
     links: HashMap<MapData, u32, [u8; NatLink::BYTES]>,
     settings: Array<MapData, [u8; NatSettings::BYTES]>,
@@ -34,19 +37,40 @@ pub(super) struct Maps {
 
 impl Maps {
     pub(super) fn open(directory: &Path) -> Result<Self, OpError> {
-        let open = |name: &str| {
+        let data = |name: &str| {
             let path = directory.join(name);
             MapData::from_pin(&path)
-                .and_then(Map::from_map_data)
                 .map_err(|error| refused(&format!("open the map {}", path.display()), &error))
         };
+        let open = |name: &str| {
+            Map::from_map_data(data(name)?)
+                .map_err(|error| refused(&format!("open the map {name}"), &error))
+        };
+        let mut all = Vec::new();
+        for name in MAPS {
+            all.push((name, data(name)?));
+        }
         let wrong = |error: MapError| refused("open the maps of flows", &error);
+        draw_secret(open("nat_secret")?.try_into().map_err(wrong)?)?;
         Ok(Self {
+            all: all.try_into().map_err(|_| super::super::absent())?,
             flows: open(FLOWS)?.try_into().map_err(wrong)?,
             links: open("nat_links")?.try_into().map_err(wrong)?,
             settings: open("nat_settings")?.try_into().map_err(wrong)?,
             counters: open("nat_counters")?.try_into().map_err(wrong)?,
         })
+    }
+
+    /// Pins those again whose pins are gone.
+    pub(super) fn pin_again(&self, directory: &Path) -> Result<(), OpError> {
+        for (name, map) in &self.all {
+            let path = directory.join(name);
+            if !path.exists() {
+                let action = || format!("pin the map {} again", path.display());
+                map.pin(&path).map_err(|error| refused(&action(), &error))?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn settings(&self) -> Result<NatSettings, OpError> {
@@ -156,6 +180,20 @@ impl Maps {
             .collect::<Result<_, _>>()
             .map_err(|error| refused("read the links of Services in eBPF", &error))
     }
+}
+
+/// Draws the secret of the first ports, once for as long as there are flows: a client's port keeps
+/// its place over restarts.
+fn draw_secret(mut map: Array<MapData, [u8; NatSecret::BYTES]>) -> Result<(), OpError> {
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        refused("draw the secret of the ports of Services in eBPF", error)
+    };
+    let mut secret = map.get(&0, 0).map_err(|error| failed(&error))?;
+    if NatSecret::from_bytes(&secret) != NatSecret::default() {
+        return Ok(());
+    }
+    getrandom::fill(&mut secret).map_err(|error| failed(&error))?;
+    map.set(0, secret, 0).map_err(|error| failed(&error))
 }
 
 fn tracked(key: &FlowKey, flow: &Flow) -> TrackedFlow {

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use ebpf_abi::services::{
-    MemberKey, OwnPodsKey, RangeKey, SERVICE_SOURCE_ID_BITS, Service, ServiceKey, ServiceSettings,
-    ServiceSourceKey, Slot, SlotKey,
+    DIRECT_HOSTS_MAX, MemberKey, NetworkKey, RangeKey, SERVICE_SOURCE_ID_BITS, Service, ServiceKey,
+    ServiceSettings, ServiceSourceKey, Slot, SlotKey,
 };
 use ebpf_abi::{ADDRESS_BITS, address_bytes};
 use ipnet::IpNet;
@@ -19,7 +19,7 @@ use super::super::{refused, syscalls};
 
 /// The maps that the driver reads and writes, by name as `bpf/services.h` declares them, with the
 /// size that each has of [`Sizes`].
-const MAPS: [(&str, SizeOf); 8] = [
+const MAPS: [(&str, SizeOf); 9] = [
     ("services", |sizes| sizes.services),
     ("ranges", |sizes| sizes.services),
     ("slots", |sizes| sizes.slots),
@@ -28,6 +28,7 @@ const MAPS: [(&str, SizeOf); 8] = [
     ("service_sources", |sizes| sizes.services),
     ("node_addresses", |_| NODE_ENTRIES_MAX as u32),
     ("own_pods", |_| NODE_ENTRIES_MAX as u32),
+    ("direct_hosts", |_| DIRECT_HOSTS_MAX),
 ];
 /// What of [`Sizes`] a map has; 0: what the program's source declares.
 pub(super) type SizeOf = fn(&Sizes) -> u32;
@@ -71,7 +72,7 @@ impl Maps {
     }
 
     pub(super) fn observe(&self) -> Result<EbpfObserved, OpError> {
-        let [services, ranges, slots, maglev, members, sources, node_addresses, own_pods] =
+        let [services, ranges, slots, maglev, members, sources, node_addresses, own_pods, hosts] =
             &self.maps;
         Ok(EbpfObserved {
             services: read(services, "services")?,
@@ -82,6 +83,7 @@ impl Maps {
             sources: read(sources, "service_sources")?,
             node_addresses: read(node_addresses, "node_addresses")?,
             own_pods: read(own_pods, "own_pods")?,
+            direct_hosts: read(hosts, "direct_hosts")?,
             sizes: self.sizes,
         })
     }
@@ -96,6 +98,7 @@ impl Maps {
             EbpfOp::Sources(change) => self.change(5, change),
             EbpfOp::NodeAddresses(change) => self.change(6, change),
             EbpfOp::OwnPods(change) => self.change(7, change),
+            EbpfOp::DirectHosts(change) => self.change(8, change),
         }
     }
 
@@ -226,16 +229,16 @@ impl Field for IpAddr {
 }
 
 impl Field for IpNet {
-    const BYTES: usize = OwnPodsKey::BYTES;
+    const BYTES: usize = NetworkKey::BYTES;
 
     fn put(&self, bytes: &mut Vec<u8>) {
         let key =
-            OwnPodsKey { prefix_bits: prefix_bits(self), address: address_bytes(self.network()) };
+            NetworkKey { prefix_bits: prefix_bits(self), address: address_bytes(self.network()) };
         bytes.extend_from_slice(&key.to_bytes());
     }
 
     fn get(bytes: &[u8]) -> Option<Self> {
-        let key = OwnPodsKey::from_bytes(bytes.try_into().ok()?);
+        let key = NetworkKey::from_bytes(bytes.try_into().ok()?);
         range(key.prefix_bits, key.address)
     }
 }

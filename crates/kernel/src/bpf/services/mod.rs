@@ -29,6 +29,18 @@ use super::{refused, syscalls};
 use maps::Maps;
 use sockets::SocketPrograms;
 
+/// The maps whose sizes are configured.
+pub(super) const SIZED: [&str; 9] = [
+    "services",
+    "ranges",
+    "slots",
+    "maglev",
+    "members",
+    "service_sources",
+    "affinities",
+    "datagrams",
+    "answers",
+];
 const DIRECTORY_PREFIX: &str = "services-v";
 
 /// Services in eBPF, in one node's network namespace. All of it is pinned and outlives this value.
@@ -201,9 +213,9 @@ impl EbpfDriver {
     }
 }
 
-/// Sizes are in the name, so that maps of other sizes are other maps.
+/// Sizes are in the name, so that maps of other sizes are other maps. Flows are not among them.
 fn directory_name(sizes: &Sizes) -> String {
-    let Sizes { services, slots, clients } = sizes;
+    let Sizes { services, slots, clients, flows: _ } = sizes;
     format!("{DIRECTORY_PREFIX}{SERVICES_VERSION}-{services}-{slots}-{clients}")
 }
 

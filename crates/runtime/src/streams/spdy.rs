@@ -1,4 +1,4 @@
-//! SPDY/3.1 framing, as much as `kubectl exec` speaks: SYN_STREAM, SYN_REPLY, DATA, RST_STREAM,
+//! SPDY/3.1 framing, as much as `kubectl` speaks: SYN_STREAM, SYN_REPLY, DATA, RST_STREAM,
 //! PING and GOAWAY. Nobody on either side uses flow control. Pure: bytes in, frames out.
 //!
 //! Header blocks of one direction are one zlib stream for the whole connection, with a preset
@@ -228,6 +228,14 @@ impl Encoder {
 /// Bytes of a stream.
 pub fn data(stream: u32, bytes: &[u8], fin: bool) -> Vec<u8> {
     frame(stream & STREAM_MASK, u8::from(fin), bytes)
+}
+
+/// Gives a stream up. The peer drops what is under way on it.
+pub fn reset(stream: u32) -> Vec<u8> {
+    /// `CANCEL` (SPDY draft 3.1, section 2.6.3).
+    const CANCEL: u32 = 5;
+    let payload = [stream.to_be_bytes(), CANCEL.to_be_bytes()].concat();
+    control(RST_STREAM, 0, &payload)
 }
 
 /// The answer to a ping.

@@ -1,0 +1,333 @@
+//! eBPF forwarding of pods' packets (`bpf/forward.c`): where Services are in eBPF too. What it does
+//! not take, and everything where the kernel refuses the programs, goes by the kernel's own
+//! path, which is complete without it.
+//!
+//! ```text
+//! another backend of Services ─▶ it is taken away before that backend's first operation
+//! ways to other nodes, records of pods ─▶ render::bpf ─▶ kernel::bpf (reads, compares, writes)
+//! the canary ─▶ the same again: programs and maps tell nobody of their changes (R-22)
+//! ```
+//!
+//! What a killed agent left forwards on (invariant 14).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kernel::bpf::{self, FILE_SYSTEM, node, sockets};
+use kernel::nft::flows;
+use model::{Attachment, ClusterConfig, ServiceBackend};
+use plan::network::NetworkPlan;
+use render::OpError;
+use render::bpf::Way;
+use render::inventory::{Row, RowKind};
+use serde::{Deserialize, Serialize};
+
+use crate::report::Condition;
+
+/// What the kernel refused is not tried again earlier than this.
+const RETRY: Duration = Duration::from_secs(60);
+/// Flows of another backend are looked for this often, until there is none.
+const TRANSLATED_PERIOD: Duration = Duration::from_secs(5);
+/// How attachments and entries are called where repairs are counted.
+pub(crate) const REPAIRED: &str = "ebpf-forwarding";
+/// The Node's condition.
+const CONDITION: &str = "FlatnetForwarding";
+
+/// By which path packets of pods go, and what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ForwardingStatus {
+    /// Whether forwarding shall be in eBPF, as Services are.
+    pub wanted: bool,
+    /// Whether it is.
+    pub ebpf: bool,
+    /// Why it is not, where it is not.
+    pub reason: String,
+    /// Pods of this node that it forwards.
+    pub pods: usize,
+    /// Pods of this node whose packets take the kernel's path, since something there has a say in
+    /// them.
+    pub pods_by_kernel: usize,
+    /// Ranges of pods of other nodes that it knows.
+    pub remotes: usize,
+    /// Whether connections between pods of this node are short-cut at the socket.
+    pub socket_fast_path: bool,
+    /// Packets by what became of them, since the programs were loaded.
+    pub packets: BTreeMap<String, u64>,
+}
+
+/// The keeper of the programs and their maps.
+pub(crate) struct Forwarding {
+    wanted: bool,
+    with_sockets: bool,
+    loaded: Option<bpf::Forwarding>,
+    state: State,
+    /// What the kernel was brought to, whole.
+    held: Option<render::bpf::Forwarding>,
+    translated: Translated,
+    /// What could not be written, or not at the sockets.
+    problems: Vec<String>,
+    packets: BTreeMap<&'static str, u64>,
+    repairs: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// It is not wanted, and nothing of it is there.
+    Away,
+    /// Nobody knows yet what is wanted; what a former agent left forwards on.
+    Waiting,
+    Forwarding,
+    /// The kernel refuses until it is asked again.
+    Refused(String, Instant),
+}
+
+/// Pods with flows that another backend translates in connection tracking: their answers must come
+/// back there. None begins while Services are in eBPF.
+#[derive(Default)]
+struct Translated {
+    pods: BTreeSet<IpAddr>,
+    read_at: Option<Instant>,
+}
+
+impl Forwarding {
+    pub(crate) fn new(config: &ClusterConfig) -> Self {
+        Self {
+            wanted: config.service_backend == ServiceBackend::Ebpf && config.ebpf_forwarding,
+            with_sockets: config.socket_fast_path,
+            loaded: None,
+            state: State::Waiting,
+            held: None,
+            translated: Translated::default(),
+            problems: vec![],
+            packets: BTreeMap::new(),
+            repairs: 0,
+        }
+    }
+
+    /// Takes it away where it is not wanted: it would lead the answers of another backend's Services
+    /// astray. To be called before that backend is written.
+    pub(crate) fn make_way(&mut self) {
+        if self.wanted || self.state == State::Away || self.is_refused() {
+            return;
+        }
+        match remove() {
+            Ok(_) => self.become_state(State::Away),
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    /// Brings the kernel to the ways and pods that there are now.
+    pub(crate) fn follow(
+        &mut self,
+        plan: &NetworkPlan,
+        config: &ClusterConfig,
+        attachments: &[Attachment],
+    ) {
+        if !self.wanted || self.is_refused() {
+            return;
+        }
+        let mut wanted = render::bpf::render(plan, config, attachments);
+        let done = self.translated.read(&wanted).and_then(|()| {
+            wanted.leave_to_stack(&self.translated.pods);
+            self.write(wanted)
+        });
+        self.end_turn(done);
+    }
+
+    /// Looks after what nobody tells of. Answers whether it found anything.
+    pub(crate) fn look(&mut self) -> bool {
+        let (Some(held), false) = (self.held.clone(), self.is_refused()) else { return false };
+        let before = self.repairs;
+        let done = self.write(held);
+        self.end_turn(done);
+        self.repairs != before
+    }
+
+    /// Whether it is time to look again though nothing has changed: for flows of another backend
+    /// that keep pods off, or since the kernel refused.
+    pub(crate) fn is_due(&self) -> bool {
+        match &self.state {
+            State::Refused(_, until) => Instant::now() >= *until,
+            _ => !self.translated.pods.is_empty() && self.translated.is_due(),
+        }
+    }
+
+    pub(crate) fn repairs(&self) -> u64 {
+        self.repairs
+    }
+
+    pub(crate) fn status(&self) -> ForwardingStatus {
+        let held = self.held.as_ref().filter(|_| self.state == State::Forwarding);
+        let pods = |by_kernel: bool| {
+            let pods = held.into_iter().flat_map(|held| held.pods.values());
+            pods.filter(|pod| pod.via_stack == by_kernel).count()
+        };
+        let packets = self.packets.iter().map(|(what, count)| ((*what).to_owned(), *count));
+        ForwardingStatus {
+            wanted: self.wanted,
+            ebpf: held.is_some(),
+            reason: self.reason(),
+            pods: pods(false),
+            pods_by_kernel: pods(true),
+            remotes: held.map_or(0, |held| {
+                held.remotes.values().filter(|remote| remote.way != Way::Node).count()
+            }),
+            socket_fast_path: held.is_some() && self.with_sockets,
+            packets: packets.collect(),
+        }
+    }
+
+    /// What is wrong, a sentence each.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
+        self.refusal().into_iter().chain(self.problems.clone())
+    }
+
+    /// Why the kernel forwards though eBPF shall, or the other way round.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match &self.state {
+            State::Refused(reason, _) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    /// The Node's condition; `None` while nobody knows, and where it is not wanted.
+    pub(crate) fn condition(&self) -> Option<Condition> {
+        let (status, reason, message) = match &self.state {
+            _ if !self.wanted => return None,
+            State::Waiting | State::Away => return None,
+            State::Forwarding => {
+                let message = "packets of pods are forwarded by eBPF programs at their links";
+                ("True", "EbpfForwards", message.to_owned())
+            }
+            State::Refused(reason, _) => ("False", "KernelForwards", reason.clone()),
+        };
+        Some(Condition { kind: CONDITION, status, reason, message })
+    }
+
+    /// What is attached, beside what shall be.
+    pub(crate) fn rows(&mut self) -> Vec<Row> {
+        let (Some(loaded), Some(held)) = (&mut self.loaded, &self.held) else { return vec![] };
+        let present = loaded.observe().map(|seen| seen.attached).unwrap_or_default();
+        let wanted: BTreeSet<(String, &str)> = held.programs().collect();
+        let attached = |is_so: bool| is_so.then(|| "attached".to_owned());
+        let row = |place: &(String, &'static str)| Row {
+            kind: RowKind::Program,
+            name: format!("{} at {}", place.1, place.0),
+            wanted: attached(wanted.contains(place)),
+            present: attached(present.contains(place)),
+            different: wanted.contains(place) != present.contains(place),
+        };
+        wanted.union(&present).map(row).collect()
+    }
+
+    fn write(&mut self, wanted: render::bpf::Forwarding) -> Result<(), OpError> {
+        let mut loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => bpf::Forwarding::open(FILE_SYSTEM.as_ref())?,
+        };
+        let done = loaded.apply(&wanted)?;
+        // Somebody else's doing, where all of this had been written.
+        let is_repair = self.held.as_ref() == Some(&wanted) && self.problems.is_empty();
+        for change in &done.changes {
+            match is_repair {
+                true => tracing::warn!(
+                    kind = REPAIRED,
+                    "another program changed what flatnet keeps; it is put back: {change}"
+                ),
+                false => tracing::debug!("forwarding: {change}"),
+            }
+        }
+        self.repairs += if is_repair { done.changes.len() as u64 } else { 0 };
+        self.packets = loaded.counters()?;
+        self.problems = done.failures.iter().map(|failure| failure.message.clone()).collect();
+        self.loaded = Some(loaded);
+        self.held = Some(wanted);
+        let done = match self.with_sockets {
+            true => load_sockets(),
+            false => sockets::remove(FILE_SYSTEM.as_ref()),
+        };
+        self.problems.extend(done.err().map(|error| error.message));
+        Ok(())
+    }
+
+    fn end_turn(&mut self, done: Result<(), OpError>) {
+        match done {
+            Ok(()) => self.become_state(State::Forwarding),
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    fn refuse(&mut self, error: &OpError) {
+        (self.loaded, self.held) = (None, None);
+        self.become_state(State::Refused(error.message.clone(), Instant::now() + RETRY));
+    }
+
+    fn is_refused(&self) -> bool {
+        matches!(&self.state, State::Refused(_, until) if Instant::now() < *until)
+    }
+
+    /// Says it once.
+    fn become_state(&mut self, state: State) {
+        let before = self.reason();
+        let is_new = self.state != state;
+        self.state = state;
+        match &self.state {
+            State::Forwarding if is_new => tracing::info!("eBPF forwards packets of pods"),
+            State::Refused(reason, _) if *reason != before => tracing::warn!("{reason}"),
+            _ => {}
+        }
+    }
+
+    fn reason(&self) -> String {
+        match &self.state {
+            State::Forwarding => String::new(),
+            State::Refused(reason, _) => reason.clone(),
+            _ if self.wanted => "Services are not in eBPF yet".to_owned(),
+            _ => "it is not asked for, or Services are not in eBPF".to_owned(),
+        }
+    }
+}
+
+impl Translated {
+    fn is_due(&self) -> bool {
+        self.read_at.is_none_or(|at| at.elapsed() >= TRANSLATED_PERIOD)
+    }
+
+    /// Once there is none, none is looked for any more.
+    fn read(&mut self, wanted: &render::bpf::Forwarding) -> Result<(), OpError> {
+        let is_over = self.read_at.is_some() && self.pods.is_empty();
+        if is_over || !self.is_due() {
+            return Ok(());
+        }
+        let ends = flows::translated_ends()
+            .map_err(|error| OpError { errno: error.errno, message: error.to_string() })?;
+        let own = wanted.pods.values().filter(|pod| !pod.via_stack);
+        let own: BTreeSet<IpAddr> = own.flat_map(|pod| pod.addresses.iter().copied()).collect();
+        self.pods = ends.intersection(&own).copied().collect();
+        self.read_at = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// For the processes of the node and its pods.
+fn load_sockets() -> Result<(), OpError> {
+    sockets::load(FILE_SYSTEM.as_ref(), &node::cgroup()?)
+}
+
+/// Takes away what any agent left. Answers whether there was anything.
+///
+/// # Errors
+/// When something of ours stays.
+pub(crate) fn remove() -> Result<bool, OpError> {
+    let file_system = Path::new(FILE_SYSTEM);
+    if !bpf::is_present(file_system) {
+        return Ok(false);
+    }
+    sockets::remove(file_system)?;
+    let hook = bpf::probe(file_system).hook;
+    let options = bpf::Options { file_system: file_system.to_owned(), hook };
+    bpf::Forwarding::load(&options)?.remove().map(|()| true)
+}
