@@ -29,7 +29,7 @@ const HEADING: &str = "\
 # Messages and fields of the Kubernetes API, version 1.33, without their descriptions.
 # Copyright The Kubernetes Authors, Apache License 2.0. Made by `cargo xtask fields`.
 #
-# MESSAGE [atomic] [typed] [kind=APIVERSION/KIND …]
+# MESSAGE [atomic] [typed] [json] [kind=APIVERSION/KIND …]
 #  FIELD NUMBER TYPE [required] [explicit|embedded] [atomic|set|map=KEY,…]
 #        [merge[=KEY]] [replace] [retainKeys] [default=JSON]
 ";
@@ -41,14 +41,17 @@ const KINDS: &[&str] = &[
     "v1/DeleteOptions",
     "v1/Endpoints",
     "v1/Event",
+    "v1/LimitRange",
     "v1/Namespace",
     "v1/Node",
     "v1/Pod",
     "v1/ReplicationController",
+    "v1/ResourceQuota",
     "v1/Secret",
     "v1/Service",
     "v1/ServiceAccount",
     "v1/Status",
+    "apiextensions.k8s.io/v1/CustomResourceDefinition",
     "apps/v1/ControllerRevision",
     "apps/v1/DaemonSet",
     "apps/v1/Deployment",
@@ -72,7 +75,14 @@ const KINDS: &[&str] = &[
     "rbac.authorization.k8s.io/v1/ClusterRoleBinding",
     "rbac.authorization.k8s.io/v1/Role",
     "rbac.authorization.k8s.io/v1/RoleBinding",
+    "scheduling.k8s.io/v1/PriorityClass",
 ];
+
+macro_rules! apiextensions {
+    () => {
+        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1."
+    };
+}
 
 /// Definitions that are values of their own, not messages with fields.
 const VALUES: &[(&str, &str)] = &[
@@ -82,7 +92,15 @@ const VALUES: &[(&str, &str)] = &[
     ("io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime", "microTime"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1", "raw"),
     ("io.k8s.apimachinery.pkg.runtime.RawExtension", "raw"),
+    (concat!(apiextensions!(), "CustomResourceSubresourceStatus"), "raw"),
+    (concat!(apiextensions!(), "JSON"), "raw"),
+    (concat!(apiextensions!(), "JSONSchemaPropsOrArray"), "raw"),
+    (concat!(apiextensions!(), "JSONSchemaPropsOrBool"), "raw"),
+    (concat!(apiextensions!(), "JSONSchemaPropsOrStringArray"), "raw"),
 ];
+
+/// Kinds that are JSON here and nothing else: their free JSON has messages of its own in protobuf.
+const JSON_ONLY: &[&str] = &["apiextensions.k8s.io/v1/CustomResourceDefinition"];
 
 /// The command: `cargo xtask fields K8S-PB-SOURCES DEFINITIONS`.
 ///
@@ -124,7 +142,8 @@ fn wire_messages(sources: &Path) -> Result<WireMessages> {
     let mut messages = WireMessages::new();
     for path in source::files(sources, ".rs")? {
         let inside = path.strip_prefix(sources)?;
-        let module = inside.parent().unwrap_or(inside).to_string_lossy().replace('/', ".");
+        let module = inside.parent().unwrap_or(inside).to_string_lossy();
+        let module = module.replace('/', ".").replace('_', "-");
         let mut message = String::new();
         let mut field = WireField::default();
         for line in std::fs::read_to_string(&path)?.lines() {
@@ -190,7 +209,7 @@ impl Wire<'_> {
     /// The number path and the field of a name in JSON: of the message itself, or of one that Go
     /// embeds and JSON shows in its place.
     fn field(&self, message: &str, name: &str) -> Result<(String, &WireField)> {
-        let key = name.trim_start_matches('$').to_lowercase();
+        let key = name.trim_start_matches('$').replace('-', "").to_lowercase();
         let fields = self.messages.get(&message.to_lowercase());
         let fields = fields.with_context(|| format!("k8s-pb does not have {message}"))?;
         if let Some(field) = fields.get(&key) {
@@ -241,6 +260,9 @@ fn message(
     if is_typed {
         row.push_str(" typed");
     }
+    if kinds.into_iter().flatten().any(|kind| JSON_ONLY.contains(kind)) {
+        row.push_str(" json");
+    }
     for kind in kinds.into_iter().flatten() {
         write!(row, " kind={kind}")?;
     }
@@ -259,7 +281,9 @@ fn message(
         if required.iter().any(|one| one == field) {
             row.push_str(" required");
         }
-        let is_message = schema["$ref"].is_string() && found.kind == "message";
+        let is_message = schema["$ref"].is_string()
+            && value_of(schema) != Some("raw")
+            && found.kind == "message";
         row.push_str(go::marks(&short(name), field, is_message));
         row.push_str(&merging(schema));
         if let Some(default) = &found.default {
@@ -273,11 +297,11 @@ fn message(
 
 /// The type of a field: `string`, `[TYPE]`, `{TYPE}` or a message.
 fn type_of(schema: &Value, wire: &WireField, reached: &mut BTreeSet<String>) -> Result<String> {
+    if let Some(value) = value_of(schema) {
+        return Ok(value.to_owned());
+    }
     if let Some(reference) = schema["$ref"].as_str() {
         let name = reference.trim_start_matches("#/$defs/");
-        if let Some((_, value)) = VALUES.iter().find(|(value, _)| *value == name) {
-            return Ok((*value).to_owned());
-        }
         reached.insert(name.to_owned());
         return Ok(short(name));
     }
@@ -296,6 +320,12 @@ fn type_of(schema: &Value, wire: &WireField, reached: &mut BTreeSet<String>) -> 
         },
         other => bail!("{other} is not known"),
     })
+}
+
+/// What a schema refers to, when that is a value of its own.
+fn value_of(schema: &Value) -> Option<&'static str> {
+    let name = schema["$ref"].as_str()?.trim_start_matches("#/$defs/");
+    VALUES.iter().find(|(value, _)| *value == name).map(|(_, value)| *value)
 }
 
 /// How lists and maps are merged by server-side apply and by strategic merge patches.
@@ -322,5 +352,7 @@ fn merging(schema: &Value) -> String {
 
 /// The name of a message in the table: `core.v1.Pod`, `meta.v1.ObjectMeta`.
 fn short(name: &str) -> String {
-    name.trim_start_matches("io.k8s.api.").replace("io.k8s.apimachinery.pkg.apis.", "")
+    name.trim_start_matches("io.k8s.api.")
+        .replace("io.k8s.apimachinery.pkg.apis.", "")
+        .replace("io.k8s.apiextensions-apiserver.pkg.apis.", "")
 }

@@ -23,7 +23,7 @@ pub struct Table {
 }
 
 /// A message: an object with known fields.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Message {
     /// Its name with its group and version: `core.v1.Pod`.
     pub name: &'static str,
@@ -31,6 +31,8 @@ pub struct Message {
     pub atomic: bool,
     /// Whether it may have `apiVersion` and `kind` beside its fields.
     pub typed: bool,
+    /// Whether it is JSON only: the table does not know its form in protobuf.
+    pub json_only: bool,
     /// Its fields, in the order of their names.
     pub fields: Vec<Field>,
 }
@@ -117,6 +119,11 @@ impl Table {
         self.messages.get(*place)
     }
 
+    /// As [`Table::kind`], of kinds that have a form in protobuf.
+    pub(crate) fn protobuf_kind(&self, api_version: &str, kind: &str) -> Option<&Message> {
+        self.kind(api_version, kind).filter(|message| !message.json_only)
+    }
+
     /// The message of a type; `None` for types that are none.
     pub fn message(&self, kind: &Type) -> Option<&Message> {
         match kind {
@@ -148,12 +155,12 @@ impl Table {
                 continue;
             }
             let mut words = line.split(' ');
-            let mut message =
-                Message { name: words.next()?, atomic: false, typed: false, fields: Vec::new() };
+            let mut message = Message { name: words.next()?, ..Message::default() };
             for word in words {
                 match word.split_once('=') {
                     None if word == "atomic" => message.atomic = true,
                     None if word == "typed" => message.typed = true,
+                    None if word == "json" => message.json_only = true,
                     Some(("kind", kind)) => {
                         table.kinds.insert(kind, table.messages.len());
                     }
@@ -294,7 +301,7 @@ mod tests {
         let deployment = table().kind("apps/v1", "Deployment").expect("a kind");
         assert_eq!((deployment.name, deployment.go_name()), ("apps.v1.Deployment", "Deployment"));
         assert_eq!(table().kind("apps/v1beta1", "Deployment"), None);
-        assert_eq!(table().kinds().count(), 36);
+        assert_eq!(table().kinds().count(), 41);
     }
 
     #[test]

@@ -120,6 +120,7 @@ const EXPLICIT: &[(&str, &str)] = &[
     ("networking.v1.IngressSpec", "ingressClassName"),
     ("networking.v1.NetworkPolicyPort", "endPort protocol"),
     ("policy.v1.PodDisruptionBudgetSpec", "unhealthyPodEvictionPolicy"),
+    ("scheduling.v1.PriorityClass", "preemptionPolicy"),
 ];
 
 /// Messages that are no pointers. `metadata`, `spec` and `status` of every kind are none either.

@@ -65,10 +65,10 @@ fn read_kind(api_version: &str, kind: &str, raw: &[u8]) -> Result<Map<String, Va
     let table = table();
     // Options carry the version of the group that they are for.
     let version_of_kind = if kind == "DeleteOptions" { "v1" } else { api_version };
-    if let Some(message) = table.kind(version_of_kind, kind) {
+    if let Some(message) = table.protobuf_kind(version_of_kind, kind) {
         return read_message(table, message, raw, MAX_DEPTH);
     }
-    let item = kind.strip_suffix("List").and_then(|kind| table.kind(api_version, kind));
+    let item = kind.strip_suffix("List").and_then(|kind| table.protobuf_kind(api_version, kind));
     let (Some(item), Some(metadata)) = (item, table.named("meta.v1.ListMeta")) else {
         let (api_version, kind) = (api_version.to_owned(), kind.to_owned());
         return Err(Problem::UnknownKind { api_version, kind });

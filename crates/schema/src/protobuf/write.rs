@@ -17,7 +17,7 @@ pub fn encode(object: &Value) -> Option<Vec<u8>> {
     let api_version = object.get("apiVersion")?.as_str()?;
     let kind = object.get("kind")?.as_str()?;
     let members = object.as_object()?;
-    match table.kind(api_version, kind) {
+    match table.protobuf_kind(api_version, kind) {
         Some(message) => Some(wrap(api_version, kind, &write_message(table, message, members)?)),
         None => {
             let metadata = object.get("metadata").unwrap_or(&Value::Null);
@@ -35,7 +35,7 @@ pub fn encode_list(
     items: impl Iterator<Item: Borrow<Value>>,
 ) -> Option<Vec<u8>> {
     let table = table();
-    let item = table.kind(api_version, kind.strip_suffix("List")?)?;
+    let item = table.protobuf_kind(api_version, kind.strip_suffix("List")?)?;
     let empty = Map::new();
     let metadata = metadata.as_object().unwrap_or(&empty);
     let mut raw = Vec::new();
