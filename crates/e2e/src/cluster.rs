@@ -13,8 +13,20 @@ use crate::{eventually, program, workspace};
 pub const READY: Duration = Duration::from_secs(60);
 
 /// Clusters of the suites. That of `./x chaos` is none: it may run beside them.
-const NAMES: [&str; 9] =
-    ["e2e", "e2e-dual", "e2e-gw", "e2e-refused", "e2e-six", "harm", "nofailover", "pods", "real"];
+const NAMES: [&str; 12] = [
+    "e2e",
+    "e2e-dsr",
+    "e2e-dual",
+    "e2e-ebpf",
+    "e2e-gw",
+    "e2e-hybrid",
+    "e2e-refused",
+    "e2e-six",
+    "harm",
+    "nofailover",
+    "pods",
+    "real",
+];
 
 /// A running cluster. It is taken down when the value is dropped.
 pub struct Cluster {
@@ -253,7 +265,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Whether a pod's condition `Ready` is true.
+/// Whether the condition `Ready` of a pod, or of a node, is true.
 pub fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     conditions

@@ -94,7 +94,8 @@ impl Outside {
         Ok(namespace.run(connect)??)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A toolbox command that will run there.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program("flatnet-toolbox")).args(arguments);
         command

@@ -58,6 +58,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("readiness_false_stops_traffic_within_a_second", services::readiness),
     ("a_node_that_is_cut_off_gets_no_new_connections_and_comes_back", failover::cut_node),
     ("a_pod_that_falls_silent_gets_no_new_connections_and_comes_back", failover::frozen_pod),
+    ("with_ebpf_what_falls_silent_gets_no_new_connections_and_comes_back", failover::with_ebpf),
     ("without_fail_over_connections_to_a_frozen_pod_go_on_failing", failover::switched_off),
     ("names_resolve_inside_a_pod_with_usual_tools", dns::usual_tools),
     ("headless_and_srv_names_resolve_to_pods", dns::headless_and_srv),
