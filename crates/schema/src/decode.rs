@@ -122,10 +122,12 @@ impl Checker {
                     .filter(|(_, one)| !one.is_null())
                     .try_for_each(|(_, one)| self.value(item, one, parent, path))
             }
-            Type::Message(_) => match (self.table.message(kind), value.as_object()) {
-                (Some(message), Some(members)) => self.members(message, members, path),
-                _ => refuse(go_kind(value), &self.go_type(kind)),
-            },
+            Type::Message(_) | Type::Own(_) => {
+                match (self.table.message(kind), value.as_object()) {
+                    (Some(message), Some(members)) => self.members(message, members, path),
+                    _ => refuse(go_kind(value), &self.go_type(kind)),
+                }
+            }
             _ => refuse(go_kind(value), &self.go_type(kind)),
         }
     }
@@ -143,7 +145,9 @@ impl Checker {
             Type::Raw => "map[string]interface {}".to_owned(),
             Type::List(item) => format!("[]{}", self.go_type(item)),
             Type::Map(item) => format!("map[string]{}", self.go_type(item)),
-            Type::Message(_) => self.table.message(kind).map(go_type_of).unwrap_or_default(),
+            Type::Message(_) | Type::Own(_) => {
+                self.table.message(kind).map(go_type_of).unwrap_or_default()
+            }
         }
     }
 }
@@ -177,7 +181,9 @@ fn prune(table: &Table, message: &Message, members: &mut Map<String, Value>, dep
     if depth == 0 {
         return;
     }
-    members.retain(|name, _| message.field(name).is_some() || is_type_meta(message, name));
+    if !message.open {
+        members.retain(|name, _| message.field(name).is_some() || is_type_meta(message, name));
+    }
     for (name, value) in members.iter_mut() {
         if let Some(field) = message.field(name) {
             prune_in(table, &field.kind, value, depth - 1);
@@ -187,7 +193,7 @@ fn prune(table: &Table, message: &Message, members: &mut Map<String, Value>, dep
 
 fn prune_in(table: &Table, kind: &Type, value: &mut Value, depth: usize) {
     match (kind, value) {
-        (Type::Message(_), Value::Object(members)) => {
+        (Type::Message(_) | Type::Own(_), Value::Object(members)) => {
             if let Some(message) = table.message(kind) {
                 prune(table, message, members, depth);
             }

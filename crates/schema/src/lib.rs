@@ -9,6 +9,7 @@
 pub mod apply;
 pub mod decode;
 pub mod protobuf;
+pub mod structural;
 mod table;
 
 pub use table::{Field, Message, Relation, Table, Type, table};

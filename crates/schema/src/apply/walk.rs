@@ -345,7 +345,7 @@ fn look(node: Node<'_>, value: &Value, path: &str, found: &mut Vec<String>) {
             for (name, member) in members {
                 let path = format!("{path}.{name}");
                 let is_of_type = message.typed && matches!(name.as_str(), "apiVersion" | "kind");
-                if message.field(name).is_none() && !is_of_type {
+                if message.field(name).is_none() && !is_of_type && !message.open {
                     found.push(format!("{path}: field not declared in schema"));
                 } else {
                     look(node.member(name), member, &path, found);

@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
             Place::Message(message) => match message.field(name) {
                 Some(field) => Place::of(self.table, &field.kind),
                 None => {
-                    if !super::is_type_meta(message, name) {
+                    if !message.open && !super::is_type_meta(message, name) {
                         self.tell("unknown", name);
                     }
                     Place::Any

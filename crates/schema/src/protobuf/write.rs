@@ -156,8 +156,8 @@ fn write_value(
             let inner = write_message(table, table.message(kind)?, value.as_object()?)?;
             write_bytes(out, number, &inner);
         }
-        // Neither occurs within another list or map.
-        Type::List(_) | Type::Map(_) => return None,
+        // The former two do not occur within another list or map; the last has no numbers.
+        Type::List(_) | Type::Map(_) | Type::Own(_) => return None,
     }
     Some(())
 }
