@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use client::{Client, ResourcePath, WatchEvent, WatchSpec};
-use dns::feed::{Change, MAX_SAID_OCTETS, Plain, Publisher, Settings};
+use dns::feed::{Change, MAX_SAID_OCTETS, Plain, Publisher, Reader, Settings};
 use dns::{Index, Records};
 use model::{ClusterConfig, NamespacedName, Pod, layout};
 use plan::zone::{Exposed, Exposure, PodAddresses, PodNames, ZoneChanges};
@@ -216,16 +216,14 @@ impl Feed {
         // Its end tells us that there is nobody left to feed.
         let mut listening = std::pin::pin!(self.listen(from_worker));
         let mut newest = self.newest.subscribe();
-        let mut sent = None;
+        let mut reader = Reader::default();
         loop {
             if *newest.borrow_and_update() != 0 {
-                let (frames, sequence) = self.frames_behind(sent);
-                for frame in frames {
+                while let Some(frame) = self.next_frame(&mut reader) {
                     if stream.write_all(&frame).await.is_err() {
                         return;
                     }
                 }
-                sent = Some(sequence);
             }
             tokio::select! {
                 changed = newest.changed() => if changed.is_err() { return },
@@ -253,20 +251,13 @@ impl Feed {
         }
     }
 
-    /// What a worker lacks that was sent everything up to a number, and the number of the last.
-    fn frames_behind(&self, sent: Option<u64>) -> (Vec<Arc<[u8]>>, u64) {
-        let publisher = &self.zone().publisher;
-        let sequence = publisher.sequence();
-        if let Some(changes) = sent.and_then(|sent| publisher.since(sent)) {
-            return (changes.collect(), sequence);
-        }
-        let frames: Result<Vec<Arc<[u8]>>, _> =
-            publisher.snapshot().map(|frame| frame.map(Arc::from)).collect();
-        match frames {
-            Ok(frames) => (frames, sequence),
+    /// What a worker lacks next, if anything.
+    fn next_frame(&self, reader: &mut Reader) -> Option<Arc<[u8]>> {
+        match self.zone().publisher.next_frame(reader)? {
+            Ok(frame) => Some(frame),
             Err(error) => {
                 tracing::error!("the zone cannot be sent to the DNS worker: {error}");
-                (vec![], sequence)
+                None
             }
         }
     }

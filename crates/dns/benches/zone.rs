@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dns::feed::{Change, Follower, News, Publisher, Settings};
@@ -26,8 +27,8 @@ fn main() {
     let mut publisher = Publisher::new(settings(), 1);
     publisher.publish(changes(), 0).expect("fits into a frame");
     println!("the agent takes the zone in: {:?}", began.elapsed());
-    let octets: Vec<Vec<u8>> = publisher.snapshot().map(|frame| frame.expect("fits")).collect();
-    println!("snapshot: {} octets", octets.iter().map(Vec::len).sum::<usize>());
+    let octets: Vec<Arc<[u8]>> = publisher.snapshot().map(|frame| frame.expect("fits")).collect();
+    println!("snapshot: {} octets", octets.iter().map(|frame| frame.len()).sum::<usize>());
     let mut index = None;
     let mut took = Duration::ZERO;
     let memory = allocation_counter::measure(|| {
@@ -104,7 +105,7 @@ fn namespace(number: u32) -> String {
     format!("n{}", number % 100)
 }
 
-fn read(frames: &[Vec<u8>]) -> Index {
+fn read(frames: &[Arc<[u8]>]) -> Index {
     let mut follower = Follower::default();
     let mut zone = None;
     for frame in frames {

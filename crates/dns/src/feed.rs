@@ -1,5 +1,5 @@
 //! How an agent hands its zone to the DNS worker: frames over a stream. First a snapshot in parts,
-//! then every change under a number of its own. A worker that finds a number missing, or that
+//! with what changes meanwhile between them, then every change under a number of its own. A worker that finds a number missing, or that
 //! reads too late, connects anew and gets a snapshot again.
 //!
 //! A worker that is connected says in turn how it answers ([`Plain`]), and what of the cluster shall
@@ -16,6 +16,7 @@ mod follower;
 mod known;
 mod plain;
 mod publisher;
+mod reader;
 
 use std::net::IpAddr;
 
@@ -24,7 +25,6 @@ use model::{ClusterConfig, NamespacedName};
 use plan::zone::{Exposed, PodNames, ServiceNews, ServiceRecords, Zone};
 use serde::{Deserialize, Serialize};
 
-use crate::Index;
 use crate::records::Records;
 
 pub use plan::zone::{Exposure, ServiceKind};
@@ -32,11 +32,10 @@ pub use plan::zone::{Exposure, ServiceKind};
 pub use follower::{Follower, News, Place, Received};
 pub use plain::{MAX_SAID_OCTETS, Plain};
 pub use publisher::Publisher;
+pub use reader::Reader;
 
 /// The largest frame in octets: one Service with half a million endpoints.
 pub const MAX_FRAME_OCTETS: usize = 32 << 20;
-/// Changes in one frame of a snapshot.
-const CHANGES_PER_PART: usize = 256;
 const LENGTH_OCTETS: usize = 4;
 
 /// What a zone says besides Services and pods.
@@ -89,7 +88,7 @@ pub enum Change {
 pub enum Frame {
     /// A snapshot begins: an empty zone with these settings.
     Begin(Settings),
-    /// A part of it.
+    /// A part of it; of what stands in two parts, the later one counts.
     Part(#[serde(deserialize_with = "known::changes")] Vec<Change>),
     /// It is whole, and all changes up to this number are in it.
     End {
@@ -175,17 +174,6 @@ impl Change {
 }
 
 impl Frame {
-    /// The frames of a whole zone, up to a change.
-    pub fn snapshot(index: &Index, sequence: u64) -> impl Iterator<Item = Self> {
-        let mut changes = index.changes().peekable();
-        let parts = std::iter::from_fn(move || {
-            changes.peek()?;
-            Some(Self::Part(changes.by_ref().take(CHANGES_PER_PART).collect()))
-        });
-        let begin = Self::Begin(index.settings().clone());
-        std::iter::once(begin).chain(parts).chain([Self::End { sequence }])
-    }
-
     /// The octets of the frame.
     ///
     /// # Errors
@@ -212,16 +200,4 @@ fn framed(message: &impl Serialize, max_octets: usize) -> Result<Vec<u8>, FeedEr
         }
         _ => Err(FeedError::TooLarge { octets }),
     }
-}
-
-/// A snapshot of a whole zone as one run of octets, such as a test serves it.
-///
-/// # Errors
-/// When a part does not fit into a frame.
-pub fn snapshot(index: &Index, sequence: u64) -> Result<Vec<u8>, FeedError> {
-    let mut octets = Vec::new();
-    for frame in Frame::snapshot(index, sequence) {
-        octets.extend(frame.encode()?);
-    }
-    Ok(octets)
 }

@@ -13,6 +13,7 @@ mod reverse;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 use model::Protocol;
@@ -59,6 +60,17 @@ struct Service {
     /// The Service's labels below the domain, in the wire format.
     wire: Box<[u8]>,
     records: Records,
+}
+
+/// What a change is about. [`Index::changes`] gives them in this order.
+#[derive(Clone, Debug)]
+pub(crate) enum Key {
+    /// A range of clients.
+    Client(IpNet),
+    /// A Service, by namespace and name.
+    Service(Box<str>, Box<str>),
+    /// The pods at an address.
+    Pod(IpAddr),
 }
 
 /// Where a name leads.
@@ -380,21 +392,61 @@ impl Index {
         }
     }
 
-    /// All that [`Index::apply`] took in and that still holds.
+    /// All that [`Index::apply`] took in and that still holds, in the order of its keys.
     pub fn changes(&self) -> impl Iterator<Item = Change> {
-        let services = self.namespaces.iter().flat_map(|(namespace, inside)| {
-            inside.services.iter().filter_map(|(name, number)| {
+        self.changes_behind(None)
+    }
+
+    /// The same behind a key, whether that is there or not.
+    pub(crate) fn changes_behind(&self, last: Option<&Key>) -> impl Iterator<Item = Change> {
+        let clients = self.clients.behind(match last {
+            None => Some(Bound::Unbounded),
+            Some(Key::Client(range)) => Some(Bound::Excluded(range)),
+            Some(_) => None,
+        });
+        let (namespace, service) = match last {
+            None | Some(Key::Client(_)) => (Some(Bound::Unbounded), None),
+            Some(Key::Service(namespace, name)) => {
+                (Some(Bound::Included(namespace.as_ref())), Some((namespace, name)))
+            }
+            Some(Key::Pod(_)) => (None, None),
+        };
+        let namespaces = namespace
+            .map(|from| self.namespaces.range::<str, _>((from, Bound::Unbounded)))
+            .into_iter()
+            .flatten();
+        let services = namespaces.flat_map(move |(namespace, inside)| {
+            let from = match service {
+                Some((last, name)) if last == namespace => Bound::Excluded(name.as_ref()),
+                _ => Bound::Unbounded,
+            };
+            let services = inside.services.range::<str, _>((from, Bound::Unbounded));
+            services.filter_map(|(name, number)| {
                 let records = Some(self.services.get(number)?.records.clone());
                 let (namespace, name) = (namespace.clone(), name.clone());
                 Some(Change::Service { namespace, name, records, kind: None })
             })
         });
-        let pods = self
-            .pods
-            .iter()
-            .map(|(address, names)| Change::Pod { address, names: Some(names.clone()) });
-        let clients = self.clients().map(|range| Change::Client { range: *range, is_there: true });
+        let pods = self.pods.behind(match last {
+            Some(Key::Pod(address)) => Bound::Excluded(address),
+            _ => Bound::Unbounded,
+        });
+        let clients = clients.map(|range| Change::Client { range: *range, is_there: true });
+        let pods = pods.map(|(address, names)| Change::Pod { address, names: Some(names.clone()) });
         clients.chain(services).chain(pods)
+    }
+}
+
+impl Key {
+    /// What a change is about.
+    pub(crate) fn of(change: &Change) -> Self {
+        match change {
+            Change::Client { range, .. } => Self::Client(*range),
+            Change::Service { namespace, name, .. } => {
+                Self::Service(namespace.clone(), name.clone())
+            }
+            Change::Pod { address, .. } => Self::Pod(*address),
+        }
     }
 }
 

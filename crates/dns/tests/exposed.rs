@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use dns::feed::{Change, Follower, News, Place, Publisher, Settings};
+use dns::feed::{Change, Follower, News, Place, Publisher, Reader, Settings};
 use dns::message::kind;
 use dns::{Action, Client, Config, Index, Rules, Transport, answer, parse_response, query};
 use model::kinds::{Endpoint, EndpointPort, SERVICE_NAME_LABEL, TargetReference};
@@ -101,13 +101,18 @@ fn publish(publisher: &mut Publisher, options: &str) {
     publisher.publish(pods, 0).expect("fits");
 }
 
+/// Gives a worker all that a reader lacks.
+fn push_all(publisher: &Publisher, reader: &mut Reader, follower: &mut Follower) {
+    while let Some(frame) = publisher.next_frame(reader) {
+        follower.push(&frame.expect("fits"));
+    }
+}
+
 /// What a worker with a choice has of the zone.
 fn follow(publisher: &Publisher, options: &str) -> Option<Index> {
     let config = Config::parse(&format!("kubernetes: {{{options}}}")).expect(options);
     let mut follower = Follower::new(config.kubernetes.exposure());
-    for frame in publisher.snapshot() {
-        follower.push(&frame.expect("fits"));
-    }
+    push_all(publisher, &mut Reader::default(), &mut follower);
     let mut zone = None;
     while let Some(received) = follower.next_frame().expect("a good stream") {
         match received.news {
@@ -276,25 +281,20 @@ fn a_zone_of_another_choice_is_passed_over() {
     let config = Config::parse("kubernetes: {namespaces: [shop]}").expect("a configuration");
     let (mut follower, mut places) = (Follower::default(), vec![]);
     let mut served = 0;
-    let octets = |publisher: &Publisher| -> Vec<u8> {
-        publisher.snapshot().flat_map(|frame| frame.expect("fits")).collect()
-    };
-    follower.push(&octets(&publisher));
+    let mut reader = Reader::default();
+    push_all(&publisher, &mut reader, &mut follower);
     while let Some(received) = follower.next_frame().expect("a good stream") {
         places.push(received.place);
         served += usize::from(matches!(received.news, Some(News::Zone(_))));
     }
     assert!(places.iter().all(|place| *place == Place::PassedOver), "{places:?}");
-    let before = publisher.sequence();
     publisher
         .publish(
             [Change::Client { range: "192.0.2.0/24".parse().expect("a range"), is_there: true }],
             0,
         )
         .expect("fits");
-    for frame in publisher.since(before).expect("kept") {
-        follower.push(&frame);
-    }
+    push_all(&publisher, &mut reader, &mut follower);
     let change = follower.next_frame().expect("a good stream").expect("a frame");
     assert!(
         change.news.is_none() && change.place == Place::PassedOver,
@@ -302,7 +302,7 @@ fn a_zone_of_another_choice_is_passed_over() {
     );
     // The same stream is of use as soon as the choice is the worker's.
     follower.want(config.kubernetes.exposure());
-    follower.push(&octets(&publisher));
+    push_all(&publisher, &mut Reader::default(), &mut follower);
     while let Some(received) = follower.next_frame().expect("a good stream") {
         served += usize::from(matches!(received.news, Some(News::Zone(_))));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use dns::Index;
-use dns::feed::{Change, FeedError, Follower, Frame, News, Plain, Publisher, Settings};
+use dns::feed::{Change, FeedError, Follower, Frame, News, Plain, Publisher, Reader, Settings};
 use ipnet::IpNet;
 use model::NamespacedName;
 use plan::zone::{Exposed, PodNames, ServiceRecords};
@@ -57,33 +57,51 @@ fn snapshot(publisher: &Publisher) -> Vec<u8> {
     publisher.snapshot().map(|frame| frame.expect("fits")).collect::<Vec<_>>().concat()
 }
 
+/// Reads so many frames, or all there are. Whether that were all.
+fn read(publisher: &Publisher, reader: &mut Reader, frames: usize) -> (Vec<u8>, bool) {
+    let mut octets = vec![];
+    for _ in 0..frames {
+        match publisher.next_frame(reader) {
+            Some(frame) => octets.extend_from_slice(&frame.expect("fits")),
+            None => return (octets, true),
+        }
+    }
+    (octets, false)
+}
+
 proptest! {
+    /// However the reading of a snapshot and the changes of the zone take turns.
     #[test]
     fn a_reader_has_what_was_published(
+        at_first in 0u8..200,
         steps in proptest::collection::vec(
-            (any::<bool>(), 0u8..6, proptest::option::of(0u8..4), any::<bool>()), 0..60),
-        piece in 1usize..200,
+            (any::<bool>(), 0u8..200, proptest::option::of(0u8..4), 0usize..4), 0..60),
+        piece in 1usize..2000,
     ) {
         let mut publisher = Publisher::new(settings(), 1000);
-        let (mut follower, mut index, mut sent) = (Follower::default(), None, None);
-        for (is_pod, name, value, reads) in steps {
+        publisher.publish((0..at_first).map(|name| change(name, Some(9))), 0).expect("fits");
+        publisher.publish((0..at_first).map(|last| pod(last, Some(9))), 0).expect("fits");
+        let (mut reader, mut follower, mut index) = (Reader::default(), Follower::default(), None);
+        for (is_pod, name, value, frames) in steps {
             let one = if is_pod { pod(name, value) } else { change(name, value) };
             publisher.publish([one.clone()], 5).expect("fits");
             prop_assert!(!publisher.publish([one], 5).expect("fits"), "the same again is no change");
-            if reads {
-                let octets = match sent.and_then(|sent| publisher.since(sent)) {
-                    Some(frames) => frames.map(|frame| frame.to_vec()).collect::<Vec<_>>().concat(),
-                    None => snapshot(&publisher),
-                };
-                sent = Some(publisher.sequence());
-                follow(&mut follower, &mut index, &octets, piece);
-                let mut fresh = None;
-                follow(&mut Follower::default(), &mut fresh, &snapshot(&publisher), 64 << 10);
+            let (octets, has_all) = read(&publisher, &mut reader, frames);
+            follow(&mut follower, &mut index, &octets, piece);
+            if has_all {
                 let index = index.as_ref().expect("a zone");
-                prop_assert_eq!(content(index), content(fresh.as_ref().expect("a zone")));
+                prop_assert_eq!(content(index), content(publisher.index()));
                 prop_assert_eq!(u64::from(index.serial()), publisher.sequence());
             }
         }
+        let (octets, _) = read(&publisher, &mut reader, usize::MAX);
+        follow(&mut follower, &mut index, &octets, piece);
+        let mut fresh = None;
+        follow(&mut Follower::default(), &mut fresh, &snapshot(&publisher), 64 << 10);
+        let index = index.expect("a zone");
+        prop_assert_eq!(content(&index), content(publisher.index()));
+        prop_assert_eq!(u64::from(index.serial()), publisher.sequence());
+        prop_assert_eq!(content(&index), content(&fresh.expect("a zone")));
     }
 
     #[test]
@@ -99,23 +117,38 @@ proptest! {
     }
 }
 
+/// The kinds of the frames that a reader gets until it has everything.
+fn kinds(publisher: &Publisher, reader: &mut Reader) -> Vec<String> {
+    let frames = std::iter::from_fn(|| publisher.next_frame(reader));
+    let kind = |frame: &[u8]| match serde_json::from_slice(&frame[4..]).expect("JSON") {
+        Value::Object(object) => object.into_iter().map(|(kind, _)| kind).collect(),
+        other => panic!("{other}"),
+    };
+    frames.map(|frame| kind(&frame.expect("fits"))).collect()
+}
+
 #[test]
 fn a_reader_that_is_far_behind_gets_a_snapshot() {
     let mut publisher = Publisher::new(settings(), 1);
-    let first = publisher.sequence();
+    let (mut reader, mut slow) = (Reader::default(), Reader::default());
+    assert_eq!(kinds(&publisher, &mut reader), ["Begin", "End"]);
+    assert!(publisher.next_frame(&mut slow).is_some(), "it begins, and is slow from then on");
     for number in 0..1100_u32 {
         publisher.publish([change(1, Some(number as u8))], 0).expect("fits");
     }
-    assert!(publisher.since(first).is_none());
-    assert_eq!(publisher.since(publisher.sequence()).map(Iterator::count), Some(0));
-    assert_eq!(publisher.since(publisher.sequence() - 3).map(Iterator::count), Some(3));
-    assert!(publisher.since(publisher.sequence() + 1).is_none(), "a number of the future");
-    let newest = publisher.sequence();
-    publisher.set(&["10.0.0.0/8".parse().expect("a range")], &Exposed::default());
-    assert!(publisher.since(newest).is_none(), "settings come with a snapshot alone");
-    let newest = publisher.sequence();
-    publisher.set(&["10.0.0.0/8".parse().expect("a range")], &Exposed::default());
-    assert_eq!(publisher.sequence(), newest, "as before");
+    for late in [&mut reader, &mut slow] {
+        assert_eq!(kinds(&publisher, late), ["Begin", "Part", "End"]);
+        assert!(kinds(&publisher, late).is_empty(), "it has everything");
+    }
+    for number in 0..3 {
+        publisher.publish([change(2, Some(number))], 0).expect("fits");
+    }
+    assert_eq!(kinds(&publisher, &mut reader), ["Delta"; 3]);
+    for is_another in [true, false] {
+        publisher.set(&["10.0.0.0/8".parse().expect("a range")], &Exposed::default());
+        let expected: &[&str] = if is_another { &["Begin", "Part", "End"] } else { &[] };
+        assert_eq!(kinds(&publisher, &mut reader), expected, "settings come with a snapshot alone");
+    }
 }
 
 /// whom the worker answers goes with the snapshot and with changes, each once.
@@ -131,14 +164,11 @@ fn readers_hear_who_is_of_the_cluster() {
     };
     assert!(tell(&mut publisher, &["172.30.0.2/32", "10.244.1.0/24"]));
     assert!(!tell(&mut publisher, &["172.30.0.2/32", "10.244.1.0/24"]), "as before");
-    let (mut follower, mut index) = (Follower::default(), None);
-    follow(&mut follower, &mut index, &snapshot(&publisher), 100);
-    let sent = publisher.sequence();
+    let (mut reader, mut follower, mut index) = (Reader::default(), Follower::default(), None);
+    follow(&mut follower, &mut index, &read(&publisher, &mut reader, usize::MAX).0, 100);
     assert_eq!(index.as_ref().map(content), Some(content(publisher.index())));
     assert!(tell(&mut publisher, &["172.30.0.3/32", "10.244.1.0/24"]));
-    for frame in publisher.since(sent).expect("kept") {
-        follow(&mut follower, &mut index, &frame, 100);
-    }
+    follow(&mut follower, &mut index, &read(&publisher, &mut reader, usize::MAX).0, 100);
     let told = index.as_ref().map(content).unwrap_or_default().concat();
     assert_eq!(Some(told.as_str()), Some(content(publisher.index()).concat().as_str()));
     assert!(told.contains("172.30.0.3/32") && !told.contains("172.30.0.2/32"), "{told}");

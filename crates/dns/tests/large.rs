@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use dns::feed::{Change, Follower, News, Publisher, Settings};
+use dns::feed::{Change, Follower, News, Publisher, Reader, Settings};
 use dns::message::kind;
 use dns::{Action, Client, Index, Name, Response, Rules, Transport, answer, parse_response, query};
 use model::kinds::{
@@ -21,6 +21,8 @@ const HEADLESS: u32 = 1_000;
 /// Endpoints of each headless one, as many as an EndpointSlice holds.
 const ENDPOINTS: u32 = 100;
 const NAMESPACES: u32 = 50;
+/// What an agent holds of a snapshot at one time: a part, here of the largest Services.
+const MAX_PART_OCTETS: usize = 1 << 20;
 /// What one endpoint's change may take on its way to a worker: the records of its Service.
 const MAX_CHANGE_OCTETS: usize = 32 << 10;
 
@@ -136,17 +138,19 @@ fn a_large_cluster_is_answered_whole_and_changes_by_little() {
     let mut publisher = Publisher::new(Settings::new(&config), 1);
     let all: Vec<Change> = (0..SERVICES).map(|number| change(&world, number)).collect();
     publisher.publish(all, 0).expect("fits");
-    let (mut follower, mut index) = (Follower::default(), None);
-    for frame in publisher.snapshot() {
-        take(&mut follower, &mut index, &frame.expect("fits into a frame"));
+    let (mut reader, mut follower, mut index) = (Reader::default(), Follower::default(), None);
+    while let Some(frame) = publisher.next_frame(&mut reader) {
+        let frame = frame.expect("fits into a frame");
+        assert!(frame.len() <= MAX_PART_OCTETS, "{}", frame.len());
+        take(&mut follower, &mut index, &frame);
     }
     every_name_is_right(index.as_ref().expect("a zone"));
 
     // One endpoint is ready no more.
     world.set(Object::EndpointSlice(Arc::new(slice(7, |endpoint| endpoint != 42))));
-    let before = publisher.sequence();
     publisher.publish([change(&world, 7)], 0).expect("fits");
-    let frames: Vec<Arc<[u8]>> = publisher.since(before).expect("it is new").collect();
+    let next = std::iter::from_fn(|| publisher.next_frame(&mut reader));
+    let frames: Vec<Arc<[u8]>> = next.map(|frame| frame.expect("fits")).collect();
     let octets: usize = frames.iter().map(|frame| frame.len()).sum();
     assert!((1..MAX_CHANGE_OCTETS).contains(&octets), "{octets}");
     for frame in frames {

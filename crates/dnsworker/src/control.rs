@@ -159,7 +159,9 @@ impl Control {
             News::Zone(_) | News::Other(_) => None,
             News::Changes { heard_us, changes, .. } => Some((*heard_us, lag::kinds(changes))),
         };
-        feed::take(news, &mut self.shared.index_mut());
+        // Questions wait while the zone is taken in, and not while another goes.
+        let replaced = feed::take(news, &mut self.shared.index_mut());
+        drop(replaced);
         if let Some((heard_us, kinds)) = heard {
             self.shared.lag.record_us(&kinds, unix_us().saturating_sub(heard_us));
         }

@@ -192,7 +192,7 @@ impl ZoneFile {
             match follower.next_frame() {
                 Ok(Some(received)) => {
                     if let Some(news) = received.news {
-                        take(news, &mut kept);
+                        drop(take(news, &mut kept));
                     }
                 }
                 Ok(None) => match file.read(&mut buffer) {
@@ -252,16 +252,18 @@ impl ZoneFile {
     }
 }
 
-/// Takes news into a zone. Changes need one that they are changes of.
-pub(crate) fn take(news: News, index: &mut Option<Index>) {
+/// Takes news into a zone. Changes need one that they are changes of. Answers a zone whose place was
+/// taken: to drop a large one takes long.
+pub(crate) fn take(news: News, index: &mut Option<Index>) -> Option<Index> {
     match (news, index) {
-        (News::Zone(zone), index) => *index = Some(*zone),
+        (News::Zone(zone), index) => return index.replace(*zone),
         (News::Changes { serial, changes, .. }, Some(index)) => {
             changes.into_iter().for_each(|change| index.apply(change));
             index.set_serial(serial);
         }
         (News::Changes { .. }, None) | (News::Other(_), _) => {}
     }
+    None
 }
 
 /// Makes the directory of the zone file, for its owner alone.
@@ -288,7 +290,7 @@ fn make(path: &Path) -> io::Result<File> {
 mod tests {
     use std::net::IpAddr;
 
-    use dns::feed::{Change, Publisher, Settings};
+    use dns::feed::{Change, Publisher, Reader, Settings};
     use model::NamespacedName;
     use plan::zone::ServiceRecords;
 
@@ -310,12 +312,14 @@ mod tests {
         let (mut publisher, mut file) =
             (Publisher::new(Settings::default(), 1), ZoneFile::new(&path));
         publisher.publish([change(1)], 0).expect("fits");
-        let mut frames: Vec<Vec<u8>> =
-            publisher.snapshot().map(|frame| frame.expect("fits")).collect();
-        let sent = publisher.sequence();
-        publisher.publish([change(2)], 0).expect("fits");
-        publisher.publish([change(3)], 0).expect("fits");
-        frames.extend(publisher.since(sent).expect("kept").map(|frame| frame.to_vec()));
+        let mut reader = Reader::default();
+        let mut frames = vec![];
+        for published in [None, Some(2), Some(3)] {
+            publisher.publish(published.map(change), 0).expect("fits");
+            while let Some(frame) = publisher.next_frame(&mut reader) {
+                frames.push(frame.expect("fits"));
+            }
+        }
         let mut follower = Follower::default();
         let mut kept = vec![];
         for frame in &frames {

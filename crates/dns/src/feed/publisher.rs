@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use plan::zone::Exposed;
 
-use super::{Change, FeedError, Frame, Settings, serial};
+use super::{Change, FeedError, Frame, Reader, Settings, serial};
 use crate::Index;
 
 /// Changes kept for readers that are behind; one that is further behind gets a snapshot.
@@ -102,15 +102,16 @@ impl Publisher {
     }
 
     /// The changes behind a number. `None` when they are not kept: a snapshot is needed.
-    pub fn since(&self, sequence: u64) -> Option<impl Iterator<Item = Arc<[u8]>>> {
+    pub(super) fn since(&self, sequence: u64) -> Option<impl Iterator<Item = Arc<[u8]>>> {
         let behind = usize::try_from(self.sequence.checked_sub(sequence)?).ok()?;
         let skipped = self.kept.len().checked_sub(behind)?;
         Some(self.kept.iter().skip(skipped).cloned())
     }
 
-    /// The whole zone.
-    pub fn snapshot(&self) -> impl Iterator<Item = Result<Vec<u8>, FeedError>> {
-        Frame::snapshot(&self.index, self.sequence).map(|frame| frame.encode())
+    /// The whole zone, as a new reader gets it.
+    pub fn snapshot(&self) -> impl Iterator<Item = Result<Arc<[u8]>, FeedError>> {
+        let mut reader = Reader::default();
+        std::iter::from_fn(move || self.next_frame(&mut reader))
     }
 
     fn count(&mut self) {

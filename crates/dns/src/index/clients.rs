@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 
@@ -44,6 +45,12 @@ impl Ranges {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &IpNet> {
         self.ranges.iter()
+    }
+
+    /// Those from a range on; without one, none.
+    pub(crate) fn behind(&self, from: Option<Bound<&IpNet>>) -> impl Iterator<Item = &IpNet> {
+        let ranges = from.map(|from| self.ranges.range((from, Bound::Unbounded)));
+        ranges.into_iter().flatten()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 
 use plan::zone::PodNames;
@@ -47,8 +47,10 @@ impl Pods {
         self.at.range(range).next().is_some()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (IpAddr, &PodNames)> {
-        self.at.iter().map(|(address, names)| (*address, names.as_ref()))
+    /// Those from an address on.
+    pub(crate) fn behind(&self, from: Bound<&IpAddr>) -> impl Iterator<Item = (IpAddr, &PodNames)> {
+        let pods = self.at.range((from, Bound::Unbounded));
+        pods.map(|(address, names)| (*address, names.as_ref()))
     }
 }
 

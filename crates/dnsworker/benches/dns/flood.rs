@@ -25,10 +25,10 @@ pub fn limit(lab: &Lab, queries_per_second: u32) {
 }
 
 /// The times of round trips in microseconds, the shortest first.
-pub fn times(burst: usize, services: usize) -> Vec<u128> {
+pub fn times(burst: usize) -> Vec<u128> {
     let flooder = UdpSocket::bind("127.0.0.66:0").expect("a socket");
     flooder.set_nonblocking(true).expect("a socket");
-    let mut client = Asking::new(DNS_ADDRESS.into(), PLAIN, services);
+    let mut client = Asking::new(DNS_ADDRESS.into(), PLAIN);
     let mut times = Vec::with_capacity(QUESTIONS);
     for number in 0..QUESTIONS {
         for place in 0..burst {

@@ -23,18 +23,16 @@ use lab::{DNS_ADDRESS, Lab};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use peers::Peer;
-use questions::{Asking, MIX, PLAIN, Question};
+use questions::{ADDRESSED, Asking, ENDPOINTS, HEADLESS, MIX, PLAIN, Question};
 
 /// Rounds that count; one before them does not.
 const ROUNDS: usize = 7;
 /// Questions of one round.
 const QUESTIONS: usize = 16_000;
-/// Services of the zone.
-const SERVICES: usize = 10_000;
 /// Questions under way at one time.
 const BURSTS: [usize; 2] = [1, 32];
 /// How long a server may take to know its names.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// A server that is measured.
 struct Server {
@@ -47,14 +45,14 @@ fn main() {
     // What is started from here on stays on the first processor, and makes one thread a socket.
     stay_on(0);
     let mut lab = Lab::new();
-    lab.feed(&questions::zone(SERVICES));
+    lab.feed(&questions::zone());
     // More than can be asked: the limit counts, and does not limit.
     let limit = "rate_limit: {queries_per_second: 100000000, burst: 100000000}\n";
     std::fs::write(lab.config_file(), limit).expect("writes");
     let worker = lab.start_worker(&[]);
     let port = |port| SocketAddrV4::new(*DNS_ADDRESS.ip(), port);
-    let knot = Peer::knot(&lab, port(5301), SERVICES);
-    let unbound = Peer::unbound(&lab, port(5302), SERVICES);
+    let knot = Peer::knot(&lab, port(5301));
+    let unbound = Peer::unbound(&lab, port(5302));
     let servers = [
         Server { name: "Knot", address: port(5301), pid: knot.pid() },
         Server { name: "flatnet", address: DNS_ADDRESS, pid: worker },
@@ -65,7 +63,8 @@ fn main() {
         for server in &servers {
             wait_for(server);
         }
-        println!("processor time of one answer, {SERVICES} Services, in ns");
+        println!("{} Services, {} endpoints", ADDRESSED + HEADLESS, HEADLESS * ENDPOINTS);
+        println!("processor time of one answer, in ns");
         println!("{:<44}{:>8}{:>8}{:>8}", "", "min", "median", "max");
         for (what, mix) in [("an address", PLAIN), ("a mix", MIX)] {
             for burst in BURSTS {
@@ -73,7 +72,7 @@ fn main() {
             }
         }
     });
-    println!("memory at {SERVICES} Services: the proportional share, in kB");
+    println!("memory: the proportional share, in kB");
     for server in &servers {
         println!("{:<44}{:>8}", server.name, share_kb(server.pid));
     }
@@ -85,7 +84,7 @@ fn main() {
         ("the same without the limit", flood::BURST, 0),
     ] {
         flood::limit(&lab, limit);
-        let times = lab.on_node(|| flood::times(burst, SERVICES));
+        let times = lab.on_node(|| flood::times(burst));
         println!("{what:<44}{:>8}{:>8}", times[times.len() / 2], times[times.len() * 99 / 100]);
     }
 }
@@ -93,7 +92,7 @@ fn main() {
 fn measure(servers: &[Server], what: &str, mix: &[Question], burst: usize) {
     let mut costs = vec![Vec::new(); servers.len()];
     let mut asking: Vec<Asking> =
-        servers.iter().map(|server| Asking::new(server.address.into(), mix, SERVICES)).collect();
+        servers.iter().map(|server| Asking::new(server.address.into(), mix)).collect();
     for round in 0..=ROUNDS {
         for ((server, asking), costs) in servers.iter().zip(&mut asking).zip(&mut costs) {
             let before = ran(server.pid);
@@ -122,7 +121,7 @@ fn print_row(what: &str, mut values: Vec<f64>, digits: usize) {
 
 fn wait_for(server: &Server) {
     let until = Instant::now() + START;
-    while !questions::is_ready(server.address.into(), SERVICES) {
+    while !questions::is_ready(server.address.into()) {
         assert!(Instant::now() < until, "{} knows no names", server.name);
         std::thread::sleep(Duration::from_millis(50));
     }

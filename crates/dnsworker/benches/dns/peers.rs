@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::Lab;
-use crate::questions::{DOMAIN, address_of, service};
+use crate::questions::{Record, ZONES, records};
 
 /// Where Debian's Unbound is unpacked.
 const UNBOUND: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/unbound");
@@ -21,41 +21,43 @@ pub struct Peer {
 
 impl Peer {
     /// One worker of each kind.
-    pub fn knot(lab: &Lab, address: SocketAddrV4, services: usize) -> Self {
+    pub fn knot(lab: &Lab, address: SocketAddrV4) -> Self {
         let directory = lab.directory().join("knot");
         std::fs::create_dir_all(&directory).expect("a directory");
         let place = directory.display();
-        let origin = format!("$ORIGIN {DOMAIN}.\n$TTL 5\n");
-        let zone = records(services).fold(origin, |text, record| text + &record + "\n");
-        std::fs::write(directory.join("zone"), zone).expect("writes");
-        let text = format!(
+        let mut text = format!(
             "server:\n  listen: {}@{}\n  rundir: {place}\n  udp-workers: 1\n  tcp-workers: 1\n  \
-             background-workers: 1\ndatabase:\n  storage: {place}\nzone:\n  - domain: {DOMAIN}\n    \
-             storage: {place}\n    file: zone\n",
+             background-workers: 1\ndatabase:\n  storage: {place}\nzone:\n",
             address.ip(),
             address.port()
         );
+        for zone in ZONES {
+            let lines = records(zone).map(|record| format!("{} 5 {}\n", record.owner, record.data));
+            std::fs::write(directory.join(zone), lines.collect::<String>()).expect("writes");
+            text.push_str(&format!("  - domain: {zone}\n    storage: {place}\n    file: {zone}\n"));
+        }
         let mut command = Command::new("knotd");
         command.arg("-c").arg(written(&directory, &text));
         Self::start(lab, command, directory, "apt-get install knot")
     }
 
     /// One thread, and the names as its local data.
-    pub fn unbound(lab: &Lab, address: SocketAddrV4, services: usize) -> Self {
+    pub fn unbound(lab: &Lab, address: SocketAddrV4) -> Self {
         let directory = lab.directory().join("unbound");
         std::fs::create_dir_all(&directory).expect("a directory");
         let mut text = format!(
             "server:\n  interface: {}@{}\n  num-threads: 1\n  do-daemonize: no\n  chroot: \"\"\n  \
              username: \"\"\n  pidfile: \"\"\n  directory: \"{}\"\n  use-syslog: no\n  \
-             access-control: 0.0.0.0/0 allow\n  local-zone: \"{DOMAIN}.\" static\n",
+             access-control: 0.0.0.0/0 allow\n",
             address.ip(),
             address.port(),
             directory.display()
         );
-        for record in records(services) {
-            let (owner, rest) = record.split_once(' ').expect("an owner");
-            let owner = if owner == "@" { String::new() } else { format!("{owner}.") };
-            text.push_str(&format!("  local-data: \"{owner}{DOMAIN}. 5 {}\"\n", whole(rest)));
+        for zone in ZONES {
+            text.push_str(&format!("  local-zone: \"{zone}.\" static\n"));
+            for Record { owner, data } in records(zone) {
+                text.push_str(&format!("  local-data: \"{owner} 5 {data}\"\n"));
+            }
         }
         let mut command = Command::new(format!("{UNBOUND}/usr/sbin/unbound"));
         command.env("LD_LIBRARY_PATH", libraries()).arg("-c").arg(written(&directory, &text));
@@ -84,30 +86,6 @@ impl Drop for Peer {
         let _ = kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM);
         let _ = self.process.wait();
     }
-}
-
-/// The zone's records, with names below its own.
-fn records(services: usize) -> impl Iterator<Item = String> {
-    let apex =
-        ["@ SOA ns.dns hostmaster 1 7200 1800 86400 5", "@ NS ns.dns", "ns.dns A 10.96.0.10"];
-    let apex = apex.map(str::to_owned).into_iter();
-    apex.chain((0..services).flat_map(|number| {
-        let (name, address) = (service(number), address_of(number));
-        [
-            format!("{name}.svc A {address}"),
-            format!("_http._tcp.{name}.svc SRV 0 100 80 {name}.svc"),
-        ]
-    }))
-}
-
-/// The same with whole names, for a file that has no origin.
-fn whole(record: &str) -> String {
-    let words = record.split(' ').map(|word| match word {
-        "ns.dns" | "hostmaster" => format!("{word}.{DOMAIN}."),
-        word if word.ends_with(".svc") => format!("{word}.{DOMAIN}."),
-        word => word.to_owned(),
-    });
-    words.collect::<Vec<_>>().join(" ")
 }
 
 fn written(directory: &Path, text: &str) -> PathBuf {

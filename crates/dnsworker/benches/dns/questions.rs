@@ -7,11 +7,19 @@ use std::os::fd::AsRawFd;
 
 use dns::query;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
-use plan::zone::{NamedPort, ServiceRecords, Zone};
+use plan::zone::{HeadlessEndpoint, NamedPort, ServiceRecords, Zone};
 
 use crate::connected;
 
 pub const DOMAIN: &str = "cluster.local";
+/// The zones that peers need for the cluster's names and addresses.
+pub const ZONES: [&str; 2] = [DOMAIN, "10.in-addr.arpa"];
+/// Services with an address and a port; these are asked for.
+pub const ADDRESSED: usize = 9_000;
+/// Services without.
+pub const HEADLESS: usize = 1_000;
+/// Endpoints of each of those, which have hostnames.
+pub const ENDPOINTS: usize = 100;
 /// Questions that are made ahead.
 const PREPARED: usize = 4096;
 
@@ -49,30 +57,96 @@ pub fn service(number: usize) -> String {
     format!("service-{number}.default")
 }
 
-pub fn address_of(number: usize) -> Ipv4Addr {
+/// From 10.97.0.0 on.
+fn address_of(number: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x0A61_0000 + number as u32)
 }
 
+/// Of an endpoint; from 10.128.0.0 on.
+fn endpoint_address(headless: usize, endpoint: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0x0A80_0000 + (headless * ENDPOINTS + endpoint) as u32)
+}
+
 /// The same names, as an agent tells them.
-pub fn zone(services: usize) -> Zone {
-    let port = NamedPort { name: "http".into(), protocol: model::Protocol::Tcp, port: 80 };
-    let records = |number| ServiceRecords::ClusterIp {
+pub fn zone() -> Zone {
+    let port =
+        |name: &str, port| NamedPort { name: name.into(), protocol: model::Protocol::Tcp, port };
+    let with_address = |number| ServiceRecords::ClusterIp {
         addresses: vec![address_of(number).into()],
-        ports: vec![port.clone()],
+        ports: vec![port("http", 80)],
     };
-    let services: BTreeMap<String, ServiceRecords> =
-        (0..services).map(|number| (format!("service-{number}"), records(number))).collect();
+    let endpoint = |number, endpoint| HeadlessEndpoint {
+        label: format!("db-{endpoint}"),
+        address: endpoint_address(number, endpoint).into(),
+        has_hostname: true,
+        ports: vec![port("sql", 5432)],
+    };
+    let headless = |number| {
+        let mut endpoints: Vec<HeadlessEndpoint> =
+            (0..ENDPOINTS).map(|one| endpoint(number, one)).collect();
+        endpoints.sort_by(|one, other| one.label.cmp(&other.label));
+        ServiceRecords::Headless { endpoints }
+    };
+    let addressed = (0..ADDRESSED).map(|one| (format!("service-{one}"), with_address(one)));
+    let headless = (0..HEADLESS).map(|one| (format!("headless-{one}"), headless(one)));
     Zone {
         domain: DOMAIN.into(),
-        namespaces: BTreeMap::from([("default".to_owned(), services)]),
+        namespaces: BTreeMap::from([("default".to_owned(), addressed.chain(headless).collect())]),
+        reverse_ranges: vec!["10.0.0.0/8".parse().expect("a range")],
         ..Zone::default()
     }
 }
 
+/// One record of a peer.
+pub struct Record {
+    pub owner: String,
+    pub data: String,
+}
+
+/// The same names, record by record, of one of the [`ZONES`].
+pub fn records(zone: &str) -> impl Iterator<Item = Record> {
+    let apex = [
+        format!("{zone}. SOA ns.dns.{DOMAIN}. hostmaster.{DOMAIN}. 1 7200 1800 86400 5"),
+        format!("{zone}. NS ns.dns.{DOMAIN}."),
+    ];
+    let is_reverse = zone != DOMAIN;
+    let server = (!is_reverse).then(|| format!("ns.dns.{DOMAIN}. A 10.96.0.10"));
+    let addressed = (0..ADDRESSED).flat_map(move |number| {
+        let (name, address) = (format!("{}.svc.{DOMAIN}.", service(number)), address_of(number));
+        if is_reverse {
+            return vec![pointer(address, &name)];
+        }
+        vec![format!("{name} A {address}"), format!("_http._tcp.{name} SRV 0 100 80 {name}")]
+    });
+    let headless = (0..HEADLESS * ENDPOINTS).flat_map(move |number| {
+        let (number, endpoint) = (number / ENDPOINTS, number % ENDPOINTS);
+        let service = format!("headless-{number}.default.svc.{DOMAIN}.");
+        let (own, address) =
+            (format!("db-{endpoint}.{service}"), endpoint_address(number, endpoint));
+        if is_reverse {
+            return vec![pointer(address, &own)];
+        }
+        vec![
+            format!("{service} A {address}"),
+            format!("{own} A {address}"),
+            format!("_sql._tcp.{service} SRV 0 1 5432 {own}"),
+        ]
+    });
+    apex.into_iter().chain(server).chain(addressed).chain(headless).map(|text| {
+        let (owner, data) = text.split_once(' ').expect("an owner");
+        Record { owner: owner.into(), data: data.into() }
+    })
+}
+
+fn pointer(address: Ipv4Addr, name: &str) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("{d}.{c}.{b}.{a}.in-addr.arpa. PTR {name}")
+}
+
 /// Whether a server knows the last of the names.
-pub fn is_ready(server: SocketAddr, services: usize) -> bool {
+pub fn is_ready(server: SocketAddr) -> bool {
     let socket = connected(server);
-    let (message, _) = Question::Address.message(services - 1);
+    let (message, _) = Question::Address.message(ADDRESSED - 1);
     let mut reply = [0; 4096];
     socket.send(&message).is_ok() && socket.recv(&mut reply).is_ok() && reply[7] == 1
 }
@@ -88,11 +162,11 @@ pub struct Asking {
 type Right = (u8, u8);
 
 impl Asking {
-    pub fn new(server: SocketAddr, mix: &[Question], services: usize) -> Self {
+    pub fn new(server: SocketAddr, mix: &[Question]) -> Self {
         let mut seed: u64 = 1;
         let questions = (0..PREPARED).map(|place| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-            mix[place % mix.len()].message((seed >> 33) as usize % services)
+            mix[place % mix.len()].message((seed >> 33) as usize % ADDRESSED)
         });
         let mut questions: Vec<(Vec<u8>, Right)> = questions.collect();
         for (id, (message, _)) in questions.iter_mut().enumerate() {

@@ -169,7 +169,8 @@ impl Lab {
         let settings = Settings { exposed: exposed.clone(), ..index.settings().clone() };
         let mut publisher = Publisher::new(settings, 0);
         publisher.publish(index.changes(), 0).expect("fits");
-        let octets = dns::feed::snapshot(publisher.index(), 1).expect("fits");
+        let frames = publisher.snapshot().map(|frame| frame.expect("fits").to_vec());
+        let octets = frames.collect::<Vec<_>>().concat();
         let (lock, changed) = &*self.newest;
         *lock.lock().expect("a lock") = Some(octets);
         changed.notify_all();
