@@ -5,6 +5,7 @@
 
 pub mod attachment;
 pub mod cluster;
+pub mod cron;
 pub mod dns_fast_path;
 pub mod ebpf_maps;
 pub mod kinds;
