@@ -8,9 +8,9 @@ use crate::kind::{Kind, ObjectKey};
 use crate::snapshot::{Change, Snapshot};
 use crate::write::{Failure, Outcome};
 use crate::{
-    daemon_sets, deployment, disruption, endpoint_slices, endpoints, garbage, jobs, namespaces,
-    node_lifecycle, node_ranges, pod_garbage, replica_sets, scheduler, service_accounts,
-    service_cidrs, slice_mirroring, stateful_sets, taint_eviction,
+    cron_jobs, daemon_sets, deployment, disruption, endpoint_slices, endpoints, garbage, jobs,
+    namespaces, node_lifecycle, node_ranges, pod_garbage, replica_sets, scheduler,
+    service_accounts, service_cidrs, slice_mirroring, stateful_sets, taint_eviction,
 };
 
 /// One controller. The order is the order in which keys that are due together run: what takes
@@ -35,6 +35,8 @@ pub enum Controller {
     StatefulSets,
     /// Job → pods that end.
     Jobs,
+    /// CronJob → Jobs.
+    CronJobs,
     /// PodDisruptionBudget, pods → how many may be evicted.
     Disruption,
     /// Gives nodes their pod ranges.
@@ -120,7 +122,7 @@ pub enum Verb {
 
 impl Controller {
     /// All controllers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::EndpointSlices,
         Self::Endpoints,
         Self::SliceMirroring,
@@ -130,6 +132,7 @@ impl Controller {
         Self::DaemonSets,
         Self::StatefulSets,
         Self::Jobs,
+        Self::CronJobs,
         Self::Disruption,
         Self::NodeRanges,
         Self::NodeLifecycle,
@@ -153,6 +156,7 @@ impl Controller {
             Self::DaemonSets => daemon_sets::interested(change, snapshot, keys),
             Self::StatefulSets => stateful_sets::interested(change, snapshot, keys),
             Self::Jobs => jobs::interested(change, snapshot, keys),
+            Self::CronJobs => cron_jobs::interested(change, snapshot, keys),
             Self::Disruption => disruption::interested(change, snapshot, keys),
             Self::NodeRanges => node_ranges::interested(change, keys),
             Self::NodeLifecycle => node_lifecycle::interested(change, keys),
@@ -177,6 +181,7 @@ impl Controller {
             Self::DaemonSets => daemon_sets::reconcile(key, snapshot, input),
             Self::StatefulSets => stateful_sets::reconcile(key, snapshot, input),
             Self::Jobs => jobs::reconcile(key, snapshot, input),
+            Self::CronJobs => cron_jobs::reconcile(key, snapshot, input),
             Self::Disruption => disruption::reconcile(key, snapshot, input),
             Self::NodeRanges => node_ranges::reconcile(snapshot, input),
             Self::NodeLifecycle => node_lifecycle::reconcile(key, snapshot, input),

@@ -43,6 +43,8 @@ pub enum Kind {
     PodDisruptionBudget,
     /// batch/v1 Job.
     Job,
+    /// batch/v1 CronJob.
+    CronJob,
     /// networking.k8s.io/v1 Ingress.
     Ingress,
     /// networking.k8s.io/v1 NetworkPolicy.
@@ -84,7 +86,7 @@ const fn row(
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [KindRow; 23] = [
+pub const KINDS: [KindRow; 24] = [
     row(Kind::Namespace, "Namespace", "v1", "namespaces", false, true),
     row(Kind::Node, "Node", "v1", "nodes", false, true),
     row(Kind::Pod, "Pod", "v1", "pods", true, true),
@@ -124,6 +126,7 @@ pub const KINDS: [KindRow; 23] = [
         true,
     ),
     row(Kind::Job, "Job", "batch/v1", "jobs", true, true),
+    row(Kind::CronJob, "CronJob", "batch/v1", "cronjobs", true, true),
     row(Kind::Ingress, "Ingress", "networking.k8s.io/v1", "ingresses", true, true),
     row(
         Kind::NetworkPolicy,

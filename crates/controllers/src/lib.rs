@@ -8,6 +8,8 @@
 mod adoption;
 mod conditions;
 pub mod controller;
+pub mod cron_job;
+mod cron_jobs;
 mod daemon_sets;
 mod deployment;
 pub mod disruption;

@@ -12,6 +12,7 @@ use model::meta::{ObjectMeta, null_as_default};
 use model::selector::LabelSelector;
 use model::{NamespacedName, Timestamp};
 
+use crate::cron_job::CronJob;
 use crate::disruption::DisruptionBudget;
 use crate::job::Job;
 use crate::kind::{Kind, ObjectKey};
@@ -62,6 +63,8 @@ pub enum Body {
     DisruptionBudget(Box<DisruptionBudget>),
     /// A Job.
     Job(Box<Job>),
+    /// A CronJob.
+    CronJob(Box<CronJob>),
     /// A lease.
     Lease(Lease),
     /// A ServiceCIDR.
@@ -96,6 +99,7 @@ impl Object {
             }
             Kind::PodDisruptionBudget => part(value, |body| Body::DisruptionBudget(Box::new(body))),
             Kind::Job => part(value, |body| Body::Job(Box::new(body))),
+            Kind::CronJob => part(value, |body| Body::CronJob(Box::new(body))),
             Kind::StatefulSet => part(value, |body| Body::StatefulSet(Box::new(body))),
             Kind::DaemonSet => part(value, |body| Body::DaemonSet(Box::new(body))),
             Kind::ControllerRevision => {
@@ -168,6 +172,7 @@ views! {
     controller_revision: ControllerRevision => ControllerRevision;
     disruption_budget: DisruptionBudget => DisruptionBudget;
     job: Job => Job;
+    cron_job: CronJob => CronJob;
     lease: Lease => Lease;
     service_cidr: ServiceCidr => ServiceCidr;
     root_ca: RootCa => str;

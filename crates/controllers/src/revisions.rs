@@ -1,17 +1,17 @@
 //! ControllerRevisions: the templates that a DaemonSet or StatefulSet had. `kubectl rollout
 //! history` lists them, `kubectl rollout undo` applies one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use model::selector::LabelSelector;
 
-use crate::adoption::claim;
-use crate::kind::Kind;
+use crate::adoption::{claim, owners};
+use crate::kind::{Kind, ObjectKey};
 use crate::object::Object;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Change, Snapshot};
 use crate::template;
 use crate::write::{Outcome, Step, Write};
 
@@ -34,6 +34,28 @@ pub(crate) enum Present {
     Made,
     /// Its name is taken by one of another template, or of somebody else.
     Collision,
+}
+
+/// Adds the objects of `kind`, which have revisions, that a change concerns: themselves, and for
+/// their pods and revisions those that own or would adopt them.
+pub(crate) fn interested(
+    kind: Kind,
+    change: &Change,
+    snapshot: &Snapshot,
+    keys: &mut BTreeSet<ObjectKey>,
+    selector: impl Fn(&Object) -> Option<&LabelSelector>,
+) {
+    for object in change.both() {
+        match object.kind {
+            Kind::Pod | Kind::ControllerRevision => {
+                owners(object, kind, snapshot, keys, &selector);
+            }
+            _ if object.kind == kind => {
+                keys.insert(object.key());
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Revisions {

@@ -307,3 +307,54 @@ fn a_job_that_always_fails_is_given_up_and_one_that_goes_leaves_no_pod() {
     let left = cluster.all(Kind::Pod).len();
     assert_eq!(left, 3, "those of the other Job");
 }
+
+/// The Jobs of a CronJob that came to their end, or not.
+fn cron_jobs(cluster: &Cluster, ended: bool) -> usize {
+    let jobs = cluster.all(Kind::Job).into_iter();
+    jobs.filter(|job| (is_true(job, "Complete") || is_true(job, "Failed")) == ended).count()
+}
+
+#[test]
+fn a_cron_job_makes_each_job_once_though_controllers_die_anywhere() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::new(seed, 2);
+        let template = job("", "works", json!({}))["spec"].clone();
+        let spec = json!({"schedule": "*/2 * * * *", "successfulJobsHistoryLimit": 2,
+            "jobTemplate": {"spec": template}});
+        let body = json!({"metadata": {"name": "sum", "namespace": "default"}, "spec": spec});
+        cluster.create("CronJob", "default", body);
+        let made = |cluster: &Cluster| -> BTreeSet<String> {
+            let jobs = cluster.all(Kind::Job).into_iter();
+            jobs.map(|job| text(&job["metadata"]["name"])).collect()
+        };
+        let mut seen = BTreeSet::new();
+        for _ in 0..25 {
+            cluster.pass(Duration::from_secs(20));
+            // Watches lag again, and whoever made a Job knows no more of it.
+            for _ in 0..cluster.seed.below(30) {
+                cluster.step();
+            }
+            seen.extend(made(&cluster));
+            cluster.restart_controllers();
+        }
+        cluster.pass(Duration::from_secs(15));
+        seen.extend(made(&cluster));
+        assert!(cluster.failures.is_empty(), "seed {seed}: {:#?}", cluster.failures);
+        // 515 seconds from 08:00:00 on.
+        let first = 1_800_000_000 / 60;
+        let wanted: BTreeSet<String> =
+            [2, 4, 6, 8].map(|minute| format!("sum-{}", first + minute)).into();
+        assert_eq!(seen, wanted, "seed {seed}");
+        assert_eq!((cron_jobs(&cluster, true), cron_jobs(&cluster, false)), (2, 0), "seed {seed}");
+        let status = cluster.get(Kind::CronJob, "default", "sum").expect("it")["status"].take();
+        assert_eq!(status["lastScheduleTime"], "2027-01-15T08:08:00Z", "seed {seed}: {status}");
+        assert_eq!(status["active"], Value::Null, "seed {seed}: {status}");
+        assert!(status["lastSuccessfulTime"].is_string(), "seed {seed}: {status}");
+        let reasons = ["SawCompletedJob", "SuccessfulCreate", "SuccessfulDelete"];
+        assert!(told(&cluster, "CronJob").is_superset(&reasons.map(String::from).into()));
+        let options = json!({"propagationPolicy": "Background"});
+        cluster.delete(Kind::CronJob, "default", "sum", options);
+        settle(&mut cluster);
+        assert_eq!(cluster.all(Kind::Job).len() + cluster.all(Kind::Pod).len(), 0, "seed {seed}");
+    }
+}

@@ -109,7 +109,11 @@ fn rules(verbs: &[&str], with_secrets: bool) -> Vec<Value> {
             "verbs": verbs,
         }),
         json!({"apiGroups": ["apps"], "resources": ["controllerrevisions"], "verbs": READ}),
-        json!({"apiGroups": ["batch"], "resources": ["jobs", "jobs/status"], "verbs": verbs}),
+        json!({
+            "apiGroups": ["batch"],
+            "resources": ["cronjobs", "cronjobs/status", "jobs", "jobs/status"],
+            "verbs": verbs,
+        }),
         json!({
             "apiGroups": ["policy"],
             "resources": ["poddisruptionbudgets", "poddisruptionbudgets/status"],

@@ -78,7 +78,6 @@ struct LeftOut {
 
 const CRD: &str = "custom resources are not served yet";
 const AUTHORIZATION: &str = "authentication and access reviews are not served yet";
-const BATCH: &str = "CronJobs are not served yet";
 const AUTOSCALING: &str = "autoscaling is not served yet";
 const CERTIFICATES: &str = "signing requests are not served: the cluster makes its certificates";
 const ADMISSION: &str = "admission webhooks and policies are not served";
@@ -92,7 +91,6 @@ const LEFT_OUT_1_33: &[LeftOut] = &[
         reason: CRD,
     },
     LeftOut { numbers: &[216], reason: AUTHORIZATION },
-    LeftOut { numbers: &[95], reason: BATCH },
     LeftOut { numbers: &[94], reason: AUTOSCALING },
 ];
 
@@ -104,7 +102,6 @@ const LEFT_OUT_1_20: &[LeftOut] = &[
         reason: CRD,
     },
     LeftOut { numbers: &[5, 8, 205, 207, 231, 232, 262], reason: AUTHORIZATION },
-    LeftOut { numbers: &[114], reason: BATCH },
     LeftOut { numbers: &[7, 14, 113, 209, 212, 233, 234], reason: AUTOSCALING },
     LeftOut { numbers: &[16, 214, 247], reason: CERTIFICATES },
     LeftOut { numbers: &[18, 204, 236], reason: ADMISSION },

@@ -6,7 +6,6 @@ mod fields;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -112,11 +111,5 @@ impl Zone {
         let local = time.to_zoned(self.0.clone());
         let form = if local.offset().is_zero() { "%FT%TZ" } else { "%FT%T%:z" };
         local.strftime(form).to_string()
-    }
-}
-
-impl fmt::Display for Zone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.iana_name().unwrap_or("UTC"))
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::Resource;
 use crate::kinds::{
-    addressing, apps, batch, core, endpoints, events, networking, node, pod, policy, rbac, service,
+    addressing, apps, batch, core, cron_job, endpoints, events, networking, node, pod, policy,
+    rbac, service,
 };
 
 /// Every resource that is served, in the order of discovery.
@@ -22,6 +23,7 @@ static RESOURCES: &[&Resource] = &[
     &apps::DEPLOYMENT,
     &apps::REPLICA_SET,
     &apps::STATEFUL_SET,
+    &cron_job::CRON_JOB,
     &batch::JOB,
     &node::LEASE,
     &endpoints::ENDPOINT_SLICE,

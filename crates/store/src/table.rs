@@ -32,6 +32,11 @@ impl Column {
         Self { name, kind: "integer", format: "", priority: 0, cell }
     }
 
+    /// A column of yes and no, which the API server prints as `True` and `False`.
+    pub(crate) const fn boolean(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Self {
+        Self { name, kind: "boolean", format: "", priority: 0, cell }
+    }
+
     /// The same column, shown with `-o wide` only.
     pub(crate) const fn wide(self) -> Self {
         Self { priority: 1, ..self }

@@ -167,6 +167,7 @@ fn the_status_path_changes_the_status_alone() {
         value["spec"] = json!({});
         let (field, tested) = match resource.kind {
             "Ingress" => ("loadBalancer", json!({"ingress": [{"ip": "192.0.2.1"}]})),
+            "CronJob" => ("active", json!([{"kind": "Job", "name": "one-1"}])),
             _ => (
                 "conditions",
                 json!([{

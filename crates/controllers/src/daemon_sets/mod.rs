@@ -60,19 +60,9 @@ struct Plan {
 }
 
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
-    for object in change.both() {
-        match object.kind {
-            Kind::DaemonSet => {
-                keys.insert(object.key());
-            }
-            Kind::Pod | Kind::ControllerRevision => {
-                crate::adoption::owners(object, Kind::DaemonSet, snapshot, keys, |set| {
-                    Some(&set.daemon_set()?.spec.selector)
-                });
-            }
-            _ => {}
-        }
-    }
+    revisions::interested(Kind::DaemonSet, change, snapshot, keys, |set| {
+        Some(&set.daemon_set()?.spec.selector)
+    });
     let is_node = change.latest().is_some_and(|object| object.kind == Kind::Node);
     if is_node && placement::may_differ(change) {
         keys.extend(snapshot.all(Kind::DaemonSet).map(|set| set.key()));

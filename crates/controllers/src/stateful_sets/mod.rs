@@ -14,12 +14,12 @@ use serde_json::json;
 
 use model::Timestamp;
 
-use crate::adoption::{self, claim};
+use crate::adoption::claim;
 use crate::controller::Input;
 use crate::kind::{Kind, ObjectKey};
 use crate::object::Object;
 use crate::pod::Pod;
-use crate::revisions::{Present, Revisions};
+use crate::revisions::{self, Present, Revisions};
 use crate::snapshot::{Change, Snapshot};
 use crate::workload::StatefulSet;
 use crate::write::{Outcome, Step};
@@ -42,19 +42,9 @@ struct Context<'a> {
 }
 
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
-    for object in change.both() {
-        match object.kind {
-            Kind::StatefulSet => {
-                keys.insert(object.key());
-            }
-            Kind::Pod | Kind::ControllerRevision => {
-                adoption::owners(object, Kind::StatefulSet, snapshot, keys, |set| {
-                    Some(&set.stateful_set()?.spec.selector)
-                });
-            }
-            _ => {}
-        }
-    }
+    revisions::interested(Kind::StatefulSet, change, snapshot, keys, |set| {
+        Some(&set.stateful_set()?.spec.selector)
+    });
 }
 
 pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>) -> Outcome {

@@ -1,4 +1,4 @@
-//! batch/v1: Job.
+//! batch/v1: Job, and what CronJobs share with it.
 
 use model::Timestamp;
 use serde_json::{Value, json as tree};
@@ -94,35 +94,9 @@ fn select_own_pods(value: &mut Value) {
 }
 
 fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-    for name in [
-        "parallelism",
-        "completions",
-        "activeDeadlineSeconds",
-        "backoffLimit",
-        "ttlSecondsAfterFinished",
-    ] {
-        non_negative(errors, format!("spec.{name}"), json::at(value, &format!("/spec/{name}")));
-    }
-    for name in UNSERVED {
-        if json::at(value, &format!("/spec/{name}")).is_some() {
-            errors.forbidden(format!("spec.{name}"), "this server does not serve it");
-        }
-    }
-    let mode = json::at(value, "/spec/completionMode");
-    one_of(errors, "spec.completionMode", mode, &["NonIndexed", "Indexed"]);
-    if json::text(value, "/spec/completionMode") == "Indexed" {
-        match json::integer(value, "/spec/completions") {
-            None => errors.required("spec.completions", "when completion mode is Indexed"),
-            Some(count) if count > MAX_INDEXED => {
-                let why = "must be less than or equal to 100000 when completion mode is Indexed";
-                errors.invalid("spec.completions", count, why);
-            }
-            Some(_) => {}
-        }
-    }
-    let policy = json::at(value, "/spec/podReplacementPolicy");
-    one_of(errors, "spec.podReplacementPolicy", policy, &["Failed", "TerminatingOrFailed"]);
-    validate_pods(value, errors);
+    let none = Value::Null;
+    validate_spec("spec", json::at(value, "/spec").unwrap_or(&none), errors);
+    validate_selector(value, errors);
     let Some(old) = old else { return };
     for name in ["selector", "completionMode", "completions", "template"] {
         let pointer = format!("/spec/{name}");
@@ -131,10 +105,57 @@ fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     }
 }
 
-fn validate_pods(value: &Value, errors: &mut FieldErrors) {
-    let selector = json::at(value, "/spec/selector");
+/// Checks the spec of a Job, or of the Jobs that a CronJob makes.
+pub(super) fn validate_spec(field: &str, spec: &Value, errors: &mut FieldErrors) {
+    for name in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+    ] {
+        non_negative(errors, format!("{field}.{name}"), json::at(spec, &format!("/{name}")));
+    }
+    for name in UNSERVED {
+        if json::at(spec, &format!("/{name}")).is_some() {
+            errors.forbidden(format!("{field}.{name}"), "this server does not serve it");
+        }
+    }
+    let mode = json::at(spec, "/completionMode");
+    one_of(errors, format!("{field}.completionMode"), mode, &["NonIndexed", "Indexed"]);
+    if json::text(spec, "/completionMode") == "Indexed" {
+        let field = format!("{field}.completions");
+        match json::integer(spec, "/completions") {
+            None => errors.required(field, "when completion mode is Indexed"),
+            Some(count) if count > MAX_INDEXED => {
+                let why = "must be less than or equal to 100000 when completion mode is Indexed";
+                errors.invalid(field, count, why);
+            }
+            Some(_) => {}
+        }
+    }
+    let policy = json::at(spec, "/podReplacementPolicy");
+    let policies = ["Failed", "TerminatingOrFailed"];
+    one_of(errors, format!("{field}.podReplacementPolicy"), policy, &policies);
+    let template = format!("{field}.template");
+    let labels = json::at(spec, "/template/metadata/labels");
+    crate::write::validate_labels(&format!("{template}.labels"), labels, errors);
+    match json::at(spec, "/template/spec") {
+        Some(pods) => {
+            pod_spec::validate(&format!("{template}.spec"), pods, errors);
+            let policy = json::text(pods, "/restartPolicy");
+            if !matches!(policy, "Never" | "OnFailure") {
+                let field = format!("{template}.spec.restartPolicy");
+                errors.unsupported(field, policy, &["OnFailure", "Never"]);
+            }
+        }
+        None => errors.required(format!("{template}.spec.containers"), ""),
+    }
+}
+
+fn validate_selector(value: &Value, errors: &mut FieldErrors) {
     let labels = json::at(value, "/spec/template/metadata/labels");
-    match selector {
+    match json::at(value, "/spec/selector") {
         None => errors.required("spec.selector", ""),
         Some(selector) => {
             validate_label_selector("spec.selector", Some(selector), errors);
@@ -144,18 +165,6 @@ fn validate_pods(value: &Value, errors: &mut FieldErrors) {
                 errors.invalid("spec.template.metadata.labels", labels, why);
             }
         }
-    }
-    crate::write::validate_labels("spec.template.labels", labels, errors);
-    match json::at(value, "/spec/template/spec") {
-        Some(spec) => {
-            pod_spec::validate("spec.template.spec", spec, errors);
-            let policy = json::text(spec, "/restartPolicy");
-            if !matches!(policy, "Never" | "OnFailure") {
-                let field = "spec.template.spec.restartPolicy";
-                errors.unsupported(field, policy, &["OnFailure", "Never"]);
-            }
-        }
-        None => errors.required("spec.template.spec.containers", ""),
     }
 }
 

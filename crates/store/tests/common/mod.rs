@@ -240,6 +240,10 @@ pub fn sample(resource: &Resource) -> Value {
         "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" => workload,
         "Job" => json!({"spec": {"template": {
             "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}),
+        "CronJob" => {
+            json!({"spec": {"schedule": "*/5 * * * *", "jobTemplate": {"spec": {"template": {
+            "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}}})
+        }
         "ControllerRevision" => json!({"revision": 1, "data": {"spec": {"template": template}}}),
         "ReplicationController" => json!({"spec": {"template": template}}),
         "EndpointSlice" => json!({
