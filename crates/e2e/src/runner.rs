@@ -9,15 +9,19 @@ use anyhow::{Result, anyhow};
 /// One scenario: a name and what it does on the shared value.
 pub type Scenario<T> = (&'static str, fn(&T) -> Result<()>);
 
+/// Whether the command line chooses any of these scenarios.
+pub fn is_any_chosen<T>(scenarios: &[Scenario<T>]) -> bool {
+    let words = words();
+    scenarios.iter().any(|(name, _)| is_chosen(name, &words))
+}
+
 /// Runs the scenarios whose names contain one of the command line's words (all without words).
 /// Answers how many failed.
 pub fn run<T>(suite: &str, shared: &T, scenarios: &[Scenario<T>]) -> usize {
-    let words: Vec<String> =
-        std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
+    let words = words();
     let (mut passed, mut failed, mut left_out) = (0, 0, 0);
     for (name, scenario) in scenarios {
-        if !chosen(name) {
+        if !is_chosen(name, &words) {
             left_out += 1;
             continue;
         }
@@ -44,4 +48,12 @@ pub fn run<T>(suite: &str, shared: &T, scenarios: &[Scenario<T>]) -> usize {
         if failed == 0 { "ok" } else { "FAILED" }
     );
     failed
+}
+
+fn words() -> Vec<String> {
+    std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect()
+}
+
+fn is_chosen(name: &str, words: &[String]) -> bool {
+    words.is_empty() || words.iter().any(|word| name.contains(word))
 }

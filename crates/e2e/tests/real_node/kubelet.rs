@@ -100,7 +100,8 @@ impl Pod {
             .flatten()
             .map(|container| {
                 let script = script(&self.specification, container, &image())?;
-                let output = machine.command(&isolated(&script)).output()?;
+                let name = text_at(container, "/name")?;
+                let output = machine.command(&isolated(&name, &script)).output()?;
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 ensure!(output.status.success(), "{}: {said}", container["name"]);
                 Ok(said + &String::from_utf8_lossy(&output.stdout))
@@ -112,7 +113,7 @@ impl Pod {
     pub fn start(&mut self, machine: &Machine, name: &str) -> Result<()> {
         let script = script(&self.specification, self.container(name)?, &image())?;
         let log = File::options().create(true).append(true).open(log_file(name))?;
-        let mut command = machine.command(&isolated(&script));
+        let mut command = machine.command(&isolated(name, &script));
         let child = command.stdout(log.try_clone()?).stderr(log).spawn()?;
         self.running.insert(name.to_owned(), child);
         Ok(())
@@ -212,9 +213,11 @@ pub fn make_image() -> Result<()> {
     Ok(())
 }
 
-/// A process namespace, as each container has; its end is the end of all in it.
-fn isolated(script: &str) -> [&str; 8] {
-    ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]
+/// A cgroup and a process namespace, as each container has; its end is the end of all in it.
+fn isolated<'a>(name: &'a str, script: &'a str) -> [&'a str; 5] {
+    const ENTER: &str = "C=/sys/fs/cgroup/containers/$0; mkdir -p $C; echo $$ >$C/cgroup.procs
+        exec unshare --mount --pid --cgroup --fork --kill-child sh -c \"$1\"";
+    ["sh", "-c", ENTER, name, script]
 }
 
 /// What a runtime does before it executes a container's command.
@@ -229,6 +232,7 @@ mount -t overlay -o lowerdir={image}:/usr usr usr
 for link in bin sbin lib lib64; do ln -s usr/$link $link; done
 mount -t proc proc proc; mount --bind proc/sys proc/sys; mount -o remount,bind,ro proc/sys
 mount -t sysfs -o ro sysfs sys
+mount -t cgroup2 cgroup sys/fs/cgroup; mount -o remount,bind,ro sys/fs/cgroup
 for device in null urandom; do touch dev/$device; mount --bind /dev/$device dev/$device; done
 cp /etc/resolv.conf etc/",
         image = image.display(),

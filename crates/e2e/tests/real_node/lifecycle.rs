@@ -1,19 +1,23 @@
 //! Start, change, death and end of the agent on the machine.
 
 use std::collections::BTreeSet;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::READY;
 use e2e::eventually;
 use serde_json::{Value, json};
 
-use super::world::{CONFLIST, DNS, DNS_DAEMON_SET, NAMESPACE, REMOTE, World};
+use super::world::{CONFLIST, DNS, DNS_DAEMON_SET, EBPF, NAMESPACE, REMOTE, World};
 
 /// The uplink's MTU in bytes, and a smaller one.
 const MTU: u32 = 1500;
 const SMALLER_MTU: u32 = 1400;
 /// A datagram that fits into no packet of the smaller one.
 const DATAGRAM_BYTES: &str = "1400";
+/// How long clients go on while agents are replaced, and how much they do on the busiest machine.
+const LOAD_S: &str = "20";
+const REQUESTS_LEAST: u64 = 200;
 
 /// Plugin first, configuration last, nothing unfinished.
 pub fn started(world: &World) -> Result<()> {
@@ -106,16 +110,85 @@ pub fn killed(world: &World) -> Result<()> {
 
     world.pod.borrow_mut().start(&world.machine, "agent")?;
     world.ready()?;
-    eventually("the agent is at rest", READY, || {
-        let text = world.machine.flatnet(&["node", "status", "-o", "json"])?;
-        let report: Value = serde_json::from_str(&text)?;
-        ensure!(report[0]["converged"] == true, "{report}");
-        // The pod that came meanwhile is no damage, and nothing else was changed.
-        ensure!(report[0]["operationsTotal"] == 0 && report[0]["repairs"] == json!({}), "{report}");
-        Ok(())
-    })?;
+    // The pod that came meanwhile is no damage.
+    changes_nothing(world)?;
     world.toolbox("meanwhile", &["http", &url])?;
     world.delete_pod("meanwhile")
+}
+
+/// Waits until an agent that has just started is at rest, and has changed and repaired nothing. With
+/// eBPF it goes over the links once, since it cannot know what the one before brought them to.
+fn changes_nothing(world: &World) -> Result<()> {
+    let operations = u64::from(world.backend == EBPF);
+    eventually("the agent is at rest", READY, || {
+        let status = status(world)?;
+        ensure!(status["converged"] == true, "{status}");
+        ensure!(status["operationsTotal"] == operations, "not {operations}: {status}");
+        ensure!(status["repairs"] == json!({}), "{status}");
+        Ok(())
+    })
+}
+
+/// What the agent says of itself, also when something is wrong.
+pub fn status(world: &World) -> Result<Value> {
+    let output = world.machine.flatnet_output(&["node", "status", "-o", "json"])?;
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    report.get(0).cloned().with_context(|| format!("no report: {report}"))
+}
+
+/// the kubelet starts an agent that died again, and the next version after the one before has
+/// ended. Meanwhile pods of the machine are clients, and servers, of Services.
+pub fn replaced_under_load(world: &World) -> Result<()> {
+    let url = |service: &str| {
+        let address = world.cluster.field(NAMESPACE, "service", service, "/spec/clusterIP")?;
+        Ok::<_, anyhow::Error>(format!("http://{address}/"))
+    };
+    let (to_cluster, to_machine) = (url("echo")?, url(REMOTE)?);
+    let loads = [
+        Load::start(world.toolbox_command(REMOTE), &to_cluster)?,
+        Load::start(world.cluster_toolbox_command("echo-node1"), &to_machine)?,
+    ];
+    let before = pins(world)?;
+    for signal in ["KILL", "TERM", "KILL", "TERM"] {
+        world.pod.borrow_mut().end("agent", signal)?;
+        world.pod.borrow_mut().start(&world.machine, "agent")?;
+        world.ready()?;
+    }
+    changes_nothing(world)?;
+    let after = pins(world)?;
+    let anew: Vec<&String> = after.difference(&before).collect();
+    ensure!(anew.is_empty(), "programs or maps were made anew: {anew:#?}");
+    loads.into_iter().try_for_each(Load::ensure_none_failed)
+}
+
+/// Programs, maps and attachments in eBPF; what is made anew has another number.
+fn pins(world: &World) -> Result<BTreeSet<String>> {
+    let text = world.machine.shell("find /sys/fs/bpf -printf '%i %p\n'")?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// New connections for [`LOAD_S`] seconds.
+struct Load(Child);
+
+impl Load {
+    fn start(mut toolbox: Command, url: &str) -> Result<Self> {
+        toolbox.args(["load", url, "--duration-s", LOAD_S, "--rate", "100", "--concurrency", "8"]);
+        let load = toolbox.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(Self(load.spawn()?))
+    }
+
+    fn ensure_none_failed(self) -> Result<()> {
+        let output = self.0.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = || format!("{text} {}", String::from_utf8_lossy(&output.stderr));
+        let summary: Value = serde_json::from_str(&text).with_context(said)?;
+        println!("    {summary}");
+        let count = summary["requests"].as_u64().unwrap_or(0);
+        ensure!(count >= REQUESTS_LEAST, "too few to mean anything: {summary}");
+        ensure!(summary["failed"] == 0, "requests failed: {summary}");
+        Ok(())
+    }
 }
 
 /// R-23, after the DaemonSet is deleted and the pods are drained.

@@ -15,10 +15,23 @@ pub const NAME: &str = "worker";
 /// Its address on the node network.
 pub const ADDRESS: &str = "172.29.76.200";
 
-/// What a machine of its own looks like to the programs on it. Nothing reaches the host.
-const ARRANGE: &str = "set -e
+/// The cgroup of version 2 that is the machine's outermost.
+const CGROUP: &str = "flatnet-e2e-worker";
+
+/// What a machine of its own looks like to the programs on it. Nothing reaches the host. Its first
+/// process enters its cgroup before it makes a namespace of it. Without `-n`, mount would leave a
+/// directory in the host's `/run`.
+const ENTER_CGROUP: &str = "set -e
 mount --make-rslave /
-mount -t tmpfs -o mode=755,nosuid,nodev node /run
+mount -n -t tmpfs -o mode=755,nosuid,nodev node /run
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mkdir -p /sys/fs/cgroup/$0
+echo $$ >/sys/fs/cgroup/$0/cgroup.procs
+umount /sys/fs/cgroup
+exec unshare --cgroup sh -c \"$1\"";
+const ARRANGE: &str = "set -e
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mount -t bpf -o mode=700 bpf /sys/fs/bpf
 mkdir /run/netns
 for place in etc opt var/lib; do
   mkdir -p /run/overlay/$place/upper /run/overlay/$place/work
@@ -45,7 +58,7 @@ tc qdisc show
 nft list ruleset
 iptables-legacy-save 2>/dev/null | grep '^-A'
 ip netns list
-find /etc/cni /opt/cni /var/lib/cni /var/lib/flatnet /run -not -path '/run/overlay*' -not -path '/run/containers*' -not -path '/var/lib/cni/results*' -not -name xtables.lock -not -type d
+find /etc/cni /opt/cni /var/lib/cni /var/lib/flatnet /run /sys/fs/bpf -not -path '/run/overlay*' -not -path '/run/containers*' -not -path '/var/lib/cni/results*' -not -name xtables.lock -not -type d
 true";
 
 /// The machine. It goes away with the value.
@@ -63,7 +76,8 @@ impl Machine {
         let _ = ip(&["netns", "delete", &namespace]);
         ip(&["netns", "add", &namespace])?;
         let holder = Command::new("ip")
-            .args(["netns", "exec", &namespace, "unshare", "--mount", "--uts", "sh", "-c", ARRANGE])
+            .args(["netns", "exec", &namespace, "unshare", "--mount", "--uts"])
+            .args(["sh", "-c", ENTER_CGROUP, CGROUP, ARRANGE])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -102,9 +116,11 @@ impl Machine {
 
     /// A command that will run there.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--net", "--mount", "--uts", "--target", &self.holder.id().to_string()]);
-        command.arg("--").args(words).current_dir("/").stdin(Stdio::null());
+        const ENTER: &str = "echo $$ >/proc/$0/root/sys/fs/cgroup/cgroup.procs &&
+            exec nsenter --net --mount --uts --cgroup --target $0 -- \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", ENTER, &self.holder.id().to_string()]).args(words);
+        command.current_dir("/").stdin(Stdio::null());
         command
     }
 
@@ -159,7 +175,18 @@ impl Drop for Machine {
         let _ = self.holder.wait();
         let _ = ip(&["-n", &self.network, "link", "delete", NAME]);
         let _ = ip(&["netns", "delete", &self.namespace]);
+        if let Err(error) = eventually("its cgroup is empty", READY, remove_cgroup) {
+            eprintln!("the machine's cgroup stays: {error:#}");
+        }
     }
+}
+
+/// Removes the machine's cgroup with those of its containers. The host may have no mount of them.
+fn remove_cgroup() -> Result<()> {
+    const REMOVE: &str = "mount -n -t cgroup2 cgroup /sys/fs/cgroup
+        cd /sys/fs/cgroup && find $0 -depth -type d -exec rmdir {} +";
+    let words = ["--mount", "sh", "-c", REMOVE, CGROUP];
+    text_of(Command::new("unshare").args(words).output()?).map(drop)
 }
 
 /// Runs `ip` on the host.

@@ -6,11 +6,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::kubelet::{NAMESPACE, ask_with_token};
 use super::machine::NAME;
-use super::world::World;
+use super::world::{EBPF, World};
 
 /// Capability numbers (linux/capability.h).
 const NET_BIND_SERVICE: u64 = 10;
 const NET_ADMIN: u64 = 12;
+const PERFMON: u64 = 38;
+const BPF: u64 = 39;
 
 pub fn processes(world: &World) -> Result<()> {
     let pods = [world.pod.borrow(), world.dns.borrow()];
@@ -18,8 +20,12 @@ pub fn processes(world: &World) -> Result<()> {
         let number = pods.iter().find_map(|pod| pod.process(container).ok());
         number.with_context(|| format!("{container} does not run"))
     };
+    let of_agent = match world.backend {
+        EBPF => 1 << NET_ADMIN | 1 << BPF | 1 << PERFMON,
+        _ => 1 << NET_ADMIN,
+    };
     // The worker has given up its one capability once it has port 53.
-    let rows = [("agent", 1 << NET_ADMIN, 1 << NET_ADMIN), ("dns", 0, 1 << NET_BIND_SERVICE)];
+    let rows = [("agent", of_agent, of_agent), ("dns", 0, 1 << NET_BIND_SERVICE)];
     for (container, effective, bounding) in rows {
         let status = fs::read_to_string(format!("/proc/{}/status", process(container)?))?;
         let field = |name: &str| {

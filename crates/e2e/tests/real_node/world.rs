@@ -1,10 +1,10 @@
 //! The cluster, the machine with flatnet on it, and pods on both.
 
 use std::cell::RefCell;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::{Cluster, READY, flatnet};
+use e2e::cluster::{Cluster, Kubectl, READY, flatnet, text_of};
 use e2e::{eventually, program};
 use serde_json::{Value, json};
 
@@ -22,6 +22,10 @@ const NODE_RANGE: &str = "172.29.76.0/24";
 pub const DNS: &str = "10.77.0.10";
 /// The DaemonSet of DNS workers.
 pub const DNS_DAEMON_SET: &str = "flatnet-dns";
+/// The backends of Services that the machine has in turn.
+pub const NFTABLES: &str = "nftables";
+/// See [`NFTABLES`].
+pub const EBPF: &str = "ebpf";
 /// The configuration that runtimes wait for.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-flatnet.conflist";
 
@@ -42,16 +46,19 @@ pub struct World {
     pub server: String,
     /// What was on the machine before flatnet.
     pub before: String,
+    /// What implements Services, by its flag.
+    pub backend: &'static str,
 }
 
 impl World {
     /// Starts everything as a cluster's administrator and a kubelet do.
-    pub fn up() -> Result<Self> {
+    pub fn up(backend: &'static str) -> Result<Self> {
         kubelet::clear_logs()?;
         kubelet::make_image()?;
         let ranges =
             ["--pod-cidr", POD_RANGE, "--service-cidr", SERVICE_RANGE, "--node-cidr", NODE_RANGE];
-        let cluster = Cluster::up("real", &[&["--nodes", "2"], &ranges[..]].concat())?;
+        let flags_of_both = [&ranges[..], &["--service-backend", backend]].concat();
+        let cluster = Cluster::up("real", &[&["--nodes", "2"], &flags_of_both[..]].concat())?;
         let slice = cluster.get("default", "endpointslice", "kubernetes")?;
         let address = slice["endpoints"][0]["addresses"][0].as_str().context("no API server")?;
         let server = format!("https://{address}:{}", slice["ports"][0]["port"]);
@@ -59,7 +66,7 @@ impl World {
         let before = machine.everything()?;
         let range = kubelet::register(&cluster)?;
         let mut flags = vec!["manifests", "--api-server", &server];
-        flags.extend(ranges);
+        flags.extend(flags_of_both);
         // The cluster's own nodes have an agent each, and a second one is forbidden.
         let manifests = flatnet(&flags)?;
         let chosen = manifests.replace("kubernetes.io/os: linux", kubelet::CHOSEN);
@@ -83,6 +90,7 @@ impl World {
             range,
             server,
             before,
+            backend,
         };
         ensure!(world.machine.shell(&format!("! test -e {CONFLIST}")).is_ok(), "too early");
         // In any order: each waits for the other.
@@ -183,14 +191,25 @@ impl World {
 
     /// What a toolbox command says in a pod of the machine.
     pub fn toolbox(&self, name: &str, words: &[&str]) -> Result<Value> {
-        let toolbox = program("flatnet-toolbox").display().to_string();
-        let text = self.in_pod(name, &[&[toolbox.as_str()], words].concat())?;
+        let text = text_of(self.toolbox_command(name).args(words).output()?)?;
         serde_json::from_str(&text).with_context(|| text.clone())
+    }
+
+    /// The toolbox in a pod of the machine.
+    pub fn toolbox_command(&self, name: &str) -> Command {
+        let toolbox = program("flatnet-toolbox").display().to_string();
+        self.machine.command(&["ip", "netns", "exec", name, &toolbox])
+    }
+
+    /// The toolbox in a pod of the cluster.
+    pub fn cluster_toolbox_command(&self, name: &str) -> Command {
+        let words = ["exec", "-n", NAMESPACE, name, "--", "toolbox"];
+        self.cluster.kubectl_command(Kubectl::Old, &words)
     }
 
     /// What a toolbox command says in a pod of the cluster.
     pub fn cluster_toolbox(&self, name: &str, words: &[&str]) -> Result<Value> {
-        let text = self.cluster.exec(NAMESPACE, name, &[&["toolbox"], words].concat())?;
+        let text = text_of(self.cluster_toolbox_command(name).args(words).output()?)?;
         serde_json::from_str(&text).with_context(|| text.clone())
     }
 
