@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::ebpf_maps::{EBPF_MAP_ENTRIES_MAX, EBPF_MAP_ENTRIES_MIN};
 use crate::node_local_dns;
 use crate::pool::{self, PoolError};
-use crate::{DnsFastPath, EbpfMapSizes, Family, LoadBalancerMode, Overlay, Pool, TunnelConfig};
+use crate::{
+    DnsFastPath, EbpfMapSizes, Family, LoadBalancerMode, Overlay, Pool, PortRange, TunnelConfig,
+};
 
 /// The configuration that all programs of a cluster share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +88,10 @@ pub struct ClusterConfig {
     /// source. ip-masq-agent's `nonMasqueradeCIDRs`.
     #[serde(default)]
     pub non_masquerade_cidrs: Vec<IpNet>,
+    /// The source ports of what a node masquerades and sends outside of the cluster; none: any that
+    /// Linux chooses. iptables' `--to-ports`, Calico's `natPortRange`.
+    #[serde(default)]
+    pub masquerade_ports: Option<PortRange>,
     /// Whether nodes and endpoints that do not answer get no new connections through Services.
     #[serde(default = "yes")]
     pub failover: bool,
@@ -184,6 +190,7 @@ impl Default for ClusterConfig {
             answer_ping: false,
             masquerade_all: false,
             non_masquerade_cidrs: vec![],
+            masquerade_ports: None,
             failover: true,
             ebpf_maps: EbpfMapSizes::default(),
             ebpf_forwarding: true,
@@ -244,8 +251,8 @@ impl ClusterConfig {
         nth_address(range, index)
     }
 
-    /// Checks the three ranges, for a cluster of `nodes` nodes, what tunnels need, and sizes of
-    /// maps.
+    /// Checks the three ranges, for a cluster of `nodes` nodes, what tunnels need, source ports,
+    /// and sizes of maps.
     ///
     /// # Errors
     /// Every fault found, each naming the flag to change: overlaps, a range too small for the
@@ -290,6 +297,9 @@ impl ClusterConfig {
         );
         errors.extend(pool::check(&self.pools, &self.pod_cidrs).err().map(RangeError::Pools));
         errors.extend(self.tunnels.faults().map(|fault| RangeError::Tunnels { fault }));
+        let ports = self.masquerade_ports;
+        let fault = ports.and_then(|ports| ports.fault_as_sources(self.node_port_range));
+        errors.extend(fault.map(|fault| RangeError::MasqueradePorts { fault }));
         errors.extend(self.ebpf_maps.impossible().map(|map| RangeError::EbpfMaps { map }));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
@@ -410,6 +420,12 @@ pub enum RangeError {
     Tunnels {
         /// What is wrong.
         fault: &'static str,
+    },
+    /// Pods cannot have these source ports.
+    #[error("masqueradePorts: {fault}")]
+    MasqueradePorts {
+        /// What is wrong, and what to do.
+        fault: String,
     },
     /// No eBPF map can have the size.
     #[error(

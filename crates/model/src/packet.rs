@@ -1,10 +1,10 @@
 //! One packet and what becomes of it: the words in which oracle, tracers and lab agree.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::Protocol;
+use crate::{PortRange, Protocol};
 
 /// The first packet of a flow, seen at one node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +41,8 @@ pub enum Verdict {
         destinations: BTreeSet<SocketAddr>,
         /// How the source is translated.
         source: SourceTranslation,
+        /// Towards which of them the source port is one of a range; elsewhere it may be any.
+        source_ports: BTreeMap<IpAddr, PortRange>,
     },
     /// Refused: a reset for TCP, an ICMP port unreachable otherwise.
     Reject,
@@ -64,18 +66,21 @@ impl fmt::Display for Verdict {
         match self {
             Self::Reject => f.write_str("reject"),
             Self::Drop => f.write_str("drop"),
-            Self::Pass { destinations, source } => {
+            Self::Pass { destinations, source, source_ports } => {
                 f.write_str("pass to ")?;
                 for (index, destination) in destinations.iter().enumerate() {
                     write!(f, "{}{destination}", if index == 0 { "" } else { ", " })?;
                 }
                 match source {
-                    SourceTranslation::Kept => Ok(()),
-                    SourceTranslation::Masqueraded => f.write_str(", masqueraded"),
+                    SourceTranslation::Kept => {}
+                    SourceTranslation::Masqueraded => f.write_str(", masqueraded")?,
                     SourceTranslation::MasqueradedTo(these) => {
-                        write!(f, ", masqueraded towards {these:?}")
+                        write!(f, ", masqueraded towards {these:?}")?;
                     }
                 }
+                source_ports.iter().try_for_each(|(destination, ports)| {
+                    write!(f, ", from ports {ports} towards {destination}")
+                })
             }
         }
     }

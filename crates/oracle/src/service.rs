@@ -22,7 +22,7 @@ mod annotations;
 mod endpoints;
 mod external;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -109,6 +109,16 @@ pub fn verdict(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &P
 
 /// What becomes of `packet` at `node`, and why.
 pub fn decide(world: &World, config: &ClusterConfig, node: Node<'_>, packet: &Packet) -> Decision {
+    let Decision { verdict, rule } = decide_by_address(world, config, node, packet);
+    Decision { verdict: with_source_ports(verdict, config), rule }
+}
+
+fn decide_by_address(
+    world: &World,
+    config: &ClusterConfig,
+    node: Node<'_>,
+    packet: &Packet,
+) -> Decision {
     let to = packet.destination;
     if to.ip().is_loopback() && packet.entry != Entry::Local {
         return Decision { verdict: Verdict::Drop, rule: Rule::LoopbackGuard };
@@ -400,7 +410,32 @@ impl Case<'_> {
 }
 
 fn pass(destinations: BTreeSet<SocketAddr>, source: SourceTranslation) -> Verdict {
-    Verdict::Pass { destinations, source }
+    Verdict::Pass { destinations, source, source_ports: BTreeMap::new() }
+}
+
+/// What leaves the cluster in this node's name has the ports that are configured for that.
+fn with_source_ports(verdict: Verdict, config: &ClusterConfig) -> Verdict {
+    let (Some(ports), Verdict::Pass { destinations, source, .. }) =
+        (config.masquerade_ports, &verdict)
+    else {
+        return verdict;
+    };
+    let is_masqueraded = |address: &IpAddr| match source {
+        SourceTranslation::Kept => false,
+        SourceTranslation::Masqueraded => true,
+        SourceTranslation::MasqueradedTo(these) => these.contains(address),
+    };
+    let leaves = |address: &IpAddr| {
+        let mut services = config.service_cidrs.iter();
+        !is_inside(config, *address) && !services.any(|range| range.contains(address))
+    };
+    let addresses = destinations.iter().map(SocketAddr::ip);
+    let outside = addresses.filter(|address| is_masqueraded(address) && leaves(address));
+    Verdict::Pass {
+        source_ports: outside.map(|address| (address, ports)).collect(),
+        destinations: destinations.clone(),
+        source: source.clone(),
+    }
 }
 
 fn untouched(destination: SocketAddr) -> Verdict {

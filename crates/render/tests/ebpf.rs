@@ -380,6 +380,7 @@ fn each_client_gets_its_endpoints_and_its_source() {
     let to = |lasts: &[u8], source| Verdict::Pass {
         destinations: lasts.iter().map(|&one| ([10, 244, 1, one], 8080).into()).collect(),
         source,
+        source_ports: BTreeMap::new(),
     };
     let kept = |lasts: &[u8]| to(lasts, SourceTranslation::Kept);
     let masqueraded = |lasts: &[u8]| to(lasts, SourceTranslation::Masqueraded);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Entry, Packet, Verdict};
-use model::{ClusterConfig, Family, NamespacedName, Protocol};
+use model::{ClusterConfig, Family, NamespacedName, PortRange, Protocol};
 use plan::services::{
     Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
 };
@@ -130,7 +130,24 @@ fn other_rules() -> Vec<Printed> {
             Target::Drop,
             "-m conntrack --ctstate NEW -p tcp -j DROP".into(),
         ),
-        (Family::V4, vec![], Target::Masquerade, "-j MASQUERADE --random-fully".into()),
+        (
+            Family::V4,
+            vec![],
+            Target::Masquerade { ports: None },
+            "-j MASQUERADE --random-fully".into(),
+        ),
+        (
+            Family::V6,
+            vec![tcp()],
+            Target::Masquerade { ports: PortRange::new(40_000, 49_999) },
+            "-p tcp -j MASQUERADE --to-ports 40000-49999 --random-fully".into(),
+        ),
+        (
+            Family::V4,
+            vec![tcp()],
+            Target::Masquerade { ports: PortRange::new(40_000, 40_000) },
+            "-p tcp -j MASQUERADE --to-ports 40000 --random-fully".into(),
+        ),
     ]
 }
 
@@ -157,6 +174,8 @@ fn other_rules_are_not_understood() {
         "-j DNAT --to-destination 10.0.0.1-10.0.0.9",
         "-j DNAT --to-destination 10.0.0.1 --random",
         "-j MASQUERADE",
+        "-p tcp -j MASQUERADE --to-ports 50000-40000 --random-fully",
+        "-p tcp -j MASQUERADE --to-ports 40000-50000",
         "-j DROP -j DROP",
         "-m comment --comment \"no end",
     ] {
@@ -207,10 +226,15 @@ fn the_model_of_the_kernel_refuses_what_the_programs_refuse() {
                 Command::Delete(ports()),
             ],
         ),
-        ("nat table only", filter, vec![append(Rule::new([], Target::Masquerade))]),
+        ("nat table only", filter, vec![append(Rule::new([], Target::Masquerade { ports: None }))]),
         ("filters nothing", nat, vec![append(drop())]),
         ("needs a protocol", nat, vec![append(Rule::new([], translate))]),
         ("need a protocol", nat, vec![append(Rule::new([port], Target::Return))]),
+        (
+            "needs a protocol",
+            nat,
+            vec![append(Rule::new([], Target::Masquerade { ports: PortRange::new(1, 2) }))],
+        ),
         (
             "has no chain",
             filter,

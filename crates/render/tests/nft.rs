@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
-use model::{ClusterConfig, Family, NamespacedName, Protocol};
+use model::{ClusterConfig, Family, NamespacedName, PortRange, Protocol};
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
 use proptest::prelude::*;
@@ -126,12 +126,14 @@ proptest! {
                     Some(Backends::Endpoints(endpoints)) => Verdict::Pass {
                         destinations: endpoints.clone(),
                         source: SourceTranslation::Masqueraded,
+                        source_ports: BTreeMap::new(),
                     },
                     Some(Backends::Reject) => Verdict::Reject,
                     Some(Backends::Drop) => Verdict::Drop,
                     None if at_node => Verdict::Pass {
                         destinations: [packet.destination].into(),
                         source: SourceTranslation::Kept,
+                        source_ports: BTreeMap::new(),
                     },
                     None => Verdict::Drop,
                 };
@@ -235,6 +237,39 @@ fn an_unknown_rule_is_refused_by_the_tracer_until_it_is_recognised() {
 }
 
 #[test]
+fn other_source_ports_are_one_change_of_one_chain() {
+    let config = |ports: Option<(u16, u16)>| ClusterConfig {
+        masquerade_ports: ports.and_then(|(first, last)| PortRange::new(first, last)),
+        ..ClusterConfig::default()
+    };
+    let program = |config: &ClusterConfig| render(&Desired::default(), config, &facts());
+    let outside = Packet {
+        entry: Entry::Pod,
+        source: "10.244.1.9:40000".parse().expect("a source"),
+        destination: "192.0.2.10:443".parse().expect("a destination"),
+        protocol: Protocol::Tcp,
+    };
+    let mut observed = NftObserved::default();
+    converge(&mut observed, &program(&config(None)));
+    for ports in [Some((40_000, 40_999)), Some((50_000, 50_999)), None] {
+        let config = config(ports);
+        let ops = diff(&program(&config), &observed);
+        let text = format!("{ops:?}");
+        let rewritten = ["FlushChain(", "FlushChain(\"nat-postrouting\")"];
+        let rewritten = rewritten.map(|command| text.matches(command).count());
+        assert_eq!((ops.len(), rewritten), (1, [1, 1]), "{text}");
+        converge(&mut observed, &program(&config));
+        let ports = config.masquerade_ports.map(|ports| (outside.destination.ip(), ports));
+        let expected = Verdict::Pass {
+            destinations: [outside.destination].into(),
+            source: SourceTranslation::MasqueradedTo([outside.destination.ip()].into()),
+            source_ports: ports.into_iter().collect(),
+        };
+        assert_eq!(trace(&observed, &outside, &config, &facts()), Ok(expected));
+    }
+}
+
+#[test]
 fn both_families_have_a_table_of_the_same_form() {
     let range = |text: &str| text.parse().expect("a range");
     let mut config = ClusterConfig::default();
@@ -263,5 +298,6 @@ fn both_families_have_a_table_of_the_same_form() {
     };
     let verdict = trace(&observed, &packet, &config, &facts());
     let source = SourceTranslation::Masqueraded;
-    assert_eq!(verdict, Ok(Verdict::Pass { destinations: [endpoint].into(), source }));
+    let (destinations, source_ports) = ([endpoint].into(), BTreeMap::new());
+    assert_eq!(verdict, Ok(Verdict::Pass { destinations, source, source_ports }));
 }

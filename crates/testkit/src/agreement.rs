@@ -68,8 +68,10 @@ pub fn run(seed: u64) -> Result<Report> {
         let meant = verdict::by_oracle(&world, &config, &facts, &packet);
         for backend in &backends {
             let said = backend.trace(&packet, place);
+            let meant_of =
+                |said| verdict::meant_of(backend.kind(), &meant.verdict, &meant.rule, said);
             ensure!(
-                said.as_ref() == Ok(&meant.verdict),
+                said.as_ref().is_ok_and(|said| *said == meant_of(said)),
                 "{packet:?}: the API means {} by {:?}, {} does {said:?}",
                 meant.verdict,
                 meant.rule,

@@ -2,7 +2,7 @@
 //! the case runner and the laws hold against the oracle (invariant 13).
 
 use std::fmt::Debug;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Packet, SourceTranslation, Verdict};
 use model::{ClusterConfig, ServiceBackend};
@@ -225,7 +225,7 @@ fn go_on(
     packet: &Packet,
     place: Place<'_>,
 ) -> Result<Verdict, String> {
-    let Verdict::Pass { destinations, source } = normal(verdict.clone()) else {
+    let Verdict::Pass { destinations, source, mut source_ports } = normal(verdict.clone()) else {
         return Ok(verdict);
     };
     let mut masqueraded_to = match &source {
@@ -237,7 +237,10 @@ fn go_on(
     for destination in &destinations {
         let translated = Packet { destination: *destination, ..packet.clone() };
         match trace_nft(beside, &translated, place)? {
-            Verdict::Pass { destinations, source } => {
+            Verdict::Pass { destinations, source, source_ports: ports } => {
+                // The source that a packet has got is not changed again.
+                let again = |address: &IpAddr| masqueraded_to.contains(address);
+                source_ports.extend(ports.into_iter().filter(|(address, _)| !again(address)));
                 match source {
                     SourceTranslation::Kept => {}
                     SourceTranslation::Masqueraded => {
@@ -254,5 +257,6 @@ fn go_on(
     Ok(normal(Verdict::Pass {
         destinations: reached.into_iter().collect(),
         source: SourceTranslation::MasqueradedTo(masqueraded_to),
+        source_ports,
     }))
 }

@@ -1,17 +1,24 @@
 //! Comparing verdicts of executors that say the same in different words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Packet, SourceTranslation, Verdict};
-use model::{ClusterConfig, World};
+use model::{ClusterConfig, ServiceBackend, World};
+use oracle::service::Rule;
 use plan::NodeFacts;
 use render::nft::{NftObserved, TraceError};
+
+use crate::agreement::is_of_service;
 
 /// The verdict with the one spelling that comparisons use: masquerading towards every possible
 /// destination is masquerading, towards none of them is not.
 pub fn normal(verdict: Verdict) -> Verdict {
-    let Verdict::Pass { destinations, source: SourceTranslation::MasqueradedTo(towards) } = verdict
+    let Verdict::Pass {
+        destinations,
+        source: SourceTranslation::MasqueradedTo(towards),
+        source_ports,
+    } = verdict
     else {
         return verdict;
     };
@@ -24,7 +31,20 @@ pub fn normal(verdict: Verdict) -> Verdict {
     } else {
         SourceTranslation::MasqueradedTo(towards)
     };
-    Verdict::Pass { destinations, source }
+    Verdict::Pass { destinations, source, source_ports }
+}
+
+/// What is meant, of a backend: what a Service of eBPF masquerades has the programs' own source
+/// ports, whatever is configured for what leaves the cluster.
+pub fn meant_of(backend: ServiceBackend, meant: &Verdict, rule: &Rule, said: &Verdict) -> Verdict {
+    match (meant.clone(), said) {
+        (Verdict::Pass { destinations, source, .. }, Verdict::Pass { source_ports: said, .. })
+            if backend == ServiceBackend::Ebpf && is_of_service(rule) && said.is_empty() =>
+        {
+            Verdict::Pass { destinations, source, source_ports: BTreeMap::new() }
+        }
+        (meant, _) => meant,
+    }
 }
 
 /// What the API means for the packet.

@@ -12,7 +12,7 @@ mod header;
 
 use std::net::IpAddr;
 
-use model::{Family, Protocol};
+use model::{Family, PortRange, Protocol};
 use netlink::message::Request;
 use render::nft::language::{
     ConnectionState, Field, LinkName, Statement, TableFamily, Type, Value, Verdict,
@@ -25,6 +25,9 @@ const ENDPOINT: u32 = NFT_REG32_00 + 8;
 /// Where a class is looked up into: an unused register, then [`CLASS`].
 const PADDED_CLASS: u32 = NFT_REG32_00 + 14;
 const CLASS: u32 = NFT_REG32_00 + 15;
+/// The ends of a range of source ports, each in a register.
+const FIRST_PORT: u32 = KEY;
+const LAST_PORT: u32 = KEY + 1;
 const REGISTER_BYTES: usize = 4;
 
 // Where the parts of a VXLAN packet lie, in bytes from its UDP header (RFC 7348, section 5).
@@ -226,7 +229,7 @@ impl Writer<'_> {
             Statement::TrackInZone(zone) => self.track_in_zone(*zone),
             Statement::TranslateDestination
             | Statement::TranslateAddress(_)
-            | Statement::Masquerade
+            | Statement::Masquerade { .. }
             | Statement::RejectWithReset
             | Statement::RejectWithUnreachable => self.translate_or_refuse(statement),
             Statement::Carries(_)
@@ -269,9 +272,7 @@ impl Writer<'_> {
         match statement {
             Statement::TranslateDestination => self.translate_destination(),
             Statement::TranslateAddress(address) => self.translate_address(*address),
-            Statement::Masquerade => self.expression("masq", |data| {
-                number(data, NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
-            }),
+            Statement::Masquerade { ports } => self.masquerade(*ports),
             Statement::RejectWithReset => self.reject(NFT_REJECT_TCP_RST, 0),
             Statement::RejectWithUnreachable => {
                 self.reject(NFT_REJECT_ICMP_UNREACH, port_unreachable(self.family));
@@ -433,6 +434,20 @@ impl Writer<'_> {
             number(data, NFTA_NAT_TYPE, NFT_NAT_DNAT);
             number(data, NFTA_NAT_FAMILY, u32::from(family));
             number(data, NFTA_NAT_REG_ADDR_MIN, ENDPOINT);
+        });
+    }
+
+    fn masquerade(&mut self, ports: Option<PortRange>) {
+        if let Some(ports) = ports {
+            self.constant(FIRST_PORT, &ports.first().to_be_bytes());
+            self.constant(LAST_PORT, &ports.last().to_be_bytes());
+        }
+        self.expression("masq", |data| {
+            number(data, NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+            if ports.is_some() {
+                number(data, NFTA_MASQ_REG_PROTO_MIN, FIRST_PORT);
+                number(data, NFTA_MASQ_REG_PROTO_MAX, LAST_PORT);
+            }
         });
     }
 

@@ -336,7 +336,9 @@ fn the_tracer_can_walk_what_the_kernel_holds() {
     let destinations = endpoints(&[POD1, POD2]).into_iter().collect();
     let itself = [POD1.parse().expect("address")].into();
     let source = model::packet::SourceTranslation::MasqueradedTo(itself);
-    assert_eq!(verdict, Ok(model::packet::Verdict::Pass { destinations, source }));
+    let source_ports = std::collections::BTreeMap::new();
+    let expected = model::packet::Verdict::Pass { destinations, source, source_ports };
+    assert_eq!(verdict, Ok(expected));
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn run(scene: &Scene, link: (u32, [u8; 6]), tunnel: u32, packet: &model::packet:
 fn agrees(done: &Done, meant: &Verdict) -> bool {
     match (done, meant) {
         (Done::Rejected, Verdict::Reject) | (Done::Dropped, Verdict::Drop) => true,
-        (Done::Led { to, masqueraded, .. }, Verdict::Pass { destinations, source }) => {
+        (Done::Led { to, masqueraded, .. }, Verdict::Pass { destinations, source, .. }) => {
             let shall = match source {
                 SourceTranslation::Kept => false,
                 SourceTranslation::Masqueraded => true,

@@ -155,7 +155,7 @@ fn allowed(
     objects: &Objects,
 ) -> Vec<SocketAddr> {
     let untouched = vec![packet.destination];
-    let Verdict::Pass { destinations, source } = verdict else { return untouched };
+    let Verdict::Pass { destinations, source, .. } = verdict else { return untouched };
     if !is_of_service(rule) {
         return untouched;
     }

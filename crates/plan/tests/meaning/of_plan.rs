@@ -1,7 +1,7 @@
 //! What becomes of a packet, read off a [`ServicePlan`] as its documentation says: a backend
 //! without a kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::ClusterConfig;
@@ -83,5 +83,5 @@ fn to_backends(
     } else {
         SourceTranslation::Kept
     };
-    Verdict::Pass { destinations, source }
+    Verdict::Pass { destinations, source, source_ports: BTreeMap::new() }
 }

@@ -250,7 +250,7 @@ fn in_words(verdict: &Verdict, packet: &Packet) -> String {
         Verdict::Pass { destinations, .. } if *destinations == [packet.destination].into() => {
             return "nothing".into();
         }
-        Verdict::Pass { destinations, source } => (destinations, source),
+        Verdict::Pass { destinations, source, .. } => (destinations, source),
     };
     let number = |endpoint: &SocketAddr| {
         let number = match endpoint.ip() {

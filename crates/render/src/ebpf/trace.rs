@@ -4,7 +4,7 @@
 //! This is the meaning for each packet, which the programs at the hook `tc` have. The programs at
 //! the socket agree with it, but for what `bpf/socket_services.c` says of the source.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ebpf_abi::address_bytes;
@@ -32,6 +32,7 @@ pub fn trace(
     let untouched = || Verdict::Pass {
         destinations: [packet.destination].into(),
         source: SourceTranslation::Kept,
+        source_ports: BTreeMap::new(),
     };
     Ok(decide(observed, packet)?.unwrap_or_else(untouched))
 }
@@ -50,37 +51,45 @@ pub fn trace_beside(
 ) -> Result<Verdict, TraceError> {
     let (destinations, source) = match decide(observed, packet)? {
         None => return nft::trace(rules, packet, config, facts),
-        Some(Verdict::Pass { destinations, source }) => (destinations, source),
+        Some(Verdict::Pass { destinations, source, .. }) => (destinations, source),
         Some(verdict) => return Ok(verdict),
     };
-    let mut verdicts = Vec::new();
+    let mut refused = Vec::new();
+    // From a pod to endpoints outside of the cluster.
+    let mut hidden = BTreeSet::new();
+    let mut ports_beside = BTreeMap::new();
     for destination in &destinations {
         let translated = Packet { destination: *destination, ..packet.clone() };
-        let verdict = nft::trace(rules, &translated, config, facts)?;
-        if !verdicts.contains(&verdict) {
-            verdicts.push(verdict);
+        match nft::trace(rules, &translated, config, facts)? {
+            Verdict::Pass { source: SourceTranslation::Kept, .. } => {}
+            Verdict::Pass { source_ports, .. } => {
+                hidden.insert(destination.ip());
+                ports_beside.extend(source_ports);
+            }
+            verdict => refused.push(verdict),
         }
     }
-    let is_masqueraded = |verdict: &Verdict| {
-        matches!(verdict, Verdict::Pass { source: SourceTranslation::Masqueraded, .. })
+    match refused.as_slice() {
+        [] => {}
+        [one, others @ ..]
+            if refused.len() == destinations.len() && others.iter().all(|other| other == one) =>
+        {
+            return Ok(one.clone());
+        }
+        some => {
+            let texts = some.iter().map(|verdict| format!("{verdict}, of {destinations:?}"));
+            return Err(TraceError::Undecided(texts.collect()));
+        }
+    }
+    if source != SourceTranslation::Kept || hidden.is_empty() {
+        return Ok(Verdict::Pass { destinations, source, source_ports: BTreeMap::new() });
+    }
+    let source = if destinations.iter().all(|one| hidden.contains(&one.ip())) {
+        SourceTranslation::Masqueraded
+    } else {
+        SourceTranslation::MasqueradedTo(hidden)
     };
-    let passes = |verdict: &Verdict| matches!(verdict, Verdict::Pass { .. });
-    match verdicts.as_slice() {
-        [refused] if !passes(refused) => Ok(refused.clone()),
-        all if !all.iter().all(passes) => Err(undecided(all)),
-        all if source != SourceTranslation::Kept || !all.iter().any(is_masqueraded) => {
-            Ok(Verdict::Pass { destinations, source })
-        }
-        // From a pod to endpoints outside of the cluster.
-        all if all.iter().all(is_masqueraded) => {
-            Ok(Verdict::Pass { destinations, source: SourceTranslation::Masqueraded })
-        }
-        all => Err(undecided(all)),
-    }
-}
-
-fn undecided(verdicts: &[Verdict]) -> TraceError {
-    TraceError::Undecided(verdicts.iter().map(ToString::to_string).collect())
+    Ok(Verdict::Pass { destinations, source, source_ports: ports_beside })
 }
 
 /// What the maps say of it; `None`: it goes to no Service.
@@ -118,7 +127,8 @@ pub fn decide(observed: &EbpfObserved, packet: &Packet) -> Result<Option<Verdict
     } else {
         SourceTranslation::Kept
     };
-    Ok(Some(Verdict::Pass { destinations, source }))
+    // What these programs masquerade has ports of their own.
+    Ok(Some(Verdict::Pass { destinations, source, source_ports: BTreeMap::new() }))
 }
 
 /// What is known of an address of the cluster; `None`: it is outside.

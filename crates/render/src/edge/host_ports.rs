@@ -66,7 +66,7 @@ pub(super) fn layout(id: &TableId) -> Option<Table> {
     let masquerade = vec![
         Statement::HasMark(MARK_MASQUERADE),
         Statement::ClearMark(MARK_MASQUERADE),
-        Statement::Masquerade,
+        Statement::Masquerade { ports: None },
     ];
     let mut layout = Layout::new(id);
     let mut rules = Vec::new();

@@ -57,7 +57,7 @@ pub(super) fn add(parts: &mut Parts, attachment: &Attachment) {
             let to = Statement::InRange { field, range, outside: false };
             vec![to, Statement::Verdict(Verdict::Accept)]
         });
-        let rules = kept.chain([vec![Statement::Masquerade]]).collect();
+        let rules = kept.chain([vec![Statement::Masquerade { ports: None }]]).collect();
         let verdict = parts.chain(&id, "except", rules);
         for address in addresses {
             let key = vec![Value::Address(address.addr())];

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use model::{Family, Protocol};
+use model::{Family, PortRange, Protocol};
 
 use crate::owned::IPTABLES_PREFIX;
 
@@ -394,7 +394,11 @@ pub enum Target {
         port: Option<u16>,
     },
     /// Another source for the flow: the node's own address at the outgoing link.
-    Masquerade,
+    Masquerade {
+        /// The source ports that it may get; none: any that the kernel chooses. They need the
+        /// protocol before.
+        ports: Option<PortRange>,
+    },
     /// A rule of a chain of ours that we did not write, as it was read.
     Unknown(Box<str>),
 }

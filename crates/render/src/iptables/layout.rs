@@ -185,17 +185,12 @@ impl<'a> Layout<'a> {
             others.extend(own.map(|pods| Rule::new([Match::Source(*pods)], Target::Return)));
         }
         others.push(Rule::new([], Fixed::MarkMasquerade));
-        let postrouting = vec![
-            Rule::new([Match::WithoutMark(MARK_MASQUERADE)], Target::Return),
-            Rule::new([], Target::ClearMark(MARK_MASQUERADE)),
-            Rule::new([], Target::Masquerade),
-        ];
         let chains = [
             (Fixed::Services, self.services(vec![])),
             (Fixed::NodePorts, vec![]),
             (Fixed::MarkMasquerade, vec![mark]),
             (Fixed::MarkOthers, others),
-            (Fixed::Postrouting, postrouting),
+            (Fixed::Postrouting, self.postrouting()),
         ];
         let jump = |chain: Fixed| vec![Rule::new([], chain)];
         let hooks = BTreeMap::from([
@@ -205,6 +200,29 @@ impl<'a> Layout<'a> {
         ]);
         let chains = chains.into_iter().map(|(chain, rules)| (chain.into(), rules));
         Table { chains: chains.collect(), hooks }
+    }
+
+    /// Ports are chosen for what leaves the cluster only. The programs take them for protocols that
+    /// have ports only, and Services have these.
+    fn postrouting(&self) -> Vec<Rule> {
+        let anywhere = || Target::Masquerade { ports: None };
+        let mut rules = vec![
+            Rule::new([Match::WithoutMark(MARK_MASQUERADE)], Target::Return),
+            Rule::new([], Target::ClearMark(MARK_MASQUERADE)),
+        ];
+        if let Some(ports) = self.config.masquerade_ports {
+            let config = self.config;
+            let own = [&config.pod_cidrs, &config.node_cidrs, &config.service_cidrs];
+            let own = own.into_iter().flatten().copied();
+            let own = own.filter(|range| Family::of(&range.addr()) == self.family);
+            rules.extend(own.map(|range| Rule::new([Match::Destination(range)], anywhere())));
+            rules.extend([Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| {
+                let target = Target::Masquerade { ports: Some(ports) };
+                Rule::new([Match::Protocol(protocol)], target)
+            }));
+        }
+        rules.push(Rule::new([], anywhere()));
+        rules
     }
 
     fn filter(&self) -> Table {

@@ -193,13 +193,14 @@ impl Work<'_> {
             return Err("ports need a protocol".into());
         }
         match (&rule.target, self.id.name) {
-            (Target::Translate { .. } | Target::Masquerade, TableName::Filter) => {
+            (Target::Translate { .. } | Target::Masquerade { .. }, TableName::Filter) => {
                 Err("addresses are translated in the nat table only".into())
             }
             (Target::Drop, TableName::Nat) => Err("the nat table filters nothing".into()),
-            (Target::Translate { port: Some(_), .. }, _) if protocol.is_none() => {
-                Err("a port needs a protocol".into())
-            }
+            (
+                Target::Translate { port: Some(_), .. } | Target::Masquerade { ports: Some(_) },
+                _,
+            ) if protocol.is_none() => Err("a port needs a protocol".into()),
             (Target::Unknown(text), _) => Err(format!("`{text}` is no rule of ours")),
             _ => Ok(()),
         }

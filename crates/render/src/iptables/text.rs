@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::{Family, Protocol};
+use model::{Family, PortRange, Protocol};
 
 use super::language::{
     CHANCE_ONE, ChainName, Comment, Hook, Match, Rule, Table, TableId, TableName, Target,
@@ -112,9 +112,16 @@ fn print_target(target: &Target) -> String {
         Target::Translate { address, port: Some(port) } => {
             format!("-j DNAT --to-destination {}", SocketAddr::new(*address, *port))
         }
-        Target::Masquerade => "-j MASQUERADE --random-fully".into(),
+        Target::Masquerade { ports: None } => "-j MASQUERADE --random-fully".into(),
+        Target::Masquerade { ports: Some(ports) } => {
+            format!("-j MASQUERADE --to-ports {} --random-fully", print_ports(*ports))
+        }
         Target::Unknown(text) => text.to_string(),
     }
+}
+
+fn print_ports(ports: PortRange) -> String {
+    if ports.first() == ports.last() { ports.first().to_string() } else { ports.to_string() }
 }
 
 /// Reads what `iptables-save` printed of one family and adds what is ours; other lines are others'
@@ -244,9 +251,24 @@ fn parse_target<'a>(name: &str, words: &mut impl Iterator<Item = &'a str>) -> Op
             (words.next()? == "--to-destination").then_some(())?;
             parse_destination(words.next()?)?
         }
-        "MASQUERADE" => (words.next()? == "--random-fully").then_some(Target::Masquerade)?,
+        "MASQUERADE" => {
+            let mut option = words.next()?;
+            let mut ports = None;
+            if option == "--to-ports" {
+                ports = Some(parse_ports(words.next()?)?);
+                option = words.next()?;
+            }
+            (option == "--random-fully").then_some(Target::Masquerade { ports })?
+        }
         chain => Target::Jump(ChainName::parse(chain)?),
     })
+}
+
+fn parse_ports(text: &str) -> Option<PortRange> {
+    match text.parse::<u16>() {
+        Ok(port) => PortRange::new(port, port),
+        Err(_) => text.parse().ok(),
+    }
 }
 
 fn parse_destination(text: &str) -> Option<Target> {

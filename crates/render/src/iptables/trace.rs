@@ -5,12 +5,12 @@
 //! Of what other tables do it knows one thing: questions to the DNS address are not tracked
 //! (`nft::layout`), so that nat does not see them and no flow is new.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
-use model::{ClusterConfig, Family, Protocol};
+use model::{ClusterConfig, Family, PortRange, Protocol};
 use plan::NodeFacts;
 
 use super::language::{
@@ -96,8 +96,15 @@ pub fn trace(
 /// Where one way led.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
-    Passed { destination: SocketAddr, masquerade: Option<Reason> },
+    Passed { destination: SocketAddr, masquerade: Option<Masquerade> },
     Dropped,
+}
+
+/// What became of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Masquerade {
+    reason: Reason,
+    ports: Option<PortRange>,
 }
 
 /// Whether a masquerade depends on the destination that was chosen.
@@ -115,13 +122,16 @@ fn merge(outcomes: &BTreeSet<Outcome>) -> Result<Verdict, TraceError> {
     let mut destinations = BTreeSet::new();
     let mut masquerades = BTreeSet::new();
     let mut only_to = BTreeSet::new();
+    let mut source_ports = BTreeMap::new();
     for outcome in outcomes {
         match outcome {
             Outcome::Passed { destination, masquerade } => {
                 destinations.insert(*destination);
-                let any = masquerade.filter(|reason| *reason == Reason::AnyDestination);
-                masquerades.insert(any);
-                if *masquerade == Some(Reason::ThisDestination) {
+                let ports = masquerade.and_then(|masquerade| masquerade.ports);
+                source_ports.extend(ports.map(|ports| (destination.ip(), ports)));
+                let reason = masquerade.map(|masquerade| masquerade.reason);
+                masquerades.insert(reason.filter(|reason| *reason == Reason::AnyDestination));
+                if reason == Some(Reason::ThisDestination) {
                     only_to.insert(destination.ip());
                 }
             }
@@ -135,7 +145,7 @@ fn merge(outcomes: &BTreeSet<Outcome>) -> Result<Verdict, TraceError> {
         _ if only_to.is_empty() => SourceTranslation::Kept,
         _ => SourceTranslation::MasqueradedTo(only_to),
     };
-    Ok(Verdict::Pass { destinations, source })
+    Ok(Verdict::Pass { destinations, source, source_ports })
 }
 
 /// How the throws of chance fell, tried one after the other.
@@ -188,7 +198,7 @@ struct Walk<'a> {
     marked_for: Option<Reason>,
     /// Within the chain of an endpoint: what happens here depends on the choice.
     at_endpoint: bool,
-    masquerade: Option<Reason>,
+    masquerade: Option<Masquerade>,
 }
 
 impl<'a> Walk<'a> {
@@ -281,8 +291,9 @@ impl<'a> Walk<'a> {
                     self.destination = SocketAddr::new(*address, port);
                     return Ok(End::Accept);
                 }
-                Target::Masquerade => {
-                    self.masquerade = self.marked_for.or(Some(Reason::AnyDestination));
+                Target::Masquerade { ports } => {
+                    let reason = self.marked_for.unwrap_or(Reason::AnyDestination);
+                    self.masquerade = Some(Masquerade { reason, ports: *ports });
                     return Ok(End::Accept);
                 }
                 Target::Unknown(rule) => {

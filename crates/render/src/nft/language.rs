@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::{Family, MacAddress};
+use model::{Family, MacAddress, PortRange};
 
 use super::text::text_of;
 
@@ -338,8 +338,12 @@ pub enum Statement {
     TranslateDestination,
     /// The flow goes to this address, and keeps its destination port.
     TranslateAddress(IpAddr),
-    /// The flow gets an address of the outgoing link as source.
-    Masquerade,
+    /// The flow gets an address of the outgoing link as source, and one of these source ports (of
+    /// an ICMP echo: identifiers), where they are given.
+    Masquerade {
+        /// None: any that the kernel chooses.
+        ports: Option<PortRange>,
+    },
     /// A TCP reset to the sender.
     RejectWithReset,
     /// ICMP port unreachable to the sender.

@@ -516,27 +516,29 @@ impl Builder<'_> {
     fn source_translations(&self) -> Vec<Vec<Statement>> {
         let Layout { family, pods, config, .. } = *self.layout;
         // Also beside another backend: a packet may be on its way that our rules have marked.
-        let mut rules = vec![vec![
-            Statement::HasMark(MARK_MASQUERADE),
-            Statement::ClearMark(MARK_MASQUERADE),
-            Statement::Masquerade,
-        ]];
+        let own = [&config.pod_cidrs, &config.node_cidrs, &config.service_cidrs];
+        let beyond = |ranges: &[&Vec<IpNet>]| -> Vec<Statement> {
+            let ranges = ranges.iter().flat_map(|ranges| in_family(family, ranges));
+            ranges.map(|range| outside_of(Field::DestinationAddress, range)).collect()
+        };
+        let anywhere = || Statement::Masquerade { ports: None };
+        let outside = || Statement::Masquerade { ports: config.masquerade_ports };
+        // Also beside another backend: a packet may be on its way that our rules have marked.
+        let marked = [Statement::HasMark(MARK_MASQUERADE), Statement::ClearMark(MARK_MASQUERADE)];
+        let mut rules = Vec::new();
+        if config.masquerade_ports.is_some() {
+            rules.push([beyond(&own), marked.to_vec(), vec![outside()]].concat());
+        }
+        rules.push(marked.into_iter().chain([anywhere()]).collect());
         if self.layout.role.translates() {
-            rules.push(vec![
-                in_set(vec![Field::SourceAddress, Field::DestinationAddress], HAIRPIN),
-                Statement::Masquerade,
-            ]);
+            let itself = vec![Field::SourceAddress, Field::DestinationAddress];
+            rules.push(vec![in_set(itself, HAIRPIN), anywhere()]);
         }
         if let Some(pods) = pods {
-            let own = [&config.pod_cidrs, &config.node_cidrs, &config.service_cidrs];
-            let ranges = own.into_iter().chain([&config.non_masquerade_cidrs]);
-            let elsewhere = ranges
-                .flat_map(|ranges| in_family(family, ranges))
-                .map(|range| outside_of(Field::DestinationAddress, range));
-            let from_pods = [inside(Field::SourceAddress, pods)];
-            rules.push(
-                from_pods.into_iter().chain(elsewhere).chain([Statement::Masquerade]).collect(),
-            );
+            let [of_pods, of_nodes, of_services] = own;
+            let kept = [of_pods, of_nodes, of_services, &config.non_masquerade_cidrs];
+            let from_pods = vec![inside(Field::SourceAddress, pods)];
+            rules.push([from_pods, beyond(&kept), vec![outside()]].concat());
         }
         rules
     }

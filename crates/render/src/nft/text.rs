@@ -69,7 +69,10 @@ fn statement_text(family: TableFamily, statement: &Statement) -> String {
         Statement::TrackInZone(zone) => format!("ct zone set {zone}"),
         Statement::TranslateDestination => "dnat to endpoint".into(),
         Statement::TranslateAddress(address) => format!("dnat to {address}"),
-        Statement::Masquerade => "masquerade fully-random".into(),
+        Statement::Masquerade { ports: None } => "masquerade fully-random".into(),
+        Statement::Masquerade { ports: Some(ports) } => {
+            format!("masquerade to :{ports} fully-random")
+        }
         Statement::RejectWithReset => "reject with tcp reset".into(),
         Statement::RejectWithUnreachable => "reject with port-unreachable".into(),
         Statement::Verdict(verdict) => verdict.to_string(),

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Entry, Packet, SourceTranslation, Verdict as PacketVerdict};
-use model::{ClusterConfig, Family, Overlay, Protocol, layout};
+use model::{ClusterConfig, Family, Overlay, PortRange, Protocol, layout};
 use plan::NodeFacts;
 
 use super::language::{
@@ -119,9 +119,16 @@ pub fn trace_through(
 /// Where one draw of chance led.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
-    Passed { destination: SocketAddr, masquerade: Option<Reason> },
+    Passed { destination: SocketAddr, masquerade: Option<Masquerade> },
     Rejected,
     Dropped,
+}
+
+/// What became of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Masquerade {
+    reason: Reason,
+    ports: Option<PortRange>,
 }
 
 /// Whether a masquerade depends on the destination that was drawn.
@@ -134,19 +141,21 @@ enum Reason {
 fn merge(packet: &Packet, outcomes: Vec<Outcome>) -> Result<PacketVerdict, TraceError> {
     let outcomes: BTreeSet<Outcome> = outcomes.into_iter().collect();
     let mut destinations = BTreeSet::new();
-    let mut everywhere = true;
+    let (mut of_any, mut of_none) = (false, false);
     let mut only_to = BTreeSet::new();
+    let mut source_ports = BTreeMap::new();
     for outcome in &outcomes {
         match outcome {
             Outcome::Passed { destination, masquerade } => {
                 destinations.insert(*destination);
-                match masquerade {
-                    Some(Reason::AnyDestination) => {}
+                let ports = masquerade.and_then(|masquerade| masquerade.ports);
+                source_ports.extend(ports.map(|ports| (destination.ip(), ports)));
+                match masquerade.map(|masquerade| masquerade.reason) {
+                    Some(Reason::AnyDestination) => of_any = true,
                     Some(Reason::ThisDestination) => {
-                        everywhere = false;
                         only_to.insert(destination.ip());
                     }
-                    None => everywhere = false,
+                    None => of_none = true,
                 }
             }
             Outcome::Rejected if outcomes.len() == 1 => return Ok(PacketVerdict::Reject),
@@ -157,12 +166,9 @@ fn merge(packet: &Packet, outcomes: Vec<Outcome>) -> Result<PacketVerdict, Trace
             }
         }
     }
-    let some = outcomes.iter().any(|outcome| {
-        matches!(outcome, Outcome::Passed { masquerade: Some(Reason::AnyDestination), .. })
-    });
-    let source = if everywhere {
+    let source = if of_any && !of_none {
         SourceTranslation::Masqueraded
-    } else if some {
+    } else if of_any {
         let texts = outcomes.iter().map(|outcome| format!("{outcome:?} from {packet:?}"));
         return Err(TraceError::Undecided(texts.collect()));
     } else if only_to.is_empty() {
@@ -170,7 +176,7 @@ fn merge(packet: &Packet, outcomes: Vec<Outcome>) -> Result<PacketVerdict, Trace
     } else {
         SourceTranslation::MasqueradedTo(only_to)
     };
-    Ok(PacketVerdict::Pass { destinations, source })
+    Ok(PacketVerdict::Pass { destinations, source, source_ports })
 }
 
 /// The numbers that are drawn, tried one after the other like an odometer.
@@ -236,7 +242,7 @@ struct Walk<'a> {
     tracked: bool,
     loaded: Option<SocketAddr>,
     translated: bool,
-    masquerade: Option<Reason>,
+    masquerade: Option<Masquerade>,
 }
 
 impl<'a> Walk<'a> {
@@ -396,10 +402,13 @@ impl<'a> Walk<'a> {
         })?;
         let mut by_destination = false;
         for statement in statements {
-            if let Statement::In { key, .. } = statement {
-                by_destination |=
-                    key.contains(&Field::SourceAddress) && key.contains(&Field::DestinationAddress);
-            }
+            by_destination |= match statement {
+                Statement::In { key, .. } => {
+                    key.contains(&Field::SourceAddress) && key.contains(&Field::DestinationAddress)
+                }
+                Statement::InRange { field, .. } => *field == Field::DestinationAddress,
+                _ => false,
+            };
             match self.run_statement(statement, by_destination)? {
                 Step::Next => {}
                 other => return Ok(other),
@@ -432,13 +441,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn masquerade(&mut self, by_destination: bool) -> Step {
+    fn masquerade(&mut self, ports: Option<PortRange>, by_destination: bool) -> Step {
         let reason = if by_destination { Reason::ThisDestination } else { Reason::AnyDestination };
-        self.masquerade = Some(reason);
+        self.masquerade = Some(Masquerade { reason, ports });
         Step::Verdict(Verdict::Accept)
     }
 
-    /// `by_destination`: the rule asked for source and destination together before.
+    /// `by_destination`: the rule asked before for the destination, or for it and the source
+    /// together.
     fn run_statement(
         &mut self,
         statement: &'a Statement,
@@ -522,7 +532,7 @@ impl<'a> Walk<'a> {
                 self.loaded = Some(SocketAddr::new(*address, self.destination.port()));
                 self.translate()
             }
-            Statement::Masquerade => self.masquerade(by_destination),
+            Statement::Masquerade { ports } => self.masquerade(*ports, by_destination),
             // Conditions on frames: only rules at pods' edges have them, which real frames test.
             other => return Err(TraceError::Broken(format!("{other:?} is of a frame"))),
         })

@@ -17,6 +17,7 @@
 //! load-balancer-mode: dsr      or hybrid: endpoints answer clients outside past the node
 //! masquerade-all: yes          every connection through a Service is masqueraded
 //! non-masquerade-cidrs: RANGE  outside of the cluster, where pods keep their addresses
+//! masquerade-ports: 40000-40063  source ports of what is masqueraded towards outside
 //! unsupported: iptables WHAT   a backend that refuses something of the case
 //!
 //! objects:                     the first complete lists

@@ -233,7 +233,7 @@ impl Names {
     /// The verdict columns of a row: verdict, destinations, source.
     pub fn print_verdict(&self, packet: &Packet, verdict: &Verdict) -> (String, String, String) {
         let nothing = || "-".to_string();
-        let Verdict::Pass { destinations, source } = verdict else {
+        let Verdict::Pass { destinations, source, source_ports } = verdict else {
             return (verdict.to_string(), nothing(), nothing());
         };
         let unchanged = destinations.iter().eq([&packet.destination]);
@@ -241,7 +241,7 @@ impl Names {
             destinations.iter().map(|address| self.print(*address)).collect();
         rewritten.sort();
         let rewritten = if unchanged { "unchanged".into() } else { rewritten.join(", ") };
-        let source = match source {
+        let mut source = match source {
             SourceTranslation::Kept => "kept".into(),
             SourceTranslation::Masqueraded => "masqueraded".into(),
             SourceTranslation::MasqueradedTo(towards) => {
@@ -250,6 +250,9 @@ impl Names {
                 format!("masqueraded towards {}", towards.join(", "))
             }
         };
+        for (address, ports) in source_ports {
+            source += &format!(", from {ports} towards {}", self.print_address(*address));
+        }
         ("pass".into(), rewritten, source)
     }
 }

@@ -230,11 +230,11 @@ impl Runner<'_> {
             let snat = LoadBalancerMode::Snat;
             let in_its_place = ClusterConfig { load_balancer_mode: snat, ..config.clone() };
             let in_its_place = verdict::by_oracle(world, &in_its_place, facts, &packet).verdict;
-            let mut said: Vec<(String, &Verdict, Result<Verdict, String>)> = Vec::new();
+            let mut said: Vec<(String, Verdict, Result<Verdict, String>)> = Vec::new();
             for (name, observed) in &loops {
                 let verdict = verdict::by_nft(&observed.nft, config, facts, &packet);
                 let verdict = verdict.map_err(|error| error.to_string());
-                said.push((name.to_string(), &in_its_place, verdict));
+                said.push((name.to_string(), in_its_place.clone(), verdict));
             }
             for (words, backends) in [("", &self.backends), (" made anew", &anew)] {
                 for backend in backends {
@@ -243,16 +243,21 @@ impl Runner<'_> {
                         ServiceBackend::Ebpf => &decision.verdict,
                         _ => &in_its_place,
                     };
-                    said.push((name, meant, backend.trace(&packet, place)));
+                    let said_of_it = backend.trace(&packet, place);
+                    let meant = said_of_it.as_ref().map_or_else(
+                        |_| meant.clone(),
+                        |said| verdict::meant_of(backend.kind(), meant, &decision.rule, said),
+                    );
+                    said.push((name, meant, said_of_it));
                 }
             }
             for (executor, meant, verdict) in said {
                 let said = match verdict {
-                    Ok(verdict) if verdict == *meant => continue,
+                    Ok(verdict) if verdict == meant => continue,
                     Ok(verdict) => verdict.to_string(),
                     Err(error) => error,
                 };
-                self.outcome.faults.push(disagreement(&packet, row, meant, &executor, &said));
+                self.outcome.faults.push(disagreement(&packet, row, &meant, &executor, &said));
             }
             printed.push(self.compare(row, &packet, &decision));
         }

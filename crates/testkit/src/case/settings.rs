@@ -80,6 +80,7 @@ impl Settings {
             "non-masquerade-cidrs" => {
                 self.config.non_masquerade_cidrs = words::<IpNet>(argument)?;
             }
+            "masquerade-ports" => self.config.masquerade_ports = Some(argument.parse()?),
             "masquerade-all" => self.config.masquerade_all = yes(argument)?,
             "unsupported" => {
                 let (backend, what) = argument.split_once(' ').context("BACKEND WHAT")?;

@@ -53,17 +53,27 @@ pub fn ask(
     destination: SocketAddr,
     patience: Duration,
 ) -> Answer {
+    ask_and_see_port(protocol, source, destination, patience).0
+}
+
+/// The same, with the source port that the server saw; 0 without an answer.
+pub fn ask_and_see_port(
+    protocol: Protocol,
+    source: SocketAddr,
+    destination: SocketAddr,
+    patience: Duration,
+) -> (Answer, u16) {
     let asked = match protocol {
         Protocol::Tcp => ask_tcp(source, destination, patience),
         Protocol::Udp => ask_udp(source, destination, patience),
         Protocol::Sctp => sctp::ask(source, destination, patience),
     };
     match asked {
-        Ok(text) => parse(&text).unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
+        Ok(text) => parse(&text).unwrap_or_else(|error| (Answer::Failed(format!("{error:#}")), 0)),
         Err(error) => match error.kind() {
-            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Answer::Refused,
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => Answer::Silence,
-            _ => Answer::Failed(error.to_string()),
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => (Answer::Refused, 0),
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => (Answer::Silence, 0),
+            _ => (Answer::Failed(error.to_string()), 0),
         },
     }
 }
@@ -131,10 +141,10 @@ pub fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io
     }
 }
 
-fn parse(text: &str) -> Result<Answer> {
+fn parse(text: &str) -> Result<(Answer, u16)> {
     let (by, saw) = text.split_once(' ').ok_or_else(|| anyhow!("{text:?} is no answer"))?;
     let saw: SocketAddr = saw.parse().with_context(|| format!("{text:?} is no answer"))?;
-    Ok(Answer::Served { by: by.parse()?, saw: saw.ip() })
+    Ok((Answer::Served { by: by.parse()?, saw: saw.ip() }, saw.port()))
 }
 
 /// Servers in any namespaces, on one thread.

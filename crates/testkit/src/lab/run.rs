@@ -16,6 +16,7 @@ use reconcile::Event;
 
 use super::probe::{self, Answer, PATIENCE, SILENCE, Servers};
 use super::{Lab, LabNode, NODE_BRIDGE, is_external, is_node_address};
+use crate::agreement::is_of_service;
 use crate::case::names::{Names, outside};
 use crate::case::table::Row;
 use crate::case::{Case, Section, Settings};
@@ -155,7 +156,7 @@ impl Runner<'_> {
             None => sender.run(ask).map_err(anyhow::Error::from),
         };
         let answers = answers.context("cannot ask from the sender's namespace")?;
-        self.packets += answers.values().sum::<usize>();
+        self.packets += answers.values().map(Vec::len).sum::<usize>();
         let unexpected = judge(&packet, &decision, sticky, &self.case.settings, &answers);
         self.faults.extend(unexpected.into_iter().map(|fault| {
             format!(
@@ -272,7 +273,8 @@ impl Runner<'_> {
 }
 
 /// Asks until every possible destination has answered, or until it is clear that one does not.
-fn questions(packet: &Packet, decision: &Decision, sticky: bool) -> BTreeMap<Answer, usize> {
+/// With each answer the source ports that the server saw.
+fn questions(packet: &Packet, decision: &Decision, sticky: bool) -> BTreeMap<Answer, Vec<u16>> {
     let (wanted, patience) = match &decision.verdict {
         Verdict::Pass { destinations, .. } => (destinations.len(), PATIENCE),
         Verdict::Reject => (1, PATIENCE),
@@ -283,16 +285,17 @@ fn questions(packet: &Packet, decision: &Decision, sticky: bool) -> BTreeMap<Ans
         Verdict::Reject | Verdict::Drop => 1,
     };
     let wanted = if sticky { usize::MAX } else { wanted };
-    let mut answers: BTreeMap<Answer, usize> = BTreeMap::new();
+    let mut answers: BTreeMap<Answer, Vec<u16>> = BTreeMap::new();
     for number in 0..most {
         // The first datagram of every row has the same source port: a flow that is tracked
         // towards an endpoint of an earlier step must not hold it (S-10).
         let is_same_flow = number == 0 && packet.protocol == Protocol::Udp;
         let port = if is_same_flow { packet.source.port() } else { 0 };
         let source = SocketAddr::new(packet.source.ip(), port);
-        let answer = probe::ask(packet.protocol, source, packet.destination, patience);
+        let (answer, seen_port) =
+            probe::ask_and_see_port(packet.protocol, source, packet.destination, patience);
         let is_served = matches!(answer, Answer::Served { .. });
-        *answers.entry(answer).or_default() += 1;
+        answers.entry(answer).or_default().push(seen_port);
         if answers.len() >= wanted || !is_served {
             break;
         }
@@ -306,17 +309,22 @@ fn judge(
     decision: &Decision,
     sticky: bool,
     settings: &Settings,
-    answers: &BTreeMap<Answer, usize>,
+    answers: &BTreeMap<Answer, Vec<u16>>,
 ) -> Vec<String> {
-    let (destinations, source) = match &decision.verdict {
-        Verdict::Pass { destinations, source } => (destinations, source),
+    let (destinations, source, source_ports) = match &decision.verdict {
+        Verdict::Pass { destinations, source, source_ports } => {
+            (destinations, source, source_ports)
+        }
         Verdict::Reject if answers.keys().eq([&Answer::Refused]) => return vec![],
         Verdict::Drop if answers.keys().eq([&Answer::Silence]) => return vec![],
         Verdict::Reject | Verdict::Drop => return vec![format!("got {answers:?}")],
     };
     let mut faults = Vec::new();
     let mut seen: BTreeSet<SocketAddr> = BTreeSet::new();
-    for answer in answers.keys() {
+    // What a Service of eBPF masquerades has the programs' own ports.
+    let has_own_ports =
+        settings.config.service_backend == ServiceBackend::Ebpf && is_of_service(&decision.rule);
+    for (answer, seen_ports) in answers {
         let Answer::Served { by, saw } = answer else {
             faults.push(format!("got {answer:?}"));
             continue;
@@ -337,6 +345,11 @@ fn judge(
         };
         if !is_right {
             faults.push(format!("{by} saw the source {saw}"));
+        }
+        let ports = source_ports.get(&by.ip()).filter(|_| !has_own_ports);
+        let is_foreign = |port: &&u16| ports.is_some_and(|ports| !ports.contains(**port));
+        if let Some(port) = seen_ports.iter().find(is_foreign) {
+            faults.push(format!("{by} saw the source port {port}"));
         }
     }
     if !seen.is_subset(destinations) {

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use model::kinds::ZONE_LABEL;
 use model::world::Object;
-use model::{ClusterConfig, Family, Protocol, Unreachable, World};
+use model::{ClusterConfig, Family, PortRange, Protocol, Unreachable, World};
 use plan::NodeFacts;
 
 use crate::objects;
@@ -41,6 +41,7 @@ pub fn config(choices: &mut Choices<'_>) -> ClusterConfig {
         _ => ranges(&["172.31.0.0/24", "::/0"]),
     };
     config.masquerade_all = choices.once_in(4);
+    config.masquerade_ports = choices.once_in(3).then(|| PortRange::new(40_000, 49_999)).flatten();
     config.answer_ping = choices.once_in(4);
     config
 }
