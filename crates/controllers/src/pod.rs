@@ -37,6 +37,9 @@ pub struct PodSpec {
     /// Who places the pod; `default-scheduler` is us.
     #[serde(deserialize_with = "null_as_default")]
     pub scheduler_name: String,
+    /// Whoever has a higher one is placed first; 0 when absent.
+    #[serde(deserialize_with = "null_as_default")]
+    pub priority: i32,
     /// While there is one, the pod is not placed.
     #[serde(deserialize_with = "null_as_default")]
     pub scheduling_gates: Vec<SchedulingGate>,

@@ -79,6 +79,7 @@ async fn ensure_one(client: &Client, wanted: &Wanted) -> Result<(), ClientError>
 fn wanted(config: &ClusterConfig, advertised: SocketAddr) -> Vec<Wanted> {
     let mut all = roles::wanted();
     all.push(default_service_cidr(config));
+    all.extend(store::SYSTEM_PRIORITY_CLASSES.map(|(name, value)| priority_class(name, value)));
     let family = config.service_cidrs.first().map(|range| Family::of(&range.addr()));
     let Some(family) = family else { return all };
     if let Some(address) = config.kubernetes_address(family) {
@@ -108,6 +109,30 @@ fn default_service_cidr(config: &ClusterConfig) -> Wanted {
             "kind": "ServiceCIDR",
             "metadata": {"name": store::alloc::DEFAULT_SERVICE_CIDR},
             "spec": {"cidrs": config.service_cidrs},
+        }),
+        kept: &[],
+    }
+}
+
+/// What the cluster's own pods name, so that they come before all others.
+fn priority_class(name: &str, value: i64) -> Wanted {
+    let about = match name {
+        "system-node-critical" => {
+            "Used for system critical pods that must not be moved from their current node."
+        }
+        _ => {
+            "Used for system critical pods that must run in the cluster, but can be moved to \
+             another node if necessary."
+        }
+    };
+    Wanted {
+        collection: ResourcePath::new("scheduling.k8s.io/v1", "priorityclasses"),
+        object: json!({
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": name},
+            "value": value,
+            "description": about,
         }),
         kept: &[],
     }

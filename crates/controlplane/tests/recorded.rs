@@ -82,7 +82,7 @@ const AUTOSCALING: &str = "autoscaling is not served yet";
 const CERTIFICATES: &str = "signing requests are not served: the cluster makes its certificates";
 const ADMISSION: &str = "admission webhooks and policies are not served";
 const AGGREGATION: &str = "aggregated API servers and their flow control are not served";
-const SCHEDULING: &str = "priority classes and devices are not served";
+const SCHEDULING: &str = "devices are not served";
 const STORAGE: &str = "volumes beyond the pod's own and runtime classes are not served";
 
 const LEFT_OUT_1_33: &[LeftOut] = &[
@@ -106,7 +106,7 @@ const LEFT_OUT_1_20: &[LeftOut] = &[
     LeftOut { numbers: &[16, 214, 247], reason: CERTIFICATES },
     LeftOut { numbers: &[18, 204, 236], reason: ADMISSION },
     LeftOut { numbers: &[4, 11, 196, 197, 227, 243], reason: AGGREGATION },
-    LeftOut { numbers: &[13, 25, 208, 216, 238, 242], reason: SCHEDULING },
+    LeftOut { numbers: &[13, 216, 242], reason: SCHEDULING },
     LeftOut { numbers: &[20, 24, 203, 211, 228, 240], reason: STORAGE },
 ];
 

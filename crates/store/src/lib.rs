@@ -37,6 +37,7 @@ mod watch;
 mod window;
 mod write;
 
+pub use kinds::scheduling::SYSTEM_PRIORITY_CLASSES;
 pub use object::Object;
 pub use read::{List, ListOptions};
 pub use record::{Operation, Record, RestoreError};

@@ -3,7 +3,7 @@
 use crate::Resource;
 use crate::kinds::{
     addressing, apps, batch, core, cron_job, endpoints, events, networking, node, pod, policy,
-    rbac, service,
+    rbac, scheduling, service,
 };
 
 /// Every resource that is served, in the order of discovery.
@@ -38,6 +38,7 @@ static RESOURCES: &[&Resource] = &[
     &rbac::CLUSTER_ROLE,
     &rbac::ROLE_BINDING,
     &rbac::ROLE,
+    &scheduling::PRIORITY_CLASS,
 ];
 
 /// Every resource that is served.

@@ -32,7 +32,7 @@ impl Column {
         Self { name, kind: "integer", format: "", priority: 0, cell }
     }
 
-    /// A column of yes and no, which the API server prints as `True` and `False`.
+    /// A column of yes and no; of some kinds the API server prints `True` and `False`.
     pub(crate) const fn boolean(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Self {
         Self { name, kind: "boolean", format: "", priority: 0, cell }
     }

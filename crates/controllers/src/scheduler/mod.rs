@@ -1,10 +1,12 @@
-//! Placement: every pod that waits gets the node, among those that may have it, with the fewest
-//! pods of the same owner, then with the fewest pods.
+//! Placement: every pod that waits, the highest priority first, gets the node, among those that may
+//! have it, with the fewest pods of the same owner, then with the fewest pods. No pod is taken away
+//! for another: nodes do not count what pods ask of them.
 
 mod filter;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +64,10 @@ pub(crate) fn reconcile(snapshot: &Snapshot, input: &Input<'_>) -> Outcome {
     if waiting.is_empty() {
         return outcome;
     }
-    waiting.sort_by_key(|pod| (pod.meta.creation_timestamp, pod.meta.key()));
+    waiting.sort_by_key(|pod| {
+        let priority = pod.pod().map_or(0, |view| view.spec.priority);
+        (Reverse(priority), pod.meta.creation_timestamp, pod.meta.key())
+    });
     let mut candidates: Vec<Candidate<'_>> =
         snapshot.all(Kind::Node).filter_map(|node| Candidate::new(node, snapshot)).collect();
     let mut placed = 0;

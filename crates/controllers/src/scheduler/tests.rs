@@ -151,3 +151,17 @@ fn pods_of_others_and_gated_ones_are_left_alone() {
     ];
     assert!(placements(objects).is_empty());
 }
+
+#[test]
+fn the_last_place_goes_to_the_highest_priority() {
+    let full = json!({"status/allocatable": {"pods": "1"}});
+    let mut objects = vec![node("n", full)];
+    for (name, priority) in
+        [("a", json!(null)), ("b", json!(-1)), ("c", json!(100)), ("d", json!(99))]
+    {
+        objects.push(waiting(name, json!({"priority": priority})));
+    }
+    let placed = placements(objects);
+    assert_eq!(placed.first().map(String::as_str), Some("bind c n"));
+    assert_eq!(placed.iter().filter(|write| write.starts_with("bind")).count(), 1);
+}

@@ -13,6 +13,7 @@ pub(crate) mod pod;
 mod pod_spec;
 pub(crate) mod policy;
 pub(crate) mod rbac;
+pub(crate) mod scheduling;
 pub(crate) mod service;
 pub(crate) mod service_families;
 mod service_update;

@@ -82,19 +82,3 @@ pub(super) fn add_default_tolerations(pod: &mut Value) {
     }
     json::set(pod, "/spec/tolerations", tolerations);
 }
-
-/// Priority: the two built-in classes, else 0.
-pub(super) fn set_priority(pod: &mut Value) -> Result<(), Status> {
-    let priority = match json::text(pod, "/spec/priorityClassName") {
-        "" => 0,
-        "system-cluster-critical" => 2_000_000_000_i64,
-        "system-node-critical" => 2_000_001_000,
-        other => {
-            let why = format!("no PriorityClass with name {other} was found");
-            return Err(Status::forbidden(&POD, json::text(pod, "/metadata/name"), why));
-        }
-    };
-    json::set(pod, "/spec/priority", priority);
-    json::set_default_text(pod, "/spec/preemptionPolicy", "PreemptLowerPriority");
-    Ok(())
-}

@@ -114,9 +114,9 @@ impl Store {
         if resource == &crate::kinds::pod::POD {
             self.admit_service_account(namespace, value)?;
             admission::add_default_tolerations(value);
-            admission::set_priority(value)?;
+            self.admit_priority(value)?;
         }
-        Ok(())
+        self.admit_priority_class(resource, value)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     Resource, Status, Store, json,
 };
 
-use super::{meta, update};
+use super::{meta, priority, update};
 
 /// The finalizer under which an owner waits for what it owns.
 const FOREGROUND_FINALIZER: &str = "foregroundDeletion";
@@ -41,6 +41,7 @@ impl Store {
             let why = "this namespace may not be deleted";
             return Err(Status::forbidden(resource, &request.name, why));
         }
+        priority::admit_delete(resource, &request.name)?;
         check_preconditions(resource, &old, &options.preconditions)?;
         let (object, gone) = self.remove(resource, &old, options, context)?;
         if gone && !resource.returns_deleted {

@@ -7,6 +7,7 @@ mod delete;
 mod evict;
 mod managed;
 mod meta;
+mod priority;
 mod subresources;
 mod update;
 

@@ -105,6 +105,7 @@ impl Store {
         }
         meta::normalize(&mut value);
         meta::count_generation(resource, &mut value, &old.value);
+        self.admit_priority_class(resource, &value)?;
         if part != Part::Finalize {
             validate(resource, &value, Some(&old.value))?;
         }
