@@ -120,6 +120,43 @@ struct bpf_sock_addr {
 };
 _Static_assert(__builtin_offsetof(struct bpf_sock_addr, sk) == 64, "sk");
 
+/* A frame before the kernel has made a packet of it, at the hook XDP. */
+struct xdp_md {
+	__u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
+};
+
+#define XDP_DROP 1
+/* The kernel's path, as if there were no program. */
+#define XDP_PASS 2
+/* Out by the device that it came by. */
+#define XDP_TX 3
+
+/* A question to the kernel's routes and neighbours, and the answer. */
+struct bpf_fib_lookup {
+	__u8 family, l4_protocol;
+	__u16 sport, dport;
+	/* Host's byte order; of the whole IP packet. */
+	__u16 tot_len;
+	__u32 ifindex;
+	union {
+		__u8 tos;
+		__u32 flowinfo;
+	};
+	union {
+		__u32 ipv4_src;
+		__u32 ipv6_src[4];
+	};
+	union {
+		__u32 ipv4_dst;
+		__u32 ipv6_dst[4];
+	};
+	__u32 vlan;
+	__u8 smac[6], dmac[6];
+};
+_Static_assert(sizeof(struct bpf_fib_lookup) == 64, "bpf_fib_lookup");
+
+#define BPF_FIB_LKUP_RET_SUCCESS 0
+
 #define SK_DROP 0
 #define SK_PASS 1
 
@@ -146,6 +183,9 @@ static long (*const skb_pull_data)(struct __sk_buff *skb, __u32 bytes) = (void *
 static __u64 (*const get_socket_cookie)(void *context) = (void *)46;
 static long (*const skb_adjust_room)(struct __sk_buff *skb, __s32 bytes, __u32 mode,
 				     __u64 flags) = (void *)50;
+static long (*const xdp_adjust_head)(struct xdp_md *frame, int bytes) = (void *)44;
+static long (*const fib_lookup)(void *context, struct bpf_fib_lookup *question, int bytes,
+				__u32 flags) = (void *)69;
 static long (*const sock_hash_update)(struct bpf_sock_ops *socket, void *map, void *key,
 				      __u64 flags) = (void *)70;
 static long (*const msg_redirect_hash)(struct sk_msg_md *message, void *map, void *key,

@@ -18,7 +18,16 @@
 #define PROTOCOL_AUTHENTICATION 51
 #define PROTOCOL_ICMPV6 58
 #define PROTOCOL_DESTINATION 60
+#define PROTOCOL_SCTP 132
 #define PROTOCOL_MOBILITY 135
+
+/* Where checksums and flags are in the headers of protocols. */
+#define ICMP_CHECKSUM 2
+#define UDP_CHECKSUM 6
+#define TCP_CHECKSUM 16
+#define TCP_FLAGS 13
+/* The ports of all that have some are first. */
+#define PORTS_BYTES 4
 
 #define TCP_FIN 1
 #define TCP_SYN 2
@@ -76,6 +85,17 @@ struct packet {
 	bool later_fragment;
 };
 
+/* The same as Services see it: with what a fragment knows in the place of ports. */
+struct segment {
+	struct packet packet;
+	/* Of the IP header, from the start of the frame. */
+	__u32 offset;
+	/* What all fragments of a packet share, as on the wire; for fragments alone. */
+	__u32 identification;
+	bool is_fragment;
+	__u8 tcp_flags;
+};
+
 /* Answers whether `bytes` can be read directly, and brings them there where they are not yet. */
 INLINE bool has_bytes(struct __sk_buff *skb, __u32 bytes)
 {
@@ -84,14 +104,9 @@ INLINE bool has_bytes(struct __sk_buff *skb, __u32 bytes)
 	return skb->len >= bytes && skb_pull_data(skb, bytes) == 0;
 }
 
-/* Reads IPv4 at `offset` of the frame. False: cut off, or no IPv4. */
-INLINE bool read_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *packet)
+/* Takes in an IPv4 header at `offset` of the frame. False: it is none. */
+INLINE bool take_ipv4(const struct ipv4 *header, __u32 offset, struct packet *packet)
 {
-	if (!has_bytes(skb, offset + sizeof(struct ipv4)))
-		return false;
-	struct ipv4 *header = (void *)(long)skb->data + offset;
-	if ((void *)(header + 1) > (void *)(long)skb->data_end)
-		return false;
 	__u32 header_bytes = (header->version_and_words & 15) * 4;
 	if (header->version_and_words >> 4 != 4 || header_bytes < sizeof(*header))
 		return false;
@@ -104,6 +119,17 @@ INLINE bool read_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *packet
 	packet->plain = header_bytes == sizeof(*header) && !(header->fragment & IPV4_FRAGMENT);
 	packet->later_fragment = header->fragment & IPV4_FRAGMENT_OFFSET;
 	return true;
+}
+
+/* Reads IPv4 at `offset` of the frame. False: cut off, or no IPv4. */
+INLINE bool read_ipv4(struct __sk_buff *skb, __u32 offset, struct packet *packet)
+{
+	if (!has_bytes(skb, offset + sizeof(struct ipv4)))
+		return false;
+	struct ipv4 *header = (void *)(long)skb->data + offset;
+	if ((void *)(header + 1) > (void *)(long)skb->data_end)
+		return false;
+	return take_ipv4(header, offset, packet);
 }
 
 INLINE bool is_extension_header(__u8 next_header)
@@ -121,14 +147,9 @@ INLINE bool is_extension_header(__u8 next_header)
 	}
 }
 
-/* Reads IPv6 at `offset` of the frame, without its extension headers. */
-INLINE bool read_ipv6(struct __sk_buff *skb, __u32 offset, struct packet *packet)
+/* Takes in an IPv6 header at `offset` of the frame. False: it is none. */
+INLINE bool take_ipv6(const struct ipv6 *header, __u32 offset, struct packet *packet)
 {
-	if (!has_bytes(skb, offset + sizeof(struct ipv6)))
-		return false;
-	struct ipv6 *header = (void *)(long)skb->data + offset;
-	if ((void *)(header + 1) > (void *)(long)skb->data_end)
-		return false;
 	if ((header->version_and_class & BE32(0xf0000000)) != BE32(0x60000000))
 		return false;
 	__builtin_memcpy(&packet->source, header->source, ADDRESS_BYTES);
@@ -140,6 +161,17 @@ INLINE bool read_ipv6(struct __sk_buff *skb, __u32 offset, struct packet *packet
 	packet->plain = !is_extension_header(header->next_header);
 	packet->later_fragment = false;
 	return true;
+}
+
+/* Reads IPv6 at `offset` of the frame, without its extension headers. */
+INLINE bool read_ipv6(struct __sk_buff *skb, __u32 offset, struct packet *packet)
+{
+	if (!has_bytes(skb, offset + sizeof(struct ipv6)))
+		return false;
+	struct ipv6 *header = (void *)(long)skb->data + offset;
+	if ((void *)(header + 1) > (void *)(long)skb->data_end)
+		return false;
+	return take_ipv6(header, offset, packet);
 }
 
 INLINE bool read_packet(struct __sk_buff *skb, __u16 family, __u32 offset, struct packet *packet)

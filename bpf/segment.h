@@ -3,7 +3,7 @@
  */
 #pragma once
 
-#include "tracking.h"
+#include "known.h"
 
 /* IPv6 extension headers that are read; what has more is left as it is. */
 #define SEGMENT_HEADERS_MAX 8
@@ -22,38 +22,11 @@
 #define ICMP_BYTES 8
 /* Where it may begin; an error with more headers before it is left as it is. */
 #define OFFSET_MAX 256
-#define ICMP_CHECKSUM 2
 #define IPV4_CHECKSUM __builtin_offsetof(struct ipv4, checksum)
-#define TCP_CHECKSUM 16
-#define UDP_CHECKSUM 6
-#define TCP_FLAGS 13
-
-struct segment {
-	struct packet packet;
-	/* Of the IP header, from the start of the frame. */
-	__u32 offset;
-	/* What all fragments of a packet share, as on the wire; for fragments alone. */
-	__u32 identification;
-	bool is_fragment;
-	__u8 tcp_flags;
-};
-
-/* A new source or destination. Ports as on the wire. */
-struct change {
-	const struct address *from;
-	const struct address *to;
-	__u16 from_port, to_port;
-	bool is_source;
-};
 
 INLINE bool is_icmp(__u8 protocol)
 {
 	return protocol == PROTOCOL_ICMP || protocol == PROTOCOL_ICMPV6;
-}
-
-INLINE bool has_ports(__u8 protocol)
-{
-	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP;
 }
 
 /* Finds the first header after the extension headers; false where it does not within bounds. */
@@ -118,49 +91,34 @@ GLOBAL int read_segment(struct __sk_buff *skb, __u16 family, struct segment *seg
 INLINE bool read_key(struct __sk_buff *skb, struct segment *segment, __u8 side,
 		     struct flow_key *key)
 {
-	struct packet *packet = &segment->packet;
+	__u32 offset = segment->packet.payload_offset;
 	__u8 bytes[TCP_FLAGS + 1];
 
-	__builtin_memcpy(key->source, &packet->source, ADDRESS_BYTES);
-	__builtin_memcpy(key->destination, &packet->destination, ADDRESS_BYTES);
-	key->protocol = packet->protocol;
-	key->side = side;
-	key->zero[0] = 0;
-	key->zero[1] = 0;
-	if (packet->later_fragment) {
-		key->side = side | FRAGMENTS;
+	if (segment->packet.later_fragment) {
+		begin_key(segment, side | FRAGMENTS, key);
 		key->source_port = segment->identification;
 		key->destination_port = segment->identification >> 16;
 		return true;
 	}
-	if (packet->protocol == PROTOCOL_TCP) {
-		if (skb_load_bytes(skb, packet->payload_offset, bytes, sizeof(bytes)))
+	if (segment->packet.protocol == PROTOCOL_TCP) {
+		if (skb_load_bytes(skb, offset, bytes, sizeof(bytes)))
 			return false;
 		segment->tcp_flags = bytes[TCP_FLAGS];
-	} else if (skb_load_bytes(skb, packet->payload_offset, bytes, 4)) {
+	} else if (skb_load_bytes(skb, offset, bytes, PORTS_BYTES)) {
 		return false;
 	}
-	__builtin_memcpy(&key->source_port, bytes, 2);
-	__builtin_memcpy(&key->destination_port, bytes + 2, 2);
+	begin_key(segment, side, key);
+	take_ports(bytes, key);
 	return true;
 }
 
-/* Where the checksum over ports and addresses is, from the start of its header; 0: there is none
- * (SCTP's covers no addresses).
- */
-INLINE __u32 checksum_offset(__u8 protocol)
-{
-	switch (protocol) {
-	case PROTOCOL_TCP:
-		return TCP_CHECKSUM;
-	case PROTOCOL_UDP:
-		return UDP_CHECKSUM;
-	case PROTOCOL_ICMPV6:
-		return ICMP_CHECKSUM;
-	default:
-		return 0;
-	}
-}
+/* A new source or destination. Ports as on the wire. */
+struct change {
+	const struct address *from;
+	const struct address *to;
+	__u16 from_port, to_port;
+	bool is_source;
+};
 
 /* Where a checksum shall follow the change of an address. `flags` are those of l4_csum_replace. */
 struct checksum {

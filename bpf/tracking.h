@@ -7,8 +7,6 @@
 #include "packet.h"
 #include "services.h"
 
-#define PROTOCOL_SCTP 132
-
 /* By index of the link. */
 struct {
 	MAP_NUMBER(type, BPF_MAP_TYPE_HASH);

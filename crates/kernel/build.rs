@@ -5,7 +5,8 @@ use std::process::Command;
 use std::{env, fs};
 
 /// One object file each.
-const PROGRAMS: [&str; 5] = ["forward", "names", "socket_services", "sockets", "service_nat"];
+const PROGRAMS: [&str; 6] =
+    ["forward", "names", "socket_services", "sockets", "service_nat", "service_xdp"];
 
 fn main() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bpf");

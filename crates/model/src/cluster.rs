@@ -12,7 +12,8 @@ use crate::ebpf_maps::{EBPF_MAP_ENTRIES_MAX, EBPF_MAP_ENTRIES_MIN};
 use crate::node_local_dns;
 use crate::pool::{self, PoolError};
 use crate::{
-    DnsFastPath, EbpfMapSizes, Family, LoadBalancerMode, Overlay, Pool, PortRange, TunnelConfig,
+    DnsFastPath, EbpfMapSizes, Family, LoadBalancerMode, Overlay, Pool, PortRange,
+    ServiceAcceleration, TunnelConfig,
 };
 
 /// The configuration that all programs of a cluster share.
@@ -70,6 +71,11 @@ pub struct ClusterConfig {
     /// `ebpf` on all nodes.
     #[serde(default)]
     pub load_balancer_mode: LoadBalancerMode,
+    /// With Services in eBPF: whether what clients outside send to endpoints on other nodes is sent
+    /// on at the hook XDP of the uplink. Rules of others on the node see the beginnings of flows
+    /// alone then.
+    #[serde(default)]
+    pub service_acceleration: ServiceAcceleration,
     /// Ranges that hold the node addresses at which node ports are open; empty: all of them.
     /// kube-proxy's `--nodeport-addresses`.
     #[serde(default)]
@@ -185,6 +191,7 @@ impl Default for ClusterConfig {
             dns_fast_path: DnsFastPath::Auto,
             service_backend: ServiceBackend::Auto,
             load_balancer_mode: LoadBalancerMode::Snat,
+            service_acceleration: ServiceAcceleration::Disabled,
             node_port_addresses: vec![],
             external_ip_ranges: vec![],
             answer_ping: false,

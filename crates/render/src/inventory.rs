@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use model::layout;
+use model::{ServiceAcceleration, layout};
 use serde::{Deserialize, Serialize};
 
-use crate::ebpf::node::{LinkPrograms, Sockets};
+use crate::ebpf::node::{LinkPrograms, PacketsObserved, Sockets, UplinkProgram};
 use crate::ebpf::{self, EbpfOp, NodeObserved, NodeProgram};
 use crate::iptables::{self, IptablesObserved, IptablesOp, IptablesProgram};
 use crate::ipvs::{self, IpvsObserved, IpvsProgram};
@@ -248,6 +248,29 @@ impl Rows {
             let name = format!("programs at {link}");
             self.texts(&name, wanted("attached"), Some(present.to_owned()));
         }
+        self.uplink_program(program, packets);
+    }
+
+    fn uplink_program(
+        &mut self,
+        program: Option<&NodeProgram>,
+        observed: Option<&PacketsObserved>,
+    ) {
+        // Until the links have been brought to something nobody knows which is the uplink.
+        let Some(observed) = observed.filter(|packets| packets.place.is_some()) else { return };
+        let acceleration = program.map(|program| program.place.acceleration).unwrap_or_default();
+        let is_wanted = acceleration != ServiceAcceleration::Disabled;
+        let present = match &observed.uplink {
+            UplinkProgram::Absent => None,
+            UplinkProgram::Attached => Some("attached".to_owned()),
+            UplinkProgram::Refused(reason) => Some(format!("refused: {reason}")),
+        };
+        let wanted = is_wanted.then(|| "attached".to_owned());
+        if wanted.is_none() && present.is_none() {
+            return;
+        }
+        let different = !observed.uplink.serves(acceleration);
+        self.push(RowKind::Ebpf, "XDP at the uplink".to_owned(), wanted, present, different);
     }
 
     fn texts(&mut self, name: &str, wanted: Option<String>, present: Option<String>) {

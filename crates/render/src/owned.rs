@@ -19,6 +19,7 @@
 //! | addresses | on `cni0` and the tunnel links; the DNS addresses on `lo` | the link; on `lo` the address's protocol 0x66, that of the Service also by its value |
 //! | kernel parameters | the table in `render::net` | the key; never set back |
 //! | eBPF programs, maps, attachments | pins below `/sys/fs/bpf/flatnet` | the directory |
+//! | the eBPF program at the hook XDP of the uplink | pins below the same directory | the directory |
 //! | eBPF programs without tcx | filters `flatnet:…` of `clsact` | the filter's name |
 //! | virtual servers of IPVS | flags beyond the kernel's: [`IPVS_FLAGS`] | those flags |
 //! | their link and its addresses | [`IPVS_LINK`] (dummy) | the link's name |

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use model::{ClusterConfig, NamespacedName, Protocol, ServiceBackend};
+use model::{ClusterConfig, NamespacedName, Protocol, ServiceAcceleration, ServiceBackend};
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
 use render::ebpf::NodeOp;
-use render::ebpf::node::{LinkPrograms, Sockets};
+use render::ebpf::node::{LinkPrograms, Sockets, UplinkProgram};
 use render::inventory::{RowKind, damage, differences};
 use render::{Observed, Op, Program, diff, render};
 
@@ -129,6 +129,38 @@ fn what_is_broken_is_mended_and_what_is_new_is_no_damage() {
         assert_eq!(done, expected, "{what}");
         assert_eq!(diff(&program, &broken), [], "{what}");
         assert_eq!(differences(&program, &broken), [], "{what}");
+    }
+}
+
+/// Issue 4: with an acceleration the uplink gets a program before the stack, without it loses it; that
+/// a device cannot is a fault only where it was asked for without condition, and told in any case.
+#[test]
+fn the_uplink_gets_what_its_device_can() {
+    use ServiceAcceleration::{BestEffort, Disabled, Native};
+    let refused = UplinkProgram::Refused("no such hook".into());
+    let rows = [
+        (Disabled, UplinkProgram::Absent, true, None),
+        (Disabled, UplinkProgram::Attached, false, Some("attached")),
+        (Native, UplinkProgram::Attached, true, Some("attached")),
+        (Native, UplinkProgram::Absent, false, None),
+        (Native, refused.clone(), false, Some("refused: no such hook")),
+        (BestEffort, UplinkProgram::Attached, true, Some("attached")),
+        (BestEffort, UplinkProgram::Absent, false, None),
+        (BestEffort, refused, true, Some("refused: no such hook")),
+    ];
+    for (acceleration, uplink, is_whole, present) in rows {
+        let mut program = program(ServiceBackend::Ebpf);
+        program.ebpf.as_mut().expect("a program").place.acceleration = acceleration;
+        let mut observed = Observed::default();
+        bring(&mut observed, &program);
+        assert_eq!(diff(&program, &observed), []);
+        packets(&mut observed).uplink = uplink;
+        let expected: &[&str] = if is_whole { &[] } else { &["attach-links"] };
+        let rows = render::inventory::inventory(&program, &observed);
+        let row = rows.iter().find(|row| row.name == "XDP at the uplink");
+        assert_eq!(row.and_then(|row| row.present.as_deref()), present, "{acceleration}");
+        assert!(row.is_none_or(|row| row.different != is_whole), "{acceleration}");
+        assert_eq!(bring(&mut observed, &program), expected, "{acceleration}");
     }
 }
 

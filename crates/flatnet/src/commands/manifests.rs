@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use model::{
-    ClusterConfig, DnsFastPath, LoadBalancerMode, NodeLocalDns, Overlay, ServiceBackend, layout,
+    ClusterConfig, DnsFastPath, LoadBalancerMode, NodeLocalDns, Overlay, ServiceAcceleration,
+    ServiceBackend, layout,
 };
 use serde_json::{Value, json};
 
@@ -55,8 +56,8 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["pod_cidr", "service_cidr", "node_cidr", "node_cidr_mask_size",
-            "overlay", "cross_subnet", "service_backend", "load_balancer_mode", "failover",
-            "dns_fast_path", "cluster_domain", "node_local_dns"]
+            "overlay", "cross_subnet", "service_backend", "load_balancer_mode",
+            "service_acceleration", "failover", "dns_fast_path", "cluster_domain", "node_local_dns"]
     )]
     config: Option<PathBuf>,
     /// The cluster's pod range, or one of each family: what the controller manager calls
@@ -101,6 +102,11 @@ pub struct Arguments {
     /// hybrid. All but snat need the backend ebpf.
     #[arg(long, value_name = "MODE", default_value_t)]
     load_balancer_mode: LoadBalancerMode,
+    /// With the backend ebpf: whether packets of clients outside to endpoints on other nodes are
+    /// sent on before the kernel's stack, by XDP in the driver of the nodes' uplink: disabled,
+    /// native (all nodes must) or best-effort (where the device can).
+    #[arg(long, value_name = "MODE", default_value_t)]
+    service_acceleration: ServiceAcceleration,
     /// Whether nodes and endpoints that do not answer get no new connections through Services.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     failover: bool,
@@ -163,6 +169,7 @@ fn config(arguments: &Arguments) -> Result<ClusterConfig> {
         cross_subnet: arguments.cross_subnet,
         service_backend: arguments.service_backend,
         load_balancer_mode: arguments.load_balancer_mode,
+        service_acceleration: arguments.service_acceleration,
         failover: arguments.failover,
         dns_fast_path: arguments.dns_fast_path,
         cluster_domain: arguments.cluster_domain.clone(),

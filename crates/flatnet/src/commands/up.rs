@@ -14,7 +14,7 @@ use controlplane::{MAX_ENDPOINTS_PER_SLICE, pki};
 use ipnet::IpNet;
 use model::{
     ClusterConfig, DnsFastPath, Family, LoadBalancerMode, Node, NodeLocalDns, Overlay,
-    ServiceBackend, Timestamp, layout,
+    ServiceAcceleration, ServiceBackend, Timestamp, layout,
 };
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
@@ -53,8 +53,8 @@ pub struct Arguments {
         long,
         value_name = "FILE",
         conflicts_with_all = ["overlay", "cross_subnet", "ip_family", "pod_cidr", "service_cidr",
-            "node_cidr", "node_cidr_mask_size", "service_backend", "load_balancer_mode", "failover",
-            "dns_fast_path", "node_local_dns"]
+            "node_cidr", "node_cidr_mask_size", "service_backend", "load_balancer_mode",
+            "service_acceleration", "failover", "dns_fast_path", "node_local_dns"]
     )]
     config: Option<PathBuf>,
     /// How many nodes (default 3).
@@ -77,6 +77,11 @@ pub struct Arguments {
     /// backend ebpf (default snat).
     #[arg(long, value_name = "MODE")]
     load_balancer_mode: Option<LoadBalancerMode>,
+    /// With the backend ebpf: whether packets of clients outside to endpoints on other nodes are
+    /// sent on before the kernel's stack, by XDP in the driver of the nodes' uplink: disabled,
+    /// native (all nodes must) or best-effort (where the device can; default disabled).
+    #[arg(long, value_name = "MODE")]
+    service_acceleration: Option<ServiceAcceleration>,
     /// Whether nodes and endpoints that do not answer get no new connections through Services
     /// (default true).
     #[arg(long, value_name = "BOOL")]
@@ -315,6 +320,7 @@ fn config_of_flags(arguments: &Arguments) -> Result<ClusterConfig> {
     config.cross_subnet = arguments.cross_subnet;
     config.service_backend = arguments.service_backend.unwrap_or_default();
     config.load_balancer_mode = arguments.load_balancer_mode.unwrap_or_default();
+    config.service_acceleration = arguments.service_acceleration.unwrap_or_default();
     config.failover = arguments.failover.unwrap_or(config.failover);
     config.node_local_dns =
         arguments.node_local_dns.clone().map_or(config.node_local_dns, |given| given.0);
@@ -378,6 +384,8 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
     }
     let mode = arguments.load_balancer_mode;
     stored.config.load_balancer_mode = mode.unwrap_or(stored.config.load_balancer_mode);
+    let acceleration = arguments.service_acceleration;
+    stored.config.service_acceleration = acceleration.unwrap_or(stored.config.service_acceleration);
     stored.config.failover = arguments.failover.unwrap_or(stored.config.failover);
     let dns_fast_path = arguments.dns_fast_path;
     stored.config.dns_fast_path = dns_fast_path.unwrap_or(stored.config.dns_fast_path);

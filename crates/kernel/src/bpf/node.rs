@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model::layout::{BRIDGE, POD_LINK_ALIAS_PREFIX};
 use netlink::Netlink;
 use render::OpError;
-use render::ebpf::node::{NodeObserved, NodeOp, PacketsObserved, Place, Sockets};
+use render::ebpf::node::{NodeObserved, NodeOp, PacketsObserved, Place, Sockets, UplinkProgram};
 use render::ebpf::{EbpfOp, Sizes};
 use render::net::OWN_LINKS;
 
@@ -161,18 +161,18 @@ impl NodeServices {
         let place = self.place.clone();
         let wanted = place.as_ref().map(|place| self.wanted(place)).transpose()?;
         let nat = self.nat()?;
-        let links = match wanted {
-            Some(wanted) => nat.links(&wanted)?,
-            None => BTreeMap::new(),
+        let (links, uplink) = match wanted {
+            Some(wanted) => (nat.links(&wanted)?, nat.uplink(&wanted)?),
+            None => (BTreeMap::new(), UplinkProgram::Absent),
         };
         let (draining, has_flows) = (nat.is_draining()?, nat.has_flows()?);
         if !draining {
             self.draining_since = None;
-            return Ok(PacketsObserved { place, links, draining, drained: false });
+            return Ok(PacketsObserved { place, links, uplink, draining, drained: false });
         }
         let since = *self.draining_since.get_or_insert_with(Instant::now);
         let drained = !has_flows || since.elapsed() > DRAINING_MAX;
-        Ok(PacketsObserved { place, links, draining, drained })
+        Ok(PacketsObserved { place, links, uplink, draining, drained })
     }
 
     fn make(&mut self, sizes: Sizes) -> Result<(), OpError> {
@@ -220,6 +220,8 @@ impl NodeServices {
             node_addresses: place.addresses.clone(),
             ports: MASQUERADE_PORTS,
             draining: false,
+            uplink: Some(place.uplink.clone()),
+            acceleration: place.acceleration,
         })
     }
 

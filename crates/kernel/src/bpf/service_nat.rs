@@ -7,11 +7,12 @@
 //! ```text
 //! /sys/fs/bpf/flatnet/flows-v1/maps/NAME                 flows, links, settings, counters
 //!                             /programs-FINGERPRINTS/NAME  one build, with its maps of Services
-//!                             /links/INDEX-NAME            tcx: what is attached to which link
+//!                             /links/INDEX-NAME            tcx, XDP: what is attached to which link
 //! ```
 
 mod maps;
 mod resize;
+mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,9 +26,10 @@ use ebpf_abi::flows::{
     FLOWS_VERSION, NAT_DRAINING, NAT_LINK_ETHERNET, NAT_LINK_NODES, NAT_LINK_POD, NatLink,
     NatSettings,
 };
+use model::ServiceAcceleration;
 use netlink::{Link, Netlink};
 use render::OpError;
-use render::ebpf::node::LinkPrograms;
+use render::ebpf::node::{LinkPrograms, UplinkProgram};
 
 use super::attach::{Hooks, unpin};
 use super::objects::{
@@ -35,6 +37,8 @@ use super::objects::{
 };
 use super::{Applied, Hook, Left, Passage, from_netlink, refused};
 use maps::Maps;
+use uplink::Uplink;
+pub use uplink::{XDP_PASS, XDP_TX};
 
 /// `bpf/service_nat.c`, compiled.
 static SERVICE_NAT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/service_nat.o"));
@@ -71,6 +75,11 @@ pub struct Wanted {
     /// Whether flows that are known go on and no new ones are taken: while another backend takes
     /// over.
     pub draining: bool,
+    /// The link to other machines, and whether what only passes this node is sent on before its
+    /// stack.
+    pub uplink: Option<String>,
+    /// The same.
+    pub acceleration: ServiceAcceleration,
 }
 
 /// What a link is, to a Service.
@@ -138,6 +147,10 @@ pub struct ServiceNat {
     hooks: Hooks,
     programs: BTreeMap<Program, SchedClassifier>,
     maps: Maps,
+    /// Loaded where it is asked for.
+    uplink: Option<Uplink>,
+    /// Why the uplink does not have it though it is asked for.
+    uplink_refusal: Option<String>,
 }
 
 impl ServiceNat {
@@ -181,6 +194,8 @@ impl ServiceNat {
             netlink: Netlink::open().map_err(from_netlink)?,
             programs: loaded,
             maps: Maps::open(&maps)?,
+            uplink: None,
+            uplink_refusal: None,
             directory,
         })
     }
@@ -188,7 +203,9 @@ impl ServiceNat {
     /// Makes the kernel hold what is wanted, whatever it holds: nothing is written where nothing
     /// differs. Repairs also an unmounted file system (R-04) and detached programs (R-22).
     ///
-    /// Order (invariant 5): a link is known before its programs, and longer.
+    /// Order (invariant 5): a link is known before its programs, and longer; what comes before the
+    /// stack is attached last and detached first, since it leaves to the others what it does not
+    /// send.
     ///
     /// # Errors
     /// When the kernel cannot be asked at all.
@@ -207,7 +224,13 @@ impl ServiceNat {
         done.failures.extend(failures);
         self.maps.write_settings(settings(wanted), &mut done)?;
         self.maps.write_links(&entries, &mut done)?;
+        let uplink = self.accelerated(wanted, &links);
+        let is_tried = |link: &&Link| uplink::is_left_out(wanted.acceleration, link).is_none();
+        self.detach_uplinks(uplink.filter(is_tried), &mut done)?;
         self.attach(&entries, &links, &mut done)?;
+        if let Some(link) = uplink {
+            self.accelerate(link, wanted.acceleration, &mut done);
+        }
         self.maps.remove_links(&entries, &mut done)?;
         if done.failures.is_empty() {
             resize::finish(&self.directory.join("maps"))?;
@@ -254,6 +277,27 @@ impl ServiceNat {
             })
         };
         Ok(links.iter().filter_map(|link| Some((link.name.clone(), state(link)?))).collect())
+    }
+
+    /// What comes before the stack at the uplink.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn uplink(&mut self, wanted: &Wanted) -> Result<UplinkProgram, OpError> {
+        let links = self.netlink.links().map_err(from_netlink)?;
+        let pins = self.links_directory();
+        let Some(link) = self.accelerated(wanted, &links) else {
+            return Ok(match uplink::attached(&pins)?.is_empty() {
+                true => UplinkProgram::Absent,
+                false => UplinkProgram::Attached,
+            });
+        };
+        let is_attached = |uplink: &Uplink| uplink.is_attached(&pins, link);
+        Ok(match (&self.uplink, &self.uplink_refusal) {
+            (Some(uplink), _) if is_attached(uplink) => UplinkProgram::Attached,
+            (_, Some(refusal)) => UplinkProgram::Refused(refusal.clone()),
+            _ => UplinkProgram::Absent,
+        })
     }
 
     /// Whether any flow still goes on.
@@ -309,6 +353,8 @@ impl ServiceNat {
             node_addresses: Vec::new(),
             ports: MASQUERADE_PORTS,
             draining: true,
+            uplink: None,
+            acceleration: ServiceAcceleration::Disabled,
         };
         let mut done = self.apply(&nothing)?;
         if let Some(failure) = done.failures.pop() {
@@ -325,6 +371,23 @@ impl ServiceNat {
     /// When the kernel refuses the frame.
     pub fn run(&self, program: Program, passage: Passage, frame: &[u8]) -> Result<Left, OpError> {
         super::run_one(&self.programs, program, passage, frame)
+    }
+
+    /// Runs the program that comes before the stack at the uplink on one frame, as if it came by a
+    /// link, without sending anything: its answer (`XDP_…`) and the frame as it left it.
+    ///
+    /// # Errors
+    /// When the program is not loaded, or the kernel refuses the frame.
+    pub fn run_uplink(&self, link_index: u32, frame: &[u8]) -> Result<(u32, Vec<u8>), OpError> {
+        self.uplink.as_ref().ok_or_else(super::absent)?.run(link_index, frame)
+    }
+
+    /// Frames that were sent on before the stack; 0 where that is not asked for.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn sent_at_uplink(&self) -> Result<u64, OpError> {
+        self.uplink.as_ref().map_or(Ok(0), Uplink::sent)
     }
 
     /// Whether the next process would find the programs and maps that this one uses.
@@ -369,6 +432,61 @@ impl ServiceNat {
             entries.insert(link.index, nat_link(*kind, link, &found));
         }
         Ok((entries, failures))
+    }
+
+    fn links_directory(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// The link that shall have a program before the stack.
+    fn accelerated<'a>(&self, wanted: &Wanted, links: &'a [Link]) -> Option<&'a Link> {
+        if wanted.acceleration == ServiceAcceleration::Disabled {
+            return None;
+        }
+        links.iter().find(|link| Some(&link.name) == wanted.uplink.as_ref())
+    }
+
+    fn detach_uplinks(&self, except: Option<&Link>, done: &mut Applied) -> Result<(), OpError> {
+        let pins = self.links_directory();
+        for index in uplink::attached(&pins)? {
+            if except.is_some_and(|link| link.index == index) {
+                continue;
+            }
+            match uplink::detach(&pins, index) {
+                Ok(()) => done.changes.push(format!("detached XDP from link number {index}")),
+                Err(failure) => done.failures.push(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches what comes before the stack. Where it cannot be, packets take the path of tc, which
+    /// is a fault only where it was asked for without condition.
+    fn accelerate(&mut self, link: &Link, how: ServiceAcceleration, done: &mut Applied) {
+        let attached = self.attach_uplink(link, how);
+        self.uplink_refusal = attached.as_ref().err().map(|error| error.message.clone());
+        match attached {
+            Ok(true) => done.changes.push(format!("attached XDP to {}", link.name)),
+            Err(failure) if how == ServiceAcceleration::Native => done.failures.push(failure),
+            Ok(false) | Err(_) => {}
+        }
+    }
+
+    /// Answers whether it was not yet.
+    fn attach_uplink(&mut self, link: &Link, how: ServiceAcceleration) -> Result<bool, OpError> {
+        if let Some(message) = uplink::is_left_out(how, link) {
+            return Err(OpError { errno: libc::EOPNOTSUPP, message });
+        }
+        let loaded = match self.uplink.take() {
+            Some(loaded) => loaded,
+            None => Uplink::load(&self.options, &self.directory)?,
+        };
+        let uplink = self.uplink.insert(loaded);
+        let pins = self.directory.join("links");
+        if uplink.is_attached(&pins, link) {
+            return Ok(false);
+        }
+        uplink.attach(&pins, link).map(|()| true)
     }
 
     fn attach(

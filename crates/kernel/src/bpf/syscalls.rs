@@ -7,12 +7,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+/// `enum bpf_attach_type`.
+const BPF_XDP: u32 = 37;
+/// `linux/if_link.h`: in the driver, not in front of the stack.
+const XDP_FLAGS_DRV_MODE: u32 = 4;
+/// Room that a frame may grow by.
+const FRAME_GROWTH_BYTES: usize = 256;
 /// `asm-generic/socket.h`; Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -47,7 +56,47 @@ struct LinkUpdate {
     old_program: u32,
 }
 
-/// The first members of the part of `union bpf_attr` that opens pins.
+/// `link_create` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    link_index: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// `test` of `union bpf_attr`, up to and with the contexts.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    answer: u32,
+    bytes_in: u32,
+    bytes_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration_ns: u32,
+    context_bytes_in: u32,
+    context_bytes_out: u32,
+    context_in: u64,
+    context_out: u64,
+}
+
+/// `struct xdp_md`.
+#[repr(C)]
+#[derive(Default)]
+struct FrameContext {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    came_by: u32,
+    queue: u32,
+    leaves_by: u32,
+}
+
+/// The first members of the part of `union bpf_attr` that makes and opens pins.
 #[repr(C)]
 #[derive(Default)]
 struct ObjGet {
@@ -73,7 +122,7 @@ struct LinkInfo {
     id: u32,
     program_id: u32,
     padding: u32,
-    /// Of a cgroup its number; of tcx the link's index, and how it is attached.
+    /// Of a cgroup its number; of tcx the link's index, and how it is attached; of XDP the index.
     place: [u32; 2],
     further: [u32; 2],
 }
@@ -83,7 +132,7 @@ struct LinkInfo {
 pub(super) struct Attachment {
     /// The program's number.
     pub program_id: u32,
-    /// To which link, where it is one of tcx; 0: to none any more.
+    /// To which link, where it is one of tcx or XDP; 0: to none any more.
     pub link_index: u32,
     /// Whether a cgroup has it, where it is one of cgroups: somebody may have detached it.
     pub has_cgroup: bool,
@@ -200,6 +249,70 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut get) }?;
     // SAFETY: the kernel made the descriptor for us just now.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins what a descriptor holds.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let mut pin = ObjGet {
+        path: address(path.as_bytes_with_nul()),
+        fd: object.as_raw_fd().cast_unsigned(),
+        ..ObjGet::default()
+    };
+    // SAFETY: `pin` is the member of `union bpf_attr` that the command reads, and the path ends
+    // with a zero and outlives the call.
+    unsafe { bpf(BPF_OBJ_PIN, &mut pin) }.map(drop)
+}
+
+/// Attaches a program to the hook XDP of a link's driver, for as long as what is answered lives.
+///
+/// # Errors
+/// The kernel's: `EOPNOTSUPP` where the driver has none, `EBUSY` where another program has it.
+pub(super) fn attach_xdp(program: BorrowedFd<'_>, link_index: u32) -> io::Result<OwnedFd> {
+    let mut create = LinkCreate {
+        program: program.as_raw_fd().cast_unsigned(),
+        link_index,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+    };
+    // SAFETY: `create` is the member of `union bpf_attr` that the command reads, of an open
+    // descriptor.
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut create) }?;
+    // SAFETY: the kernel made the descriptor for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs a program of XDP on one frame as if it came by a link of this thread's network namespace:
+/// its answer, and the frame as it left it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn run_xdp(
+    program: BorrowedFd<'_>,
+    link_index: u32,
+    frame: &[u8],
+) -> io::Result<(u32, Vec<u8>)> {
+    let bytes = u32::try_from(frame.len()).map_err(io::Error::other)?;
+    let mut left = vec![0; frame.len() + FRAME_GROWTH_BYTES];
+    let context = FrameContext { data_end: bytes, came_by: link_index, ..FrameContext::default() };
+    let mut run = TestRun {
+        program: program.as_raw_fd().cast_unsigned(),
+        bytes_in: bytes,
+        bytes_out: u32::try_from(left.len()).map_err(io::Error::other)?,
+        data_in: address(frame),
+        data_out: address_mut(&mut left),
+        context_bytes_in: size_of::<FrameContext>() as u32,
+        context_in: std::ptr::from_ref(&context) as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: `run` is the member of `union bpf_attr` that the command reads; frame, context and
+    // the room for what is left have as many bytes as it says, and outlive the call.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut run) }?;
+    left.truncate(run.bytes_out as usize);
+    Ok((run.answer, left))
 }
 
 /// What an attachment attaches, and to what. Needs no right to see programs of others.

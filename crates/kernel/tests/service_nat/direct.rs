@@ -11,10 +11,13 @@ use aya::maps::{HashMap, Map, MapData};
 use ebpf_abi::flows::{Flow, FlowKey};
 use ebpf_abi::services::{DIRECT_NODE, DIRECT_PODS};
 use ipnet::IpNet;
-use kernel::bpf::service_nat::{LinkKind, MASQUERADE_PORTS, Options, ServiceNat, Wanted};
+use kernel::bpf::service_nat::{
+    LinkKind, MASQUERADE_PORTS, Options, ServiceNat, Wanted, XDP_PASS, XDP_TX,
+};
 use kernel::bpf::services::EbpfDriver;
 use kernel::bpf::{Hook, Passage, Program, probe};
-use netlink::{LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
+use model::{MacAddress, ServiceAcceleration};
+use netlink::{LinkChange, Neighbour, Netlink, Netns, Route, VethSpec, sysctl};
 use render::ebpf::{EbpfProgram, FrontendProgram, Sizes, View, diff};
 
 use crate::lab::{self, Mode, Node, TestPod, address, pod_addresses, pod_ranges, range};
@@ -22,6 +25,7 @@ use crate::scene::{
     Connection, FAMILIES, Frontend, Said, Server, TARGET, TCP, UDP, ask_tcp, ask_udp,
     node_addresses, tunnel_addresses, udp_to,
 };
+use crate::uplink::by_tc;
 use crate::wire::{ACK, SYN, checksum, frame, octets, packet, read, simple, transport};
 
 /// Route protocol of the lab: `static`.
@@ -75,6 +79,8 @@ impl Side {
             node_addresses: node_addresses(number).into(),
             ports: MASQUERADE_PORTS,
             draining: false,
+            uplink: Some("eth0".into()),
+            acceleration: ServiceAcceleration::Disabled,
         };
         let program = EbpfProgram {
             frontends: BTreeMap::new(),
@@ -456,6 +462,47 @@ fn connections_go_on_when_the_endpoints_node_forgot_them() {
             flows.remove(&key).expect("removed");
         }
         assert_eq!(connection.ask().expect("an answer"), before);
+    }
+}
+
+/// The same at the hook XDP of the uplink, for a client that comes by it: bit by bit what the programs
+/// of `tc` hand on; what grows too large is theirs, who tell its sender.
+#[test]
+fn packets_are_handed_on_before_the_stack() {
+    let mut lab = Lab::new(Way::Plain);
+    lab.serve_far(&[TCP, UDP]);
+    let first = &mut lab.first;
+    first.wanted.acceleration = ServiceAcceleration::Native;
+    let done = first.node.run(|| first.nat.apply(&first.wanted)).expect("a turn");
+    assert_eq!(done.failures, []);
+    let link = first.node.netlink.require_link("eth0").expect("the uplink").index;
+    let macs = [mac_of(&lab.first, "eth0"), mac_of(&lab.second, "eth0")];
+    for address in node_addresses(2) {
+        let neighbour = Neighbour { link_index: link, address, mac: MacAddress(macs[1]) };
+        lab.first.node.netlink.set_neighbour(&neighbour).expect("a neighbour");
+    }
+    let first = &lab.first;
+    for family in FAMILIES {
+        let client = SocketAddr::new(client_addresses()[family], 40_000);
+        let frontend = Frontend::NODE_PORT.address(family);
+        for (protocol, begin, flags) in [(TCP, SYN, ACK), (UDP, 0, 0)] {
+            let with = |flags, data: &[u8]| {
+                let ports = (client.port(), frontend.port());
+                let payload = transport(protocol, ports, flags, data);
+                frame(macs[0], &packet(client.ip(), frontend.ip(), protocol, &payload))
+            };
+            let by_tc = |bytes: &[u8]| first.node.run(|| by_tc(&first.nat, link, bytes, macs));
+            let by_xdp = |bytes: &[u8]| first.node.run(|| first.nat.run_uplink(link, bytes));
+            by_tc(&with(begin, b""));
+            let bytes = with(flags, b"some data");
+            let expected = by_tc(&bytes);
+            assert!(expected.len() > bytes.len());
+            assert_eq!(by_xdp(&bytes), Ok((XDP_TX, expected)), "{family} {protocol}");
+            // Fits the wire of 1600 bytes by itself alone.
+            let headers = [20, 40][family] + if protocol == TCP { 24 } else { 8 };
+            let large = with(flags, &vec![7; 1590 - headers]);
+            assert_eq!(by_xdp(&large), Ok((XDP_PASS, large)), "{family} {protocol}");
+        }
     }
 }
 

@@ -15,4 +15,5 @@ mod random;
 mod scene;
 mod secret;
 mod traffic;
+mod uplink;
 mod wire;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use kernel::bpf::fill::{MapFill, fill};
 use kernel::bpf::node::{NodeServices, missing};
+use model::ServiceAcceleration;
 use model::layout::POD_LINK_ALIAS_PREFIX;
 use netlink::LinkChange;
 use nix::mount::{MntFlags, umount2};
@@ -47,6 +48,7 @@ impl Bare {
                 uplink: "eth0".into(),
                 addresses: node_addresses(1).into(),
                 is_uplink_a_way: false,
+                acceleration: ServiceAcceleration::Disabled,
             },
             contested: BTreeSet::new(),
         };

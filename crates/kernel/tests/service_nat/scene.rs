@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use kernel::bpf::service_nat::{LinkKind, MASQUERADE_PORTS, Options, ServiceNat, Wanted};
 use kernel::bpf::services::EbpfDriver;
 use kernel::bpf::{Applied, Hook, probe};
+use model::ServiceAcceleration;
 use netlink::{Netns, Route};
 use render::ebpf::{EbpfProgram, FrontendKey, FrontendProgram, Sizes, View, diff};
 
@@ -98,6 +99,8 @@ impl Scene {
             node_addresses: node_addresses(1).into(),
             ports: MASQUERADE_PORTS,
             draining: false,
+            uplink: Some("eth0".into()),
+            acceleration: ServiceAcceleration::Disabled,
         };
         let program = EbpfProgram {
             frontends: BTreeMap::new(),

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::{ClusterConfig, NamespacedName};
+use model::{ClusterConfig, NamespacedName, ServiceAcceleration};
 use plan::network::Path;
 use plan::services::ServicePlan;
 use plan::{Desired, NodeFacts};
@@ -46,6 +46,8 @@ pub struct Place {
     pub addresses: Vec<IpAddr>,
     /// Whether other nodes' packets to pods come by the uplink as they are, in no tunnel.
     pub is_uplink_a_way: bool,
+    /// Whether what only passes this node is sent on at the uplink, before the node's stack.
+    pub acceleration: ServiceAcceleration,
 }
 
 /// What is there; nothing of eBPF by default.
@@ -78,6 +80,8 @@ pub struct PacketsObserved {
     pub place: Option<Place>,
     /// Each link that packets of Services come by; empty while `place` is unknown.
     pub links: BTreeMap<String, LinkPrograms>,
+    /// What comes before the stack at the uplink; unknown like `links`.
+    pub uplink: UplinkProgram,
     /// Whether known flows go on here, and new ones are another backend's.
     pub draining: bool,
     /// No flow goes on any more, or they have had their time.
@@ -93,6 +97,29 @@ pub enum LinkPrograms {
     Attached,
     /// Less than that, though it was all there.
     Damaged,
+}
+
+/// The program at the hook XDP of the uplink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum UplinkProgram {
+    /// None is attached, and nobody has tried.
+    #[default]
+    Absent,
+    /// This build's is attached.
+    Attached,
+    /// It cannot be, with the reason: packets take the path of the other programs.
+    Refused(String),
+}
+
+impl UplinkProgram {
+    /// Whether it is as it shall be.
+    pub(crate) fn serves(&self, acceleration: ServiceAcceleration) -> bool {
+        match acceleration {
+            ServiceAcceleration::Disabled => *self == Self::Absent,
+            ServiceAcceleration::Native => *self == Self::Attached,
+            ServiceAcceleration::BestEffort => *self != Self::Absent,
+        }
+    }
 }
 
 /// One operation.
@@ -119,17 +146,18 @@ pub fn render_node(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts)
     NodeProgram {
         maps: super::render(desired, config, facts),
         sizes: config.ebpf_maps,
-        place: place(desired, facts),
+        place: place(desired, config, facts),
         contested: contested(desired, config, facts),
     }
 }
 
-fn place(desired: &Desired, facts: &NodeFacts) -> Place {
+fn place(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> Place {
     let mut peers = desired.network.iter().flat_map(|network| network.peers.values());
     Place {
         uplink: facts.uplink.clone(),
         addresses: facts.addresses.clone(),
         is_uplink_a_way: peers.any(|peer| matches!(peer.path, Path::Direct | Path::Native)),
+        acceleration: config.service_acceleration,
     }
 }
 
@@ -256,6 +284,7 @@ fn build(program: &NodeProgram, observed: &NodeObserved, touched: &Touched) -> V
         packets.place.as_ref() == Some(&program.place)
             && !packets.draining
             && packets.links.values().all(|link| *link == LinkPrograms::Attached)
+            && packets.uplink.serves(program.place.acceleration)
     };
     if !observed.packets.as_ref().is_some_and(are_attached) {
         ops.push(NodeOp::AttachLinks(program.place.clone()));
@@ -296,6 +325,10 @@ impl NodeObserved {
                 packets.place = Some(place.clone());
                 (packets.draining, packets.drained) = (false, false);
                 packets.links.values_mut().for_each(|link| *link = LinkPrograms::Attached);
+                packets.uplink = match place.acceleration {
+                    ServiceAcceleration::Disabled => UplinkProgram::Absent,
+                    _ => UplinkProgram::Attached,
+                };
             }
             NodeOp::AttachSockets => {
                 self.maps.as_ref().ok_or_else(without_maps)?;
@@ -323,6 +356,7 @@ impl NodeObserved {
         }
         if let Some(packets) = &mut self.packets {
             (packets.place, packets.links) = (None, BTreeMap::new());
+            packets.uplink = UplinkProgram::Absent;
         }
     }
 }
