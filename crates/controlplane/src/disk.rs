@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable, TableDefinition};
 use store::record::object_from_bytes;
-use store::{Record, RestoreError, Store, StoreConfig, WATCH_WINDOW_EVENTS};
+use store::{Definitions, Record, RestoreError, Store, StoreConfig, WATCH_WINDOW_EVENTS};
 
 /// The file's name in the state directory.
 pub const FILE: &str = "store.redb";
@@ -17,6 +18,9 @@ const CACHE_BYTES: usize = 1 << 20;
 
 /// Current objects, by `STORAGE/NAMESPACE/NAME`.
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
+/// The keys of CustomResourceDefinitions: `0` follows `/`.
+const DEFINITIONS: Range<&str> = "customresourcedefinitions.apiextensions.k8s.io/"
+    .."customresourcedefinitions.apiextensions.k8s.io0";
 /// What the watch windows hold, by revision.
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 /// The file's own facts.
@@ -109,18 +113,43 @@ impl Disk {
         let transaction = self.database.begin_read().map_err(|error| self.damaged(error))?;
         let mut objects = Vec::new();
         let table = transaction.open_table(OBJECTS).map_err(|error| self.damaged(error))?;
+        let definitions = self.definitions(&table)?;
         for entry in table.iter().map_err(|error| self.damaged(error))? {
             let (key, value) = entry.map_err(|error| self.damaged(error))?;
-            objects.push(object_from_bytes(key.value(), value.value()).map_err(restore)?);
+            objects.push(
+                object_from_bytes(&definitions, key.value(), value.value()).map_err(restore)?,
+            );
         }
-        let mut log = Vec::new();
+        let (mut log, mut orphans) = (Vec::new(), Vec::new());
         let table = transaction.open_table(LOG).map_err(|error| self.damaged(error))?;
         for entry in table.iter().map_err(|error| self.damaged(error))? {
             let (revision, value) = entry.map_err(|error| self.damaged(error))?;
-            log.push(Record::from_bytes(revision.value(), value.value()).map_err(restore)?);
+            match Record::from_bytes(&definitions, revision.value(), value.value()) {
+                Ok(record) => log.push(record),
+                // Its definition is gone, and so are its watches.
+                Err(RestoreError::UnknownResource { .. }) => orphans.push(revision.value()),
+                Err(error) => return Err(restore(error)),
+            }
         }
-        let surplus = beyond_window(&log);
-        Ok((Store::restore(config, objects, log).map_err(restore)?, surplus))
+        let mut surplus = beyond_window(&log);
+        surplus.append(&mut orphans);
+        Ok((Store::restore(config, definitions, objects, log).map_err(restore)?, surplus))
+    }
+
+    /// The definitions come first: they say what the other objects are.
+    fn definitions(
+        &self,
+        objects: &impl ReadableTable<&'static str, &'static [u8]>,
+    ) -> Result<Definitions, DiskError> {
+        let restore = |source| DiskError::Restore { path: self.path.clone(), source };
+        let mut definitions = Definitions::default();
+        let range = objects.range(DEFINITIONS).map_err(|error| self.damaged(error))?;
+        for entry in range {
+            let (key, value) = entry.map_err(|error| self.damaged(error))?;
+            let definition = object_from_bytes(&definitions, key.value(), value.value());
+            definitions.take(&definition.map_err(restore)?.value);
+        }
+        Ok(definitions)
     }
 
     /// Makes records durable, all or none, and forgets log entries that no watch needs.

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::Timestamp;
-use store::{Context, FieldValidation, Random, Record, Request, Staged, Status, Store, registry};
+use store::{Context, FieldValidation, Random, Record, Request, Staged, Status, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::disk::Disk;
@@ -25,7 +25,7 @@ const STACK_BYTES: usize = 1 << 20;
 pub(crate) struct Shared {
     store: RwLock<Store>,
     /// The newest revision of each storage: what watches wait on.
-    revisions: BTreeMap<&'static str, watch::Sender<u64>>,
+    revisions: RwLock<BTreeMap<&'static str, watch::Sender<u64>>>,
     queue: mpsc::Sender<Job>,
 }
 
@@ -61,9 +61,9 @@ impl Shared {
     ) -> std::io::Result<(Arc<Self>, oneshot::Receiver<()>)> {
         let (queue, jobs) = mpsc::channel(QUEUE_REQUESTS);
         let revision = store.revision();
-        let revisions = registry::resources()
-            .map(|resource| (resource.storage, watch::channel(revision).0))
-            .collect();
+        let rows = store.resources().into_iter();
+        let revisions = rows.map(|row| (row.storage, watch::channel(revision).0)).collect();
+        let revisions = RwLock::new(revisions);
         let shared = Arc::new(Self { store: RwLock::new(store), revisions, queue });
         let (stop, stopped) = oneshot::channel();
         // The thread may not keep the queue alive that it waits on.
@@ -101,7 +101,17 @@ impl Shared {
 
     /// Tells when a storage changes. Read the store after taking it, and again after each change.
     pub fn changes(&self, storage: &str) -> Option<watch::Receiver<u64>> {
-        self.revisions.get(storage).map(watch::Sender::subscribe)
+        let revisions = self.revisions.read().unwrap_or_else(PoisonError::into_inner);
+        revisions.get(storage).map(watch::Sender::subscribe)
+    }
+
+    /// Tells those who wait for these storages. One that is new may be waited for from now on.
+    fn tell(&self, storages: Vec<&'static str>, revision: u64) {
+        let mut revisions = self.revisions.write().unwrap_or_else(PoisonError::into_inner);
+        for storage in storages {
+            let known = revisions.entry(storage).or_insert_with(|| watch::channel(revision).0);
+            known.send_replace(revision);
+        }
     }
 
     fn lock(&self) -> RwLockWriteGuard<'_, Store> {
@@ -144,11 +154,7 @@ impl Writer {
             }
             let published = shared.lock().publish();
             self.dropped = published.dropped;
-            for storage in published.storages {
-                if let Some(revision) = shared.revisions.get(storage) {
-                    revision.send_replace(published.revision);
-                }
-            }
+            shared.tell(published.storages, published.revision);
         }
         for (answer, result) in answers {
             // A client that went away needs no answer.

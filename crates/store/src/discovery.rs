@@ -1,10 +1,15 @@
 //! Discovery documents, both the old lists and the aggregated form, from the registry.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::{Resource, Subresource, registry};
+use crate::definitions::version_rank;
+use crate::{Resource, Subresource};
+
+/// The rows that documents are about: [`crate::Store::resources`].
+type Rows<'a> = &'a [&'static Resource];
 
 /// Media type of the aggregated form.
 pub const AGGREGATED_MEDIA_TYPE: &str =
@@ -20,23 +25,24 @@ pub fn api_versions(server: &str) -> Value {
 }
 
 /// `GET /apis`: the named groups.
-pub fn api_group_list() -> Value {
-    let groups: Vec<Value> = group_names().into_iter().filter_map(group_value).collect();
+pub fn api_group_list(rows: Rows<'_>) -> Value {
+    let groups: Vec<Value> =
+        group_names(rows).into_iter().filter_map(|group| group_value(rows, group)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `GET /apis/GROUP`; `None` for a group that is not served.
-pub fn api_group(group: &str) -> Option<Value> {
-    let mut value = group_value(group)?;
+pub fn api_group(rows: Rows<'_>, group: &str) -> Option<Value> {
+    let mut value = group_value(rows, group)?;
     crate::json::set(&mut value, "/kind", "APIGroup");
     crate::json::set(&mut value, "/apiVersion", "v1");
     Some(value)
 }
 
 /// `GET /api/v1` (`("", "v1")`) and `GET /apis/GROUP/VERSION`; `None` for one that is not served.
-pub fn api_resource_list(group: &str, version: &str) -> Option<Value> {
+pub fn api_resource_list(rows: Rows<'_>, group: &str, version: &str) -> Option<Value> {
     let mut resources = Vec::new();
-    for row in rows(group, version) {
+    for row in of_version(rows, group, version) {
         let mut entry = json!({
             "name": row.plural,
             "singularName": row.singular,
@@ -68,9 +74,9 @@ pub fn api_resource_list(group: &str, version: &str) -> Option<Value> {
 }
 
 /// The aggregated document of `GET /api` (`core`) or of `GET /apis`.
-pub fn aggregated(core: bool) -> Value {
-    let names = if core { vec![""] } else { group_names() };
-    let items: Vec<Value> = names.into_iter().map(aggregated_group).collect();
+pub fn aggregated(rows: Rows<'_>, core: bool) -> Value {
+    let names = if core { vec![""] } else { group_names(rows) };
+    let items: Vec<Value> = names.into_iter().map(|group| aggregated_group(rows, group)).collect();
     json!({
         "kind": "APIGroupDiscoveryList",
         "apiVersion": "apidiscovery.k8s.io/v2",
@@ -94,17 +100,19 @@ pub(crate) fn fingerprint(document: &Value) -> String {
 }
 
 /// The groups and versions that are served, with their rows.
-pub(crate) fn group_versions() -> BTreeMap<(&'static str, &'static str), Vec<&'static Resource>> {
+pub(crate) fn group_versions(
+    rows: Rows<'_>,
+) -> BTreeMap<(&'static str, &'static str), Vec<&'static Resource>> {
     let mut groups: BTreeMap<_, Vec<&'static Resource>> = BTreeMap::new();
-    for row in registry::resources() {
+    for row in rows {
         groups.entry((row.group, row.version)).or_default().push(row);
     }
     groups
 }
 
-fn group_names() -> Vec<&'static str> {
+fn group_names(rows: Rows<'_>) -> Vec<&'static str> {
     let mut names = Vec::new();
-    for row in registry::resources() {
+    for row in rows {
         if !row.group.is_empty() && !names.contains(&row.group) {
             names.push(row.group);
         }
@@ -112,21 +120,37 @@ fn group_names() -> Vec<&'static str> {
     names
 }
 
-fn rows(group: &str, version: &str) -> Vec<&'static Resource> {
-    registry::resources().filter(|row| row.group == group && row.version == version).collect()
+fn of_version(rows: Rows<'_>, group: &str, version: &str) -> Vec<&'static Resource> {
+    let fits = |row: &&Resource| row.group == group && row.version == version;
+    rows.iter().copied().filter(fits).collect()
 }
 
-fn group_value(group: &str) -> Option<Value> {
-    let row = registry::resources().find(|row| row.group == group && !group.is_empty())?;
-    let version = json!({"groupVersion": row.api_version(), "version": row.version});
-    Some(json!({"name": group, "versions": [version], "preferredVersion": version}))
+/// The versions of a group, the preferred one first.
+fn versions(rows: Rows<'_>, group: &str) -> Vec<&'static str> {
+    let of_group = rows.iter().filter(|row| row.group == group);
+    let mut versions: Vec<&'static str> = of_group.map(|row| row.version).collect();
+    versions.sort_by_cached_key(|version| Reverse(version_rank(version)));
+    versions.dedup();
+    versions
 }
 
-fn aggregated_group(group: &str) -> Value {
-    let resources: Vec<Value> = rows(group, "v1").into_iter().map(aggregated_resource).collect();
+fn group_value(rows: Rows<'_>, group: &str) -> Option<Value> {
+    let version =
+        |version: &str| json!({"groupVersion": format!("{group}/{version}"), "version": version});
+    let versions: Vec<Value> = versions(rows, group).into_iter().map(version).collect();
+    let preferred = versions.first().filter(|_| !group.is_empty())?.clone();
+    Some(json!({"name": group, "versions": versions, "preferredVersion": preferred}))
+}
+
+fn aggregated_group(rows: Rows<'_>, group: &str) -> Value {
+    let version = |version: &str| {
+        let resources = of_version(rows, group, version).into_iter();
+        let resources: Vec<Value> = resources.map(aggregated_resource).collect();
+        json!({"version": version, "freshness": "Current", "resources": resources})
+    };
+    let versions: Vec<Value> = versions(rows, group).into_iter().map(version).collect();
     let metadata = if group.is_empty() { json!({}) } else { json!({"name": group}) };
-    let version = json!({"version": "v1", "freshness": "Current", "resources": resources});
-    json!({"metadata": metadata, "versions": [version]})
+    json!({"metadata": metadata, "versions": versions})
 }
 
 fn aggregated_resource(row: &'static Resource) -> Value {
@@ -200,18 +224,23 @@ fn response(row: &Resource, subresource: Subresource) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry;
+
+    fn rows() -> Vec<&'static Resource> {
+        registry::resources().collect()
+    }
 
     #[test]
     fn both_forms_name_the_same_resources() {
         let mut legacy = Vec::new();
-        for (group, version) in group_versions().into_keys() {
-            let list = api_resource_list(group, version).expect("a served group");
+        for (group, version) in group_versions(&rows()).into_keys() {
+            let list = api_resource_list(&rows(), group, version).expect("a served group");
             for entry in list["resources"].as_array().expect("a list") {
                 legacy.push(format!("{group}/{}", entry["name"].as_str().expect("a name")));
             }
         }
         let mut combined = Vec::new();
-        for document in [aggregated(true), aggregated(false)] {
+        for document in [aggregated(&rows(), true), aggregated(&rows(), false)] {
             for group in document["items"].as_array().expect("a list") {
                 let name = group["metadata"]["name"].as_str().unwrap_or_default();
                 for entry in group["versions"][0]["resources"].as_array().expect("a list") {
@@ -227,13 +256,13 @@ mod tests {
         legacy.sort();
         combined.sort();
         assert_eq!(legacy, combined);
-        assert_eq!(api_resource_list("nope", "v1"), None);
-        assert_eq!(api_group("nope"), None);
+        assert_eq!(api_resource_list(&rows(), "nope", "v1"), None);
+        assert_eq!(api_group(&rows(), "nope"), None);
     }
 
     #[test]
     fn the_entity_tag_follows_the_document() {
-        assert_eq!(etag(&aggregated(true)), etag(&aggregated(true)));
-        assert_ne!(etag(&aggregated(true)), etag(&aggregated(false)));
+        assert_eq!(etag(&aggregated(&rows(), true)), etag(&aggregated(&rows(), true)));
+        assert_ne!(etag(&aggregated(&rows(), true)), etag(&aggregated(&rows(), false)));
     }
 }

@@ -16,6 +16,7 @@
 
 pub mod alloc;
 pub mod authorize;
+pub mod definitions;
 pub mod discovery;
 pub mod json;
 mod kinds;
@@ -37,6 +38,7 @@ mod watch;
 mod window;
 mod write;
 
+pub use definitions::Definitions;
 pub use kinds::scheduling::SYSTEM_PRIORITY_CLASSES;
 pub use object::Object;
 pub use read::{List, ListOptions};

@@ -166,8 +166,19 @@ pub(crate) fn present(resource: &'static Resource, object: &Arc<Object>) -> Arc<
     if object.resource == resource {
         return object.clone();
     }
-    let value = events::convert(&object.value, resource);
-    Arc::new(Object { resource, value, ..Object::clone(object) })
+    Arc::new(converted(resource, object))
+}
+
+/// An object in the form of another row of its storage.
+pub(crate) fn converted(resource: &'static Resource, object: &Object) -> Object {
+    let mut value = match resource.custom {
+        None => events::convert(&object.value, resource),
+        Some(_) => object.value.clone(),
+    };
+    tree::set(&mut value, "/apiVersion", resource.api_version());
+    let Object { key, revision, managed_fields, .. } = object;
+    let managed_fields = managed_fields.clone();
+    Object { resource, key: key.clone(), revision: *revision, value, managed_fields }
 }
 
 /// Reads a `resourceVersion` parameter; `None` when it is unset.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model::NamespacedName;
 use serde_json::{Value, json};
 
-use crate::{Object, Resource, json as tree, registry};
+use crate::{Definitions, Object, Resource, json as tree, registry};
 
 /// What a record does to its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub enum RestoreError {
     },
     /// A resource that this program does not know.
     #[error(
-        "stored entry {key} is of an unknown resource: it was written by a newer program; use that one"
+        "stored entry {key} is of an unknown resource: it was written by a newer program, or its CustomResourceDefinition is lost; use that program, or restore the state directory from a copy"
     )]
     UnknownResource {
         /// Key or revision of the entry.
@@ -113,7 +113,11 @@ impl Record {
     ///
     /// # Errors
     /// When the bytes are not what [`Record::to_bytes`] wrote, naming the revision.
-    pub fn from_bytes(revision: u64, bytes: &[u8]) -> Result<Self, RestoreError> {
+    pub fn from_bytes(
+        definitions: &Definitions,
+        revision: u64,
+        bytes: &[u8],
+    ) -> Result<Self, RestoreError> {
         let name = format!("log/{revision}");
         let value: Value = serde_json::from_slice(bytes).map_err(|error| damaged(&name, error))?;
         let operation = match tree::text(&value, "/operation") {
@@ -129,9 +133,9 @@ impl Record {
             revision,
             earlier_revision: value.get("earlier").and_then(Value::as_u64).unwrap_or(0),
             operation,
-            object: Arc::new(decode_object(key, object)?),
+            object: Arc::new(decode_object(definitions, key, object)?),
             previous: take("/previous")
-                .map(|value| decode_object(key, value).map(Arc::new))
+                .map(|value| decode_object(definitions, key, value).map(Arc::new))
                 .transpose()?,
         })
     }
@@ -141,19 +145,33 @@ impl Record {
 ///
 /// # Errors
 /// When the bytes are no object of a known resource, naming the key.
-pub fn object_from_bytes(key: &str, bytes: &[u8]) -> Result<Object, RestoreError> {
+pub fn object_from_bytes(
+    definitions: &Definitions,
+    key: &str,
+    bytes: &[u8],
+) -> Result<Object, RestoreError> {
     let value = serde_json::from_slice(bytes).map_err(|error| damaged(key, error))?;
-    decode_object(key, value)
+    decode_object(definitions, key, value)
 }
 
-fn decode_object(key: &str, value: Value) -> Result<Object, RestoreError> {
+fn decode_object(
+    definitions: &Definitions,
+    key: &str,
+    value: Value,
+) -> Result<Object, RestoreError> {
     let mut parts = key.splitn(3, '/');
     let (Some(storage), Some(namespace), Some(name)) = (parts.next(), parts.next(), parts.next())
     else {
         return Err(damaged(key, "the key has fewer than three parts"));
     };
+    let mut value = value;
     let resource = registry::by_storage(storage)
+        .or_else(|| definitions.storage_row(storage))
         .ok_or_else(|| RestoreError::UnknownResource { key: key.to_owned() })?;
+    if let Some(custom) = resource.custom {
+        // The schema may have got defaults since.
+        custom.fill(&mut value);
+    }
     let revision = tree::text(&value, "/metadata/resourceVersion")
         .parse()
         .map_err(|error| damaged(key, format!("metadata.resourceVersion: {error}")))?;

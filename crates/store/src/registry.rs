@@ -2,8 +2,8 @@
 
 use crate::Resource;
 use crate::kinds::{
-    addressing, apps, batch, core, cron_job, endpoints, events, networking, node, pod, policy,
-    rbac, scheduling, service,
+    addressing, apps, batch, core, cron_job, definition, endpoints, events, networking, node, pod,
+    policy, rbac, scheduling, service,
 };
 
 /// Every resource that is served, in the order of discovery.
@@ -18,6 +18,7 @@ static RESOURCES: &[&Resource] = &[
     &core::SECRET,
     &core::SERVICE_ACCOUNT,
     &service::SERVICE,
+    &definition::DEFINITION,
     &apps::CONTROLLER_REVISION,
     &apps::DAEMON_SET,
     &apps::DEPLOYMENT,

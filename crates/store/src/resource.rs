@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use crate::definitions::Custom;
 use crate::names::NameRule;
 use crate::table::Column;
 use crate::validate::FieldErrors;
@@ -55,6 +56,8 @@ pub struct Resource {
     pub(crate) metadata_through_status: bool,
     /// A warning for every write: nothing acts on these objects yet.
     pub(crate) notice: Option<&'static str>,
+    /// What a definition brought, for the rows that one made.
+    pub custom: Option<&'static Custom>,
     /// Fills in defaults; runs on creates and updates.
     pub(crate) default: fn(&mut Value),
     /// Resets what a creator may not decide (beyond the status).
@@ -133,6 +136,7 @@ impl Resource {
         keeps_status_on_create: false,
         metadata_through_status: false,
         notice: None,
+        custom: None,
         default: |_| {},
         prepare_create: |_| {},
         prepare_update: |_, _| {},
@@ -150,7 +154,15 @@ impl Resource {
 
     /// The fields of the kind. A test holds every row to having them.
     pub fn message(&self) -> Option<&'static schema::Message> {
+        if let Some(custom) = self.custom {
+            return Some(&custom.message);
+        }
         schema::table().kind(&self.api_version(), self.kind)
+    }
+
+    /// Whether objects have a form in protobuf.
+    pub fn has_protobuf(&self) -> bool {
+        self.custom.is_none() && self.message().is_some_and(|message| !message.json_only)
     }
 
     /// Plural and group as errors write them: `pods`, `deployments.apps`.
@@ -164,7 +176,10 @@ impl Resource {
 
     /// The kind of a list.
     pub fn list_kind(&self) -> String {
-        format!("{}List", self.kind)
+        match self.custom {
+            Some(custom) => custom.list_kind.to_owned(),
+            None => format!("{}List", self.kind),
+        }
     }
 
     /// The subresource of a URL, when the row serves it.
@@ -175,6 +190,22 @@ impl Resource {
     /// Whether the row serves a verb.
     pub fn allows(&self, verb: &str) -> bool {
         self.verbs.contains(&verb)
+    }
+
+    /// Fills in what is absent.
+    pub(crate) fn fill(&self, value: &mut Value) {
+        match self.custom {
+            Some(custom) => custom.fill(value),
+            None => (self.default)(value),
+        }
+    }
+
+    /// Checks an object that is to be stored, and its change when the old one is given.
+    pub(crate) fn check(&self, value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+        match self.custom {
+            Some(custom) => custom.check(value, errors),
+            None => (self.validate)(value, old, errors),
+        }
     }
 
     pub(crate) fn has(&self, subresource: Subresource) -> bool {

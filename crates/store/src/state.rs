@@ -1,6 +1,6 @@
 //! What the store holds: the published state, what is staged on top of it, and the watch windows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,9 +10,12 @@ use serde_json::Value;
 
 use crate::alloc::{Allocations, cluster_addresses};
 use crate::kinds::addressing::{IP_ADDRESS, SERVICE_CIDR, address_of_service, belongs_to};
+use crate::kinds::definition::DEFINITION;
 use crate::kinds::service::SERVICE;
 use crate::window::Window;
-use crate::{Context, Object, Operation, Record, Resource, RestoreError, json, registry};
+use crate::{
+    Context, Definitions, Object, Operation, Record, Resource, RestoreError, json, registry,
+};
 
 /// What a store is configured with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +59,10 @@ pub struct Store {
     head_revision: u64,
     /// Derived from objects of the head state, so that it cannot leak.
     pub(crate) allocations: Allocations,
+    /// What the write that runs has removed, until that is followed up.
+    pub(crate) removed: Vec<Arc<Object>>,
+    /// Follows the published definitions.
+    pub(crate) definitions: Definitions,
 }
 
 /// What a write makes of an object.
@@ -97,10 +104,12 @@ impl Store {
             staged: Vec::new(),
             head_revision: 0,
             allocations,
+            removed: Vec::new(),
+            definitions: Definitions::default(),
         }
     }
 
-    /// A store as it was: `objects` from [`crate::record::object_from_bytes`], `log` from
+    /// A store as it was: `definitions` have taken the stored definitions, `objects` come from [`crate::record::object_from_bytes`], `log` from
     /// [`Record::from_bytes`] in the order of revisions. Watches resume across the restart as
     /// far as the log reaches.
     ///
@@ -108,10 +117,12 @@ impl Store {
     /// When log and objects contradict each other.
     pub fn restore(
         config: StoreConfig,
+        definitions: Definitions,
         objects: impl IntoIterator<Item = Object>,
         log: impl IntoIterator<Item = Record>,
     ) -> Result<Self, RestoreError> {
-        let mut store = Self::new(config);
+        let mut store = Self { definitions, ..Self::new(config) };
+        store.make_shelves();
         for object in objects {
             store.revision = store.revision.max(object.revision);
             if let Some(shelf) = store.shelves.get_mut(object.resource.storage) {
@@ -144,10 +155,14 @@ impl Store {
     /// Makes all that is staged visible, in revision order.
     pub fn publish(&mut self) -> Published {
         let mut published = Published::default();
+        let mut redefined = BTreeSet::new();
         self.overlay.clear();
         for record in std::mem::take(&mut self.staged) {
             self.revision = record.revision;
             let storage = record.resource().storage;
+            if storage == DEFINITION.storage {
+                redefined.insert(self.redefine(&record));
+            }
             if !published.storages.contains(&storage) {
                 published.storages.push(storage);
             }
@@ -155,8 +170,75 @@ impl Store {
                 published.dropped.extend(shelf.apply(record));
             }
         }
+        if !redefined.is_empty() {
+            self.make_shelves();
+        }
+        for storage in redefined {
+            self.take_current_row(&storage);
+            // Its watches may have to end.
+            published
+                .storages
+                .extend(self.shelves.get_key_value(storage.as_str()).map(|(key, _)| *key));
+        }
         published.revision = self.revision;
         published
+    }
+
+    /// Follows a write of a definition; gives its name.
+    fn redefine(&mut self, record: &Record) -> String {
+        let name = &record.object.key.name;
+        match record.operation {
+            Operation::Delete => self.definitions.forget(name),
+            Operation::Create | Operation::Update => self.definitions.take(&record.object.value),
+        }
+        name.clone()
+    }
+
+    fn make_shelves(&mut self) {
+        for storage in self.definitions.storages() {
+            self.shelves.entry(storage).or_default();
+        }
+    }
+
+    /// Gives the objects of a definition its rows of now.
+    fn take_current_row(&mut self, storage: &str) {
+        let (Some(row), Some(shelf)) =
+            (self.definitions.storage_row(storage), self.shelves.get_mut(storage))
+        else {
+            return;
+        };
+        for object in shelf.objects.values_mut().filter(|one| !std::ptr::eq(one.resource, row)) {
+            let mut current = crate::read::converted(row, object);
+            row.fill(&mut current.value);
+            *object = Arc::new(current);
+        }
+    }
+
+    /// The row of a URL: `find("apps", "v1", "deployments")`; the core group is empty.
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+        let is_it = |row: &&'static Resource| {
+            row.group == group && row.version == version && row.plural == plural
+        };
+        registry::find(group, version, plural).or_else(|| self.definitions.served().find(is_it))
+    }
+
+    /// Every resource that is served: those of the program, then those of definitions.
+    pub fn resources(&self) -> Vec<&'static Resource> {
+        registry::resources().chain(self.definitions.served()).collect()
+    }
+
+    /// Counts changes of what is served.
+    pub fn generation(&self) -> u64 {
+        self.definitions.generation()
+    }
+
+    /// The row in whose form a row's storage keeps its objects.
+    pub(crate) fn storage_row(&self, resource: &'static Resource) -> &'static Resource {
+        let found = match resource.custom {
+            None => registry::by_storage(resource.storage),
+            Some(_) => self.definitions.storage_row(resource.storage),
+        };
+        found.unwrap_or(resource)
     }
 
     /// Forgets all that is staged: what the shell could not make durable never happened.
@@ -211,7 +293,7 @@ impl Store {
         content: Content,
         context: &mut Context<'_>,
     ) -> Arc<Object> {
-        let resource = registry::by_storage(resource.storage).unwrap_or(resource);
+        let resource = self.storage_row(resource);
         if context.dry_run {
             let Content { value, managed_fields } = content;
             return Arc::new(Object { resource, key, revision: 0, value, managed_fields });
@@ -240,6 +322,9 @@ impl Store {
             if let Some((address, service)) = owner {
                 self.reserve(address, &service, context);
             }
+        }
+        if !remains {
+            self.removed.push(object.clone());
         }
         object
     }

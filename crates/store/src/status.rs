@@ -115,6 +115,14 @@ impl Status {
         Self { details, ..Self::failure(415, "UnsupportedMediaType", message) }
     }
 
+    /// 415 for a strategic merge patch of a custom object.
+    pub(crate) fn no_strategic_patch() -> Self {
+        let message = "the body of the request was in an unknown format - accepted media types \
+                       include: application/json-patch+json, application/merge-patch+json, \
+                       application/apply-patch+yaml";
+        Self::failure(415, "UnsupportedMediaType", message)
+    }
+
     /// 403 with the reason behind it.
     pub fn forbidden(resource: &Resource, name: &str, why: impl fmt::Display) -> Self {
         let about = if name.is_empty() { String::new() } else { format!(" {name:?}") };

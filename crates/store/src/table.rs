@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use model::Timestamp;
 use serde_json::{Value, json};
 
+use crate::definitions::Path;
 use crate::{Object, Resource, json as tree};
 
 /// One column of a Table.
@@ -17,24 +18,33 @@ pub struct Column {
     pub format: &'static str,
     /// 0 for columns that are always shown, 1 for those of `-o wide`.
     pub priority: u8,
-    /// The cell of an object.
-    pub(crate) cell: fn(&Value, Timestamp) -> Value,
+    /// What it shows; empty where the name says it.
+    pub description: &'static str,
+    pub(crate) cell: Cell,
+}
+
+/// Where the cells of a column come from.
+pub(crate) enum Cell {
+    /// A function of the object.
+    Of(fn(&Value, Timestamp) -> Value),
+    /// A path that a definition names.
+    Path(&'static Path),
 }
 
 impl Column {
     /// A text column.
     pub(crate) const fn text(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Self {
-        Self { name, kind: "string", format: "", priority: 0, cell }
+        Self::of(name, cell)
     }
 
     /// A column of numbers.
     pub(crate) const fn integer(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Self {
-        Self { name, kind: "integer", format: "", priority: 0, cell }
+        Self { kind: "integer", ..Self::of(name, cell) }
     }
 
     /// A column of yes and no; of some kinds the API server prints `True` and `False`.
     pub(crate) const fn boolean(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Self {
-        Self { name, kind: "boolean", format: "", priority: 0, cell }
+        Self { kind: "boolean", ..Self::of(name, cell) }
     }
 
     /// The same column, shown with `-o wide` only.
@@ -42,13 +52,15 @@ impl Column {
         Self { priority: 1, ..self }
     }
 
+    const fn of(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Self {
+        let cell = Cell::Of(cell);
+        Self { name, kind: "string", format: "", priority: 0, description: "", cell }
+    }
+
     /// The first column of every kind.
     pub(crate) const NAME: Self = Self {
-        name: "Name",
-        kind: "string",
         format: "name",
-        priority: 0,
-        cell: |value, _| tree::text(value, "/metadata/name").into(),
+        ..Self::of("Name", |value, _| tree::text(value, "/metadata/name").into())
     };
 
     /// The age since creation.
@@ -95,7 +107,7 @@ pub fn table<'a>(
         .into_iter()
         .map(|object| {
             let cells: Vec<Value> =
-                resource.columns.iter().map(|column| (column.cell)(&object.value, now)).collect();
+                resource.columns.iter().map(|column| column.cell_of(&object.value, now)).collect();
             let mut row = json!({"cells": cells});
             match include {
                 Include::None => {}
@@ -119,9 +131,37 @@ fn definition(column: &Column) -> Value {
         "name": column.name,
         "type": column.kind,
         "format": column.format,
-        "description": column.name,
+        "description": if column.description.is_empty() { column.name } else { column.description },
         "priority": column.priority,
     })
+}
+
+impl Column {
+    fn cell_of(&self, value: &Value, now: Timestamp) -> Value {
+        let path = match &self.cell {
+            Cell::Of(cell) => return cell(value, now),
+            Cell::Path(path) => path,
+        };
+        // As the real server's `cellForJSONValue`: what is of another type is left out.
+        match (self.kind, path.first(value)) {
+            (_, None | Some(Value::Null)) => Value::Null,
+            ("string", Some(Value::String(text))) => text.as_str().into(),
+            ("string", Some(other)) => other.to_string().into(),
+            ("integer", Some(number @ Value::Number(_))) => {
+                number.as_f64().map_or(Value::Null, |whole| match number.as_i64() {
+                    Some(exact) => exact.into(),
+                    None => whole.trunc().into(),
+                })
+            }
+            ("number", Some(number @ Value::Number(_))) => number.clone(),
+            ("boolean", Some(flag @ Value::Bool(_))) => flag.clone(),
+            ("date", Some(Value::String(text))) => match Timestamp::parse(text) {
+                Some(then) => human_duration(now.seconds().saturating_sub(then.seconds())).into(),
+                None => "<invalid>".into(),
+            },
+            _ => Value::Null,
+        }
+    }
 }
 
 /// The time since a stored time as kubectl shows it; `<unknown>` when there is none.

@@ -86,6 +86,11 @@ impl FieldErrors {
         }
     }
 
+    /// What a schema says.
+    pub(crate) fn add(&mut self, fault: schema::structural::Fault) {
+        self.push(fault.reason, fault.field, fault.message);
+    }
+
     fn push(&mut self, reason: &str, field: String, message: String) {
         if self.errors.len() < MAX_FIELD_ERRORS {
             self.errors.push(Cause { reason: reason.to_owned(), message, field });

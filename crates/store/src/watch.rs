@@ -164,10 +164,18 @@ impl Store {
         // A watcher of an idle resource moves on with the store, so that its bookmarks are fresh.
         // One from the future stays where it is.
         if looked_at < limit {
+            self.check_served(watcher.resource, looked_at)?;
             reached = reached.max(self.revision);
         }
         watcher.position = Position::After(reached.max(after));
         Ok(events)
+    }
+
+    /// Ends a watch of what is defined no more, once all its events are told.
+    fn check_served(&self, resource: &Resource, untold: usize) -> Result<(), Status> {
+        let is_gone =
+            resource.custom.is_some() && self.definitions.storage_row(resource.storage).is_none();
+        if is_gone && untold == 0 { Err(Status::unknown_path()) } else { Ok(()) }
     }
 
     fn initial_events(&self, watcher: &Watcher, bookmark: bool) -> Result<Vec<WatchEvent>, Status> {

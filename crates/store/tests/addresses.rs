@@ -162,9 +162,14 @@ fn a_range_that_is_added_gives_addresses_at_once_until_it_is_deleted() {
         })
         .map(|record| record.object.value.to_string())
         .zip(api.log.iter().map(store::Record::object_key))
-        .map(|(text, key)| store::record::object_from_bytes(&key, text.as_bytes()));
+        .map(|(text, key)| {
+            store::record::object_from_bytes(&store::Definitions::default(), &key, text.as_bytes())
+        });
     let objects: Vec<_> = objects.collect::<Result<_, _>>().expect("objects");
-    let mut api = Api::over(Store::restore(config(&["10.96.0.0/28"]), objects, []).expect("one"));
+    let mut api = Api::over(
+        Store::restore(config(&["10.96.0.0/28"]), store::Definitions::default(), objects, [])
+            .expect("one"),
+    );
     service(&mut api, "again", json!({})).expect("from the added range");
     // It is held while addresses are out there, but gives no more of them.
     let held = json!({"metadata": {"finalizers": ["networking.k8s.io/service-cidr-finalizer"]}});

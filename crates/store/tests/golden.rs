@@ -67,10 +67,17 @@ fn recorded_api() -> Api {
         if let Some((_, revision)) = revisions.iter().find(|(known, _)| *known == key) {
             value["metadata"]["resourceVersion"] = revision.to_string().into();
         }
-        record::object_from_bytes(&key, value.to_string().as_bytes()).expect("an object")
+        record::object_from_bytes(
+            &store::Definitions::default(),
+            &key,
+            value.to_string().as_bytes(),
+        )
+        .expect("an object")
     });
     let config = StoreConfig::from(&ClusterConfig::default());
-    let store = Store::restore(config, objects.collect::<Vec<_>>(), []).expect("a store");
+    let store =
+        Store::restore(config, store::Definitions::default(), objects.collect::<Vec<_>>(), [])
+            .expect("a store");
     let mut api = Api::over(store);
     let body = json!({"metadata": {"name": "w1"}, "data": {"a": "b"}});
     let created = api.create("configmaps", "default", body).expect("created");

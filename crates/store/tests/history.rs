@@ -212,14 +212,14 @@ proptest! {
                 Some(bytes) => objects.insert(record.object_key(), bytes),
                 None => objects.remove(&record.object_key()),
             };
-            log.push(Record::from_bytes(record.revision, &record.to_bytes()).expect("read back"));
+            log.push(Record::from_bytes(&store::Definitions::default(), record.revision, &record.to_bytes()).expect("read back"));
         }
         let objects: Vec<store::Object> = objects
             .iter()
-            .map(|(key, bytes)| record::object_from_bytes(key, bytes).expect("read back"))
+            .map(|(key, bytes)| record::object_from_bytes(&store::Definitions::default(), key, bytes).expect("read back"))
             .collect();
         let config = StoreConfig::from(&ClusterConfig::default());
-        let restored = Store::restore(config, objects, log).expect("restored");
+        let restored = Store::restore(config, store::Definitions::default(), objects, log).expect("restored");
         prop_assert_eq!(restored.revision(), api.store.revision());
         for labels in ["", "tier=1"] {
             prop_assert_eq!(listed(&restored, labels, None), listed(&api.store, labels, None));
@@ -270,7 +270,9 @@ fn a_watch_beyond_the_window_is_told_to_begin_anew() {
         log.iter().map(|record| (record.object_key(), (*record.object).clone())).collect();
     log.retain(|record| !dropped.contains(&record.revision));
     let config = StoreConfig::from(&ClusterConfig::default());
-    let restored = Store::restore(config, objects.into_values(), log).expect("restored");
+    let restored =
+        Store::restore(config, store::Definitions::default(), objects.into_values(), log)
+            .expect("restored");
     let api = Api::over(restored);
     assert_eq!(api.events(row("configmaps"), from(first + 4)).expect_err("too old").code, 410);
     let events = api.events(row("configmaps"), from(first + 5)).expect("just in the window");
@@ -341,9 +343,15 @@ fn nothing_staged_can_be_read() {
 
 #[test]
 fn damaged_rows_are_named() {
-    let error = record::object_from_bytes("configmaps/default/c", b"{").expect_err("damaged");
+    let error =
+        record::object_from_bytes(&store::Definitions::default(), "configmaps/default/c", b"{")
+            .expect_err("damaged");
     assert!(error.to_string().contains("configmaps/default/c"), "{error}");
-    let error = record::object_from_bytes("gadgets/default/c", b"{\"metadata\":{}}");
+    let error = record::object_from_bytes(
+        &store::Definitions::default(),
+        "gadgets/default/c",
+        b"{\"metadata\":{}}",
+    );
     assert!(error.expect_err("unknown").to_string().contains("newer program"));
-    assert!(Record::from_bytes(7, b"{}").is_err());
+    assert!(Record::from_bytes(&store::Definitions::default(), 7, b"{}").is_err());
 }

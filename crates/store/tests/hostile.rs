@@ -167,6 +167,7 @@ proptest! {
         let mut api = Api::new();
         let namespace = namespace_of(resource);
         let [one, two] = match resource.kind {
+            "CustomResourceDefinition" => ["ones.example.com", "twos.example.com"],
             "IPAddress" => ["10.96.7.1", "10.96.7.2"],
             _ => ["one", "two"],
         };

@@ -9,10 +9,12 @@ use store::{
     WatchOptions, registry, table,
 };
 
+/// Kinds whose names are no free choice: `addresses.rs` and `definitions.rs` look at those.
+const NAMED: &[&str] = &["IPAddress", "CustomResourceDefinition"];
+
 /// Runs a check for every row, each on a fresh store; a failure names the row.
 fn for_each_row(check: impl Fn(&mut Api, &'static Resource)) {
-    // The name of an IPAddress is no free choice: `addresses.rs` looks at those.
-    for resource in registry::resources().filter(|row| row.kind != "IPAddress") {
+    for resource in registry::resources().filter(|row| !NAMED.contains(&row.kind)) {
         let mut api = Api::new();
         println!("{resource:?}");
         check(&mut api, resource);

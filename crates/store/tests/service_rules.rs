@@ -370,13 +370,19 @@ fn a_preference_for_two_families_follows_no_change_of_the_cluster() {
         .iter()
         .map(|record| {
             let bytes = record.object.value.to_string();
-            store::record::object_from_bytes(&record.object_key(), bytes.as_bytes())
+            store::record::object_from_bytes(
+                &store::Definitions::default(),
+                &record.object_key(),
+                bytes.as_bytes(),
+            )
         })
         .collect::<Result<_, _>>()
         .expect("objects");
     let service_cidrs = [V4, V6].map(|cidr| cidr.parse().expect("a range")).to_vec();
     let config = StoreConfig { service_cidrs, node_port_range: (30000, 32767) };
-    let mut api = Api::over(Store::restore(config, objects, []).expect("a store"));
+    let mut api = Api::over(
+        Store::restore(config, store::Definitions::default(), objects, []).expect("a store"),
+    );
     let labels = json!({"metadata": {"labels": {"a": "b"}}});
     let value = patch(&mut api, labels).expect("changed");
     assert_eq!(value["spec"]["ipFamilies"], json!(["IPv4"]));

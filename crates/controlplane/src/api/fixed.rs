@@ -1,17 +1,19 @@
-//! The documents that depend on the program only: discovery, OpenAPI, the version.
+//! The documents about the API itself: discovery, OpenAPI, the version.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use client::Body;
 use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
-use store::{Status, discovery, openapi, registry};
+use store::{Resource, Status, discovery, openapi};
 
 use super::negotiate::{Form, accepted};
 use super::route::Route;
 use super::{Call, answer};
+use crate::writer::Shared;
 
 /// The Kubernetes version that we answer as: its minor decides which paths clients take.
 const MINOR: u32 = 33;
@@ -22,38 +24,32 @@ struct Document {
     etag: String,
 }
 
-/// Documents that clients ask for again and again, made once.
+/// Documents that clients ask for again and again, made once for each change of what is served.
+#[derive(Default)]
 pub(super) struct Documents {
+    made: Mutex<Option<Arc<Made>>>,
+}
+
+/// The documents of one state of the API.
+struct Made {
+    /// The store's count of changes.
+    generation: u64,
+    rows: Vec<&'static Resource>,
     /// Aggregated discovery of the core group and of the named ones.
     aggregated_core: Document,
     aggregated_groups: Document,
     openapi_index: Document,
-    /// By the path below `/openapi/v3/`.
-    openapi_groups: BTreeMap<String, Document>,
 }
 
 impl Documents {
-    pub fn new() -> Self {
-        let mut openapi_groups = BTreeMap::new();
-        for resource in registry::resources() {
-            let path = match resource.group {
-                "" => format!("api/{}", resource.version),
-                group => format!("apis/{group}/{}", resource.version),
-            };
-            if let Some(document) = openapi::v3_document(resource.group, resource.version) {
-                openapi_groups.entry(path).or_insert_with(|| Document::new(&document));
-            }
-        }
-        Self {
-            aggregated_core: Document::new(&discovery::aggregated(true)),
-            aggregated_groups: Document::new(&discovery::aggregated(false)),
-            openapi_index: Document::new(&openapi::v3_index()),
-            openapi_groups,
-        }
-    }
-
-    /// Answers a GET of a fixed document.
-    pub fn answer(&self, route: &Route, call: &Call) -> Result<Response<Body>, Status> {
+    /// Answers a GET of a document.
+    pub fn answer(
+        &self,
+        route: &Route,
+        call: &Call,
+        shared: &Shared,
+    ) -> Result<Response<Body>, Status> {
+        let made = self.of_now(shared);
         match route {
             Route::OpenApiV2 => Ok(answer::bytes(
                 StatusCode::OK,
@@ -61,61 +57,84 @@ impl Documents {
                 Bytes::from_static(openapi::V2_DOCUMENT),
             )),
             Route::OpenApiV3 => {
-                Ok(self.openapi_index.answer(&call.headers, "application/json", false))
+                Ok(made.openapi_index.answer(&call.headers, "application/json", false))
             }
             Route::OpenApiV3Group(path) => {
-                let document = self.openapi_groups.get(path).ok_or_else(Status::unknown_path)?;
+                let document = openapi::v3_document(&made.rows, path);
+                let document = Document::new(&document.ok_or_else(Status::unknown_path)?);
                 // With the hash of its content in the URL it may be kept for ever.
                 let immutable = call.query().find("hash").is_some();
                 Ok(document.answer(&call.headers, "application/json", immutable))
             }
-            _ => self.negotiated(route, call),
+            _ => negotiated(&made, route, call),
         }
     }
 
-    fn negotiated(&self, route: &Route, call: &Call) -> Result<Response<Body>, Status> {
-        let accepted = accepted(&call.headers, true)?;
-        let aggregated = accepted.form == Form::Discovery;
-        let value = match route {
-            Route::CoreVersions if aggregated => {
-                return Ok(self.aggregated_core.answer(
-                    &call.headers,
-                    discovery::AGGREGATED_MEDIA_TYPE,
-                    false,
-                ));
+    fn of_now(&self, shared: &Shared) -> Arc<Made> {
+        // A panic elsewhere leaves whole documents or none.
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let (generation, rows) = {
+            let store = shared.read();
+            match &*made {
+                Some(made) if made.generation == store.generation() => return Arc::clone(made),
+                _ => (store.generation(), store.resources()),
             }
-            Route::Groups if aggregated => {
-                return Ok(self.aggregated_groups.answer(
-                    &call.headers,
-                    discovery::AGGREGATED_MEDIA_TYPE,
-                    false,
-                ));
-            }
-            Route::CoreVersions => Some(discovery::api_versions(host(call))),
-            Route::Groups => Some(discovery::api_group_list()),
-            Route::Group(group) => discovery::api_group(group),
-            Route::Resources { group, version } => discovery::api_resource_list(group, version),
-            Route::Version => Some(version()),
-            Route::Root => Some(self.root()),
-            _ => None,
         };
-        let value = value.ok_or_else(Status::unknown_path)?;
-        let mut response = answer::value(StatusCode::OK, &value, accepted.encoding);
-        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
-        Ok(response)
+        let new = Arc::new(Made::new(generation, rows));
+        *made = Some(Arc::clone(&new));
+        new
     }
+}
 
-    fn root(&self) -> Value {
-        let mut paths: Vec<String> =
-            ["api", "apis", "healthz", "livez", "openapi/v2", "openapi/v3"]
-                .into_iter()
-                .chain(["readyz", "version"])
-                .chain(self.openapi_groups.keys().map(String::as_str))
-                .map(|path| format!("/{path}"))
-                .collect();
-        paths.sort();
-        json!({"paths": paths})
+impl Made {
+    fn new(generation: u64, rows: Vec<&'static Resource>) -> Self {
+        Self {
+            generation,
+            aggregated_core: Document::new(&discovery::aggregated(&rows, true)),
+            aggregated_groups: Document::new(&discovery::aggregated(&rows, false)),
+            openapi_index: Document::new(&openapi::v3_index(&rows)),
+            rows,
+        }
     }
+}
+
+fn negotiated(made: &Made, route: &Route, call: &Call) -> Result<Response<Body>, Status> {
+    let accepted = accepted(&call.headers, true)?;
+    let aggregated = match (accepted.form, route) {
+        (Form::Discovery, Route::CoreVersions) => Some(&made.aggregated_core),
+        (Form::Discovery, Route::Groups) => Some(&made.aggregated_groups),
+        _ => None,
+    };
+    if let Some(document) = aggregated {
+        return Ok(document.answer(&call.headers, discovery::AGGREGATED_MEDIA_TYPE, false));
+    }
+    let rows = &made.rows;
+    let value = match route {
+        Route::CoreVersions => Some(discovery::api_versions(host(call))),
+        Route::Groups => Some(discovery::api_group_list(rows)),
+        Route::Group(group) => discovery::api_group(rows, group),
+        Route::Resources { group, version } => discovery::api_resource_list(rows, group, version),
+        Route::Version => Some(version()),
+        Route::Root => Some(root(rows)),
+        _ => None,
+    };
+    let value = value.ok_or_else(Status::unknown_path)?;
+    let mut response = answer::value(StatusCode::OK, &value, accepted.encoding);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    Ok(response)
+}
+
+fn root(rows: &[&Resource]) -> Value {
+    let groups = rows.iter().map(|row| match row.group {
+        "" => format!("/api/{}", row.version),
+        group => format!("/apis/{group}/{}", row.version),
+    });
+    let fixed =
+        ["api", "apis", "healthz", "livez", "openapi/v2", "openapi/v3", "readyz", "version"];
+    let fixed = fixed.into_iter().map(|path| format!("/{path}"));
+    // In order, each once.
+    let paths: BTreeSet<String> = fixed.chain(groups).collect();
+    json!({"paths": paths})
 }
 
 impl Document {

@@ -74,7 +74,7 @@ impl Api {
         proxy: Proxy,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { shared, documents: Documents::new(), tokens, proxy, stop })
+        Arc::new(Self { shared, documents: Documents::default(), tokens, proxy, stop })
     }
 
     /// The answer for a request that never got this far.
@@ -87,7 +87,10 @@ impl Api {
         let Some(segments) = query::segments(call.uri.path()) else {
             return answer::status(&Status::unknown_path());
         };
-        let route = route::route(&segments);
+        let find = |group: &str, version: &str, plural: &str| {
+            self.shared.read().find(group, version, plural)
+        };
+        let route = route::route(&segments, &find);
         // Probes and version checks are open to all, everything else to known clients.
         let open = matches!(route, Route::Health | Route::Version);
         if call.user.is_none() {
@@ -115,10 +118,10 @@ impl Api {
             }
             Route::Unknown => Err(Status::unknown_path()),
             _ if call.method != Method::GET => Err(Status::method_not_allowed()),
-            Route::Version => self.documents.answer(&route, &call),
+            Route::Version => self.documents.answer(&route, &call, &self.shared),
             route => self
                 .authorize(&call, &Request::Path { verb: "get", path: call.uri.path() })
-                .and_then(|()| self.documents.answer(&route, &call)),
+                .and_then(|()| self.documents.answer(&route, &call, &self.shared)),
         };
         answered.unwrap_or_else(|status| answer::encoded_status(&status, encoding))
     }

@@ -45,6 +45,14 @@ pub(super) enum Encoding {
 impl Accepted {
     /// JSON, as it is.
     pub const JSON: Self = Self { form: Form::Plain, encoding: Encoding::Json };
+
+    /// The same without protobuf.
+    pub const fn as_text(self) -> Self {
+        match self.encoding {
+            Encoding::Protobuf => Self { encoding: Encoding::Json, ..self },
+            Encoding::Json | Encoding::Yaml => self,
+        }
+    }
 }
 
 /// Chooses among the client's media ranges, the first acceptable of the highest quality.

@@ -125,7 +125,11 @@ impl Api {
     }
 
     fn watch(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
-        let accepted = negotiate::accepted(&call.headers, false)?;
+        let mut accepted = negotiate::accepted(&call.headers, false)?;
+        if !target.resource.has_protobuf() {
+            // Who accepts protobuf reads JSON too.
+            accepted = accepted.as_text();
+        }
         let query = call.query();
         let options = WatchOptions {
             namespace: target.namespace.clone(),

@@ -1,6 +1,9 @@
 //! From a path to what it names.
 
-use store::{Resource, Subresource, registry};
+use store::{Resource, Subresource};
+
+/// Finds the row of a group, a version and a plural.
+pub(super) type Find<'a> = &'a dyn Fn(&str, &str, &str) -> Option<&'static Resource>;
 
 /// What a path names.
 #[derive(Debug, PartialEq)]
@@ -47,7 +50,7 @@ pub(super) struct Target {
 }
 
 /// The route of a path's segments.
-pub(super) fn route(segments: &[String]) -> Route {
+pub(super) fn route(segments: &[String], find: Find<'_>) -> Route {
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
     match parts.as_slice() {
         [] => Route::Root,
@@ -58,11 +61,11 @@ pub(super) fn route(segments: &[String]) -> Route {
         ["openapi", "v3", rest @ ..] => Route::OpenApiV3Group(rest.join("/")),
         ["api"] => Route::CoreVersions,
         ["api", version] => resources("", version),
-        ["api", version, rest @ ..] => target("", version, rest),
+        ["api", version, rest @ ..] => target("", version, rest, find),
         ["apis"] => Route::Groups,
         ["apis", group] => Route::Group((*group).to_owned()),
         ["apis", group, version] => resources(group, version),
-        ["apis", group, version, rest @ ..] => target(group, version, rest),
+        ["apis", group, version, rest @ ..] => target(group, version, rest, find),
         _ => Route::Unknown,
     }
 }
@@ -71,7 +74,7 @@ fn resources(group: &str, version: &str) -> Route {
     Route::Resources { group: group.to_owned(), version: version.to_owned() }
 }
 
-fn target(group: &str, version: &str, rest: &[&str]) -> Route {
+fn target(group: &str, version: &str, rest: &[&str], find: Find<'_>) -> Route {
     let (namespace, rest) = match rest {
         // Below a namespace stand its own subresources and everything that lives in it.
         ["namespaces", _, "status" | "finalize"] => ("", rest),
@@ -84,7 +87,7 @@ fn target(group: &str, version: &str, rest: &[&str]) -> Route {
         [plural, name, subresource] => (plural, *name, Some(*subresource)),
         _ => return Route::Unknown,
     };
-    let Some(resource) = registry::find(group, version, plural) else { return Route::Unknown };
+    let Some(resource) = find(group, version, plural) else { return Route::Unknown };
     let namespace_fits = match (resource.namespaced, namespace.is_empty()) {
         (true, false) | (false, true) => true,
         // A collection over all namespaces.
@@ -111,9 +114,10 @@ fn target(group: &str, version: &str, rest: &[&str]) -> Route {
 mod tests {
     use super::super::query::segments;
     use super::*;
+    use store::registry;
 
     fn parse(path: &str) -> Route {
-        route(&segments(path).expect("a path"))
+        route(&segments(path).expect("a path"), &registry::find)
     }
 
     fn describe(path: &str) -> Option<(String, String, String, Option<&'static str>)> {

@@ -513,7 +513,8 @@ pub(crate) fn selects_labels(selector: &Value, labels: Option<&Value>) -> bool {
         return false;
     };
     let labels = labels.cloned().unwrap_or_else(|| tree!({}));
-    serde_json::from_value(labels).is_ok_and(|labels| selector.matches(&labels))
+    let labels = serde_json::from_value::<std::collections::BTreeMap<_, _>>(labels);
+    labels.is_ok_and(|labels| selector.matches(&labels))
 }
 
 pub(super) fn container_texts(value: &Value, field: &str) -> String {

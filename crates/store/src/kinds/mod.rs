@@ -5,6 +5,7 @@ pub(crate) mod apps;
 pub(crate) mod batch;
 pub(crate) mod core;
 pub(crate) mod cron_job;
+pub(crate) mod definition;
 pub(crate) mod endpoints;
 pub(crate) mod events;
 pub(crate) mod networking;

@@ -12,7 +12,7 @@ use crate::{Context, FieldDirective, Object, Request, Resource, Status, Store, S
 
 use super::managed::{self, Claim};
 use super::update::{Part, check_name};
-use super::{Body, cannot_be_handled, check_size, decode, meta};
+use super::{Body, check_size, decode, meta};
 
 /// Who owns the fields of an object that nobody was on record for when it was applied first.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
@@ -107,7 +107,7 @@ fn configuration(
     let resource = request.resource;
     check_size(config)?;
     let mut config = config.clone();
-    json::strip_nulls(&mut config);
+    super::strip_nulls(resource, &mut config);
     if !config.is_object() {
         return Err(Status::bad_request("error decoding YAML: the body is no object"));
     }
@@ -120,9 +120,8 @@ fn configuration(
         let why = faults.join(", ");
         return Err(Status::bad_request(format!("error strict decoding YAML: {why}")));
     }
+    super::check_types(resource, &config)?;
     if let Some(message) = resource.message() {
-        schema::decode::check_types(message, &config)
-            .map_err(|complaint| cannot_be_handled(resource, &complaint))?;
         let problems = apply::problems(message, &config);
         if !problems.is_empty() {
             return Err(not_typed(request, &problems));

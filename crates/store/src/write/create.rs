@@ -12,7 +12,7 @@ use crate::validate::FieldErrors;
 use crate::{Context, Object, Operation, Request, Resource, Status, Store, Subresource, json};
 
 use super::managed::{self, Claim};
-use super::{Body, admission, decode_strictly, meta, to_storage};
+use super::{Body, admission, decode_strictly, meta};
 
 impl Store {
     /// Creates an object: decode, default, admit, prepare, validate, allocate, write, in the order
@@ -42,7 +42,7 @@ impl Store {
         let resource = request.resource;
         set_namespace(request, &mut value)?;
         let generated = self.generate_name(request, &mut value, context)?;
-        (resource.default)(&mut value);
+        resource.fill(&mut value);
         let has_status = resource.has(Subresource::Status);
         let status = if has_status { json::remove(&mut value, "/status") } else { None };
         // What admission adds below is nobody's, as with the real server.
@@ -50,6 +50,7 @@ impl Store {
         if let Some(status) = status.filter(|_| resource.keeps_status_on_create) {
             json::set(&mut value, "/status", status);
         }
+        self.admit_custom(request)?;
         self.admit_create(resource, &request.namespace, &mut value)?;
         meta::begin(resource, &mut value, context);
         (resource.prepare_create)(&mut value);
@@ -60,7 +61,8 @@ impl Store {
             return Err(already_exists(resource, &name, existing, generated));
         }
         self.allocate(resource, &key, &mut value, None, context)?;
-        let value = to_storage(resource, value);
+        self.establish(resource, &mut value, context)?;
+        let value = self.to_storage(resource, value);
         let content = Content { value, managed_fields };
         let object = self.commit(resource, key, Operation::Create, content, context);
         Ok(present(resource, &object))
@@ -128,7 +130,7 @@ pub(super) fn validate(
 ) -> Result<(), Status> {
     let mut errors = FieldErrors::default();
     meta::validate(resource, value, old, &mut errors);
-    (resource.validate)(value, old, &mut errors);
+    resource.check(value, old, &mut errors);
     fail(resource, json::text(value, "/metadata/name"), &errors)
 }
 

@@ -7,6 +7,7 @@ use model::Timestamp;
 use serde_json::Value;
 
 use crate::kinds::core::NAMESPACE;
+use crate::kinds::definition::DEFINITION;
 use crate::read::present;
 use crate::selector::{FieldSelector, LabelSelector, selects};
 use crate::state::Content;
@@ -77,7 +78,7 @@ impl Store {
 
     /// Removes an object, or marks it when something is to happen first. Gives the object and
     /// whether it is gone.
-    pub(super) fn remove(
+    pub(crate) fn remove(
         &mut self,
         resource: &'static Resource,
         old: &Arc<Object>,
@@ -85,17 +86,24 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<(Arc<Object>, bool), Status> {
         let mut value = old.value.clone();
-        set_propagation_finalizers(&mut value, options.propagation);
+        if resource.custom.is_none() {
+            set_propagation_finalizers(&mut value, options.propagation);
+        } else if options.propagation == Some(Propagation::Orphan) {
+            self.orphan_dependents(old, context);
+        }
         let grace_seconds =
             if resource.graceful { pod_grace_seconds(&old.value, options) } else { 0 };
         mark(&mut value, grace_seconds, context.now);
         if resource == &NAMESPACE {
             json::set(&mut value, "/status/phase", "Terminating");
+            self.delete_custom_objects(&old.key.name, context)?;
+        } else if resource == &DEFINITION {
+            self.delete_instances(&mut value, context)?;
         }
         let gone = update::may_go(&value);
         if gone {
             let key = old.key.clone();
-            let value = super::to_storage(resource, value);
+            let value = self.to_storage(resource, value);
             let content = Content { value, managed_fields: old.managed_fields.clone() };
             let object = self.commit(resource, key, Operation::Delete, content, context);
             return Ok((present(resource, &object), true));

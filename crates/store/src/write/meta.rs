@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::names::{self, qualified_name_faults};
 use crate::validate::{FieldErrors, immutable};
-use crate::{Context, Resource, json};
+use crate::{Context, Resource, Subresource, json};
 
 /// Most bytes of all annotations of one object.
 pub(crate) const MAX_ANNOTATIONS_BYTES: usize = 256 * 1024;
@@ -60,7 +60,12 @@ pub(super) fn carry_over(value: &mut Value, old: &Value) {
 
 /// Counts a change of the spec (or of whatever is neither metadata nor status).
 pub(super) fn count_generation(resource: &Resource, value: &mut Value, old: &Value) {
-    if resource.has_generation && content(value) != content(old) {
+    // Without a status of its own, all of a custom object is what somebody wants.
+    let is_whole = resource.custom.is_some() && !resource.has(Subresource::Status);
+    let is_content = |key: &str| {
+        !matches!(key, "metadata" | "apiVersion" | "kind") && (is_whole || key != "status")
+    };
+    if resource.has_generation && content(value, is_content) != content(old, is_content) {
         bump_generation(value);
     }
 }
@@ -72,8 +77,7 @@ pub(super) fn bump_generation(value: &mut Value) {
     }
 }
 
-fn content(value: &Value) -> Vec<(&String, &Value)> {
-    let is_content = |key: &str| !matches!(key, "metadata" | "status" | "apiVersion" | "kind");
+fn content(value: &Value, is_content: impl Fn(&str) -> bool) -> Vec<(&String, &Value)> {
     value.as_object().into_iter().flatten().filter(|(key, _)| is_content(key)).collect()
 }
 

@@ -14,13 +14,14 @@ mod update;
 use std::sync::Arc;
 
 use model::NamespacedName;
-use serde_json::Value;
+use serde_json::{Value, json as tree};
 
 use crate::{
     Action, Context, FieldDirective, Object, Reply, Request, Resource, Staged, Status, Store,
     Subresource, json,
 };
 
+use crate::kinds::definition::DEFINITION;
 pub(crate) use delete::delete_options;
 pub(crate) use meta::{begin, validate_labels};
 
@@ -39,7 +40,12 @@ impl Store {
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
         let existed = self.head(request.resource, &key).is_some();
         let mut warnings = Vec::new();
+        self.removed.clear();
         let reply = self.run(request, context, &mut warnings)?;
+        self.follow_removals(context)?;
+        if let (Reply::Object(object), true) = (&reply, request.resource == &DEFINITION) {
+            warnings.extend(crate::definitions::warning(&object.value));
+        }
         if context.validation.directive == FieldDirective::Warn {
             warnings.append(&mut context.validation.faults);
         }
@@ -118,6 +124,7 @@ impl Store {
                 self.apply(request, config, *force, Part::Status, context).map(Reply::Object)
             }
             (Subresource::Finalize, Action::Update(body)) => {
+                self.check_emptied(&request.name)?;
                 self.update(request, body, Part::Finalize, context).map(Reply::Object)
             }
             (Subresource::Scale, Action::Update(body)) => {
@@ -137,6 +144,16 @@ impl Store {
             }
             _ => Err(Status::method_not_allowed()),
         }
+    }
+
+    /// The form in which a storage keeps an object: two rows may share a storage.
+    fn to_storage(&self, resource: &'static Resource, mut value: Value) -> Value {
+        let row = self.storage_row(resource);
+        if row != resource && row.custom.is_none() {
+            return crate::kinds::events::convert(&value, row);
+        }
+        json::set(&mut value, "/apiVersion", row.api_version());
+        value
     }
 
     fn head_or_not_found(&self, request: &Request) -> Result<Arc<Object>, Status> {
@@ -183,7 +200,7 @@ struct Body {
 /// Reads a body as an object of the row: right kind, no nulls, known fields of the right types.
 fn decode(resource: &Resource, mut value: Value) -> Result<Body, Status> {
     check_size(&value)?;
-    json::strip_nulls(&mut value);
+    strip_nulls(resource, &mut value);
     if !value.is_object() {
         return Err(Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): couldn't get version/kind; \
@@ -209,9 +226,8 @@ fn decode(resource: &Resource, mut value: Value) -> Result<Body, Status> {
              ({version})"
         )));
     }
+    check_types(resource, &value)?;
     if let Some(message) = resource.message() {
-        schema::decode::check_types(message, &value)
-            .map_err(|complaint| cannot_be_handled(resource, &complaint))?;
         schema::decode::prune_unknown(message, &mut value);
     }
     json::set(&mut value, "/apiVersion", version);
@@ -219,6 +235,31 @@ fn decode(resource: &Resource, mut value: Value) -> Result<Body, Status> {
     let managed_fields = json::remove(&mut value, "/metadata/managedFields");
     meta::normalize(&mut value);
     Ok(Body { value, managed_fields })
+}
+
+/// Checks the types of what Go decodes; of a custom object that is the metadata, and the rest is
+/// for its schema to judge.
+fn check_types(resource: &Resource, value: &Value) -> Result<(), Status> {
+    let Some(message) = resource.message() else { return Ok(()) };
+    let checked = match (resource.custom, value.get("metadata")) {
+        (None, _) => schema::decode::check_types(message, value),
+        (Some(_), None) => Ok(()),
+        (Some(_), Some(metadata)) => {
+            schema::decode::check_types(message, &tree!({"metadata": metadata}))
+        }
+    };
+    checked.map_err(|complaint| cannot_be_handled(resource, &complaint))
+}
+
+/// Clients send nulls for absent values. In custom objects a null may be a value.
+fn strip_nulls(resource: &Resource, value: &mut Value) {
+    match (resource.custom, value.as_object_mut()) {
+        (Some(_), Some(members)) => {
+            members.retain(|_, member| !member.is_null());
+            members.get_mut("metadata").into_iter().for_each(json::strip_nulls);
+        }
+        _ => json::strip_nulls(value),
+    }
 }
 
 /// As [`decode`], and refuses what `fieldValidation` forbids.
@@ -239,12 +280,4 @@ fn cannot_be_handled(resource: &Resource, complaint: &str) -> Status {
         "{} in version {:?} cannot be handled as a {}: {complaint}",
         resource.kind, resource.version, resource.kind
     ))
-}
-
-/// The form in which a storage keeps an object: two rows may share a storage.
-fn to_storage(resource: &'static Resource, value: Value) -> Value {
-    match crate::registry::by_storage(resource.storage) {
-        Some(row) if row != resource => crate::kinds::events::convert(&value, row),
-        _ => value,
-    }
 }

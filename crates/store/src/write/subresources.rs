@@ -66,7 +66,8 @@ impl Store {
         let old = self.head_or_not_found(request)?;
         apply::check_kind(scale, "autoscaling/v1", "Scale")?;
         let replicas = replicas_of(scale)?;
-        let config = tree!({"spec": {"replicas": replicas}});
+        let mut config = tree!({});
+        json::set(&mut config, replicas_pointer(request.resource), replicas);
         let applied = apply::settle(request, Some(&old), &config, force, context)?;
         self.replace_scale(request, &old, scale, Claim::Settled(applied.managers), context)
     }
@@ -92,7 +93,7 @@ impl Store {
             return Err(Status::invalid_kind("autoscaling", "Scale", &request.name, &errors));
         }
         let mut value = old.value.clone();
-        json::set(&mut value, "/spec/replicas", replicas);
+        json::set(&mut value, replicas_pointer(resource), replicas);
         let managed_fields = managed::after(request, Some(old), &value, claim, context)?;
         meta::count_generation(resource, &mut value, &old.value);
         let content = Content { value, managed_fields };
@@ -170,6 +171,12 @@ fn set_condition(value: &mut Value, condition: Value) {
     json::set(value, "/status/conditions", conditions);
 }
 
+/// Where an object has its wanted replicas.
+fn replicas_pointer(resource: &Resource) -> &'static str {
+    let scale = resource.custom.and_then(|custom| custom.scale.as_ref());
+    scale.map_or("/spec/replicas", |scale| scale.spec_replicas.as_str())
+}
+
 /// The Scale of an object: its selector stands in it as text.
 fn scale_of(object: &Object) -> Value {
     let value = &object.value;
@@ -179,14 +186,23 @@ fn scale_of(object: &Object) -> Value {
             json::set(&mut metadata, &format!("/{field}"), member.clone());
         }
     }
+    let (replicas, selector) = match object.resource.custom.and_then(|custom| custom.scale.as_ref())
+    {
+        None => ("/status/replicas", apps::scale_selector(object.resource, value)),
+        Some(scale) => {
+            let selector = scale.selector.as_deref().map(|pointer| json::text(value, pointer));
+            (scale.status_replicas.as_str(), selector.unwrap_or_default().to_owned())
+        }
+    };
+    let wanted = json::integer(value, replicas_pointer(object.resource));
     tree!({
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": metadata,
-        "spec": {"replicas": json::integer(value, "/spec/replicas").unwrap_or(0)},
+        "spec": {"replicas": wanted.unwrap_or(0)},
         "status": {
-            "replicas": json::integer(value, "/status/replicas").unwrap_or(0),
-            "selector": apps::scale_selector(object.resource, value),
+            "replicas": json::integer(value, replicas).unwrap_or(0),
+            "selector": selector,
         },
     })
 }

@@ -15,7 +15,7 @@ use crate::{
 
 use super::create::{set_namespace, validate};
 use super::managed::{self, Claim};
-use super::{Body, decode, decode_strictly, meta, to_storage};
+use super::{Body, decode, decode_strictly, meta};
 
 /// Which part of the object a write may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,9 @@ impl Store {
         part: Part,
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
+        if request.resource.custom.is_some() && kind == PatchKind::Strategic {
+            return Err(Status::no_strategic_patch());
+        }
         let old = self.head_or_not_found(request)?;
         let patched = patch::apply(request.resource, kind, &old.to_value(), body)?;
         if let Some(message) = request.resource.message() {
@@ -98,7 +101,7 @@ impl Store {
         check_version(resource, old, &value)?;
         meta::carry_over(&mut value, &old.value);
         restrict(resource, part, &mut value, &old.value);
-        (resource.default)(&mut value);
+        resource.fill(&mut value);
         let managed_fields = managed::after(request, Some(old), &value, claim, context)?;
         if part == Part::Main {
             (resource.prepare_update)(&mut value, &old.value);
@@ -110,6 +113,9 @@ impl Store {
             validate(resource, &value, Some(&old.value))?;
         }
         self.allocate(resource, &old.key, &mut value, Some(&old.value), context)?;
+        if part == Part::Main {
+            self.establish(resource, &mut value, context)?;
+        }
         self.finish_update(resource, old, Content { value, managed_fields }, context)
     }
 
@@ -128,7 +134,7 @@ impl Store {
             return Ok(old.clone());
         }
         let operation = if may_go(&value) { Operation::Delete } else { Operation::Update };
-        let content = Content { value: to_storage(resource, value), managed_fields };
+        let content = Content { value: self.to_storage(resource, value), managed_fields };
         let object = self.commit(resource, old.key.clone(), operation, content, context);
         Ok(present(resource, &object))
     }

@@ -269,6 +269,12 @@ pub fn sample(resource: &Resource) -> Value {
         "NetworkPolicy" => json!({"spec": {"podSelector": {}}}),
         "ServiceCIDR" => json!({"spec": {"cidrs": ["10.97.0.0/24"]}}),
         "IPAddress" => json!({"spec": {"parentRef": {"resource": "gateways", "name": "g"}}}),
+        "CustomResourceDefinition" => json!({"spec": {
+            "group": "example.com", "scope": "Cluster",
+            "names": {"plural": "ones", "kind": "One"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                          "schema": {"openAPIV3Schema": {"type": "object"}}}],
+        }}),
         "Lease" => json!({"spec": {"holderIdentity": "me"}}),
         _ => json!({}),
     }

@@ -1,0 +1,228 @@
+//! Whether a definition may be stored.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{Path, is_established};
+use crate::json;
+use crate::names::{rfc1035_label_faults, subdomain_faults};
+use crate::validate::{FieldErrors, immutable, one_of};
+
+/// Where the groups of Kubernetes itself say who allowed the definition.
+const APPROVAL: &str = "api-approved.kubernetes.io";
+
+/// Checks a definition, and its change when the old one is given.
+pub(crate) fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+    let group = json::text(value, "/spec/group");
+    let plural = json::text(value, "/spec/names/plural");
+    let name = json::text(value, "/metadata/name");
+    if name != format!("{plural}.{group}") {
+        errors.invalid("metadata.name", name, "must be spec.names.plural+\".\"+spec.group");
+    }
+    validate_group(value, group, errors);
+    match json::text(value, "/spec/scope") {
+        "" => errors.required("spec.scope", ""),
+        _ => {
+            let scope = json::at(value, "/spec/scope");
+            one_of(errors, "spec.scope", scope, &["Cluster", "Namespaced"]);
+        }
+    }
+    if json::flag(value, "/spec/preserveUnknownFields") {
+        let why = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in \
+                   spec.versions[*].schema instead";
+        errors.invalid("spec.preserveUnknownFields", true, why);
+    }
+    validate_names(value, errors);
+    validate_conversion(value, errors);
+    validate_versions(value, errors);
+    validate_stored_versions(value, errors);
+    if let Some(old) = old.filter(|old| is_established(old)) {
+        for field in ["group", "scope", "names.plural", "names.kind"] {
+            let pointer = format!("/spec/{}", field.replace('.', "/"));
+            let (new, old) = (json::at(value, &pointer), json::at(old, &pointer));
+            immutable(errors, format!("spec.{field}"), new, old);
+        }
+    }
+}
+
+fn validate_group(value: &Value, group: &str, errors: &mut FieldErrors) {
+    if group.is_empty() {
+        return errors.required("spec.group", "");
+    }
+    for fault in subdomain_faults(group) {
+        errors.invalid("spec.group", group, &fault);
+    }
+    if !group.contains('.') {
+        errors.invalid("spec.group", group, "should be a domain with at least one dot");
+    }
+    let protected = ["k8s.io", "kubernetes.io"]
+        .iter()
+        .any(|domain| group == *domain || group.ends_with(&format!(".{domain}")));
+    let approval = value.pointer("/metadata/annotations").and_then(|all| all.get(APPROVAL));
+    if protected && approval.and_then(Value::as_str).unwrap_or_default().is_empty() {
+        errors.required(
+            format!("metadata.annotations[{APPROVAL}]"),
+            &format!(
+                "protected groups must have approval annotation {APPROVAL:?}, see \
+                 https://github.com/kubernetes/enhancements/pull/1111"
+            ),
+        );
+    }
+}
+
+fn validate_names(value: &Value, errors: &mut FieldErrors) {
+    let text = |name: &str| json::text(value, &format!("/spec/names/{name}")).to_owned();
+    for name in ["plural", "singular", "kind", "listKind"] {
+        let (field, given) = (format!("spec.names.{name}"), text(name));
+        if given.is_empty() {
+            errors.required(field, "");
+            continue;
+        }
+        let is_kind = name.to_lowercase().ends_with("kind");
+        let label = if is_kind { given.to_lowercase() } else { given.clone() };
+        for mut fault in rfc1035_label_faults(&label) {
+            if is_kind {
+                fault = format!("may have mixed case, but should otherwise match: {fault}");
+            }
+            errors.invalid(&*field, given.as_str(), &fault);
+        }
+    }
+    if !text("kind").is_empty() && text("kind") == text("listKind") {
+        let why = "kind and listKind may not be the same";
+        errors.invalid("spec.names.listKind", text("listKind"), why);
+    }
+    for list in ["shortNames", "categories"] {
+        for (index, name) in json::texts(value, &format!("/spec/names/{list}")).iter().enumerate() {
+            for fault in rfc1035_label_faults(name) {
+                errors.invalid(format!("spec.names.{list}[{index}]"), *name, &fault);
+            }
+        }
+    }
+}
+
+/// Versions differ in nothing but their names: who needs more than that needs a server of his own.
+fn validate_conversion(value: &Value, errors: &mut FieldErrors) {
+    let field = "spec.conversion.strategy";
+    match json::text(value, "/spec/conversion/strategy") {
+        "None" => {
+            if json::at(value, "/spec/conversion/webhook").is_some() {
+                let why = "should not be set when strategy is not set to Webhook";
+                errors.forbidden("spec.conversion.webhook", why);
+            }
+        }
+        "Webhook" => errors.forbidden(
+            field,
+            "flatnet calls no conversion webhooks; use strategy None, or serve the storage version alone",
+        ),
+        "" => errors.required(field, ""),
+        other => errors.unsupported(field, other, &["None", "Webhook"]),
+    }
+}
+
+fn validate_versions(value: &Value, errors: &mut FieldErrors) {
+    let versions = json::items(value, "/spec/versions");
+    let field = "spec.versions";
+    let mut names = BTreeSet::new();
+    for (index, version) in versions.iter().enumerate() {
+        let name = json::text(version, "/name");
+        let place = format!("{field}[{index}]");
+        for fault in rfc1035_label_faults(name) {
+            errors.invalid(format!("{place}.name"), name, &fault);
+        }
+        if !names.insert(name) {
+            errors.invalid(field, value_of(versions), "must contain unique version names");
+        }
+        validate_version(version, &place, errors);
+    }
+    let storage = versions.iter().filter(|version| json::flag(version, "/storage")).count();
+    if storage != 1 {
+        let why = "must have exactly one version marked as storage version";
+        errors.invalid(field, value_of(versions), why);
+    }
+}
+
+/// Names of versions, for errors: whole versions would bury what is wrong.
+fn value_of(versions: &[Value]) -> Value {
+    versions.iter().map(|version| json::text(version, "/name")).collect::<Vec<_>>().into()
+}
+
+fn validate_version(version: &Value, place: &str, errors: &mut FieldErrors) {
+    let schema_field = format!("{place}.schema.openAPIV3Schema");
+    match json::at(version, "/schema/openAPIV3Schema") {
+        None => errors.required(&*schema_field, "schemas are required"),
+        Some(schema) => {
+            for fault in schema::structural::check(schema, &schema_field) {
+                errors.add(fault);
+            }
+        }
+    }
+    for (index, column) in json::items(version, "/additionalPrinterColumns").iter().enumerate() {
+        let field = format!("{place}.additionalPrinterColumns[{index}]");
+        if json::text(column, "/name").is_empty() {
+            errors.required(format!("{field}.name"), "");
+        }
+        let types = ["boolean", "date", "integer", "number", "string"];
+        match json::text(column, "/type") {
+            "" => errors
+                .required(format!("{field}.type"), &format!("must be one of {}", types.join(","))),
+            _ => one_of(errors, format!("{field}.type"), column.get("type"), &types),
+        }
+        validate_path(column, &format!("{field}.jsonPath"), "", errors);
+    }
+    for (index, selectable) in json::items(version, "/selectableFields").iter().enumerate() {
+        let field = format!("{place}.selectableFields[{index}].jsonPath");
+        validate_pointer(selectable, &field, "jsonPath", "", errors);
+    }
+    let Some(scale) = json::at(version, "/subresources/scale") else { return };
+    let scale_field = format!("{place}.subresources.scale");
+    for (name, root) in [
+        ("specReplicasPath", ".spec."),
+        ("statusReplicasPath", ".status."),
+        ("labelSelectorPath", "."),
+    ] {
+        if name != "labelSelectorPath" || !json::text(scale, "/labelSelectorPath").is_empty() {
+            validate_pointer(scale, &format!("{scale_field}.{name}"), name, root, errors);
+        }
+    }
+}
+
+fn validate_path(holder: &Value, field: &str, root: &str, errors: &mut FieldErrors) {
+    let path = json::text(holder, "/jsonPath");
+    if path.is_empty() {
+        errors.required(field, "");
+    } else if Path::parse(path).is_none() || !path.starts_with(root) {
+        let why = "is no JSONPath that flatnet knows: members, indexes, [*] and [?(@.a==\"b\")]";
+        errors.invalid(field, path, why);
+    }
+}
+
+/// Checks a path that must name one place.
+fn validate_pointer(holder: &Value, field: &str, name: &str, root: &str, errors: &mut FieldErrors) {
+    let path = json::text(holder, &format!("/{name}"));
+    if path.is_empty() {
+        return errors.required(field, "");
+    }
+    let pointer = Path::parse(path).and_then(|path| path.pointer());
+    if pointer.is_none() || !path.starts_with(root) {
+        let why = match root.trim_end_matches('.') {
+            "" => "must be a json path without array notation".to_owned(),
+            root => format!("should be a json path under {root}"),
+        };
+        errors.invalid(field, path, &why);
+    }
+}
+
+fn validate_stored_versions(value: &Value, errors: &mut FieldErrors) {
+    let versions = json::items(value, "/spec/versions");
+    for (index, stored) in json::texts(value, "/status/storedVersions").iter().enumerate() {
+        if !versions.iter().any(|version| json::text(version, "/name") == *stored) {
+            let why = format!(
+                "missing from spec.versions; {stored} was previously a storage version, and must \
+                 remain in spec.versions until a storage migration ensures no data remains \
+                 persisted in {stored} and removes {stored} from status.storedVersions"
+            );
+            errors.invalid(format!("status.storedVersions[{index}]"), *stored, &why);
+        }
+    }
+}
