@@ -438,12 +438,15 @@ impl Writer<'_> {
     }
 
     fn masquerade(&mut self, ports: Option<PortRange>) {
+        let mut flags = NF_NAT_RANGE_PROTO_RANDOM_FULLY;
+        // Without the flag the kernel takes the registers, and no notice of them.
         if let Some(ports) = ports {
+            flags |= NF_NAT_RANGE_PROTO_SPECIFIED;
             self.constant(FIRST_PORT, &ports.first().to_be_bytes());
             self.constant(LAST_PORT, &ports.last().to_be_bytes());
         }
         self.expression("masq", |data| {
-            number(data, NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
+            number(data, NFTA_MASQ_FLAGS, flags);
             if ports.is_some() {
                 number(data, NFTA_MASQ_REG_PROTO_MIN, FIRST_PORT);
                 number(data, NFTA_MASQ_REG_PROTO_MAX, LAST_PORT);

@@ -180,6 +180,7 @@ pub const NFT_NAT_DNAT: u32 = 1;
 pub const NFTA_MASQ_FLAGS: u16 = 1;
 pub const NFTA_MASQ_REG_PROTO_MIN: u16 = 2;
 pub const NFTA_MASQ_REG_PROTO_MAX: u16 = 3;
+pub const NF_NAT_RANGE_PROTO_SPECIFIED: u32 = 1 << 1;
 pub const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
 pub const NFTA_REJECT_TYPE: u16 = 1;

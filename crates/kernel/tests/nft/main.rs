@@ -7,6 +7,7 @@ mod invalid;
 mod lab;
 mod ping;
 mod services;
+mod source_ports;
 
 use std::time::Duration;
 
