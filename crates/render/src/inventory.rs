@@ -240,8 +240,8 @@ impl Rows {
         self.texts("programs at links", wanted("all flows"), taking);
         for (link, state) in packets.into_iter().flat_map(|packets| &packets.links) {
             let present = match state {
-                // It comes in a moment, and nobody broke anything.
-                LinkPrograms::New => continue,
+                // It comes, or goes, in a moment, and nobody broke anything.
+                LinkPrograms::New | LinkPrograms::Gone => continue,
                 LinkPrograms::Attached => "attached",
                 LinkPrograms::Damaged => "attached in part",
             };

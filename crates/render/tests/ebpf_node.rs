@@ -108,12 +108,13 @@ fn maps_of_other_sizes_take_over() {
 #[test]
 fn what_is_broken_is_mended_and_what_is_new_is_no_damage() {
     type Break = fn(&mut Observed);
-    let rows: [(&str, Break, &[&str], usize); 6] = [
+    let rows: [(&str, Break, &[&str], usize); 7] = [
         ("wiped maps", |it| it.ebpf.maps = Some(Default::default()), &["maps"], 1),
         ("detached sockets", |it| it.ebpf.sockets = Sockets::Partly, &["attach-sockets"], 1),
         ("no programs", |it| it.ebpf.packets = None, &["attach-links"], 1),
         ("a damaged link", |it| link(it, LinkPrograms::Damaged), &["attach-links"], 1),
         ("a new link", |it| link(it, LinkPrograms::New), &["attach-links"], 0),
+        ("a link that went", |it| link(it, LinkPrograms::Gone), &["attach-links"], 0),
         ("a restart", |it| packets(it).place = None, &["attach-links"], 0),
     ];
     let program = program(ServiceBackend::Ebpf);

@@ -255,8 +255,8 @@ impl ServiceNat {
         Ok(Observed { attached, counters: self.maps.counters()?, draining: self.is_draining()? })
     }
 
-    /// What each wanted link has: all, nothing yet, or less than it had. One that is gone is left
-    /// out.
+    /// What each wanted link has: all, nothing yet, or less than it had; and for which others
+    /// something is kept still.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -276,7 +276,11 @@ impl ServiceNat {
                 _ => LinkPrograms::Damaged,
             })
         };
-        Ok(links.iter().filter_map(|link| Some((link.name.clone(), state(link)?))).collect())
+        let there = links.iter().filter_map(|link| Some((link.name.clone(), state(link)?)));
+        let kept = present.keys().chain(attached.keys().map(|(index, _)| index));
+        let gone = kept.filter(|index| !entries.contains_key(index));
+        let gone = gone.map(|index| (format!("link number {index}"), LinkPrograms::Gone));
+        Ok(there.chain(gone).collect())
     }
 
     /// What comes before the stack at the uplink.

@@ -78,7 +78,7 @@ pub enum Sockets {
 pub struct PacketsObserved {
     /// What the links were brought to by this process; unknown after a restart.
     pub place: Option<Place>,
-    /// Each link that packets of Services come by; empty while `place` is unknown.
+    /// Each link that packets of Services come by, or came by; empty while `place` is unknown.
     pub links: BTreeMap<String, LinkPrograms>,
     /// What comes before the stack at the uplink; unknown like `links`.
     pub uplink: UplinkProgram,
@@ -97,6 +97,8 @@ pub enum LinkPrograms {
     Attached,
     /// Less than that, though it was all there.
     Damaged,
+    /// Nothing, and something of ours is kept for it: the link is gone.
+    Gone,
 }
 
 /// The program at the hook XDP of the uplink.
@@ -324,6 +326,7 @@ impl NodeObserved {
                 let packets = self.packets.get_or_insert_default();
                 packets.place = Some(place.clone());
                 (packets.draining, packets.drained) = (false, false);
+                packets.links.retain(|_, link| *link != LinkPrograms::Gone);
                 packets.links.values_mut().for_each(|link| *link = LinkPrograms::Attached);
                 packets.uplink = match place.acceleration {
                     ServiceAcceleration::Disabled => UplinkProgram::Absent,
