@@ -45,6 +45,8 @@ pub enum Kind {
     Job,
     /// batch/v1 CronJob.
     CronJob,
+    /// core/v1 LimitRange: goes with its namespace.
+    LimitRange,
     /// networking.k8s.io/v1 Ingress.
     Ingress,
     /// networking.k8s.io/v1 NetworkPolicy.
@@ -86,7 +88,7 @@ const fn row(
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [KindRow; 24] = [
+pub const KINDS: [KindRow; 25] = [
     row(Kind::Namespace, "Namespace", "v1", "namespaces", false, true),
     row(Kind::Node, "Node", "v1", "nodes", false, true),
     row(Kind::Pod, "Pod", "v1", "pods", true, true),
@@ -127,6 +129,7 @@ pub const KINDS: [KindRow; 24] = [
     ),
     row(Kind::Job, "Job", "batch/v1", "jobs", true, true),
     row(Kind::CronJob, "CronJob", "batch/v1", "cronjobs", true, true),
+    row(Kind::LimitRange, "LimitRange", "v1", "limitranges", true, true),
     row(Kind::Ingress, "Ingress", "networking.k8s.io/v1", "ingresses", true, true),
     row(
         Kind::NetworkPolicy,

@@ -102,6 +102,7 @@ fn rules(verbs: &[&str], with_secrets: bool) -> Vec<Value> {
     }
     vec![
         json!({"apiGroups": [""], "resources": core, "verbs": verbs}),
+        json!({"apiGroups": [""], "resources": ["limitranges"], "verbs": READ}),
         json!({
             "apiGroups": ["apps"],
             "resources": ["daemonsets", "deployments", "deployments/scale", "replicasets",

@@ -2,8 +2,8 @@
 
 use crate::Resource;
 use crate::kinds::{
-    addressing, apps, batch, core, cron_job, definition, endpoints, events, networking, node, pod,
-    policy, rbac, scheduling, service,
+    addressing, apps, batch, core, cron_job, definition, endpoints, events, limits, networking,
+    node, pod, policy, rbac, scheduling, service,
 };
 
 /// Every resource that is served, in the order of discovery.
@@ -11,6 +11,7 @@ static RESOURCES: &[&Resource] = &[
     &core::CONFIG_MAP,
     &endpoints::ENDPOINTS,
     &events::EVENT,
+    &limits::LIMIT_RANGE,
     &core::NAMESPACE,
     &node::NODE,
     &pod::POD,

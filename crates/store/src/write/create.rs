@@ -114,6 +114,7 @@ impl Store {
     ) -> Result<(), Status> {
         self.admit_namespace(resource, namespace, json::text(value, "/metadata/name"))?;
         if resource == &crate::kinds::pod::POD {
+            self.admit_limits(namespace, value)?;
             self.admit_service_account(namespace, value)?;
             admission::add_default_tolerations(value);
             self.admit_priority(value)?;

@@ -5,6 +5,7 @@ mod apply;
 mod create;
 mod delete;
 mod evict;
+mod limits;
 mod managed;
 mod meta;
 mod priority;

@@ -275,6 +275,7 @@ pub fn sample(resource: &Resource) -> Value {
             "versions": [{"name": "v1", "served": true, "storage": true,
                           "schema": {"openAPIV3Schema": {"type": "object"}}}],
         }}),
+        "LimitRange" => json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}}),
         "Lease" => json!({"spec": {"holderIdentity": "me"}}),
         _ => json!({}),
     }
