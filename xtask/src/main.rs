@@ -4,6 +4,7 @@ mod build;
 mod check;
 mod emulated;
 mod fields;
+mod fuzz;
 mod layers;
 mod process;
 mod programs;
@@ -78,6 +79,12 @@ const COMMANDS: &[Command] = &[
         arguments: "[--minutes N] [--seed S]",
         about: "a cluster under random kills and damage for a minute or N; a seed replays",
         run: tests::chaos,
+    },
+    Command {
+        name: "fuzz",
+        arguments: "[TARGET] [--minutes N]",
+        about: "looks for inputs that the readers of DNS do not pass, guided by what they reach",
+        run: fuzz::fuzz,
     },
     Command {
         name: "bench",

@@ -77,6 +77,9 @@ fn tokens(text: &str) -> Result<Vec<(usize, Token)>, String> {
     let mut tokens = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let number = index + 1;
+        if line.contains(is_unprintable) {
+            return Err(format!("line {number}: control characters are no text of a Corefile"));
+        }
         let mut word: Option<String> = None;
         let mut is_quoted = false;
         let mut letters = line.chars().peekable();
@@ -103,6 +106,12 @@ fn tokens(text: &str) -> Result<Vec<(usize, Token)>, String> {
         tokens.push((number, Token::End));
     }
     Ok(tokens)
+}
+
+/// What YAML cannot hold as it is, and no name, address or expression of a Corefile has.
+fn is_unprintable(letter: char) -> bool {
+    let is_space = matches!(letter, '\t' | '\r');
+    letter.is_control() && !is_space || matches!(letter, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
 }
 
 fn token(word: String) -> Token {

@@ -90,7 +90,7 @@ fn publish(publisher: &mut Publisher, options: &str) {
         .map(|service| {
             let key = service.metadata.key();
             let records = service_records(&world, &key, &exposed);
-            Change::of_news(&key, &ServiceNews { records, kind: ServiceKind::of(service) })
+            Change::of_news(&key, &ServiceNews { records, kind: ServiceKind::of(&service) })
         })
         .collect();
     publisher.publish(changes, 0).expect("fits");

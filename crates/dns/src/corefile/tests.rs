@@ -239,6 +239,7 @@ fn what_is_no_corefile_is_refused_by_line() {
         ("}\n", "line 1"),
         (". {\n log \"x\n}\n", "line 2"),
         ("a {\n b {\n c {\n d {\n e {\n", "line 5"),
+        (". {\n rewrite name a.example b\u{1}.example\n}\n", "line 2: control characters"),
     ] {
         let error = import(text).expect_err(text);
         assert!(error.contains(part), "{error}");
