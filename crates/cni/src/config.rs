@@ -174,7 +174,7 @@ impl Config {
     /// # Errors
     /// Code 7 for one that cannot work, code 2 for a key that asks for what we do not do.
     pub fn parse(value: &Value, version: String) -> Result<Self, Fault> {
-        let document: Document = serde_json::from_value(value.clone())
+        let document: Document = Document::deserialize(value)
             .map_err(|error| invalid("the configuration cannot be understood", error))?;
         let network = document.name.unwrap_or_default();
         if !is_identifier(&network) {

@@ -4,12 +4,12 @@
 //! none, or a wrong one: only pings pass the tunnel. Off, the kernel writes it itself.
 #![allow(unsafe_code)] // ioctl(SIOCETHTOOL), which has no netlink form for old kernels
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use crate::Error;
+use crate::{Error, Netlink};
 
 /// Links of this driver write wrong checksums.
 const BROKEN_DRIVER: &[u8] = b"vmxnet3";
@@ -36,18 +36,21 @@ struct Driver {
     rest: [u8; 160],
 }
 
-/// Whether a link of the calling thread's namespace has a carrier. Before it answers, a kernel
-/// since 6.8 completes what a change of it has begun (`linkwatch_sync_dev`). Otherwise a worker
-/// does that at some later time, and until then the link drops whatever it shall send, and a bridge
-/// keeps the port closed; [`crate::Link::operational`] tells.
-///
-/// # Errors
-/// `ENODEV` when there is no such link.
-pub fn carrier(link: &str) -> Result<bool, Error> {
-    let action = || format!("read the carrier of {link}");
-    call(link, Value { command: ETHTOOL_GLINK, data: 0 })
-        .map(|data| data != 0)
-        .map_err(|errno| Error::new(errno as i32, action()))
+impl Netlink {
+    /// Whether a link has a carrier. Before it answers, a kernel since 6.8 completes what a change
+    /// of it has begun (`linkwatch_sync_dev`). Otherwise a worker does that at some later time, and
+    /// until then the link drops whatever it shall send, and a bridge keeps the port closed;
+    /// [`crate::Link::operational`] tells.
+    ///
+    /// # Errors
+    /// `ENODEV` when there is no such link.
+    pub fn carrier(&self, link: &str) -> Result<bool, Error> {
+        let mut value = Value { command: ETHTOOL_GLINK, data: 0 };
+        // Any socket can be asked about the links of its namespace.
+        ioctl(self.socket.as_fd(), link, std::ptr::from_mut(&mut value).cast())
+            .map(|()| value.data != 0)
+            .map_err(|errno| Error::new(errno as i32, format!("read the carrier of {link}")))
+    }
 }
 
 /// Whether a link of the calling thread's namespace leaves checksums to the device below.
@@ -87,7 +90,7 @@ pub fn set_tx_checksum(link: &str, on: bool) -> Result<(), Error> {
 
 fn has_broken_driver(link: &str) -> Result<bool, Error> {
     let mut driver = Driver { command: ETHTOOL_GDRVINFO, name: [0; 32], rest: [0; 160] };
-    match ioctl(link, std::ptr::from_mut(&mut driver).cast()) {
+    match ioctl_alone(link, std::ptr::from_mut(&mut driver).cast()) {
         Ok(()) => Ok(driver.name.starts_with(BROKEN_DRIVER)),
         // A link without a driver.
         Err(Errno::EOPNOTSUPP) => Ok(false),
@@ -105,13 +108,18 @@ fn release_is_older(release: &str, version: (u32, u32)) -> bool {
 }
 
 fn call(link: &str, mut value: Value) -> Result<u32, Errno> {
-    ioctl(link, std::ptr::from_mut(&mut value).cast()).map(|()| value.data)
+    ioctl_alone(link, std::ptr::from_mut(&mut value).cast()).map(|()| value.data)
+}
+
+/// [`ioctl`] on a socket of its own.
+fn ioctl_alone(link: &str, argument: *mut libc::c_char) -> Result<(), Errno> {
+    let socket: OwnedFd =
+        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    ioctl(socket.as_fd(), link, argument)
 }
 
 /// `argument` is one of the structs above, with its command.
-fn ioctl(link: &str, argument: *mut libc::c_char) -> Result<(), Errno> {
-    let socket: OwnedFd =
-        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+fn ioctl(socket: BorrowedFd<'_>, link: &str, argument: *mut libc::c_char) -> Result<(), Errno> {
     let mut name = [0; libc::IFNAMSIZ];
     if link.len() >= name.len() {
         return Err(Errno::ENODEV);

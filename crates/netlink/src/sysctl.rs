@@ -4,7 +4,7 @@
 //! hold the dots that `sysctl -w` writes between the parts.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -36,10 +36,10 @@ pub fn read(key: &str) -> Result<String, Error> {
 pub fn write(key: &str, value: &str) -> Result<(), Error> {
     let action = || format!("set the kernel parameter {key} to {value}");
     let path = path_of(key).ok_or_else(|| Error::new(libc::EINVAL, action()))?;
-    let written = fs::write(path, value).or_else(|error| {
+    let written = write_file(&path, value).or_else(|error| {
         let host = Path::new(HOST_ROOT).join(key);
         match error.raw_os_error() {
-            Some(libc::EROFS) if host.exists() => fs::write(host, value),
+            Some(libc::EROFS) if host.exists() => write_file(&host, value),
             _ => Err(error),
         }
     });
@@ -75,6 +75,11 @@ pub fn write_all(directory: &str, parameters: &[(&str, &str)]) -> Result<(), Err
         }
     }
     Ok(())
+}
+
+/// Without the flags that make or empty a file, for which the kernel would lock the directory.
+fn write_file(path: &Path, value: &str) -> io::Result<()> {
+    File::options().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// The file of a key; `None` for one that could leave `/proc/sys/net`.

@@ -86,7 +86,7 @@ impl Addressing {
         if let Some(kind) = named.filter(|kind| !BUILT_IN.contains(kind)) {
             return delegate(kind);
         }
-        let document: Document = serde_json::from_value(value.clone())
+        let document: Document = Document::deserialize(value)
             .map_err(|error| invalid("ipam cannot be understood", error))?;
         let ranges = document.range_sets();
         if ranges.is_empty() {

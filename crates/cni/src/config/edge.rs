@@ -103,7 +103,7 @@ impl EdgeOptions {
     pub(super) fn parse(config: &Value) -> Result<Self, Fault> {
         refuse_others(config)?;
         port_map::check_marks(config)?;
-        let document: Document = serde_json::from_value(config.clone())
+        let document: Document = Document::deserialize(config)
             .map_err(|error| invalid("the configuration cannot be understood", error))?;
         let backend = document.ip_masq_backend.as_deref().unwrap_or_default();
         if !BACKENDS.contains(&backend) {

@@ -48,7 +48,7 @@ pub(super) fn make(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, Fault
     let alias = job.alias();
     node.set_port(near.index, &LinkChange { alias: Some(&alias), ..LinkChange::up() }, port)?;
     bandwidth::apply(&mut node, job.attachment)?;
-    set_up_far(&mut node, job, options, &near)
+    set_up_far(&mut node, job, options, &near, bridge.operational)
 }
 
 /// Gives a pod that is on the bridge its addresses.
@@ -56,14 +56,17 @@ pub(super) fn complete(job: &Job<'_>, options: &BridgeOptions) -> Result<Made, F
     let name = job.attachment.link.node_end().unwrap_or_default();
     let mut node = Netlink::open()?;
     let near = node.require_link(name)?;
-    set_up_far(&mut node, job, options, &near)
+    set_up_far(&mut node, job, options, &near, false)
 }
 
+/// Whatever begins at the pod's end. `bridge_works` is whether the bridge has a port already that
+/// works: then it need not be waited for.
 fn set_up_far(
     node: &mut Netlink,
     job: &Job<'_>,
     options: &BridgeOptions,
     near: &Link,
+    bridge_works: bool,
 ) -> Result<Made, Fault> {
     show_to_rules(job.attachment)?;
     let interface = &job.request.interface;
@@ -79,6 +82,7 @@ fn set_up_far(
     }
     let setup = Setup {
         interface,
+        index: near.peer_index,
         alias: None,
         addresses: &addresses,
         routes: &routes,
@@ -89,7 +93,9 @@ fn set_up_far(
     let far = job.namespace.run(|| setup.run())??;
     if far.up {
         wait_until_it_works(node, &near.name)?;
-        wait_until_it_works(node, &options.name)?;
+        if !bridge_works {
+            wait_until_it_works(node, &options.name)?;
+        }
     }
     let interfaces = vec![job.interface(near, false), job.interface(&far, true)];
     Ok(Made { interfaces, addresses, routes })

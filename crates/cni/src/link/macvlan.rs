@@ -48,6 +48,7 @@ pub(super) fn complete(job: &Job<'_>) -> Result<Made, Fault> {
     let addresses = job.addresses(0, &|_, gateway| gateway);
     let setup = Setup {
         interface: &job.request.interface,
+        index: None,
         alias: Some(&job.alias()),
         addresses: &addresses,
         routes: job.routes,

@@ -29,7 +29,7 @@ use ipnet::IpNet;
 use model::attachment::{Attachment, PodLink};
 use model::mac::fnv1a;
 use model::{MacAddress, layout};
-use netlink::{Link, Netlink, Netns, offload, sysctl};
+use netlink::{Link, Netlink, Netns, sysctl};
 use nix::libc;
 
 use crate::config::Route;
@@ -308,7 +308,7 @@ fn write_where_present(key: &str, value: &str) -> Result<(), netlink::Error> {
 fn wait_until_it_works(node: &mut Netlink, name: &str) -> Result<(), netlink::Error> {
     for _ in 0..WORKS_TRIES_MAX {
         // Recent kernels finish it now; older ones in a worker, within a millisecond or so.
-        offload::carrier(name)?;
+        node.carrier(name)?;
         if node.require_link(name)?.operational {
             break;
         }

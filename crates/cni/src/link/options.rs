@@ -166,7 +166,7 @@ impl LinkOptions {
     /// # Errors
     /// Code 7, naming key and value.
     pub fn parse(config: &Value, request: &Request) -> Result<Self, Fault> {
-        let document: Document = serde_json::from_value(config.clone())
+        let document: Document = Document::deserialize(config)
             .map_err(|error| invalid("the configuration cannot be understood", error))?;
         let mac = requested_mac(&document, request)?;
         let bandwidth = Bandwidth {

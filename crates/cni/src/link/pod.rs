@@ -42,6 +42,8 @@ const ADDRESS_PAUSE_US: u64 = 50;
 pub(super) struct Setup<'a> {
     /// Its name.
     pub(super) interface: &'a str,
+    /// Its number, where the node's end of a pair tells it.
+    pub(super) index: Option<u32>,
     /// Its alias; `None` for a link that is recognised by its other end.
     pub(super) alias: Option<&'a str>,
     /// Its addresses and their gateways.
@@ -61,7 +63,10 @@ impl Setup<'_> {
     /// Sets the pod's end up and answers what it is then. Inside the pod's namespace.
     pub(super) fn run(&self) -> Result<Link, netlink::Error> {
         let mut pod = Netlink::open()?;
-        let link = pod.require_link(self.interface)?;
+        let index = match self.index {
+            Some(index) => index,
+            None => pod.require_link(self.interface)?.index,
+        };
         match sysctl::write_all(&format!("net/ipv6/conf/{}", self.interface), &IPV6_PARAMETERS) {
             // A kernel without IPv6.
             Err(error) if error.errno == libc::ENOENT => {}
@@ -69,12 +74,12 @@ impl Setup<'_> {
         }
         sysctl::write(IPV4_REDIRECTS, "0")?;
         let ipv4 = [(Ipv4Parameter::AcceptRedirects, 0)];
-        pod.change_link(link.index, &LinkChange { ipv4: &ipv4, ..LinkChange::default() })?;
+        pod.change_link(index, &LinkChange { ipv4: &ipv4, ..LinkChange::default() })?;
         self.tuning.write_parameters()?;
-        self.tuning.apply(&mut pod, link.index, None, None)?;
+        self.tuning.apply(&mut pod, index, None, None)?;
         pod.change_link(LOOPBACK_INDEX, &LinkChange::up())?;
         for address in self.addresses {
-            pod.add_address(link.index, address.address)?;
+            pod.add_address(index, address.address)?;
         }
         let change = LinkChange {
             alias: self.alias,
@@ -82,9 +87,9 @@ impl Setup<'_> {
             ..LinkChange::default()
         };
         if change.alias.is_some() || change.up.is_some() {
-            pod.change_link(link.index, &change)?;
+            pod.change_link(index, &change)?;
         }
-        self.lead_out(&mut pod, link.index)?;
+        self.lead_out(&mut pod, index)?;
         self.wait_for_addresses(&mut pod)?;
         pod.require_link(self.interface)
     }

@@ -30,7 +30,10 @@ pub fn remove(attachment: &Attachment, held: Option<BorrowedFd<'_>>) -> Result<(
     let mut node = Netlink::open()?;
     match &attachment.link {
         PodLink::Bridge { name, .. } | PodLink::Routed { name } => {
-            bandwidth::remove_ifb(&mut node, attachment)?;
+            // Without a record nobody knows whether there were limits.
+            if attachment.boot_id.is_empty() || attachment.bandwidth.egress.is_some() {
+                bandwidth::remove_ifb(&mut node, attachment)?;
+            }
             remove_end(&mut node, name, held)
         }
         PodLink::Macvlan { .. } => remove_macvlan(attachment, held),

@@ -68,6 +68,7 @@ pub(super) fn make(job: &Job<'_>) -> Result<Made, Fault> {
     }
     let setup = Setup {
         interface,
+        index: near.peer_index,
         alias: None,
         addresses: &addresses,
         routes: &routes,

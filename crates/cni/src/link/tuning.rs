@@ -51,7 +51,7 @@ struct Document {
 /// # Errors
 /// Code 7 for a parameter that is not the namespace's, not allowed, or named twice.
 pub(crate) fn parse(config: &Value, interface: &str) -> Result<Tuning, Fault> {
-    let document: Document = serde_json::from_value(config.clone())
+    let document: Document = Document::deserialize(config)
         .map_err(|error| invalid("the configuration cannot be understood", error))?;
     let allowed = match document.sysctl.is_empty() {
         true => None,

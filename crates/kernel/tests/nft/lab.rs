@@ -19,7 +19,7 @@ use kernel::nft::NftDriver;
 use model::kinds::{Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort};
 use model::world::Object;
 use model::{ClusterConfig, Protocol, World};
-use netlink::{LinkChange, Netlink, Netns, Route, VethSpec, offload, sysctl};
+use netlink::{LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use plan::{Desired, NodeFacts};
@@ -228,7 +228,7 @@ fn join(node: &Netns, peer: &Netns, name: &str, near: &str, far: &str) {
     there.change_link(far_link, &LinkChange::up()).expect("up");
     // The first end to come up drops what it shall send until it is asked: ARP would wait a second
     // for its next try, and the first datagrams arrive late, when nobody expects them any more.
-    assert!(node.run(|| offload::carrier(name)).expect("the node").expect("the near end"));
+    assert!(here.carrier(name).expect("the near end"));
     let gateway: ipnet::IpNet = near.parse().expect("cidr");
     let everywhere = "0.0.0.0/0".parse().expect("cidr");
     there.add_route(&Route::via(everywhere, gateway.addr(), far_link, 4)).expect("default route");
