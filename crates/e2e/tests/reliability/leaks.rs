@@ -1,15 +1,19 @@
-//! R-25: nothing grows with the number of pods that have been.
+//! R-25: nothing grows with the number of pods and Services that have been.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::eventually;
 use e2e::node_state::{NodeState, Usage};
+use e2e::processes::agent_status;
 
+use super::backends::{DEFAULT, change};
 use super::kills::back;
 use super::pods::{Pods, run};
 use super::schedule::option;
-use super::world::World;
+use super::world::{NAMESPACE, World};
 
 /// Pods that come and go before anything is measured.
 const WARM_UP: u64 = 120;
@@ -17,22 +21,33 @@ const WARM_UP: u64 = 120;
 const MEASURED: u64 = 280;
 /// Pods at once: nearly all that a range of 61 addresses has beside the pods of the world.
 const AT_ONCE: u64 = 40;
+/// Attachments of Services to a pod's link: of the pods that went last they may go a little later.
+const PINS_A_POD: u64 = 2;
+/// Services that come and go with them.
+const SERVICES_AT_ONCE: u64 = 5;
 /// What is given up may take this long.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Growth of the agent's memory that is not a slope, in parts of a hundred.
 const GROWTH_PERCENT: u64 = 5;
 
-pub fn pods_come_and_go(world: &World) -> Result<()> {
+pub fn come_and_go(world: &World) -> Result<()> {
     back(world)?;
     let mut pods = Pods::default();
     churn(world, &mut pods, WARM_UP)?;
     let before = NodeState::take(&world.cluster, "node1")?;
+    let entries = map_entries(world)?;
+    let pinned = pins(world)?;
     let agent = world.cluster.process("agent/node1")?;
     let used = Usage::of(agent)?;
     let measured = option("--pods=")?.unwrap_or(MEASURED);
     churn(world, &mut pods, measured)?;
     eventually("the node is as before", SETTLED, || {
-        NodeState::take(&world.cluster, "node1")?.ensure_same_as(&before)
+        NodeState::take(&world.cluster, "node1")?.ensure_same_as(&before)?;
+        let now = map_entries(world)?;
+        ensure!(now == entries, "entries of maps: {entries:?}, and now {now:?}");
+        let now = pins(world)?;
+        ensure!(now <= pinned + PINS_A_POD * AT_ONCE, "{pinned} pins in eBPF, and now {now}");
+        Ok(())
     })?;
     let now = Usage::of(agent)?;
     println!("    {measured} pods: the agent used {used:?}, and now {now:?}");
@@ -43,13 +58,59 @@ pub fn pods_come_and_go(world: &World) -> Result<()> {
     check_addresses(world)
 }
 
+/// The same with Services and forwarding in eBPF.
+pub fn come_and_go_with_ebpf(world: &World) -> Result<()> {
+    change(world, "ebpf")?;
+    ensure!(map_entries(world)?.contains_key("services"), "no maps: nothing would be shown");
+    let checked = come_and_go(world);
+    change(world, DEFAULT)?;
+    checked
+}
+
 fn churn(world: &World, pods: &mut Pods, total: u64) -> Result<()> {
     for _ in 0..total / AT_ONCE {
+        make_services(world)?;
         let refused = pods.add(&world.cluster, "node1", AT_ONCE)?;
         ensure!(refused.is_empty(), "refused: {refused:?}");
         pods.delete(&world.cluster, "node1", AT_ONCE, false)?;
+        world.cluster.kubectl(&["delete", "service", "-n", NAMESPACE, "-l", "goes=away"])?;
     }
-    Ok(())
+    back(world)
+}
+
+/// Services of the world's pods, with ports at the nodes too.
+fn make_services(world: &World) -> Result<()> {
+    let mut manifest = String::new();
+    for number in 0..SERVICES_AT_ONCE {
+        write!(
+            manifest,
+            "---\napiVersion: v1\nkind: Service\n\
+             metadata: {{name: churn-{number}, namespace: {NAMESPACE}, labels: {{goes: away}}}}\n\
+             spec:\n  type: NodePort\n  selector: {{app: echo}}\n  ports:\n  \
+             - {{name: http, port: 80, targetPort: http}}\n  \
+             - {{name: echo, port: 90, targetPort: 9090, protocol: UDP}}\n"
+        )?;
+    }
+    world.cluster.apply(&manifest).map(drop)
+}
+
+/// Entries of the maps of Services by map, but of those that remember clients.
+fn map_entries(world: &World) -> Result<BTreeMap<String, u64>> {
+    const OF_CLIENTS: [&str; 4] = ["affinities", "datagrams", "answers", "flows"];
+    let status = agent_status(&world.cluster, "node1")?;
+    let rows = status["ebpfMaps"].as_array().with_context(|| status.to_string())?;
+    let row = |row: &serde_json::Value| {
+        let name = row["name"].as_str().context("no name")?.to_owned();
+        Ok((name, row["entries"].as_u64().context("no number")?))
+    };
+    let all: BTreeMap<String, u64> = rows.iter().map(row).collect::<Result<_>>()?;
+    Ok(all.into_iter().filter(|(name, _)| !OF_CLIENTS.contains(&name.as_str())).collect())
+}
+
+/// Maps, programs and attachments in eBPF.
+fn pins(world: &World) -> Result<u64> {
+    let text = run(&world.cluster, "node1", "find /sys/fs/bpf -type f | wc -l")?;
+    Ok(text.trim().parse()?)
 }
 
 /// No address is anybody's twice, or nobody's and yet not free.
