@@ -9,7 +9,7 @@ use kernel::bpf::fill::{MapFill, fill};
 use kernel::bpf::node::{NodeServices, missing};
 use model::ServiceAcceleration;
 use model::layout::POD_LINK_ALIAS_PREFIX;
-use netlink::LinkChange;
+use netlink::{LinkChange, Netlink};
 use nix::mount::{MntFlags, umount2};
 use render::ebpf::node::{LinkPrograms, NodeObserved, NodeProgram, Place, Sockets, diff_node};
 use render::ebpf::{EbpfProgram, NodeOp, Sizes, View};
@@ -126,6 +126,27 @@ fn services_in_ebpf_come_are_mended_and_go() {
     bare.scene.node.run(|| bare.services.apply(&remove)).expect("the end");
     assert_eq!(bare.observe(), NodeObserved::default());
     assert!(!pins.exists(), "nothing stays");
+}
+
+/// what was kept for a pod's link does not stay when the link has gone.
+#[test]
+fn nothing_is_kept_for_links_that_are_gone() {
+    let mut bare = Bare::new();
+    bare.bring(true);
+    let before = bare.observe().packets.expect("programs").links;
+    bare.scene.node.run(|| {
+        let mut netlink = Netlink::open().expect("netlink");
+        let link = netlink.require_link("veth12").expect("a pod's link");
+        netlink.delete_link(link.index).expect("it goes");
+    });
+    assert!(bare.has_changed());
+    let links = bare.observe().packets.expect("programs").links;
+    assert!(links.values().any(|link| *link == LinkPrograms::Gone), "{links:?}");
+    assert_eq!(bare.bring(true), 1, "nobody cleared up");
+    let links = bare.observe().packets.expect("programs").links;
+    assert_eq!(links.len(), before.len() - 1, "{links:?}");
+    assert!(links.values().all(|link| *link == LinkPrograms::Attached), "{links:?}");
+    assert_eq!(bare.bring(true), 0, "nothing is left to do");
 }
 
 /// the file system of all pins is unmounted: it is mounted again with the flows that were
