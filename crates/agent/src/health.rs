@@ -131,6 +131,8 @@ pub(crate) enum Question {
     Network(oneshot::Sender<Vec<Row>>),
     /// The Services, as they are at this node.
     Services(oneshot::Sender<NodeServices>),
+    /// Whether a pod's link does its part of Services; one that has just come is brought to it.
+    Link(String, oneshot::Sender<bool>),
     /// One Service with what implements it, and what to measure of it.
     Service(NamespacedName, oneshot::Sender<Option<(ServiceReport, Measurement)>>),
 }
@@ -297,6 +299,9 @@ async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
         (path, Audience::Root) if path.starts_with(ONE_NAME) => {
             one_name(path.trim_start_matches(ONE_NAME), &status.node, source)
         }
+        (path, Audience::Root) if path.starts_with(cni::agent::LINK_PATH) => {
+            pod_link(path.trim_start_matches(cni::agent::LINK_PATH), source).await
+        }
         (cni::agent::PATH, _) => pod_addresses(uri.query().unwrap_or_default(), source).await,
         _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
     };
@@ -384,6 +389,16 @@ fn one_name(question: &str, node: &str, source: &Source) -> (StatusCode, String)
         return json(&FastPathAnswer { node: node.to_owned(), ..answer });
     }
     (StatusCode::BAD_REQUEST, "/names/NAME/TYPE/ADDRESS".to_owned())
+}
+
+/// The plugin's question whether a pod's link is ready.
+async fn pod_link(link: &str, source: &Source) -> (StatusCode, String) {
+    let link = link.to_owned();
+    match ask(source, |sender| Question::Link(link, sender)).await {
+        Some(true) => (StatusCode::OK, "ok".to_owned()),
+        Some(false) => (StatusCode::SERVICE_UNAVAILABLE, "not yet".to_owned()),
+        None => busy(),
+    }
 }
 
 /// The plugin's question. Names of pods need no decoding.

@@ -11,7 +11,7 @@ use kernel::wireguard::KeyStore;
 use model::overlay::{OVERLAY_ANNOTATION, WIREGUARD_KEY_ANNOTATION};
 use model::pool::BLOCKS_ANNOTATION;
 use model::world::Kind;
-use model::{Node, Overlay, Timestamp, WireguardKey};
+use model::{Node, Overlay, ServiceBackend, Timestamp, WireguardKey};
 use plan::zone::Exposed;
 use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
@@ -231,11 +231,29 @@ impl Agent {
                 let services = services::report(&self.reconciler);
                 let _ = sender.send(NodeServices { node, services });
             }
+            Question::Link(link, sender) => {
+                let _ = sender.send(self.has_programs(&link));
+            }
             Question::Service(key, sender) => {
                 let observed = self.kernel.observe();
                 self.reconciler.handle(Event::Observed(observed), self.now());
                 let config = &self.options.config;
                 let _ = sender.send(services::report_one(&self.reconciler, config, &key));
+            }
+        }
+    }
+
+    /// Whether packets of Services that come by a pod's link are translated, where that is the
+    /// link's programs' work. A link that has just come gets them now.
+    fn has_programs(&mut self, link: &str) -> bool {
+        if self.options.config.service_backend != ServiceBackend::Ebpf {
+            return true;
+        }
+        match self.kernel.follow_links(link) {
+            Ok(has_programs) => has_programs == Some(true),
+            Err(error) => {
+                tracing::warn!("the link {link} has no programs of Services yet: {error}");
+                false
             }
         }
     }

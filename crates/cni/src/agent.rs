@@ -1,20 +1,27 @@
-//! The question of ADD to the node's agent: which addresses shall this pod get? Asked only where
-//! the configuration says so (`ipam.agentSocket`), for pods whose addresses the API decides.
+//! The questions of ADD to the node's agent. Which addresses shall this pod get? Asked only where
+//! the configuration says so (`ipam.agentSocket`), for pods whose addresses the API decides. And
+//! where links have programs of Services: has this one got them?
 
 use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipam::RangeSet;
-use model::NamespacedName;
+use kernel::bpf::{FILE_SYSTEM, service_nat};
+use model::{NamespacedName, layout};
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, INVALID_ENVIRONMENT, NO_ADDRESS, TRY_AGAIN};
 
 /// Longest wait for the agent, which may have to ask the API server.
 const AGENT_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait until a pod's link has its programs. Only datagrams of the pod's first instants
+/// need them that early, so that nothing fails afterwards.
+const PROGRAMS_WAIT: Duration = Duration::from_secs(2);
+/// How long between two questions about them.
+const PROGRAMS_PAUSE: Duration = Duration::from_millis(10);
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 256 * 1024;
 /// Bytes of a name of an object (RFC 1123 subdomain).
@@ -22,6 +29,8 @@ const NAME_BYTES_MAX: usize = 253;
 
 /// The path that is asked at; `namespace`, `name` and `uid` follow as a query.
 pub const PATH: &str = "/pod-addresses";
+/// What the path begins with that is asked about a pod's link; the link's name follows.
+pub const LINK_PATH: &str = "/pod-links/";
 /// HTTP status of an answer that another question may change soon.
 pub const NOT_YET: u16 = 503;
 
@@ -53,7 +62,7 @@ pub(crate) fn ask(
         return Err(invalid("K8S_POD_UID", uid));
     }
     let query = format!("{PATH}?namespace={}&name={}&uid={uid}", pod.namespace, pod.name);
-    let answer = exchange(socket, &query).map_err(|error| {
+    let answer = exchange(socket, &query, AGENT_WAIT).map_err(|error| {
         let message = format!(
             "the node's agent, which knows the addresses of pod {pod}, does not answer at {}",
             socket.display()
@@ -72,6 +81,34 @@ pub(crate) fn ask(
     }
 }
 
+/// Waits until packets of Services that a new pod sends are translated at its link, where that is
+/// done there (Services in eBPF). Not for long, also where the agent is away: a pod without is
+/// better than none.
+pub(crate) fn await_programs(link: &str) {
+    if service_nat::is_present(Path::new(FILE_SYSTEM)) {
+        let socket = Path::new(layout::RUN_DIRECTORY).join(layout::AGENT_SOCKET);
+        await_programs_at(&socket, link, PROGRAMS_WAIT);
+    }
+}
+
+fn await_programs_at(socket: &Path, link: &str, wait: Duration) {
+    let deadline = Instant::now() + wait;
+    let query = format!("{LINK_PATH}{link}");
+    loop {
+        // A timeout of zero would be none.
+        let left = deadline.saturating_duration_since(Instant::now()).max(PROGRAMS_PAUSE);
+        match exchange(socket, &query, left) {
+            Err(_) | Ok((NOT_YET, _)) => {}
+            // Also of an agent that knows no such question.
+            Ok(_) => return,
+        }
+        if Instant::now() + PROGRAMS_PAUSE >= deadline {
+            return;
+        }
+        std::thread::sleep(PROGRAMS_PAUSE);
+    }
+}
+
 /// Whether the agent can be asked.
 ///
 /// # Errors
@@ -84,10 +121,10 @@ pub(crate) fn knock(socket: &Path) -> Result<(), Fault> {
 }
 
 /// One request of HTTP/1.1 whose answer ends with the connection.
-fn exchange(socket: &Path, query: &str) -> std::io::Result<(u16, String)> {
+fn exchange(socket: &Path, query: &str, wait: Duration) -> std::io::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(AGENT_WAIT))?;
-    stream.set_write_timeout(Some(AGENT_WAIT))?;
+    stream.set_read_timeout(Some(wait))?;
+    stream.set_write_timeout(Some(wait))?;
     // In one write: an agent that refuses by the first words closes while the others come.
     let question = format!("GET {query} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
     stream.write_all(question.as_bytes())?;
@@ -170,6 +207,27 @@ mod tests {
         let nowhere = Path::new("/nonexistent/agent.sock");
         assert_eq!(ask(nowhere, Some(&web()), "").expect_err("nobody").code, TRY_AGAIN);
         assert_eq!(ask(nowhere, None, ""), Ok(None));
+    }
+
+    /// Issue 4: ADD waits for the programs of a pod's link, and never for long.
+    #[test]
+    fn add_waits_for_the_programs_of_a_link_and_not_for_ever() {
+        let long = Duration::from_secs(30);
+        let rows = ["HTTP/1.1 200 OK\r\n\r\nok", "HTTP/1.1 404 x\r\n\r\nan older agent"];
+        for answer in rows {
+            let begun = Instant::now();
+            let (socket, question) = agent("link", answer);
+            await_programs_at(&socket, "veth1", long);
+            assert!(question().starts_with("GET /pod-links/veth1 HTTP/1.1\r\n"));
+            assert!(begun.elapsed() < long, "{answer}");
+        }
+        let (socket, first) = agent("not-yet", "HTTP/1.1 503 x\r\n\r\nnot yet");
+        let (begun, short) = (Instant::now(), Duration::from_millis(200));
+        await_programs_at(&socket, "veth1", short);
+        first();
+        assert!(begun.elapsed() >= short - PROGRAMS_PAUSE * 2, "it asks again");
+        await_programs_at(Path::new("/nonexistent/agent.sock"), "veth1", short);
+        assert!(begun.elapsed() < long, "nobody is there");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::records::{self, Records};
 use crate::request::Command;
 use crate::result::Success;
 use crate::version::at_least;
-use crate::{chained, check, gc, leased, status};
+use crate::{agent, chained, check, gc, leased, status};
 
 /// Carries out a command and answers its document; empty where it has none.
 pub(crate) fn run(call: &Invocation<'_>) -> Result<String, Fault> {
@@ -189,6 +189,10 @@ fn add(call: &Invocation<'_>) -> Result<Value, Fault> {
         };
         (connect().inspect_err(take_back)?, given.dns)
     };
+    // The node's end, where there is one. The records are free again: others need not wait too.
+    if let [near, _] = made.interfaces.as_slice() {
+        agent::await_programs(&near.name);
+    }
     let dns = if config.dns.is_empty() { dns } else { config.dns.clone() };
     let Made { interfaces, addresses, routes } = made;
     Ok(Success { interfaces, addresses, routes, dns }.to_json(&config.version))

@@ -106,6 +106,15 @@ impl Linux {
         self.iptables.has_changed() || self.ipvs.has_changed() || self.ebpf.has_changed()
     }
 
+    /// Brings programs of Services in eBPF to links that have come, at once
+    /// ([`NodeServices::follow_links`]).
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn follow_links(&mut self, link: &str) -> Result<Option<bool>, OpError> {
+        self.ebpf.follow_links(link)
+    }
+
     /// Removes all of IPVS at once; [`Kernel::apply`] would let connections go on.
     ///
     /// # Errors

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use model::layout::{BRIDGE, POD_LINK_ALIAS_PREFIX};
 use netlink::Netlink;
 use render::OpError;
-use render::ebpf::node::{NodeObserved, NodeOp, PacketsObserved, Place, Sockets, UplinkProgram};
+use render::ebpf::node::{
+    LinkPrograms, NodeObserved, NodeOp, PacketsObserved, Place, Sockets, UplinkProgram,
+};
 use render::ebpf::{EbpfOp, Sizes};
 use render::net::OWN_LINKS;
 
@@ -116,6 +118,24 @@ impl NodeServices {
             NodeOp::Remove => self.remove()?,
         }
         self.last.apply(op)
+    }
+
+    /// Brings links that have come since to what the others have, without waiting for the next
+    /// reading. Answers whether packets of this one are translated then; `None` where no link shall
+    /// be brought to anything: this process has not done so yet, or another backend takes over.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn follow_links(&mut self, link: &str) -> Result<Option<bool>, OpError> {
+        let Some(place) = self.place.clone() else { return Ok(None) };
+        if self.nat()?.is_draining()? {
+            return Ok(None);
+        }
+        let wanted = self.wanted(&place)?;
+        let nat = self.nat()?;
+        // What fails elsewhere is told and tried again by the next turn.
+        nat.apply(&wanted)?;
+        Ok(Some(nat.links(&wanted)?.get(link) == Some(&LinkPrograms::Attached)))
     }
 
     /// Removes everything, wherever it comes from. Flows end.

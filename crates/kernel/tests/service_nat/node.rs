@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use kernel::bpf::fill::{MapFill, fill};
 use kernel::bpf::node::{NodeServices, missing};
@@ -14,9 +15,10 @@ use nix::mount::{MntFlags, umount2};
 use render::ebpf::node::{LinkPrograms, NodeObserved, NodeProgram, Place, Sockets, diff_node};
 use render::ebpf::{EbpfProgram, NodeOp, Sizes, View};
 
-use crate::lab::{Mode, pod_ranges};
+use crate::lab::{Mode, PATIENCE, TestPod, pod_ranges};
 use crate::scene::{
-    Connection, FAMILIES, Frontend, Scene, Server, TARGET, TCP, ask_tcp, node_addresses,
+    Connection, FAMILIES, Frontend, Scene, Server, TARGET, TCP, UDP, ask_tcp, ask_udp,
+    node_addresses, udp_to,
 };
 
 /// A node that has nothing of eBPF yet, with the other ends of a scene.
@@ -80,6 +82,29 @@ impl Bare {
     fn ask(&self) -> bool {
         let client = &self.scene.pods[0].namespace;
         FAMILIES.iter().all(|family| ask_tcp(client, Frontend::CLUSTER_IP.address(*family)).is_ok())
+    }
+
+    fn add_pod(&mut self, number: u8) -> TestPod {
+        let pod = self.scene.node.add_pod(1, number);
+        let alias = format!("{POD_LINK_ALIAS_PREFIX}{}", pod.link);
+        let change = LinkChange { alias: Some(&alias), ..LinkChange::default() };
+        self.scene.node.netlink.change_link(pod.link_index, &change).expect("an alias");
+        // As the plugin does: until this is known of both ends, they send nothing.
+        let mut inside = Netlink::open_in(&pod.namespace).expect("a socket");
+        let end = Instant::now() + PATIENCE;
+        let works = |netlink: &mut Netlink, link: &str| {
+            while !netlink.require_link(link).expect("a link").operational {
+                assert!(Instant::now() < end, "{link} does not work");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        works(&mut inside, "eth0");
+        works(&mut self.scene.node.netlink, &pod.link);
+        pod
+    }
+
+    fn follow(&mut self, link: &str) -> Option<bool> {
+        self.scene.node.run(|| self.services.follow_links(link)).expect("what is there")
     }
 
     fn has_changed(&mut self) -> bool {
@@ -204,4 +229,35 @@ fn maps_of_other_sizes_take_over_without_a_gap() {
         connection.ask().expect("known connections go on");
     }
     assert!(bare.ask(), "new ones are answered");
+}
+
+/// Issue 4: the first datagram of a new pod, by a connected socket, which is not translated at the
+/// socket: it is answered once the link was asked about, and would be lost before.
+#[test]
+fn the_first_datagram_of_a_new_pod_is_answered() {
+    let mut bare = Bare::new();
+    let _server = Server::start(&bare.scene.pods[1]);
+    for family in FAMILIES {
+        let endpoint = SocketAddr::new(bare.scene.pods[1].addresses[family], TARGET);
+        let plan = Frontend::CLUSTER_IP.plan(&View::Endpoints([(endpoint, 1)].into()), UDP);
+        bare.program.maps.frontends.insert(Frontend::CLUSTER_IP.key(family, UDP), plan);
+    }
+    assert_eq!(bare.follow("veth11"), None, "nothing is wanted yet");
+    bare.bring(true);
+    let early = bare.add_pod(99);
+    let socket = udp_to(&early.namespace, Frontend::CLUSTER_IP.address(0));
+    assert!(ask_udp(&socket, 10).is_err(), "nobody has brought its programs");
+    for number in 100..150 {
+        let pod = bare.add_pod(number);
+        assert_eq!(bare.follow(&pod.link), Some(true));
+        for family in FAMILIES {
+            let socket = udp_to(&pod.namespace, Frontend::CLUSTER_IP.address(family));
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            let said = ask_udp(&socket, 10).expect("an answer to the first datagram");
+            assert_eq!(said.server, "veth12");
+        }
+    }
+    assert_eq!(bare.follow("gone"), Some(false));
+    bare.bring(false);
+    assert_eq!(bare.follow("veth11"), None, "another backend takes over");
 }
