@@ -25,6 +25,8 @@ mod network;
 mod patterns;
 #[path = "cluster/resolvers.rs"]
 mod resolvers;
+#[path = "cluster/schedules.rs"]
+mod schedules;
 #[path = "cluster/services.rs"]
 mod services;
 #[path = "cluster/streams.rs"]
@@ -82,6 +84,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("a_rolling_update_under_load_fails_no_request", controllers::rolling_update_under_load),
     ("deleted_namespaces_go_with_their_contents", controllers::namespace_deletion),
     ("jobs_run_to_their_end", controllers::jobs_run_to_their_end),
+    ("cron_jobs_run_by_the_clock_and_by_hand", schedules::cron_jobs),
     ("sets_roll_out_and_budgets_stop_drains", controllers::sets_roll_out_and_budgets_stop_drains),
     ("the_recorded_manifests_apply_and_then_are_unchanged", kubectl::manifests),
     ("get_and_describe_show_what_users_expect", kubectl::troubleshooting_chain),
