@@ -5,6 +5,7 @@
 
 mod values;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -504,6 +505,7 @@ impl Config {
         if text.len() > MAX_CONFIG_OCTETS {
             return Err(ConfigError::TooLarge { octets: text.len() });
         }
+        let text = &with_line_feeds(text);
         let read: Result<Option<Self>, _> = serde_yaml_ng::from_str(text);
         let config = read.map_err(|error| field_error(&error, text))?;
         let config = config.unwrap_or_default();
@@ -551,6 +553,15 @@ impl Config {
             Some((field, count)) => Err(ConfigError::TooMany { field, count }),
         }
     }
+}
+
+/// The text with all that ends a line in YAML written the same way, so that lines have one number.
+fn with_line_feeds(text: &str) -> Cow<'_, str> {
+    const OTHERS: [char; 4] = ['\r', '\u{85}', '\u{2028}', '\u{2029}'];
+    if !text.contains(OTHERS) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace("\r\n", "\n").replace(OTHERS, "\n"))
 }
 
 /// The reader gives the line where the mapping around an unknown field, or the list around a wrong

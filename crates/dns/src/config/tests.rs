@@ -121,6 +121,7 @@ fn errors_name_field_and_line() {
             &["forward[0]", "expected one of", "line 3"],
         ),
         ("log: everything\n", &["log", "denial", "line 1"]),
+        ("autopath: true\rcache: {}\r\nforwards: []\u{85}", &["forwards", "line 3"]),
     ] {
         let error = Config::parse(text).expect_err(text).to_string();
         for part in parts {
