@@ -16,7 +16,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use model::{EbpfMapSizes, NamespacedName, ServiceBackend, Timestamp, Unreachable, layout};
+use model::{
+    EbpfMapSizes, NamespacedName, PortRange, ServiceBackend, Timestamp, Unreachable, layout,
+};
 use render::inventory::Row;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -68,6 +70,8 @@ pub struct AgentStatus {
     pub leaving: bool,
     /// What implements Services.
     pub service_backend: ServiceBackend,
+    /// The source ports of what it masquerades and sends outside; none: any.
+    pub masquerade_ports: Option<PortRange>,
     /// Services in the kernel.
     pub services: usize,
     /// Other nodes whose pods this node has a way to.

@@ -362,6 +362,7 @@ impl Agent {
             healthy: self.is_healthy(),
             leaving: self.is_leaving(),
             service_backend: self.options.config.service_backend,
+            masquerade_ports: self.options.config.masquerade_ports,
             services: status.services,
             peers: status.peers,
             pods: self.edges.pods(),

@@ -55,6 +55,8 @@ mod tests {
         assert_eq!(config.overlay, model::Overlay::HostGw);
         assert_eq!(config.service_cidrs, ClusterConfig::default().service_cidrs);
         assert_eq!(parse("").expect("empty"), ClusterConfig::default());
+        let config = parse("masqueradePorts: 32768-60999").expect("read");
+        assert_eq!(config.masquerade_ports.expect("ports").to_string(), "32768-60999");
     }
 
     #[test]
@@ -64,6 +66,11 @@ mod tests {
             ("overlay: carrier-pigeon", "vxlan"),
             ("podCidrs: [10.96.0.0/16]", "--service-cidr"),
             ("- a list", "mapping"),
+            ("masqueradePorts: 60999-32768", "the lower port first"),
+            ("masqueradePorts: 32768:60999", "such as 32768-60999"),
+            ("masqueradePorts: 0-2000", "masqueradePorts: 0-2000 has ports below 1024"),
+            ("masqueradePorts: 20000-40000", "overlaps the node ports 30000-32767"),
+            ("{masqueradePorts: 41000-42000, nodePortRange: [42000, 43000]}", "42000-43000"),
         ];
         for (text, expected) in rows {
             let error = format!("{:#}", parse(text).expect_err(text));

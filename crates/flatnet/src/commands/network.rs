@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use agent::{AgentStatus, ForwardingStatus, MapRow, PathRow};
 use anyhow::Result;
-use model::DnsFastPath;
+use model::{DnsFastPath, PortRange};
 use render::inventory::{Row, RowKind};
 use serde::Serialize;
 
@@ -122,6 +122,13 @@ fn status_text(reports: &[NodeReport]) -> String {
     });
     if !pools.is_empty() {
         tables.push(table(["NODE", "RANGE", "HELD", "FREE"], &pools));
+    }
+    let masquerade = cells(reports, |node, status| {
+        let row = |ports: &PortRange| [node.into(), ports.to_string()];
+        status.masquerade_ports.iter().map(row).collect()
+    });
+    if !masquerade.is_empty() {
+        tables.push(table(["NODE", "PORTS TOWARDS OUTSIDE"], &masquerade));
     }
     let repairs = cells(reports, |node, status| {
         let repairs = status.repairs.iter();
@@ -282,6 +289,15 @@ mod tests {
         mended.status.repairs.insert("pod-edge".into(), 3);
         let text = status_text(&[mended]);
         assert!(text.contains("node1   pod-edge   3"), "{text}");
+    }
+
+    #[test]
+    fn the_status_shows_the_source_ports_towards_outside() {
+        let mut node = report(false);
+        node.status.masquerade_ports = PortRange::new(40_000, 49_999);
+        let text = status_text(&[node]);
+        assert!(text.contains("PORTS TOWARDS OUTSIDE\nnode1   40000-49999"), "{text}");
+        assert!(!status_text(&[report(false)]).contains("PORTS TOWARDS OUTSIDE"));
     }
 
     #[test]

@@ -6,3 +6,4 @@ mod common;
 mod features;
 mod lab;
 mod rules;
+mod source_ports;
