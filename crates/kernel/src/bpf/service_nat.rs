@@ -75,10 +75,9 @@ pub struct Wanted {
     /// Whether flows that are known go on and no new ones are taken: while another backend takes
     /// over.
     pub draining: bool,
-    /// The link to other machines, and whether what only passes this node is sent on before its
-    /// stack.
+    /// The link to other machines, by name.
     pub uplink: Option<String>,
-    /// The same.
+    /// Whether what comes and goes by it is sent on before the stack.
     pub acceleration: ServiceAcceleration,
 }
 
