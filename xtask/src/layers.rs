@@ -119,6 +119,7 @@ const LAYERS: &[Layer] = &[
 /// Libraries of others that a pure crate may use: values, formats, errors.
 const PURE_LIBRARIES: &[&str] = &[
     "serde",
+    "postcard",
     "serde_json",
     "serde_yaml_ng",
     "ipnet",

@@ -120,7 +120,7 @@ pub struct EndpointReport {
 pub(crate) fn report(reconciler: &Reconciler) -> Vec<ServiceReport> {
     let findings = findings(reconciler);
     let services = reconciler.world().services();
-    services.map(|service| report_of(reconciler, service, &findings)).collect()
+    services.map(|service| report_of(reconciler, &service, &findings)).collect()
 }
 
 /// One Service with what implements it, and what to measure of it; `None` when the API has none of
@@ -131,7 +131,7 @@ pub(crate) fn report_one(
     key: &NamespacedName,
 ) -> Option<(ServiceReport, Measurement)> {
     let service = reconciler.world().service(key)?;
-    let mut report = report_of(reconciler, service, &findings(reconciler));
+    let mut report = report_of(reconciler, &service, &findings(reconciler));
     report.objects = reconciler.implementation(key);
     let plan = reconciler.services().get(key);
     let own_pods = reconciler.network().map_or(&[][..], |network| &network.pod_ranges);
@@ -147,10 +147,10 @@ fn report_of(
     let world = reconciler.world();
     let key = service.metadata.key();
     let plan = reconciler.services().get(&key);
-    let slices = world.slices_of(&key).map(|slice| &**slice);
+    let slices: Vec<EndpointSlice> = world.slices_of(&key).collect();
     ServiceReport {
         findings: findings.get(&key).cloned().unwrap_or_default(),
-        ..describe(service, slices, plan, world.unreachable())
+        ..describe(service, slices.iter(), plan, world.unreachable())
     }
 }
 

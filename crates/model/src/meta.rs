@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{NamespacedName, Timestamp};
+use crate::{FlatMap, NamespacedName, Timestamp};
 
 /// `metadata`, narrowed. Nulls read as absent, as the API server reads them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,35 @@ impl ObjectMeta {
     }
 }
 
+/// `metadata` of kinds that every node keeps by the thousand: what its network reads and no more.
+/// Versions, owners and managers of fields change without anything to do, and are half of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NarrowMeta {
+    /// The object's name.
+    #[serde(with = "nullable")]
+    pub name: String,
+    /// The namespace.
+    #[serde(with = "nullable")]
+    pub namespace: String,
+    /// The identity that survives neither deletion nor re-creation.
+    #[serde(with = "nullable")]
+    pub uid: String,
+    /// Labels.
+    #[serde(with = "nullable")]
+    pub labels: FlatMap<String, String>,
+    /// Annotations.
+    #[serde(with = "nullable")]
+    pub annotations: FlatMap<String, String>,
+}
+
+impl NarrowMeta {
+    /// Namespace and name together.
+    pub fn key(&self) -> NamespacedName {
+        NamespacedName::new(self.namespace.clone(), self.name.clone())
+    }
+}
+
 /// One entry of `metadata.ownerReferences`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -80,4 +109,27 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// As [`null_as_default`], for types that are also written without the names of their fields, where
+/// it must show in the same way whether there is a value.
+pub mod nullable {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// Writes the value; in JSON it looks as any other.
+    pub fn serialize<T: Serialize, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_some(value)
+    }
+
+    /// Reads `null` as the type's default.
+    pub fn deserialize<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: Default + Deserialize<'de>,
+    {
+        super::null_as_default(deserializer)
+    }
 }

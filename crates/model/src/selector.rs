@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::FlatMap;
 use crate::meta::null_as_default;
 
 /// A `metav1.LabelSelector`. All requirements must hold; the empty one selects everything.
@@ -46,9 +47,27 @@ pub enum Operator {
     DoesNotExist,
 }
 
+/// Labels of an object, in whatever they are kept.
+pub trait Labels {
+    /// The value of a label.
+    fn value(&self, key: &str) -> Option<&String>;
+}
+
+impl Labels for BTreeMap<String, String> {
+    fn value(&self, key: &str) -> Option<&String> {
+        self.get(key)
+    }
+}
+
+impl Labels for FlatMap<String, String> {
+    fn value(&self, key: &str) -> Option<&String> {
+        self.get(key)
+    }
+}
+
 impl LabelSelector {
     /// Whether the labels satisfy every requirement.
-    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+    pub fn matches(&self, labels: &impl Labels) -> bool {
         matches_map(&self.match_labels, labels)
             && self.match_expressions.iter().all(|requirement| requirement.matches(labels))
     }
@@ -137,8 +156,8 @@ fn is_label(text: &str) -> bool {
 }
 
 impl Requirement {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        let value = labels.get(&self.key);
+    fn matches(&self, labels: &impl Labels) -> bool {
+        let value = labels.value(&self.key);
         match self.operator {
             Operator::In => value.is_some_and(|value| self.values.contains(value)),
             Operator::NotIn => value.is_none_or(|value| !self.values.contains(value)),
@@ -151,8 +170,11 @@ impl Requirement {
 /// Whether `labels` hold every pair of `wanted`: the selector form of Services.
 /// The empty map matches everything here; a Service with an empty selector selects nothing, which
 /// its reader decides.
-pub fn matches_map(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+pub fn matches_map<W>(wanted: &W, labels: &impl Labels) -> bool
+where
+    for<'a> &'a W: IntoIterator<Item = (&'a String, &'a String)>,
+{
+    wanted.into_iter().all(|(key, value)| labels.value(key) == Some(value))
 }
 
 #[cfg(test)]

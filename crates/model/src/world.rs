@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::{EndpointSlice, NamespacedName, Node, Pod, Service, ServiceCidr, Unreachable};
+use crate::{
+    EndpointSlice, FlatMap, NamespacedName, Node, Packed, Pod, Service, ServiceCidr, Unreachable,
+};
 
 /// The kinds that the network reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,11 +80,12 @@ pub enum DirtyKey {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     nodes: BTreeMap<String, Arc<Node>>,
-    services: BTreeMap<NamespacedName, Arc<Service>>,
-    slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
+    services: BTreeMap<NamespacedName, Packed<Service>>,
+    slices: BTreeMap<NamespacedName, Packed<EndpointSlice>>,
     service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     pods: BTreeMap<NamespacedName, Arc<Pod>>,
-    slices_by_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// Names of slices; they are of their Service's namespace.
+    slices_by_service: BTreeMap<NamespacedName, FlatMap<Box<str>, ()>>,
     unreachable: Unreachable,
 }
 
@@ -97,8 +100,12 @@ impl World {
                 if old.as_ref() == Some(&node) { vec![] } else { vec![DirtyKey::Network] }
             }
             Object::Service(service) => {
-                let old = self.services.insert(key.clone(), service.clone());
-                if old.as_ref() == Some(&service) { vec![] } else { vec![DirtyKey::Service(key)] }
+                let service = Packed::new(&*service);
+                if self.services.get(&key) == Some(&service) {
+                    return vec![];
+                }
+                self.services.insert(key.clone(), service);
+                vec![DirtyKey::Service(key)]
             }
             Object::EndpointSlice(slice) => self.set_slice(key, slice),
             Object::ServiceCidr(ranges) => {
@@ -124,7 +131,7 @@ impl World {
                 None => vec![],
             },
             Kind::EndpointSlice => match self.slices.remove(key) {
-                Some(slice) => self.unlink_slice(key, &slice).into_iter().collect(),
+                Some(slice) => self.unlink_slice(key, &slice.get()).into_iter().collect(),
                 None => vec![],
             },
             Kind::ServiceCidr => match self.service_cidrs.remove(&key.name) {
@@ -162,7 +169,7 @@ impl World {
         if changed.is_empty() {
             return vec![];
         }
-        let concerned = self.slices.values().filter(|slice| changed.concerns(slice));
+        let concerned = self.slices().filter(|slice| changed.concerns(slice));
         let services: BTreeSet<NamespacedName> =
             concerned.filter_map(|slice| slice.service()).collect();
         services.into_iter().map(DirtyKey::Service).collect()
@@ -197,27 +204,25 @@ impl World {
     }
 
     /// One Service.
-    pub fn service(&self, key: &NamespacedName) -> Option<&Arc<Service>> {
-        self.services.get(key)
+    pub fn service(&self, key: &NamespacedName) -> Option<Service> {
+        self.services.get(key).map(Packed::get)
     }
 
     /// All Services, by name.
-    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values()
+    pub fn services(&self) -> impl Iterator<Item = Service> {
+        self.services.values().map(Packed::get)
     }
 
     /// The slices of a Service, by name; also those that came before it.
-    pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
-        self.slices_by_service
-            .get(service)
-            .into_iter()
-            .flatten()
-            .filter_map(|key| self.slices.get(key))
+    pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = EndpointSlice> {
+        let names = self.slices_by_service.get(service).into_iter().flat_map(FlatMap::keys);
+        let keys = names.map(|name| NamespacedName::new(service.namespace.as_str(), &**name));
+        keys.filter_map(|key| self.slices.get(&key).map(Packed::get))
     }
 
     /// All slices, by name.
-    pub fn slices(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
-        self.slices.values()
+    pub fn slices(&self) -> impl Iterator<Item = EndpointSlice> {
+        self.slices.values().map(Packed::get)
     }
 
     /// All objects with ranges of Service addresses, by name.
@@ -236,14 +241,16 @@ impl World {
     }
 
     fn set_slice(&mut self, key: NamespacedName, slice: Arc<EndpointSlice>) -> Vec<DirtyKey> {
-        let old = self.slices.insert(key.clone(), slice.clone());
-        if old.as_ref() == Some(&slice) {
+        let packed = Packed::new(&*slice);
+        if self.slices.get(&key) == Some(&packed) {
             return vec![];
         }
+        let old = self.slices.insert(key.clone(), packed);
         // The label can move a slice from one Service to another: both change.
-        let left = old.and_then(|old| self.unlink_slice(&key, &old));
+        let left = old.and_then(|old| self.unlink_slice(&key, &old.get()));
         let joined = slice.service().map(|service| {
-            self.slices_by_service.entry(service.clone()).or_default().insert(key);
+            let slices = self.slices_by_service.entry(service.clone()).or_default();
+            slices.insert(key.name.into(), ());
             DirtyKey::Service(service)
         });
         let dirty: BTreeSet<DirtyKey> = left.into_iter().chain(joined).collect();
@@ -252,9 +259,9 @@ impl World {
 
     fn unlink_slice(&mut self, key: &NamespacedName, slice: &EndpointSlice) -> Option<DirtyKey> {
         let service = slice.service()?;
-        if let Some(keys) = self.slices_by_service.get_mut(&service) {
-            keys.remove(key);
-            if keys.is_empty() {
+        if let Some(slices) = self.slices_by_service.get_mut(&service) {
+            slices.remove(key.name.as_str());
+            if slices.is_empty() {
                 self.slices_by_service.remove(&service);
             }
         }

@@ -74,7 +74,7 @@ pub fn answer(world: &World, config: &ClusterConfig, name: &str, kind: RecordTyp
         ["svc", namespace] => {
             // A name exists when something stands below it (RFC 8020).
             let mut inside = world.services().filter(|one| one.metadata.namespace == *namespace);
-            let exists = inside.any(|one| has_name(world, one, &zone));
+            let exists = inside.any(|one| has_name(world, &one, &zone));
             if exists { Answer::NoData } else { Answer::NoSuchName }
         }
         ["pod"] => Answer::NoData,
@@ -94,7 +94,7 @@ pub fn answer(world: &World, config: &ClusterConfig, name: &str, kind: RecordTyp
         ["svc", namespace, service, rest @ ..] => {
             let key = NamespacedName::new(*namespace, *service);
             let Some(service) = world.service(&key) else { return Answer::NoSuchName };
-            of_service(world, service, &zone, rest, kind)
+            of_service(world, &service, &zone, rest, kind)
         }
         _ => Answer::NoSuchName,
     }
@@ -184,7 +184,7 @@ fn hosts(world: &World, service: &Service, zone: &str) -> Vec<Host> {
     }
     let mut found = Vec::new();
     for slice in world.slices_of(&key) {
-        let ports: Vec<_> = slice_ports(slice);
+        let ports: Vec<_> = slice_ports(&slice);
         let with_others = service.spec.publish_not_ready_addresses;
         let published = |one: &&Endpoint| with_others || one.conditions.is_ready();
         for endpoint in slice.endpoints.iter().filter(published) {
@@ -259,7 +259,7 @@ fn reverse(world: &World, config: &ClusterConfig, address: IpAddr, kind: RecordT
         || config.service_cidrs.iter().any(|range| range.contains(&address));
     let mut names = BTreeSet::new();
     for service in world.services().filter(|one| one.spec.kind != ServiceType::ExternalName) {
-        for host in hosts(world, service, &zone) {
+        for host in hosts(world, &service, &zone) {
             // Whoever writes an endpoint does not answer for addresses of others.
             let is_believed = ours || !service.is_headless();
             if host.address == address && host.has_reverse && is_believed {

@@ -160,9 +160,9 @@ pub fn answers_ping(
     if !config.answer_ping || config.dns_address(family) == Some(address) {
         return false;
     }
-    let mut services = world.services().filter(|service| is_proxied(service));
+    let mut services = world.services().filter(is_proxied);
     services.find(|service| service_has(service, address)).is_some_and(|service| {
-        let endpoints = endpoints::of_any_port(world, node, service, family, 0);
+        let endpoints = endpoints::of_any_port(world, node, &service, family, 0);
         endpoints.iter().any(|endpoint| endpoint.is_ready)
     })
 }
@@ -220,8 +220,8 @@ struct Case<'a> {
 impl Case<'_> {
     /// What the first Service by name says that says anything.
     fn first_of(&self, way: impl Fn(&Self, &Service) -> Option<Decision>) -> Option<Decision> {
-        let mut services = self.world.services().filter(|service| is_proxied(service));
-        services.find_map(|service| way(self, service))
+        let mut services = self.world.services().filter(is_proxied);
+        services.find_map(|service| way(self, &service))
     }
 
     fn at_cluster_ip(&self, service: &Service) -> Option<Decision> {

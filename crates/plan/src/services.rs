@@ -36,7 +36,9 @@ use model::kinds::{
     PORT_RANGES_ANNOTATION, SCHEDULING_ANNOTATION, ServicePort, ServiceType, TrafficPolicy,
     WEIGHTS_ANNOTATION,
 };
-use model::{ClusterConfig, Family, NamespacedName, Protocol, Service, World};
+use model::{
+    ClusterConfig, EndpointSlice, Family, FlatMap, NamespacedName, Protocol, Service, World,
+};
 
 pub use annotations::{PORT_RANGES_MAX, WEIGHTS_MAX};
 pub use ipvs::IpvsScheduler;
@@ -55,11 +57,11 @@ pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicePlan {
     /// What clients connect to, and what answers there. Never empty in a plan.
-    pub frontends: BTreeMap<Frontend, FrontendPlan>,
+    pub frontends: FlatMap<Frontend, FrontendPlan>,
     /// Ranges of ports besides, disjoint from each other and from the ports that `frontends` has
     /// at the same address and protocol: the order of look-ups does not matter. Endpoints have
     /// port 0 here: the packet keeps its port.
-    pub ranges: BTreeMap<RangeFrontend, FrontendPlan>,
+    pub ranges: FlatMap<RangeFrontend, FrontendPlan>,
     /// Addresses of the Service's endpoints on this node, ready or not: a connection from one of
     /// them that comes back to itself needs masquerading (hairpin).
     pub local_addresses: BTreeSet<IpAddr>,
@@ -235,14 +237,14 @@ pub fn plan(
     facts: &NodeFacts,
     service: &NamespacedName,
 ) -> (Option<ServicePlan>, Vec<Finding>) {
-    let Some(service) = world.service(service).filter(|service| is_ours(service)) else {
-        return (None, vec![]);
-    };
+    let slices: Vec<EndpointSlice> = world.slices_of(service).collect();
+    let Some(service) = world.service(service).filter(is_ours) else { return (None, vec![]) };
+    let service = &service;
     let mut findings = Findings::default();
     let wishes = Wishes::read(service, &mut findings);
     let viewer = Viewer { node: &facts.name, zone: zone(world, facts), weights: &wishes.weights };
     let mut endpoints = Endpoints::default();
-    for slice in world.slices_of(&service.metadata.key()) {
+    for slice in &slices {
         endpoints.read(slice, viewer, world.unreachable(), &mut findings);
     }
     let cluster_ips = cluster_ips(service, &mut findings);

@@ -185,7 +185,7 @@ pub fn service_records(
         return Some(ServiceRecords::ExternalName { target });
     }
     if service.is_headless() {
-        let endpoints = headless_endpoints(world, service, exposed.exposure.endpoint_pod_names);
+        let endpoints = headless_endpoints(world, &service, exposed.exposure.endpoint_pod_names);
         return (!endpoints.is_empty()).then_some(ServiceRecords::Headless { endpoints });
     }
     let addresses: Vec<IpAddr> = service.cluster_ips().collect();

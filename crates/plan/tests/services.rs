@@ -1,6 +1,5 @@
 //! What one Service becomes at a node, from objects as the API has them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::kinds::{
@@ -43,7 +42,7 @@ fn slice(name: &str, endpoints: &[(&str, &str, State)]) -> EndpointSlice {
     let mut slice = EndpointSlice { address_type: "IPv4".into(), ..Default::default() };
     slice.metadata.namespace = "shop".into();
     slice.metadata.name = name.into();
-    slice.metadata.labels = BTreeMap::from([(SERVICE_NAME_LABEL.into(), "web".into())]);
+    slice.metadata.labels = [(SERVICE_NAME_LABEL.into(), "web".into())].into();
     slice.ports =
         vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: Some(8080) }];
     slice.endpoints = endpoints

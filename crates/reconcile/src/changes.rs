@@ -61,11 +61,9 @@ impl Changes {
         pending.extend(services);
     }
 
-    /// A slice came or changed. One that goes was triggered by what its annotation does not tell.
-    pub(crate) fn note_trigger(&mut self, object: &Object) {
-        let Object::EndpointSlice(slice) = object else { return };
-        let time = slice.metadata.annotations.get(TRIGGER_TIME_ANNOTATION);
-        if let Some(time) = time.and_then(|time| Timestamp::parse(time)) {
+    /// A slice came or changed, and said what triggered that ([`trigger_of`]).
+    pub(crate) fn note_trigger(&mut self, time: Option<Timestamp>) {
+        if let Some(time) = time {
             push(&mut self.waiting, time);
         }
     }
@@ -104,6 +102,13 @@ impl Changes {
             no_local_external: self.no_local_external,
         }
     }
+}
+
+/// When that happened which made a slice come or change. What made it go its annotation does not
+/// tell.
+pub(crate) fn trigger_of(object: &Object) -> Option<Timestamp> {
+    let Object::EndpointSlice(slice) = object else { return None };
+    Timestamp::parse(slice.metadata.annotations.get(TRIGGER_TIME_ANNOTATION)?)
 }
 
 fn push(times: &mut VecDeque<Timestamp>, time: Timestamp) {

@@ -14,8 +14,10 @@ mod backoff;
 mod changes;
 pub mod failover;
 mod hold;
+mod narrow;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -34,6 +36,7 @@ use changes::Changes;
 pub use changes::{ChangeCounts, TRIGGER_TIME_ANNOTATION, TRIGGER_TIMES_MAX};
 use hold::Held;
 pub use hold::{HOLD, HOLD_MINIMUM_OBJECTS};
+pub use narrow::narrow;
 
 /// Every kind whose first complete list must be there before anything existing is changed
 /// (invariant 3).
@@ -84,7 +87,7 @@ pub enum Effect {
     /// Read the kernel back and answer [`Event::Observed`].
     Observe,
     /// Carry out these ops and answer [`Event::Applied`].
-    Apply(Vec<Op>),
+    Apply(Arc<[Op]>),
     /// Write the CNI configuration: the network is in the kernel, pods can be added.
     WriteConflist(String),
     /// Tell the DNS worker what changed; the first time, everything.
@@ -158,7 +161,7 @@ pub struct Reconciler {
 enum Underway {
     Nothing,
     Observing,
-    Applying(Vec<Op>),
+    Applying(Arc<[Op]>),
 }
 
 impl Reconciler {
@@ -200,14 +203,16 @@ impl Reconciler {
     pub fn handle(&mut self, event: Event, now: Now) {
         match event {
             Event::Listed { kind, objects } => self.listed(kind, objects, now),
-            Event::Present(object) => {
+            Event::Present(mut object) => {
+                let trigger = changes::trigger_of(&object);
+                narrow(&mut object);
                 if let Some(held) = self.held.get_mut(&object.kind()) {
                     held.set(object.clone());
                 }
                 let kind = object.kind();
-                let dirty = self.world.set(object.clone());
+                let dirty = self.world.set(object);
                 if !dirty.is_empty() {
-                    self.changes.note_trigger(&object);
+                    self.changes.note_trigger(trigger);
                 }
                 self.changes.note(kind, &dirty);
                 self.touch(dirty);
@@ -257,7 +262,7 @@ impl Reconciler {
             effects.push(Effect::Observe);
         }
         if self.underway == Underway::Nothing && self.backoff.is_over(now) {
-            let ops = self.wanted_ops();
+            let ops: Arc<[Op]> = self.wanted_ops().into();
             if ops.is_empty() {
                 if self.believed.is_some() {
                     self.touched = Touched::nothing();
@@ -359,7 +364,8 @@ impl Reconciler {
         self.facts.is_some() && KINDS.iter().all(|kind| self.listed.contains(kind))
     }
 
-    fn listed(&mut self, kind: Kind, objects: Vec<Object>, now: Now) {
+    fn listed(&mut self, kind: Kind, mut objects: Vec<Object>, now: Now) {
+        objects.iter_mut().for_each(narrow);
         let first = self.listed.insert(kind);
         let present = self.world.keys(kind).len();
         self.held.remove(&kind);
@@ -393,7 +399,7 @@ impl Reconciler {
     }
 
     fn touch_everything(&mut self) {
-        let services = self.world.services().map(|service| service.metadata.key());
+        let services = self.world.keys(Kind::Service).into_iter();
         let keys: Vec<DirtyKey> =
             services.map(DirtyKey::Service).chain([DirtyKey::Network]).collect();
         self.touch(keys);
@@ -515,7 +521,7 @@ impl Reconciler {
         before: &mut BTreeMap<NamespacedName, Option<ServicePlan>>,
     ) -> Vec<Finding> {
         let records = plan::zone::service_records(&self.world, name, &self.exposed);
-        let kind = self.world.service(name).and_then(|service| ServiceKind::of(service));
+        let kind = self.world.service(name).as_ref().and_then(ServiceKind::of);
         self.changes_of_zone().services.insert(name.clone(), ServiceNews { records, kind });
         let Some(facts) = &self.facts else { return vec![] };
         let (plan, mut found) = plan::services::plan(&self.world, &self.config, facts, name);

@@ -133,8 +133,8 @@ fn service(index: u8) -> impl Strategy<Value = ServicePlan> {
     let local = prop::collection::btree_set(1_u8..4, 0..3);
     (frontends(index), ranges(), local, any::<bool>()).prop_map(
         move |(frontends, ranges, local, ping)| ServicePlan {
-            frontends,
-            ranges,
+            frontends: frontends.into(),
+            ranges: ranges.into(),
             local_addresses: local.iter().map(|&last| [10, 244, 0, last].into()).collect(),
             answers_ping: ping.then_some([10, 96, 1, index].into()).into_iter().collect(),
             health_check: None,

@@ -95,7 +95,7 @@ impl<K: Kernel> NodeLoop<K> {
                 }
                 Effect::Apply(ops) => {
                     let results = self.kernel.apply(&ops);
-                    settled.ops.extend(ops);
+                    settled.ops.extend_from_slice(&ops);
                     let failed = results.iter().filter_map(|result| result.as_ref().err());
                     settled.failures.extend(failed.map(ToString::to_string));
                     self.handle(Event::Applied(results));

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::kinds::{NodeAddress, NodeCondition};
 use model::world::{Kind, Object};
-use model::{ClusterConfig, Family, Node, ObjectMeta};
+use model::{ClusterConfig, Family, Node};
 use plan::NodeFacts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -40,18 +40,18 @@ fn object(value: Value) -> Result<Object> {
         Kind::Node => Object::Node(Arc::new(typed(value)?)),
         Kind::Service => {
             let mut service: model::Service = typed(value)?;
-            to_default_namespace(&mut service.metadata);
+            to_default_namespace(&mut service.metadata.namespace);
             Object::Service(Arc::new(service))
         }
         Kind::EndpointSlice => {
             let mut slice: model::EndpointSlice = typed(value)?;
-            to_default_namespace(&mut slice.metadata);
+            to_default_namespace(&mut slice.metadata.namespace);
             Object::EndpointSlice(Arc::new(slice))
         }
         Kind::ServiceCidr => Object::ServiceCidr(Arc::new(typed(value)?)),
         Kind::Pod => {
             let mut pod: model::Pod = typed(value)?;
-            to_default_namespace(&mut pod.metadata);
+            to_default_namespace(&mut pod.metadata.namespace);
             Object::Pod(Arc::new(pod))
         }
     })
@@ -81,9 +81,9 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T> {
     Ok(serde_yaml_ng::from_value(value)?)
 }
 
-fn to_default_namespace(metadata: &mut ObjectMeta) {
-    if metadata.namespace.is_empty() {
-        metadata.namespace = "default".into();
+fn to_default_namespace(namespace: &mut String) {
+    if namespace.is_empty() {
+        *namespace = "default".into();
     }
 }
 

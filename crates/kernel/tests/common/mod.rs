@@ -11,13 +11,13 @@
 
 mod traffic;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use model::kinds::Node;
 use model::world::Object;
-use model::{ClusterConfig, Family, Protocol, World};
+use model::{ClusterConfig, Family, FlatMap, Protocol, World};
 use netlink::{LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
@@ -122,7 +122,7 @@ pub fn service(
     node_port: u16,
     plan: &FrontendPlan,
 ) -> ServicePlan {
-    let mut frontends = BTreeMap::new();
+    let mut frontends = FlatMap::new();
     let internal = FrontendPlan { outside: None, ..plan.clone() };
     frontends.insert(Frontend::ClusterIp { address, protocol, port }, internal);
     if node_port != 0 {

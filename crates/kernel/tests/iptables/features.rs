@@ -168,7 +168,7 @@ fn external_policy_local_keeps_the_source_or_drops() {
             let wanted = [answered("pod1", at.gateway1), answered("pod2", at.pod1)];
             assert_eq!(seen, wanted.into(), "{address}");
         }
-        for (frontend, plan) in &mut service.frontends {
+        for (frontend, plan) in service.frontends.iter_mut() {
             if !matches!(frontend, Frontend::ClusterIp { .. }) {
                 plan.outside = Some(Backends::Drop);
             }

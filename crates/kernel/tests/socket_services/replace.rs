@@ -116,7 +116,7 @@ fn other_sizes_take_over_while_connections_are_made() {
     // Only two endpoints, so that one sees which maps the programs read.
     let fewer: BTreeSet<SocketAddr> = endpoints.iter().copied().take(2).collect();
     let plan = cluster_ip(frontend, &to(&fewer));
-    world.desired.services.values_mut().for_each(|one| one.frontends = plan.clone());
+    world.desired.services.values_mut().for_each(|one| one.frontends = plan.clone().into());
     fill(&mut world.driver, &world.desired, &world.config, &world.facts);
     assert_eq!(meet(&world), endpoints, "filled maps are nobody's yet");
     assert_eq!(world.driver.attach(&cgroup.own).expect("attached").len(), 8);

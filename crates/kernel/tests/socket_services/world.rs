@@ -66,7 +66,7 @@ impl World {
     /// Makes the maps hold these frontends of one Service, and attaches the programs. Answers the
     /// ops that it took.
     pub fn set(&mut self, frontends: BTreeMap<Frontend, FrontendPlan>) -> Vec<EbpfOp> {
-        self.set_plan(ServicePlan { frontends, ..ServicePlan::default() })
+        self.set_plan(ServicePlan { frontends: frontends.into(), ..ServicePlan::default() })
     }
 
     pub fn set_plan(&mut self, plan: ServicePlan) -> Vec<EbpfOp> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::meta::{ObjectMeta, null_as_default};
+use crate::meta::{NarrowMeta, nullable};
 use crate::{NamespacedName, Protocol};
 
 /// The label that names the Service which a slice belongs to.
@@ -15,14 +15,14 @@ pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointSlice {
     /// Name and labels.
-    pub metadata: ObjectMeta,
+    pub metadata: NarrowMeta,
     /// `IPv4`, `IPv6` or `FQDN`; slices of names take no packets.
     pub address_type: String,
     /// The endpoints.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub endpoints: Vec<Endpoint>,
     /// The ports that every endpoint of this slice has.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub ports: Vec<EndpointPort>,
 }
 
@@ -31,16 +31,16 @@ pub struct EndpointSlice {
 #[serde(rename_all = "camelCase", default)]
 pub struct Endpoint {
     /// Addresses; consumers use the first (API: "fungible").
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub addresses: Vec<String>,
     /// Readiness.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub conditions: Conditions,
     /// The endpoint's own DNS label below a headless Service.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub hostname: String,
     /// The node that the endpoint is on; empty when unknown.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub node_name: String,
     /// Whose clients shall prefer the endpoint.
     pub hints: Option<Box<EndpointHints>>,
@@ -53,10 +53,10 @@ pub struct Endpoint {
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointHints {
     /// Zones whose clients shall prefer it (KEP-2433).
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub for_zones: Vec<ForName>,
     /// Nodes whose clients shall prefer it (KEP-3015).
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub for_nodes: Vec<ForName>,
 }
 
@@ -73,7 +73,7 @@ pub struct ForName {
 #[serde(default)]
 pub struct TargetReference {
     /// The object's name, in the namespace of the slice.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub name: String,
 }
 
@@ -94,10 +94,10 @@ pub struct Conditions {
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointPort {
     /// Matches the Service port's name.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub name: String,
     /// The transport protocol.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub protocol: Protocol,
     /// The port. Absent: all ports, which Services without a selector may use; no VIP maps to it.
     pub port: Option<u16>,

@@ -1,23 +1,22 @@
 //! core/v1 Service, narrowed to what decides where a packet goes.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Protocol;
-use crate::meta::{ObjectMeta, null_as_default};
+use crate::meta::{NarrowMeta, nullable};
+use crate::{FlatMap, Protocol};
 
 /// A Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Service {
     /// Name, labels, annotations.
-    pub metadata: ObjectMeta,
+    pub metadata: NarrowMeta,
     /// What the Service is.
     pub spec: ServiceSpec,
     /// What load balancers say of it.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub status: ServiceStatus,
 }
 
@@ -37,46 +36,46 @@ pub const WEIGHTS_ANNOTATION: &str = "flatnet.io/weights";
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceSpec {
     /// How the Service is exposed.
-    #[serde(rename = "type", deserialize_with = "null_as_default")]
+    #[serde(rename = "type", with = "nullable")]
     pub kind: ServiceType,
     /// The addresses of the Service; `None` (the text) for a headless one, empty before
     /// allocation and for ExternalName.
-    #[serde(rename = "clusterIPs", deserialize_with = "null_as_default")]
+    #[serde(rename = "clusterIPs", with = "nullable")]
     pub cluster_ips: Vec<String>,
     /// Selects the pods. Empty: somebody else writes the EndpointSlices.
-    #[serde(deserialize_with = "null_as_default")]
-    pub selector: BTreeMap<String, String>,
+    #[serde(with = "nullable")]
+    pub selector: FlatMap<String, String>,
     /// The ports of the Service.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub ports: Vec<ServicePort>,
     /// Whether a client stays with one endpoint.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub session_affinity: SessionAffinity,
     /// How long a client stays with its endpoint.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub session_affinity_config: SessionAffinityConfig,
     /// Which endpoints clients outside the cluster may reach.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub external_traffic_policy: TrafficPolicy,
     /// Which endpoints clients inside the cluster may reach.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub internal_traffic_policy: TrafficPolicy,
     /// Addresses at which the cluster's nodes take packets for the Service; who routes them there
     /// is not Kubernetes' concern.
-    #[serde(rename = "externalIPs", deserialize_with = "null_as_default")]
+    #[serde(rename = "externalIPs", with = "nullable")]
     pub external_ips: Vec<String>,
     /// Clients that the load balancer's addresses are for; empty: everybody.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub load_balancer_source_ranges: Vec<String>,
     /// The port of every node that tells a load balancer whether it has endpoints; 0 when there is
     /// none.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub health_check_node_port: u16,
     /// Whether endpoints that are not ready count as ready.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub publish_not_ready_addresses: bool,
     /// The target name of an ExternalName Service.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub external_name: String,
 }
 
@@ -85,7 +84,7 @@ pub struct ServiceSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceStatus {
     /// What a load balancer has made.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub load_balancer: LoadBalancerStatus,
 }
 
@@ -94,7 +93,7 @@ pub struct ServiceStatus {
 #[serde(default)]
 pub struct LoadBalancerStatus {
     /// Where traffic for the Service goes in.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub ingress: Vec<LoadBalancerIngress>,
 }
 
@@ -103,7 +102,7 @@ pub struct LoadBalancerStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerIngress {
     /// The address; empty for load balancers that have names.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub ip: String,
     /// `VIP` or `Proxy` (KEP-1860).
     pub ip_mode: Option<String>,
@@ -114,17 +113,15 @@ pub struct LoadBalancerIngress {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServicePort {
     /// The port's name; empty when the only port has none. Matches the slice port's name.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub name: String,
     /// The transport protocol.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub protocol: Protocol,
     /// The port at the Service's address.
     pub port: u16,
-    /// The port of the pods, by number or by container port name.
-    pub target_port: Option<IntOrString>,
     /// The port on every node; 0 when there is none.
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(with = "nullable")]
     pub node_port: u16,
 }
 
@@ -167,7 +164,7 @@ pub enum SessionAffinity {
 #[serde(rename_all = "camelCase", default)]
 pub struct SessionAffinityConfig {
     /// For the affinity `ClientIP`.
-    #[serde(rename = "clientIP", deserialize_with = "null_as_default")]
+    #[serde(rename = "clientIP", with = "nullable")]
     pub client_ip: ClientIpConfig,
 }
 

@@ -38,7 +38,7 @@ pub fn of_port(
                 world,
                 node,
                 service,
-                slice,
+                &slice,
                 family,
                 (number, Some(port.protocol)),
             ));
@@ -56,8 +56,9 @@ pub fn of_any_port(
     number: u16,
 ) -> Vec<Endpoint> {
     let slices = slices(world, service, family);
-    let of_slice = |slice| of_slice(world, node, service, slice, family, (number, None));
-    slices.into_iter().flat_map(of_slice).collect()
+    let of_slice =
+        |slice: &EndpointSlice| of_slice(world, node, service, slice, family, (number, None));
+    slices.iter().flat_map(of_slice).collect()
 }
 
 /// What `choose` takes among the endpoints that answer; where it takes none of these, what it takes
@@ -116,15 +117,14 @@ fn addresses<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> BTreeSet<Sock
     endpoints.map(|endpoint| endpoint.address).collect()
 }
 
-fn slices<'a>(world: &'a World, service: &Service, family: Family) -> Vec<&'a EndpointSlice> {
+fn slices(world: &World, service: &Service, family: Family) -> Vec<EndpointSlice> {
     let is_proxied = |slice: &EndpointSlice| {
         let labels = &slice.metadata.labels;
         !labels.contains_key(PROXY_NAME_LABEL) && !labels.contains_key(HEADLESS_LABEL)
     };
     let key = service.metadata.key();
-    let slices = world.slices_of(&key).map(|slice| &**slice);
-    let of_family = slices.filter(|slice| slice.address_type == family.to_string());
-    of_family.filter(|slice| is_proxied(slice)).collect()
+    let of_family = world.slices_of(&key).filter(|slice| slice.address_type == family.to_string());
+    of_family.filter(is_proxied).collect()
 }
 
 /// Of no protocol are the endpoints of port ranges: no single port of theirs is watched.

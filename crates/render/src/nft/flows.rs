@@ -8,7 +8,7 @@ use model::{Family, Protocol};
 
 use super::language::{Datum, Table, Tuple, Value, Verdict};
 use super::layout::{ANSWERS_PING, Class, NODE_ADDRESSES, RangeView, View};
-use super::{StaleFlows, TableProgram};
+use super::{Shares, StaleFlows, TableProgram};
 
 /// UDP frontends whose endpoints change: flows that lead to none of the new ones are stale, also
 /// those that began when there was no endpoint and were not translated. All are where the source is
@@ -49,7 +49,7 @@ pub(super) fn stale(
 /// A node port stands in two views: what either allows is not stale.
 fn allowed(program: &TableProgram, frontend: &Tuple) -> BTreeSet<SocketAddr> {
     let maps = program.endpoints.values().filter_map(|frontends| frontends.get(frontend));
-    maps.flat_map(BTreeMap::keys).copied().collect()
+    maps.flat_map(Shares::keys).copied().collect()
 }
 
 /// Where clients of a UDP frontend send to; nothing for other protocols.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use model::FlatMap;
 use plan::services::Scheduling;
 
 use super::language::{Datum, Set, Tuple, Value};
@@ -14,7 +15,7 @@ use super::layout::{endpoint_datum, endpoint_of};
 const WEIGHT_SLOTS_MAX: u32 = 256;
 
 /// How many slots each endpoint of a frontend has, at least one.
-pub type Shares = BTreeMap<SocketAddr, u32>;
+pub type Shares = FlatMap<SocketAddr, u32>;
 
 /// The shares of endpoints: equal but for weights, which are brought down to their least numbers
 /// with the same proportions, and further to so many slots as there may be.

@@ -209,7 +209,7 @@ impl Runner<'_> {
             can && asked.is_some_and(|how| how == "maglev")
         };
         world.service(key).is_some_and(|service| {
-            service.spec.session_affinity == SessionAffinity::ClientIP || is_hashed(service)
+            service.spec.session_affinity == SessionAffinity::ClientIP || is_hashed(&service)
         })
     }
 

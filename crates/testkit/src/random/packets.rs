@@ -1,7 +1,6 @@
 //! Random packets, most of them to something that a random world has.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use model::cluster::nth_address;
 use model::kinds::{Service, ServicePort};
@@ -88,9 +87,9 @@ fn destination(
 ) -> (SocketAddr, Protocol) {
     let protocol = choices.one_of(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
     let services = world.services().filter(|service| !service.spec.ports.is_empty());
-    let all: Vec<&Arc<Service>> = services.collect();
+    let all: Vec<Service> = services.collect();
     if !all.is_empty() && !choices.once_in(6) {
-        let service = all[choices.below(all.len())];
+        let service = &all[choices.below(all.len())];
         let port = &service.spec.ports[choices.below(service.spec.ports.len())];
         let frontends = frontends(service, port, config, facts);
         if let Some(mut destination) = frontends.get(choices.below(frontends.len())).copied() {

@@ -260,7 +260,8 @@ impl Simulation {
     fn check(&mut self) -> Result<()> {
         let mut world = World::default();
         for kind in KINDS {
-            for object in agent::list(&self.api, kind)?.0 {
+            for mut object in agent::list(&self.api, kind)?.0 {
+                reconcile::narrow(&mut object);
                 world.set(object);
             }
         }
@@ -321,9 +322,9 @@ impl Simulation {
             let key = service.metadata.key();
             let found: BTreeSet<String> = world
                 .slices_of(&key)
-                .flat_map(|slice| &slice.endpoints)
+                .flat_map(|slice| slice.endpoints)
                 .filter(|endpoint| endpoint.conditions.is_ready())
-                .flat_map(|endpoint| endpoint.addresses.iter().cloned())
+                .flat_map(|endpoint| endpoint.addresses)
                 .collect();
             ensure!(found == wanted, "{key}: endpoints {found:?}, ready pods {wanted:?}");
         }
