@@ -524,3 +524,129 @@ async fn ranges_and_addresses_are_listed() {
     })
     .await;
 }
+
+const GADGETS: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: gadgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: gadgets, kind: Gadget, shortNames: [gd], categories: [all]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [size]
+            properties:
+              size: {type: integer, minimum: 1, description: How large it is.}
+              color: {type: string, default: red}
+              replicas: {type: integer}
+          status:
+            type: object
+            properties:
+              replicas: {type: integer}
+    subresources:
+      status: {}
+      scale: {specReplicasPath: .spec.replicas, statusReplicasPath: .status.replicas}
+    additionalPrinterColumns:
+    - {name: Size, type: integer, jsonPath: .spec.size}
+    - {name: Color, type: string, jsonPath: .spec.color}
+"#;
+
+const GADGET: &str = r#"
+apiVersion: example.com/v1
+kind: Gadget
+metadata: {name: big}
+spec: {size: 9, replicas: 1}
+"#;
+
+/// Entry 26 of the compatibility list.
+#[tokio::test]
+async fn custom_resources_are_like_any_others() {
+    with_every_kubectl("definitions", async |kubectl, client| {
+        kubectl.ok_with(&["apply", "-f", "-"], GADGETS).await;
+        kubectl.ok(&["wait", "--for=condition=Established", "crd/gadgets.example.com"]).await;
+        let listed =
+            kubectl.ok(&["api-resources", "--api-group=example.com", "--no-headers"]).await;
+        assert!(words(&listed)[0].starts_with(&["gadgets", "gd"]), "{listed}");
+        // What kubectl 1.20 lacks: it takes schemas from a form that we do not send.
+        let is_new = kubectl.run(&["explain", "gadgets.spec.size"], "").await.status.success();
+        if is_new {
+            let told = kubectl.ok(&["explain", "gadgets.spec.size"]).await;
+            assert!(told.contains("How large it is."), "{told}");
+        }
+        assert!(is_new || kubectl.program == kubectl_1_20());
+
+        let applied = kubectl.ok_with(&["apply", "-f", "-"], GADGET).await;
+        assert_eq!(applied.trim(), "gadget.example.com/big created");
+        let applied = kubectl.ok_with(&["apply", "-f", "-"], GADGET).await;
+        assert_eq!(applied.trim(), "gadget.example.com/big unchanged");
+        let table = kubectl.ok(&["get", "gd"]).await;
+        assert_eq!(words(&table), [["NAME", "SIZE", "COLOR"], ["big", "9", "red"]]);
+        let error =
+            kubectl.fails(&["apply", "-f", "-"], &GADGET.replace("size: 9", "size: 0")).await;
+        let expected =
+            "spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1";
+        assert!(error.contains(expected), "{error}");
+
+        kubectl.ok(&["scale", "gadget/big", "--replicas=4"]).await;
+        let patch = r#"{"spec":{"color":"blue"}}"#;
+        kubectl.ok(&["patch", "gd", "big", "--type=merge", "-p", patch]).await;
+        let shown = kubectl.ok(&["get", "gd", "big", "-o", "jsonpath={.spec}"]).await;
+        let spec: Value = serde_json::from_str(&shown).expect("JSON");
+        assert_eq!(spec, json!({"size": 9, "replicas": 4, "color": "blue"}));
+        let error =
+            kubectl.fails(&["patch", "gd", "big", "--type=strategic", "-p", patch], "").await;
+        assert!(
+            error.contains("415")
+                || error.contains("UnsupportedMediaType")
+                || error.contains("not supported"),
+            "{error}"
+        );
+        kubectl.ok_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], GADGET).await;
+
+        let timeout = format!("--timeout={}s", DEADLINE.as_secs());
+        kubectl.ok(&["delete", "crd", "gadgets.example.com", &timeout]).await;
+        let error = kubectl.fails(&["get", "gadgets"], "").await;
+        assert!(error.contains("gadgets"), "{error}");
+        let path = ResourcePath::new("example.com/v1", "gadgets").namespace("default").name("big");
+        let gone = client.get_optional::<Value>(&path).await.expect("an answer");
+        assert_eq!(gone, None);
+    })
+    .await;
+}
+
+/// A server that starts again knows its definitions before the objects that they make readable.
+#[tokio::test]
+async fn definitions_and_their_objects_outlive_the_server() {
+    let scratch = Scratch::new("definitions-restart");
+    let server = start(&scratch.0, 0).await;
+    let apply = async |client: &Client, path: &ResourcePath, text: &str| {
+        let body: Value = serde_yaml_ng::from_str(text).expect("YAML");
+        client.create::<_, Value>(path, &body).await.expect("made")
+    };
+    let crds = ResourcePath::new("apiextensions.k8s.io/v1", "customresourcedefinitions");
+    apply(&server.client, &crds, GADGETS).await;
+    let gadgets = ResourcePath::new("example.com/v1", "gadgets").namespace("default");
+    apply(&server.client, &gadgets, GADGET).await;
+    server.running.stop().await;
+    let server = start(&scratch.0, 0).await;
+    let found: Value = server.client.get(&gadgets.clone().name("big")).await.expect("there");
+    assert_eq!(found["spec"]["color"], "red");
+    let options = client::DeleteOptions::default();
+    let _: Value =
+        server.client.delete(&crds.name("gadgets.example.com"), &options).await.expect("deleted");
+    server.running.stop().await;
+    // The log has entries of a kind that nobody knows now.
+    let server = start(&scratch.0, 0).await;
+    let gone = server.client.get_optional::<Value>(&gadgets.name("big")).await.expect("an answer");
+    assert_eq!(gone, None);
+    server.running.stop().await;
+}
