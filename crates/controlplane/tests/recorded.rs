@@ -86,10 +86,7 @@ const SCHEDULING: &str = "devices are not served";
 const STORAGE: &str = "volumes beyond the pod's own and runtime classes are not served";
 
 const LEFT_OUT_1_33: &[LeftOut] = &[
-    LeftOut {
-        numbers: &[197, 199, 200, 202, 203, 204, 205, 206, 207, 208, 246, 247],
-        reason: CRD,
-    },
+    LeftOut { numbers: &[197, 199, 200, 202, 203, 204, 205, 206, 207, 208, 246, 247], reason: CRD },
     LeftOut { numbers: &[216], reason: AUTHORIZATION },
     LeftOut { numbers: &[94], reason: AUTOSCALING },
 ];
