@@ -48,7 +48,7 @@ fn each_port_serves_one_connection_to_a_destination_and_a_new_range_cuts_none() 
     lab.converge(&mut driver);
     let [web, dns] = [443, 853].map(|port| listen(&lab, port));
 
-    let mut held = vec![Connection::open(&lab.pod1, &web), Connection::open(&lab.pod2, &web)];
+    let mut held = [Connection::open(&lab.pod1, &web), Connection::open(&lab.pod2, &web)];
     let mut ports: Vec<u16> = held.iter().map(|one| one.saw.port()).collect();
     ports.sort_unstable();
     assert_eq!(ports, [40_000, 40_001]);
