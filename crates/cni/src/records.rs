@@ -11,7 +11,6 @@
 //! away is no loss; addresses, which do, are synced by the allocator's own directory. A torn file
 //! names its container and interface all the same.
 
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -21,7 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use model::Attachment;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
 use crate::fault::{Fault, STATE_STORE, TRY_AGAIN};
@@ -33,8 +32,7 @@ const RECORD_BYTES_MAX: u64 = 64 << 20;
 /// Records of a network that are read at most: more than any node has pods.
 const RECORDS_MAX: usize = 1 << 16;
 const LOCK_FILE: &str = "lock";
-/// A file that is being written; under the lock at most one, left over by a crash, or by a record
-/// that was removed: to make a file and to remove one cost more than all else that is done to it.
+/// A file that is being written; under the lock at most one, left over only by a crash.
 const UNFINISHED_FILE: &str = ".unfinished";
 const BOOT_FILE: &str = "boot";
 const EXTENSION: &str = ".json";
@@ -151,22 +149,16 @@ impl Records {
     /// # Errors
     /// Code 105.
     pub fn remove(&self, name: &str) -> Result<(), Fault> {
-        let (path, unfinished) = (self.path(name), self.directory.join(UNFINISHED_FILE));
-        // One is enough. To replace it would make the file system write this one to the disk.
-        match renameat2(AT_FDCWD, &path, AT_FDCWD, &unfinished, RenameFlags::RENAME_NOREPLACE) {
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(_) => remove_file(&path),
-        }
+        remove_file(&self.path(name))
     }
 
     fn replace(&self, path: &Path, text: &[u8]) -> Result<(), Fault> {
         let unfinished = self.directory.join(UNFINISHED_FILE);
+        remove_file(&unfinished)?;
         let write = || {
-            let mut file = open_unfinished(&unfinished)?;
-            file.write_all(text)?;
-            if file.metadata()?.len() > text.len() as u64 {
-                file.set_len(text.len() as u64)?;
-            }
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create_new(true).mode(0o600);
+            options.open(&unfinished)?.write_all(text)?;
             fs::rename(&unfinished, path)
         };
         write().map_err(|error| store_fault("write", path, error))
@@ -302,25 +294,7 @@ fn read_all(directory: &Path) -> Result<Vec<Record>, Fault> {
     Ok(records)
 }
 
-/// Opens the file that is written next, whatever it holds; makes it where there is none, or
-/// something else: a link could lead anywhere, a pipe would block.
-fn open_unfinished(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    match options.open(path) {
-        Ok(file) if file.metadata()?.is_file() => Ok(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            options.create_new(true).open(path)
-        }
-        _ => {
-            fs::remove_file(path)?;
-            options.create_new(true).open(path)
-        }
-    }
-}
-
-/// `None` for a file that is damaged, or that is none: a link could lead anywhere. One that tells of
-/// another attachment than its name is what a power cut left of the file's last use.
+/// `None` for a file that is damaged, or that is none: a link could lead anywhere.
 fn read(path: &Path) -> io::Result<Option<Attachment>> {
     let mut options = OpenOptions::new();
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
@@ -333,9 +307,7 @@ fn read(path: &Path) -> io::Result<Option<Attachment>> {
     }
     let mut bytes = Vec::new();
     file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
-    let attachment: Option<Attachment> = serde_json::from_slice(&bytes).ok();
-    let own = path.file_stem().and_then(OsStr::to_str);
-    Ok(attachment.filter(|it| own == Some(&name(&it.container_id, &it.interface))))
+    Ok(serde_json::from_slice(&bytes).ok())
 }
 
 fn remove_file(path: &Path) -> Result<(), Fault> {
@@ -424,33 +396,6 @@ mod tests {
         assert_eq!(records.find("c2", "eth0"), Ok(None));
         records.write(&attachment("c2")).expect("written over");
         assert_eq!(records.find("c2", "eth0"), Ok(Some(attachment("c2"))));
-    }
-
-    /// What a record needs beside itself is one file, whoever comes and goes, and nothing of an earlier
-    /// record comes back in a later one.
-    #[test]
-    fn the_file_of_a_removed_record_is_the_next_ones() {
-        let base = Scratch::new("again");
-        let records = Records::open(&base.0, "net").expect("opened");
-        let directory = base.0.join("net");
-        let long = Attachment { network: "n".repeat(9000), ..attachment("long") };
-        let inode = |name: &str| fs::metadata(directory.join(name)).expect("there").ino();
-        records.write(&long).expect("written");
-        records.write(&attachment("other")).expect("written");
-        let first = inode("long-eth0.json");
-        records.remove("long-eth0").expect("removed");
-        records.remove("other-eth0").expect("removed");
-        assert_eq!(records.list(), Ok(vec![]));
-        records.write(&attachment("c2")).expect("written");
-        assert_eq!(inode("c2-eth0.json"), first);
-        assert_eq!(records.find("c2", "eth0"), Ok(Some(attachment("c2"))), "not longer than it is");
-        assert_eq!(fs::read_dir(&directory).expect("read").count(), 2, "the lock and c2");
-        symlink("/nowhere", directory.join(UNFINISHED_FILE)).expect("a link");
-        records.write(&attachment("c3")).expect("written, and not through the link");
-        assert_eq!(records.find("c3", "eth0"), Ok(Some(attachment("c3"))));
-        // A power cut may bring the name to the disk and not what was written under it.
-        fs::copy(directory.join("c2-eth0.json"), directory.join("c4-eth0.json")).expect("copied");
-        assert_eq!(records.find("c4", "eth0"), Ok(None), "another's record");
     }
 
     /// state directories that others can write are refused.

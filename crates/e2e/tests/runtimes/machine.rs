@@ -165,8 +165,9 @@ fn file_systems() -> Result<()> {
         packages.display()
     );
     let layers = "/run/layers";
-    command("mount", &["-t", "proc", "proc", "/proc"])?;
-    command("mount", &["-t", "tmpfs", "tmpfs", "/run"])?;
+    // Without -n, these two would leave a directory of mount's in the host's /run.
+    command("mount", &["-n", "-t", "proc", "proc", "/proc"])?;
+    command("mount", &["-n", "-t", "tmpfs", "tmpfs", "/run"])?;
     // First, since the work tree may lie below /tmp, and overlays stack only twice.
     for (part, place) in [("usr", "/usr"), ("lib", "/usr/lib")] {
         if packages.join(part).exists() {
