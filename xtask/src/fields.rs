@@ -44,6 +44,8 @@ const KINDS: &[&str] = &[
     "v1/LimitRange",
     "v1/Namespace",
     "v1/Node",
+    "v1/PersistentVolume",
+    "v1/PersistentVolumeClaim",
     "v1/Pod",
     "v1/ReplicationController",
     "v1/ResourceQuota",
@@ -76,6 +78,7 @@ const KINDS: &[&str] = &[
     "rbac.authorization.k8s.io/v1/Role",
     "rbac.authorization.k8s.io/v1/RoleBinding",
     "scheduling.k8s.io/v1/PriorityClass",
+    "storage.k8s.io/v1/StorageClass",
 ];
 
 macro_rules! apiextensions {
