@@ -356,6 +356,8 @@ api! {
 
     /// `lifecycle`.
     struct Lifecycle {
+        /// Run when the container has started; until it ends, the container counts as not started.
+        post_start: Option<Handler>,
         /// Run before SIGTERM.
         pre_stop: Option<Handler>,
     }
@@ -368,6 +370,8 @@ api! {
         http_get: Option<HttpHandler>,
         /// A TCP connection.
         tcp_socket: Option<TcpHandler>,
+        /// A question by gRPC's health protocol; probes only.
+        grpc: Option<GrpcHandler>,
         /// A pause; hooks only.
         sleep: Option<SleepHandler>,
     }
@@ -408,6 +412,14 @@ api! {
         host: String,
     }
 
+    /// `grpc`.
+    struct GrpcHandler {
+        /// Port.
+        port: u16,
+        /// The service that is asked for; the server as a whole where empty.
+        service: String,
+    }
+
     /// `sleep`.
     struct SleepHandler {
         /// How long.
@@ -422,6 +434,8 @@ api! {
         http_get: Option<HttpHandler>,
         /// A TCP connection.
         tcp_socket: Option<TcpHandler>,
+        /// A question by gRPC's health protocol.
+        grpc: Option<GrpcHandler>,
         /// Before the first probe.
         initial_delay_seconds: u32,
         /// Between probes; default 10.
@@ -582,6 +596,7 @@ impl Probe {
             exec: self.exec.clone(),
             http_get: self.http_get.clone(),
             tcp_socket: self.tcp_socket.clone(),
+            grpc: self.grpc.clone(),
             sleep: None,
         }
     }

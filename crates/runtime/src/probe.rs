@@ -1,4 +1,7 @@
-//! Carries out one probe or hook. HTTP and TCP go from the node's namespace to the pod's address.
+//! Carries out one probe or hook. HTTP, gRPC and TCP go from the node's namespace to the pod's
+//! address.
+
+mod grpc;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,6 +33,10 @@ const MAX_BODY_BYTES: usize = 10 * 1024;
 const REST_OF_OUTPUT_MS: u64 = 100;
 /// What the pod's server sees, as from a kubelet.
 const USER_AGENT: &str = "kube-probe/1.33";
+/// The same for hooks.
+const HOOK_USER_AGENT: &str = "kube-lifecycle/1.33";
+/// The port of a hook's request that names none (the kubelet's).
+const HOOK_PORT: u16 = 80;
 
 /// Where a probe goes.
 pub struct Target<'a> {
@@ -41,37 +48,77 @@ pub struct Target<'a> {
     pub address: Option<IpAddr>,
 }
 
-/// Runs a handler; a time out is a failure.
+/// Runs a probe; a time out is a failure.
 ///
 /// # Errors
 /// The kubelet's words.
 pub async fn run(handler: &Handler, target: &Target<'_>, timeout: Duration) -> Result<(), String> {
     let outcome = async {
-        if let Some(exec) = &handler.exec {
-            return execute(&exec.command, target).await;
+        if let Some(grpc) = &handler.grpc {
+            let (stream, address) =
+                connect("", Some(grpc.port), target).await.map_err(|error| {
+                    format!("error: failed to connect service at port {}: {error}", grpc.port)
+                })?;
+            return grpc::check(stream, address, &grpc.service, USER_AGENT).await;
         }
         if let Some(http) = &handler.http_get {
-            return get(http, target).await;
+            return judge(get(http, target, USER_AGENT, None).await?);
         }
-        if let Some(tcp) = &handler.tcp_socket {
-            let port = tcp.port.as_ref().and_then(|port| target.container.port(port));
-            return connect(&tcp.host, port, target).await.map(drop);
-        }
-        if let Some(sleep) = &handler.sleep {
-            tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0) as u64)).await;
-        }
-        Ok(())
+        perform(handler, target).await
     };
     match tokio::time::timeout(timeout, outcome).await {
         Ok(result) => result,
-        Err(_) if handler.exec.is_some() => {
-            let command = handler.exec.as_ref().map(|exec| exec.command.join(" "));
-            let command = command.unwrap_or_default();
-            Err(format!("command {command:?} timed out after {} s", timeout.as_secs()))
+        Err(_) if handler.grpc.is_some() => {
+            Err(format!("timeout: health rpc did not complete within {}s", timeout.as_secs()))
         }
-        Err(_) => {
-            Err(format!("no answer within {} s (Client.Timeout exceeded)", timeout.as_secs()))
+        Err(_) => Err(timed_out(handler, timeout)),
+    }
+}
+
+/// Runs a hook; a time out is a failure. Any answer to its HTTP request is a success, as in the
+/// kubelet: the hook tells a server something, and asks it nothing.
+///
+/// # Errors
+/// What failed, for the log.
+pub async fn run_hook(
+    hook: &Handler,
+    target: &Target<'_>,
+    timeout: Duration,
+) -> Result<(), String> {
+    let outcome = async {
+        match &hook.http_get {
+            Some(http) => get(http, target, HOOK_USER_AGENT, Some(HOOK_PORT)).await.map(drop),
+            None => perform(hook, target).await,
         }
+    };
+    match tokio::time::timeout(timeout, outcome).await {
+        Ok(result) => result,
+        Err(_) => Err(timed_out(hook, timeout)),
+    }
+}
+
+/// What probes and hooks do alike.
+async fn perform(handler: &Handler, target: &Target<'_>) -> Result<(), String> {
+    if let Some(exec) = &handler.exec {
+        return execute(&exec.command, target).await;
+    }
+    if let Some(tcp) = &handler.tcp_socket {
+        let port = tcp.port.as_ref().and_then(|port| target.container.port(port));
+        return connect(&tcp.host, port, target).await.map(drop);
+    }
+    if let Some(sleep) = &handler.sleep {
+        tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0) as u64)).await;
+    }
+    Ok(())
+}
+
+fn timed_out(handler: &Handler, timeout: Duration) -> String {
+    match &handler.exec {
+        Some(exec) => {
+            let command = exec.command.join(" ");
+            format!("command {command:?} timed out after {} s", timeout.as_secs())
+        }
+        None => format!("no answer within {} s (Client.Timeout exceeded)", timeout.as_secs()),
     }
 }
 
@@ -117,15 +164,24 @@ async fn execute(command: &[String], target: &Target<'_>) -> Result<(), String> 
     }
 }
 
-async fn get(http: &HttpHandler, target: &Target<'_>) -> Result<(), String> {
-    let port = http.port.as_ref().and_then(|port| target.container.port(port));
+/// The status that a server answers.
+async fn get(
+    http: &HttpHandler,
+    target: &Target<'_>,
+    user_agent: &str,
+    default_port: Option<u16>,
+) -> Result<StatusCode, String> {
+    let port = match &http.port {
+        Some(port) => target.container.port(port),
+        None => default_port,
+    };
     let path =
         if http.path.starts_with('/') { http.path.clone() } else { format!("/{}", http.path) };
     let (stream, address) = connect(&http.host, port, target).await?;
     let scheme = if http.scheme == "HTTPS" { "https" } else { "http" };
     let url = format!("{scheme}://{address}{path}");
     let failed = |problem: String| format!("Get {url:?}: {problem}");
-    let mut request = Request::get(path.as_str()).header("User-Agent", USER_AGENT);
+    let mut request = Request::get(path.as_str()).header("User-Agent", user_agent);
     let mut has_host = false;
     for header in &http.http_headers {
         has_host |= header.name.eq_ignore_ascii_case("host");
@@ -147,7 +203,10 @@ async fn get(http: &HttpHandler, target: &Target<'_>) -> Result<(), String> {
     } else {
         exchange(stream, request).await
     };
-    let status = status.map_err(&failed)?;
+    status.map_err(failed)
+}
+
+fn judge(status: StatusCode) -> Result<(), String> {
     if (200..400).contains(&status.as_u16()) {
         Ok(())
     } else {

@@ -29,6 +29,9 @@ const RETRY_MS: u64 = 200;
 /// Longest such wait, milliseconds.
 const RETRY_LIMIT_MS: u64 = 10_000;
 
+/// Longest postStart hook, seconds. The kubelet has no limit; one that takes this long has failed.
+const POST_START_LIMIT_S: u64 = 3_600;
+
 /// What a task needs of its pod.
 pub struct Task {
     /// Shared by all pods.
@@ -117,8 +120,21 @@ impl Task {
         tell(&self.sender, fact).await;
     }
 
+    /// Runs the postStart hook.
+    pub async fn post_start(self, container: String, id: String) {
+        let Some(spec) = self.pod.container(&container) else { return };
+        let Some(hook) = &spec.lifecycle.post_start else { return };
+        let limit = Duration::from_secs(POST_START_LIMIT_S);
+        let result = probe::run_hook(hook, &self.target(spec), limit).await;
+        if let Err(message) = &result {
+            tracing::info!(pod = %self.pod.metadata.name, "PostStart hook failed: {message}");
+        }
+        tell(&self.sender, Fact::PostStarted { container, id, result }).await;
+    }
+
     /// Runs the preStop hook, then asks the container to end.
     pub async fn stop(self, container: String, grace_s: i64) {
+        let mut hook_failed = false;
         let spec = self.pod.container(&container);
         if let Some((spec, hook)) =
             spec.and_then(|spec| Some((spec, spec.lifecycle.pre_stop.as_ref()?)))
@@ -126,16 +142,23 @@ impl Task {
         {
             let target = self.target(spec);
             let grace = Duration::from_secs(grace_s as u64);
-            if let Err(message) = probe::run(hook, &target, grace).await {
+            if let Err(message) = probe::run_hook(hook, &target, grace).await {
                 tracing::info!(pod = %self.pod.metadata.name, "PreStop hook failed: {message}");
+                hook_failed = true;
             }
         }
-        self.signal(container, libc::SIGTERM).await;
+        self.signal(&container, libc::SIGTERM).await;
+        tell(&self.sender, Fact::StopAsked { container, hook_failed }).await;
+    }
+
+    /// Ends a container at once.
+    pub async fn kill(self, container: String) {
+        self.signal(&container, libc::SIGKILL).await;
     }
 
     /// Sends a signal. A container that has ended needs none.
-    pub async fn signal(self, container: String, signal: i32) {
-        let request = Request::Signal { container, signal };
+    async fn signal(&self, container: &str, signal: i32) {
+        let request = Request::Signal { container: container.to_owned(), signal };
         if let Err(message) = pause_client::ask(&self.directory.socket(), &request).await {
             tracing::debug!(pod = %self.pod.metadata.name, "signal {signal} not sent: {message}");
         }

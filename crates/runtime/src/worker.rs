@@ -226,10 +226,13 @@ impl Worker {
             Action::Start { container, id, restarts } => {
                 tokio::spawn(task.start(container, id, restarts));
             }
+            Action::PostStart { container, id } => {
+                drop(tokio::spawn(task.post_start(container, id)))
+            }
             Action::Stop { container, grace_s } => {
                 tokio::spawn(task.stop(container, grace_s));
             }
-            Action::Kill { container } => drop(tokio::spawn(task.signal(container, libc::SIGKILL))),
+            Action::Kill { container } => drop(tokio::spawn(task.kill(container))),
             Action::Probe { container, kind } => drop(tokio::spawn(task.probe(container, kind))),
             Action::Finish => drop(tokio::spawn(task.finish())),
         }

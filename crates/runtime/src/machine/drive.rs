@@ -5,17 +5,14 @@ use std::time::Duration;
 use model::Timestamp;
 
 use super::{
-    Action, ContainerRecord, ContainerState, Machine, Note, Outcome, REMOVED_GRACE_S, SandboxState,
-    Stop, is_due, restarts,
+    Action, ContainerRecord, ContainerState, Hook, LAST_GRACE_S, Machine, Note, Outcome,
+    REMOVED_GRACE_S, SandboxState, Stop, is_due, restarts,
 };
 
 /// How long a sandbox stays after its last container, milliseconds. Until every node knows that the
 /// pod is gone, clients are still sent to it: its own network refuses them at once, where an address
 /// that is no more would let them wait.
 pub(super) const LINGER_MS: u64 = 300;
-
-/// Grace of a sidecar whose pod's is used up, seconds (the kubelet's).
-const LAST_GRACE_S: i64 = 2;
 
 impl Machine {
     /// What to do now. Each action is given once; its answer, a fact, moves the pod on.
@@ -35,6 +32,7 @@ impl Machine {
                 SandboxState::Absent | SandboxState::Creating | SandboxState::Removing => {}
                 SandboxState::Ready => {
                     self.drive_containers(now, &mut actions);
+                    self.drive_hooks(&mut actions);
                     self.drive_probes(now, &mut actions);
                 }
             }
@@ -115,6 +113,18 @@ impl Machine {
 
     fn has_failed_for_good(&self, name: &str) -> bool {
         self.exit_code(name).is_some_and(|code| code != 0) && self.has_ended_for_good(name)
+    }
+
+    fn drive_hooks(&mut self, actions: &mut Vec<Action>) {
+        for (name, record) in &mut self.record.containers {
+            if let ContainerState::Running { id, .. } = &record.state
+                && record.hook == Some(Hook::Due)
+                && record.stop.is_none()
+            {
+                record.hook = Some(Hook::Asked);
+                actions.push(Action::PostStart { container: name.clone(), id: id.clone() });
+            }
+        }
     }
 
     fn drive_probes(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
@@ -200,7 +210,8 @@ impl Machine {
         let after_s = |seconds: i64| now.after(Duration::from_secs(seconds as u64));
         let shortened = after_s(self.grace_s());
         let grace_s = self.grace_left_s(now);
-        let kill_at = after_s(grace_s);
+        let Some(container) = self.pod.container(name) else { return };
+        let stop = Stop::new(container, grace_s, now);
         let Some(record) = self.record.containers.get_mut(name) else { return };
         if !record.is_running() {
             return; // Being started: the answer comes first.
@@ -209,7 +220,7 @@ impl Machine {
             // A later deletion may shorten the grace, never lengthen it.
             Some(stop) => stop.kill_at = stop.kill_at.min(shortened),
             None => {
-                record.stop = Some(Stop { grace_s, kill_at, asked: false, killed: false });
+                record.stop = Some(stop);
                 let message = format!("Stopping container {name}");
                 actions.push(Action::Emit(Note::container(false, "Killing", message, name)));
             }

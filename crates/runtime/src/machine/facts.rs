@@ -6,10 +6,10 @@ use model::Timestamp;
 
 use super::{
     BACKOFF_FIRST_S, BACKOFF_FORGOTTEN_S, BACKOFF_LIMIT_S, CONFIG_RETRY_S, ContainerRecord,
-    ContainerState, Ended, Judgement, Machine, Note, SANDBOX_RETRY_LIMIT_S, SANDBOX_RETRY_S,
-    SandboxState, StartFailure, Stop, restarts,
+    ContainerState, Ended, Hook, Judgement, LAST_GRACE_S, Machine, Note, SANDBOX_RETRY_LIMIT_S,
+    SANDBOX_RETRY_S, SandboxState, StartFailure, Stop, restarts,
 };
-use crate::pod::ProbeKind;
+use crate::pod::{Container, ProbeKind};
 
 impl Machine {
     pub(super) fn sandbox_failed(
@@ -87,14 +87,18 @@ impl Machine {
         let image = container.image.clone();
         let (startup, readiness) =
             (container.startup_probe.is_some(), container.readiness_probe.is_some());
+        let has_hook = container.lifecycle.post_start.is_some();
         let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
         // The end of a short run may be known before the answer to its start.
         if record.is_starting(id) {
             record.state = ContainerState::Running { id: id.to_owned(), started_at };
             record.start_at = None;
-            record.started = !startup;
-            record.ready = !startup && !readiness;
-            self.begin_probes(name, started_at);
+            record.hook = has_hook.then_some(Hook::Due);
+            if !has_hook {
+                record.started = !startup;
+                record.ready = !startup && !readiness;
+                self.begin_probes(name, started_at);
+            }
         }
         let pulled = format!("Container image \"{image}\" already present on machine");
         vec![
@@ -102,6 +106,55 @@ impl Machine {
             Note::container(false, "Created", format!("Created container: {name}"), name),
             Note::container(false, "Started", format!("Started container {name}"), name),
         ]
+    }
+
+    /// What failed is not told: a hook's output may hold secrets (the kubelet's reason).
+    pub(super) fn post_started(
+        &mut self,
+        name: &str,
+        id: &str,
+        result: &Result<(), String>,
+        now: Timestamp,
+    ) -> Vec<Note> {
+        let Some(container) = self.pod.container(name) else { return Vec::new() };
+        let (startup, readiness) =
+            (container.startup_probe.is_some(), container.readiness_probe.is_some());
+        let stop = Stop::new(container, self.pod.grace_s(), now);
+        let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
+        let ContainerState::Running { id: running, started_at } = &record.state else {
+            return Vec::new();
+        };
+        if running != id || record.stop.is_some() {
+            return Vec::new();
+        }
+        if result.is_ok() {
+            let started_at = *started_at;
+            record.hook = None;
+            record.started = !startup;
+            record.ready = !startup && !readiness;
+            self.begin_probes(name, started_at);
+            return Vec::new();
+        }
+        record.stop = Some(stop);
+        let (reason, failed) = ("FailedPostStartHook", "PostStartHook failed");
+        vec![
+            Note::container(true, reason, failed.into(), name),
+            Note::container(false, "Killing", reason.into(), name),
+        ]
+    }
+
+    pub(super) fn stop_asked(
+        &mut self,
+        name: &str,
+        hook_failed: bool,
+        now: Timestamp,
+    ) -> Vec<Note> {
+        let record = self.record.containers.get_mut(name);
+        if let Some(stop) = record.and_then(|record| record.stop.as_mut()) {
+            stop.signalled(now);
+        }
+        let note = || Note::container(true, "FailedPreStopHook", "PreStopHook failed".into(), name);
+        hook_failed.then(note).into_iter().collect()
     }
 
     pub(super) fn not_started(
@@ -167,6 +220,7 @@ impl Machine {
         let finished_at = ended.finished_at;
         record.started = false;
         record.ready = false;
+        record.hook = None;
         record.stop = None;
         record.start_at = None;
         record.state = ContainerState::Ended(ended);
@@ -198,6 +252,7 @@ impl Machine {
             return Vec::new();
         }
         let grace_s = probe.termination_grace_period_seconds.unwrap_or_else(|| self.pod.grace_s());
+        let stop = Stop::new(container, grace_s, now);
         let waits_for_readiness = container.readiness_probe.is_some();
         let mut notes = Vec::new();
         if let Err(message) = result {
@@ -215,8 +270,7 @@ impl Machine {
             (ProbeKind::Liveness, Judgement::Healthy) => {}
             (ProbeKind::Startup | ProbeKind::Liveness, Judgement::Unhealthy) => {
                 if record.stop.is_none() && record.is_running() {
-                    let kill_at = now.after(Duration::from_secs(grace_s.max(0) as u64));
-                    record.stop = Some(Stop { grace_s, kill_at, asked: false, killed: false });
+                    record.stop = Some(stop);
                     let probe = kind.title().to_lowercase();
                     let text = format!("Container {name} failed {probe} probe, will be restarted");
                     notes.push(Note::container(false, "Killing", text, name));
@@ -224,6 +278,27 @@ impl Machine {
             }
         }
         notes
+    }
+}
+
+impl Stop {
+    /// The stop of a container that has `grace_s` for it.
+    pub(super) fn new(container: &Container, grace_s: i64, now: Timestamp) -> Self {
+        let has_hook = grace_s > 0 && container.lifecycle.pre_stop.is_some();
+        let wait_s = grace_s.max(0) + if has_hook { LAST_GRACE_S } else { 0 };
+        let kill_at = now.after(Duration::from_secs(wait_s as u64));
+        Self { grace_s, kill_at, asked: false, has_hook, killed: false }
+    }
+
+    /// SIGTERM was sent: SIGKILL follows at the end of the grace, or a moment later.
+    fn signalled(&mut self, now: Timestamp) {
+        if self.has_hook {
+            let last = Duration::from_secs(LAST_GRACE_S as u64);
+            let grace_ends =
+                Timestamp::from_microseconds(self.kill_at.microseconds() - last.as_micros() as i64);
+            self.has_hook = false;
+            self.kill_at = self.kill_at.min(grace_ends.max(now.after(last)));
+        }
     }
 }
 

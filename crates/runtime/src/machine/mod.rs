@@ -18,7 +18,8 @@ use model::Timestamp;
 use crate::pod::{Container, Pod, ProbeKind};
 pub use probes::{Judgement, Probes};
 pub use record::{
-    ConditionRecord, ContainerRecord, ContainerState, Ended, Outcome, Record, SandboxState, Stop,
+    ConditionRecord, ContainerRecord, ContainerState, Ended, Hook, Outcome, Record, SandboxState,
+    Stop,
 };
 
 /// The first back-off of a container that ended, seconds; doubled each time (kubelet's).
@@ -33,6 +34,9 @@ pub const SANDBOX_RETRY_S: u64 = 1;
 pub const SANDBOX_RETRY_LIMIT_S: u64 = 60;
 /// Wait before a container whose references are missing is tried again, seconds.
 pub const CONFIG_RETRY_S: u64 = 5;
+/// Grace that a container has where its pod's is used up by others or by its hook, seconds (the
+/// kubelet's).
+const LAST_GRACE_S: i64 = 2;
 /// Grace of a pod whose object is gone from the API, seconds.
 pub const REMOVED_GRACE_S: u64 = 1;
 
@@ -53,7 +57,15 @@ pub enum Action {
         /// How often it was started before: names its log and its writable layer.
         restarts: u32,
     },
+    /// Run the container's postStart hook; answered by [`Fact::PostStarted`].
+    PostStart {
+        /// The container.
+        container: String,
+        /// Its identity.
+        id: String,
+    },
     /// Run the container's preStop hook for at most `grace_s`, then send SIGTERM.
+    /// Answered by [`Fact::StopAsked`].
     Stop {
         /// The container.
         container: String,
@@ -126,6 +138,22 @@ pub enum Fact {
         /// Why.
         failure: StartFailure,
     },
+    /// A container's postStart hook ended; the text is the failure.
+    PostStarted {
+        /// The container.
+        container: String,
+        /// Its identity.
+        id: String,
+        /// Whether it succeeded.
+        result: Result<(), String>,
+    },
+    /// A container was sent SIGTERM, after its preStop hook.
+    StopAsked {
+        /// The container.
+        container: String,
+        /// Whether the hook failed.
+        hook_failed: bool,
+    },
     /// A container ended.
     Ended {
         /// The container.
@@ -178,6 +206,9 @@ impl Machine {
             if let Some(stop) = &mut container.stop {
                 stop.asked = false;
             }
+            if let Some(hook) = &mut container.hook {
+                *hook = Hook::Due;
+            }
         }
         let mut machine = Self {
             pod,
@@ -192,7 +223,9 @@ impl Machine {
             .containers
             .iter()
             .filter_map(|(name, record)| match record.state {
-                ContainerState::Running { started_at, .. } => Some((name.clone(), started_at)),
+                ContainerState::Running { started_at, .. } if record.hook.is_none() => {
+                    Some((name.clone(), started_at))
+                }
                 _ => None,
             })
             .collect();
@@ -233,6 +266,12 @@ impl Machine {
             }
             Fact::NotStarted { container, id, failure } => {
                 notes.extend(self.not_started(&container, &id, &failure, now));
+            }
+            Fact::PostStarted { container, id, result } => {
+                notes.extend(self.post_started(&container, &id, &result, now));
+            }
+            Fact::StopAsked { container, hook_failed } => {
+                notes.extend(self.stop_asked(&container, hook_failed, now));
             }
             Fact::Ended { container, ended } => notes.extend(self.ended(&container, ended)),
             Fact::Probed { container, kind, result } => {

@@ -87,8 +87,20 @@ pub struct ContainerRecord {
     pub started: bool,
     /// Whether its readiness probe succeeds, or it has none.
     pub ready: bool,
+    /// Set from its start until its postStart hook has succeeded.
+    #[serde(default)]
+    pub hook: Option<Hook>,
     /// Set while it is being stopped.
     pub stop: Option<Stop>,
+}
+
+/// A container's postStart hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hook {
+    /// It shall run.
+    Due,
+    /// It runs, or has failed. A new runtime runs it again: nobody else knows what came of it.
+    Asked,
 }
 
 /// What a container is doing.
@@ -149,6 +161,10 @@ pub struct Stop {
     pub kill_at: Timestamp,
     /// Whether the hook and SIGTERM are under way.
     pub asked: bool,
+    /// Whether a preStop hook comes before SIGTERM. Then `kill_at` allows for the moment that a
+    /// container has even when the hook took all of the grace, until SIGTERM is known to be sent.
+    #[serde(default)]
+    pub has_hook: bool,
     /// Whether SIGKILL was sent.
     pub killed: bool,
 }

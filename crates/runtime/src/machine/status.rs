@@ -77,11 +77,8 @@ fn phase(machine: &Machine) -> &'static str {
     let mut running = false;
     for record in records {
         match &record.state {
-            ContainerState::Waiting { .. } | ContainerState::Starting { .. }
-                if record.last.is_none() =>
-            {
-                return "Pending";
-            }
+            ContainerState::Waiting { .. } if record.last.is_none() => return "Pending",
+            _ if is_starting(record) && record.last.is_none() => return "Pending",
             _ => running = true,
         }
     }
@@ -201,6 +198,15 @@ fn judge(machine: &Machine, phase: &str) -> [Condition; 4] {
     [bare("PodReadyToStartContainers", has_sandbox), init, ready("Ready"), ready("ContainersReady")]
 }
 
+/// Until its postStart hook has ended, a container counts as being started.
+fn is_starting(record: &ContainerRecord) -> bool {
+    match &record.state {
+        ContainerState::Starting { .. } => true,
+        ContainerState::Running { .. } => record.hook.is_some(),
+        _ => false,
+    }
+}
+
 fn is_ready(record: &ContainerRecord) -> bool {
     record.is_running() && record.started && record.ready
 }
@@ -216,14 +222,14 @@ fn container_status(
             let reason = if reason.is_empty() { waiting } else { reason };
             (json!({ "waiting": without_empty(reason, message) }), "")
         }
-        ContainerState::Starting { .. } => match &record.last {
+        ContainerState::Running { id, started_at } if !is_starting(record) => {
+            (json!({ "running": { "startedAt": started_at } }), id.as_str())
+        }
+        ContainerState::Starting { .. } | ContainerState::Running { .. } => match &record.last {
             // Between two runs the kubelet goes on to show how the last one ended.
             Some(ended) => (json!({ "terminated": terminated(ended) }), ended.id.as_str()),
             None => (json!({ "waiting": { "reason": waiting } }), ""),
         },
-        ContainerState::Running { id, started_at } => {
-            (json!({ "running": { "startedAt": started_at } }), id.as_str())
-        }
         ContainerState::Ended(ended) if record.start_at.is_some() => {
             (json!({ "waiting": crash_loop(pod, container, record) }), ended.id.as_str())
         }

@@ -103,6 +103,7 @@ fn describe(action: &Action) -> String {
         Action::CreateSandbox => "create sandbox".into(),
         Action::RemoveSandbox => "remove sandbox".into(),
         Action::Start { container, restarts, .. } => format!("start {container} {restarts}"),
+        Action::PostStart { container, .. } => format!("hook {container}"),
         Action::Stop { container, grace_s } => format!("stop {container} {grace_s}"),
         Action::Kill { container } => format!("kill {container}"),
         Action::Probe { container, kind } => format!("probe {container} {kind:?}"),
@@ -211,6 +212,72 @@ fn grace_ends_in_a_kill_and_can_only_get_shorter() {
 }
 
 #[test]
+fn a_container_counts_as_started_once_its_post_start_hook_has_ended() {
+    let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a",
+        "lifecycle": {"postStart": {"sleep": {"seconds": 5}}}, "livenessProbe": {}}]}));
+    assert_eq!(driver.started("a"), ["hook a"], "no probe yet");
+    let state = |driver: &mut Driver| driver.status()["containerStatuses"][0]["state"].clone();
+    assert_eq!(state(&mut driver), json!({"waiting": {"reason": "ContainerCreating"}}));
+    assert_eq!(driver.phase(), "Pending");
+    let id = driver.id("a");
+    let ended =
+        |id: &str, result| Fact::PostStarted { container: "a".into(), id: id.into(), result };
+    assert!(driver.learn(ended("another", Ok(()))).is_empty());
+    assert_eq!(driver.phase(), "Pending", "an answer to another start");
+    assert_eq!(driver.learn(ended(&id, Ok(()))), ["probe a Liveness"]);
+    assert_eq!(driver.phase(), "Running");
+    assert!(state(&mut driver)["running"].is_object());
+}
+
+#[test]
+fn a_post_start_hook_that_fails_ends_its_container() {
+    let (mut driver, _) = Driver::ready(json!({"terminationGracePeriodSeconds": 7,
+        "containers": [{"name": "a", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}]}));
+    driver.started("a");
+    let failed = Err("a secret".to_owned());
+    let fact = Fact::PostStarted { container: "a".into(), id: driver.id("a"), result: failed };
+    let notes = driver.machine.learn(fact, driver.now);
+    let told: Vec<(&str, &str)> =
+        notes.iter().map(|note| (note.reason, note.message.as_str())).collect();
+    let expected =
+        [("FailedPostStartHook", "PostStartHook failed"), ("Killing", "FailedPostStartHook")];
+    assert_eq!(told, expected, "what the hook printed is not told");
+    assert_eq!(driver.next(), ["stop a 7"]);
+    assert_eq!(driver.ended("a", 143), ["start a 1"]);
+    assert_eq!(driver.started("a"), ["hook a"], "each start has its own");
+    // A pod that is deleted while the hook runs does not wait for it.
+    assert_eq!(driver.delete(7), ["event Killing", "stop a 7"]);
+}
+
+#[test]
+fn a_hook_that_takes_all_of_the_grace_leaves_the_container_a_moment() {
+    let spec = json!({"containers": [{"name": "a",
+        "lifecycle": {"preStop": {"sleep": {"seconds": 60}}}}]});
+    let asked = |hook_failed| Fact::StopAsked { container: "a".into(), hook_failed };
+    let (mut driver, _) = Driver::ready(spec.clone());
+    driver.started("a");
+    assert_eq!(driver.delete(10), ["event Killing", "stop a 10"]);
+    assert!(driver.wait(10).is_empty());
+    assert_eq!(driver.learn(asked(true)), ["event FailedPreStopHook"]);
+    assert!(driver.wait(1).is_empty());
+    assert_eq!(driver.wait(1), ["kill a"]);
+    // One that ends in time does not lengthen the grace.
+    let (mut driver, _) = Driver::ready(spec.clone());
+    driver.started("a");
+    driver.delete(10);
+    driver.wait(3);
+    assert!(driver.learn(asked(false)).is_empty());
+    assert!(driver.wait(6).is_empty());
+    assert_eq!(driver.wait(1), ["kill a"]);
+    // One that never ends does neither: the end is bounded.
+    let (mut driver, _) = Driver::ready(spec);
+    driver.started("a");
+    driver.delete(10);
+    assert!(driver.wait(11).is_empty());
+    assert_eq!(driver.wait(1), ["kill a"]);
+}
+
+#[test]
 fn a_pod_that_is_deleted_before_it_starts_leaves_at_once() {
     let mut driver = Driver::new(json!({"containers": [{"name": "a"}]}));
     assert_eq!(driver.delete(30), ["finish"]);
@@ -311,6 +378,11 @@ fn a_new_runtime_goes_on_where_the_old_one_was_killed() {
     driver.next();
     let mut second = again(&driver);
     assert_eq!(second.next(), ["remove sandbox"], "one that was half made");
+    let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a",
+        "lifecycle": {"postStart": {"sleep": {"seconds": 5}}}}]}));
+    driver.started("a");
+    let mut second = again(&driver);
+    assert_eq!(second.next(), ["hook a"], "what came of it nobody knows");
     let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a"}]}));
     driver.started("a");
     let before = driver.status();

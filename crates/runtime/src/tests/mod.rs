@@ -3,6 +3,7 @@
 mod api;
 mod attach;
 mod certificates;
+mod hooks;
 mod host_image;
 mod kill;
 mod node;
