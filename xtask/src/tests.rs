@@ -243,7 +243,8 @@ pub fn bless(arguments: &[String]) -> Result<()> {
 }
 
 /// The benchmarks: name and crate.
-const BENCHES: [(&str, &str); 12] = [
+const BENCHES: [(&str, &str); 13] = [
+    ("api", "controlplane"),
     ("cni", "cni"),
     ("dns", "dnsworker"),
     ("memory", "agent"),
@@ -270,8 +271,10 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     build::build(&["--release".into()])?;
     for (name, package) in BENCHES {
         if arguments.is_empty() || arguments.iter().any(|one| one == name) {
-            if name == "dns" {
-                tools::unbound()?;
+            match name {
+                "api" => drop(tools::unpack("etcd-server")?),
+                "dns" => tools::unbound()?,
+                _ => {}
             }
             run("cargo", &["bench", "-p", package, "--bench", name])?;
         }
