@@ -93,6 +93,19 @@ impl Endpoint {
         Self::with_credentials(url, Credentials::Fixed { tls: Arc::new(tls), token: Some(token) })
     }
 
+    /// An endpoint that is told nothing about who we are, such as an admission webhook.
+    ///
+    /// # Errors
+    /// As [`Endpoint::new`].
+    pub fn without_identity(
+        url: &str,
+        authorities: &[CertificateDer<'static>],
+    ) -> Result<Self, ClientError> {
+        let fault = |problem: String| ClientError::Config { path: url.to_owned(), problem };
+        let tls = tls_config(authorities, None).map_err(|error| fault(error.to_string()))?;
+        Self::with_credentials(url, Credentials::Fixed { tls: Arc::new(tls), token: None })
+    }
+
     /// An endpoint for a pod's ServiceAccount, whose files are read again as they are rotated.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ pub(crate) async fn expire_events(shared: &Shared, now: Timestamp) {
             action: Action::Delete(DeleteOptions { preconditions, ..DeleteOptions::default() }),
         };
         // Updated or gone meanwhile: both are fine.
-        let options = WriteOptions { user: "system:apiserver".to_owned(), ..Default::default() };
+        let options = WriteOptions::default();
         let _ = shared.write(request, options).await;
     }
 }

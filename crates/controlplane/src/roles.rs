@@ -4,6 +4,7 @@
 use client::ResourcePath;
 use model::layout;
 use serde_json::{Value, json};
+use store::authorize::AUTHENTICATED;
 
 use crate::bootstrap::Wanted;
 
@@ -31,120 +32,128 @@ pub(crate) fn wanted() -> Vec<Wanted> {
                 "verbs": ["get"],
             }]),
         ),
-        role("system:node", node_rules()),
-        role("view", json!(rules(&READ, false))),
-        role("edit", json!([rules(&all_verbs(), true), exec()].concat())),
-        role(
-            "admin",
-            json!(
-                [
-                    rules(&READ, true),
-                    rules(&WRITE, true),
-                    exec(),
-                    vec![json!({
-                        "apiGroups": ["rbac.authorization.k8s.io"],
-                        "resources": ["roles", "rolebindings"],
-                        "verbs": all_verbs(),
-                    })]
-                ]
-                .concat()
-            ),
-        ),
+        role("system:node", json!(store::authorize::node_rules())),
+        role("view", json!(view_rules())),
+        role("edit", json!([view_rules(), edit_rules()].concat())),
+        role("admin", json!([view_rules(), edit_rules(), admin_rules()].concat())),
     ];
     let bindings = [
-        ("cluster-admin", layout::GROUP_MASTERS),
-        ("system:discovery", "system:authenticated"),
-        ("system:node", layout::GROUP_NODES),
+        ("cluster-admin", Some(layout::GROUP_MASTERS)),
+        ("system:discovery", Some(AUTHENTICATED)),
+        // Nodes have the role within the limits of their own pods alone (`store::authorize`).
+        ("system:node", None),
     ];
     all.extend(bindings.map(|(role, group)| binding(role, group)));
     all
 }
 
-/// What agent and runtime of a node do. The real server's node authorizer narrows this further, to
-/// the node's own pods.
-fn node_rules() -> Value {
-    json!([
-        {"apiGroups": [""], "resources": ["nodes"],
-         "verbs": ["create", "get", "list", "patch", "update", "watch"]},
-        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch", "update"]},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["delete", "get", "list", "watch"]},
-        {"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch", "update"]},
-        {"apiGroups": [""], "resources": ["configmaps", "namespaces", "secrets", "services"],
-         "verbs": READ},
-        {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]},
-        {"apiGroups": ["", "events.k8s.io"], "resources": ["events"],
-         "verbs": ["create", "patch", "update"]},
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-         "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"]},
-        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ},
-        {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies", "servicecidrs"],
-         "verbs": READ},
-    ])
-}
-
-/// What people of a namespace work with; secrets only for those who may also write.
-fn rules(verbs: &[&str], with_secrets: bool) -> Vec<Value> {
-    let mut core = vec![
-        "configmaps",
-        "endpoints",
-        "events",
-        "pods",
-        "pods/log",
-        "pods/status",
-        "replicationcontrollers",
-        "replicationcontrollers/scale",
-        "serviceaccounts",
-        "services",
-        "services/status",
-    ];
-    if with_secrets {
-        core.push("secrets");
-    }
+/// What whoever may look at a namespace may look at. Secrets are not among it: who reads a
+/// ServiceAccount's token can do all that the account can.
+fn view_rules() -> Vec<Value> {
     vec![
-        json!({"apiGroups": [""], "resources": core, "verbs": verbs}),
-        json!({"apiGroups": [""], "resources": ["limitranges"], "verbs": READ}),
-        json!({
-            "apiGroups": ["apps"],
-            "resources": ["daemonsets", "deployments", "deployments/scale", "replicasets",
-                "replicasets/scale", "statefulsets", "statefulsets/scale"],
-            "verbs": verbs,
-        }),
-        json!({"apiGroups": ["apps"], "resources": ["controllerrevisions"], "verbs": READ}),
-        json!({
-            "apiGroups": ["batch"],
-            "resources": ["cronjobs", "cronjobs/status", "jobs", "jobs/status"],
-            "verbs": verbs,
-        }),
-        json!({
-            "apiGroups": ["policy"],
-            "resources": ["poddisruptionbudgets", "poddisruptionbudgets/status"],
-            "verbs": verbs,
-        }),
-        json!({"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": verbs}),
-        json!({
-            "apiGroups": ["networking.k8s.io"],
-            "resources": ["ingresses", "networkpolicies"],
-            "verbs": verbs,
-        }),
+        rule(
+            "",
+            &[
+                "bindings",
+                "configmaps",
+                "endpoints",
+                "events",
+                "limitranges",
+                "namespaces",
+                "namespaces/status",
+                "persistentvolumeclaims",
+                "persistentvolumeclaims/status",
+                "pods",
+                "pods/log",
+                "pods/status",
+                "replicationcontrollers",
+                "replicationcontrollers/scale",
+                "replicationcontrollers/status",
+                "resourcequotas",
+                "resourcequotas/status",
+                "serviceaccounts",
+                "services",
+                "services/status",
+            ],
+            &READ,
+        ),
+        rule(
+            "apps",
+            &[
+                "controllerrevisions",
+                "daemonsets",
+                "daemonsets/status",
+                "deployments",
+                "deployments/scale",
+                "deployments/status",
+                "replicasets",
+                "replicasets/scale",
+                "replicasets/status",
+                "statefulsets",
+                "statefulsets/scale",
+                "statefulsets/status",
+            ],
+            &READ,
+        ),
+        rule("batch", &["cronjobs", "cronjobs/status", "jobs", "jobs/status"], &READ),
+        rule("discovery.k8s.io", &["endpointslices"], &READ),
+        rule("policy", &["poddisruptionbudgets", "poddisruptionbudgets/status"], &READ),
+        rule("networking.k8s.io", &["ingresses", "ingresses/status", "networkpolicies"], &READ),
     ]
 }
 
-fn all_verbs() -> Vec<&'static str> {
-    [READ.as_slice(), WRITE.as_slice()].concat()
+/// What whoever works in a namespace may do beyond looking. Endpoints and their slices are not
+/// among it: they can lead a load balancer into other namespaces (CVE-2021-25740); nor is any
+/// status, which is the controllers' to say (CVE-2020-8554).
+fn edit_rules() -> Vec<Value> {
+    let streams = ["pods/attach", "pods/exec", "pods/portforward"];
+    vec![
+        rule("", &[&["secrets"], streams.as_slice()].concat(), &READ),
+        rule("", &["serviceaccounts"], &["impersonate"]),
+        rule("", &[&["pods"], streams.as_slice()].concat(), &WRITE),
+        rule("", &["pods/eviction", "serviceaccounts/token"], &["create"]),
+        rule(
+            "",
+            &[
+                "configmaps",
+                "events",
+                "persistentvolumeclaims",
+                "replicationcontrollers",
+                "replicationcontrollers/scale",
+                "secrets",
+                "serviceaccounts",
+                "services",
+            ],
+            &WRITE,
+        ),
+        rule(
+            "apps",
+            &[
+                "daemonsets",
+                "deployments",
+                "deployments/scale",
+                "replicasets",
+                "replicasets/scale",
+                "statefulsets",
+                "statefulsets/scale",
+            ],
+            &WRITE,
+        ),
+        rule("batch", &["cronjobs", "jobs"], &WRITE),
+        rule("policy", &["poddisruptionbudgets"], &WRITE),
+        rule("networking.k8s.io", &["ingresses", "networkpolicies"], &WRITE),
+        rule("coordination.k8s.io", &["leases"], &[READ.as_slice(), &WRITE].concat()),
+    ]
 }
 
-fn exec() -> Vec<Value> {
-    vec![json!({
-        "apiGroups": [""],
-        "resources": [
-            "pods/attach",
-            "pods/eviction",
-            "pods/exec",
-            "pods/portforward",
-            "serviceaccounts/token",
-        ],
-        "verbs": ["create", "get"],
-    })]
+/// What whoever rules a namespace may do beyond that: give others rights in it, of his own.
+fn admin_rules() -> Vec<Value> {
+    let verbs = [READ.as_slice(), &WRITE].concat();
+    vec![rule("rbac.authorization.k8s.io", &["roles", "rolebindings"], &verbs)]
+}
+
+fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": [group], "resources": resources, "verbs": verbs})
 }
 
 fn role(name: &str, rules: Value) -> Wanted {
@@ -160,16 +169,13 @@ fn role(name: &str, rules: Value) -> Wanted {
     }
 }
 
-fn binding(role: &str, group: &str) -> Wanted {
-    Wanted {
+fn binding(role: &str, group: Option<&str>) -> Wanted {
+    let mut wanted = Wanted {
         collection: ResourcePath::new(GROUP_VERSION, "clusterrolebindings"),
         object: json!({
             "apiVersion": GROUP_VERSION,
             "kind": "ClusterRoleBinding",
             "metadata": {"name": role, "labels": {BOOTSTRAPPING: "rbac-defaults"}},
-            "subjects": [
-                {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group},
-            ],
             "roleRef": {
                 "apiGroup": "rbac.authorization.k8s.io",
                 "kind": "ClusterRole",
@@ -177,5 +183,10 @@ fn binding(role: &str, group: &str) -> Wanted {
             },
         }),
         kept: &["subjects"],
+    };
+    if let Some(group) = group {
+        wanted.object["subjects"] =
+            json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}]);
     }
+    wanted
 }

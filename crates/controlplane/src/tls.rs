@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use store::authorize::Subject;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::pki::Pki;
@@ -17,6 +18,13 @@ pub struct User {
     pub name: String,
     /// The organizations.
     pub groups: Vec<String>,
+}
+
+impl User {
+    /// The user as the store asks for one.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        Subject { name: &self.name, groups: &self.groups }
+    }
 }
 
 /// Why the server cannot speak TLS.

@@ -172,10 +172,7 @@ impl Tokens {
         }
         let name =
             format!("system:serviceaccount:{}:{}", bound.namespace, bound.serviceaccount.name);
-        (name == claims.sub).then(|| User {
-            name,
-            groups: vec![GROUP.to_owned(), format!("{GROUP}:{}", bound.namespace)],
-        })
+        (name == claims.sub).then(|| User { name, groups: account_groups(&bound.namespace) })
     }
 
     fn sign(&self, claims: &Claims) -> Result<String, String> {
@@ -201,6 +198,11 @@ impl Tokens {
             .ok()?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
     }
+}
+
+/// The groups of a ServiceAccount.
+pub(crate) fn account_groups(namespace: &str) -> Vec<String> {
+    vec![GROUP.to_owned(), format!("{GROUP}:{namespace}")]
 }
 
 /// A token may be bound to a pod, so that it ends with it.

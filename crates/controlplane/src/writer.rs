@@ -13,6 +13,7 @@ use store::{Context, FieldValidation, Random, Record, Request, Staged, Status, S
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::disk::Disk;
+use crate::tls::User;
 
 /// Writes that wait for the writer. Further ones wait in their connections.
 const QUEUE_REQUESTS: usize = 1_024;
@@ -32,8 +33,8 @@ pub(crate) struct Shared {
 /// What a write comes with, beyond its request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct WriteOptions {
-    /// Who asks.
-    pub user: String,
+    /// Who asks; `None` for the server itself.
+    pub user: Option<User>,
     /// As whom it owns what it writes.
     pub manager: String,
     /// Why it may not create what the request names, if so.
@@ -171,7 +172,7 @@ fn stage(store: &mut Store, batch: Vec<Job>) -> (Vec<Answer>, Vec<Record>) {
         let mut context = Context {
             now: now(),
             random: &mut random,
-            user: &job.options.user,
+            subject: job.options.user.as_ref().map(User::subject),
             manager: &job.options.manager,
             create_refusal: job.options.create_refusal,
             dry_run: job.options.dry_run,

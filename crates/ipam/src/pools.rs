@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use model::Timestamp;
 use model::cluster::overlap;
+pub use model::layout::{CLAIM_LABEL, CLAIM_NAMESPACE};
 use model::mac::fnv1a;
 pub use model::pool::Pool;
 use model::selector::LabelSelector;
@@ -19,10 +20,6 @@ use serde_json::{Value, json};
 
 use crate::directory::REUSE_DELAY_S;
 
-/// Where claims are kept.
-pub const CLAIM_NAMESPACE: &str = "kube-system";
-/// The label of claims; its value is the pool's name.
-pub const CLAIM_LABEL: &str = "flatnet.io/pod-block";
 const CLAIM_PREFIX: &str = "pod-block-";
 /// One block that a node holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -66,3 +66,8 @@ pub const API_PORT: u16 = 6443;
 pub const GROUP_MASTERS: &str = "system:masters";
 /// Group of the certificates of node components.
 pub const GROUP_NODES: &str = "system:nodes";
+
+/// Where nodes keep their claims of blocks of pod addresses, as Leases.
+pub const CLAIM_NAMESPACE: &str = "kube-system";
+/// The label of claims; its value is the pool's name.
+pub const CLAIM_LABEL: &str = "flatnet.io/pod-block";

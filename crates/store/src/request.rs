@@ -6,6 +6,7 @@ use std::sync::Arc;
 use model::Timestamp;
 use serde_json::Value;
 
+use crate::authorize::Subject;
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::{Object, Record, Resource, Status, Subresource};
 
@@ -165,8 +166,8 @@ pub struct Context<'a> {
     pub now: Timestamp,
     /// The random source.
     pub random: &'a mut dyn Random,
-    /// Who asks.
-    pub user: &'a str,
+    /// Who asks; `None` for who may do everything, whom nothing restricts.
+    pub subject: Option<Subject<'a>>,
     /// As whom it owns what it writes: `fieldManager`, or the first word of its User-Agent.
     pub manager: &'a str,
     /// Why the user may not create what the request names, if so: a PUT and an apply make what is
@@ -182,7 +183,7 @@ impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
             .field("now", &self.now)
-            .field("user", &self.user)
+            .field("subject", &self.subject)
             .field("manager", &self.manager)
             .field("dry_run", &self.dry_run)
             .finish_non_exhaustive()

@@ -126,6 +126,12 @@ impl FieldSelector {
         self.terms.is_empty()
     }
 
+    /// The value that a field must have, if one must.
+    pub fn exact(&self, pointer: &str) -> Option<&str> {
+        let term = self.terms.iter().find(|term| term.equal && term.pointer == pointer)?;
+        Some(&term.value)
+    }
+
     /// Whether an object is selected. An absent field reads as empty text, `false` for flags.
     pub fn matches(&self, value: &Value) -> bool {
         self.terms.iter().all(|term| (field_text(value, &term.pointer) == term.value) == term.equal)

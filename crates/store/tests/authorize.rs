@@ -4,7 +4,7 @@ mod common;
 
 use common::Api;
 use serde_json::{Value, json};
-use store::authorize::{Request, Subject};
+use store::authorize::{AUTHENTICATED, Request, Subject};
 use store::registry;
 
 /// `rules` for one subject, in one namespace or (empty) in the cluster.
@@ -97,13 +97,15 @@ fn what_no_rule_allows_is_denied() {
 #[test]
 fn documents_are_allowed_by_path_and_masters_may_everything() {
     let api = world();
-    let ask = |name: &str, groups: &[String], path: &str| {
+    let ask = |name: &str, group: &str, path: &str| {
+        let groups = &[group.to_owned()];
         api.store.authorize(Subject { name, groups }, &Request::Path { verb: "get", path }).is_ok()
     };
-    assert!(ask("jane", &[], "/openapi/v3/apis/apps/v1"));
-    assert!(ask("jane", &[], "/api"));
-    assert!(!ask("jane", &[], "/api/v1"));
-    assert!(ask("root", &["system:masters".to_owned()], "/metrics"));
+    assert!(ask("jane", AUTHENTICATED, "/openapi/v3/apis/apps/v1"));
+    assert!(ask("jane", AUTHENTICATED, "/api"));
+    assert!(!ask("jane", AUTHENTICATED, "/api/v1"));
+    assert!(!ask("system:anonymous", "system:unauthenticated", "/api"));
+    assert!(ask("root", "system:masters", "/metrics"));
 }
 
 #[test]

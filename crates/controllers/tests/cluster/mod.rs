@@ -173,7 +173,7 @@ impl Cluster {
         let mut context = Context {
             now: self.now,
             random: &mut self.seed,
-            user: "test",
+            subject: None,
             manager: "test",
             create_refusal: None,
             dry_run: false,

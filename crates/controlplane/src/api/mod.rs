@@ -2,6 +2,7 @@
 
 pub(crate) mod answer;
 mod fixed;
+mod identity;
 mod negotiate;
 mod objects;
 mod protobuf;
@@ -15,15 +16,14 @@ use std::time::Duration;
 
 use client::Body;
 use hyper::body::Bytes;
-use hyper::header::AUTHORIZATION;
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
 use store::Status;
-use store::authorize::{Request, Subject};
+use store::authorize::Request;
 
 use crate::tls::User;
 use crate::tokens::Tokens;
-use crate::writer::{Shared, now};
+use crate::writer::Shared;
 use fixed::Documents;
 use negotiate::Encoding;
 use query::Query;
@@ -50,10 +50,6 @@ pub(crate) struct Call {
 impl Call {
     fn query(&self) -> Query {
         Query::parse(self.uri.query().unwrap_or_default())
-    }
-
-    fn user_name(&self) -> &str {
-        self.user.as_ref().map(|user| user.name.as_str()).unwrap_or_default()
     }
 }
 
@@ -93,11 +89,15 @@ impl Api {
         let route = route::route(&segments, &find);
         // Probes and version checks are open to all, everything else to known clients.
         let open = matches!(route, Route::Health | Route::Version);
-        if call.user.is_none() {
-            call.user = self.user_of_token(&call.headers);
-        }
-        if call.user.is_none() && !open {
-            return answer::status(&Status::unauthorized());
+        call.user = self.authenticate(&call);
+        match &call.user {
+            None if !open => return answer::status(&Status::unauthorized()),
+            None => {}
+            Some(sender) => match self.impersonated(sender, &call.headers) {
+                Ok(None) => {}
+                Ok(user) => call.user = user,
+                Err(refusal) => return answer::status(&refusal),
+            },
         }
         // Also refusals come as the client likes to read.
         let encoding = match &route {
@@ -129,17 +129,7 @@ impl Api {
     /// Whether the caller may do this.
     fn authorize(&self, call: &Call, request: &Request<'_>) -> Result<(), Status> {
         let Some(user) = &call.user else { return Err(Status::unauthorized()) };
-        let subject = Subject { name: &user.name, groups: &user.groups };
-        self.shared.read().authorize(subject, request)
-    }
-
-    fn user_of_token(&self, headers: &HeaderMap) -> Option<User> {
-        let shown = headers.get(AUTHORIZATION)?.to_str().ok()?;
-        let (scheme, token) = shown.split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        self.tokens.user_of(&self.shared.read(), token.trim(), now())
+        self.shared.read().authorize(user.subject(), request)
     }
 }
 

@@ -28,6 +28,7 @@ impl Api {
         target: Target,
     ) -> Result<Response<Body>, Status> {
         let verb = verb_of(&call, &target);
+        let selected = selected_name(&call, &target);
         self.authorize(
             &call,
             &Asked::Resource {
@@ -36,7 +37,7 @@ impl Api {
                 resource: target.resource,
                 subresource: target.subresource.map(Subresource::name).unwrap_or_default(),
                 namespace: namespace_of(&target),
-                name: &target.name,
+                name: selected.as_deref().unwrap_or(&target.name),
             },
         )?;
         match target.subresource {
@@ -77,6 +78,9 @@ impl Api {
         let accepted = negotiate::accepted(&call.headers, false)?;
         let body = negotiate::body(&call.headers, &call.body, "TokenRequest", None)?.value;
         let store = self.shared.read();
+        if let Some(user) = &call.user {
+            store.restrict_token(user.subject(), &target.namespace, &target.name, &body)?;
+        }
         let answer = self.tokens.request(&store, &target.namespace, &target.name, &body, now())?;
         Ok(answer::value(StatusCode::CREATED, &answer, accepted.encoding))
     }
@@ -182,7 +186,7 @@ impl Api {
         let is_apply = matches!(action, Action::Apply { .. });
         let user_agent = call.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
         let options = WriteOptions {
-            user: call.user_name().to_owned(),
+            user: call.user.clone(),
             manager: query.manager(options_kind, is_apply, user_agent.unwrap_or_default())?,
             create_refusal: self.create_refusal(&call, &target, &action),
             dry_run,
@@ -234,6 +238,14 @@ fn verb_of(call: &Call, target: &Target) -> Option<&'static str> {
         (&Method::POST, true, Some(subresource)) if is_posted(subresource) => "create",
         _ => return None,
     })
+}
+
+/// The one object that a list or a watch may show: to it a right by name applies.
+fn selected_name(call: &Call, target: &Target) -> Option<String> {
+    let selects = target.name.is_empty() && call.method == Method::GET;
+    let fields = selects.then(|| call.query().get("fieldSelector").to_owned())?;
+    let fields = FieldSelector::parse(target.resource, &fields).ok()?;
+    fields.exact("/metadata/name").map(str::to_owned)
 }
 
 /// The namespace that rights are looked for in: a Namespace object lies in itself.

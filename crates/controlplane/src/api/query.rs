@@ -134,7 +134,7 @@ impl Query {
 }
 
 /// Percent-decodes; in a query `+` is a space. `None` when the result is not UTF-8.
-fn decode(text: &str, plus_is_space: bool) -> Option<Cow<'_, str>> {
+pub(super) fn decode(text: &str, plus_is_space: bool) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));
     }

@@ -3,14 +3,36 @@
 use model::NamespacedName;
 use serde_json::{Value, json as tree};
 
+use crate::authorize::node::is_mirror;
 use crate::kinds::core::{NAMESPACE, SERVICE_ACCOUNT};
 use crate::kinds::pod::POD;
-use crate::{Resource, Status, Store, json};
+use crate::{Context, Request, Resource, Status, Store, json};
+
+use super::node_restriction::Change;
 
 /// Seconds that a pod stays on a node that is not ready or unreachable, by default.
 pub(crate) const DEFAULT_TOLERATION_SECONDS: i64 = 300;
 
 impl Store {
+    /// What depends on who writes: the limits of nodes, and that nobody grants what he has not.
+    pub(super) fn admit_subject(
+        &self,
+        request: &Request,
+        old: Option<&Value>,
+        new: Option<&Value>,
+        context: &Context<'_>,
+    ) -> Result<(), Status> {
+        let Some(subject) = context.subject else { return Ok(()) };
+        let (resource, subresource) = (request.resource, request.subresource);
+        let name = new.or(old).map_or("", |object| json::text(object, "/metadata/name"));
+        let change = Change { resource, subresource, name, old, new };
+        self.restrict_node(subject, &change)?;
+        match new {
+            Some(new) => self.confirm_no_escalation(subject, resource, new, old),
+            None => Ok(()),
+        }
+    }
+
     /// NamespaceLifecycle: the namespace must exist and not be on its way out.
     pub(super) fn admit_namespace(
         &self,
@@ -47,6 +69,9 @@ impl Store {
         namespace: &str,
         pod: &mut Value,
     ) -> Result<(), Status> {
+        if is_mirror(pod) {
+            return Ok(());
+        }
         json::set_default_text(pod, "/spec/serviceAccountName", "default");
         let account = json::text(pod, "/spec/serviceAccountName").to_owned();
         json::set(pod, "/spec/serviceAccount", account.clone());

@@ -55,6 +55,7 @@ impl Store {
         meta::begin(resource, &mut value, context);
         (resource.prepare_create)(&mut value);
         validate(resource, &value, None)?;
+        self.admit_subject(request, None, Some(&value), context)?;
         let name = json::text(&value, "/metadata/name").to_owned();
         let key = NamespacedName::new(request.namespace.clone(), name.clone());
         if let Some(existing) = self.head(resource, &key) {

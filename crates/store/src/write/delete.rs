@@ -43,6 +43,7 @@ impl Store {
             return Err(Status::forbidden(resource, &request.name, why));
         }
         priority::admit_delete(resource, &request.name)?;
+        self.admit_subject(request, Some(&old.value), None, context)?;
         check_preconditions(resource, &old, &options.preconditions)?;
         let (object, gone) = self.remove(resource, &old, options, context)?;
         if gone && !resource.returns_deleted {

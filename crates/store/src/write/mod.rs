@@ -8,6 +8,7 @@ mod evict;
 mod limits;
 mod managed;
 mod meta;
+mod node_restriction;
 mod priority;
 mod subresources;
 mod update;

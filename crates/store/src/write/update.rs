@@ -112,6 +112,7 @@ impl Store {
         if part != Part::Finalize {
             validate(resource, &value, Some(&old.value))?;
         }
+        self.admit_subject(request, Some(&old.value), Some(&value), context)?;
         self.allocate(resource, &old.key, &mut value, Some(&old.value), context)?;
         if part == Part::Main {
             self.establish(resource, &mut value, context)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use model::{ClusterConfig, Timestamp};
 use serde_json::{Value, json};
+use store::authorize::Subject;
 use store::selector::{FieldSelector, LabelSelector};
 use store::{
     Action, Context, DeleteOptions, FieldValidation, ListOptions, Object, PatchKind, Random,
@@ -38,6 +39,8 @@ pub struct Api {
     pub validation: FieldValidation,
     /// All records that were published.
     pub log: Vec<Record>,
+    /// Who asks, with his groups; `None` for who may do everything.
+    pub user: Option<(&'static str, Vec<String>)>,
 }
 
 impl Api {
@@ -62,6 +65,7 @@ impl Api {
             now,
             dry_run: false,
             manager: "curl",
+            user: None,
             validation: FieldValidation::default(),
             log: Vec::new(),
         }
@@ -72,7 +76,7 @@ impl Api {
         let mut context = Context {
             now: self.now,
             random: &mut self.random,
-            user: "admin",
+            subject: self.user.as_ref().map(|(name, groups)| Subject { name, groups }),
             manager: self.manager,
             create_refusal: None,
             dry_run: self.dry_run,
@@ -275,6 +279,15 @@ pub fn sample(resource: &Resource) -> Value {
             "versions": [{"name": "v1", "served": true, "storage": true,
                           "schema": {"openAPIV3Schema": {"type": "object"}}}],
         }}),
+        "PersistentVolume" => json!({"spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+            "hostPath": {"path": "/data"},
+        }}),
+        "PersistentVolumeClaim" => json!({"spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+        }}),
+        "StorageClass" => json!({"provisioner": "example.org/disks"}),
+        "ResourceQuota" => json!({"spec": {"hard": {"pods": "10", "requests.cpu": "4"}}}),
         "LimitRange" => json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}}),
         "Lease" => json!({"spec": {"holderIdentity": "me"}}),
         _ => json!({}),

@@ -123,7 +123,7 @@ impl Api {
         let mut context = Context {
             now: self.now,
             random: &mut self.random,
-            user: "simulator",
+            subject: None,
             manager: "simulator",
             create_refusal: None,
             dry_run: false,
