@@ -145,9 +145,9 @@ impl Backend for Ebpf {
     }
 
     fn trace(&self, packet: &Packet, place: Place<'_>) -> Result<Verdict, String> {
-        let verdict = ebpf::trace::trace(&self.observed, packet, place.config, place.facts)
-            .map_err(|error| error.to_string())?;
-        go_on(verdict, &self.beside, packet, place)
+        let Place { config, facts } = place;
+        let traced = ebpf::trace_beside(&self.observed, &self.beside, packet, config, facts);
+        traced.map(normal).map_err(|error| error.to_string())
     }
 
     fn anew(&self) -> Box<dyn Backend> {

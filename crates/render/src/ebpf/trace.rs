@@ -18,6 +18,7 @@ use plan::NodeFacts;
 
 use super::EbpfObserved;
 use crate::nft::{self, NftObserved, TraceError};
+use crate::owned::MARK_EBPF;
 
 /// What becomes of a flow's first packet, where nothing but the maps has a say in it.
 ///
@@ -60,8 +61,20 @@ pub fn trace_beside(
     let mut ports_beside = BTreeMap::new();
     for destination in &destinations {
         let translated = Packet { destination: *destination, ..packet.clone() };
-        match nft::trace(rules, &translated, config, facts)? {
+        let is_ours = match &source {
+            SourceTranslation::Kept => false,
+            SourceTranslation::Masqueraded => true,
+            SourceTranslation::MasqueradedTo(some) => some.contains(&destination.ip()),
+        };
+        // Nothing marks what this node itself sends.
+        let is_marked = is_ours && packet.entry != Entry::Local;
+        let mark = if is_marked { MARK_EBPF } else { 0 };
+        match nft::trace_marked(rules, mark, &translated, config, facts)? {
             Verdict::Pass { source: SourceTranslation::Kept, .. } => {}
+            // The programs would not know the packet any more where it leaves.
+            Verdict::Pass { .. } if is_marked => {
+                return Err(TraceError::Broken(format!("masqueraded twice towards {destination}")));
+            }
             Verdict::Pass { source_ports, .. } => {
                 hidden.insert(destination.ip());
                 ports_beside.extend(source_ports);

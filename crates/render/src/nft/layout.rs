@@ -524,7 +524,10 @@ impl Builder<'_> {
         let outside = || Statement::Masquerade { ports: config.masquerade_ports };
         // Also beside another backend: a packet may be on its way that our rules have marked.
         let marked = [Statement::HasMark(MARK_MASQUERADE), Statement::ClearMark(MARK_MASQUERADE)];
-        let mut rules = Vec::new();
+        // What eBPF masquerades gets its source after this: with one from here, nobody would know
+        // whose the answers are.
+        let accept = Statement::Verdict(Verdict::Accept);
+        let mut rules = vec![vec![Statement::HasMark(MARK_EBPF), accept]];
         if config.masquerade_ports.is_some() {
             rules.push([beyond(&own), marked.to_vec(), vec![outside()]].concat());
         }

@@ -34,7 +34,7 @@ pub use program::{Touched, update};
 pub use slots::Shares;
 pub(crate) use slots::elements_of;
 pub use state::{Command, NftObserved, Transaction};
-pub use trace::{Balancer, TraceError, trace, trace_through};
+pub use trace::{Balancer, TraceError, trace, trace_marked, trace_through};
 
 use language::{Name, Table, TableId, Tuple};
 use layout::Layout;

@@ -66,6 +66,20 @@ pub fn trace(
     trace_through(observed, &Balancer::default(), packet, config, facts)
 }
 
+/// As [`trace`], of a packet that others have given these bits of a mark before.
+///
+/// # Errors
+/// As [`trace`].
+pub fn trace_marked(
+    observed: &NftObserved,
+    mark: u32,
+    packet: &Packet,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> Result<PacketVerdict, TraceError> {
+    trace_from(observed, (&Balancer::default(), mark), packet, config, facts)
+}
+
 /// What sends elsewhere, between our hooks, what is for this node (IPVS): after the filter hook of
 /// what comes in, and between the nat and the filter hook of what goes out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +101,18 @@ pub fn trace_through(
     config: &ClusterConfig,
     facts: &NodeFacts,
 ) -> Result<PacketVerdict, TraceError> {
+    trace_from(observed, (balancer, 0), packet, config, facts)
+}
+
+/// `others`: what of the kernel is not ours alone, and the packet's mark.
+fn trace_from(
+    observed: &NftObserved,
+    others: (&Balancer, u32),
+    packet: &Packet,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> Result<PacketVerdict, TraceError> {
+    let (balancer, mark) = others;
     let family = Family::of(&packet.destination.ip());
     let empty = Table::default();
     let table = observed.tables.get(&TableId::services(family)).unwrap_or(&empty);
@@ -105,6 +131,7 @@ pub fn trace_through(
     loop {
         let mut walk = Walk::new(table, packet, &local_addresses, overlay_link, &mut chance);
         walk.balancer = Some(balancer);
+        walk.mark = mark;
         let outcome = walk.run()?;
         outcomes.push(outcome);
         if !chance.advance() {
