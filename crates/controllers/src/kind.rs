@@ -47,6 +47,8 @@ pub enum Kind {
     CronJob,
     /// core/v1 LimitRange: goes with its namespace.
     LimitRange,
+    /// core/v1 ResourceQuota: the same. What is used is counted by the store.
+    ResourceQuota,
     /// networking.k8s.io/v1 Ingress.
     Ingress,
     /// networking.k8s.io/v1 NetworkPolicy.
@@ -88,7 +90,7 @@ const fn row(
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [KindRow; 25] = [
+pub const KINDS: [KindRow; 26] = [
     row(Kind::Namespace, "Namespace", "v1", "namespaces", false, true),
     row(Kind::Node, "Node", "v1", "nodes", false, true),
     row(Kind::Pod, "Pod", "v1", "pods", true, true),
@@ -130,6 +132,7 @@ pub const KINDS: [KindRow; 25] = [
     row(Kind::Job, "Job", "batch/v1", "jobs", true, true),
     row(Kind::CronJob, "CronJob", "batch/v1", "cronjobs", true, true),
     row(Kind::LimitRange, "LimitRange", "v1", "limitranges", true, true),
+    row(Kind::ResourceQuota, "ResourceQuota", "v1", "resourcequotas", true, true),
     row(Kind::Ingress, "Ingress", "networking.k8s.io/v1", "ingresses", true, true),
     row(
         Kind::NetworkPolicy,

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::ops::Add;
+use std::ops::{Add, Sub};
 
 /// Nanos in one: the finest part that a quantity has.
 const NANOS: i128 = 1_000_000_000;
@@ -72,6 +72,11 @@ impl Quantity {
     /// Whether it is zero.
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
+    }
+
+    /// Whether nothing is left of it behind the point.
+    pub fn is_whole(&self) -> bool {
+        self.nanos % NANOS == 0
     }
 
     /// How many times `other` fits into it; `None` for nothing.
@@ -145,6 +150,22 @@ impl Add for Quantity {
     fn add(self, other: Self) -> Self {
         let form = if self.is_zero() { other.form } else { self.form };
         Self { nanos: self.nanos.saturating_add(other.nanos), form }
+    }
+}
+
+impl Sub for Quantity {
+    type Output = Self;
+
+    /// The difference, written as the first unless that is nothing.
+    fn sub(self, other: Self) -> Self {
+        let form = if self.is_zero() { other.form } else { self.form };
+        Self { nanos: self.nanos.saturating_sub(other.nanos), form }
+    }
+}
+
+impl From<u32> for Quantity {
+    fn from(number: u32) -> Self {
+        Self { nanos: i128::from(number) * NANOS, form: Form::Decimal }
     }
 }
 

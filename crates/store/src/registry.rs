@@ -3,7 +3,7 @@
 use crate::Resource;
 use crate::kinds::{
     addressing, apps, batch, core, cron_job, definition, endpoints, events, limits, networking,
-    node, pod, policy, rbac, scheduling, service,
+    node, pod, policy, quota, rbac, scheduling, service, storage,
 };
 
 /// Every resource that is served, in the order of discovery.
@@ -14,8 +14,11 @@ static RESOURCES: &[&Resource] = &[
     &limits::LIMIT_RANGE,
     &core::NAMESPACE,
     &node::NODE,
+    &storage::PERSISTENT_VOLUME_CLAIM,
+    &storage::PERSISTENT_VOLUME,
     &pod::POD,
     &apps::REPLICATION_CONTROLLER,
+    &quota::RESOURCE_QUOTA,
     &core::SECRET,
     &core::SERVICE_ACCOUNT,
     &service::SERVICE,
@@ -41,6 +44,7 @@ static RESOURCES: &[&Resource] = &[
     &rbac::ROLE_BINDING,
     &rbac::ROLE,
     &scheduling::PRIORITY_CLASS,
+    &storage::STORAGE_CLASS,
 ];
 
 /// Every resource that is served.

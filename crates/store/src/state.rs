@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::alloc::{Allocations, cluster_addresses};
 use crate::kinds::addressing::{IP_ADDRESS, SERVICE_CIDR, address_of_service, belongs_to};
 use crate::kinds::definition::DEFINITION;
+use crate::kinds::quota::RESOURCE_QUOTA;
 use crate::kinds::service::SERVICE;
 use crate::window::Window;
 use crate::{
@@ -283,6 +284,25 @@ impl Store {
         objects.into_values().cloned().collect()
     }
 
+    /// The objects of a storage that stand in a namespace, in the head state, by name.
+    pub(crate) fn head_in_namespace(&self, storage: &str, namespace: &str) -> Vec<Arc<Object>> {
+        let from = NamespacedName::new(namespace, "");
+        let published = self.shelves.get(storage).into_iter();
+        let mut objects: BTreeMap<&NamespacedName, &Arc<Object>> = published
+            .flat_map(|shelf| shelf.objects.range(&from..))
+            .take_while(|(key, _)| key.namespace == namespace)
+            .collect();
+        let changes = self.overlay.get(storage).into_iter();
+        let changes = changes.flat_map(|changes| changes.range(&from..));
+        for (key, change) in changes.take_while(|(key, _)| key.namespace == namespace) {
+            match change {
+                Some(object) => objects.insert(key, object),
+                None => objects.remove(key),
+            };
+        }
+        objects.into_values().cloned().collect()
+    }
+
     /// Stages one write of one object under the next revision, and with a Service its IPAddress
     /// objects. The only place that writes: a dry run passes through here and leaves nothing.
     pub(crate) fn commit(
@@ -290,7 +310,7 @@ impl Store {
         resource: &'static Resource,
         key: NamespacedName,
         operation: Operation,
-        content: Content,
+        mut content: Content,
         context: &mut Context<'_>,
     ) -> Arc<Object> {
         let resource = self.storage_row(resource);
@@ -307,7 +327,13 @@ impl Store {
         for address in &now {
             self.reserve(*address, &key, context);
         }
+        if resource == &RESOURCE_QUOTA && remains {
+            self.recount_quota(&key, &mut content.value);
+        }
+        let old = self.head(resource, &key).cloned();
         let object = self.stage_record(resource, key, operation, content);
+        let old = old.as_ref().map(|old| &old.value);
+        self.charge_quotas(resource, &object.key, old, remains.then_some(&object.value));
         for address in before.iter().filter(|address| !now.contains(address)) {
             self.release(*address, &object.key, context);
         }
@@ -329,7 +355,8 @@ impl Store {
         object
     }
 
-    fn stage_record(
+    /// Stages one record, and nothing that follows from it.
+    pub(crate) fn stage_record(
         &mut self,
         resource: &'static Resource,
         key: NamespacedName,

@@ -63,6 +63,11 @@ impl Column {
         ..Self::of("Name", |value, _| tree::text(value, "/metadata/name").into())
     };
 
+    /// The same for kinds that say more there than the name.
+    pub(crate) const fn titled(cell: fn(&Value, Timestamp) -> Value) -> Self {
+        Self { format: "name", ..Self::of("Name", cell) }
+    }
+
     /// The age since creation.
     pub(crate) const AGE: Self =
         Self::text("Age", |value, now| age(value, "/metadata/creationTimestamp", now).into());

@@ -43,7 +43,8 @@ pub(crate) fn amounts(value: &Value, pointer: &str) -> Amounts {
     members.filter_map(|(name, amount)| Some((name.to_owned(), quantity(amount)?))).collect()
 }
 
-fn quantity(value: &Value) -> Option<Quantity> {
+/// One amount, as text or as a number.
+pub(crate) fn quantity(value: &Value) -> Option<Quantity> {
     match value {
         Value::String(text) => Quantity::parse(text),
         Value::Number(number) => Quantity::parse(&number.to_string()),

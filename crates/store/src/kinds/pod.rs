@@ -111,7 +111,7 @@ fn frozen_part(spec: &Value) -> Value {
 
 /// Guaranteed when every container's limits for cpu and memory are its requests; BestEffort when
 /// nobody asks for either; Burstable else.
-fn quality_of_service(pod: &Value) -> &'static str {
+pub(crate) fn quality_of_service(pod: &Value) -> &'static str {
     let containers = || {
         json::items(pod, "/spec/containers").iter().chain(json::items(pod, "/spec/initContainers"))
     };

@@ -188,7 +188,8 @@ pub(super) fn validate(field: &str, spec: &Value, errors: &mut FieldErrors) {
 fn validate_volumes<'a>(field: &str, spec: &'a Value, errors: &mut FieldErrors) -> Vec<&'a str> {
     let mut names = Vec::new();
     for (index, volume) in json::items(spec, "/volumes").iter().enumerate() {
-        let field = format!("{field}.volumes[{index}].name");
+        let place = format!("{field}.volumes[{index}]");
+        let field = format!("{place}.name");
         let name = json::text(volume, "/name");
         if name.is_empty() {
             errors.required(field, "");
@@ -201,6 +202,10 @@ fn validate_volumes<'a>(field: &str, spec: &'a Value, errors: &mut FieldErrors) 
             errors.duplicate(field, name);
         }
         names.push(name);
+        let claim = json::at(volume, "/persistentVolumeClaim");
+        if claim.is_some_and(|claim| json::text(claim, "/claimName").is_empty()) {
+            errors.required(format!("{place}.persistentVolumeClaim.claimName"), "");
+        }
     }
     names
 }

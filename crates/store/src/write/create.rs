@@ -63,6 +63,7 @@ impl Store {
         }
         self.allocate(resource, &key, &mut value, None, context)?;
         self.establish(resource, &mut value, context)?;
+        self.admit_quota(resource, &key, &value, None)?;
         let value = self.to_storage(resource, value);
         let content = Content { value, managed_fields };
         let object = self.commit(resource, key, Operation::Create, content, context);
@@ -120,6 +121,7 @@ impl Store {
             admission::add_default_tolerations(value);
             self.admit_priority(value)?;
         }
+        self.admit_storage(resource, value);
         self.admit_priority_class(resource, value)
     }
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::kinds::limits::{Amounts, LIMIT_RANGE, amounts};
 use crate::kinds::pod::POD;
+use crate::kinds::quota::add;
 use crate::{Status, Store, json};
 
 /// The annotation that says what was given.
@@ -73,7 +74,7 @@ fn check(limit: &Value, pod: &Value, faults: &mut Vec<String>) {
     match json::text(limit, "/type") {
         "Container" => {
             for container in CONTAINERS.into_iter().flat_map(|(list, _)| json::items(pod, list)) {
-                let side = |side: &str| amounts(container, &format!("/resources/{side}"));
+                let side = |side: &str| of_container(container, side);
                 Checked { limit, requests: side("requests"), limits: side("limits") }.run(faults);
             }
         }
@@ -87,17 +88,10 @@ fn check(limit: &Value, pod: &Value, faults: &mut Vec<String>) {
 
 /// What a pod asks for, or may use: all its containers together, or more where an init container
 /// takes more before they run. Those that stay beside them count throughout (KEP-753).
-fn of_pod(pod: &Value, side: &str) -> Amounts {
-    let side = format!("/resources/{side}");
-    let add = |total: &mut Amounts, more: &Amounts| {
-        for (name, amount) in more {
-            let sum = total.get(name).copied().unwrap_or_default() + *amount;
-            total.insert(name.clone(), sum);
-        }
-    };
+pub(super) fn of_pod(pod: &Value, side: &str) -> Amounts {
     let (mut staying, mut most) = (Amounts::new(), Amounts::new());
     for container in json::items(pod, "/spec/initContainers") {
-        let own = amounts(container, &side);
+        let own = of_container(container, side);
         let mut now = staying.clone();
         add(&mut now, &own);
         if json::text(container, "/restartPolicy") == "Always" {
@@ -106,10 +100,15 @@ fn of_pod(pod: &Value, side: &str) -> Amounts {
         raise(&mut most, &now);
     }
     for container in json::items(pod, "/spec/containers") {
-        add(&mut staying, &amounts(container, &side));
+        add(&mut staying, &of_container(container, side));
     }
     raise(&mut most, &staying);
     most
+}
+
+/// The requests or the limits of a container.
+pub(super) fn of_container(container: &Value, side: &str) -> Amounts {
+    amounts(container, &format!("/resources/{side}"))
 }
 
 /// Raises each amount to that of another list.

@@ -10,8 +10,11 @@ mod managed;
 mod meta;
 mod node_restriction;
 mod priority;
+mod quota;
+mod storage;
 mod subresources;
 mod update;
+mod usage;
 
 use std::sync::Arc;
 

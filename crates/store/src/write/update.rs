@@ -113,9 +113,11 @@ impl Store {
             validate(resource, &value, Some(&old.value))?;
         }
         self.admit_subject(request, Some(&old.value), Some(&value), context)?;
+        self.admit_growth(resource, &value, &old.value)?;
         self.allocate(resource, &old.key, &mut value, Some(&old.value), context)?;
         if part == Part::Main {
             self.establish(resource, &mut value, context)?;
+            self.admit_quota(resource, &old.key, &value, Some(&old.value))?;
         }
         self.finish_update(resource, old, Content { value, managed_fields }, context)
     }
