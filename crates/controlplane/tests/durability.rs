@@ -1,17 +1,17 @@
 //! `kill -9` in the midst of writes: every acknowledged one is there afterwards.
 //!
-//! Started with `serve DIRECTORY`, this program is the server that the test kills.
+//! Started with `serve DIRECTORY PORT`, this program is the server that the test kills.
 
+#[path = "support/process.rs"]
+mod process;
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use client::{Client, List, ListOptions, ResourcePath};
+use process::ServerProcess;
 use serde_json::{Value, json};
-use support::{Scratch, start, write_kubeconfig};
+use support::{Scratch, write_kubeconfig};
 
 /// How often the server is killed.
 const ROUNDS: usize = 5;
@@ -21,59 +21,9 @@ const WRITERS: usize = 8;
 const WRITES_BEFORE_KILL: usize = 150;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a runtime");
-    match arguments.as_slice() {
-        [_, verb, directory] if verb == "serve" => runtime.block_on(serve(Path::new(directory))),
-        // cargo asks test programs what they hold.
-        [_, rest @ ..] if rest.iter().any(|argument| argument == "--list") => {
-            println!("acknowledged_writes_survive_kill_9: test");
-        }
-        _ => {
-            runtime.block_on(acknowledged_writes_survive_kill_9());
-            println!("test acknowledged_writes_survive_kill_9 ... ok");
-        }
-    }
-}
-
-/// Serves until it is killed; tells its port on standard output.
-async fn serve(directory: &Path) {
-    let server = start(directory, 0).await;
-    println!("{}", server.address.port());
-    std::io::stdout().flush().expect("the parent listens");
-    std::future::pending::<()>().await;
-}
-
-struct Server(Child);
-
-impl Server {
-    /// Starts the server in a process of its own, and gives its port.
-    fn start(directory: &Path) -> (Self, u16) {
-        let mut child = Command::new(std::env::current_exe().expect("a name"))
-            .arg("serve")
-            .arg(directory)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server starts");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("a pipe");
-        let server = Self(child);
-        BufReader::new(output).read_line(&mut line).expect("a line");
-        (server, line.trim().parse().expect("the server tells its port"))
-    }
-
-    fn kill(mut self) {
-        self.0.kill().expect("SIGKILL");
-        self.0.wait().expect("it ends");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    process::main(&[("acknowledged_writes_survive_kill_9", || {
+        process::block_on(acknowledged_writes_survive_kill_9());
+    })]);
 }
 
 fn config_maps() -> ResourcePath {
@@ -86,13 +36,13 @@ async fn acknowledged_writes_survive_kill_9() {
     let mut acknowledged: BTreeMap<String, u64> = BTreeMap::new();
     let mut newest = 0;
     for round in 0..ROUNDS {
-        let (server, port) = Server::start(&scratch.0);
+        let (server, port) = ServerProcess::start(&scratch.0, 0);
         let kubeconfig = write_kubeconfig(&scratch.0, &pki, port);
         let client = Client::from_kubeconfig(&kubeconfig).await.expect("a client");
         newest = check(&client, &acknowledged, newest).await;
         acknowledged.extend(write_until_killed(&client, server, round).await);
     }
-    let (_server, port) = Server::start(&scratch.0);
+    let (_server, port) = ServerProcess::start(&scratch.0, 0);
     let kubeconfig = write_kubeconfig(&scratch.0, &pki, port);
     let client = Client::from_kubeconfig(&kubeconfig).await.expect("a client");
     check(&client, &acknowledged, newest).await;
@@ -101,7 +51,11 @@ async fn acknowledged_writes_survive_kill_9() {
 
 /// Writes from several clients, kills the server in the midst of it, and gives what was
 /// acknowledged.
-async fn write_until_killed(client: &Client, server: Server, round: usize) -> Vec<(String, u64)> {
+async fn write_until_killed(
+    client: &Client,
+    server: ServerProcess,
+    round: usize,
+) -> Vec<(String, u64)> {
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     for writer in 0..WRITERS {
         let (client, told) = (client.clone(), told.clone());
