@@ -7,6 +7,7 @@
 //! ```
 
 mod api;
+mod audit;
 mod bootstrap;
 mod disk;
 pub mod drive;
@@ -32,11 +33,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+pub use audit::{AUDIT_FILE_BYTES, AUDIT_OLDER_FILES, AuditOptions};
 pub use controllers::controller::{DEFAULT_ENDPOINTS_PER_SLICE, MAX_ENDPOINTS_PER_SLICE};
 pub use disk::{DiskError, FILE as STORE_FILE};
 pub use tls::{TlsError, User};
 
 use api::{Api, Proxy};
+use audit::Audit;
 use disk::Disk;
 use local::local_client;
 use pki::Pki;
@@ -64,6 +67,8 @@ pub struct Options {
     pub runtime_port: u16,
     /// Most endpoints of one EndpointSlice, 1 to [`MAX_ENDPOINTS_PER_SLICE`].
     pub max_endpoints_per_slice: usize,
+    /// Where requests are written down; `None` for nowhere.
+    pub audit: Option<AuditOptions>,
 }
 
 impl Options {
@@ -81,6 +86,7 @@ impl Options {
             advertised,
             runtime_port: layout::RUNTIME_PORT,
             max_endpoints_per_slice: DEFAULT_ENDPOINTS_PER_SLICE,
+            audit: None,
         }
     }
 }
@@ -105,6 +111,17 @@ pub enum StartError {
     Listen {
         /// The address.
         address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The audit log cannot be written.
+    #[error(
+        "cannot write the audit log {}: {source}; its directory must exist and be writable",
+        path.display()
+    )]
+    Audit {
+        /// The file.
+        path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
@@ -154,7 +171,8 @@ impl ControlPlane {
         let (shared, writer_stopped) =
             Shared::start(store, disk, dropped).map_err(StartError::Thread)?;
         let (stop, stopping) = watch::channel(false);
-        let api = Api::new(Arc::clone(&shared), tokens, proxy, stopping.clone());
+        let audit = audit(options.audit)?;
+        let api = Api::new(Arc::clone(&shared), tokens, proxy, audit, stopping.clone());
         let client = local_client(Arc::clone(&api), own_user());
         bootstrap::ensure(&client, &options.config, options.advertised)
             .await
@@ -217,6 +235,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let ended = controllers.await;
     running.stop().await;
     ended.map_err(|_| StartError::Fault { part: "the controllers" })
+}
+
+fn audit(options: Option<AuditOptions>) -> Result<Option<Audit>, StartError> {
+    let Some(options) = options else { return Ok(None) };
+    let path = options.path.clone();
+    Audit::start(options).map(Some).map_err(|source| StartError::Audit { path, source })
 }
 
 fn proxy(pki: &Pki, options: &Options) -> Result<Proxy, StartError> {

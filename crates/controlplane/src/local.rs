@@ -36,6 +36,7 @@ impl Transport for LocalTransport {
                     headers: head.headers,
                     body,
                     user: Some(user),
+                    source: None,
                     upgrade: None,
                 })
                 .await)

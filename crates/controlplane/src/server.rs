@@ -64,7 +64,7 @@ pub(crate) async fn serve(
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
         let (acceptor, api, stop) = (acceptor.clone(), Arc::clone(&api), stop.clone());
         connections.spawn(async move {
-            if let Err(problem) = connection(stream, acceptor, api, stop).await {
+            if let Err(problem) = connection(stream, peer, acceptor, api, stop).await {
                 tracing::debug!(%peer, %problem, "a connection failed");
             }
             drop(permit);
@@ -101,6 +101,7 @@ async fn accept(
 
 async fn connection(
     stream: TcpStream,
+    peer: SocketAddr,
     acceptor: TlsAcceptor,
     api: Arc<Api>,
     mut stop: watch::Receiver<bool>,
@@ -114,7 +115,7 @@ async fn connection(
         .map_err(|error| error.to_string())?;
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(user_of);
-    let service = service_fn(move |request| answer(Arc::clone(&api), user.clone(), request));
+    let service = service_fn(move |request| answer(Arc::clone(&api), user.clone(), peer, request));
     let builder = builder();
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
@@ -146,6 +147,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
 async fn answer(
     api: Arc<Api>,
     user: Option<User>,
+    peer: SocketAddr,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
@@ -166,7 +168,14 @@ async fn answer(
             return Ok(Api::refuse(&Status::failure(504, "Timeout", message)));
         }
     };
-    let call =
-        Call { method: head.method, uri: head.uri, headers: head.headers, body, user, upgrade };
+    let call = Call {
+        method: head.method,
+        uri: head.uri,
+        headers: head.headers,
+        body,
+        user,
+        source: Some(peer.ip()),
+        upgrade,
+    };
     Ok(api.handle(call).await)
 }

@@ -11,6 +11,7 @@ mod query;
 mod route;
 mod watch;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
 use store::Status;
 use store::authorize::Request;
 
+use crate::audit::{Audit, Entry};
 use crate::tls::User;
 use crate::tokens::Tokens;
 use crate::writer::Shared;
@@ -43,6 +45,8 @@ pub(crate) struct Call {
     pub body: Bytes,
     /// Who asks by his client certificate; a bearer token counts where there is none.
     pub user: Option<User>,
+    /// Where the request comes from; `None` for our own.
+    pub source: Option<IpAddr>,
     /// The connection's bytes after a `101`, when the client asked for an upgrade.
     pub upgrade: Option<OnUpgrade>,
 }
@@ -53,12 +57,17 @@ impl Call {
     }
 }
 
+/// The name of an object that a request wrote: clients may leave it to the server.
+#[derive(Clone)]
+struct Written(String);
+
 /// All that answers requests.
 pub(crate) struct Api {
     shared: Arc<Shared>,
     documents: Documents,
     tokens: Tokens,
     proxy: Proxy,
+    audit: Option<Audit>,
     /// Becomes true when the server stops: watches end then.
     stop: tokio::sync::watch::Receiver<bool>,
 }
@@ -68,9 +77,10 @@ impl Api {
         shared: Arc<Shared>,
         tokens: Tokens,
         proxy: Proxy,
+        audit: Option<Audit>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { shared, documents: Documents::default(), tokens, proxy, stop })
+        Arc::new(Self { shared, documents: Documents::default(), tokens, proxy, audit, stop })
     }
 
     /// The answer for a request that never got this far.
@@ -78,8 +88,24 @@ impl Api {
         answer::status(status)
     }
 
+    /// Answers one request, and has it written down where there is an audit log.
+    pub async fn handle(&self, call: Call) -> Response<Body> {
+        let Some(audit) = &self.audit else { return self.answer(call, &mut None).await };
+        let mut entry = Some(Entry::begin(&call.method, &call.uri, &call.headers, call.source));
+        let mut response = self.answer(call, &mut entry).await;
+        if let Some(mut entry) = entry {
+            if let Some(made) = response.extensions_mut().remove::<Written>()
+                && let Some(object) = entry.object.as_object_mut()
+            {
+                object.insert("name".to_owned(), made.0.into());
+            }
+            audit.record(entry, response.status().as_u16()).await;
+        }
+        response
+    }
+
     /// Answers one request. Every failure is a `Status`.
-    pub async fn handle(&self, mut call: Call) -> Response<Body> {
+    async fn answer(&self, mut call: Call, entry: &mut Option<Entry>) -> Response<Body> {
         let Some(segments) = query::segments(call.uri.path()) else {
             return answer::status(&Status::unknown_path());
         };
@@ -90,12 +116,23 @@ impl Api {
         // Probes and version checks are open to all, everything else to known clients.
         let open = matches!(route, Route::Health | Route::Version);
         call.user = self.authenticate(&call);
+        if let Some(entry) = entry {
+            entry.sender.clone_from(&call.user);
+            if let Route::Target(target) = &route {
+                objects::describe(&call, target, entry);
+            }
+        }
         match &call.user {
             None if !open => return answer::status(&Status::unauthorized()),
             None => {}
             Some(sender) => match self.impersonated(sender, &call.headers) {
                 Ok(None) => {}
-                Ok(user) => call.user = user,
+                Ok(user) => {
+                    if let Some(entry) = entry {
+                        entry.impersonated.clone_from(&user);
+                    }
+                    call.user = user;
+                }
                 Err(refusal) => return answer::status(&refusal),
             },
         }

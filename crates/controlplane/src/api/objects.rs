@@ -18,7 +18,8 @@ use super::negotiate::{self, Accepted, Form};
 use super::query::Query;
 use super::route::Target;
 use super::watch::{self, WatchRequest};
-use super::{Api, Call, answer};
+use super::{Api, Call, Written, answer};
+use crate::audit::Entry;
 use crate::writer::{WriteOptions, now};
 
 impl Api {
@@ -224,6 +225,29 @@ impl Api {
     }
 }
 
+/// Says in the audit log what a request is about.
+pub(super) fn describe(call: &Call, target: &Target, entry: &mut Entry) {
+    if let Some(verb) = verb_of(call, target) {
+        verb.clone_into(&mut entry.verb);
+    }
+    let streams =
+        [Subresource::Attach, Subresource::Exec, Subresource::Log, Subresource::PortForward];
+    entry.is_stream =
+        entry.verb == "watch" || target.subresource.is_some_and(|one| streams.contains(&one));
+    let resource = target.resource;
+    entry.object = json!({
+        "resource": resource.plural,
+        "namespace": target.namespace,
+        "name": target.name,
+        "apiGroup": resource.group,
+        "apiVersion": resource.version,
+        "subresource": target.subresource.map(Subresource::name),
+    });
+    if let Some(object) = entry.object.as_object_mut() {
+        object.retain(|_, value| !value.is_null() && value != "");
+    }
+}
+
 /// The API's verb of a request; `None` for a method that its target does not have.
 fn verb_of(call: &Call, target: &Target) -> Option<&'static str> {
     Some(match (&call.method, !target.name.is_empty(), target.subresource) {
@@ -347,7 +371,11 @@ fn show(
 fn reply(staged: &Staged, accepted: Accepted, include: Include) -> Result<Response<Body>, Status> {
     let code = StatusCode::from_u16(staged.code).map_err(Status::internal)?;
     let mut response = match &staged.reply {
-        Reply::Object(object) => show(code, object, accepted, include)?,
+        Reply::Object(object) => {
+            let mut response = show(code, object, accepted, include)?;
+            response.extensions_mut().insert(Written(object.key.name.clone()));
+            response
+        }
         Reply::Objects(resource, objects) => {
             let list = store::List {
                 resource,

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
@@ -38,6 +38,9 @@ pub struct ClusterSpec {
     /// Most endpoints of one EndpointSlice; absent: the controller's own number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_endpoints_per_slice: Option<usize>,
+    /// Where requests to the API server are written down; absent: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_log_path: Option<PathBuf>,
 }
 
 /// One node.
@@ -84,6 +87,7 @@ impl ClusterSpec {
             api_port,
             upstream_resolvers: vec![],
             max_endpoints_per_slice: None,
+            audit_log_path: None,
         })
     }
 

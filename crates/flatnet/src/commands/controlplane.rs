@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
+use controlplane::AuditOptions;
 
 use crate::cluster::host_routes;
 
@@ -25,10 +26,12 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let advertised = spec.api_address()?;
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, spec.api_port));
     let listen = vec![advertised, loopback];
+    let audit = spec.audit_log_path.clone().map(AuditOptions::new);
     let slices = spec.max_endpoints_per_slice;
     let config = spec.config.clone();
     let mut options = controlplane::Options::new(paths.state(), config, listen, advertised);
     options.max_endpoints_per_slice = slices.unwrap_or(options.max_endpoints_per_slice);
+    options.audit = audit;
     run_daemon(|mut shutdown| async move {
         let stop = async move {
             // An error means that the sender is gone, which is a stop as well.

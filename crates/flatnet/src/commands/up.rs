@@ -116,6 +116,11 @@ pub struct Arguments {
     /// cluster that was kept are packed anew as they change.
     #[arg(long, value_name = "NUMBER", value_parser = parse_slice_size)]
     max_endpoints_per_slice: Option<usize>,
+    /// Write down every request to the API server in this file: who asked for what, and what
+    /// became of it, without bodies (audit.k8s.io/v1 Events of level Metadata, one JSON line each;
+    /// at 100 MB another file is begun, and 4 older ones are kept). Off by default.
+    #[arg(long, value_name = "FILE", value_parser = parse_audit_path)]
+    audit_log_path: Option<PathBuf>,
     /// The API server's port (default: 6443, or the next free one).
     #[arg(long)]
     api_port: Option<u16>,
@@ -292,6 +297,7 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
     let mut spec = ClusterSpec::new(config, arguments.nodes.unwrap_or(3), port)?;
     spec.upstream_resolvers = preflight::host_resolvers();
     spec.max_endpoints_per_slice = arguments.max_endpoints_per_slice;
+    spec.audit_log_path.clone_from(&arguments.audit_log_path);
     Ok(spec)
 }
 
@@ -397,7 +403,14 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
     stored.upstream_resolvers = preflight::host_resolvers();
     let slices = arguments.max_endpoints_per_slice;
     stored.max_endpoints_per_slice = slices.or(stored.max_endpoints_per_slice);
+    stored.audit_log_path = arguments.audit_log_path.clone().or(stored.audit_log_path);
     Ok(stored)
+}
+
+/// The API server runs elsewhere than the command, so that only an absolute path means one file.
+fn parse_audit_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("use an absolute path".to_owned()) }
 }
 
 fn parse_slice_size(text: &str) -> Result<usize, String> {
