@@ -13,7 +13,7 @@ use crate::{eventually, program, workspace};
 pub const READY: Duration = Duration::from_secs(60);
 
 /// Clusters of the suites. That of `./x chaos` is none: it may run beside them.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "e2e",
     "e2e-dsr",
     "e2e-dual",
@@ -22,6 +22,7 @@ const NAMES: [&str; 12] = [
     "e2e-hybrid",
     "e2e-refused",
     "e2e-six",
+    "e2e-xdp",
     "harm",
     "nofailover",
     "pods",

@@ -1,6 +1,7 @@
 //! The whole program as a user runs it: `flatnet up` from `target/flatnet/`, kubectl, and programs
 //! in pods, in nodes and outside. Needs root; without it every test fails and says so.
 
+pub mod balancer;
 pub mod cluster;
 pub mod inventory;
 pub mod load;

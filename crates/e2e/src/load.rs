@@ -1,6 +1,6 @@
 //! Several loads at once from one pod, and what they came to.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -49,13 +49,28 @@ impl Load {
         generators: Vec<Generator>,
         seconds: u64,
     ) -> Result<Self> {
+        Self::start_by(generators, seconds, |toolbox| {
+            let exec = ["exec", "-n", namespace, pod, "--", "toolbox"];
+            cluster.kubectl_command(Kubectl::Old, &[&exec, toolbox].concat())
+        })
+    }
+
+    /// Starts all generators where the program runs that is made of a toolbox's words.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn start_by(
+        generators: Vec<Generator>,
+        seconds: u64,
+        program: impl Fn(&[&str]) -> Command,
+    ) -> Result<Self> {
         let mut running = Vec::new();
         for generator in generators {
             let (rate, duration) = (generator.rate.to_string(), seconds.to_string());
-            let mut words = vec!["exec", "-n", namespace, pod, "--", "toolbox"];
-            words.extend(generator.words.iter().map(String::as_str));
+            let mut words: Vec<&str> = generator.words.iter().map(String::as_str).collect();
             words.extend(["--rate", &rate, "--duration-s", &duration]);
-            let mut command = cluster.kubectl_command(Kubectl::Old, &words);
+            let mut command = program(&words);
+            command.stdin(Stdio::null());
             let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
             running.push((generator, child));
         }

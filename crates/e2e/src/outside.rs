@@ -86,12 +86,20 @@ impl Outside {
     /// # Errors
     /// When the namespace cannot be entered, or the socket not be made.
     pub fn udp_client(&self, server: &str) -> Result<UdpSocket> {
-        let namespace = Netns::open(&Path::new("/run/netns").join(&self.name))?;
+        let namespace = self.network()?;
         let connect = || {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             socket.connect(server).map(|()| socket)
         };
         Ok(namespace.run(connect)??)
+    }
+
+    /// The machine's network namespace.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn network(&self) -> Result<Netns> {
+        Ok(Netns::open(&Path::new("/run/netns").join(&self.name))?)
     }
 
     /// A toolbox command that will run there.

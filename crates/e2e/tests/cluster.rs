@@ -3,6 +3,8 @@
 //! `cargo test -p e2e --test cluster -- WORD` runs the scenarios whose names contain WORD;
 //! `E2E_KEEP=1` leaves the cluster running for a look around.
 
+#[path = "cluster/acceleration.rs"]
+mod acceleration;
 #[path = "cluster/controllers.rs"]
 mod controllers;
 #[path = "cluster/direct.rs"]
@@ -25,6 +27,8 @@ mod network;
 mod patterns;
 #[path = "cluster/resolvers.rs"]
 mod resolvers;
+#[path = "cluster/rollouts.rs"]
+mod rollouts;
 #[path = "cluster/schedules.rs"]
 mod schedules;
 #[path = "cluster/services.rs"]
@@ -57,10 +61,16 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("pods_answer_clients_outside_past_the_node_that_they_came_to", direct::server_return),
     ("a_pod_reaches_itself_through_its_service", services::hairpin),
     ("a_service_without_endpoints_refuses_at_once", services::refused_without_endpoints),
+    (
+        "internal_policy_local_keeps_pods_and_programs_of_nodes_on_their_node",
+        services::internal_policy_local,
+    ),
+    ("a_named_port_of_a_sidecar_is_reached", services::sidecar_port),
     ("readiness_false_stops_traffic_within_a_second", services::readiness),
     ("a_node_that_is_cut_off_gets_no_new_connections_and_comes_back", failover::cut_node),
     ("a_pod_that_falls_silent_gets_no_new_connections_and_comes_back", failover::frozen_pod),
     ("with_ebpf_what_falls_silent_gets_no_new_connections_and_comes_back", failover::with_ebpf),
+    ("with_xdp_clients_outside_are_served_past_the_stack", acceleration::accelerated),
     ("without_fail_over_connections_to_a_frozen_pod_go_on_failing", failover::switched_off),
     ("names_resolve_inside_a_pod_with_usual_tools", dns::usual_tools),
     ("headless_and_srv_names_resolve_to_pods", dns::headless_and_srv),
@@ -82,6 +92,8 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("a_killed_pause_process_gives_a_new_sandbox", patterns::killed_pause),
     ("scaling_and_deleting_under_load_fail_no_request", controllers::scale_under_load),
     ("a_rolling_update_under_load_fails_no_request", controllers::rolling_update_under_load),
+    ("pods_move_switch_and_scale_and_no_client_outside_notices", rollouts::by_default),
+    ("with_ebpf_pods_move_switch_and_scale_and_nobody_notices", rollouts::with_ebpf),
     ("deleted_namespaces_go_with_their_contents", controllers::namespace_deletion),
     ("jobs_run_to_their_end", controllers::jobs_run_to_their_end),
     ("cron_jobs_run_by_the_clock_and_by_hand", schedules::cron_jobs),

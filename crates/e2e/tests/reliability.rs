@@ -10,6 +10,8 @@ mod backends;
 mod chaos;
 #[path = "reliability/damage.rs"]
 mod damage;
+#[path = "reliability/ebpf.rs"]
+mod ebpf;
 #[path = "reliability/foreign.rs"]
 mod foreign;
 #[path = "reliability/forgery.rs"]
@@ -45,14 +47,17 @@ use world::World;
 const SCENARIOS: &[Scenario<World>] = &[
     ("r_01_killed_agents_cost_no_stream_datagram_or_connection", kills::killed_under_load),
     ("r_02_a_node_without_agent_goes_on", kills::down_under_load),
+    ("r_02_with_ebpf_a_node_without_agent_goes_on", ebpf::down_under_load),
     ("r_03_rules_of_another_version_are_replaced_under_load", kills::upgraded_under_load),
     ("r_03_another_build_takes_over_and_gives_back_under_load", upgrade::there_and_back),
+    ("r_03_with_ebpf_maps_of_other_sizes_take_over_under_load", ebpf::resized_under_load),
     ("r_04_agents_out_of_memory_cost_nothing", memory::ended),
     ("r_04_a_stopped_agent_catches_up", kills::stopped_under_load),
     ("r_04_a_full_disk_is_named_and_survived", places::full_disk),
     ("r_04_an_agent_whose_run_directory_is_wiped_comes_back", places::run_wiped),
     ("r_04_unmounted_pins_of_ebpf_come_back_with_all_that_was_pinned", places::pins_unmounted),
     ("r_05_a_restart_with_nothing_changed_writes_nothing", kills::silent_restarts),
+    ("r_05_with_ebpf_a_restart_with_nothing_changed_writes_nothing", ebpf::silent_restarts),
     ("r_11_a_second_agent_of_a_node_is_refused", kills::second_agent),
     ("r_22_each_kind_of_damage_is_repaired_within_a_second_and_told", damage::repaired),
     ("r_24_the_service_backend_changes_under_load", backends::changed_under_load),

@@ -37,7 +37,7 @@ const TIMEOUT_MS: &str = "3000";
 /// Within this a handshake is repeated three times, the last time after 7 s.
 const PATIENT_MS: &str = "10000";
 /// The node network of clusters that scenarios make for themselves.
-const OWN_RANGE: &str = "172.29.2.0/24";
+pub const OWN_RANGE: &str = "172.29.2.0/24";
 /// What clients call a handshake that nobody answered in time.
 const UNANSWERED: &str = "timeout while connecting";
 
@@ -89,6 +89,11 @@ pub fn with_ebpf(_: &World) -> Result<()> {
     [FROZEN, CUT].iter().try_for_each(|silence| falls_silent(&world, Some(&outside), silence))
 }
 
+/// A node of such a cluster falls silent to clients in a pod and outside.
+pub fn cut_node_with_outside(world: &World, outside: &Outside) -> Result<()> {
+    falls_silent(world, Some(outside), &CUT)
+}
+
 /// The same without fail-over: what the other scenarios see is its work.
 pub fn switched_off(_: &World) -> Result<()> {
     let world = own_cluster("nofailover", &["--failover", "false"])?;
@@ -104,7 +109,7 @@ pub fn switched_off(_: &World) -> Result<()> {
 }
 
 /// A cluster as that of the suite, with these flags.
-fn own_cluster(name: &str, flags: &[&str]) -> Result<World> {
+pub fn own_cluster(name: &str, flags: &[&str]) -> Result<World> {
     let ranges = ["--pod-cidr", "10.42.0.0/16", "--service-cidr", "10.43.0.0/16"];
     let nodes = ["--nodes", "3", "--node-cidr", OWN_RANGE];
     let world = World { cluster: Cluster::up(name, &[flags, &ranges, &nodes].concat())? };

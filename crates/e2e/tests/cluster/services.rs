@@ -26,7 +26,11 @@ const FAR_SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: far, 
     ports: [{port: 80, targetPort: http}]\n";
 
 pub fn node_ports(world: &World) -> Result<()> {
-    let outside = Outside::attach(&world.cluster, NODE_RANGE)?;
+    ask_node_ports(world, &Outside::attach(&world.cluster, NODE_RANGE)?)
+}
+
+/// Through each node, by TCP and UDP.
+pub fn ask_node_ports(world: &World, outside: &Outside) -> Result<()> {
     let http = world.cluster.field(NAMESPACE, "service", "web", "/spec/ports/0/nodePort")?;
     let udp = world.cluster.field(NAMESPACE, "service", "web", "/spec/ports/1/nodePort")?;
     for node in &world.cluster.nodes {
@@ -135,6 +139,90 @@ pub fn refused_without_endpoints(world: &World) -> Result<()> {
     })?;
     world.cluster.kubectl(&["delete", "service", "-n", NAMESPACE, "nobody"]).map(drop)
 }
+
+/// S-06: pods, and pods with the network of their node, reach endpoints of their own node alone;
+/// elsewhere nobody answers them.
+pub fn internal_policy_local(world: &World) -> Result<()> {
+    let mut manifest = String::from(NEAR);
+    for node in ["node1", "node2"] {
+        manifest.push_str(&host_network_pod(node));
+    }
+    world.cluster.apply(&manifest)?;
+    let url = format!("http://{}/", world.cluster_ip("near")?);
+    let ask = |pod: &str| world.toolbox_json(pod, &["http", &url, "--timeout-ms", "1000"]);
+    for node in ["node1", "node2"] {
+        world.cluster.pod_ready(NAMESPACE, &format!("host-{node}"))?;
+    }
+    for pod in ["host-node1", "echo-node1"] {
+        eventually(&format!("{pod} is answered"), LONG, || {
+            let answer = ask(pod)?;
+            ensure!(answer["pod"] == "echo-node1", "{answer}");
+            Ok(())
+        })?;
+    }
+    for pod in ["host-node2", "echo-node2"] {
+        let said = ask(pod).map_or_else(|error| format!("{error:#}"), |it| it.to_string());
+        ensure!(said.contains("timeout while connecting"), "{pod}: {said}");
+    }
+    let goes = ["delete", "-n", NAMESPACE, "--now", "service/near", "pod/host-node1"];
+    world.cluster.kubectl(&[&goes[..], &["pod/host-node2"]].concat()).map(drop)
+}
+
+/// Only a pod of the first node is behind it.
+const NEAR: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: near, namespace: lab}\nspec:\n  \
+    internalTrafficPolicy: Local\n  selector: {pod: echo-node1}\n  \
+    ports: [{port: 80, targetPort: http}]\n";
+
+fn host_network_pod(node: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: host-{node}, namespace: {NAMESPACE}}}\n\
+         spec:\n  nodeName: {node}\n  hostNetwork: true\n  terminationGracePeriodSeconds: 1\n  \
+         containers:\n  - {{name: main, image: localhost/toolbox, args: [sleep, infinity]}}\n"
+    )
+}
+
+/// S-01, KEP-753: the name is that of a port of an init container that goes on running.
+pub fn sidecar_port(world: &World) -> Result<()> {
+    world.cluster.apply(SIDECAR)?;
+    world.cluster.pod_ready(NAMESPACE, "beside")?;
+    let url = format!("http://{}/", world.cluster_ip("beside")?);
+    eventually("the sidecar answers", LONG, || {
+        let answer = world.toolbox_json("echo-node1", &["http", &url, "--timeout-ms", "1000"])?;
+        ensure!(answer["pod"] == "the-sidecar", "{answer}");
+        Ok(())
+    })?;
+    let goes = ["delete", "-n", NAMESPACE, "--now", "service/beside", "pod/beside"];
+    world.cluster.kubectl(&goes).map(drop)
+}
+
+/// A pod whose sidecar says that it is one, and whose other container serves elsewhere.
+const SIDECAR: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: beside, namespace: lab, labels: {app: beside}}
+spec:
+  nodeName: node2
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - name: proxy
+    restartPolicy: Always
+    image: localhost/toolbox
+    args: [serve, --http, "7070"]
+    env: [{name: POD_NAME, value: the-sidecar}]
+    ports: [{name: side, containerPort: 7070}]
+  containers:
+  - name: main
+    image: localhost/toolbox
+    args: [serve, --http, "8080"]
+    ports: [{name: http, containerPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: beside, namespace: lab}
+spec:
+  selector: {app: beside}
+  ports: [{port: 80, targetPort: side}]
+"#;
 
 pub fn readiness(world: &World) -> Result<()> {
     let pod = "echo-node3";

@@ -8,6 +8,7 @@ use e2e::processes::{Held, converged};
 
 use super::kills::back;
 use super::losses::{Losses, RUNS_MAX};
+use super::schedule::option;
 use super::world::World;
 
 /// The backends that the machine has, besides the one that clusters have by default.
@@ -16,16 +17,20 @@ const OTHERS: &[&str] = &["iptables", "ebpf"];
 pub const DEFAULT: &str = "nftables";
 /// Ways through them and back to the default one.
 const WAYS: &[&[&str]] = &[&["iptables", "ebpf", DEFAULT], &["ebpf", "iptables", DEFAULT]];
-/// How long each load lasts.
+/// How long the load of a change lasts.
 const LOAD_S: u64 = 10;
-/// Kills of agents on each backend.
-const KILLS: usize = 5;
+/// Kills of agents on each backend, unless the command line says `--kills=`; `./x chaos` takes
+/// R-01's 50.
+const KILLS: u64 = 5;
+/// How long the load lasts when agents are killed: that of all kills, and of the way back.
+const LOAD_A_KILL_MS: u64 = 800;
+const LOAD_AFTER_S: u64 = 6;
 /// How long an agent lives before it is killed.
 const LIFE: Duration = Duration::from_millis(300);
 
 pub fn changed_under_load(world: &World) -> Result<()> {
     for way in WAYS {
-        nothing_lost(world, &way.join(", "), || {
+        nothing_lost(world, &way.join(", "), LOAD_S, || {
             way.iter().try_for_each(|backend| {
                 change(world, backend)?;
                 world.request()
@@ -37,12 +42,14 @@ pub fn changed_under_load(world: &World) -> Result<()> {
 
 /// R-01 in short, on the other backends; and what belongs to them is gone in the end.
 pub fn killed_on_each(world: &World) -> Result<()> {
+    let kills = option("--kills=")?.unwrap_or(KILLS);
+    let load_s = kills * LOAD_A_KILL_MS / 1000 + LOAD_AFTER_S;
     for other in OTHERS {
         change(world, other)?;
-        nothing_lost(world, other, || {
+        nothing_lost(world, other, load_s, || {
             let held = Held::hold(&world.cluster, &["node1", "node2"])?;
-            for round in 0..KILLS {
-                let agent = held.agent(["node1", "node2"][round % 2])?;
+            for round in 0..kills {
+                let agent = held.agent(if round % 2 == 0 { "node1" } else { "node2" })?;
                 std::thread::sleep(LIFE);
                 agent.kill()?;
             }
@@ -73,10 +80,15 @@ pub fn change(world: &World, backend: &str) -> Result<()> {
 
 /// Does something under load. A run in which the machine itself dropped packets says nothing of
 /// ours: it is done again.
-fn nothing_lost(world: &World, what: &str, work: impl Fn() -> Result<()>) -> Result<()> {
+pub fn nothing_lost(
+    world: &World,
+    what: &str,
+    load_s: u64,
+    work: impl Fn() -> Result<()>,
+) -> Result<()> {
     for _ in 0..RUNS_MAX {
         let before = Losses::take(&world.cluster)?;
-        let outcome = world.under_load(LOAD_S, &work)?;
+        let outcome = world.under_load(load_s, &work)?;
         let lost = Losses::take(&world.cluster)? - before;
         println!("    {what}: {lost:?}");
         if outcome.failed == 0 && outcome.cut == 0 {
