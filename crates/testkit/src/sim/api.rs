@@ -6,6 +6,7 @@ use controllers::{Failure, Kind, ObjectKey, StepResult, Write};
 use model::{ClusterConfig, Timestamp};
 use serde_json::{Value, json};
 use store::selector::{FieldSelector, LabelSelector};
+use store::webhooks::Admission;
 use store::{
     Action, Context, DeleteOptions, FieldValidation, ListOptions, PatchKind, Reply, Request,
     Resource, Status, Store, StoreConfig, WatchOptions, Watcher, registry,
@@ -128,13 +129,14 @@ impl Api {
             create_refusal: None,
             dry_run: false,
             validation: FieldValidation::default(),
+            admission: Admission::Whole,
         };
         let staged = self.store.stage(&request, &mut context)?;
         self.store.publish();
         Ok(match staged.reply {
             Reply::Object(object) => object.value.clone(),
             Reply::Value(value) => value,
-            Reply::Objects(..) | Reply::Status(_) => json!({"kind": "Status"}),
+            _ => json!({"kind": "Status"}),
         })
     }
 
