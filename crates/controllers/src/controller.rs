@@ -10,7 +10,7 @@ use crate::write::{Failure, Outcome};
 use crate::{
     cron_jobs, daemon_sets, deployment, disruption, endpoint_slices, endpoints, garbage, jobs,
     namespaces, node_lifecycle, node_ranges, pod_garbage, replica_sets, scheduler,
-    service_accounts, service_cidrs, slice_mirroring, stateful_sets, taint_eviction,
+    service_accounts, service_cidrs, slice_mirroring, stateful_sets, taint_eviction, volumes,
 };
 
 /// One controller. The order is the order in which keys that are due together run: what takes
@@ -23,6 +23,8 @@ pub enum Controller {
     Endpoints,
     /// Endpoints that people write → EndpointSlices.
     SliceMirroring,
+    /// Gives claims their volumes.
+    Volumes,
     /// Gives pods a node.
     Scheduler,
     /// ReplicaSet, ReplicationController → pods.
@@ -69,6 +71,8 @@ pub struct Config {
     /// Most endpoints of one EndpointSlice, at most [`MAX_ENDPOINTS_PER_SLICE`]
     /// (kube-controller-manager's `--max-endpoints-per-slice`).
     pub max_endpoints_per_slice: usize,
+    /// Where the directories of provisioned volumes lie, on every node. Without it none are made.
+    pub volumes_directory: Option<String>,
 }
 
 /// Upstream's default: larger slices make each change of readiness dearer.
@@ -80,7 +84,7 @@ impl Config {
     /// The configuration with the usual size of slices.
     pub fn new(cluster: ClusterConfig, root_ca: String, started: Timestamp) -> Self {
         let max_endpoints_per_slice = DEFAULT_ENDPOINTS_PER_SLICE;
-        Self { cluster, root_ca, started, max_endpoints_per_slice }
+        Self { cluster, root_ca, started, max_endpoints_per_slice, volumes_directory: None }
     }
 
     /// The size of slices as far as the API takes it; never zero.
@@ -122,10 +126,11 @@ pub enum Verb {
 
 impl Controller {
     /// All controllers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::EndpointSlices,
         Self::Endpoints,
         Self::SliceMirroring,
+        Self::Volumes,
         Self::Scheduler,
         Self::ReplicaSets,
         Self::Deployments,
@@ -150,6 +155,7 @@ impl Controller {
             Self::EndpointSlices => endpoint_slices::interested(change, snapshot, keys),
             Self::Endpoints => endpoints::interested(change, snapshot, keys),
             Self::SliceMirroring => slice_mirroring::interested(change, keys),
+            Self::Volumes => volumes::interested(change, snapshot, keys),
             Self::Scheduler => scheduler::interested(change, keys),
             Self::ReplicaSets => replica_sets::interested(change, snapshot, keys),
             Self::Deployments => deployment::interested(change, snapshot, keys),
@@ -175,6 +181,7 @@ impl Controller {
             Self::EndpointSlices => endpoint_slices::reconcile(key, snapshot, input.config),
             Self::Endpoints => endpoints::reconcile(key, snapshot),
             Self::SliceMirroring => slice_mirroring::reconcile(key, snapshot),
+            Self::Volumes => volumes::reconcile(key, snapshot, input),
             Self::Scheduler => scheduler::reconcile(snapshot, input),
             Self::ReplicaSets => replica_sets::reconcile(key, snapshot, input),
             Self::Deployments => deployment::reconcile(key, snapshot, input),

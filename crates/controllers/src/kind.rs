@@ -49,6 +49,12 @@ pub enum Kind {
     LimitRange,
     /// core/v1 ResourceQuota: the same. What is used is counted by the store.
     ResourceQuota,
+    /// core/v1 PersistentVolumeClaim.
+    PersistentVolumeClaim,
+    /// core/v1 PersistentVolume.
+    PersistentVolume,
+    /// storage.k8s.io/v1 StorageClass.
+    StorageClass,
     /// networking.k8s.io/v1 Ingress.
     Ingress,
     /// networking.k8s.io/v1 NetworkPolicy.
@@ -90,7 +96,7 @@ const fn row(
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [KindRow; 26] = [
+pub const KINDS: [KindRow; 29] = [
     row(Kind::Namespace, "Namespace", "v1", "namespaces", false, true),
     row(Kind::Node, "Node", "v1", "nodes", false, true),
     row(Kind::Pod, "Pod", "v1", "pods", true, true),
@@ -133,6 +139,16 @@ pub const KINDS: [KindRow; 26] = [
     row(Kind::CronJob, "CronJob", "batch/v1", "cronjobs", true, true),
     row(Kind::LimitRange, "LimitRange", "v1", "limitranges", true, true),
     row(Kind::ResourceQuota, "ResourceQuota", "v1", "resourcequotas", true, true),
+    row(
+        Kind::PersistentVolumeClaim,
+        "PersistentVolumeClaim",
+        "v1",
+        "persistentvolumeclaims",
+        true,
+        true,
+    ),
+    row(Kind::PersistentVolume, "PersistentVolume", "v1", "persistentvolumes", false, true),
+    row(Kind::StorageClass, "StorageClass", "storage.k8s.io/v1", "storageclasses", false, true),
     row(Kind::Ingress, "Ingress", "networking.k8s.io/v1", "ingresses", true, true),
     row(
         Kind::NetworkPolicy,

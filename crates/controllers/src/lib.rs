@@ -43,6 +43,8 @@ pub mod snapshot;
 mod stateful_sets;
 mod taint_eviction;
 mod template;
+pub mod volume;
+pub mod volumes;
 pub mod workload;
 pub mod write;
 

@@ -297,7 +297,9 @@ impl Manager {
             Write::Patch { object, .. } | Write::Delete { object, .. } => object.kind,
             Write::Bind { .. } => Kind::Pod,
             Write::Finalize { .. } => Kind::Namespace,
-            Write::DeleteCollection { .. } => return,
+            Write::DeleteCollection { .. }
+            | Write::MakeVolume { .. }
+            | Write::RemoveVolume { .. } => return,
         };
         self.applied(kind, value, now);
     }
@@ -345,7 +347,11 @@ impl Write {
         match self {
             Self::Patch { object, .. } | Self::Delete { object, .. } => Some(object.clone()),
             Self::Bind { pod, .. } => Some(ObjectKey::new(Kind::Pod, pod.clone())),
-            Self::Create { .. } | Self::DeleteCollection { .. } | Self::Finalize { .. } => None,
+            Self::Create { .. }
+            | Self::DeleteCollection { .. }
+            | Self::MakeVolume { .. }
+            | Self::RemoveVolume { .. }
+            | Self::Finalize { .. } => None,
         }
     }
 }

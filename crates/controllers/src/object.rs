@@ -18,6 +18,7 @@ use crate::job::Job;
 use crate::kind::{Kind, ObjectKey};
 use crate::pod::Pod;
 use crate::slice::{EndpointSubset, SliceEndpoint, SlicePort};
+use crate::volume::{Claim, StorageClass, Volume};
 use crate::workload::{ControllerRevision, DaemonSet, StatefulSet};
 
 /// Holds the CA certificate that clients in the namespace trust.
@@ -65,6 +66,12 @@ pub enum Body {
     Job(Box<Job>),
     /// A CronJob.
     CronJob(Box<CronJob>),
+    /// A PersistentVolumeClaim.
+    Claim(Box<Claim>),
+    /// A PersistentVolume.
+    Volume(Box<Volume>),
+    /// A StorageClass.
+    StorageClass(StorageClass),
     /// A lease.
     Lease(Lease),
     /// A ServiceCIDR.
@@ -105,6 +112,9 @@ impl Object {
             Kind::ControllerRevision => {
                 part(value, |body| Body::ControllerRevision(Box::new(body)))
             }
+            Kind::PersistentVolumeClaim => part(value, |body| Body::Claim(Box::new(body))),
+            Kind::PersistentVolume => part(value, |body| Body::Volume(Box::new(body))),
+            Kind::StorageClass => part(value, Body::StorageClass),
             Kind::Lease => part(value, Body::Lease),
             Kind::ServiceCidr => part(value, Body::ServiceCidr),
             Kind::ConfigMap if meta.name == ROOT_CA_CONFIG_MAP => {
@@ -173,6 +183,9 @@ views! {
     disruption_budget: DisruptionBudget => DisruptionBudget;
     job: Job => Job;
     cron_job: CronJob => CronJob;
+    claim: Claim => Claim;
+    volume: Volume => Volume;
+    storage_class: StorageClass => StorageClass;
     lease: Lease => Lease;
     service_cidr: ServiceCidr => ServiceCidr;
     root_ca: RootCa => str;

@@ -58,6 +58,25 @@ pub struct PodSpec {
     /// The init containers; those with `restartPolicy: Always` are sidecars.
     #[serde(deserialize_with = "null_as_default")]
     pub init_containers: Vec<Container>,
+    /// The volumes, of which claims are read.
+    #[serde(deserialize_with = "null_as_default")]
+    pub volumes: Vec<PodVolume>,
+}
+
+/// One entry of `spec.volumes`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodVolume {
+    /// The claim that the volume is.
+    pub persistent_volume_claim: Option<ClaimName>,
+}
+
+/// `persistentVolumeClaim` of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClaimName {
+    /// The claim, in the pod's namespace.
+    pub claim_name: String,
 }
 
 /// One entry of `spec.schedulingGates`.
@@ -224,6 +243,13 @@ pub struct ContainerStatus {
 }
 
 impl Pod {
+    /// The names of the claims that the pod uses.
+    pub fn claims(&self) -> impl Iterator<Item = &str> {
+        let claims =
+            self.spec.volumes.iter().filter_map(|one| one.persistent_volume_claim.as_ref());
+        claims.map(|claim| claim.claim_name.as_str())
+    }
+
     /// The pod's address of a family.
     pub fn ip(&self, family: Family) -> Option<IpAddr> {
         self.status

@@ -120,9 +120,12 @@ pub struct StatefulSetSpec {
     /// Where the ordinals begin.
     #[serde(deserialize_with = "null_as_default")]
     pub ordinals: Ordinals,
-    /// Claims that each pod would get, of which the names are told.
+    /// The claims that each pod has, whole: they are copied.
     #[serde(deserialize_with = "null_as_default")]
-    pub volume_claim_templates: Vec<ClaimTemplate>,
+    pub volume_claim_templates: Vec<Value>,
+    /// Whether claims go with the set, or with their pod.
+    #[serde(deserialize_with = "null_as_default")]
+    pub persistent_volume_claim_retention_policy: ClaimRetention,
 }
 
 /// `spec.ordinals` of a StatefulSet.
@@ -133,20 +136,16 @@ pub struct Ordinals {
     pub start: i32,
 }
 
-/// One entry of `spec.volumeClaimTemplates`.
+/// `spec.persistentVolumeClaimRetentionPolicy`: `Retain` (also when empty) or `Delete` each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct ClaimTemplate {
-    /// `metadata`.
-    pub metadata: ClaimMetadata,
-}
-
-/// `metadata` of a claim template.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct ClaimMetadata {
-    /// The volume's name, with which the claim's begins.
-    pub name: String,
+#[serde(rename_all = "camelCase", default)]
+pub struct ClaimRetention {
+    /// When the set is deleted.
+    #[serde(deserialize_with = "null_as_default")]
+    pub when_deleted: String,
+    /// When the pod is one too many.
+    #[serde(deserialize_with = "null_as_default")]
+    pub when_scaled: String,
 }
 
 /// `status` of a StatefulSet.

@@ -62,6 +62,18 @@ pub enum Write {
         /// The node.
         node: String,
     },
+    /// Makes the directory of a provisioned volume. One that is there already is fine.
+    MakeVolume {
+        /// The PersistentVolume's name.
+        volume: String,
+    },
+    /// Removes that directory with all that is in it. An absent one is fine.
+    RemoveVolume {
+        /// The PersistentVolume's name.
+        volume: String,
+        /// Objects that must be absent in a fresh read, as for [`Write::Delete`].
+        absent: Vec<(ObjectKey, String)>,
+    },
     /// Replaces `spec.finalizers` of a namespace.
     Finalize {
         /// The namespace's name.

@@ -79,6 +79,7 @@ async fn ensure_one(client: &Client, wanted: &Wanted) -> Result<(), ClientError>
 fn wanted(config: &ClusterConfig, advertised: SocketAddr) -> Vec<Wanted> {
     let mut all = roles::wanted();
     all.push(default_service_cidr(config));
+    all.push(storage_class());
     all.extend(store::SYSTEM_PRIORITY_CLASSES.map(|(name, value)| priority_class(name, value)));
     let family = config.service_cidrs.first().map(|range| Family::of(&range.addr()));
     let Some(family) = family else { return all };
@@ -133,6 +134,25 @@ fn priority_class(name: &str, value: i64) -> Wanted {
             "metadata": {"name": name},
             "value": value,
             "description": about,
+        }),
+        kept: &[],
+    }
+}
+
+/// The class of claims that name none: directories of the node on which the first pod runs.
+fn storage_class() -> Wanted {
+    Wanted {
+        collection: ResourcePath::new("storage.k8s.io/v1", "storageclasses"),
+        object: json!({
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {
+                "name": "standard",
+                "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+            },
+            "provisioner": controllers::volumes::PROVISIONER,
+            "reclaimPolicy": "Delete",
+            "volumeBindingMode": "WaitForFirstConsumer",
         }),
         kept: &[],
     }

@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::volumes::Volumes;
+
 /// Writes of one job that are under way together; one commit of the store takes them all.
 const MAX_WRITES_IN_FLIGHT: usize = 16;
 /// Watch events that are taken in before writes are looked for again.
@@ -31,12 +33,16 @@ pub fn config(cluster: ClusterConfig, root_ca: String) -> Config {
 
 /// Runs all controllers until `shutdown` becomes true or its sender is gone.
 pub async fn run(client: Client, config: Config, mut shutdown: watch::Receiver<bool>) {
+    let writer = Writer {
+        client: client.clone(),
+        volumes: config.volumes_directory.as_ref().map(Volumes::at),
+    };
     let mut manager = Manager::new(config);
     let mut watchers = Watchers::new(&client);
     let mut jobs: JoinSet<(Job, Vec<StepResult>)> = JoinSet::new();
     loop {
         while let Some(job) = manager.next(now()) {
-            jobs.spawn(perform(client.clone(), job));
+            jobs.spawn(perform(writer.clone(), job));
         }
         let wait = manager.next_deadline().map(|deadline| deadline.since(now()));
         tokio::select! {
@@ -169,32 +175,39 @@ impl Watchers {
     }
 }
 
-async fn perform(client: Client, job: Job) -> (Job, Vec<StepResult>) {
+/// Where writes go.
+#[derive(Clone)]
+struct Writer {
+    client: Client,
+    volumes: Option<Volumes>,
+}
+
+async fn perform(writer: Writer, job: Job) -> (Job, Vec<StepResult>) {
     let mut results = Vec::with_capacity(job.steps.len());
     if job.in_order {
         let mut failed = false;
         for step in &job.steps {
             let result = match failed {
                 true => StepResult::NotTried,
-                false => write(&client, &step.write).await,
+                false => write(&writer, &step.write).await,
             };
             failed |= matches!(result, StepResult::Failed(_) | StepResult::NotAbsent);
             results.push(result);
         }
     } else {
         for steps in job.steps.chunks(MAX_WRITES_IN_FLIGHT) {
-            results.extend(together(&client, steps).await);
+            results.extend(together(&writer, steps).await);
         }
     }
     (job, results)
 }
 
 /// Runs the writes of some steps at once, and gives their results in the order of the steps.
-async fn together(client: &Client, steps: &[Step]) -> Vec<StepResult> {
+async fn together(writer: &Writer, steps: &[Step]) -> Vec<StepResult> {
     type Running<'a> = Pin<Box<dyn Future<Output = StepResult> + Send + 'a>>;
     let mut running: Vec<(Running<'_>, Option<StepResult>)> = steps
         .iter()
-        .map(|step| (Box::pin(write(client, &step.write)) as Running<'_>, None))
+        .map(|step| (Box::pin(write(writer, &step.write)) as Running<'_>, None))
         .collect();
     std::future::poll_fn(|context| {
         let mut all = true;
@@ -210,7 +223,8 @@ async fn together(client: &Client, steps: &[Step]) -> Vec<StepResult> {
     running.into_iter().map(|(_, result)| result.unwrap_or(StepResult::NotTried)).collect()
 }
 
-async fn write(client: &Client, write: &Write) -> StepResult {
+async fn write(writer: &Writer, write: &Write) -> StepResult {
+    let client = &writer.client;
     match write {
         Write::Create { kind, namespace, body } => {
             object_or_failure(client.create(&collection(*kind, namespace), body).await)
@@ -224,10 +238,8 @@ async fn write(client: &Client, write: &Write) -> StepResult {
             or_gone(client.patch(&path, PatchKind::Merge, body).await)
         }
         Write::Delete { object, uid, propagation, grace_period_seconds, absent } => {
-            for (key, uid) in absent {
-                if let Some(result) = present(client, key, uid).await {
-                    return result;
-                }
+            if let Some(result) = any_present(client, absent).await {
+                return result;
             }
             let options = DeleteOptions {
                 grace_period_seconds: grace_period_seconds.map(i64::from),
@@ -242,6 +254,11 @@ async fn write(client: &Client, write: &Write) -> StepResult {
                 result => result,
             }
         }
+        Write::MakeVolume { volume } => of_volumes(writer, volume, Volumes::make).await,
+        Write::RemoveVolume { volume, absent } => match any_present(client, absent).await {
+            Some(result) => result,
+            None => of_volumes(writer, volume, Volumes::remove).await,
+        },
         Write::DeleteCollection { kind, namespace } => {
             let options = DeleteOptions {
                 propagation_policy: Some(controllers::Propagation::Background.as_str()),
@@ -275,6 +292,34 @@ async fn bind(client: &Client, pod: &model::NamespacedName, uid: &str, node: &st
         StepResult::Object(_) => or_gone(client.get(&path).await),
         result => result,
     }
+}
+
+/// Does something to the directory of a volume, away from the threads that serve.
+async fn of_volumes(
+    writer: &Writer,
+    volume: &str,
+    act: fn(&Volumes, &str) -> Result<(), String>,
+) -> StepResult {
+    let failed = |message: String| StepResult::Failed(Failure { message, ..Failure::default() });
+    let Some(volumes) = writer.volumes.clone() else {
+        return failed("this control plane has no directory for volumes".into());
+    };
+    let volume = volume.to_owned();
+    match tokio::task::spawn_blocking(move || act(&volumes, &volume)).await {
+        Ok(Ok(())) => StepResult::Done,
+        Ok(Err(message)) => failed(message),
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+/// The result of a write of which some object must be absent and is there, or may be.
+async fn any_present(client: &Client, absent: &[(ObjectKey, String)]) -> Option<StepResult> {
+    for (key, uid) in absent {
+        if let Some(result) = present(client, key, uid).await {
+            return Some(result);
+        }
+    }
+    None
 }
 
 /// The result of a write that must not take place since the object is there, or may be.

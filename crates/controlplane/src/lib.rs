@@ -18,6 +18,7 @@ mod roles;
 mod server;
 mod tls;
 mod tokens;
+mod volumes;
 mod writer;
 
 use std::future::Future;
@@ -48,6 +49,8 @@ use writer::Shared;
 
 /// How long the writer may take for what is queued when the server stops, milliseconds.
 const STOP_TIMEOUT_MS: u64 = 10_000;
+/// The directory of provisioned volumes in the state directory.
+const VOLUMES_DIRECTORY: &str = "volumes";
 /// The directory of certificates in the state directory.
 pub const PKI_DIRECTORY: &str = "pki";
 
@@ -218,9 +221,11 @@ impl ControlPlane {
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let authority = Pki::at(&options.state_directory.join(PKI_DIRECTORY), []).authority;
     let (cluster, slices) = (options.config.clone(), options.max_endpoints_per_slice);
+    let volumes = options.state_directory.join(VOLUMES_DIRECTORY);
     let mut running = ControlPlane::start(options).await?;
     let mut config = drive::config(cluster, read_file(&authority)?);
     config.max_endpoints_per_slice = slices;
+    config.volumes_directory = volumes.to_str().map(str::to_owned);
     let (stop, stopping) = watch::channel(false);
     let mut controllers = tokio::spawn(drive::run(running.client(), config, stopping));
     tokio::select! {

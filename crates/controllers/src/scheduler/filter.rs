@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use model::Protocol;
 use model::selector::matches_map;
@@ -16,7 +17,7 @@ const DEFAULT_MAX_PODS: usize = 110;
 
 /// A node, with what is placed there, the placements of this run included.
 pub(super) struct Candidate<'a> {
-    object: &'a Object,
+    object: &'a Arc<Object>,
     node: &'a Node,
     pods: usize,
     siblings: BTreeMap<String, usize>,
@@ -40,6 +41,10 @@ pub(super) enum Refusal {
     Affinity,
     Ports,
     Full,
+    /// A volume of the pod lies on another node.
+    VolumeElsewhere,
+    /// No volume there would do for a claim of the pod, and none can be made.
+    NoVolume,
 }
 
 impl fmt::Display for Refusal {
@@ -54,13 +59,17 @@ impl fmt::Display for Refusal {
                 f.write_str("node(s) didn't have free ports for the requested pod ports")
             }
             Self::Full => f.write_str("Too many pods"),
+            Self::VolumeElsewhere => f.write_str("node(s) had volume node affinity conflict"),
+            Self::NoVolume => {
+                f.write_str("node(s) didn't find available persistent volumes to bind")
+            }
         }
     }
 }
 
 impl<'a> Candidate<'a> {
     /// A node that is there to stay.
-    pub fn new(object: &'a Object, snapshot: &Snapshot) -> Option<Self> {
+    pub fn new(object: &'a Arc<Object>, snapshot: &Snapshot) -> Option<Self> {
         let node = object.node().filter(|_| !object.is_terminating())?;
         let mut candidate =
             Self { object, node, pods: 0, siblings: BTreeMap::new(), host_ports: BTreeSet::new() };
@@ -74,6 +83,10 @@ impl<'a> Candidate<'a> {
 
     pub fn name(&self) -> &'a str {
         &self.object.meta.name
+    }
+
+    pub fn object(&self) -> &'a Arc<Object> {
+        self.object
     }
 
     /// Pods on the node.
@@ -162,7 +175,8 @@ fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
         })
 }
 
-fn selects(selector: &NodeSelector, node: &Object) -> bool {
+/// Whether a selector of nodes chooses a node.
+pub(super) fn selects(selector: &NodeSelector, node: &Object) -> bool {
     selector.node_selector_terms.iter().any(|term| term_matches(term, node))
 }
 

@@ -5,6 +5,7 @@
 mod filter;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,8 @@ use crate::write::{Outcome, Step, Write};
 
 pub(crate) use filter::wants;
 use filter::{Candidate, Refusal};
+use volumes::Claims;
+pub(crate) use volumes::can_have;
 
 const NAME: &str = "default-scheduler";
 /// Pods that one run places: what is decided next sees them.
@@ -33,6 +36,7 @@ pub(crate) fn interested(change: &Change, keys: &mut BTreeSet<ObjectKey>) {
     let concerns = match object.kind {
         // A renewed heartbeat alone makes no room.
         Kind::Node => change.both().count() < 2 || node_changed(change),
+        Kind::PersistentVolumeClaim | Kind::PersistentVolume | Kind::StorageClass => true,
         // One that waits, or one that made room.
         Kind::Pod => change
             .new
@@ -76,13 +80,17 @@ pub(crate) fn reconcile(snapshot: &Snapshot, input: &Input<'_>) -> Outcome {
             outcome.requeue(Duration::ZERO);
             break;
         }
-        match choose(pod, &candidates) {
+        let claims = Claims::of(pod, snapshot);
+        match choose(pod, &claims, &candidates, snapshot) {
             Ok(index) => {
                 placed += 1;
-                if let Some(candidate) = candidates.get_mut(index) {
-                    outcome.push(bind(pod, candidate.name()));
-                    candidate.take(pod);
+                let Some(candidate) = candidates.get_mut(index) else { continue };
+                match claims.is_ready() {
+                    true => outcome.push(bind(pod, candidate.name())),
+                    // The pod follows when its volumes are there.
+                    false => outcome.steps.extend(claims.select(candidate.name())),
                 }
+                candidate.take(pod);
             }
             Err(message) => outcome.steps.extend(refuse(pod, message, input)),
         }
@@ -96,12 +104,22 @@ fn is_schedulable(object: &Object) -> bool {
     ours && !object.is_terminating() && !pod.is_finished() && pod.spec.scheduling_gates.is_empty()
 }
 
-fn choose(pod: &Object, candidates: &[Candidate<'_>]) -> Result<usize, String> {
+fn choose(
+    pod: &Object,
+    claims: &Claims<'_>,
+    candidates: &[Candidate<'_>],
+    snapshot: &Snapshot,
+) -> Result<usize, String> {
+    if let Some(problem) = &claims.problem {
+        return Err(no_node(candidates.len(), problem));
+    }
     let owner = pod.meta.controller().map(|owner| owner.uid.as_str());
     let mut refusals = Vec::new();
     let mut best = None;
     for (index, candidate) in candidates.iter().enumerate() {
-        match candidate.check(pod) {
+        let checked = candidate.check(pod);
+        let checked = checked.and_then(|score| claims.check(candidate, snapshot).map(|()| score));
+        match checked {
             Ok(unwelcome) => {
                 let score =
                     (unwelcome, candidate.siblings(owner), candidate.pods(), candidate.name());
@@ -128,10 +146,13 @@ fn explain(refusals: &[Refusal]) -> String {
     let mut parts: Vec<String> =
         counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     parts.sort();
+    no_node(nodes, &parts.join(", "))
+}
+
+fn no_node(nodes: usize, why: &str) -> String {
     let help = "Preemption is not helpful for scheduling.";
     format!(
-        "0/{nodes} nodes are available: {}. preemption: 0/{nodes} nodes are available: {nodes} {help}",
-        parts.join(", ")
+        "0/{nodes} nodes are available: {why}. preemption: 0/{nodes} nodes are available: {nodes} {help}"
     )
 }
 

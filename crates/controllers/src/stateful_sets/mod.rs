@@ -1,5 +1,6 @@
 //! StatefulSets: pods with ordinals, made, removed and updated one after the other.
 
+mod claims;
 mod pods;
 mod status;
 #[cfg(test)]
@@ -38,6 +39,7 @@ struct Context<'a> {
     current: Arc<Object>,
     /// The revision of the present template.
     update: Arc<Object>,
+    snapshot: &'a Snapshot,
     now: Timestamp,
 }
 
@@ -45,6 +47,10 @@ pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeS
     revisions::interested(Kind::StatefulSet, change, snapshot, keys, |set| {
         Some(&set.stateful_set()?.spec.selector)
     });
+    for claim in change.both().filter(|one| one.kind == Kind::PersistentVolumeClaim) {
+        let sets = snapshot.in_namespace(Kind::StatefulSet, &claim.meta.namespace);
+        keys.extend(sets.filter(|set| claims::is_of(set, &claim.meta.name)).map(|set| set.key()));
+    }
 }
 
 pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>) -> Outcome {
@@ -78,8 +84,9 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
     let current = revisions.named(&set.status.current_revision).unwrap_or(&update).clone();
     let by_ordinal = |pod: Arc<Object>| Some((pods::ordinal_of(object, &pod)?, pod));
     let pods = claimed.owned.into_iter().filter_map(by_ordinal).collect();
-    let context = Context { object, set, pods, current, update, now: input.now };
+    let context = Context { object, set, pods, current, update, snapshot, now: input.now };
     act(&context, &mut outcome);
+    claims::set_owners(&context, &mut outcome);
     if outcome.steps.is_empty() {
         let is_used = |found: &Object| context.uses(found);
         revisions.clean_up(set.spec.revision_history_limit, is_used, &mut outcome);

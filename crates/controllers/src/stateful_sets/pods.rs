@@ -8,7 +8,7 @@ use crate::revisions::{self, REVISION_HASH};
 use crate::template;
 use crate::write::{Outcome, Step, Write};
 
-use super::{COMPONENT, Context};
+use super::{COMPONENT, Context, claims};
 
 /// The label of a pod with its name, so that a Service can select one pod.
 const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
@@ -32,14 +32,7 @@ pub(super) fn revision_of(pod: &Object) -> &str {
 pub(super) fn create(context: &Context<'_>, ordinal: i32, outcome: &mut Outcome) {
     let set = context.object;
     let name = format!("{}-{ordinal}", set.meta.name);
-    if let Some(claim) = context.set.spec.volume_claim_templates.first() {
-        let message = format!(
-            "create Claim {}-{name} for Pod {name} in StatefulSet {} failed error: this cluster \
-             serves no PersistentVolumeClaims; use an emptyDir or hostPath volume in the pod \
-             template instead",
-            claim.metadata.name, set.meta.name,
-        );
-        outcome.report(set.report(COMPONENT, "FailedCreate", message).warning());
+    if !claims::are_there(context, &name, outcome) {
         return;
     }
     let update = &context.set.spec.update_strategy;
@@ -62,6 +55,7 @@ pub(super) fn create(context: &Context<'_>, ordinal: i32, outcome: &mut Outcome)
         "" => Value::Null,
         service => json!(service),
     };
+    claims::mount(context, &name, &mut body["spec"]);
     let namespace = set.meta.namespace.clone();
     let write = Write::Create { kind: Kind::Pod, namespace, body };
     outcome.push(told(context, &name, "create", Step::quiet(write)));

@@ -236,15 +236,3 @@ fn the_status_tells_how_far_the_update_is() {
     assert_eq!(done["currentRevision"], json!(revision_name("new")));
     assert_eq!((&done["currentReplicas"], &done["updatedReplicas"]), (&json!(3), &json!(3)));
 }
-
-#[test]
-fn claims_that_nobody_can_meet_are_told() {
-    let claims = json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}}]});
-    let outcome = run(set(claims), vec![]);
-    assert_eq!(steps(&outcome), [] as [&str; 0]);
-    let told = &outcome.reports[0];
-    assert!(told.warning && told.reason == "FailedCreate");
-    let begin = "create Claim data-web-0 for Pod web-0 in StatefulSet web failed error: this \
-                 cluster serves no PersistentVolumeClaims";
-    assert!(told.message.starts_with(begin), "{}", told.message);
-}

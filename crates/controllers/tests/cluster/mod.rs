@@ -2,7 +2,7 @@
 //! are given. Watches lag, writes overlap and clocks run, all by one seed.
 #![allow(dead_code)] // Each test program uses a part of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub struct Cluster {
     /// What watches have yet to report.
     backlog: BTreeMap<Kind, VecDeque<(Operation, Value)>>,
     flying: Vec<Flying>,
+    /// The directories of provisioned volumes.
+    pub volumes: BTreeSet<String>,
     /// Nodes whose runtime does nothing.
     pub dead_nodes: Vec<String>,
     /// Whether pods become ready.
@@ -64,12 +66,17 @@ pub struct Cluster {
     addresses: u32,
 }
 
+fn config(now: Timestamp) -> Config {
+    let config = Config::new(ClusterConfig::default(), "CA".into(), now);
+    Config { volumes_directory: Some("/volumes".into()), ..config }
+}
+
 impl Cluster {
     /// A cluster with some nodes and the namespace `default`, before anything was watched.
     pub fn new(seed: u64, nodes: usize) -> Self {
         let cluster = ClusterConfig::default();
         let now = Timestamp::from_seconds(1_800_000_000);
-        let config = Config::new(cluster.clone(), "CA".into(), now);
+        let config = config(now);
         let mut this = Self {
             store: Store::new(StoreConfig::from(&cluster)),
             manager: Manager::new(config),
@@ -77,6 +84,7 @@ impl Cluster {
             seed: Seed::new(seed),
             backlog: BTreeMap::new(),
             flying: Vec::new(),
+            volumes: BTreeSet::new(),
             dead_nodes: Vec::new(),
             pods_become_ready: true,
             writes: Vec::new(),
@@ -99,9 +107,7 @@ impl Cluster {
 
     /// A fresh process of controllers over the same store.
     pub fn restart_controllers(&mut self) {
-        let cluster = ClusterConfig::default();
-        let config = Config::new(cluster, "CA".into(), self.now);
-        self.manager = Manager::new(config);
+        self.manager = Manager::new(config(self.now));
         self.backlog.clear();
         self.flying.clear();
         self.writes.clear();
@@ -342,6 +348,11 @@ impl Cluster {
         true
     }
 
+    fn is_present(&self, key: &ObjectKey, uid: &str) -> bool {
+        let found = self.get(key.kind, &key.name.namespace, &key.name.name);
+        found.is_some_and(|found| uid.is_empty() || found["metadata"]["uid"] == uid)
+    }
+
     fn write(&mut self, write: &Write) -> StepResult {
         let answer = match write {
             Write::Create { kind, namespace, body } => {
@@ -353,13 +364,8 @@ impl Cluster {
                 self.request(object.kind, namespace, name, *subresource, action)
             }
             Write::Delete { object, uid, propagation, grace_period_seconds, absent } => {
-                for (key, uid) in absent {
-                    let found = self.get(key.kind, &key.name.namespace, &key.name.name);
-                    if found.is_some_and(|found| {
-                        uid.is_empty() || found["metadata"]["uid"] == uid.as_str()
-                    }) {
-                        return StepResult::NotAbsent;
-                    }
+                if absent.iter().any(|(key, uid)| self.is_present(key, uid)) {
+                    return StepResult::NotAbsent;
                 }
                 let mut options = json!({"preconditions": {"uid": uid}});
                 if let Some(policy) = propagation {
@@ -371,6 +377,17 @@ impl Cluster {
                 let options = DeleteOptions::from_value(&options).expect("options");
                 let (namespace, name) = parts(object);
                 self.request(object.kind, namespace, name, None, Action::Delete(options))
+            }
+            Write::MakeVolume { volume } => {
+                self.volumes.insert(volume.clone());
+                return StepResult::Done;
+            }
+            Write::RemoveVolume { volume, absent } => {
+                if absent.iter().any(|(key, uid)| self.is_present(key, uid)) {
+                    return StepResult::NotAbsent;
+                }
+                self.volumes.remove(volume);
+                return StepResult::Done;
             }
             Write::DeleteCollection { kind, namespace } => {
                 let options = DeleteOptions::default();

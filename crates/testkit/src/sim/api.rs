@@ -160,6 +160,9 @@ impl Api {
                 }
                 DeleteOptions::from_value(&options).and_then(|options| self.delete(object, options))
             }
+            // No case of the simulator has claims: nothing is kept on a disk.
+            Write::MakeVolume { .. } => return StepResult::Done,
+            Write::RemoveVolume { .. } => return StepResult::Done,
             Write::DeleteCollection { kind, namespace } => {
                 let (labels, fields) = (LabelSelector::default(), FieldSelector::default());
                 let action = Action::DeleteCollection(DeleteOptions::default(), labels, fields);
