@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use model::Service;
 use serde::{Deserialize, Serialize};
 
-use crate::pod::{Container, FieldReference, Pod, ResourceReference, ValueSource};
+use crate::pod::{Container, FieldReference, HostPath, Pod, ResourceReference, ValueSource};
 use crate::quantity;
 
 /// Where programs are looked for when neither pod nor image says.
@@ -29,6 +29,9 @@ pub struct Sources {
     pub pod_addresses: Vec<IpAddr>,
     /// The node's addresses.
     pub host_addresses: Vec<IpAddr>,
+    /// The directories of the pod's claims, by the claim.
+    #[serde(default)]
+    pub claims: BTreeMap<String, HostPath>,
 }
 
 /// The ConfigMaps and Secrets whose keys a container's environment names.

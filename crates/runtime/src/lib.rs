@@ -7,6 +7,7 @@
 
 mod adopt;
 mod cgroup;
+mod claims;
 mod cni;
 mod context;
 mod disk;

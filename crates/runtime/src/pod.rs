@@ -275,6 +275,16 @@ api! {
         downward_api: Option<DownwardVolume>,
         /// A directory or file of the node.
         host_path: Option<HostPath>,
+        /// The directory of a claim.
+        persistent_volume_claim: Option<ClaimVolume>,
+    }
+
+    /// `persistentVolumeClaim`.
+    struct ClaimVolume {
+        /// Claim.
+        claim_name: String,
+        /// Whether no container may write.
+        read_only: bool,
     }
 
     /// `emptyDir`.

@@ -12,6 +12,7 @@ use pause::{Request, Response};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use crate::claims;
 use crate::context::{Context, now};
 use crate::disk::{self, PodDirectory};
 use crate::environment::{self, Data, Sources};
@@ -218,7 +219,9 @@ impl Task {
         disk::make_private(&self.directory.state)?;
         disk::make_private(&self.directory.run)?;
         let (config_maps, secrets) = volumes::references(&self.pod);
-        let sources = self.fetch(&config_maps, &secrets).await.map_err(|error| error.message)?;
+        let mut sources =
+            self.fetch(&config_maps, &secrets).await.map_err(|error| error.message)?;
+        sources.claims = claims::resolve(&self.context.client, &self.pod).await?;
         volumes::prepare(&self.pod, &self.directory, &sources)
     }
 

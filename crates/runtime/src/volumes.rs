@@ -79,13 +79,15 @@ pub fn binds(
         if !mounted.sub_path.is_empty() {
             check_relative(&mounted.sub_path)?;
         }
+        let is_read_only =
+            volume.persistent_volume_claim.as_ref().is_some_and(|claim| claim.read_only);
         let projected =
             volume.config_map.is_some() || volume.secret.is_some() || volume.downward_api.is_some();
         binds.push(Bind {
             source: place(volume, directory)?,
             sub_path: mounted.sub_path.clone(),
             target: mounted.mount_path.clone(),
-            read_only: mounted.read_only || projected,
+            read_only: mounted.read_only || projected || is_read_only,
         });
     }
     for name in ["hosts", "hostname", "resolv.conf"] {
@@ -109,6 +111,13 @@ fn place(volume: &Volume, directory: &PodDirectory) -> Result<PathBuf, String> {
         return Ok(PathBuf::from(&host.path));
     }
     check_relative(&volume.name)?;
+    if volume.persistent_volume_claim.is_some() {
+        // Which directory the claim is was found out when the pod's volumes were made.
+        let link = directory.volume(&volume.name);
+        return fs::read_link(&link).map_err(|error| {
+            format!("cannot read which directory volume {:?} is: {error}", volume.name)
+        });
+    }
     Ok(if is_memory(volume) {
         directory.memory_volume(&volume.name)
     } else {
@@ -122,6 +131,14 @@ fn prepare_one(
     directory: &PodDirectory,
     sources: &Sources,
 ) -> Result<(), String> {
+    if let Some(claim) = &volume.persistent_volume_claim {
+        let found = sources.claims.get(&claim.claim_name);
+        let found =
+            found.ok_or_else(|| format!("claim {:?} was not looked up", claim.claim_name))?;
+        check_host_path(&found.path, &found.kind)?;
+        check_relative(&volume.name)?;
+        return point_at(&directory.volume(&volume.name), Path::new(&found.path));
+    }
     let path = place(volume, directory)?;
     if let Some(host) = &volume.host_path {
         return check_host_path(&host.path, &host.kind);
@@ -157,7 +174,7 @@ fn prepare_one(
         (files, source.default_mode)
     } else {
         return Err("its type is not supported by this node: use emptyDir, configMap, secret, \
-                    downwardAPI or hostPath"
+                    downwardAPI, hostPath or persistentVolumeClaim"
             .into());
     };
     if volume.secret.is_some() && !path.exists() {
@@ -167,6 +184,22 @@ fn prepare_one(
     disk::make_private(&path)?;
     open_to_all(&path, 0o755, group)?;
     project(&path, &files, mode.unwrap_or(DEFAULT_MODE), group)
+}
+
+/// Remembers which directory a claim is: a link, so that what removes the pod's directories leaves
+/// the claim's alone.
+fn point_at(link: &Path, target: &Path) -> Result<(), String> {
+    if fs::read_link(link).is_ok_and(|present| present == target) {
+        return Ok(());
+    }
+    let failed = |error| format!("cannot link {}: {error}", link.display());
+    if let Some(parent) = link.parent() {
+        disk::make_private(parent)?;
+    }
+    match fs::remove_file(link) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+        _ => symlink(target, link).map_err(failed),
+    }
 }
 
 fn check_host_path(path: &str, kind: &str) -> Result<(), String> {
