@@ -1,6 +1,7 @@
 //! Drives the controllers: carries watch events and the results of writes into
 //! [`controllers::Manager`], and its writes to the API. Decides nothing itself.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,7 +15,8 @@ use controllers::kind::KINDS;
 use controllers::manager::Listed;
 use controllers::{Config, Failure, Job, Kind, Manager, ObjectKey, Step, StepResult, Write};
 use model::{ClusterConfig, Timestamp};
-use serde_json::{Value, json};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -98,9 +100,10 @@ fn log_failure(job: &Job, failure: &Failure) {
     }
 }
 
-fn take_in(manager: &mut Manager, kind: Kind, event: WatchEvent<Value>, revision: u64) {
+fn take_in(manager: &mut Manager, kind: Kind, event: WatchEvent<Unmanaged>, revision: u64) {
     match event {
         WatchEvent::Listed(values) => {
+            let values = values.into_iter().map(|value| value.0).collect();
             let listed = manager.listed(kind, values, revision, now());
             if let Listed::Held { before, after } = listed {
                 tracing::error!(
@@ -113,8 +116,8 @@ fn take_in(manager: &mut Manager, kind: Kind, event: WatchEvent<Value>, revision
                 );
             }
         }
-        WatchEvent::Applied(value) => manager.applied(kind, value, now()),
-        WatchEvent::Deleted(value) => manager.deleted(kind, value, now()),
+        WatchEvent::Applied(value) => manager.applied(kind, value.0, now()),
+        WatchEvent::Deleted(value) => manager.deleted(kind, value.0, now()),
         WatchEvent::Lost { reason } => {
             tracing::warn!(kind = kind.row().plural, reason, "a controller watch broke");
         }
@@ -128,9 +131,58 @@ fn now() -> Timestamp {
     Timestamp::from_microseconds(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// An object without `metadata.managedFields`, which as a tree are larger than most objects, and
+/// of which a first list would hold all at once. No controller reads them.
+struct Unmanaged(Value);
+
+impl<'de> Deserialize<'de> for Unmanaged {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members {
+            are_metadata: bool,
+        }
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = Map<String, Value>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object of the API")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+                let mut members = Map::new();
+                while let Some(name) = access.next_key::<String>()? {
+                    let value = match name.as_str() {
+                        "managedFields" if self.are_metadata => {
+                            access.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                        "metadata" if !self.are_metadata => {
+                            Value::Object(access.next_value::<Metadata>()?.0)
+                        }
+                        _ => access.next_value()?,
+                    };
+                    members.insert(name, value);
+                }
+                Ok(members)
+            }
+        }
+
+        struct Metadata(Map<String, Value>);
+
+        impl<'de> Deserialize<'de> for Metadata {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_map(Members { are_metadata: true }).map(Self)
+            }
+        }
+
+        let members = deserializer.deserialize_map(Members { are_metadata: false })?;
+        Ok(Self(Value::Object(members)))
+    }
+}
+
 /// The watches of all kinds, polled from one task.
 struct Watchers {
-    watchers: Vec<(Kind, Watcher<Value>)>,
+    watchers: Vec<(Kind, Watcher<Unmanaged>)>,
     /// Which is polled first: each in turn, so that a busy kind holds up no other.
     turn: usize,
 }
@@ -147,12 +199,12 @@ impl Watchers {
         Self { watchers, turn: 0 }
     }
 
-    async fn next(&mut self) -> (Kind, WatchEvent<Value>, u64) {
+    async fn next(&mut self) -> (Kind, WatchEvent<Unmanaged>, u64) {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
     /// Takes what is there already.
-    fn drain(&mut self, mut take: impl FnMut(Kind, WatchEvent<Value>, u64)) {
+    fn drain(&mut self, mut take: impl FnMut(Kind, WatchEvent<Unmanaged>, u64)) {
         let mut context = Context::from_waker(std::task::Waker::noop());
         for _ in 0..MAX_EVENTS_AT_ONCE {
             let Poll::Ready((kind, event, revision)) = self.poll_next(&mut context) else { return };
@@ -160,7 +212,7 @@ impl Watchers {
         }
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<(Kind, WatchEvent<Value>, u64)> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<(Kind, WatchEvent<Unmanaged>, u64)> {
         let count = self.watchers.len();
         for offset in 0..count {
             let index = (self.turn + offset) % count;
@@ -367,5 +419,22 @@ fn failure(error: &ClientError) -> Failure {
         namespace_terminating: causes
             .into_iter()
             .any(|cause| cause.reason == "NamespaceTerminating"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_managers_are_left_out() {
+        let text = r#"{"kind": "ConfigMap", "metadata": {"name": "c", "labels": {"managedFields": "1"},
+            "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:data": {}}}]},
+            "data": {"metadata": "m", "managedFields": "d"}}"#;
+        let mut whole: Value = serde_json::from_str(text).expect("JSON");
+        whole["metadata"].as_object_mut().expect("metadata").remove("managedFields");
+        let read: Unmanaged = serde_json::from_str(text).expect("an object");
+        assert_eq!(read.0, whole);
+        assert!(serde_json::from_str::<Unmanaged>("[]").is_err());
     }
 }
