@@ -53,6 +53,8 @@ const KINDS: &[&str] = &[
     "v1/Service",
     "v1/ServiceAccount",
     "v1/Status",
+    "admissionregistration.k8s.io/v1/MutatingWebhookConfiguration",
+    "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration",
     "apiextensions.k8s.io/v1/CustomResourceDefinition",
     "apps/v1/ControllerRevision",
     "apps/v1/DaemonSet",

@@ -1,6 +1,7 @@
 //! How requests travel: TLS connections, or a function call within the control plane.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,6 +55,8 @@ pub trait Transport: Send + Sync {
 pub struct Endpoint {
     host: String,
     port: u16,
+    /// Where connections go, where somebody has looked the host up.
+    dial: Option<SocketAddr>,
     server_name: ServerName<'static>,
     credentials: Credentials,
 }
@@ -125,7 +128,8 @@ impl Endpoint {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let server_name = ServerName::try_from(host.clone())
             .map_err(|error| fault(format!("not a host name or address: {error}")))?;
-        Ok(Self { host, port: uri.port_u16().unwrap_or(443), server_name, credentials })
+        let port = uri.port_u16().unwrap_or(443);
+        Ok(Self { host, port, dial: None, server_name, credentials })
     }
 
     /// The same identity and authorities for another host and port.
@@ -137,7 +141,24 @@ impl Endpoint {
             ClientError::Config { path: host.to_owned(), problem: error.to_string() }
         })?;
         let credentials = self.credentials.clone();
-        Ok(Self { host: host.to_owned(), port, server_name, credentials })
+        Ok(Self { host: host.to_owned(), port, dial: None, server_name, credentials })
+    }
+
+    /// The same endpoint at an address: its host is not looked up (again), but the certificate
+    /// must name it.
+    #[must_use]
+    pub fn dialling(self, address: SocketAddr) -> Self {
+        Self { dial: Some(address), ..self }
+    }
+
+    /// The host of the URL.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port of the URL.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Opens a fresh connection and sends one request on it. The connection ends with the
@@ -167,13 +188,13 @@ impl Endpoint {
     }
 
     async fn handshake(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
-        let stream =
-            TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| {
-                self.fault(
-                    error.to_string(),
-                    "check that the control plane runs (`flatnet status`)",
-                )
-            })?;
+        let connected = match self.dial {
+            Some(address) => TcpStream::connect(address).await,
+            None => TcpStream::connect((self.host.as_str(), self.port)).await,
+        };
+        let stream = connected.map_err(|error| {
+            self.fault(error.to_string(), "check that the control plane runs (`flatnet status`)")
+        })?;
         // Neither option decides over correctness, so a kernel that refuses one changes nothing.
         let _ = stream.set_nodelay(true);
         let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(

@@ -19,6 +19,7 @@ mod server;
 mod tls;
 mod tokens;
 mod volumes;
+mod webhook;
 mod writer;
 
 use std::future::Future;
@@ -42,7 +43,7 @@ pub use tls::{TlsError, User};
 use api::{Api, Proxy};
 use audit::Audit;
 use disk::Disk;
-use local::local_client;
+use local::{exempt_client, local_client};
 use pki::Pki;
 use tokens::Tokens;
 use writer::Shared;
@@ -176,7 +177,7 @@ impl ControlPlane {
         let (stop, stopping) = watch::channel(false);
         let audit = audit(options.audit)?;
         let api = Api::new(Arc::clone(&shared), tokens, proxy, audit, stopping.clone());
-        let client = local_client(Arc::clone(&api), own_user());
+        let client = exempt_client(Arc::clone(&api), own_user());
         bootstrap::ensure(&client, &options.config, options.advertised)
             .await
             .map_err(StartError::Bootstrap)?;

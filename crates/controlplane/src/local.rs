@@ -12,17 +12,24 @@ use crate::tls::User;
 
 /// A client whose requests are function calls, in the name of `user`.
 pub(crate) fn local_client(api: Arc<Api>, user: User) -> Client {
-    Client::with_transport(Arc::new(LocalTransport { api, user }))
+    Client::with_transport(Arc::new(LocalTransport { api, user, is_exempt: false }))
+}
+
+/// The same for what the cluster cannot be without: no admission webhook is asked.
+pub(crate) fn exempt_client(api: Arc<Api>, user: User) -> Client {
+    Client::with_transport(Arc::new(LocalTransport { api, user, is_exempt: true }))
 }
 
 struct LocalTransport {
     api: Arc<Api>,
     user: User,
+    is_exempt: bool,
 }
 
 impl Transport for LocalTransport {
     fn send(&self, request: Request<Full<Bytes>>) -> TransportFuture {
         let (api, user) = (Arc::clone(&self.api), self.user.clone());
+        let is_exempt = self.is_exempt;
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let body = match body.collect().await {
@@ -37,6 +44,7 @@ impl Transport for LocalTransport {
                     body,
                     user: Some(user),
                     source: None,
+                    is_exempt,
                     upgrade: None,
                 })
                 .await)

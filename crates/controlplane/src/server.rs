@@ -175,6 +175,7 @@ async fn answer(
         body,
         user,
         source: Some(peer.ip()),
+        is_exempt: false,
         upgrade,
     };
     Ok(api.handle(call).await)

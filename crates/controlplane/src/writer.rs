@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::Timestamp;
+use store::webhooks::Admission;
 use store::{Context, FieldValidation, Random, Record, Request, Staged, Status, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -43,6 +44,8 @@ pub(crate) struct WriteOptions {
     pub dry_run: bool,
     /// What is wrong with the body's fields.
     pub validation: FieldValidation,
+    /// How far it goes.
+    pub admission: Admission,
 }
 
 /// One write on its way.
@@ -177,6 +180,7 @@ fn stage(store: &mut Store, batch: Vec<Job>) -> (Vec<Answer>, Vec<Record>) {
             create_refusal: job.options.create_refusal,
             dry_run: job.options.dry_run,
             validation: job.options.validation,
+            admission: job.options.admission,
         };
         let staged = store.stage(&job.request, &mut context);
         if let Ok(staged) = &staged {

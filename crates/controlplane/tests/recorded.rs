@@ -80,10 +80,9 @@ const CRD: &str = "the recording lacks the body that makes the definition: kubec
 const AUTHORIZATION: &str = "authentication and access reviews are not served yet";
 const AUTOSCALING: &str = "autoscaling is not served yet";
 const CERTIFICATES: &str = "signing requests are not served: the cluster makes its certificates";
-const ADMISSION: &str = "admission webhooks and policies are not served";
 const AGGREGATION: &str = "aggregated API servers and their flow control are not served";
 const SCHEDULING: &str = "devices are not served";
-const STORAGE: &str = "volumes beyond the pod's own and runtime classes are not served";
+const STORAGE: &str = "runtime classes are not served";
 
 const LEFT_OUT_1_33: &[LeftOut] = &[
     LeftOut { numbers: &[197, 199, 200, 202, 203, 204, 205, 206, 207, 208, 246, 247], reason: CRD },
@@ -96,10 +95,9 @@ const LEFT_OUT_1_20: &[LeftOut] = &[
     LeftOut { numbers: &[5, 8, 205, 207, 231, 232, 262], reason: AUTHORIZATION },
     LeftOut { numbers: &[7, 14, 113, 209, 212, 233, 234], reason: AUTOSCALING },
     LeftOut { numbers: &[16, 214, 247], reason: CERTIFICATES },
-    LeftOut { numbers: &[18, 204, 236], reason: ADMISSION },
     LeftOut { numbers: &[4, 11, 196, 197, 227, 243], reason: AGGREGATION },
     LeftOut { numbers: &[13, 216, 242], reason: SCHEDULING },
-    LeftOut { numbers: &[20, 24, 203, 211, 228, 240], reason: STORAGE },
+    LeftOut { numbers: &[24, 211, 240], reason: STORAGE },
 ];
 
 #[tokio::test]

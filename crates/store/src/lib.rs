@@ -35,6 +35,7 @@ pub mod status;
 pub mod table;
 pub mod validate;
 mod watch;
+pub mod webhooks;
 mod window;
 mod write;
 

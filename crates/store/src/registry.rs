@@ -3,7 +3,7 @@
 use crate::Resource;
 use crate::kinds::{
     addressing, apps, batch, core, cron_job, definition, endpoints, events, limits, networking,
-    node, pod, policy, quota, rbac, scheduling, service, storage,
+    node, pod, policy, quota, rbac, scheduling, service, storage, webhook,
 };
 
 /// Every resource that is served, in the order of discovery.
@@ -22,6 +22,8 @@ static RESOURCES: &[&Resource] = &[
     &core::SECRET,
     &core::SERVICE_ACCOUNT,
     &service::SERVICE,
+    &webhook::MUTATING,
+    &webhook::VALIDATING,
     &definition::DEFINITION,
     &apps::CONTROLLER_REVISION,
     &apps::DAEMON_SET,

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::authorize::Subject;
 use crate::selector::{FieldSelector, LabelSelector};
+use crate::webhooks::{Admission, Proposal};
 use crate::{Object, Record, Resource, Status, Subresource};
 
 /// One write, as the URL and the body name it.
@@ -177,6 +178,8 @@ pub struct Context<'a> {
     pub dry_run: bool,
     /// What is wrong with the body's fields.
     pub validation: FieldValidation,
+    /// How far the write goes.
+    pub admission: Admission,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -215,4 +218,6 @@ pub enum Reply {
     Value(Value),
     /// A `Status`.
     Status(Status),
+    /// None yet: webhooks are to be asked about this first.
+    Proposal(Box<Proposal>),
 }

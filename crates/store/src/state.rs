@@ -13,6 +13,7 @@ use crate::kinds::addressing::{IP_ADDRESS, SERVICE_CIDR, address_of_service, bel
 use crate::kinds::definition::DEFINITION;
 use crate::kinds::quota::RESOURCE_QUOTA;
 use crate::kinds::service::SERVICE;
+use crate::webhooks::Proposal;
 use crate::window::Window;
 use crate::{
     Context, Definitions, Object, Operation, Record, Resource, RestoreError, json, registry,
@@ -62,6 +63,8 @@ pub struct Store {
     pub(crate) allocations: Allocations,
     /// What the write that runs has removed, until that is followed up.
     pub(crate) removed: Vec<Arc<Object>>,
+    /// What the write that runs wants webhooks to be asked about.
+    pub(crate) proposal: Option<Proposal>,
     /// Follows the published definitions.
     pub(crate) definitions: Definitions,
 }
@@ -106,6 +109,7 @@ impl Store {
             head_revision: 0,
             allocations,
             removed: Vec::new(),
+            proposal: None,
             definitions: Definitions::default(),
         }
     }

@@ -11,6 +11,7 @@ use controllers::{Config, Failure, Job, Kind, Manager, ObjectKey, StepResult, Ti
 use model::{ClusterConfig, NamespacedName, Timestamp};
 use serde_json::{Value, json};
 use store::selector::{FieldSelector, LabelSelector};
+use store::webhooks::Admission;
 use store::{
     Action, Context, DeleteOptions, FieldValidation, ListOptions, Operation, PatchKind, Reply,
     Request, Resource, Status, Store, StoreConfig, registry,
@@ -184,6 +185,7 @@ impl Cluster {
             create_refusal: None,
             dry_run: false,
             validation: FieldValidation::default(),
+            admission: Admission::Whole,
         };
         let staged = self.store.stage(&request, &mut context)?;
         for record in &staged.records {

@@ -1,5 +1,6 @@
 //! The REST face of the store: authenticates, routes, and carries requests in and answers out.
 
+mod admission;
 pub(crate) mod answer;
 mod fixed;
 mod identity;
@@ -25,6 +26,7 @@ use store::authorize::Request;
 use crate::audit::{Audit, Entry};
 use crate::tls::User;
 use crate::tokens::Tokens;
+use crate::webhook::Webhooks;
 use crate::writer::Shared;
 use fixed::Documents;
 use negotiate::Encoding;
@@ -47,6 +49,9 @@ pub(crate) struct Call {
     pub user: Option<User>,
     /// Where the request comes from; `None` for our own.
     pub source: Option<IpAddr>,
+    /// Whether webhooks are not asked: a webhook that is away must not keep the server from making
+    /// what the cluster cannot be without.
+    pub is_exempt: bool,
     /// The connection's bytes after a `101`, when the client asked for an upgrade.
     pub upgrade: Option<OnUpgrade>,
 }
@@ -68,6 +73,7 @@ pub(crate) struct Api {
     tokens: Tokens,
     proxy: Proxy,
     audit: Option<Audit>,
+    webhooks: Webhooks,
     /// Becomes true when the server stops: watches end then.
     stop: tokio::sync::watch::Receiver<bool>,
 }
@@ -80,7 +86,15 @@ impl Api {
         audit: Option<Audit>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { shared, documents: Documents::default(), tokens, proxy, audit, stop })
+        Arc::new(Self {
+            shared,
+            documents: Documents::default(),
+            tokens,
+            proxy,
+            audit,
+            webhooks: Webhooks::new(),
+            stop,
+        })
     }
 
     /// The answer for a request that never got this far.

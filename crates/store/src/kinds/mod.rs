@@ -22,3 +22,4 @@ pub(crate) mod service_families;
 mod service_update;
 mod service_validation;
 pub(crate) mod storage;
+pub(crate) mod webhook;

@@ -52,6 +52,13 @@ impl Store {
         }
         self.admit_custom(request)?;
         self.admit_create(resource, &request.namespace, &mut value)?;
+        if self.webhook_point(request, None, Some(&mut value), context)? {
+            set_namespace(request, &mut value)?;
+            resource.fill(&mut value);
+            if has_status && !resource.keeps_status_on_create {
+                json::remove(&mut value, "/status");
+            }
+        }
         meta::begin(resource, &mut value, context);
         (resource.prepare_create)(&mut value);
         validate(resource, &value, None)?;

@@ -45,6 +45,7 @@ impl Store {
         priority::admit_delete(resource, &request.name)?;
         self.admit_subject(request, Some(&old.value), None, context)?;
         check_preconditions(resource, &old, &options.preconditions)?;
+        self.webhook_point(request, Some(&old), None, context)?;
         let (object, gone) = self.remove(resource, &old, options, context)?;
         if gone && !resource.returns_deleted {
             return Ok(Reply::Status(Status::deleted(resource, &request.name, old.uid())));

@@ -15,6 +15,7 @@ mod storage;
 mod subresources;
 mod update;
 mod usage;
+mod webhook_point;
 
 use std::sync::Arc;
 
@@ -26,7 +27,6 @@ use crate::{
     Subresource, json,
 };
 
-use crate::kinds::definition::DEFINITION;
 pub(crate) use delete::delete_options;
 pub(crate) use meta::{begin, validate_labels};
 
@@ -46,7 +46,13 @@ impl Store {
         let existed = self.head(request.resource, &key).is_some();
         let mut warnings = Vec::new();
         self.removed.clear();
-        let reply = self.run(request, context, &mut warnings)?;
+        self.proposal = None;
+        let ran = self.run(request, context, &mut warnings);
+        if let Some(proposal) = self.proposal.take() {
+            let reply = Reply::Proposal(Box::new(proposal));
+            return Ok(Staged { code: 200, reply, warnings: Vec::new(), records: Vec::new() });
+        }
+        let reply = ran?;
         self.follow_removals(context)?;
         if let (Reply::Object(object), true) = (&reply, request.resource == &DEFINITION) {
             warnings.extend(crate::definitions::warning(&object.value));
@@ -176,7 +182,7 @@ pub const MAX_OBJECT_DEPTH: usize = 100;
 pub const MAX_OBJECT_BYTES: usize = 1_536 * 1024;
 
 /// Refuses what could not be stored and read back. Patches reach sizes that no body has.
-fn check_size(value: &Value) -> Result<(), Status> {
+pub(crate) fn check_size(value: &Value) -> Result<(), Status> {
     let measure = json::measure(value, MAX_OBJECT_DEPTH);
     if measure.depth > MAX_OBJECT_DEPTH {
         return Err(Status::bad_request(format!(

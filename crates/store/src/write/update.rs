@@ -96,13 +96,12 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
         let resource = request.resource;
-        check_name(request, &mut value)?;
-        set_namespace(request, &mut value)?;
         check_version(resource, old, &value)?;
-        meta::carry_over(&mut value, &old.value);
-        restrict(resource, part, &mut value, &old.value);
-        resource.fill(&mut value);
+        hold_to(request, old, part, &mut value)?;
         let managed_fields = managed::after(request, Some(old), &value, claim, context)?;
+        if self.webhook_point(request, Some(old), Some(&mut value), context)? {
+            hold_to(request, old, part, &mut value)?;
+        }
         if part == Part::Main {
             (resource.prepare_update)(&mut value, &old.value);
         }
@@ -141,6 +140,17 @@ impl Store {
         let object = self.commit(resource, old.key.clone(), operation, content, context);
         Ok(present(resource, &object))
     }
+}
+
+/// Takes back what a write of this part of the object may not change, and fills in what it leaves
+/// out.
+fn hold_to(request: &Request, old: &Object, part: Part, value: &mut Value) -> Result<(), Status> {
+    check_name(request, value)?;
+    set_namespace(request, value)?;
+    meta::carry_over(value, &old.value);
+    restrict(request.resource, part, value, &old.value);
+    request.resource.fill(value);
+    Ok(())
 }
 
 /// A tree as Go prints it: the real server shows a refused patch so.

@@ -8,6 +8,7 @@ use model::{ClusterConfig, Timestamp};
 use serde_json::{Value, json};
 use store::authorize::Subject;
 use store::selector::{FieldSelector, LabelSelector};
+use store::webhooks::Admission;
 use store::{
     Action, Context, DeleteOptions, FieldValidation, ListOptions, Object, PatchKind, Random,
     Record, Reply, Request, Resource, Staged, Status, Store, StoreConfig, Subresource, WatchEvent,
@@ -81,6 +82,7 @@ impl Api {
             create_refusal: None,
             dry_run: self.dry_run,
             validation: self.validation.clone(),
+            admission: Admission::Whole,
         };
         self.store.stage(request, &mut context)
     }
