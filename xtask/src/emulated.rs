@@ -100,6 +100,8 @@ const BY_PINS: &str =
 
 /// Where the machine's files are, below the workspace.
 const DIRECTORY: &str = "target/emulated";
+/// What chooses cases of the lab, there as here.
+const PASSED_ON: [&str; 3] = ["FLATNET_CASE", "FLATNET_BACKEND", "FLATNET_SEED"];
 /// One test program is killed after so many seconds; the others still run.
 const PROGRAM_DEADLINE_S: u32 = 600;
 
@@ -241,12 +243,17 @@ fn lock(directory: &Path) -> Result<File> {
 
 /// What the machine's first process runs.
 fn script(programs: &[(&str, &str, &[&str])], built: &Built) -> Result<String> {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     let mut script = String::new();
+    for name in PASSED_ON {
+        if let Ok(value) = std::env::var(name) {
+            script.push_str(&format!("export {name}={}\n", quoted(&value)));
+        }
+    }
     for (package, test, arguments) in programs {
         let name = format!("{package}/{test}");
         let (program, directory) = built.tests.get(&name).context("a program that was built")?;
-        let quote =
-            |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+        let quote = |path: &Path| quoted(&path.display().to_string());
         script.push_str(&format!(
             "run {name} {} {PROGRAM_DEADLINE_S} {}",
             quote(directory),

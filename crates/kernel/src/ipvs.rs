@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use model::Protocol;
 use netlink::ipvs::{Destination, Ipvs, ServerId, ServerOptions};
+use netlink::socket::Socket;
 use netlink::{Error, LinkChange, Netlink, Netns, sysctl};
 use render::OpError;
 use render::ipvs::{
@@ -17,6 +18,8 @@ use render::ipvs::{
     ServerSettings,
 };
 use render::owned::{IPVS_FLAGS, IPVS_FLAGS_MASK, IPVS_LINK};
+
+use crate::nft::forget_flows;
 
 /// Connections to an endpoint that goes live on for so long at most: what is idle for longer IPVS
 /// has forgotten anyway (15 minutes for TCP), and other ways to go on are others' to choose.
@@ -34,6 +37,8 @@ const STAND_IN_WEIGHT: u32 = 1;
 pub struct IpvsDriver {
     ipvs: Ipvs,
     netlink: Netlink,
+    /// Forgets tracked flows.
+    flows: Socket,
     /// Whose parameters are meant, whichever thread calls.
     namespace: Netns,
     /// As it was read or written last.
@@ -74,6 +79,7 @@ impl IpvsDriver {
             Ok(Self {
                 ipvs: Ipvs::open()?,
                 netlink: Netlink::open()?,
+                flows: Socket::open(libc::NETLINK_NETFILTER)?,
                 namespace: Netns::current()?,
                 last: IpvsObserved::default(),
                 looked_at: None,
@@ -163,7 +169,10 @@ impl IpvsDriver {
 
     /// Whether what a short look sees is as it was.
     fn look(&mut self) -> Result<bool, Error> {
-        if self.addresses()? != self.last.link || self.parameters()? != self.last.parameters {
+        if !self.last.retiring.is_empty()
+            || self.addresses()? != self.last.link
+            || self.parameters()? != self.last.parameters
+        {
             return Ok(false);
         }
         let after = self.looked_at.and_then(|key| self.last.servers.range(key..).nth(1));
@@ -256,6 +265,7 @@ impl IpvsDriver {
                 self.ipvs.change_destination(id_of(*key), *endpoint, *weight)
             }
             IpvsOp::RetireDestination(key, endpoint) => self.retire(*key, *endpoint).map(drop),
+            IpvsOp::ForgetFlows(stale) => forget_flows(&mut self.flows, stale),
         }
     }
 

@@ -56,6 +56,8 @@ pub const EBPF_ZONE: u16 = 102;
 pub const PRIORITY_DNAT: i32 = -100;
 /// Priority at which IPVS takes what the node sends (`ip_vs_core.c`): NF_IP_PRI_NAT_DST + 2.
 pub const PRIORITY_IPVS_OUTPUT: i32 = PRIORITY_DNAT + 2;
+/// nftables priority of what is refused before IPVS takes it, and after the destination translation.
+pub const PRIORITY_BEFORE_IPVS: i32 = PRIORITY_IPVS_OUTPUT - 1;
 /// The link that holds the addresses at which IPVS answers.
 pub const IPVS_LINK: &str = "flatnet-ipvs0";
 /// Bits of `ip_vs_service_user.flags` that the kernel keeps and does not use (it uses the low 6).

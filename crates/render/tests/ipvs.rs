@@ -64,7 +64,7 @@ fn web(endpoints: &[&str]) -> IpvsProgram {
     program(vec![("web", plan(vec![(cluster_ip(80), to(endpoints))]))])
 }
 
-/// What waits for others to go comes with the next ops.
+/// What waits for others to go comes with the ops of the next reading.
 fn bring(observed: &mut IpvsObserved, program: &IpvsProgram) -> Vec<IpvsOp> {
     let mut all = Vec::new();
     for _ in 0..3 {
@@ -73,6 +73,7 @@ fn bring(observed: &mut IpvsObserved, program: &IpvsProgram) -> Vec<IpvsOp> {
             observed.apply(op).unwrap_or_else(|error| panic!("{error}"));
         }
         all.extend(ops);
+        observed.retiring.clear();
     }
     assert_eq!(diff(program, observed), [], "it comes to an end");
     all
@@ -96,7 +97,8 @@ fn a_service_has_a_server_at_each_place_that_ipvs_can_have() {
         let servers: Vec<ServerKey> = program.servers.keys().copied().collect();
         assert_eq!(servers, expected.into_iter().map(key).collect::<Vec<_>>(), "{frontend:?}");
         let addresses: Vec<IpAddr> = program.addresses.iter().copied().collect();
-        let held = if servers == [key("10.96.0.20:80")] { vec![ip(VIP)] } else { vec![] };
+        let is_cluster_ip = matches!(frontend, Frontend::ClusterIp { .. });
+        let held = if is_cluster_ip { vec![ip(VIP)] } else { vec![] };
         assert_eq!(addresses, held, "node addresses are the node's own: {frontend:?}");
     }
 }
@@ -295,6 +297,64 @@ fn an_endpoint_that_goes_waits_for_its_connections() {
     occupy(&mut observed, vip, old, false);
     assert_eq!(bring(&mut observed, &next), [IpvsOp::RetireDestination(vip, old)]);
     assert!(!observed.servers[&vip].destinations.contains_key(&old));
+}
+
+/// S-07: that a server has no connections is not believed, but read: until then its address stays,
+/// and the link. A client of UDP is waited for by nobody.
+#[test]
+fn an_address_stays_until_the_kernel_says_that_nobody_has_connections_there() {
+    for (protocol, is_waiting) in
+        [(Protocol::Tcp, true), (Protocol::Sctp, true), (Protocol::Udp, false)]
+    {
+        let frontend = Frontend::ClusterIp { address: ip(VIP), protocol, port: 80 };
+        let served = program(vec![("web", plan(vec![(frontend, to(&["10.244.0.2:8080"]))]))]);
+        for gone in [program(vec![]), IpvsProgram::default()] {
+            let mut observed = IpvsObserved::default();
+            bring(&mut observed, &served);
+            for op in diff(&gone, &observed) {
+                observed.apply(&op).unwrap_or_else(|error| panic!("{error}"));
+            }
+            assert_eq!(diff(&gone, &observed).is_empty(), is_waiting, "{protocol}");
+            observed.retiring.clear();
+            let last = diff(&gone, &observed);
+            assert!(matches!(last.as_slice(), [IpvsOp::DeleteAddress(_) | IpvsOp::DeleteLink]));
+        }
+    }
+}
+
+/// S-10: what was the node's own before a server was there, what leads to an endpoint that is gone,
+/// and all when the server goes; after the servers are as they shall be. TCP notices itself.
+#[test]
+fn datagrams_from_one_port_are_led_anew_with_each_change() {
+    let served = |protocol, endpoints: &[&str]| {
+        let frontend = Frontend::NodePort { family: Family::V4, protocol, port: 30_053 };
+        program(vec![("dns", plan(vec![(frontend, to(endpoints))]))])
+    };
+    let [one, other] = ["10.244.0.2:8080", "10.244.0.3:8080"];
+    let steps: [(&[&str], bool); 5] = [
+        (&[one], true),
+        (&[one, other], false),
+        (&[other], true),
+        (&[], true),
+        (&[one, other], true),
+    ];
+    for protocol in [Protocol::Udp, Protocol::Tcp, Protocol::Sctp] {
+        let mut observed = IpvsObserved::default();
+        for (endpoints, is_stale) in steps {
+            let wanted = match endpoints {
+                [] => program(vec![]),
+                _ => served(protocol, endpoints),
+            };
+            let mut ops = bring(&mut observed, &wanted);
+            let is_last = |op: &IpvsOp| matches!(op, IpvsOp::ForgetFlows(_));
+            assert_eq!(ops.iter().any(is_last), is_stale && protocol == Protocol::Udp, "{ops:?}");
+            if let Some(IpvsOp::ForgetFlows(stale)) = ops.pop_if(|op| is_last(op)) {
+                let allowed = endpoints.iter().map(|text| at(text)).collect();
+                assert_eq!(stale.frontends, [(at("172.30.0.2:30053"), allowed)].into());
+                assert!(!ops.iter().any(is_last), "{ops:?}");
+            }
+        }
+    }
 }
 
 /// A client that goes on sending from one port would stay with a dead endpoint.

@@ -21,6 +21,7 @@ use render::OpError;
 use render::nft::language::{Datum, Rule, Set, SetSpec, Table, TableFamily, TableId, Tuple};
 use render::nft::{NftObserved, NftOp, Transaction};
 
+pub(crate) use conntrack::forget as forget_flows;
 use encode::{request, request_of};
 use uapi::*;
 

@@ -1,12 +1,14 @@
 //! From what is there to what shall be. Servers come before the addresses that make packets theirs
 //! and go before them, endpoints that come stand before those that go, and the link is the first to
-//! come and the last to go (invariant 5).
+//! come and the last to go (invariant 5). Flows are forgotten when all that they might begin by
+//! again is as it shall be.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use model::Family;
 
+use super::flows::Stale;
 use super::program::keys_at;
 use super::state::{IpvsObserved, ObservedServer};
 use super::{IpvsOp, IpvsProgram, PARAMETERS, Server, ServerKey, Touched};
@@ -43,19 +45,22 @@ pub fn diff_touched(
         ),
         Touched::Only(keys) => (keys.clone(), keys.iter().map(|key| key.address.ip()).collect()),
     };
+    let mut stale = Stale::none();
     for key in &keys {
-        match (program.servers.get(key), observed.servers.get(key)) {
+        let (wanted, present) = (program.servers.get(key), observed.servers.get(key));
+        match (wanted, present) {
             (Some(wanted), there) => diff_server(&mut ops, *key, wanted, there),
             (None, Some(there)) if !observed.is_retired(key, there) => {
                 ops.push(IpvsOp::RetireServer(*key));
             }
             (None, _) => {}
         }
+        stale.add(key, wanted, present);
     }
     let wanted = addresses.iter().filter(|address| program.addresses.contains(*address));
     let missing = wanted.filter(|address| !present.contains(*address));
     ops.extend(missing.copied().map(IpvsOp::AddAddress));
-    if !program.is_on && observed.servers.is_empty() {
+    if !program.is_on && observed.servers.is_empty() && observed.retiring.is_empty() {
         // With all its addresses.
         ops.extend(observed.link.is_some().then_some(IpvsOp::DeleteLink));
         return ops;
@@ -63,9 +68,11 @@ pub fn diff_touched(
     let surplus = addresses.iter().filter(|address| {
         present.contains(*address)
             && !program.addresses.contains(*address)
+            && !observed.retiring.contains(*address)
             && keys_at(&observed.servers, **address).next().is_none()
     });
     ops.extend(surplus.copied().map(IpvsOp::DeleteAddress));
+    ops.extend(stale.into_flows().map(IpvsOp::ForgetFlows));
     ops
 }
 
@@ -89,7 +96,8 @@ pub fn is_preparation(op: &IpvsOp, tables: &NftObserved) -> bool {
         IpvsOp::DeleteLink
         | IpvsOp::DeleteAddress(_)
         | IpvsOp::RetireServer(_)
-        | IpvsOp::RetireDestination(..) => false,
+        | IpvsOp::RetireDestination(..)
+        | IpvsOp::ForgetFlows(_) => false,
     }
 }
 

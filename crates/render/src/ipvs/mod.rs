@@ -22,9 +22,15 @@
 //! once, since a client that goes on sending would stay for ever. So does a server with its
 //! endpoints, and its address with the last server: also when another backend takes over. Meanwhile
 //! IPVS would refuse new clients, who at the node's own addresses are the node's
-//! ([`IpvsObserved::needs_stand_in`]).
+//! ([`IpvsObserved::needs_stand_in`]); who comes from the node itself to a ClusterIP is refused or
+//! dropped by a chain of nftables that comes before IPVS.
+//!
+//! A client of UDP that keeps its port keeps its tracked flow, and a flow that IPVS did not see
+//! begin it does not translate: neither one that was the node's own before nor, at the first
+//! datagram, one to an endpoint that is gone. So these are forgotten ([`IpvsOp::ForgetFlows`]).
 
 mod diff;
+mod flows;
 mod program;
 mod state;
 
@@ -41,7 +47,7 @@ pub use diff::{diff, diff_touched, is_preparation};
 pub use program::{IpvsProgram, Touched, render, update};
 pub use state::{IpvsObserved, ObservedDestination, ObservedServer};
 
-use crate::nft::{self, NftObserved};
+use crate::nft::{self, NftObserved, StaleFlows};
 use crate::owned::IPVS_LINK;
 
 /// Kernel parameters below `net/ipv4/vs`, by name.
@@ -139,6 +145,9 @@ pub enum IpvsOp {
     ChangeDestination(ServerKey, SocketAddr, u32),
     /// No new connections for an endpoint; it goes when it has none.
     RetireDestination(ServerKey, SocketAddr),
+    /// Forgets tracked flows of UDP that lead elsewhere than to the endpoints that their server has
+    /// from now on.
+    ForgetFlows(StaleFlows),
 }
 
 impl fmt::Display for IpvsOp {
@@ -155,6 +164,9 @@ impl fmt::Display for IpvsOp {
             Self::AddDestination(key, to, _) => write!(f, "add endpoint {to} to {key}"),
             Self::ChangeDestination(key, to, _) => write!(f, "change endpoint {to} of {key}"),
             Self::RetireDestination(key, to) => write!(f, "retire endpoint {to} of {key}"),
+            Self::ForgetFlows(stale) => {
+                write!(f, "forget flows of {} virtual servers", stale.frontends.len())
+            }
         }
     }
 }

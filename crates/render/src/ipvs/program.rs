@@ -146,20 +146,21 @@ impl IpvsProgram {
             None => drop(self.servers.remove(&key)),
         }
         let address = key.address.ip();
-        if self.is_served(address) {
+        if self.is_cluster_ip(address) {
             self.addresses.insert(address);
         } else {
             self.addresses.remove(&address);
         }
     }
 
-    /// Whether a virtual server stands at a ClusterIP: other addresses are the node's anyway.
-    fn is_served(&self, address: IpAddr) -> bool {
-        let is_cluster_ip = |key: &ServerKey| {
-            let winner = self.claims.get(key).and_then(BTreeMap::first_key_value);
+    /// Whether a Service has it for its ClusterIP; other addresses are the node's anyway. Also while
+    /// nobody serves it, as with kube-proxy: a connected socket of the node has it for its own
+    /// address, and would lose that. What has no server the tables of nftables refuse.
+    fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        keys_at(&self.claims, address).any(|key| {
+            let winner = self.claims.get(&key).and_then(BTreeMap::first_key_value);
             winner.is_some_and(|((rank, _), _)| *rank == Rank::ClusterIp)
-        };
-        keys_at(&self.servers, address).any(|key| is_cluster_ip(&key))
+        })
     }
 }
 

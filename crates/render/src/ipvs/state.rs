@@ -23,6 +23,9 @@ pub struct IpvsObserved {
     pub parameters: BTreeMap<&'static str, String>,
     /// Our virtual servers; others' are not in it.
     pub servers: BTreeMap<ServerKey, ObservedServer>,
+    /// Addresses of servers that were told to go since this was read. Whether they went, or wait for
+    /// connections, shows at the next reading.
+    pub retiring: BTreeSet<IpAddr>,
 }
 
 /// One virtual server.
@@ -135,6 +138,9 @@ impl IpvsObserved {
                 server.destinations.retain(|_, one| one.is_waiting(key.protocol));
                 if !server.is_waiting(key) {
                     self.servers.remove(key);
+                    if key.protocol != Protocol::Udp {
+                        self.retiring.insert(key.address.ip());
+                    }
                 } else if needs_stand_in {
                     let stand_in = ObservedDestination { weight: 1, is_busy: false };
                     server.destinations.insert(key.address, stand_in);

@@ -35,8 +35,8 @@ use super::language::{
 use super::tunnel::TunnelGuard;
 use super::{Role, TableProgram};
 use crate::owned::{
-    EBPF_ZONE, MARK_EBPF, MARK_MASQUERADE, PRIORITY_DNAT, PRIORITY_FILTER, PRIORITY_RAW,
-    PRIORITY_SNAT,
+    EBPF_ZONE, MARK_EBPF, MARK_MASQUERADE, PRIORITY_BEFORE_IPVS, PRIORITY_DNAT, PRIORITY_FILTER,
+    PRIORITY_RAW, PRIORITY_SNAT,
 };
 
 /// The set of the node's own addresses, at which node ports answer.
@@ -564,7 +564,14 @@ impl Builder<'_> {
         self.add_base("filter-forward", ChainType::Filter, Hook::Forward, forward);
         let mut output = guard.on_output();
         output.extend(self.dns_guard());
-        output.push(services);
+        // IPVS itself refuses who comes to a server that only waits for its last connections.
+        match layout.role {
+            Role::BeforeIpvs => {
+                let chain = "filter-output-before-ipvs";
+                self.add_base(chain, ChainType::Filter, Hook::Output, vec![services]);
+            }
+            Role::Backend | Role::Beside | Role::BesideEbpf => output.push(services),
+        }
         self.add_base("filter-output", ChainType::Filter, Hook::Output, output);
 
         self.table.sets.extend(guard.sets());
@@ -658,6 +665,7 @@ impl Builder<'_> {
             (ChainType::Nat, Hook::Postrouting) => PRIORITY_SNAT,
             (ChainType::Nat, _) => PRIORITY_DNAT,
             (ChainType::Filter, _) if name.starts_with("raw-") => PRIORITY_RAW,
+            (ChainType::Filter, _) if name.ends_with("-before-ipvs") => PRIORITY_BEFORE_IPVS,
             (ChainType::Filter, _) => PRIORITY_FILTER,
         };
         let base = Some(BaseChain { chain_type, hook, priority });

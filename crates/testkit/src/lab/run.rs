@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
-use model::kinds::{SCHEDULING_ANNOTATION, SessionAffinity};
+use model::kinds::{SCHEDULING_ANNOTATION, SessionAffinity, TrafficPolicy};
 use model::layout::UPLINK;
 use model::packet::{Entry, Packet, SourceTranslation, Verdict};
 use model::world::{Kind, Object};
@@ -203,10 +203,17 @@ impl Runner<'_> {
             return false;
         };
         let world = self.lab.nodes[&self.case.settings.at].node.reconciler.world();
+        // IPVS refuses it where nftables chooses (`render::ipvs::is_possible`).
+        let is_local =
+            |service: &Service| service.spec.external_traffic_policy == TrafficPolicy::Local;
+        let can = |service: &Service| match (self.backend(), rule) {
+            (ServiceBackend::Ebpf, _) | (ServiceBackend::Ipvs, Rule::ClusterIp(..)) => true,
+            (ServiceBackend::Ipvs, Rule::NodePort(..)) => !is_local(service),
+            _ => false,
+        };
         let is_hashed = |service: &Service| {
             let asked = service.metadata.annotations.get(SCHEDULING_ANNOTATION);
-            let can = matches!(self.backend(), ServiceBackend::Ebpf | ServiceBackend::Ipvs);
-            can && asked.is_some_and(|how| how == "maglev")
+            can(service) && asked.is_some_and(|how| how == "maglev")
         };
         world.service(key).is_some_and(|service| {
             service.spec.session_affinity == SessionAffinity::ClientIP || is_hashed(&service)

@@ -19,14 +19,19 @@ use reconcile::Event;
 use testkit::backend;
 use testkit::case::Case;
 use testkit::case::names::Names;
+use testkit::emulated::Feature;
 use testkit::lab::Lab;
 use testkit::lab::probe::{PATIENCE, Servers, uninterrupted};
 
 /// All that run on any kernel.
 const BACKENDS: [ServiceBackend; 3] =
     [ServiceBackend::Nftables, ServiceBackend::Iptables, ServiceBackend::Ebpf];
+/// That which most machines' kernels lack.
+const IPVS: [ServiceBackend; 1] = [ServiceBackend::Ipvs];
 /// Changes of each kind.
 const TRIALS: usize = 20;
+/// The same in the emulated kernel, whose code is interpreted.
+const TRIALS_BY_IPVS: usize = 2;
 /// An answer that shall not come would have come by then, in most of the trials.
 const NOTHING_COMES_FOR: Duration = Duration::from_millis(50);
 /// One node is enough: what a flow is led to is decided where it enters.
@@ -456,7 +461,7 @@ impl Flow {
                 })
             }
             (Err(error), Refused) => error.kind() == ErrorKind::ConnectionRefused,
-            (Err(error), Swallowed) => is_silence(error),
+            (Err(error), Swallowed) => is_silence(error) || self.has_lost_its_address(error),
             _ => false,
         };
         if is_right {
@@ -467,6 +472,17 @@ impl Flow {
         let Self { client, frontend, .. } = self;
         let source = source.map_or(String::new(), |source| format!(", {source:?}"));
         Err(format!("{client} to {frontend:?}, {kind}: meant {expected:?}{source}, got {got:?}"))
+    }
+}
+
+impl Flow {
+    /// Whether this socket of the node had the ClusterIP for its own address, which IPVS made the
+    /// node's, and lost it with the Service.
+    fn has_lost_its_address(&self, error: &Error) -> bool {
+        self.client == NODE
+            && self.is_connected
+            && self.frontend == ClusterIp
+            && error.kind() == ErrorKind::NetworkUnreachable
     }
 }
 
@@ -504,11 +520,14 @@ fn servers(scene: &Scene) -> Servers {
     servers
 }
 
-fn for_each_backend(work: impl Fn(ServiceBackend) -> Vec<String> + Sync) {
+fn for_each<const COUNT: usize>(
+    backends: [ServiceBackend; COUNT],
+    work: impl Fn(ServiceBackend) -> Vec<String> + Sync,
+) {
     let mut failed = Vec::new();
     std::thread::scope(|scope| {
         let work = &work;
-        let started = BACKENDS.map(|kind| (kind, scope.spawn(move || work(kind))));
+        let started = backends.map(|kind| (kind, scope.spawn(move || work(kind))));
         for (kind, thread) in started {
             let faults = thread.join().expect("no backend panics");
             failed.extend(faults.iter().map(|fault| format!("{}: {fault}", backend::name(kind))));
@@ -519,22 +538,32 @@ fn for_each_backend(work: impl Fn(ServiceBackend) -> Vec<String> + Sync) {
 
 #[test]
 fn the_first_datagram_after_any_change_ends_where_it_shall() {
-    for_each_backend(|kind| {
-        let mut scene = Scene::new(kind, Protocol::Udp);
-        let _servers = servers(&scene);
-        let flows = flows(&scene, kind);
-        let initial = scene.state.clone();
-        let mut failed = Vec::new();
-        for row in &ROWS {
-            let first = (0..TRIALS).find_map(|trial| {
-                let faults = row.faults(&mut scene, &initial, &flows);
-                (!faults.is_empty()).then_some((trial, faults))
-            });
-            let (trial, faults) = first.unwrap_or_default();
-            failed.extend(faults.iter().map(|fault| format!("{} #{trial}: {fault}", row.name)));
-        }
-        failed
-    });
+    for_each(BACKENDS, |kind| first_datagrams(kind, TRIALS));
+}
+
+#[test]
+fn the_first_datagram_after_any_change_ends_where_it_shall_by_ipvs() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for_each(IPVS, |kind| first_datagrams(kind, TRIALS_BY_IPVS));
+}
+
+fn first_datagrams(kind: ServiceBackend, trials: usize) -> Vec<String> {
+    let mut scene = Scene::new(kind, Protocol::Udp);
+    let _servers = servers(&scene);
+    let flows = flows(&scene, kind);
+    let initial = scene.state.clone();
+    let mut failed = Vec::new();
+    for row in &ROWS {
+        let first = (0..trials).find_map(|trial| {
+            let faults = row.faults(&mut scene, &initial, &flows);
+            (!faults.is_empty()).then_some((trial, faults))
+        });
+        let (trial, faults) = first.unwrap_or_default();
+        failed.extend(faults.iter().map(|fault| format!("{} #{trial}: {fault}", row.name)));
+    }
+    failed
 }
 
 impl Row {
@@ -590,43 +619,52 @@ impl Stream {
 /// S-07: what is established goes on while its endpoint terminates, and as long as its pod is there.
 #[test]
 fn established_connections_outlive_what_made_them() {
-    for_each_backend(|kind| {
-        let mut scene = Scene::new(kind, Protocol::Tcp);
-        let at = SocketAddr::new(WEB_1.parse().expect("an address"), TARGET);
-        let bind = || TcpListener::bind(at).expect("a listener");
-        let listener = scene.lab.pods["web-1"].run(bind).expect("the pod");
-        let mut streams = Vec::new();
-        for frontend in FRONTENDS {
-            let to = scene.address(frontend);
-            streams.extend(scene.clients(|client| {
-                let connected = TcpStream::connect_timeout(&to, Duration::from_secs(10));
-                let connected =
-                    connected.unwrap_or_else(|error| panic!("{client} to {to}: {error}"));
-                (format!("{client} to {frontend:?}"), Stream::open(connected, &listener))
-            }));
-        }
-        let initial = scene.state.clone();
-        let changes: [(&str, Change); 6] = [
-            ("its endpoint terminates", leaving),
-            ("its endpoint is gone", second),
-            ("no endpoint is left", nobody),
-            ("its node port changes", other_node_port),
-            ("the Service has another type", cluster_ip),
-            ("the Service is gone", no_service),
-        ];
-        let mut failed = Vec::new();
-        for (name, change) in changes {
-            let mut state = initial.clone();
-            change(&mut state);
-            scene.bring(state);
-            for (who, stream) in &mut streams {
-                if !stream.carries() {
-                    failed.push(format!("{name}: the connection of {who} broke"));
-                }
+    for_each(BACKENDS, streams_that_break);
+}
+
+#[test]
+fn established_connections_outlive_what_made_them_by_ipvs() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for_each(IPVS, streams_that_break);
+}
+
+fn streams_that_break(kind: ServiceBackend) -> Vec<String> {
+    let mut scene = Scene::new(kind, Protocol::Tcp);
+    let at = SocketAddr::new(WEB_1.parse().expect("an address"), TARGET);
+    let bind = || TcpListener::bind(at).expect("a listener");
+    let listener = scene.lab.pods["web-1"].run(bind).expect("the pod");
+    let mut streams = Vec::new();
+    for frontend in FRONTENDS {
+        let to = scene.address(frontend);
+        streams.extend(scene.clients(|client| {
+            let connected = TcpStream::connect_timeout(&to, Duration::from_secs(10));
+            let connected = connected.unwrap_or_else(|error| panic!("{client} to {to}: {error}"));
+            (format!("{client} to {frontend:?}"), Stream::open(connected, &listener))
+        }));
+    }
+    let initial = scene.state.clone();
+    let changes: [(&str, Change); 6] = [
+        ("its endpoint terminates", leaving),
+        ("its endpoint is gone", second),
+        ("no endpoint is left", nobody),
+        ("its node port changes", other_node_port),
+        ("the Service has another type", cluster_ip),
+        ("the Service is gone", no_service),
+    ];
+    let mut failed = Vec::new();
+    for (name, change) in changes {
+        let mut state = initial.clone();
+        change(&mut state);
+        scene.bring(state);
+        for (who, stream) in &mut streams {
+            if !stream.carries() {
+                failed.push(format!("{name}: the connection of {who} broke"));
             }
         }
-        failed
-    });
+    }
+    failed
 }
 
 /// A backend takes over from another: flows go on, and follow their endpoint under the new one. One

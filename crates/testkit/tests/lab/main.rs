@@ -1,7 +1,7 @@
 //! Case files with real packets in network namespaces, through the driver of every backend. Needs
 //! root, and fails without.
 //!
-//! Each run takes all of the directories in [`ALWAYS`] and a part of the others, which its seed
+//! Each run takes all that its [`Sample`] always takes and a part of the others, which its seed
 //! chooses: `FLATNET_SEED=N` chooses as a run did that printed N. `FLATNET_CASE=NAME` runs one, and
 //! `FLATNET_BACKEND=ebpf` runs the chosen ones by that backend alone. IPVS, which this machine's
 //! kernel may lack, has a sample of its own.
@@ -31,23 +31,19 @@ const ORDINARY: Sample = Sample {
     always: &["network", "upstream"],
     one_in: 4,
 };
-/// Fewer in the emulated kernel, whose code is interpreted: what kube-proxy does by name, and some.
-const BY_IPVS: Sample =
-    Sample { backends: &[ServiceBackend::Ipvs], always: &["upstream"], one_in: 16 };
-/// Cases that do not come out by IPVS as they say, each with what happens instead. All others were
-/// run by it once.
-const NOT_BY_IPVS: [(&str, &str); 4] = [
-    (
+/// Fewer in the emulated kernel, whose code is interpreted: what kube-proxy does by name, cases in
+/// which IPVS needs more than its servers, and some.
+const BY_IPVS: Sample = Sample {
+    backends: &[ServiceBackend::Ipvs],
+    always: &[
+        "upstream",
         "clusterip-becomes-externalname",
-        "the address stays while connections last, and the node is refused instead of dropped",
-    ),
-    ("maglev-of-a-range", "the lab asks for one endpoint also of a backend that refuses Maglev"),
-    (
+        "maglev-of-a-range",
         "node-port-passes-to-another-service",
-        "a datagram's flow that was the node's own before stays so, and gets no answer",
-    ),
-    ("tcp-port-becomes-udp", "the same"),
-];
+        "tcp-port-becomes-udp",
+    ],
+    one_in: 16,
+};
 /// Labs at the same time: they wait more than they work.
 const LABS: usize = 4;
 
@@ -55,7 +51,7 @@ const LABS: usize = 4;
 struct Sample {
     /// By each of these.
     backends: &'static [ServiceBackend],
-    /// Directories of which every case runs.
+    /// Cases that run, and directories of which every case does.
     always: &'static [&'static str],
     /// Of the others one case in so many.
     one_in: usize,
@@ -115,7 +111,10 @@ fn chosen(sample: &Sample) -> Vec<Case> {
         let name = path.file_stem().unwrap_or_default();
         match &only {
             Some(only) => name == only.as_str(),
-            None => is_in_turn || sample.always.iter().any(|always| directory == *always),
+            None => {
+                let mut always = sample.always.iter();
+                is_in_turn || always.any(|always| directory == *always || name == *always)
+            }
         }
     };
     let mut paths: Vec<PathBuf> = case::find(&case::directory()).expect("the cases");
@@ -138,11 +137,7 @@ fn chosen(sample: &Sample) -> Vec<Case> {
             if case.settings.config.overlay == Overlay::Ipip {
                 continue;
             }
-            let open = NOT_BY_IPVS.iter().find(|(name, _)| case.name == *name);
-            match open.filter(|_| backend == ServiceBackend::Ipvs) {
-                Some((name, instead)) => println!("{name} is not run by ipvs: {instead}"),
-                None => chosen.push(case),
-            }
+            chosen.push(case);
         }
     }
     assert!(!chosen.is_empty(), "no case has the name {only:?}");
