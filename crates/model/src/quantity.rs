@@ -85,6 +85,11 @@ impl Quantity {
         (other.nanos != 0).then(|| self.nanos as f64 / other.nanos as f64)
     }
 
+    /// The amount as a whole number; `None` when it is none, or does not fit.
+    pub fn integer(&self) -> Option<i64> {
+        i64::try_from(self.nanos / NANOS).ok().filter(|_| self.is_whole())
+    }
+
     /// The amount as a number of ones.
     pub fn ones(&self) -> f64 {
         self.nanos as f64 / NANOS as f64

@@ -7,6 +7,7 @@
 //! Pure: trees, texts and bytes in, trees, bytes and problems out (invariant 9).
 
 pub mod apply;
+pub mod cel;
 pub mod decode;
 pub mod protobuf;
 pub mod structural;

@@ -203,7 +203,7 @@ impl Resource {
     /// Checks an object that is to be stored, and its change when the old one is given.
     pub(crate) fn check(&self, value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         match self.custom {
-            Some(custom) => custom.check(value, errors),
+            Some(custom) => custom.check(value, old, errors),
             None => (self.validate)(value, old, errors),
         }
     }

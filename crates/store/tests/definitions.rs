@@ -453,15 +453,70 @@ fn a_namespace_waits_for_its_custom_objects() {
     assert!(api.store.get(common::row("namespaces"), "", "shop").is_err());
 }
 
-#[test]
-fn rules_that_are_not_evaluated_are_told() {
-    let mut api = Api::new();
+/// A definition whose objects have rules.
+fn ruled() -> Value {
     let mut crd = gadgets();
-    let rules = json!([{"rule": "self.size > 1"}]);
     let spec = "/spec/versions/1/schema/openAPIV3Schema/properties/spec";
-    crd.pointer_mut(spec).expect("a schema")["x-kubernetes-validations"] = rules;
-    let create = request(row_of_definitions(), "", "", None, Action::Create(crd));
-    let warnings = api.run(&create).expect("made").warnings;
-    assert_eq!(warnings.len(), 1);
-    assert!(warnings[0].contains("does not evaluate x-kubernetes-validations (1 rules)"));
+    let schema = crd.pointer_mut(spec).expect("a schema");
+    schema["x-kubernetes-validations"] = json!([
+        {"rule": "!has(self.replicas) || self.replicas <= self.size", "fieldPath": ".replicas",
+         "messageExpression": "'at most ' + string(self.size)"},
+        {"rule": "self.color == oldSelf.color", "message": "color is immutable"},
+    ]);
+    let status = "/spec/versions/1/schema/openAPIV3Schema/properties/status";
+    *crd.pointer_mut(status).expect("a schema") = json!({
+        "type": "object", "properties": {"phase": {"type": "string"}},
+        "x-kubernetes-validations": [{"rule": "self.phase != 'Lost'"}],
+    });
+    crd
+}
+
+#[test]
+fn objects_are_judged_by_the_rules_of_their_definition() {
+    let mut api = Api::new();
+    let create = request(row_of_definitions(), "", "", None, Action::Create(ruled()));
+    assert_eq!(api.run(&create).expect("made").warnings, Vec::<String>::new());
+    let create = |spec: Value| Action::Create(gadget("one", spec));
+    let refused =
+        run(&mut api, "", create(json!({"size": 1, "replicas": 2}))).expect_err("refused");
+    assert_eq!(refused.code, 422);
+    assert_eq!(
+        refused.message,
+        "Gadget.example.com \"one\" is invalid: spec.replicas: Invalid value: \"object\": at most 1"
+    );
+    // Rules only stumble over an object that is wrong anyway.
+    let refused = run(&mut api, "", create(json!({"replicas": 2}))).expect_err("refused");
+    assert!(refused.message.contains("spec.size: Required value"), "{}", refused.message);
+    assert!(refused.message.contains("some validation rules were not checked"));
+    run(&mut api, "", create(json!({"size": 3, "replicas": 2}))).expect("made");
+    let patch = |value: Value| Action::Patch(PatchKind::Merge, value);
+    let refused =
+        run(&mut api, "one", patch(json!({"spec": {"color": "blue"}}))).expect_err("refused");
+    assert!(refused.message.ends_with(r#"spec: Invalid value: "object": color is immutable"#));
+    run(&mut api, "one", patch(json!({"spec": {"replicas": 3}}))).expect("changed");
+    let status = patch(json!({"status": {"phase": "Lost"}}));
+    let row = rows(&api, "v1");
+    let refused = api
+        .run(&request(row, "default", "one", Some(Subresource::Status), status))
+        .expect_err("refused");
+    assert!(refused.message.contains("status: Invalid value"), "{}", refused.message);
+}
+
+#[test]
+fn a_rule_that_does_not_compile_refuses_the_definition() {
+    let mut api = Api::new();
+    let mut crd = ruled();
+    let rule =
+        "/spec/versions/1/schema/openAPIV3Schema/properties/spec/x-kubernetes-validations/0/rule";
+    *crd.pointer_mut(rule).expect("a rule") = "frobnicate(self)".into();
+    let refused = api.create("customresourcedefinitions", "", crd).expect_err("refused");
+    assert_eq!(refused.code, 422);
+    let field =
+        "spec.versions[1].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule";
+    assert!(refused.message.contains(field), "{}", refused.message);
+    assert!(
+        refused.message.contains("undeclared reference to 'frobnicate'"),
+        "{}",
+        refused.message
+    );
 }

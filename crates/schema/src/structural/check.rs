@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Fault, Schema, flag, regex, text, texts};
+use super::{Fault, Schema, flag, regex, rules, text, texts};
 
 /// Deepest nesting of a schema, in levels.
 pub const MAX_SCHEMA_DEPTH: usize = 64;
@@ -31,6 +31,7 @@ const NOT_IN_COMBINATIONS: &[&str] = &[
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
     "x-kubernetes-map-type",
+    rules::RULES,
 ];
 /// What stands in for a type where a value is a number or a text.
 const INT_OR_STRING_TYPES: &[&str] = &["integer", "string"];
@@ -50,6 +51,10 @@ pub fn check(schema: &Value, path: &str) -> Vec<Fault> {
     }
     check_metadata(schema, path, &mut faults);
     look(schema, path, Place::Root, MAX_SCHEMA_DEPTH, &mut faults);
+    // Rules are compiled by types, which only a structural schema has.
+    if faults.is_empty() {
+        rules::check(schema, path, &mut faults);
+    }
     faults.truncate(super::MAX_FAULTS);
     faults
 }

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::validate::NO_FIELD;
+
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -17,6 +19,11 @@ impl Fault {
     /// The value is wrong.
     pub fn invalid(field: impl Into<String>, value: &Value, why: &str) -> Self {
         Self::new(field, "FieldValueInvalid", format!("Invalid value: {value}: {why}"))
+    }
+
+    /// The value is wrong; it is shown in a way of its own.
+    pub(super) fn invalid_shown(field: impl Into<String>, shown: &str, why: &str) -> Self {
+        Self::new(field, "FieldValueInvalid", format!("Invalid value: {shown}: {why}"))
     }
 
     /// The value is of another type.
@@ -66,6 +73,25 @@ impl Fault {
     pub(super) fn too_many(field: &str, count: u64, limit: u64) -> Self {
         let text = format!("Too many: {count}: must have at most {limit} items");
         Self::new(field, "FieldValueTooMany", text)
+    }
+
+    /// What an object with such faults is told of its rules.
+    pub fn rules_not_checked() -> Self {
+        let why = "some validation rules were not checked because the object was invalid; correct \
+                   the existing errors to complete validation";
+        Self::invalid(NO_FIELD, &"null".into(), why)
+    }
+
+    /// Whether a value is so wrong that rules are not evaluated: of another type or missing.
+    pub fn blocks_rules(&self) -> bool {
+        const BLOCKING: &[&str] = &[
+            "FieldValueNotSupported",
+            "FieldValueRequired",
+            "FieldValueTooLong",
+            "FieldValueTooMany",
+            "FieldValueTypeInvalid",
+        ];
+        BLOCKING.contains(&self.reason)
     }
 
     fn new(field: impl Into<String>, reason: &'static str, message: String) -> Self {

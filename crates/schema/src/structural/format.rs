@@ -7,6 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use model::Timestamp;
 
+use crate::cel::parse_duration;
+
 /// Longest name of a host, bytes (RFC 1035).
 const MAX_HOSTNAME_BYTES: usize = 253;
 /// Longest label of it, bytes.
@@ -26,7 +28,7 @@ pub(super) fn fits(format: &str, text: &str) -> bool {
         "hostname" => is_hostname(text),
         "email" => is_email(text),
         "uri" => is_uri(text),
-        "duration" => is_duration(text),
+        "duration" => parse_duration(text).is_some(),
         _ => true,
     }
 }
@@ -81,26 +83,4 @@ fn is_uri(text: &str) -> bool {
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
     });
     is_clean && (is_absolute || text.starts_with('/'))
-}
-
-/// Go's form: `1h30m`, `-1.5s`, `0`.
-fn is_duration(text: &str) -> bool {
-    const UNITS: &[&str] = &["ns", "us", "µs", "ms", "s", "m", "h"];
-    let mut rest = text.trim_start_matches(['+', '-']);
-    if rest == "0" {
-        return true;
-    }
-    let mut any = false;
-    while !rest.is_empty() {
-        let after = rest.trim_start_matches(|one: char| one.is_ascii_digit() || one == '.');
-        let number = &rest[..rest.len() - after.len()];
-        let end = after.find(|one: char| one.is_ascii_digit()).unwrap_or(after.len());
-        let (unit, left) = after.split_at(end);
-        if number.parse::<f64>().is_err() || !UNITS.contains(&unit) {
-            return false;
-        }
-        any = true;
-        rest = left;
-    }
-    any
 }

@@ -5,6 +5,7 @@
 //!   kubernetes.io, "Specifying a structural schema").
 //! - [`Schema::compile`] makes it ready once; [`Schema::fill`] adds defaults, [`Schema::validate`]
 //!   judges an object in the words of the real server.
+//! - [`Schema::validate_rules`] judges it by `x-kubernetes-validations`, in CEL.
 //! - [`message`] is its form in the table of fields: pruning, strict decoding and server-side
 //!   apply are those of all other kinds.
 
@@ -12,7 +13,10 @@ mod check;
 mod fault;
 mod format;
 mod message;
+mod rules;
 mod validate;
+
+use std::sync::Arc;
 
 use regex_lite::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
@@ -20,7 +24,10 @@ use serde_json::{Map, Value};
 pub use check::{MAX_SCHEMA_DEPTH, check};
 pub use fault::Fault;
 pub use message::message;
+use rules::Rules;
 pub use validate::MAX_FAULTS;
+
+use crate::cel::Type;
 
 /// Bytes that a compiled pattern may take. Matching is linear in the text by the engine's design.
 const MAX_PATTERN_BYTES: usize = 256 * 1024;
@@ -46,6 +53,9 @@ pub struct Schema {
     any_of: Vec<Self>,
     one_of: Vec<Self>,
     not: Option<Box<Self>>,
+    rules: Option<Arc<Rules>>,
+    /// Whether there are rules here or below.
+    has_rules: bool,
 }
 
 /// The type of a value.
@@ -91,23 +101,40 @@ struct Bounds {
 impl Schema {
     /// Compiles a schema that [`check`] has passed. What is wrong nevertheless says nothing.
     pub fn compile(tree: &Value) -> Self {
-        let one = |name: &str| tree.get(name).filter(|inner| inner.is_object());
-        let boxed = |name: &str| one(name).map(|inner| Box::new(Self::compile(inner)));
+        Self::compile_at(tree, true).0
+    }
+
+    /// A schema, and the type that expressions see of it.
+    fn compile_at(tree: &Value, is_root: bool) -> (Self, Option<Type>) {
+        let below = |tree: &Value| Self::compile_at(tree, false);
+        let one = |name: &str| tree.get(name).filter(|inner| inner.is_object()).map(below).unzip();
         let several = |name: &str| {
             let schemas = tree.get(name).and_then(Value::as_array).into_iter().flatten();
-            schemas.map(Self::compile).collect()
+            schemas.map(|inner| below(inner).0).collect()
         };
         let members = tree.get("properties").and_then(Value::as_object).into_iter().flatten();
-        let mut properties: Vec<(String, Self)> =
-            members.map(|(name, inner)| (name.clone(), Self::compile(inner))).collect();
+        let (mut properties, mut types) = (Vec::new(), Vec::new());
+        for (name, inner) in members {
+            let (schema, kind) = below(inner);
+            properties.push((name.clone(), schema));
+            types.extend(kind.map(|kind| (name.as_str(), kind)));
+        }
         properties.sort_by(|one, other| one.0.cmp(&other.0));
-        Self {
+        let (additional, additional_type) = one("additionalProperties");
+        let (items, item_type) = one("items");
+        let additional_type = additional_type.flatten();
+        let kind = rules::type_of(tree, is_root, types, item_type.flatten(), additional_type);
+        let rules = Rules::compile(tree, kind.as_ref());
+        let mut schemas =
+            properties.iter().map(|(_, inner)| inner).chain(&additional).chain(&items);
+        let has_rules = rules.is_some() || schemas.any(|inner| inner.has_rules);
+        let schema = Self {
             kind: Kind::of(tree),
             nullable: flag(tree, "nullable"),
             default: tree.get("default").filter(|default| !default.is_null()).cloned(),
             properties,
-            additional: boxed("additionalProperties"),
-            items: boxed("items"),
+            additional: additional.map(Box::new),
+            items: items.map(Box::new),
             required: texts(tree, "required"),
             embedded: flag(tree, "x-kubernetes-embedded-resource"),
             list: List::of(tree),
@@ -118,8 +145,11 @@ impl Schema {
             all_of: several("allOf"),
             any_of: several("anyOf"),
             one_of: several("oneOf"),
-            not: boxed("not"),
-        }
+            not: one("not").0.map(Box::new),
+            rules,
+            has_rules,
+        };
+        (schema, kind)
     }
 
     /// Adds the defaults of what is absent, and drops the `null` of what has a default and may not
@@ -152,6 +182,11 @@ impl Schema {
                 schema.fill(member);
             }
         }
+    }
+
+    /// Whether there are rules in CEL, here or below.
+    pub fn has_rules(&self) -> bool {
+        self.has_rules
     }
 
     /// The schema of a member; `None` where anything may stand.

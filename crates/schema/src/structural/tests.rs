@@ -243,3 +243,218 @@ fn formats_are_checked() {
     }
     assert!(format::fits("unknown", "anything"));
 }
+
+/// A schema with rules in all places.
+fn ruled() -> Value {
+    json!({
+        "type": "object",
+        "x-kubernetes-validations": [
+            {"rule": "self.metadata.name.size() < 10", "message": "the name is too long"},
+            {"rule": "!has(self.spec) || self.kind == 'Widget'"},
+        ],
+        "properties": {"spec": {
+            "type": "object",
+            "x-kubernetes-validations": [
+                {"rule": "self.min <= self.max", "fieldPath": ".min", "reason": "FieldValueForbidden",
+                 "messageExpression": "string(self.min) + ' is more than ' + string(self.max)"},
+            ],
+            "properties": {
+                "min": {"type": "integer", "x-kubernetes-validations": [
+                    {"rule": "self >= oldSelf", "message": "may not shrink"}]},
+                "max": {"type": "integer"},
+                "class": {"type": "string", "x-kubernetes-validations": [
+                    {"rule": "!oldSelf.hasValue() || oldSelf.value() == self", "optionalOldSelf": true}]},
+                "port": {"x-kubernetes-int-or-string": true, "x-kubernetes-validations": [
+                    {"rule": "type(self) == int ? self < 100 : self.endsWith('%')"}]},
+                "items": {
+                    "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+                    "items": {"type": "object", "required": ["name"], "properties": {
+                        "name": {"type": "string"},
+                        "size": {"type": "integer", "x-kubernetes-validations": [
+                            {"rule": "self == oldSelf", "message": "fixed"}]}}},
+                },
+                "labels": {"type": "object", "additionalProperties": {
+                    "type": "string", "x-kubernetes-validations": [{"rule": "self.size() < 4"}]}},
+                "slow": {"type": "array", "items": {"type": "integer"}, "x-kubernetes-validations": [
+                    {"rule": "self.all(a, self.all(b, self.all(c, a + b + c >= 0)))"},
+                    {"rule": "self.size() < 1"}]},
+            },
+        }},
+    })
+}
+
+/// What the rules say of a spec, and of its change.
+fn ruled_faults(spec: Value, old: Option<Value>) -> Vec<String> {
+    let object = |spec| json!({"kind": "Widget", "metadata": {"name": "w"}, "spec": spec});
+    let mut tree = ruled();
+    assert_eq!(check(&tree, "schema"), []);
+    tree["properties"]["spec"]["nullable"] = true.into();
+    let schema = Schema::compile(&tree);
+    let faults = schema.validate_rules(&object(spec), old.map(object).as_ref());
+    faults.into_iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect()
+}
+
+#[test]
+fn rules_judge_objects_in_the_words_of_the_real_server() {
+    let cases = [
+        (json!({"min": 1, "max": 2}), ""),
+        (Value::Null, ""),
+        (json!({"min": 2, "max": 1}), "spec.min: Forbidden: 2 is more than 1"),
+        (
+            json!({"min": 2}),
+            r#"spec: Invalid value: "object": no such key: max evaluating rule: self.min <= self.max"#,
+        ),
+        (
+            json!({"min": 1, "max": 2, "port": 100}),
+            r#"spec.port: Invalid value: "": failed rule: type(self) == int ? self < 100 : self.endsWith('%')"#,
+        ),
+        (json!({"min": 1, "max": 2, "port": "5%"}), ""),
+        (
+            json!({"min": 1, "max": 2, "labels": {"a": "123", "b.c": "1234"}}),
+            r#"spec.labels[b.c]: Invalid value: "string": failed rule: self.size() < 4"#,
+        ),
+    ];
+    for (spec, expected) in cases {
+        assert_eq!(ruled_faults(spec.clone(), None).join("; "), expected, "{spec}");
+    }
+    let schema = Schema::compile(&ruled());
+    let object = json!({"kind": "Other", "metadata": {"name": "w".repeat(10)}, "spec": {"min": 1, "max": 1}});
+    let faults = schema.validate_rules(&object, None);
+    let faults: Vec<String> =
+        faults.into_iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect();
+    assert_eq!(
+        faults,
+        [
+            r#"<nil>: Invalid value: "object": the name is too long"#,
+            r#"<nil>: Invalid value: "object": failed rule: !has(self.spec) || self.kind == 'Widget'"#,
+        ]
+    );
+}
+
+#[test]
+fn rules_judge_changes_where_the_old_value_is_known() {
+    let old = json!({"min": 5, "max": 9, "class": "a", "items": [{"name": "x", "size": 1}]});
+    let with = |name: &str, value: Value| {
+        let mut spec = old.clone();
+        spec[name] = value;
+        spec
+    };
+    let faults = |spec: Value| ruled_faults(spec, Some(old.clone())).join("; ");
+    assert_eq!(faults(old.clone()), "");
+    assert_eq!(faults(with("min", 6.into())), "");
+    assert_eq!(
+        faults(with("min", 4.into())),
+        r#"spec.min: Invalid value: "integer": may not shrink"#
+    );
+    assert!(faults(with("class", "b".into())).starts_with("spec.class: "));
+    // An item is found again by its key, wherever it stands; a new one has no old value.
+    let moved = json!([{"name": "new", "size": 7}, {"name": "x", "size": 1}]);
+    assert_eq!(faults(with("items", moved)), "");
+    let changed = json!([{"name": "new", "size": 7}, {"name": "x", "size": 2}]);
+    assert_eq!(
+        faults(with("items", changed)),
+        r#"spec.items[1].size: Invalid value: "integer": fixed"#
+    );
+    // What a stricter rule forbids may stay as it is, and nothing else.
+    let wrong = json!({"min": 2, "max": 1, "labels": {"a": "12345"}});
+    let changed = json!({"min": 2, "max": 1, "labels": {"a": "12345"}, "class": "b"});
+    assert_eq!(ruled_faults(wrong.clone(), Some(wrong.clone())), Vec::<String>::new());
+    assert_eq!(ruled_faults(changed, Some(wrong)), ["spec.min: Forbidden: 2 is more than 1"]);
+}
+
+#[test]
+fn rules_end_when_they_cost_too_much() {
+    let slow = |count: usize| json!({"min": 1, "max": 2, "slow": vec![1; count]});
+    assert_eq!(
+        ruled_faults(slow(10), None),
+        [r#"spec.slow: Invalid value: "array": failed rule: self.size() < 1"#]
+    );
+    let told = ruled_faults(slow(100), None);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("no further validation rules will be run due to call cost exceeds"));
+    // Many rules that are cheap enough each, all together.
+    let rule = json!({"rule": "self.all(a, self.all(b, a + b >= 0))"});
+    let rules: Vec<Value> = vec![rule; 60];
+    let tree = json!({"type": "object", "properties": {"l": {
+        "type": "array", "items": {"type": "integer"}, "x-kubernetes-validations": rules}}});
+    let schema = Schema::compile(&tree);
+    let told = schema.validate_rules(&json!({"l": vec![1; 200]}), None);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].message.contains("running out of cost budget"), "{told:?}");
+    assert_eq!(schema.validate_rules(&json!({"l": vec![1; 20]}), None), []);
+}
+
+#[test]
+fn a_wrong_rule_refuses_the_definition() {
+    let told = |place: &str, rule: Value| {
+        let mut tree = ruled();
+        let holder = tree.pointer_mut(place).expect("a schema");
+        holder["x-kubernetes-validations"] = json!([rule]);
+        let faults = check(&tree, "s");
+        faults
+            .into_iter()
+            .map(|fault| format!("{}: {}", fault.field, fault.message))
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    let spec = "/properties/spec";
+    let shown = r#"apiextensions.ValidationRule{Rule:"self.foo > 1", Message:"", MessageExpression:"", Reason:(*apiextensions.FieldValueErrorReason)(nil), FieldPath:"", OptionalOldSelf:(*bool)(nil)}"#;
+    assert_eq!(
+        told(spec, json!({"rule": "self.foo > 1"})),
+        format!(
+            "s.properties[spec].x-kubernetes-validations[0].rule: Invalid value: {shown}: compilation \
+             failed: ERROR: <input>:1:6: undefined field 'foo'\n | self.foo > 1\n | .....^"
+        )
+    );
+    for (rule, expected) in [
+        (json!({"rule": "self.min"}), "cel expression must evaluate to a bool"),
+        (json!({"rule": "frob(self)"}), "undeclared reference to 'frob'"),
+        (json!({"rule": "self.metadata.name == ''"}), "undefined field 'metadata'"),
+        (json!({}), "[0].rule: Required value: rule is not specified"),
+        (json!({"rule": "true", "message": "a\nb"}), "message must not contain line breaks"),
+        (
+            json!({"rule": "true\n|| false"}),
+            "[0].message: Required value: message must be specified",
+        ),
+        (json!({"rule": "true", "messageExpression": "1"}), "must evaluate to a string"),
+        (
+            json!({"rule": "true", "messageExpression": "self.x"}),
+            "messageExpression compilation failed",
+        ),
+        (json!({"rule": "true", "reason": "Other"}), "[0].reason: Unsupported value: \"Other\""),
+        (json!({"rule": "true", "fieldPath": ".nothing"}), "fieldPath must be a valid path"),
+    ] {
+        let told = told(spec, rule.clone());
+        assert!(told.contains(expected), "{rule}: {told}");
+    }
+    let name = "/properties/spec/properties/items/items/properties/name";
+    assert_eq!(told(name, json!({"rule": "self == oldSelf"})), "");
+    let number = "/properties/spec/properties/slow/items";
+    let uncorrelated = "oldSelf cannot be used on the uncorrelatable portion of the schema";
+    assert!(told(number, json!({"rule": "self == oldSelf"})).contains(uncorrelated));
+    // A definition that was stored without that check lets no object pass unjudged.
+    let mut tree = ruled();
+    tree["x-kubernetes-validations"] = json!([{"rule": "frob(self)"}]);
+    let faults = Schema::compile(&tree).validate_rules(&json!({}), None);
+    assert!(faults[0].message.contains("rule compile error: ERROR"), "{faults:?}");
+}
+
+#[test]
+fn a_schema_may_become_stricter_than_the_objects_that_are_there() {
+    let old = json!({"spec": {"size": 11, "ports": [{"port": 1, "protocol": 5}]}});
+    let mut new = old.clone();
+    new["spec"]["color"] = "blue".into();
+    let schema = Schema::compile(
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "size": {"type": "integer", "maximum": 10}, "color": {"type": "string"},
+        "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port"],
+                  "items": {"type": "object", "properties": {"port": {"type": "integer"}, "protocol": {"type": "string"}}}}}}}}),
+    );
+    assert_eq!(schema.validate(&new, "").len(), 2);
+    assert_eq!(schema.validate_change(&new, Some(&old), ""), []);
+    new["spec"]["ports"] = json!([{"port": 2}, {"port": 1, "protocol": 5}]);
+    assert_eq!(schema.validate_change(&new, Some(&old), ""), []);
+    new["spec"]["ports"] = json!([{"port": 1, "protocol": 6}]);
+    new["spec"]["size"] = 12.into();
+    assert_eq!(schema.validate_change(&new, Some(&old), "").len(), 2);
+}

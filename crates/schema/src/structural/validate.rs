@@ -10,19 +10,25 @@ use crate::decode::go_kind;
 /// Most faults that are told of one object.
 pub const MAX_FAULTS: usize = 100;
 /// Where the real server files what the combined schemas (`oneOf` and so on) have to say.
-const NO_FIELD: &str = "<nil>";
+pub(super) const NO_FIELD: &str = "<nil>";
 
 impl Schema {
     /// What is wrong with an object: `path` is where it stands, empty for the root.
     pub fn validate(&self, value: &Value, path: &str) -> Vec<Fault> {
+        self.validate_change(value, None, path)
+    }
+
+    /// What is wrong with a new object. What the change left as it was is not judged again, so that
+    /// a schema can become stricter than the objects that are there (KEP-4008).
+    pub fn validate_change(&self, value: &Value, old: Option<&Value>, path: &str) -> Vec<Fault> {
         let mut faults = Vec::new();
-        self.judge(value, path, &mut faults);
+        self.judge(value, old, path, &mut faults);
         faults.truncate(MAX_FAULTS);
         faults
     }
 
-    fn judge(&self, value: &Value, path: &str, faults: &mut Vec<Fault>) {
-        if faults.len() >= MAX_FAULTS {
+    fn judge(&self, value: &Value, old: Option<&Value>, path: &str, faults: &mut Vec<Fault>) {
+        if faults.len() >= MAX_FAULTS || old == Some(value) {
             return;
         }
         if value.is_null() && self.nullable {
@@ -38,8 +44,8 @@ impl Schema {
             faults.push(Fault::unsupported(path, value, &self.choices));
         }
         match value {
-            Value::Object(members) => self.judge_members(members, path, faults),
-            Value::Array(items) => self.judge_items(items, path, faults),
+            Value::Object(members) => self.judge_members(members, old, path, faults),
+            Value::Array(items) => self.judge_items(items, old, path, faults),
             Value::String(text) => self.judge_text(text, path, faults),
             Value::Number(_) => self.judge_number(value, path, faults),
             Value::Null | Value::Bool(_) => {}
@@ -47,7 +53,13 @@ impl Schema {
         self.judge_combinations(value, path, faults);
     }
 
-    fn judge_members(&self, members: &Map<String, Value>, path: &str, faults: &mut Vec<Fault>) {
+    fn judge_members(
+        &self,
+        members: &Map<String, Value>,
+        old: Option<&Value>,
+        path: &str,
+        faults: &mut Vec<Fault>,
+    ) {
         let count = members.len() as u64;
         if let Some(limit) = self.bounds.min_properties.filter(|limit| count < *limit) {
             let why = format!("{path} in body should have at least {limit} properties");
@@ -67,12 +79,19 @@ impl Schema {
         }
         for (name, member) in members {
             if let Some(schema) = self.member(name) {
-                schema.judge(member, &join(path, name), faults);
+                let old = old.and_then(|old| old.get(name));
+                schema.judge(member, old, &join(path, name), faults);
             }
         }
     }
 
-    fn judge_items(&self, items: &[Value], path: &str, faults: &mut Vec<Fault>) {
+    fn judge_items(
+        &self,
+        items: &[Value],
+        old: Option<&Value>,
+        path: &str,
+        faults: &mut Vec<Fault>,
+    ) {
         let count = items.len() as u64;
         if let Some(limit) = self.bounds.min_items.filter(|limit| count < *limit) {
             let why = format!("{path} in body should have at least {limit} items");
@@ -81,6 +100,7 @@ impl Schema {
         if let Some(limit) = self.bounds.max_items.filter(|limit| count > *limit) {
             faults.push(Fault::too_many(path, count, limit));
         }
+        let known = self.by_key(old);
         let mut seen = BTreeSet::new();
         for (index, item) in items.iter().enumerate() {
             let place = format!("{path}[{index}]");
@@ -90,13 +110,13 @@ impl Schema {
                 faults.push(Fault::duplicate(&place, &key));
             }
             if let Some(schema) = &self.items {
-                schema.judge(item, &place, faults);
+                schema.judge(item, self.same_item(item, &known), &place, faults);
             }
         }
     }
 
     /// What must be distinct between the items of a list.
-    fn key_of(&self, item: &Value) -> Option<Value> {
+    pub(super) fn key_of(&self, item: &Value) -> Option<Value> {
         match &self.list {
             List::Atomic => None,
             List::Set => Some(item.clone()),
@@ -232,6 +252,6 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-fn join(path: &str, name: &str) -> String {
+pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use model::Timestamp;
 use schema::Message;
-use schema::structural::Schema;
+use schema::structural::{Fault, Schema};
 use serde_json::{Value, json as tree};
 
 use crate::validate::FieldErrors;
@@ -80,9 +80,16 @@ impl Custom {
         self.schema.fill(value);
     }
 
-    /// Judges an object by the schema.
-    pub(crate) fn check(&self, value: &Value, errors: &mut FieldErrors) {
-        self.schema.validate(value, "").into_iter().for_each(|fault| errors.add(fault));
+    /// Judges an object by the schema, and by its rules where it has no fault that they would only
+    /// stumble over.
+    pub(crate) fn check(&self, value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+        let mut faults = self.schema.validate_change(value, old, "");
+        if faults.iter().any(Fault::blocks_rules) {
+            faults.extend(self.schema.has_rules().then(Fault::rules_not_checked));
+        } else {
+            faults.extend(self.schema.validate_rules(value, old));
+        }
+        faults.into_iter().for_each(|fault| errors.add(fault));
     }
 }
 
@@ -155,29 +162,6 @@ impl Definitions {
 impl Compiled {
     fn name(&self) -> &'static str {
         self.rows.first().map(|row| row.storage).unwrap_or_default()
-    }
-}
-
-/// What whoever writes a definition must know: its rules in CEL are kept, and not looked at.
-pub(crate) fn warning(definition: &Value) -> Option<String> {
-    let versions = definition.pointer("/spec/versions")?;
-    let count = rules(versions);
-    (count > 0).then(|| {
-        format!(
-            "spec.versions: flatnet does not evaluate x-kubernetes-validations ({count} rules): \
-             it accepts objects that only these rules forbid"
-        )
-    })
-}
-
-fn rules(tree: &Value) -> usize {
-    match tree {
-        Value::Array(items) => items.iter().map(rules).sum(),
-        Value::Object(members) => {
-            let own = members.get("x-kubernetes-validations").and_then(Value::as_array);
-            own.map_or(0, Vec::len) + members.values().map(rules).sum::<usize>()
-        }
-        _ => 0,
     }
 }
 
