@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::addressing::{Addressing, Refusal};
+use crate::conntrack::ConntrackFill;
 use crate::feed::bind;
 use crate::fill::{self, MapRow};
 use crate::forwarding::ForwardingStatus;
@@ -94,6 +95,8 @@ pub struct AgentStatus {
     pub forwarding: ForwardingStatus,
     /// How full the maps of Services in eBPF are; empty where there are none.
     pub ebpf_maps: Vec<MapRow>,
+    /// How full the node's connection tracking is; none where nothing is tracked.
+    pub conntrack: Option<ConntrackFill>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
 }
@@ -289,11 +292,15 @@ async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
         ("/readyz", _) => (StatusCode::SERVICE_UNAVAILABLE, unready(&status)),
         ("/metrics", _) => {
             let maps = fill::metrics(&fill::rows(source.maps).await);
-            (StatusCode::OK, metrics::text(&status, &measures()) + &source.names.metrics() + &maps)
+            let flows = ConntrackFill::read().map(|fill| fill.metrics()).unwrap_or_default();
+            let text = metrics::text(&status, &measures()) + &source.names.metrics();
+            (StatusCode::OK, text + &maps + &flows)
         }
         ("/status", Audience::Root) => {
             let ebpf_maps = fill::rows(source.maps).await;
-            json(&AgentStatus { dns_fast_path: source.names.status(), ebpf_maps, ..status })
+            let conntrack = ConntrackFill::read();
+            let dns_fast_path = source.names.status();
+            json(&AgentStatus { dns_fast_path, ebpf_maps, conntrack, ..status })
         }
         ("/network", Audience::Root) => ask_loop(source, Question::Network).await,
         ("/services", Audience::Root) => ask_loop(source, Question::Services).await,

@@ -15,6 +15,7 @@
 
 mod addressing;
 mod blocks;
+mod conntrack;
 mod edges;
 mod facts;
 mod failover;
@@ -30,6 +31,7 @@ mod metrics;
 mod monitor;
 mod names;
 mod options;
+mod parameters;
 mod paths;
 mod pools;
 pub mod rbac;
@@ -49,6 +51,7 @@ use tokio::task::JoinSet;
 
 pub use kernel::service_backend;
 
+pub use conntrack::ConntrackFill;
 pub use fill::MapRow;
 pub use forwarding::ForwardingStatus;
 pub use health::{AgentStatus, Pool, STATUS_SOCKET};

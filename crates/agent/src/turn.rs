@@ -19,6 +19,7 @@ use render::{Kernel, Op, OpError};
 use tokio::sync::mpsc;
 
 use crate::blocks::{Claimed, View};
+use crate::conntrack::{Conntrack, ConntrackFill};
 use crate::edges::Edges;
 use crate::feed::Feed;
 use crate::forwarding::{self, Forwarding};
@@ -28,6 +29,7 @@ use crate::metrics::{Measures, unix_seconds};
 use crate::monitor::{Heard, KernelMonitor};
 use crate::names::FastPathStatus;
 use crate::options::Options;
+use crate::parameters::{self, Former};
 use crate::report::{Network, Note, Report};
 use crate::service_health::HealthPorts;
 use crate::services::NodeServices;
@@ -82,6 +84,9 @@ pub(crate) struct Agent {
     /// Kinds of what was damaged since the start, for Events.
     damaged: BTreeSet<&'static str>,
     lacking: Lacking,
+    conntrack: Conntrack,
+    /// What kernel parameters were before.
+    former: Former,
     health_ports: HealthPorts,
     forwarding: Forwarding,
     /// Pods, links or ways have changed since forwarding followed.
@@ -127,6 +132,8 @@ impl Agent {
             node_problems: vec![],
             damaged: BTreeSet::new(),
             lacking: Lacking::default(),
+            conntrack: Conntrack::default(),
+            former: Former::load(&options.places.run),
             health_ports: HealthPorts::default(),
             forwarding: Forwarding::new(&options.config),
             forwarding_due: true,
@@ -192,7 +199,8 @@ impl Agent {
             self.install();
         }
         let is_mended = self.forwarding.look();
-        wrong || to_install || is_mended
+        let is_told = self.conntrack.look(ConntrackFill::read());
+        wrong || to_install || is_mended || is_told
     }
 
     /// Reads what the node says of itself: its links, its addresses, its files.
@@ -339,6 +347,7 @@ impl Agent {
         problems.extend(status.held);
         problems.extend(self.claimed.problems.values().cloned());
         problems.extend(self.health_ports.problems().cloned());
+        problems.extend(self.conntrack.problem());
         let findings = status.findings.iter().chain(self.paths.findings());
         let findings = findings.map(|found| format!("{}: {}", found.about, found.message));
         problems.extend(findings);
@@ -375,6 +384,7 @@ impl Agent {
             dns_fast_path: FastPathStatus::default(),
             forwarding: self.forwarding.status(),
             ebpf_maps: Vec::new(),
+            conntrack: None,
             problems,
         }
     }
@@ -425,6 +435,12 @@ impl Agent {
             reason: "FlatnetForwardingByKernel",
             message: problem,
         };
+        let pressure = |problem: String| Note {
+            about: about_node.clone(),
+            uid: String::new(),
+            reason: "FlatnetConntrackPressure",
+            message: problem,
+        };
         let left_out = |note: Note| Note { uid: self.uid(&note.about), ..note };
         let notes = status
             .findings
@@ -436,10 +452,12 @@ impl Agent {
             .chain(self.failover.notes().into_iter().map(left_out))
             .chain(self.lacking.advice().map(lacking))
             .chain(self.forwarding.refusal().map(by_kernel))
+            .chain(self.conntrack.problem().map(pressure))
             .collect();
         let kernel = self.lacking.condition(status.converged);
         let conditions = self.paths.condition().into_iter().chain(kernel);
-        let conditions = conditions.chain(self.forwarding.condition()).collect();
+        let conditions = conditions.chain(self.forwarding.condition());
+        let conditions = conditions.chain(self.conntrack.condition()).collect();
         Report { network, conditions, annotations: self.annotations(), notes }
     }
 
@@ -619,10 +637,21 @@ impl Agent {
     fn apply(&mut self, ops: &[Op]) {
         self.forwarding.make_way();
         self.forwarding_due = true;
+        self.note_former(ops);
         let results = self.kernel.apply(ops);
         self.note_failures(ops, &results);
         self.lacking.note(ops, &results);
         self.reconciler.handle(Event::Applied(results), self.now());
+    }
+
+    /// Before they change: who ends in between leaves a note too many, and none too few.
+    fn note_former(&mut self, ops: &[Op]) {
+        let run = &self.options.places.run;
+        if self.former.note(ops, parameters::present)
+            && let Err(error) = self.former.write(run)
+        {
+            tracing::warn!("uninstall will not set kernel parameters back: {error:#}");
+        }
     }
 
     fn write_conflist(&mut self, text: String) {

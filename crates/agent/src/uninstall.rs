@@ -1,6 +1,6 @@
 //! Takes everything of ours from a node: what stands in `render::owned`, and our files.
-//! What belongs to others stays, and so do kernel parameters: what they were before is nobody's
-//! knowledge. Every step takes absence for success, so that it can be run again.
+//! What belongs to others stays, and so do kernel parameters but those of connection tracking: others
+//! may rely on them meanwhile. Every step takes absence for success, so that it can be run again.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -17,7 +17,7 @@ use render::{Kernel, Program};
 
 use crate::health::STATUS_SOCKET;
 use crate::options::Places;
-use crate::{install, lock};
+use crate::{install, lock, parameters};
 
 /// Removes everything. With `purge` also what a reinstalled flatnet, or another plugin that reads
 /// host-local's directory, would go on with: addresses, records of pods, keys. Answers what was
@@ -35,6 +35,7 @@ pub fn uninstall(places: &Places, purge: bool) -> Result<Vec<String>> {
     removed.extend(Edge::open()?.repair(&[])?);
     remove_own(&mut removed)?;
     remove_dns_addresses(install::remembered(&places.run), &mut removed)?;
+    removed.extend(parameters::restore(&places.run)?);
     if purge {
         remove_tree(&places.ipam.join(layout::CNI_NETWORK), &mut removed)?;
         remove_tree(&places.records, &mut removed)?;
@@ -42,7 +43,7 @@ pub fn uninstall(places: &Places, purge: bool) -> Result<Vec<String>> {
     }
     remove_tree(&places.dns_zone, &mut removed)?;
     let sockets = [STATUS_SOCKET, layout::DNS_FEED_SOCKET, layout::DNS_CONTROL_SOCKET];
-    for name in sockets.into_iter().chain([install::REMEMBERED]) {
+    for name in sockets.into_iter().chain([install::REMEMBERED, parameters::FILE]) {
         remove_file(&places.run.join(name), &mut removed)?;
     }
     lock.remove(&places.run)?;
@@ -66,8 +67,8 @@ fn remove_pod_links(removed: &mut Vec<String>) -> Result<()> {
 
 /// Links, routes, neighbours and tables: the way from what is there to nothing.
 fn remove_own(removed: &mut Vec<String>) -> Result<()> {
-    let nothing =
-        Program { net: NetProgram { state: Some(NetState::default()) }, ..Program::default() };
+    let net = NetProgram { state: Some(NetState::default()), ..NetProgram::default() };
+    let nothing = Program { net, ..Program::default() };
     let mut kernel = kernel::Linux::open()?;
     let mut present = kernel.observe()?;
     let rows = render::inventory::differences(&nothing, &present);

@@ -12,9 +12,11 @@ use netlink::wireguard::Wireguard;
 use netlink::{
     BridgeSpec, Error, FdbEntry, Link, LinkChange, Neighbour, Netlink, Route, offload, sysctl,
 };
+use nix::unistd::{SysconfVar, sysconf};
 use render::OpError;
 use render::net::{
-    LOOPBACK, LinkKind, LinkState, NetObserved, NetOp, NetState, RouteState, owned_sysctls,
+    CONNTRACK_BUCKETS, CONNTRACK_MAX, ConntrackLimit, LOOPBACK, LinkKind, LinkState, NetObserved,
+    NetOp, NetState, RouteState, owned_sysctls,
 };
 use render::owned::ROUTE_PROTOCOL;
 
@@ -126,6 +128,7 @@ impl NetDriver {
             detached_ports: detached_ports(&links),
             marked_addresses,
             without_ipv6: !Path::new("/proc/sys/net/ipv6").exists(),
+            conntrack: conntrack_limit(),
         })
     }
 
@@ -273,6 +276,17 @@ fn is_automatic(address: std::net::IpAddr) -> bool {
         std::net::IpAddr::V4(address) => address.is_loopback(),
         std::net::IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local(),
     }
+}
+
+/// `None` where the kernel shows it to be read only, or does not track flows.
+fn conntrack_limit() -> Option<ConntrackLimit> {
+    let number = |key: &str| sysctl::read(key).ok()?.parse().ok();
+    let processors = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten()?;
+    sysctl::is_writable(CONNTRACK_MAX).then_some(ConntrackLimit {
+        entries_max: number(CONNTRACK_MAX)?,
+        buckets: number(CONNTRACK_BUCKETS)?,
+        processors: u32::try_from(processors).ok()?,
+    })
 }
 
 fn refused(error: Error) -> OpError {

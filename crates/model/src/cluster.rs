@@ -12,7 +12,7 @@ use crate::ebpf_maps::{EBPF_MAP_ENTRIES_MAX, EBPF_MAP_ENTRIES_MIN};
 use crate::node_local_dns;
 use crate::pool::{self, PoolError};
 use crate::{
-    DnsFastPath, EbpfMapSizes, Family, LoadBalancerMode, Overlay, Pool, PortRange,
+    ConntrackConfig, DnsFastPath, EbpfMapSizes, Family, LoadBalancerMode, Overlay, Pool, PortRange,
     ServiceAcceleration, TunnelConfig,
 };
 
@@ -104,6 +104,9 @@ pub struct ClusterConfig {
     /// How much the maps of the eBPF backend take.
     #[serde(default)]
     pub ebpf_maps: EbpfMapSizes,
+    /// What connection tracking of nodes is set to.
+    #[serde(default)]
+    pub conntrack: ConntrackConfig,
     /// With Services in eBPF: whether packets between pods go past the kernel's own path too. Rules
     /// of others in that path do not see them then.
     #[serde(default = "yes")]
@@ -200,6 +203,7 @@ impl Default for ClusterConfig {
             masquerade_ports: None,
             failover: true,
             ebpf_maps: EbpfMapSizes::default(),
+            conntrack: ConntrackConfig::default(),
             ebpf_forwarding: true,
             socket_fast_path: false,
         }

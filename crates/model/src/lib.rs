@@ -5,6 +5,7 @@
 
 pub mod attachment;
 pub mod cluster;
+pub mod conntrack;
 pub mod cron;
 pub mod dns_fast_path;
 pub mod ebpf_maps;
@@ -30,6 +31,7 @@ pub mod world;
 
 pub use attachment::Attachment;
 pub use cluster::{ClusterConfig, RangeError, ServiceBackend};
+pub use conntrack::ConntrackConfig;
 pub use dns_fast_path::DnsFastPath;
 pub use ebpf_maps::EbpfMapSizes;
 pub use flat::FlatMap;

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,6 +15,8 @@ use nix::sys::stat::Mode;
 
 use crate::Error;
 
+/// The bit of a file's mode.
+const OWNER_MAY_WRITE: u32 = 0o200;
 /// Where a container may see the host's `/proc/sys`, whose own is read-only.
 pub const HOST_ROOT: &str = "/host/proc/sys";
 
@@ -27,6 +30,13 @@ pub fn read(key: &str) -> Result<String, Error> {
     let path = path_of(key).ok_or_else(|| Error::new(libc::EINVAL, action()))?;
     let text = fs::read_to_string(path).map_err(|error| Error::from_io(&error, action()))?;
     Ok(text.trim().to_owned())
+}
+
+/// Whether the kernel lets a parameter be written in this network namespace at all: some are the
+/// machine's, and only its first namespace sets them.
+pub fn is_writable(key: &str) -> bool {
+    let metadata = path_of(key).and_then(|path| fs::metadata(path).ok());
+    metadata.is_some_and(|metadata| metadata.permissions().mode() & OWNER_MAY_WRITE != 0)
 }
 
 /// Writes a parameter.

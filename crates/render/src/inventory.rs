@@ -11,7 +11,9 @@ use crate::ebpf::node::{LinkPrograms, PacketsObserved, Sockets, UplinkProgram};
 use crate::ebpf::{self, EbpfOp, NodeObserved, NodeProgram};
 use crate::iptables::{self, IptablesObserved, IptablesOp, IptablesProgram};
 use crate::ipvs::{self, IpvsObserved, IpvsProgram};
-use crate::net::{LinkKind, LinkState, NetObserved, NetState, RouteState, WireguardPeer};
+use crate::net::{
+    self, LinkKind, LinkState, NetObserved, NetProgram, NetState, RouteState, WireguardPeer,
+};
 use crate::nft::{self, NftObserved, NftOp, NftProgram};
 use crate::{Observed, Program};
 
@@ -127,6 +129,7 @@ fn rows(program: &Program, observed: &Observed, all: bool) -> Vec<Row> {
     rows.net(wanted, &observed.net);
     rows.detached(wanted, &observed.net);
     rows.sysctls(wanted, &observed.net);
+    rows.tracked_flows(&program.net, &observed.net);
     rows.ebpf(program.ebpf.as_ref(), &observed.ebpf);
     rows.ipvs(&program.ipvs, &observed.ipvs);
     rows.iptables(&program.iptables, &observed.iptables);
@@ -187,7 +190,7 @@ impl Rows {
         }
     }
 
-    /// Only wanted ones: what others set is theirs, and none is ever set back.
+    /// Only wanted ones: what others set is theirs.
     fn sysctls(&mut self, wanted: &NetState, observed: &NetObserved) {
         for (key, value) in &wanted.sysctls {
             if observed.without_ipv6 && key.starts_with("net/ipv6/") {
@@ -198,6 +201,16 @@ impl Rows {
             let name = key.replace('/', ".");
             self.push(RowKind::Sysctl, name, Some(value.clone()), present.cloned(), different);
         }
+    }
+
+    /// How many flows are tracked, where this node may set that.
+    fn tracked_flows(&mut self, program: &NetProgram, observed: &NetObserved) {
+        let (Some(config), Some(limit)) = (&program.conntrack, &observed.conntrack) else { return };
+        let Some(least) = config.entries_min(limit.processors) else { return };
+        let different = net::missing_entries(config, limit).is_some();
+        let (wanted, present) = (format!("{least} or more"), limit.entries_max.to_string());
+        let name = net::CONNTRACK_MAX.replace('/', ".");
+        self.push(RowKind::Sysctl, name, Some(wanted), Some(present), different);
     }
 
     fn nft(&mut self, program: &NftProgram, observed: &NftObserved) {
@@ -414,7 +427,6 @@ fn route_text(route: &RouteState) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::NetProgram;
 
     fn route(link: &str) -> RouteState {
         RouteState { gateway: None, link: link.into(), source: None, onlink: false, mtu: None }
@@ -433,7 +445,8 @@ mod tests {
     }
 
     fn program() -> Program {
-        Program { net: NetProgram { state: Some(state("eth0")) }, ..Program::default() }
+        let net = NetProgram { state: Some(state("eth0")), ..NetProgram::default() };
+        Program { net, ..Program::default() }
     }
 
     #[test]

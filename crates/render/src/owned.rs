@@ -17,7 +17,7 @@
 //! | neighbours, FDB | permanent entries on `flatnet.1` | the link that they are on |
 //! | WireGuard key, port and peers | on `flatnet-wg` | the link that they are on |
 //! | addresses | on `cni0` and the tunnel links; the DNS addresses on `lo` | the link; on `lo` the address's protocol 0x66, that of the Service also by its value |
-//! | kernel parameters | the table in `render::net` | the key; never set back |
+//! | kernel parameters | the table in `render::net` | the key; never set back, but those of connection tracking: what they were is noted in the run directory |
 //! | eBPF programs, maps, attachments | pins below `/sys/fs/bpf/flatnet` | the directory |
 //! | the eBPF program at the hook XDP of the uplink | pins below the same directory | the directory |
 //! | eBPF programs without tcx | filters `flatnet:…` of `clsact` | the filter's name |

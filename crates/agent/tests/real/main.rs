@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 
 use agent::rbac::RULES;
 use client::{ListOptions, ResourcePath};
+use kernel::nft::NftDriver;
 use model::overlay::WIREGUARD_KEY_ANNOTATION;
-use model::{MacAddress, layout};
-use netlink::Monitor;
+use model::{Family, MacAddress, Protocol, layout};
+use netlink::{Monitor, sysctl};
 use render::Kernel;
 use serde_json::Value;
 
 use node::{NAME, Node, PATIENCE, Running, UPLINK, eventually, modified, on_a_node, run};
 use server::Right;
 
+/// Where the flows of a full table lead to.
+const FULL_OF_PORT: u16 = 9;
+const TCP_TIMEOUT: &str = "net/netfilter/nf_conntrack_tcp_timeout_";
 /// damage is mended within this time.
 const REPAIR_LIMIT: Duration = Duration::from_secs(1);
 
@@ -528,6 +532,56 @@ fn a_former_node_local_dns_address_goes_with_the_configuration() {
     });
 }
 
+/// a node whose connection tracking fills says so, in the API, its status and its metrics, and
+/// takes it back when there is room. The limit is the machine's; the flows are this namespace's.
+#[test]
+fn connection_tracking_that_fills_is_an_alarm_until_it_has_room() {
+    on_a_node(async |node| {
+        let agent = node.start_agent().await;
+        let pressure = async || {
+            let path = ResourcePath::new("v1", "nodes").name(NAME);
+            let object: Value = node.server.admin.get(&path).await.expect("the Node");
+            let conditions = object["status"]["conditions"].as_array().cloned();
+            let mut conditions = conditions.unwrap_or_default().into_iter();
+            let found = conditions.find(|one| one["type"] == "FlatnetConntrackPressure");
+            found.map_or(Value::Null, |found| found["status"].clone())
+        };
+        let told = async || {
+            let is_it = |event: &Value| event["reason"] == "FlatnetConntrackPressure";
+            events(node).await.iter().any(is_it)
+        };
+        eventually("there is room", PATIENCE, async || pressure().await == "False").await;
+        assert!(!told().await);
+        let fill = async || {
+            let status = node.status().await.expect("a status");
+            status.conntrack.expect("flows are tracked")
+        };
+        let limit = fill().await.limit;
+        fill_connection_tracking(limit * 91 / 100);
+        assert!(fill().await.entries > limit * 9 / 10, "{:?}", fill().await);
+        eventually("the Node says so", PATIENCE, async || pressure().await == "True").await;
+        eventually("an Event says so", PATIENCE, async || told().await).await;
+        let problems = node.status().await.expect("a status").problems;
+        assert!(problems.iter().any(|one| one.contains("nf_conntrack_max")), "{problems:?}");
+
+        let mut flows = NftDriver::open().expect("netlink");
+        flows.forget_flows_to_port(Family::V4, Protocol::Udp, FULL_OF_PORT).expect("forgotten");
+        eventually("there is room again", PATIENCE, async || pressure().await == "False").await;
+        agent.stop().await;
+    });
+}
+
+/// A flow for each address of loopback that a datagram goes to.
+fn fill_connection_tracking(flows: u64) {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let first = u32::from(std::net::Ipv4Addr::new(127, 1, 0, 0));
+    for number in 0..u32::try_from(flows).expect("a limit of this machine") {
+        let to = std::net::Ipv4Addr::from(first + number);
+        // Nobody listens there, of which the socket may hear.
+        let _ = socket.send_to(b"", (to, FULL_OF_PORT));
+    }
+}
+
 /// nothing of ours is left, everything of others is as it was, and twice is fine.
 #[test]
 fn uninstall_leaves_the_node_as_it_was() {
@@ -549,8 +603,15 @@ fn uninstall_leaves_the_node_as_it_was() {
         // Addresses that the kernel makes by itself come late.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let before = dump();
+        let times = ["established", "close_wait"].map(|state| format!("{TCP_TIMEOUT}{state}"));
+        let read = || times.each_ref().map(|key| sysctl::read(key).expect("tracked"));
+        sysctl::write(&times[0], "7777").expect("written");
+        sysctl::write(&times[1], "77").expect("written");
 
         let agent = node.start_agent().await;
+        assert_eq!(read(), ["86400", "3600"], "S-11: kube-proxy's");
+        sysctl::write(&times[0], "1").expect("written");
+        eventually("it is put back", PATIENCE, async || read()[0] == "86400").await;
         let _pods = [node.add_pod("one"), node.add_pod("other")];
         assert_ne!(dump(), before);
         let error = agent::uninstall(&node.places(), false).expect_err("the agent runs");
@@ -559,6 +620,7 @@ fn uninstall_leaves_the_node_as_it_was() {
         let removed = agent::uninstall(&node.places(), false).expect("removed");
         assert!(removed.iter().any(|line| line == "link cni0"), "{removed:?}");
         assert_eq!(dump(), before);
+        assert_eq!(read(), ["7777", "77"], "{removed:?}");
         assert!(foreign.exists() && node.places().ipam.exists());
         assert_eq!(std::fs::read_dir(foreign.parent().expect("one")).expect("read").count(), 1);
         assert!(!node.places().cni_plugin.join(layout::CNI_PLUGIN).exists());

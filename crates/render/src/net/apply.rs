@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use model::layout::IPIP6_LINK;
 
 use super::diff::is_link_local;
-use super::sysctls::{OWN_LINKS, link_of};
+use super::sysctls::{CONNTRACK_BUCKETS, CONNTRACK_MAX, OWN_LINKS, link_of};
 use super::{LOOPBACK, LinkKind, LinkState, NetObserved, NetOp, RouteState};
 use crate::OpError;
 
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
+const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
@@ -27,6 +28,23 @@ impl NetObserved {
     /// The errno that Linux answers.
     pub fn apply(&mut self, op: &NetOp) -> Result<(), OpError> {
         self.carry_out(op).map_err(|errno| OpError { errno, message: format!("refused: {op:?}") })
+    }
+
+    fn set_sysctl(&mut self, key: &str, value: &str) -> Result<(), i32> {
+        let of_limit = [CONNTRACK_MAX, CONNTRACK_BUCKETS].contains(&key);
+        match &mut self.conntrack {
+            None if of_limit => return Err(EACCES),
+            Some(limit) if of_limit => {
+                let number = value.parse().map_err(|_| EINVAL)?;
+                if key == CONNTRACK_MAX {
+                    limit.entries_max = number;
+                } else {
+                    limit.buckets = number;
+                }
+            }
+            _ => drop(self.state.sysctls.insert(key.to_owned(), value.to_owned())),
+        }
+        Ok(())
     }
 
     fn carry_out(&mut self, op: &NetOp) -> Result<(), i32> {
@@ -49,8 +67,7 @@ impl NetObserved {
                 {
                     return Err(ENOENT);
                 }
-                self.state.sysctls.insert(key.clone(), value.clone());
-                Ok(())
+                self.set_sysctl(key, value)
             }
             NetOp::AddAddress { .. } | NetOp::DeleteAddress { .. } => self.change_address(op),
             NetOp::AddRoute { .. } | NetOp::ReplaceRoute { .. } | NetOp::DeleteRoute { .. } => {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use model::layout;
 
-use super::sysctls::link_of;
+use super::sysctls::{self, link_of};
 use super::{LOOPBACK, NetObserved, NetOp, NetProgram, NetState};
 
 /// The ops from what is to what shall be; none while nothing is known of the node's network.
@@ -24,6 +24,9 @@ pub fn diff(program: &NetProgram, observed: &NetObserved) -> Vec<NetOp> {
     }
     let present = &observed.state;
     ops.extend(set_sysctls(wanted, &observed, |key| link_of(key).is_none()));
+    let raised = program.conntrack.iter().zip(&observed.conntrack);
+    let raised = raised.flat_map(|(config, limit)| sysctls::raise(config, limit));
+    ops.extend(raised.map(|(key, value)| NetOp::SetSysctl { key: key.to_owned(), value }));
     ops.extend(add_links(wanted, present));
     ops.extend(set_sysctls(wanted, &observed, |key| link_of(key).is_some()));
     ops.extend(add_addresses(wanted, present));

@@ -14,13 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::{ClusterConfig, MacAddress, WireguardKey};
+use model::{ClusterConfig, ConntrackConfig, MacAddress, WireguardKey};
 use plan::{Desired, NodeFacts};
 
 pub use conflist::conflist;
 pub use diff::diff;
 pub use feature::Feature;
-pub use sysctls::{OWN_LINKS, owned_sysctls};
+pub use sysctls::{
+    CONNTRACK_BUCKETS, CONNTRACK_MAX, CONNTRACK_PREFIX, OWN_LINKS, missing_entries, owned_sysctls,
+};
 
 /// The loopback link. Of its addresses those that we want are ours, and those with our mark.
 pub const LOOPBACK: &str = "lo";
@@ -31,6 +33,8 @@ pub const LOOPBACK: &str = "lo";
 pub struct NetProgram {
     /// What the kernel shall hold.
     pub state: Option<NetState>,
+    /// By which the limit of tracked flows is raised; `None`: it stays.
+    pub conntrack: Option<ConntrackConfig>,
 }
 
 /// What is.
@@ -44,6 +48,20 @@ pub struct NetObserved {
     pub marked_addresses: BTreeSet<IpNet>,
     /// Whether this kernel has no IPv6 at all; its parameters are not asked for then.
     pub without_ipv6: bool,
+    /// How many flows the kernel tracks at most. `None` where that cannot be set: the number is the
+    /// machine's, and network namespaces but its first one only read it.
+    pub conntrack: Option<ConntrackLimit>,
+}
+
+/// How many flows a machine tracks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConntrackLimit {
+    /// At most.
+    pub entries_max: u32,
+    /// Lists that they are looked up in.
+    pub buckets: u32,
+    /// The machine's processors.
+    pub processors: u32,
 }
 
 /// Objects of ours, by what the kernel tells them apart with.
@@ -289,7 +307,7 @@ pub enum NetOp {
         /// The link that it left by.
         link: String,
     },
-    /// Sets a kernel parameter. None is ever set back: what it was before is nobody's knowledge.
+    /// Sets a kernel parameter. Only those of connection tracking are set back, when flatnet goes.
     SetSysctl {
         /// The parameter.
         key: String,
@@ -300,6 +318,6 @@ pub enum NetOp {
 
 /// Says a plan.
 pub fn render(desired: &Desired, config: &ClusterConfig, _facts: &NodeFacts) -> NetProgram {
-    let state = |plan| program::state(plan, config.service_backend);
-    NetProgram { state: desired.network.as_ref().map(state) }
+    let state = |plan| program::state(plan, config);
+    NetProgram { state: desired.network.as_ref().map(state), conntrack: Some(config.conntrack) }
 }

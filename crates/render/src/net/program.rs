@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
-use model::{MacAddress, ServiceBackend, layout};
+use model::{ClusterConfig, MacAddress, layout};
 use plan::network::{NetworkPlan, Path, Peer, TunnelEnds};
 
 use super::{
     LOOPBACK, LinkKind, LinkState, NetState, RouteState, WireguardDevice, WireguardPeer, sysctls,
 };
 
-/// What a node's kernel holds under a plan, with Services of a backend.
-pub(super) fn state(plan: &NetworkPlan, backend: ServiceBackend) -> NetState {
-    let mut state = NetState { sysctls: sysctls::of(plan, backend), ..NetState::default() };
+/// What a node's kernel holds under a plan.
+pub(super) fn state(plan: &NetworkPlan, config: &ClusterConfig) -> NetState {
+    let mut state = NetState { sysctls: sysctls::of(plan, config), ..NetState::default() };
     add_bridge(plan, &mut state);
     add_ends(plan, &mut state);
     for address in &plan.dns_addresses {

@@ -1,10 +1,12 @@
 //! The kernel parameters of a node's network namespace, in one table with their reasons.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::layout::{BRIDGE, IPIP_LINK, IPIP6_LINK, VXLAN_LINK, WIREGUARD_LINK};
-use model::{Family, ServiceBackend};
+use model::{ClusterConfig, ConntrackConfig, Family, ServiceBackend};
 use plan::network::NetworkPlan;
+
+use super::ConntrackLimit;
 
 /// All links that we make for a node.
 pub const OWN_LINKS: [&str; 5] = [BRIDGE, VXLAN_LINK, IPIP_LINK, IPIP6_LINK, WIREGUARD_LINK];
@@ -17,6 +19,29 @@ enum Need {
     /// With eBPF forwarding, which comes with Services in eBPF.
     Ebpf,
 }
+
+/// How many flows the machine tracks at most.
+pub const CONNTRACK_MAX: &str = "net/netfilter/nf_conntrack_max";
+/// Lists that they are looked up in.
+pub const CONNTRACK_BUCKETS: &str = "net/netfilter/nf_conntrack_buckets";
+/// Flows for each of these lists: kube-proxy's ratio.
+const FLOWS_PER_BUCKET: u32 = 4;
+/// What those of connection tracking begin with.
+pub const CONNTRACK_PREFIX: &str = "net/netfilter/nf_conntrack_";
+const TCP_BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// Those that the configuration of connection tracking has.
+const OF_CONNTRACK: &[(&str, fn(&ConntrackConfig) -> Option<u32>)] = &[
+    ("net/netfilter/nf_conntrack_tcp_timeout_established", |config| {
+        config.tcp_established_timeout.seconds()
+    }),
+    ("net/netfilter/nf_conntrack_tcp_timeout_close_wait", |config| {
+        config.tcp_close_wait_timeout.seconds()
+    }),
+    (TCP_BE_LIBERAL, |config| config.tcp_be_liberal.then_some(1)),
+    ("net/netfilter/nf_conntrack_udp_timeout", |config| config.udp_timeout.seconds()),
+    ("net/netfilter/nf_conntrack_udp_timeout_stream", |config| config.udp_stream_timeout.seconds()),
+];
 
 const SYSCTLS: &[(&str, &str, Need)] = &[
     // The node routes for its pods.
@@ -31,11 +56,8 @@ const SYSCTLS: &[(&str, &str, Need)] = &[
     // without type 1.
     ("net/ipv4/icmp_ratemask", "6160", Need::Always),
     ("net/ipv6/icmp/ratemask", "0,3-127", Need::Ipv6),
-    // kube-proxy's values: idle connections live a day; half-closed ones an hour.
-    ("net/netfilter/nf_conntrack_tcp_timeout_established", "86400", Need::Always),
-    ("net/netfilter/nf_conntrack_tcp_timeout_close_wait", "3600", Need::Always),
     // Connections that eBPF forwarded for a while have moved on when the kernel sees them again.
-    ("net/netfilter/nf_conntrack_tcp_be_liberal", "1", Need::Ebpf),
+    (TCP_BE_LIBERAL, "1", Need::Ebpf),
     // Pods have their gateway from CNI; no pod may teach the node routes (CVE-2020-13401), nor
     // is a pod to be told of ways round the Service translation.
     ("net/ipv4/conf/cni0/accept_redirects", "0", Need::Always),
@@ -73,8 +95,8 @@ const OF_TUNNELS: &[(Family, &str, &str)] = &[
     (Family::V6, "accept_dad", "0"),
 ];
 
-/// The parameters that a plan wants, with Services of a backend.
-pub(super) fn of(plan: &NetworkPlan, backend: ServiceBackend) -> BTreeMap<String, String> {
+/// The parameters that a plan wants.
+pub(super) fn of(plan: &NetworkPlan, config: &ClusterConfig) -> BTreeMap<String, String> {
     let ipv6 = plan.pod_ranges.iter().any(|range| range.addr().is_ipv6());
     let ipip = |is_v4: bool| plan.ends.ipip.iter().any(|end| end.local.is_ipv4() == is_v4);
     let exists = |link: &str| match link {
@@ -86,16 +108,38 @@ pub(super) fn of(plan: &NetworkPlan, backend: ServiceBackend) -> BTreeMap<String
     let wanted = SYSCTLS.iter().filter(|(_, _, need)| match need {
         Need::Always => true,
         Need::Ipv6 => ipv6,
-        Need::Ebpf => backend == ServiceBackend::Ebpf,
+        Need::Ebpf => config.service_backend == ServiceBackend::Ebpf,
     });
     let general = wanted.map(|(key, value, _)| ((*key).to_owned(), (*value).to_owned()));
+    let conntrack = OF_CONNTRACK.iter().filter_map(|(key, value)| {
+        value(&config.conntrack).map(|value| ((*key).to_owned(), value.to_string()))
+    });
     let tunnels = of_tunnels().filter(|(link, ..)| exists(link));
-    general.chain(tunnels.map(|(_, key, value)| (key, value.to_owned()))).collect()
+    general.chain(conntrack).chain(tunnels.map(|(_, key, value)| (key, value.to_owned()))).collect()
+}
+
+/// The number of flows to which the limit is to be raised. It is never lowered: another program may
+/// have raised it, and flows beyond it would be refused.
+pub fn missing_entries(config: &ConntrackConfig, limit: &ConntrackLimit) -> Option<u32> {
+    config.entries_min(limit.processors).filter(|&entries| entries > limit.entries_max)
+}
+
+/// The parameters that raise it, with their values.
+pub(super) fn raise(
+    config: &ConntrackConfig,
+    limit: &ConntrackLimit,
+) -> Vec<(&'static str, String)> {
+    let Some(entries) = missing_entries(config, limit) else { return vec![] };
+    let buckets = entries / FLOWS_PER_BUCKET;
+    let buckets = (buckets > limit.buckets).then(|| (CONNTRACK_BUCKETS, buckets.to_string()));
+    buckets.into_iter().chain([(CONNTRACK_MAX, entries.to_string())]).collect()
 }
 
 /// All parameters that any plan may want: what is read back.
 pub fn owned_sysctls() -> impl Iterator<Item = String> {
-    SYSCTLS.iter().map(|(key, ..)| (*key).to_owned()).chain(of_tunnels().map(|(_, key, _)| key))
+    let of_node = SYSCTLS.iter().map(|(key, ..)| *key);
+    let of_node: BTreeSet<&str> = of_node.chain(OF_CONNTRACK.iter().map(|(key, _)| *key)).collect();
+    of_node.into_iter().map(str::to_owned).chain(of_tunnels().map(|(_, key, _)| key))
 }
 
 /// Link, key and value.

@@ -7,7 +7,9 @@ use model::kinds::{NodeAddress, NodeSpec, NodeStatus};
 use model::layout::{BRIDGE, IPIP_LINK, IPIP6_LINK, UPLINK, VXLAN_LINK, WIREGUARD_LINK};
 use model::overlay::WIREGUARD_KEY_ANNOTATION;
 use model::world::Object;
-use model::{ClusterConfig, MacAddress, Node, ObjectMeta, Overlay, World};
+use model::{
+    ClusterConfig, ConntrackConfig, MacAddress, Node, ObjectMeta, Overlay, ServiceBackend, World,
+};
 use plan::network::NetworkPlan;
 use plan::{Desired, NodeFacts};
 
@@ -419,4 +421,69 @@ fn blocks_of_pools_are_not_in_the_list_for_the_agent_gives_them_out() {
     assert_eq!((&after["ranges"], &after["routes"]), (&before["ranges"], &before["routes"]));
     assert_eq!(after["agentSocket"], "/run/flatnet/agent.sock");
     assert_eq!(after["type"], "flatnet");
+}
+
+/// S-11: the limit of tracked flows is raised, with its buckets, never lowered, and left where it is
+/// another's.
+#[test]
+fn tracked_flows_are_given_room_where_this_node_may_and_none_is_taken() {
+    let program = NetProgram {
+        state: Some(NetState::default()),
+        conntrack: Some(ConntrackConfig::default()),
+    };
+    let limit = |entries_max, buckets, processors| {
+        Some(ConntrackLimit { entries_max, buckets, processors })
+    };
+    let rows = [
+        (limit(65_536, 16_384, 2), limit(131_072, 32_768, 2)),
+        (limit(262_144, 65_536, 2), limit(262_144, 65_536, 2)),
+        (limit(262_144, 262_144, 64), limit(2_097_152, 524_288, 64)),
+        (limit(131_072, 131_072, 8), limit(262_144, 131_072, 8)),
+        (None, None),
+    ];
+    for (before, after) in rows {
+        let observed = NetObserved { conntrack: before, ..NetObserved::default() };
+        let ops = diff(&program, &observed);
+        let changed = carried_out(&ops, &observed);
+        assert_eq!(changed.conntrack, after, "{ops:?}");
+        assert_eq!(diff(&program, &changed), [], "{before:?}");
+        let left = NetProgram { conntrack: None, ..program.clone() };
+        assert_eq!(diff(&left, &observed), [], "who goes raises nothing");
+    }
+}
+
+/// S-11: kube-proxy's defaults, and what the configuration says.
+#[test]
+fn times_of_connection_tracking_are_the_configurations() {
+    let plan = network_v4(Overlay::Vxlan, &[(2, 12)]);
+    let times = |config: &ClusterConfig| -> BTreeMap<String, String> {
+        let state = super::program::state(&plan, config);
+        let tracked = state.sysctls.into_iter();
+        let tracked = tracked.filter_map(|(key, value)| {
+            Some((key.strip_prefix(CONNTRACK_PREFIX)?.to_owned(), value))
+        });
+        tracked.collect()
+    };
+    let named = |rows: &[(&str, &str)]| -> BTreeMap<String, String> {
+        rows.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let mut config = ClusterConfig::default();
+    let usual = [("tcp_timeout_close_wait", "3600"), ("tcp_timeout_established", "86400")];
+    assert_eq!(times(&config), named(&usual));
+    let text = r#"{"tcpEstablishedTimeout": "2h", "tcpCloseWaitTimeout": "0s", "udpTimeout": "10s",
+        "udpStreamTimeout": "1m", "tcpBeLiberal": true}"#;
+    config.conntrack = serde_json::from_str(text).expect("read");
+    let own = [
+        ("tcp_be_liberal", "1"),
+        ("tcp_timeout_established", "7200"),
+        ("udp_timeout", "10"),
+        ("udp_timeout_stream", "60"),
+    ];
+    assert_eq!(times(&config), named(&own));
+    config.conntrack = ConntrackConfig::default();
+    config.service_backend = ServiceBackend::Ebpf;
+    assert_eq!(times(&config)["tcp_be_liberal"], "1");
+    for key in times(&config).keys() {
+        assert!(owned_sysctls().any(|owned| owned == format!("{CONNTRACK_PREFIX}{key}")), "{key}");
+    }
 }
