@@ -254,6 +254,9 @@ async fn nobody_may_more_or_less_than_the_documentation_says() {
     server.running.stop().await;
 }
 
+/// Headers of impersonation, the code of the answer, and what it says.
+type Borrowed = (&'static [(&'static str, &'static str)], u16, &'static str);
+
 /// Impersonation: only in the names that the roles list, and never by halves.
 #[tokio::test]
 async fn only_names_that_roles_list_may_be_borrowed() {
@@ -262,7 +265,7 @@ async fn only_names_that_roles_list_may_be_borrowed() {
     make_world(&server).await;
     let deputy = Caller::with_token(&server, &token(&server, "shop", "deputy").await);
     let secrets = "/api/v1/namespaces/shop/pods";
-    let cases: [(&[(&str, &str)], u16, &str); 9] = [
+    let cases: [Borrowed; 9] = [
         (&[("impersonate-user", "vera")], 200, ""),
         (
             &[("impersonate-user", "eddy")],

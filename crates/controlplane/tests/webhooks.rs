@@ -477,6 +477,18 @@ async fn dry_runs_warnings_and_collections() {
     let absent = server.client.get_optional::<Value>(&maps().name("dry")).await.expect("an answer");
     assert_eq!(absent, None);
 
+    let mut uncalled = hook.webhook("allow");
+    uncalled["rules"] = json!([{"operations": ["CONNECT"], "apiGroups": [""],
+        "apiVersions": ["v1"], "resources": ["pods/exec"]}]);
+    let body = json!({"metadata": {"name": "uncalled"}, "webhooks": [uncalled]});
+    let request = Request::post(format!("/apis/{GROUP_VERSION}/validatingwebhookconfigurations"))
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body.to_string())))
+        .expect("a request");
+    let answer = support::endpoint(&server).send_once(request).await.expect("an answer");
+    let warning = answer.headers()["warning"].to_str().expect("text");
+    assert!(warning.contains("webhooks[0].rules: pods/exec: this server asks"), "{warning}");
+
     for name in ["a", "b"] {
         create(&server, name).await.expect("created");
     }

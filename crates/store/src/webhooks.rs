@@ -192,6 +192,31 @@ impl Store {
     }
 }
 
+/// What of a configuration is not honoured: who relies on it must know.
+pub(crate) fn warnings(resource: &Resource, configuration: &Value) -> Vec<String> {
+    if ![&MUTATING, &VALIDATING].contains(&resource) {
+        return Vec::new();
+    }
+    let mut warnings = Vec::new();
+    for (index, webhook) in json::items(configuration, "/webhooks").iter().enumerate() {
+        let rules = json::items(webhook, "/rules");
+        let connects =
+            rules.iter().any(|rule| json::texts(rule, "/operations").contains(&"CONNECT"));
+        let mut parts = rules.iter().flat_map(|rule| json::texts(rule, "/resources"));
+        let part = parts.find(|listed| {
+            listed.split_once('/').is_some_and(|(_, part)| !matches!(part, "status" | "*"))
+        });
+        let named = part.or(connects.then_some("CONNECT"));
+        warnings.extend(named.map(|named| {
+            format!(
+                "webhooks[{index}].rules: {named}: this server asks webhooks about objects and \
+                 their status, not about other subresources or connections"
+            )
+        }));
+    }
+    warnings
+}
+
 /// Whether a rule names a resource.
 fn names(rule: &Value, resource: &Resource, subresource: Option<Subresource>) -> bool {
     let lists = |field: &str, wanted: &str| {
