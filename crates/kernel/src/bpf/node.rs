@@ -23,6 +23,10 @@ use super::{FILE_SYSTEM, from_netlink, probe, refused, service_nat, services};
 /// longer meets programs that end half-open connections too.
 pub const DRAINING_MAX: Duration = Duration::from_secs(3600);
 
+/// Where cgroups of version 2 are mounted, alone and beside version 1; a container may have the host's
+/// below a directory of its own.
+const CGROUP_PLACES: [&str; 2] = ["sys/fs/cgroup", "sys/fs/cgroup/unified"];
+
 /// What this node lacks of what Services in eBPF need, for people; empty: it has all.
 pub fn missing() -> Vec<String> {
     let mut missing = services::missing();
@@ -298,18 +302,22 @@ pub fn cgroup() -> Result<PathBuf, OpError> {
 }
 
 /// A container's own mount shows its own cgroup as `/`; one of the host's, beside it, shows what is
-/// above as `/..` (cgroup_namespaces(7)).
+/// above as `/..` (cgroup_namespaces(7)). Whatever else is mounted, such as a test's or a tool's own
+/// view of the whole machine, says nothing of the node, unless there is nothing else.
 fn outermost_cgroup(mounts: &str) -> Option<PathBuf> {
     let mounts = mounts.lines().filter_map(|line| {
         let (place, system) = line.split_once(" - ")?;
         let mut fields = place.split(' ').skip(3);
-        let (root, path) = (fields.next()?, fields.next()?);
+        let (root, path) = (fields.next()?, Path::new(fields.next()?));
         (system.split(' ').next() == Some("cgroup2")).then_some((root, path))
     });
-    let levels_up = |root: &str| root.split('/').filter(|part| *part == "..").count();
+    let rank = |(root, path): &(&str, &Path)| {
+        let is_usual = CGROUP_PLACES.iter().any(|place| path.ends_with(place));
+        (is_usual, root.split('/').filter(|part| *part == "..").count())
+    };
     // Of equals the first: a later one may be a part of it.
     mounts
-        .reduce(|best, next| if levels_up(next.0) > levels_up(best.0) { next } else { best })
+        .reduce(|best, next| if rank(&next) > rank(&best) { next } else { best })
         .map(|(_, path)| path.into())
 }
 
@@ -324,11 +332,15 @@ mod tests {
             "40 24 0:27 /../../.. /host/sys/fs/cgroup ro - cgroup2 cgroup rw,nsdelegate\n";
         const OLD: &str = "32 24 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
         const BESIDE: &str = "33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        const OTHER: &str = "34 24 0:27 /../../../.. /tmp/all rw - cgroup2 none rw\n";
         let rows = [
             (vec![OWN], Some("/sys/fs/cgroup")),
             (vec![OWN, HOST], Some("/host/sys/fs/cgroup")),
             (vec![HOST, OWN], Some("/host/sys/fs/cgroup")),
             (vec![OLD, BESIDE], Some("/sys/fs/cgroup/unified")),
+            (vec![OTHER, BESIDE], Some("/sys/fs/cgroup/unified")),
+            (vec![OWN, OTHER, HOST], Some("/host/sys/fs/cgroup")),
+            (vec![OTHER], Some("/tmp/all")),
             (vec![OLD], None),
         ];
         for (mounts, expected) in rows {
