@@ -1,15 +1,17 @@
 //! The questions of ADD to the node's agent. Which addresses shall this pod get? Asked only where
 //! the configuration says so (`ipam.agentSocket`), for pods whose addresses the API decides. And
-//! where links have programs of Services: has this one got them?
+//! where links have programs of Services: has this one got them? Where no agent answers that, they
+//! are brought without it.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipam::RangeSet;
-use kernel::bpf::{FILE_SYSTEM, service_nat};
+use kernel::bpf::FILE_SYSTEM;
+use kernel::bpf::service_nat::{self, unattended};
 use model::{NamespacedName, layout};
 use serde::{Deserialize, Serialize};
 
@@ -81,32 +83,44 @@ pub(crate) fn ask(
     }
 }
 
-/// Waits until packets of Services that a new pod sends are translated at its link, where that is
-/// done there (Services in eBPF). Not for long, also where the agent is away: a pod without is
-/// better than none.
-pub(crate) fn await_programs(link: &str) {
-    if service_nat::is_present(Path::new(FILE_SYSTEM)) {
-        let socket = Path::new(layout::RUN_DIRECTORY).join(layout::AGENT_SOCKET);
-        await_programs_at(&socket, link, PROGRAMS_WAIT);
+/// Sees to it that packets of Services that a new pod sends are translated at its link, where that
+/// is done there (Services in eBPF). The agent does it; where none answers, its pinned programs are
+/// attached without it.
+pub(crate) fn ensure_programs(link: &str) {
+    let file_system = Path::new(FILE_SYSTEM);
+    if !service_nat::is_present(file_system) {
+        return;
+    }
+    let socket = Path::new(layout::RUN_DIRECTORY).join(layout::AGENT_SOCKET);
+    if !await_programs_at(&socket, link, PROGRAMS_WAIT) {
+        // A pod without is better than none, and the agent says what is wrong when it is back.
+        let _ = unattended::attach(file_system, link);
     }
 }
 
-fn await_programs_at(socket: &Path, link: &str, wait: Duration) {
+/// Whether an agent has answered; the wait is not for long.
+fn await_programs_at(socket: &Path, link: &str, wait: Duration) -> bool {
     let deadline = Instant::now() + wait;
     let query = format!("{LINK_PATH}{link}");
     loop {
         // A timeout of zero would be none.
         let left = deadline.saturating_duration_since(Instant::now()).max(PROGRAMS_PAUSE);
         match exchange(socket, &query, left) {
+            Err(error) if is_nobody_there(&error) => return false,
             Err(_) | Ok((NOT_YET, _)) => {}
             // Also of an agent that knows no such question.
-            Ok(_) => return,
+            Ok(_) => return true,
         }
         if Instant::now() + PROGRAMS_PAUSE >= deadline {
-            return;
+            return false;
         }
         std::thread::sleep(PROGRAMS_PAUSE);
     }
+}
+
+/// Whether no agent runs: its socket is not there, or nobody listens at it any more.
+fn is_nobody_there(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
 
 /// Whether the agent can be asked.
@@ -159,17 +173,30 @@ mod tests {
 
     /// Answers one question with a text and gives back the question.
     fn agent(name: &str, answer: &'static str) -> (std::path::PathBuf, impl FnOnce() -> String) {
+        let (socket, questions) = busy_agent(name, vec![answer]);
+        (socket, || questions().remove(0))
+    }
+
+    /// Answers as many questions as it has texts.
+    fn busy_agent(
+        name: &str,
+        answers: Vec<&'static str>,
+    ) -> (std::path::PathBuf, impl FnOnce() -> Vec<String>) {
         let path = std::env::temp_dir().join(format!("flatnet-{name}-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).expect("bound");
         let socket = path.clone();
         let server = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("asked");
-            let mut question = [0; 4096];
-            let length = stream.read(&mut question).expect("a question");
-            stream.write_all(answer.as_bytes()).expect("answered");
+            let one = |answer: &str| {
+                let (mut stream, _) = listener.accept().expect("asked");
+                let mut question = [0; 4096];
+                let length = stream.read(&mut question).expect("a question");
+                stream.write_all(answer.as_bytes()).expect("answered");
+                String::from_utf8_lossy(&question[..length]).into_owned()
+            };
+            let questions = answers.into_iter().map(one).collect();
             let _ = std::fs::remove_file(socket);
-            String::from_utf8_lossy(&question[..length]).into_owned()
+            questions
         });
         (path, move || server.join().expect("answered"))
     }
@@ -217,17 +244,21 @@ mod tests {
         for answer in rows {
             let begun = Instant::now();
             let (socket, question) = agent("link", answer);
-            await_programs_at(&socket, "veth1", long);
+            assert!(await_programs_at(&socket, "veth1", long), "{answer}");
             assert!(question().starts_with("GET /pod-links/veth1 HTTP/1.1\r\n"));
             assert!(begun.elapsed() < long, "{answer}");
         }
-        let (socket, first) = agent("not-yet", "HTTP/1.1 503 x\r\n\r\nnot yet");
-        let (begun, short) = (Instant::now(), Duration::from_millis(200));
-        await_programs_at(&socket, "veth1", short);
-        first();
-        assert!(begun.elapsed() >= short - PROGRAMS_PAUSE * 2, "it asks again");
-        await_programs_at(Path::new("/nonexistent/agent.sock"), "veth1", short);
-        assert!(begun.elapsed() < long, "nobody is there");
+        let not_yet = "HTTP/1.1 503 x\r\n\r\nnot yet";
+        let (socket, questions) = busy_agent("not-yet", vec![not_yet, not_yet, rows[0]]);
+        assert!(await_programs_at(&socket, "veth1", long), "it asks again");
+        assert_eq!(questions().len(), 3);
+        let (socket, question) = agent("too-late", not_yet);
+        assert!(!await_programs_at(&socket, "veth1", Duration::ZERO), "its time is over");
+        question();
+        let begun = Instant::now();
+        let nowhere = Path::new("/nonexistent/agent.sock");
+        assert!(!await_programs_at(nowhere, "veth1", long), "nobody is there");
+        assert!(begun.elapsed() < long, "nobody is waited for");
     }
 
     #[test]

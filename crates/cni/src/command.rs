@@ -191,7 +191,7 @@ fn add(call: &Invocation<'_>) -> Result<Value, Fault> {
     };
     // The node's end, where there is one. The records are free again: others need not wait too.
     if let [near, _] = made.interfaces.as_slice() {
-        agent::await_programs(&near.name);
+        agent::ensure_programs(&near.name);
     }
     let dns = if config.dns.is_empty() { dns } else { config.dns.clone() };
     let Made { interfaces, addresses, routes } = made;

@@ -88,7 +88,8 @@ fn id(program: &SchedClassifier) -> Result<u32, OpError> {
     Ok(info.id())
 }
 
-fn pin(directory: &Path, link_index: u32, program: Program) -> PathBuf {
+/// Where an attachment is pinned.
+pub(super) fn pin(directory: &Path, link_index: u32, program: Program) -> PathBuf {
     directory.join(format!("{link_index}-{}", program.name()))
 }
 

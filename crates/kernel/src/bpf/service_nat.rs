@@ -12,6 +12,7 @@
 
 mod maps;
 mod resize;
+pub mod unattended;
 mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,7 @@ use ebpf_abi::flows::{
     NatSettings,
 };
 use model::ServiceAcceleration;
-use netlink::{Link, Netlink};
+use netlink::{Address, Link, Netlink};
 use render::OpError;
 use render::ebpf::node::{LinkPrograms, UplinkProgram};
 
@@ -419,10 +420,6 @@ impl ServiceNat {
         links: &[Link],
     ) -> Result<(BTreeMap<u32, NatLink>, Vec<OpError>), OpError> {
         let addresses = self.netlink.addresses(None).map_err(from_netlink)?;
-        let of_link = |index: u32| -> Vec<IpAddr> {
-            let own = addresses.iter().filter(|one| one.link_index == index);
-            own.map(|one| one.address.addr()).collect()
-        };
         let mut entries = BTreeMap::new();
         let mut failures = Vec::new();
         for (name, kind) in &wanted.links {
@@ -430,7 +427,7 @@ impl ServiceNat {
                 failures.push(gone(name));
                 continue;
             };
-            let mut found = of_link(link.master.unwrap_or(link.index));
+            let mut found = own_addresses(link, &addresses);
             found.extend(&wanted.node_addresses);
             entries.insert(link.index, nat_link(*kind, link, &found));
         }
@@ -554,6 +551,13 @@ fn settings(wanted: &Wanted) -> NatSettings {
         port_first: first,
         port_count: (last + 1).saturating_sub(first),
     }
+}
+
+/// The addresses of a link, or of the bridge that it is a port of.
+fn own_addresses(link: &Link, all: &[Address]) -> Vec<IpAddr> {
+    let index = link.master.unwrap_or(link.index);
+    let own = all.iter().filter(|one| one.link_index == index);
+    own.map(|one| one.address.addr()).collect()
 }
 
 fn nat_link(kind: LinkKind, link: &Link, addresses: &[IpAddr]) -> NatLink {

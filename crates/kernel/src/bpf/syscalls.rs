@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::programs::TcAttachType;
+
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
@@ -18,6 +20,10 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 /// `enum bpf_attach_type`.
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+/// Before all others, where no other is named.
+const BPF_F_BEFORE: u32 = 8;
 /// `linux/if_link.h`: in the driver, not in front of the stack.
 const XDP_FLAGS_DRV_MODE: u32 = 4;
 /// Room that a frame may grow by.
@@ -272,12 +278,31 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// # Errors
 /// The kernel's: `EOPNOTSUPP` where the driver has none, `EBUSY` where another program has it.
 pub(super) fn attach_xdp(program: BorrowedFd<'_>, link_index: u32) -> io::Result<OwnedFd> {
-    let mut create = LinkCreate {
-        program: program.as_raw_fd().cast_unsigned(),
-        link_index,
-        attach_type: BPF_XDP,
-        flags: XDP_FLAGS_DRV_MODE,
+    create_link(program, link_index, (BPF_XDP, XDP_FLAGS_DRV_MODE))
+}
+
+/// Attaches a program before all others to one side of a link, for as long as what is answered
+/// lives.
+///
+/// # Errors
+/// The kernel's: `EINVAL` where it has no tcx (Linux 6.6).
+pub(super) fn attach_tcx(
+    program: BorrowedFd<'_>,
+    link_index: u32,
+    side: TcAttachType,
+) -> io::Result<OwnedFd> {
+    let side = match side {
+        TcAttachType::Egress => BPF_TCX_EGRESS,
+        _ => BPF_TCX_INGRESS,
     };
+    create_link(program, link_index, (side, BPF_F_BEFORE))
+}
+
+/// `how`: the type of the attachment, and its flags.
+fn create_link(program: BorrowedFd<'_>, link_index: u32, how: (u32, u32)) -> io::Result<OwnedFd> {
+    let (attach_type, flags) = how;
+    let program = program.as_raw_fd().cast_unsigned();
+    let mut create = LinkCreate { program, link_index, attach_type, flags };
     // SAFETY: `create` is the member of `union bpf_attr` that the command reads, of an open
     // descriptor.
     let fd = unsafe { bpf(BPF_LINK_CREATE, &mut create) }?;

@@ -15,5 +15,6 @@ mod random;
 mod scene;
 mod secret;
 mod traffic;
+mod unattended;
 mod uplink;
 mod wire;

@@ -186,7 +186,7 @@ fn pin(links: &Path, link_index: u32) -> PathBuf {
 }
 
 /// So that whoever forgets programs of other maps forgets it too.
-fn prefix() -> String {
+pub(super) fn prefix() -> String {
     format!("{PROGRAMS_PREFIX}xdp-")
 }
 
