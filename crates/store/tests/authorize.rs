@@ -145,3 +145,113 @@ fn roles_are_checked_when_they_are_written() {
     let error = api.create("clusterrolebindings", "", wrong_role).expect_err("refused").message;
     assert!(error.contains("roleRef.kind") && error.contains("subjects[0].kind"), "{error}");
 }
+
+/// Source: kubernetes.io, "Using Node Authorization".
+#[test]
+fn a_node_reads_what_its_own_pods_name_as_long_as_they_do() {
+    let mut api = Api::new();
+    let reads = json!([
+        {"name": "v1", "secret": {"secretName": "mounted"}},
+        {"name": "v2", "projected": {"sources": [{"secret": {"name": "projected"}},
+            {"configMap": {"name": "map-projected"}}]}},
+        {"name": "v3", "configMap": {"name": "map-mounted"}},
+        {"name": "v4", "persistentVolumeClaim": {"claimName": "claim"}},
+    ]);
+    let container = json!({
+        "name": "c", "image": "i",
+        "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "in-env", "key": "k"}}},
+            {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "map-in-env", "key": "k"}}}],
+        "envFrom": [{"secretRef": {"name": "all-env"}}, {"configMapRef": {"name": "map-all-env"}}],
+    });
+    let pod = json!({
+        "metadata": {"name": "p"},
+        "spec": {
+            "nodeName": "a", "containers": [container], "volumes": reads,
+            "imagePullSecrets": [{"name": "pull"}],
+        },
+    });
+    api.create("pods", "default", pod).expect("a pod");
+    // What a mirror pod names its node cannot read: whoever makes one would choose.
+    let mirror = json!({
+        "metadata": {"name": "m", "annotations": {"kubernetes.io/config.mirror": "x"}},
+        "spec": {"nodeName": "a", "containers": [{"name": "c", "image": "i"}],
+            "imagePullSecrets": [{"name": "mirrored"}]},
+    });
+    api.create("pods", "default", mirror).expect("a pod");
+    let claim = json!({"metadata": {"name": "claim"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "volumeName": "disk", "resources": {"requests": {"storage": "1Gi"}}}});
+    api.create("persistentvolumeclaims", "default", claim).expect("a claim");
+
+    let groups = ["system:nodes".to_owned()];
+    let may = |api: &Api, node: &str, verb: &str, plural: &str, namespace: &str, name: &str| {
+        let resource = registry::find("", "v1", plural).expect("a resource");
+        let request = Request::Resource { verb, resource, subresource: "", namespace, name };
+        api.store.authorize(Subject { name: node, groups: &groups }, &request).is_ok()
+    };
+    let named = [
+        ("secrets", "mounted"),
+        ("secrets", "projected"),
+        ("secrets", "in-env"),
+        ("secrets", "all-env"),
+        ("secrets", "pull"),
+        ("configmaps", "map-mounted"),
+        ("configmaps", "map-projected"),
+        ("configmaps", "map-in-env"),
+        ("configmaps", "map-all-env"),
+        ("persistentvolumeclaims", "claim"),
+    ];
+    for (plural, name) in named {
+        assert!(may(&api, "system:node:a", "get", plural, "default", name), "{plural} {name}");
+        assert!(!may(&api, "system:node:b", "get", plural, "default", name), "{plural} {name}");
+        assert!(!may(&api, "system:node:a", "get", plural, "other", name), "{plural} {name}");
+        assert!(!may(&api, "system:node:a", "update", plural, "default", name), "{plural} {name}");
+    }
+    assert!(may(&api, "system:node:a", "get", "persistentvolumes", "", "disk"));
+    assert!(!may(&api, "system:node:b", "get", "persistentvolumes", "", "disk"));
+    assert!(!may(&api, "system:node:a", "get", "persistentvolumes", "", "other"));
+    assert!(!may(&api, "system:node:a", "get", "secrets", "default", "mirrored"));
+    assert!(!may(&api, "system:node:a", "list", "secrets", "default", ""));
+    assert!(!may(&api, "a", "get", "secrets", "default", "mounted"), "no node's name");
+    assert!(!may(&api, "system:node:", "get", "secrets", "default", "mounted"), "no name");
+
+    let options = store::DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+    api.act("pods", "default", "p", None, store::Action::Delete(options)).expect("deleted");
+    for (plural, name) in named {
+        assert!(!may(&api, "system:node:a", "get", plural, "default", name), "{plural} {name}");
+    }
+}
+
+#[test]
+fn a_node_gets_tokens_for_its_own_pods_alone() {
+    let mut api = Api::new();
+    api.create("serviceaccounts", "default", json!({"metadata": {"name": "s"}})).expect("it");
+    let mut uids = Vec::new();
+    for node in ["a", "b"] {
+        let pod = json!({"metadata": {"name": node}, "spec": {"nodeName": node,
+            "serviceAccountName": "s", "containers": [{"name": "c", "image": "i"}]}});
+        uids.push(api.create("pods", "default", pod).expect("a pod").uid().to_owned());
+    }
+    let groups = ["system:nodes".to_owned()];
+    let node = Subject { name: "system:node:a", groups: &groups };
+    let bound = |kind: &str, name: &str, uid: &str| json!({"spec": {"boundObjectRef": {"kind": kind, "name": name, "uid": uid}}});
+    for (request, account, expected) in [
+        (bound("Pod", "a", &uids[0]), "s", None),
+        (json!({}), "s", Some("not bound to a pod")),
+        (bound("Secret", "a", &uids[0]), "s", Some("not bound to a pod")),
+        (bound("Pod", "a", ""), "s", Some("without a uid")),
+        (bound("Pod", "a", &uids[1]), "s", Some("of another uid")),
+        (bound("Pod", "b", &uids[1]), "s", Some("scheduled on a different node")),
+        (bound("Pod", "a", &uids[0]), "default", Some("for another service account")),
+    ] {
+        let judged = api.store.restrict_token(node, "default", account, &request);
+        match expected {
+            None => assert_eq!(judged, Ok(()), "{request}"),
+            Some(text) => {
+                let refused = judged.expect_err(text);
+                assert!(refused.code == 403 && refused.message.contains(text), "{refused}");
+            }
+        }
+    }
+    let account = Subject { name: "jane", groups: &[] };
+    assert_eq!(api.store.restrict_token(account, "default", "s", &json!({})), Ok(()));
+}
