@@ -5,6 +5,8 @@
 
 #[path = "cluster/acceleration.rs"]
 mod acceleration;
+#[path = "cluster/claims.rs"]
+mod claims;
 #[path = "cluster/controllers.rs"]
 mod controllers;
 #[path = "cluster/direct.rs"]
@@ -97,6 +99,8 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("deleted_namespaces_go_with_their_contents", controllers::namespace_deletion),
     ("jobs_run_to_their_end", controllers::jobs_run_to_their_end),
     ("cron_jobs_run_by_the_clock_and_by_hand", schedules::cron_jobs),
+    ("data_of_claims_outlives_pods_and_goes_with_them", claims::data_outlives_pods),
+    ("quotas_refuse_count_and_are_described", claims::quotas),
     ("sets_roll_out_and_budgets_stop_drains", controllers::sets_roll_out_and_budgets_stop_drains),
     ("the_recorded_manifests_apply_and_then_are_unchanged", kubectl::manifests),
     ("get_and_describe_show_what_users_expect", kubectl::troubleshooting_chain),

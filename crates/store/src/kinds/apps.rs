@@ -1,6 +1,8 @@
 //! Workloads: Deployment, ReplicaSet, StatefulSet, DaemonSet, ControllerRevision,
 //! ReplicationController.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json as tree};
 
 use super::pod_spec;
@@ -19,6 +21,9 @@ const CONTAINERS_COLUMN: Column =
     Column::text("Containers", |value, _| container_texts(value, "name").into()).wide();
 const IMAGES_COLUMN: Column =
     Column::text("Images", |value, _| container_texts(value, "image").into()).wide();
+
+/// The claims that each pod of a StatefulSet has.
+const CLAIM_TEMPLATES: &str = "/spec/volumeClaimTemplates";
 
 /// apps/v1 Deployment.
 pub(crate) static DEPLOYMENT: Resource = Resource {
@@ -116,6 +121,12 @@ pub(crate) static STATEFUL_SET: Resource = Resource {
         let policy = "/spec/persistentVolumeClaimRetentionPolicy";
         json::set_default_text(value, &format!("{policy}/whenDeleted"), "Retain");
         json::set_default_text(value, &format!("{policy}/whenScaled"), "Retain");
+        for claim in json::items_mut(value, CLAIM_TEMPLATES) {
+            json::set_default_text(claim, "/apiVersion", "v1");
+            json::set_default_text(claim, "/kind", "PersistentVolumeClaim");
+            json::set_default_text(claim, "/status/phase", "Pending");
+            super::storage::default_claim(claim);
+        }
     },
     prepare_create: |value| {
         json::set(value, "/status", tree!({"replicas": 0, "availableReplicas": 0}))
@@ -363,7 +374,7 @@ fn validate_template(value: &Value, errors: &mut FieldErrors) {
     validate_labels("spec.template.labels", labels, errors);
     match json::at(value, "/spec/template/spec") {
         Some(spec) => {
-            pod_spec::validate("spec.template.spec", spec, errors);
+            pod_spec::validate("spec.template.spec", &with_claims(value, spec), errors);
             let policy = json::text(spec, "/restartPolicy");
             if matches!(policy, "Never" | "OnFailure") {
                 errors.unsupported("spec.template.spec.restartPolicy", policy, &["Always"]);
@@ -371,6 +382,26 @@ fn validate_template(value: &Value, errors: &mut FieldErrors) {
         }
         None => errors.required("spec.template.spec.containers", ""),
     }
+}
+
+/// The pod spec as pods will have it: the claims of a StatefulSet are volumes too.
+fn with_claims<'a>(set: &Value, spec: &'a Value) -> Cow<'a, Value> {
+    let names: Vec<&str> = json::items(set, CLAIM_TEMPLATES)
+        .iter()
+        .map(|template| json::text(template, "/metadata/name"))
+        .collect();
+    if names.is_empty() {
+        return Cow::Borrowed(spec);
+    }
+    let mut spec = spec.clone();
+    let mut volumes = json::items(&spec, "/volumes").to_vec();
+    volumes.retain(|volume| !names.contains(&json::text(volume, "/name")));
+    let claims = names.into_iter();
+    volumes.extend(
+        claims.map(|name| tree!({"name": name, "persistentVolumeClaim": {"claimName": name}})),
+    );
+    json::set(&mut spec, "/volumes", volumes);
+    Cow::Owned(spec)
 }
 
 /// The managing owner as kubectl names it: `daemonset.apps/flatnet`.
