@@ -30,8 +30,11 @@ const FLOWS_PER_BUCKET: u32 = 4;
 pub const CONNTRACK_PREFIX: &str = "net/netfilter/nf_conntrack_";
 const TCP_BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
+/// What a parameter is set to; `None`: it stays.
+type Setting = fn(&ConntrackConfig) -> Option<u32>;
+
 /// Those that the configuration of connection tracking has.
-const OF_CONNTRACK: &[(&str, fn(&ConntrackConfig) -> Option<u32>)] = &[
+const OF_CONNTRACK: &[(&str, Setting)] = &[
     ("net/netfilter/nf_conntrack_tcp_timeout_established", |config| {
         config.tcp_established_timeout.seconds()
     }),
