@@ -282,13 +282,15 @@ pub fn bench(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The command `chaos`: the random run of the reliability suite, and R-25 with all its pods.
+/// The command `chaos`: the random run of the reliability suite, R-25 with all its pods, and R-01 with
+/// all its kills on each backend.
 ///
 /// # Errors
 /// When something does not hold; the seed is in the output.
 pub fn chaos(arguments: &[String]) -> Result<()> {
     let mut call = vec!["test", "-p", "e2e", "--test", "reliability", "--"];
     call.extend(["chaos_", "r_25", "--pods=2000", "--cluster=chaos"]);
+    call.extend(["r_01_killed_agents_cost_nothing_on_each", "--kills=50"]);
     let mut options = Vec::new();
     for pair in arguments.chunks(2) {
         match pair {

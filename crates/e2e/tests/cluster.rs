@@ -104,6 +104,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("sets_roll_out_and_budgets_stop_drains", controllers::sets_roll_out_and_budgets_stop_drains),
     ("the_recorded_manifests_apply_and_then_are_unchanged", kubectl::manifests),
     ("get_and_describe_show_what_users_expect", kubectl::troubleshooting_chain),
+    ("kinds_that_users_define_are_like_others_and_outlive_the_server", kubectl::custom_resources),
     ("exec_passes_input_output_and_exit_codes", kubectl::exec),
     ("logs_follow_and_choose_containers", kubectl::logs),
     ("ports_of_pods_and_services_are_forwarded", streams::port_forward),

@@ -26,7 +26,7 @@ const SILENT_NODE: &str = "node3";
 const SILENT_POD: &str = "echo-node3";
 /// The API's word about a silent node comes after 40 s, this is far below.
 const NOTICED: Duration = Duration::from_secs(10);
-/// And back again: the longest time between two probes, and then some.
+/// And back again: the longest time between two probes, and then some; and so for an agent.
 const BACK: Duration = Duration::from_secs(30);
 /// Connections that would reach each of three endpoints, but for one chance in millions.
 const MANY: &str = "60";
@@ -160,7 +160,7 @@ fn restart_agent(cluster: &Cluster) -> Result<()> {
     let name = format!("agent/{CLIENT_NODE}");
     let before = cluster.process(&name)?;
     signal(before, "KILL")?;
-    eventually("the agent is back", NOTICED, || {
+    eventually("the agent is back", BACK, || {
         ensure!(cluster.process(&name)? != before, "still the old one");
         let status = agent_status(cluster, CLIENT_NODE)?;
         ensure!(status["converged"] == true, "{status}");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Kubectl, text_of};
+use e2e::processes::signal;
 use e2e::{eventually, workspace};
 
 use super::world::{NAMESPACE, World};
@@ -163,6 +164,86 @@ spec:
     }
     world.cluster.kubectl(&["delete", "pod", "-n", NAMESPACE, "talker", "--now"]).map(drop)
 }
+
+/// Kinds that the user defines, as controllers bring them: `get`, `scale` and refusals are those of
+/// any kind, also by an API server that has started again since.
+pub fn custom_resources(world: &World) -> Result<()> {
+    for client in clients(world) {
+        let kubectl = |arguments: &[&str]| world.cluster.kubectl_by(client, arguments);
+        world.cluster.apply_by(client, BACKUPS)?;
+        kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "crd/backups.lab.example",
+            "--timeout=20s",
+        ])?;
+        world.cluster.apply_by(client, BACKUP)?;
+        let refused = world.cluster.apply_by(client, &BACKUP.replace("keep: 3", "keep: 0"));
+        let said = refused.map_or_else(|error| format!("{error:#}"), |text| text);
+        ensure!(said.contains("spec.keep in body should be greater than or equal to 1"), "{said}");
+        kubectl(&["scale", "-n", NAMESPACE, "backup/nightly", "--replicas=5"])?;
+        restart_api_server(world)?;
+        let rows = kubectl(&["get", "bk", "-n", NAMESPACE])?;
+        let words: Vec<&str> = rows.split_whitespace().collect();
+        ensure!(words == ["NAME", "KEEP", "PLACE", "nightly", "5", "here"], "{rows}");
+        kubectl(&["delete", "crd", "backups.lab.example", "--timeout=30s"])?;
+        let gone = kubectl(&["get", "backups", "-n", NAMESPACE]);
+        let said = gone.map_or_else(|error| format!("{error:#}"), |text| text);
+        // By a cache of what the server has, or without.
+        let words = ["the server doesn't have a resource type", "could not find the requested"];
+        ensure!(words.iter().any(|word| said.contains(word)), "{said}");
+    }
+    Ok(())
+}
+
+/// kill -9, and the next one answers.
+fn restart_api_server(world: &World) -> Result<()> {
+    let before = world.cluster.process("controlplane")?;
+    signal(before, "KILL")?;
+    eventually("the API server is back", Duration::from_secs(15), || {
+        ensure!(world.cluster.process("controlplane")? != before, "still the old one");
+        world.cluster.kubectl(&["get", "--raw", "/readyz"])
+    })
+    .map(drop)
+}
+
+const BACKUPS: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: backups.lab.example}
+spec:
+  group: lab.example
+  scope: Namespaced
+  names: {plural: backups, singular: backup, kind: Backup, shortNames: [bk]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [keep]
+            properties:
+              keep: {type: integer, minimum: 1}
+              place: {type: string, default: here}
+          status: {type: object, properties: {kept: {type: integer}}}
+    subresources:
+      status: {}
+      scale: {specReplicasPath: .spec.keep, statusReplicasPath: .status.kept}
+    additionalPrinterColumns:
+    - {name: Keep, type: integer, jsonPath: .spec.keep}
+    - {name: Place, type: string, jsonPath: .spec.place}
+"#;
+
+const BACKUP: &str = r#"
+apiVersion: lab.example/v1
+kind: Backup
+metadata: {name: nightly, namespace: lab}
+spec: {keep: 3}
+"#;
 
 pub fn python(world: &World) -> Result<()> {
     let script = workspace().join("crates/e2e/tests/data/client.py");

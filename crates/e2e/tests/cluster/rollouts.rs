@@ -18,6 +18,9 @@ use super::world::{NAMESPACE, NODE_RANGE, World};
 
 /// How long the loads last: longer than what is done meanwhile, on a busy machine too.
 const LOAD_S: u64 = 25;
+/// How long pods answer on when they shall end: longer than all that leave a node take. Where only
+/// pods that end are left, they get the connections, also those that end just then (KEP-1669).
+const DRAIN_MS: u64 = 9000;
 /// Requests a second of each load.
 const RATE: u64 = 150;
 /// Health checks follow what the API says within this.
@@ -193,11 +196,11 @@ spec:
     metadata: {{labels: {{app: rollout, color: {color}}}}}
     spec:
       nodeSelector: {{kubernetes.io/hostname: {node}}}
-      terminationGracePeriodSeconds: 10
+      terminationGracePeriodSeconds: 20
       containers:
       - name: web
         image: localhost/toolbox
-        args: [serve, --http, "8080"]
+        args: [serve, --http, "8080", --drain-ms, "{DRAIN_MS}"]
         ports: [{{name: http, containerPort: 8080}}]
         readinessProbe: {{httpGet: {{path: /ready, port: http}}, periodSeconds: 1}}
 "#
