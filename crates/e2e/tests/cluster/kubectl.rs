@@ -179,7 +179,7 @@ pub fn custom_resources(world: &World) -> Result<()> {
         ])?;
         world.cluster.apply_by(client, BACKUP)?;
         let refused = world.cluster.apply_by(client, &BACKUP.replace("keep: 3", "keep: 0"));
-        let said = refused.map_or_else(|error| format!("{error:#}"), |text| text);
+        let said = refused.unwrap_or_else(|error| format!("{error:#}"));
         ensure!(said.contains("spec.keep in body should be greater than or equal to 1"), "{said}");
         kubectl(&["scale", "-n", NAMESPACE, "backup/nightly", "--replicas=5"])?;
         restart_api_server(world)?;
@@ -188,7 +188,7 @@ pub fn custom_resources(world: &World) -> Result<()> {
         ensure!(words == ["NAME", "KEEP", "PLACE", "nightly", "5", "here"], "{rows}");
         kubectl(&["delete", "crd", "backups.lab.example", "--timeout=30s"])?;
         let gone = kubectl(&["get", "backups", "-n", NAMESPACE]);
-        let said = gone.map_or_else(|error| format!("{error:#}"), |text| text);
+        let said = gone.unwrap_or_else(|error| format!("{error:#}"));
         // By a cache of what the server has, or without.
         let words = ["the server doesn't have a resource type", "could not find the requested"];
         ensure!(words.iter().any(|word| said.contains(word)), "{said}");
