@@ -30,6 +30,8 @@ enum Command {
     Kubeconfig(commands::kubeconfig::Arguments),
     /// Say what a node's agent has programmed, or run a command in a node's namespaces.
     Node(commands::node::Arguments),
+    /// Load, list and remove the images of a cluster on this machine.
+    Image(commands::image::Arguments),
     /// Say who has which address of a node, and what is wrong with addresses.
     Ipam(commands::ipam::Arguments),
     /// Show links, addresses and tunnels of nodes: wanted, present, different.
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Links(arguments) => return commands::network::links(arguments),
         Command::Routes(arguments) => return commands::network::routes(arguments),
         Command::Service(arguments) => return commands::service::run(arguments),
+        Command::Image(arguments) => commands::image::run(arguments),
         Command::Manifests(arguments) => commands::manifests::run(&arguments),
         Command::Uninstall(arguments) => commands::uninstall::run(&arguments),
         Command::Ipam(arguments) => return commands::ipam::run(arguments),

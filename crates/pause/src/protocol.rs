@@ -167,8 +167,8 @@ pub struct ContainerSpec {
 pub struct Overlay {
     /// Place in the root, `/` for the root itself.
     pub target: String,
-    /// The read-only lower directory.
-    pub lower: PathBuf,
+    /// The read-only directories below it, topmost first.
+    pub lowers: Vec<PathBuf>,
     /// What the container writes.
     pub upper: PathBuf,
     /// The overlay's working directory, on the same file system as `upper`.

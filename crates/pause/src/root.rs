@@ -65,17 +65,21 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), String> {
 
 fn mount_overlay(root: &Path, overlay: &Overlay) -> Result<(), String> {
     let target = root.join(overlay.target.trim_start_matches('/'));
-    let (lower, upper, work) = (&overlay.lower, &overlay.upper, &overlay.work);
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.display(),
-        upper.display(),
-        work.display()
-    );
+    // The kernel takes one page of options: descriptors' names are short, and need no escapes.
+    let open = |path: &Path| directory(path).map(|opened| (descriptor_path(&opened), opened));
+    let lowers: Vec<(String, OwnedFd)> =
+        overlay.lowers.iter().map(|lower| open(lower)).collect::<Result<_, _>>()?;
+    let names: Vec<&str> = lowers.iter().map(|(name, _)| name.as_str()).collect();
+    let (upper, work) = (open(&overlay.upper)?, open(&overlay.work)?);
+    let options = format!("lowerdir={},upperdir={},workdir={}", names.join(":"), upper.0, work.0);
     // No capability to make devices is left, and no_new_privs is set: these are a second wall.
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str())).map_err(
-        |error| format!("cannot mount the image {} as an overlay: {error}", lower.display()),
+        |error| {
+            let below = overlay.lowers.first().map(|lower| lower.display().to_string());
+            let below = below.unwrap_or_default();
+            format!("cannot mount the image at {below} as an overlay: {error}")
+        },
     )
 }
 

@@ -18,6 +18,8 @@ use crate::options::Options;
 
 /// Probes that run at one time on a node.
 pub const MAX_PROBES: usize = 32;
+/// Images that are pulled at one time on a node (the kubelet's `serializeImagePulls`).
+const MAX_PULLS: usize = 1;
 
 /// Shared by every task of the runtime.
 pub struct Context {
@@ -35,6 +37,8 @@ pub struct Context {
     pub images: Images,
     /// Bounds probes.
     pub probes: Semaphore,
+    /// Bounds pulls of images.
+    pub pulls: Semaphore,
     /// What the log and exec server must know of the pods.
     pods: Mutex<BTreeMap<NamespacedName, PodView>>,
 }
@@ -80,6 +84,7 @@ impl Context {
             cgroups: Cgroups::discover(),
             images,
             probes: Semaphore::new(MAX_PROBES),
+            pulls: Semaphore::new(MAX_PULLS),
             pods: Mutex::default(),
             options,
         })

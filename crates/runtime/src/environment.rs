@@ -48,7 +48,16 @@ pub fn references(container: &Container) -> (BTreeSet<String>, BTreeSet<String>)
     (config_maps, secrets)
 }
 
-/// The variables of a container.
+/// What a container starts with where its pod says nothing else: its image's variables, `NAME=value`
+/// each, and those of every container.
+pub fn of_image(pod: &Pod, image: &[String]) -> BTreeMap<String, String> {
+    let every = [("PATH", DEFAULT_PATH.to_owned()), ("HOSTNAME", pod.hostname())];
+    let every = every.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let own = image.iter().filter_map(|pair| pair.split_once('='));
+    every.chain(own.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+}
+
+/// The variables that a container's pod gives it.
 ///
 /// # Errors
 /// The kubelet's words for a reference that leads nowhere.
@@ -58,8 +67,6 @@ pub fn environment(
     sources: &Sources,
 ) -> Result<BTreeMap<String, String>, String> {
     let mut variables = BTreeMap::new();
-    variables.insert("PATH".to_owned(), DEFAULT_PATH.to_owned());
-    variables.insert("HOSTNAME".to_owned(), pod.hostname());
     let links = pod.spec.enable_service_links.unwrap_or(true);
     for service in &sources.services {
         let is_api =
@@ -289,7 +296,7 @@ mod tests {
             secrets: [("s".into(), data("k", "hidden")), ("t".into(), None)].into(),
             services: vec![serde_json::from_value(service).expect("a Service")],
             pod_addresses: vec!["10.244.1.5".parse().expect("an address")],
-            host_addresses: vec![],
+            ..Sources::default()
         }
     }
 
@@ -308,11 +315,20 @@ mod tests {
             ("CPU", Some("2")),
             ("WEB_SERVICE_PORT_HTTP", Some("80")),
             ("WEB_PORT_80_TCP", Some("tcp://10.96.1.2:80")),
-            ("HOSTNAME", Some("web-1")),
         ];
         for (name, value) in expected {
             assert_eq!(variables.get(name).map(String::as_str), value, "{name}");
         }
+    }
+
+    #[test]
+    fn an_images_variables_replace_those_of_every_container() {
+        let own = ["PATH=/opt/bin".to_owned(), "A=b=c".to_owned(), "broken".to_owned()];
+        let variables = of_image(&pod(), &own);
+        let pairs: Vec<(&str, &str)> =
+            variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(pairs, [("A", "b=c"), ("HOSTNAME", "web-1"), ("PATH", "/opt/bin")]);
+        assert_eq!(of_image(&pod(), &[])["PATH"], DEFAULT_PATH);
     }
 
     #[test]

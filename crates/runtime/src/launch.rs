@@ -9,7 +9,7 @@ use pause::{Bind, ContainerSpec};
 
 use crate::disk::{self, PodDirectory};
 use crate::environment::{self, Sources};
-use crate::images::{Image, Images};
+use crate::images::{Chosen, Identity, Images};
 use crate::logs;
 use crate::machine::StartFailure;
 use crate::pod::{Container, Pod};
@@ -50,6 +50,8 @@ pub struct Start<'a> {
     pub id: &'a str,
     /// How often it was started before.
     pub restarts: u32,
+    /// What it is made of.
+    pub image: &'a Chosen,
     /// `cgroup.procs` files to enter.
     pub cgroups: Vec<PathBuf>,
 }
@@ -65,23 +67,27 @@ pub fn prepare(
     sources: &Sources,
 ) -> Result<ContainerSpec, StartFailure> {
     let (pod, container) = (start.pod, start.container);
-    let image = Image::find(&container.image).map_err(StartFailure::Image)?;
+    let image = start.image;
     let config = StartFailure::Config;
     let variables = environment::environment(pod, container, sources).map_err(config)?;
-    let (user, group, groups) = identity(pod, container).map_err(config)?;
+    check_user(pod, container, image).map_err(config)?;
+    let identity = identity(pod, container, image, images).map_err(config)?;
     let capabilities = capabilities(container).map_err(config)?;
     let mut binds = volumes::binds(pod, container, directory).map_err(config)?;
     let expand = |texts: &[String]| -> Vec<String> {
         texts.iter().map(|text| environment::expand(text, &variables)).collect()
     };
-    let (entry_point, default_arguments) = image.command();
-    let own = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (entry_point, default_arguments) =
+        (image.config.entrypoint.clone(), image.config.cmd.clone());
     // A pod's command replaces the image's arguments as well.
     let mut arguments = match (container.command.is_empty(), container.args.is_empty()) {
-        (true, true) => [own(entry_point), own(default_arguments)].concat(),
-        (true, false) => [own(entry_point), expand(&container.args)].concat(),
+        (true, true) => [entry_point, default_arguments].concat(),
+        (true, false) => [entry_point, expand(&container.args)].concat(),
         (false, _) => [expand(&container.command), expand(&container.args)].concat(),
     };
+    if arguments.is_empty() {
+        return Err(StartFailure::Run("no command specified".into()));
+    }
     arguments.truncate(MAX_ARGUMENTS);
     let layers = directory.layers(&container.name, start.restarts);
     disk::remove_tree(&layers).map_err(StartFailure::Run)?;
@@ -89,13 +95,14 @@ pub fn prepare(
     disk::make_private(&root).map_err(StartFailure::Run)?;
     let overlays = images.overlays(image, &layers).map_err(StartFailure::Run)?;
     binds.push(last_words_file(container, &layers).map_err(StartFailure::Run)?);
-    let mut environment: Vec<String> =
-        variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    if !variables.contains_key("HOME") {
-        environment.push(format!("HOME={}", if user == 0 { "/root" } else { "/" }));
-    }
-    let directory_in_container =
-        if container.working_dir.is_empty() { "/" } else { container.working_dir.as_str() };
+    let mut all = environment::of_image(pod, &image.config.env);
+    all.extend(variables);
+    let home = if identity.home.is_empty() { "/" } else { identity.home.as_str() };
+    all.entry("HOME".to_owned()).or_insert_with(|| home.to_owned());
+    let environment = all.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let own_directory = image.config.working_dir.as_str();
+    let directories = [container.working_dir.as_str(), own_directory, "/"];
+    let working_directory = directories.into_iter().find(|path| !path.is_empty());
     Ok(ContainerSpec {
         name: container.name.clone(),
         id: start.id.to_owned(),
@@ -105,10 +112,10 @@ pub fn prepare(
         read_only_root: container.security_context.read_only_root_filesystem.unwrap_or(false),
         arguments,
         environment,
-        working_directory: directory_in_container.to_owned(),
-        user,
-        group,
-        groups,
+        working_directory: working_directory.unwrap_or("/").to_owned(),
+        user: identity.user,
+        group: identity.group,
+        groups: identity.groups,
         capabilities,
         cgroups: start.cgroups.clone(),
         oom_score_adjust: OOM_SCORE_ADJUST,
@@ -165,7 +172,7 @@ const LAST_WORDS_LOG_BYTES: usize = 2048;
 /// Most words of a command line.
 const MAX_ARGUMENTS: usize = 4096;
 
-fn identity(pod: &Pod, container: &Container) -> Result<(u32, u32, Vec<u32>), String> {
+fn check_user(pod: &Pod, container: &Container, image: &Chosen) -> Result<(), String> {
     let (own, shared) = (&container.security_context, &pod.spec.security_context);
     if own.privileged.unwrap_or(false) {
         return Err(format!(
@@ -174,17 +181,43 @@ fn identity(pod: &Pod, container: &Container) -> Result<(u32, u32, Vec<u32>), St
             container.name
         ));
     }
-    let user = own.run_as_user.or(shared.run_as_user).unwrap_or(0);
-    let group = own.run_as_group.or(shared.run_as_group).unwrap_or(0);
-    if user == 0 && own.run_as_non_root.or(shared.run_as_non_root).unwrap_or(false) {
-        return Err(format!(
-            "container has runAsNonRoot and image will run as root (pod: \"{}_{}({})\", container: {})",
-            pod.metadata.name, pod.metadata.namespace, pod.metadata.uid, container.name
-        ));
+    if !own.run_as_non_root.or(shared.run_as_non_root).unwrap_or(false) {
+        return Ok(());
     }
-    let mut groups = shared.supplemental_groups.clone();
-    groups.extend(shared.fs_group);
-    Ok((user, group, groups))
+    let problem = match own.run_as_user.or(shared.run_as_user) {
+        Some(0) => "container's runAsUser breaks non-root policy".to_owned(),
+        Some(_) => return Ok(()),
+        None => match image.user_number() {
+            Some(0) => "container has runAsNonRoot and image will run as root".to_owned(),
+            Some(_) => return Ok(()),
+            None => format!(
+                "container has runAsNonRoot and image has non-numeric user ({}), cannot verify \
+                 user is non-root",
+                image.config.user.split(':').next().unwrap_or_default()
+            ),
+        },
+    };
+    Err(format!(
+        "{problem} (pod: \"{}_{}({})\", container: {})",
+        pod.metadata.name, pod.metadata.namespace, pod.metadata.uid, container.name
+    ))
+}
+
+/// The pod's user or else the image's, with the groups of both.
+fn identity(
+    pod: &Pod,
+    container: &Container,
+    image: &Chosen,
+    images: &Images,
+) -> Result<Identity, String> {
+    let (own, shared) = (&container.security_context, &pod.spec.security_context);
+    let user = own.run_as_user.or(shared.run_as_user);
+    let wanted = user.map_or_else(|| image.config.user.clone(), |user| user.to_string());
+    let mut identity = images.identity(image, &wanted)?;
+    identity.group = own.run_as_group.or(shared.run_as_group).unwrap_or(identity.group);
+    identity.groups.extend(&shared.supplemental_groups);
+    identity.groups.extend(shared.fs_group);
+    Ok(identity)
 }
 
 fn capabilities(container: &Container) -> Result<u64, String> {
@@ -248,9 +281,19 @@ mod tests {
     #[test]
     fn root_is_refused_where_the_pod_forbids_it() {
         let pod = Pod::default();
-        assert!(identity(&pod, &container(json!({"runAsNonRoot": true}))).is_err());
-        assert!(identity(&pod, &container(json!({"privileged": true}))).is_err());
-        let user = identity(&pod, &container(json!({"runAsNonRoot": true, "runAsUser": 7})));
-        assert_eq!(user, Ok((7, 0, vec![])));
+        let check = |security: Value, user: &str| {
+            check_user(&pod, &container(security), &Chosen::for_test(user))
+                .err()
+                .unwrap_or_default()
+        };
+        let non_root = || json!({"runAsNonRoot": true});
+        assert!(check(json!({"privileged": true}), "").contains("privileged"));
+        assert!(check(non_root(), "").contains("image will run as root"));
+        assert!(check(non_root(), "0:5").contains("image will run as root"));
+        assert!(check(non_root(), "web").contains("non-numeric user (web)"));
+        assert!(check(json!({"runAsNonRoot": true, "runAsUser": 0}), "7").contains("runAsUser"));
+        assert_eq!(check(non_root(), "7"), "");
+        assert_eq!(check(json!({"runAsNonRoot": true, "runAsUser": 7}), "web"), "");
+        assert_eq!(check(json!({}), ""), "");
     }
 }

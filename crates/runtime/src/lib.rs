@@ -13,7 +13,9 @@ mod context;
 mod disk;
 mod environment;
 mod events;
-mod images;
+mod image_collection;
+mod image_policy;
+pub mod images;
 mod launch;
 mod logs;
 mod machine;
@@ -36,7 +38,7 @@ mod worker;
 use client::Client;
 
 use crate::context::Context;
-use crate::images::Images;
+use crate::images::{Images, Store};
 pub use crate::options::Options;
 use crate::pods::Pods;
 use crate::server::Server;
@@ -55,12 +57,16 @@ async fn run_with(options: Options, client: Client) -> anyhow::Result<()> {
     for directory in [&options.state_directory, &options.run_directory] {
         disk::make_private(directory).map_err(anyhow::Error::msg)?;
     }
-    let images = Images::prepare(options.state_directory.join("images"), &options.toolbox_binary)
-        .map_err(anyhow::Error::msg)?;
+    let store = Store::open(options.image_directory.clone()).map_err(anyhow::Error::msg)?;
+    store.register(&options.node_name, &options.state_directory).map_err(anyhow::Error::msg)?;
+    let own = options.state_directory.join("images");
+    let images =
+        Images::prepare(own, &options.toolbox_binary, store).map_err(anyhow::Error::msg)?;
     let context = Context::new(options, client, images);
     tokio::spawn(Server::open(context.clone()).await?.run());
     tokio::spawn(node::keep_registered(context.clone()));
     tokio::spawn(node::keep_lease(context.clone()));
+    tokio::spawn(image_collection::keep_room(context.clone()));
     Pods::adopt(context).follow().await;
     Ok(())
 }

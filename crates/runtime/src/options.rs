@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use model::layout;
 
+/// Where the administrator says how registries are reached.
+const REGISTRIES: &str = "/etc/flatnet/registries.json";
+
 /// The options of [`crate::run`]. The caller has already entered the node's network, mount, UTS
 /// and cgroup namespaces; all paths are meant there.
 #[derive(Clone, Debug)]
@@ -26,6 +29,10 @@ pub struct Options {
     pub client_name: String,
     /// What must survive a reboot: pods, their writable layers, logs. On disk.
     pub state_directory: PathBuf,
+    /// The images that were loaded and pulled, for all nodes of the cluster. On disk.
+    pub image_directory: PathBuf,
+    /// How registries are reached, see [`crate::images::Settings`]; need not be there.
+    pub registries: PathBuf,
     /// Sockets, network namespaces and secrets of running pods: volatile, in memory.
     pub run_directory: PathBuf,
     /// Nameservers of pods with `dnsPolicy: ClusterFirst`.
@@ -58,6 +65,8 @@ impl Options {
             client_authority: PathBuf::new(),
             client_name: String::new(),
             state_directory: PathBuf::new(),
+            image_directory: PathBuf::new(),
+            registries: PathBuf::from(REGISTRIES),
             run_directory: PathBuf::from(layout::RUN_DIRECTORY),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),

@@ -86,6 +86,8 @@ api! {
         security_context: SecurityContext,
         /// For `fieldRef`.
         service_account_name: String,
+        /// Secrets with credentials for registries.
+        image_pull_secrets: Vec<ObjectReference>,
     }
 
     /// `status`, as far as it is kept.
@@ -130,6 +132,8 @@ api! {
         name: String,
         /// Image.
         image: String,
+        /// `Always`, `IfNotPresent` or `Never`.
+        image_pull_policy: String,
         /// Replaces the image's entry point.
         command: Vec<String>,
         /// Replaces the image's arguments.

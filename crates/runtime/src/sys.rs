@@ -1,6 +1,7 @@
 //! System calls that have no safe wrapper elsewhere.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -37,4 +38,21 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel just made this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Gives an open file or directory an extended attribute.
+pub fn set_attribute(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let (fd, pointer) = (file.as_raw_fd(), value.as_ptr().cast());
+    // SAFETY: the name ends in a NUL byte, and the value is valid for its length.
+    let result = unsafe { libc::fsetxattr(fd, name.as_ptr(), pointer, value.len(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether an open file or directory has an extended attribute of just this value.
+pub fn has_attribute(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> bool {
+    let mut buffer = [0_u8; 64];
+    let pointer = buffer.as_mut_ptr().cast();
+    // SAFETY: the name ends in a NUL byte, and the buffer is valid for its length.
+    let length = unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), pointer, buffer.len()) };
+    usize::try_from(length).is_ok_and(|length| buffer.get(..length) == Some(value))
 }

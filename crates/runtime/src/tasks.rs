@@ -16,6 +16,7 @@ use crate::claims;
 use crate::context::{Context, now};
 use crate::disk::{self, PodDirectory};
 use crate::environment::{self, Data, Sources};
+use crate::images;
 use crate::launch::{self, Start};
 use crate::machine::{Fact, StartFailure};
 use crate::pause_client::{self, Connection};
@@ -134,7 +135,7 @@ impl Task {
     }
 
     /// Runs the preStop hook, then asks the container to end.
-    pub async fn stop(self, container: String, grace_s: i64) {
+    pub async fn stop(self, container: String, restarts: u32, grace_s: i64) {
         let mut hook_failed = false;
         let spec = self.pod.container(&container);
         if let Some((spec, hook)) =
@@ -148,7 +149,10 @@ impl Task {
                 hook_failed = true;
             }
         }
-        self.signal(&container, libc::SIGTERM).await;
+        let usage = self.directory.layers(&container, restarts).join(images::USE_FILE);
+        let usage = disk::read_json::<images::Use>(&usage);
+        let signal = usage.map_or(libc::SIGTERM, |usage| images::stop_signal(&usage.stop_signal));
+        self.signal(&container, signal).await;
         tell(&self.sender, Fact::StopAsked { container, hook_failed }).await;
     }
 
@@ -235,11 +239,15 @@ impl Task {
             .pod
             .container(name)
             .ok_or_else(|| StartFailure::Config(format!("container {name} is not in the pod")))?;
+        let image = self.image(container).await.map_err(StartFailure::Image)?;
+        let ready =
+            Fact::ImageReady { container: name.into(), id: id.into(), image: image.id.clone() };
+        tell(&self.sender, ready).await;
         let sources = self.sources(container).await.map_err(StartFailure::Config)?;
         self.forget_older(name, restarts);
         let cgroups =
             self.context.cgroups.create_container(&self.pod, name, restarts, &container.resources);
-        let start = Start { pod: &self.pod, container, id, restarts, cgroups };
+        let start = Start { pod: &self.pod, container, id, restarts, image: &image, cgroups };
         let spec = launch::prepare(&start, &self.directory, &self.context.images, &sources)?;
         let started_at = now();
         let request = Request::Start(Box::new(spec));
@@ -305,7 +313,11 @@ impl Task {
         Ok(sources)
     }
 
-    async fn data(&self, plural: &'static str, name: &str) -> Result<Data, FetchError> {
+    /// The data of a ConfigMap or Secret of the pod's namespace.
+    ///
+    /// # Errors
+    /// The server's, or that it is no base64.
+    pub async fn data(&self, plural: &'static str, name: &str) -> Result<Data, FetchError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Object {
@@ -355,8 +367,9 @@ impl Task {
 }
 
 /// Why something was not fetched.
-struct FetchError {
-    message: String,
+pub struct FetchError {
+    /// For people.
+    pub message: String,
     /// Whether the API server did not answer at all.
     is_away: bool,
 }

@@ -230,7 +230,8 @@ impl Worker {
                 drop(tokio::spawn(task.post_start(container, id)))
             }
             Action::Stop { container, grace_s } => {
-                tokio::spawn(task.stop(container, grace_s));
+                let restarts = self.restarts(&container);
+                tokio::spawn(task.stop(container, restarts, grace_s));
             }
             Action::Kill { container } => drop(tokio::spawn(task.kill(container))),
             Action::Probe { container, kind } => drop(tokio::spawn(task.probe(container, kind))),

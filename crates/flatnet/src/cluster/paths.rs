@@ -86,6 +86,11 @@ impl Paths {
         self.state().join("nodes")
     }
 
+    /// Images that were loaded or pulled, for all nodes.
+    pub fn images(&self) -> PathBuf {
+        self.state().join("images")
+    }
+
     /// What the supervisor says of its processes.
     pub fn status(&self) -> PathBuf {
         self.run().join("status.json")

@@ -8,6 +8,7 @@ pub mod completion;
 pub mod controlplane;
 pub mod dns;
 pub mod down;
+pub mod image;
 pub mod ipam;
 pub mod kubeconfig;
 pub mod load_modules;

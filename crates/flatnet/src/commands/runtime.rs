@@ -36,6 +36,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     options.client_authority = pki.authority;
     options.client_name = RUNTIME_CLIENT_NAME.into();
     options.state_directory = paths.node(&name).join("runtime");
+    options.image_directory = paths.images();
     options.run_directory = std::path::Path::new(layout::RUN_DIRECTORY).join("runtime");
     options.cluster_dns = spec.dns_addresses();
     options.cluster_domain = spec.config.cluster_domain;

@@ -6,8 +6,8 @@ use model::Timestamp;
 
 use super::{
     BACKOFF_FIRST_S, BACKOFF_FORGOTTEN_S, BACKOFF_LIMIT_S, CONFIG_RETRY_S, ContainerRecord,
-    ContainerState, Ended, Hook, Judgement, LAST_GRACE_S, Machine, Note, SANDBOX_RETRY_LIMIT_S,
-    SANDBOX_RETRY_S, SandboxState, StartFailure, Stop, restarts,
+    ContainerState, Ended, Hook, ImageFailure, Judgement, LAST_GRACE_S, Machine, Note,
+    SANDBOX_RETRY_LIMIT_S, SANDBOX_RETRY_S, SandboxState, StartFailure, Stop, restarts,
 };
 use crate::pod::{Container, ProbeKind};
 
@@ -84,7 +84,6 @@ impl Machine {
 
     pub(super) fn started(&mut self, name: &str, id: &str, started_at: Timestamp) -> Vec<Note> {
         let Some(container) = self.pod.container(name) else { return Vec::new() };
-        let image = container.image.clone();
         let (startup, readiness) =
             (container.startup_probe.is_some(), container.readiness_probe.is_some());
         let has_hook = container.lifecycle.post_start.is_some();
@@ -100,9 +99,7 @@ impl Machine {
                 self.begin_probes(name, started_at);
             }
         }
-        let pulled = format!("Container image \"{image}\" already present on machine");
         vec![
-            Note::container(false, "Pulled", pulled, name),
             Note::container(false, "Created", format!("Created container: {name}"), name),
             Note::container(false, "Started", format!("Started container {name}"), name),
         ]
@@ -167,7 +164,7 @@ impl Machine {
         if !self.record.containers.get(name).is_some_and(|record| record.is_starting(id)) {
             return Vec::new();
         }
-        let message = match failure {
+        match failure {
             StartFailure::Run(message) => {
                 let ended = Ended {
                     id: id.to_owned(),
@@ -180,28 +177,53 @@ impl Machine {
                 let text = format!("Error: {message}");
                 let mut notes = vec![Note::container(true, "Failed", text, name)];
                 notes.extend(self.ended(name, ended));
-                return notes;
+                notes
             }
-            StartFailure::Image(message) | StartFailure::Config(message) => message.clone(),
-        };
-        let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
-        if let StartFailure::Config(_) = failure {
-            record.start_at = Some(now.after(Duration::from_secs(CONFIG_RETRY_S)));
-            let reason = "CreateContainerConfigError".into();
-            record.state = ContainerState::Waiting { reason, message: message.clone() };
-            return vec![Note::container(true, "Failed", format!("Error: {message}"), name)];
+            StartFailure::Config(message) => {
+                let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
+                record.start_at = Some(now.after(Duration::from_secs(CONFIG_RETRY_S)));
+                let reason = "CreateContainerConfigError".into();
+                record.state = ContainerState::Waiting { reason, message: message.clone() };
+                vec![Note::container(true, "Failed", format!("Error: {message}"), name)]
+            }
+            StartFailure::Image(failure) => self.image_missing(name, failure, now),
         }
+    }
+
+    /// The first failure shows its reason, later ones that the next try waits.
+    fn image_missing(&mut self, name: &str, failure: &ImageFailure, now: Timestamp) -> Vec<Note> {
+        let image = self.pod.container(name).map_or("", |container| &container.image).to_owned();
+        let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
         let wait_s = record.next_backoff(now).max(BACKOFF_FIRST_S);
         record.start_at = Some(now.after(Duration::from_secs(wait_s.into())));
-        let image = self.pod.container(name).map_or("", |container| &container.image);
         let first = wait_s == BACKOFF_FIRST_S && record.backoff_s == BACKOFF_FIRST_S;
-        let reason = if first { "ErrImagePull" } else { "ImagePullBackOff" };
-        record.state = ContainerState::Waiting { reason: reason.into(), message: message.clone() };
-        let failed = format!("Failed to pull image \"{image}\": {message}");
-        vec![
-            Note::container(true, "Failed", failed, name),
-            Note::container(false, "BackOff", format!("Back-off pulling image \"{image}\""), name),
-        ]
+        let (reason, message) = (failure.reason(), failure.message());
+        let failed = |text: String| Note::container(true, "Failed", text, name);
+        let backoff = format!("Back-off pulling image \"{image}\"");
+        let mut notes = vec![match failure {
+            ImageFailure::Pull(message) => {
+                failed(format!("Failed to pull image \"{image}\": {message}"))
+            }
+            ImageFailure::Never(message) => {
+                Note::container(true, "ErrImageNeverPull", message.clone(), name)
+            }
+            ImageFailure::Name(message) => {
+                Note::container(true, "InspectFailed", message.clone(), name)
+            }
+        }];
+        notes.push(failed(format!("Error: {reason}")));
+        let is_pull = matches!(failure, ImageFailure::Pull(_));
+        let (reason, message) = if is_pull && !first {
+            ("ImagePullBackOff", format!("{backoff}: {reason}: {message}"))
+        } else {
+            (reason, message.to_owned())
+        };
+        record.state = ContainerState::Waiting { reason: reason.into(), message };
+        if is_pull {
+            notes.push(Note::container(false, "BackOff", backoff, name));
+            notes.push(failed("Error: ImagePullBackOff".into()));
+        }
+        notes
     }
 
     pub(super) fn ended(&mut self, name: &str, ended: Ended) -> Vec<Note> {

@@ -154,6 +154,15 @@ pub enum Fact {
         /// Whether the hook failed.
         hook_failed: bool,
     },
+    /// The image of a container that is being started is there.
+    ImageReady {
+        /// The container.
+        container: String,
+        /// Its identity.
+        id: String,
+        /// As the status has the image.
+        image: String,
+    },
     /// A container ended.
     Ended {
         /// The container.
@@ -175,12 +184,41 @@ pub enum Fact {
 /// Why a container did not come to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartFailure {
-    /// There is no such image.
-    Image(String),
+    /// The image is not there.
+    Image(ImageFailure),
     /// Something that the container refers to is missing or not allowed.
     Config(String),
     /// The command could not be executed.
     Run(String),
+}
+
+/// Why an image is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageFailure {
+    /// It could not be had from its registry.
+    Pull(String),
+    /// The pod forbids to ask a registry.
+    Never(String),
+    /// Its name is none.
+    Name(String),
+}
+
+impl ImageFailure {
+    /// One CamelCase word, as the status has it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Pull(_) => "ErrImagePull",
+            Self::Never(_) => "ErrImageNeverPull",
+            Self::Name(_) => "InvalidImageName",
+        }
+    }
+
+    /// For people.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Pull(message) | Self::Never(message) | Self::Name(message) => message,
+        }
+    }
 }
 
 /// One pod on this node.
@@ -267,6 +305,13 @@ impl Machine {
             Fact::NotStarted { container, id, failure } => {
                 notes.extend(self.not_started(&container, &id, &failure, now));
             }
+            Fact::ImageReady { container, id, image } => {
+                if let Some(record) = self.record.containers.get_mut(&container)
+                    && record.active_id() == Some(id.as_str())
+                {
+                    record.image_id = image;
+                }
+            }
             Fact::PostStarted { container, id, result } => {
                 notes.extend(self.post_started(&container, &id, &result, now));
             }
@@ -344,11 +389,12 @@ fn restarts(container: &Container, pod: &Pod, code: i32) -> bool {
 }
 
 impl Note {
-    fn pod(warning: bool, reason: &'static str, message: String) -> Self {
-        Self { warning, reason, message, container: None }
+    /// About one container.
+    pub fn container(warning: bool, reason: &'static str, message: String, name: &str) -> Self {
+        Self { warning, reason, message, container: Some(name.to_owned()) }
     }
 
-    fn container(warning: bool, reason: &'static str, message: String, name: &str) -> Self {
-        Self { warning, reason, message, container: Some(name.to_owned()) }
+    fn pod(warning: bool, reason: &'static str, message: String) -> Self {
+        Self { warning, reason, message, container: None }
     }
 }

@@ -90,6 +90,9 @@ pub struct ContainerRecord {
     /// Set from its start until its postStart hook has succeeded.
     #[serde(default)]
     pub hook: Option<Hook>,
+    /// What its image is known as; empty before its first start.
+    #[serde(default)]
+    pub image_id: String,
     /// Set while it is being stopped.
     pub stop: Option<Stop>,
 }

@@ -252,7 +252,7 @@ fn container_status(
         "ready": is_ready(record) || is_finished_init,
         "restartCount": record.restarts,
         "image": container.image,
-        "imageID": if id.is_empty() { String::new() } else { format!("flatnet://{}", container.image) },
+        "imageID": if id.is_empty() { "" } else { record.image_id.as_str() },
         "started": running && record.started,
     });
     if !id.is_empty() {

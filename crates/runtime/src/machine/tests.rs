@@ -6,7 +6,7 @@ use model::Timestamp;
 use serde_json::{Value, json};
 
 use super::status::status;
-use super::{Action, ContainerState, Ended, Fact, Machine, Record, StartFailure};
+use super::{Action, ContainerState, Ended, Fact, ImageFailure, Machine, Record, StartFailure};
 use crate::pod::{Pod, ProbeKind};
 
 struct Driver {
@@ -423,9 +423,10 @@ fn images_that_do_not_exist_are_tried_again_ever_later() {
     for (wait, expected) in
         [(10, "ErrImagePull"), (10, "ImagePullBackOff"), (20, "ImagePullBackOff")]
     {
-        let failure = StartFailure::Image("no such image".into());
+        let failure = StartFailure::Image(ImageFailure::Pull("no such image".into()));
         let fact = Fact::NotStarted { container: "a".into(), id: driver.id("a"), failure };
-        assert_eq!(driver.learn(fact), ["event Failed", "event BackOff"]);
+        let events = ["event Failed", "event Failed", "event BackOff", "event Failed"];
+        assert_eq!(driver.learn(fact), events);
         assert_eq!(reason(&mut driver), expected);
         assert!(driver.wait(wait - 1).is_empty());
         assert_eq!(driver.wait(1), ["start a 0"], "no container was made: no restart is counted");

@@ -5,6 +5,7 @@ mod attach;
 mod certificates;
 mod hooks;
 mod host_image;
+mod images;
 mod kill;
 mod node;
 mod pods;

@@ -150,6 +150,8 @@ pub fn options(root: &Path) -> Options {
     options.node_addresses = vec![IpAddr::from([10, 99, 255, 1])];
     options.kubeconfig = root.join("kubeconfig");
     options.state_directory = root.join("state");
+    options.image_directory = root.join("images");
+    options.registries = root.join("registries.json");
     options.run_directory = root.join("run");
     options.cluster_dns = vec![IpAddr::from([10, 96, 0, 10])];
     options.pause_binary = binaries().join("flatnet-pause");

@@ -15,7 +15,7 @@ use super::*;
 struct Answer {
     status: u16,
     message: &'static [u8],
-    trailers: &'static [(&'static str, &'static str)],
+    trailers: Trailers,
 }
 
 /// Asks a server that gives one answer, and says what it was asked.
@@ -55,12 +55,17 @@ async fn ask(service: &str, answer: Answer) -> (Result<(), String>, Vec<u8>) {
     (result, asked)
 }
 
-const OK: &[(&str, &str)] = &[("grpc-status", "0")];
+type Trailers = &'static [(&'static str, &'static str)];
+
+/// Status, message, trailers, and what they are judged to be.
+type Case = (u16, &'static [u8], Trailers, Result<(), String>);
+
+const OK: Trailers = &[("grpc-status", "0")];
 
 #[tokio::test]
 async fn answers_are_judged_in_the_kubelets_words() {
     let prefix = "error: health rpc probe failed: rpc error: code =";
-    let cases: [(u16, &[u8], &[(&str, &str)], Result<(), String>); 6] = [
+    let cases: [Case; 6] = [
         (200, b"\0\0\0\0\x02\x08\x01", OK, Ok(())),
         (
             200,

@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use pause::Overlay;
 
+use super::oci::ImageConfig;
+use super::reference::Reference;
 use crate::disk;
-
-/// The images that exist, as users write them.
-pub const NAMES: [&str; 2] = ["localhost/host", "localhost/toolbox"];
 
 /// What the host image shows of the host. `/bin`, `/lib` and the like are links into `/usr` on every
 /// current distribution, and are shown as they are.
@@ -68,51 +67,43 @@ const ETC_REPLACED: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 /// Most entries of /etc that are looked at.
 const MAX_ETC_ENTRIES: usize = 100_000;
 
-/// An image.
+/// An image of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Image {
+pub enum Builtin {
     /// The host's programs.
     Host,
     /// Our static binary.
     Toolbox,
 }
 
-impl Image {
-    /// Finds an image by its reference. The tag is not looked at: there is one version.
-    ///
-    /// # Errors
-    /// What to write instead.
-    pub fn find(reference: &str) -> Result<Self, String> {
-        let name = reference.split('@').next().unwrap_or(reference);
-        let slash = name.rfind('/').map_or(0, |at| at + 1);
-        let end = name[slash..].find(':').map_or(name.len(), |at| slash + at);
-        match &name[..end] {
-            "localhost/host" => Ok(Self::Host),
-            "localhost/toolbox" => Ok(Self::Toolbox),
-            _ => Err(format!(
-                "image {reference:?} does not exist here: nothing is pulled from registries, the \
-                 images of this node are {}",
-                NAMES.join(" and ")
-            )),
+impl Builtin {
+    /// Finds an image by its name. The tag is not looked at: there is one version.
+    pub fn find(reference: &Reference) -> Option<Self> {
+        match (reference.registry.as_str(), reference.repository.as_str()) {
+            ("localhost", "host") => Some(Self::Host),
+            ("localhost", "toolbox") => Some(Self::Toolbox),
+            _ => None,
         }
     }
 
-    /// The command in place of what the pod does not give: entry point, then arguments.
-    pub fn command(self) -> (&'static [&'static str], &'static [&'static str]) {
-        match self {
-            Self::Host => (&[], &["/bin/sh"]),
-            Self::Toolbox => (&["/bin/toolbox"], &["serve", "--http", "8080"]),
-        }
+    /// What its containers are started with.
+    pub fn config(self) -> ImageConfig {
+        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+        let (entrypoint, cmd) = match self {
+            Self::Host => (Vec::new(), texts(&["/bin/sh"])),
+            Self::Toolbox => (texts(&["/bin/toolbox"]), texts(&["serve", "--http", "8080"])),
+        };
+        ImageConfig { entrypoint, cmd, ..ImageConfig::default() }
     }
 }
 
-/// The images of one node, laid out on disk.
+/// The images of this machine, laid out on disk for one node.
 #[derive(Clone, Debug)]
-pub struct Images {
+pub struct Builtins {
     directory: PathBuf,
 }
 
-impl Images {
+impl Builtins {
     /// Lays the images out below `directory`; what is there already is brought up to date.
     ///
     /// # Errors
@@ -131,17 +122,17 @@ impl Images {
     ///
     /// # Errors
     /// The path and the reason.
-    pub fn overlays(&self, image: Image, layers: &Path) -> Result<Vec<Overlay>, String> {
+    pub fn overlays(&self, image: Builtin, layers: &Path) -> Result<Vec<Overlay>, String> {
         let root = match image {
-            Image::Host => self.directory.join("host"),
-            Image::Toolbox => self.directory.join("toolbox"),
+            Builtin::Host => self.directory.join("host"),
+            Builtin::Toolbox => self.directory.join("toolbox"),
         };
-        let mut overlays = vec![overlay("/", &root, layers)?];
-        if image == Image::Host {
+        let mut overlays = vec![overlay("/", vec![root], layers)?];
+        if image == Builtin::Host {
             for name in SHOWN {
                 let path = Path::new("/").join(name);
                 if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
-                    overlays.push(overlay(&format!("/{name}"), &path, layers)?);
+                    overlays.push(overlay(&format!("/{name}"), vec![path], layers)?);
                 }
             }
             let etc = layers.join("etc/upper");
@@ -209,7 +200,11 @@ impl Images {
     }
 }
 
-fn overlay(target: &str, lower: &Path, layers: &Path) -> Result<Overlay, String> {
+/// An overlay of read-only directories, topmost first, and one that is written below `layers`.
+///
+/// # Errors
+/// The path and the reason.
+pub fn overlay(target: &str, lowers: Vec<PathBuf>, layers: &Path) -> Result<Overlay, String> {
     let name = if target == "/" { "root" } else { target.trim_start_matches('/') };
     let (upper, work) = (layers.join(name).join("upper"), layers.join(name).join("work"));
     // The upper directory's own mode is what the mount's root shows.
@@ -217,7 +212,7 @@ fn overlay(target: &str, lower: &Path, layers: &Path) -> Result<Overlay, String>
         make_directory(path, mode)
             .map_err(|error| format!("cannot make {}: {error}", path.display()))?;
     }
-    Ok(Overlay { target: target.to_owned(), lower: lower.to_owned(), upper, work })
+    Ok(Overlay { target: target.to_owned(), lowers, upper, work })
 }
 
 /// Puts a whiteout over each secret into a new container's upper layer of /etc. The container
@@ -306,18 +301,18 @@ mod tests {
 
     #[test]
     fn tags_and_digests_are_not_looked_at() {
+        let digest = format!("localhost/toolbox:1.2@sha256:{}", "0".repeat(64));
         let cases = [
-            ("localhost/host", Some(Image::Host)),
-            ("localhost/host:latest", Some(Image::Host)),
-            ("localhost/toolbox:1.2@sha256:00", Some(Image::Toolbox)),
+            ("localhost/host", Some(Builtin::Host)),
+            ("localhost/host:latest", Some(Builtin::Host)),
+            (digest.as_str(), Some(Builtin::Toolbox)),
             ("nginx", None),
             ("localhost/nginx:1", None),
             ("docker.io/localhost/host", None),
         ];
-        for (reference, image) in cases {
-            assert_eq!(Image::find(reference).ok(), image, "{reference}");
+        for (text, image) in cases {
+            let reference = Reference::parse(text).expect("a name");
+            assert_eq!(Builtin::find(&reference), image, "{text}");
         }
-        let error = Image::find("nginx:1").expect_err("no such image");
-        assert!(error.contains("localhost/host and localhost/toolbox"), "{error}");
     }
 }
