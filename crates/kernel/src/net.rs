@@ -292,3 +292,31 @@ fn conntrack_limit() -> Option<ConntrackLimit> {
 fn refused(error: Error) -> OpError {
     OpError { errno: error.errno, message: error.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink::Netns;
+
+    use super::*;
+
+    /// S-11: the limit is the machine's. Where this runs in its first namespace it is raised a
+    /// little, and set back.
+    #[test]
+    fn tracked_flows_are_limited_by_the_first_namespace_alone() {
+        let other = Netns::create().expect("namespaces need root");
+        assert_eq!(other.run(conntrack_limit).expect("a namespace"), None);
+        let Some(before) = conntrack_limit() else {
+            assert!(!sysctl::is_writable(CONNTRACK_MAX), "it can be set, and was not read");
+            return;
+        };
+        assert!(before.processors > 0 && before.buckets > 0, "{before:?}");
+        let mut driver = NetDriver::open().expect("netlink");
+        let mut set = |entries: u32| {
+            let (key, value) = (CONNTRACK_MAX.to_owned(), entries.to_string());
+            driver.apply(&NetOp::SetSysctl { key, value }).expect("set");
+            conntrack_limit().expect("read").entries_max
+        };
+        let raised = before.entries_max + 1;
+        assert_eq!([set(raised), set(before.entries_max)], [raised, before.entries_max]);
+    }
+}
