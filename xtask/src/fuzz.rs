@@ -1,5 +1,6 @@
-//! Fuzzing that is guided by what inputs reach: the targets of `crates/dns/examples/fuzz.rs` under
-//! AFL++, built by the stable compiler, whose code generator counts edges when it is asked to.
+//! Fuzzing that is guided by what inputs reach: the targets of `crates/dns/examples/fuzz.rs` and
+//! `crates/store/examples/fuzz.rs` under AFL++, built by the stable compiler, whose code generator
+//! counts edges when it is asked to.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -18,8 +19,17 @@ const HANG_MS: u64 = 2000;
 /// What an input may take, in MB.
 const MEMORY_MB: u64 = 512;
 
-const TARGETS: &[&str] =
-    &["message", "upstream", "name", "configuration", "corefile", "resolv-conf"];
+/// Targets with the crate whose example has them.
+const TARGETS: &[(&str, &str)] = &[
+    ("message", "dns"),
+    ("upstream", "dns"),
+    ("name", "dns"),
+    ("configuration", "dns"),
+    ("corefile", "dns"),
+    ("resolv-conf", "dns"),
+    ("cel", "store"),
+    ("selector", "store"),
+];
 
 /// The command `fuzz`: one target, or all, one after the other.
 ///
@@ -27,24 +37,27 @@ const TARGETS: &[&str] =
 /// When an input was found that a target does not pass; the message says where it is.
 pub fn fuzz(arguments: &[String]) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (targets, minutes) = match arguments.as_slice() {
-        [] => (TARGETS, None),
-        ["--minutes", minutes] => (TARGETS, Some(*minutes)),
-        [target] => (std::slice::from_ref(target), None),
-        [target, "--minutes", minutes] => (std::slice::from_ref(target), Some(*minutes)),
+    let (wanted, minutes) = match arguments.as_slice() {
+        [] => (None, None),
+        ["--minutes", minutes] => (None, Some(*minutes)),
+        [target] => (Some(*target), None),
+        [target, "--minutes", minutes] => (Some(*target), Some(*minutes)),
         _ => bail!("fuzz takes a TARGET, or nothing for all, and --minutes N for each"),
     };
-    if let Some(unknown) = targets.iter().find(|target| !TARGETS.contains(target)) {
-        bail!("there is no target {unknown:?}: they are {}", TARGETS.join(", "));
+    let is_wanted = |(target, _): &&(&str, &str)| wanted.is_none_or(|wanted| wanted == *target);
+    let targets: Vec<(&str, &str)> = TARGETS.iter().filter(is_wanted).copied().collect();
+    if targets.is_empty() {
+        let known: Vec<&str> = TARGETS.iter().map(|(target, _)| *target).collect();
+        bail!("there is no target {:?}: they are {}", wanted.unwrap_or_default(), known.join(", "));
     }
     let minutes = minutes.map_or(Ok(MINUTES), str::parse).context("--minutes takes a number")?;
     tools::install("afl-fuzz", &["afl++"])?;
-    let program = step("the targets, counting edges", build)?;
     let place = process::root().join("target/fuzz");
     let samples = place.join("samples");
-    run(&program, &["--samples", &samples.display().to_string()])?;
     let mut found = Vec::new();
-    for target in targets {
+    for (target, package) in targets {
+        let program = step("the targets, counting edges", || build(package))?;
+        run(&program, &["--samples", &samples.display().to_string()])?;
         let output = place.join("found").join(target);
         step(target, || look(&program, target, &samples.join(target), &output, minutes))?;
         found.extend(inputs(&output)?);
@@ -53,15 +66,15 @@ pub fn fuzz(arguments: &[String]) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "{} inputs do not pass: mend what they show, and keep them in \
-         crates/dns/tests/fuzz/found/TARGET/\n{}",
+        "{} inputs do not pass: mend what they show, and keep them in the tests, in \
+         crates/dns/tests/fuzz/found/TARGET/ or as a case of the crate\n{}",
         found.len(),
         found.join("\n")
     )
 }
 
-/// Answers the program.
-fn build() -> Result<String> {
+/// Builds the targets of a crate; answers the program.
+fn build(package: &str) -> Result<String> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let flags = [
         "-Cpasses=sancov-module",
@@ -75,7 +88,7 @@ fn build() -> Result<String> {
     ];
     let environment = [("RUSTFLAGS", flags.join(" "))];
     // With the target named, programs that only the build runs are as ever.
-    let call = ["build", "--release", "-p", "dns", "--example", "fuzz", "--target", &target];
+    let call = ["build", "--release", "-p", package, "--example", "fuzz", "--target", &target];
     run_with("cargo", &[&call[..], &["--target-dir", "target/fuzz"]].concat(), &environment)?;
     Ok(process::root()
         .join("target/fuzz")

@@ -458,3 +458,98 @@ fn a_schema_may_become_stricter_than_the_objects_that_are_there() {
     new["spec"]["size"] = 12.into();
     assert_eq!(schema.validate_change(&new, Some(&old), "").len(), 2);
 }
+
+/// Rules in the shapes that the definitions of the Gateway API and of ClusterNetworkPolicy have.
+#[test]
+fn rules_of_gateways_and_routes_are_evaluated() {
+    let listener = json!({"type": "object", "required": ["name", "port", "protocol"], "properties": {
+        "name": {"type": "string"}, "port": {"type": "integer"}, "protocol": {"type": "string"},
+        "hostname": {"type": "string"},
+        "tls": {"type": "object", "properties": {
+            "mode": {"type": "string", "default": "Terminate"},
+            "certificates": {"type": "array", "items": {"type": "string"}},
+            "options": {"type": "object", "additionalProperties": {"type": "string"}}},
+            "x-kubernetes-validations": [
+                {"message": "a certificate is needed",
+                 "rule": "self.mode == 'Terminate' ? size(self.certificates) > 0 || size(self.options) > 0 : true"}]}}});
+    let tree = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "listeners": {"type": "array", "items": listener,
+            "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+            "x-kubernetes-validations": [
+                {"message": "no TLS in plain HTTP",
+                 "rule": "self.all(l, l.protocol.matches('(?i)^(HTTP|UDP)$') ? !has(l.tls) : true)"},
+                {"message": "listeners must differ",
+                 "rule": "self.all(l1, self.exists_one(l2, l1.port == l2.port && (has(l1.hostname) && has(l2.hostname) ? l1.hostname == l2.hostname : !has(l1.hostname) && !has(l2.hostname))))"}]},
+        "paths": {"type": "array", "items": {"type": "object", "properties": {
+            "type": {"type": "string"}, "value": {"type": "string"}},
+            "x-kubernetes-validations": [
+                {"message": "must be absolute",
+                 "rule": "(self.type in ['Exact','PathPrefix']) ? self.value.startsWith('/') : true"},
+                {"message": "has characters that no path has",
+                 "rule": r#"(self.type in ['Exact']) ? self.value.matches(r"""^(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|[%][0-9a-fA-F]{2})+$""") : true"#}]},
+            "x-kubernetes-validations": [{"message": "too many",
+                "rule": "(self.size() > 0 ? self[0].value.size() : 0) + (self.size() > 1 ? self[1].value.size() : 0) <= 20"}]},
+        "timeouts": {"type": "object", "properties": {"request": {"type": "string"}, "backend": {"type": "string"}},
+            "x-kubernetes-validations": [{"message": "the backend's is longer",
+                "rule": "!(has(self.request) && has(self.backend) && duration(self.request) != duration('0s') && duration(self.backend) > duration(self.request))"}]},
+        "networks": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string",
+            "x-kubernetes-validations": [{"rule": "isCIDR(self)", "message": "no range"}]}},
+    }}}});
+    assert_eq!(check(&tree, "schema"), []);
+    let schema = Schema::compile(&tree);
+    let told = |spec: Value| {
+        let faults = schema.validate_rules(&json!({"spec": spec}), None);
+        let shown = |fault: Fault| format!("{}: {}", fault.field, fault.message);
+        faults.into_iter().map(shown).collect::<Vec<_>>().join("; ")
+    };
+    let web = json!({"name": "web", "port": 80, "protocol": "HTTP"});
+    let with = |name: &str, value: Value| {
+        let mut listener = web.clone();
+        listener[name] = value;
+        listener
+    };
+    let https = |tls: Value| json!({"listeners": [{"name": "s", "port": 443, "protocol": "HTTPS", "tls": tls}]});
+    for (spec, expected) in [
+        (json!({"listeners": [web, with("port", 81.into())]}), ""),
+        (
+            json!({"listeners": [web, web]}),
+            r#"spec.listeners: Invalid value: "array": listeners must differ"#,
+        ),
+        (json!({"listeners": [web, with("hostname", "a".into())]}), ""),
+        (
+            json!({"listeners": [with("tls", json!({"mode": "Passthrough"}))]}),
+            r#"spec.listeners: Invalid value: "array": no TLS in plain HTTP"#,
+        ),
+        (https(json!({"mode": "Terminate", "certificates": ["a"]})), ""),
+        (https(json!({"mode": "Terminate", "options": {"a": "b"}})), ""),
+        (
+            https(json!({"mode": "Terminate", "certificates": [], "options": {}})),
+            r#"spec.listeners[0].tls: Invalid value: "object": a certificate is needed"#,
+        ),
+        (json!({"paths": [{"type": "Exact", "value": "/a%20b"}]}), ""),
+        (
+            json!({"paths": [{"type": "Exact", "value": "/a b"}]}),
+            r#"spec.paths[0]: Invalid value: "object": has characters that no path has"#,
+        ),
+        (
+            json!({"paths": [{"type": "PathPrefix", "value": "a"}]}),
+            r#"spec.paths[0]: Invalid value: "object": must be absolute"#,
+        ),
+        (
+            json!({"paths": [{"type": "X", "value": "12345678901"}, {"type": "X", "value": "1234567890"}]}),
+            r#"spec.paths: Invalid value: "array": too many"#,
+        ),
+        (json!({"timeouts": {"request": "1m", "backend": "30s"}}), ""),
+        (
+            json!({"timeouts": {"request": "1s", "backend": "1m"}}),
+            r#"spec.timeouts: Invalid value: "object": the backend's is longer"#,
+        ),
+        (json!({"networks": ["10.0.0.0/8", "fd00::/8"]}), ""),
+        (
+            json!({"networks": ["10.0.0.0/40"]}),
+            r#"spec.networks[0]: Invalid value: "string": no range"#,
+        ),
+    ] {
+        assert_eq!(told(spec.clone()), expected, "{spec}");
+    }
+}
