@@ -137,7 +137,7 @@ impl Edge {
                 let Command::AddElements(set, elements) = command else { continue };
                 let present = observed.tables.get(&table).and_then(|table| table.sets.get(&set));
                 for (key, datum) in elements {
-                    if present.and_then(|set| set.elements.get(&key)) != Some(&datum) {
+                    if present.and_then(|set| set.elements.get(&key)) != Some(datum) {
                         let key: Vec<String> = key.iter().map(ToString::to_string).collect();
                         missing.push(format!(
                             "set {set} of nftables table {table} lacks {}",

@@ -42,7 +42,7 @@ pub use meta::{NarrowMeta, ObjectMeta};
 pub use names::{Family, NamespacedName, Protocol};
 pub use node_local_dns::NodeLocalDns;
 pub use overlay::{Overlay, TunnelConfig, WireguardKey};
-pub use packed::Packed;
+pub use packed::{Pack, PackedMap, Part, Unpack};
 pub use pool::Pool;
 pub use port_range::{PortRange, PortRangeError};
 pub use quantity::Quantity;

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::{
-    EndpointSlice, FlatMap, NamespacedName, Node, Packed, Pod, Service, ServiceCidr, Unreachable,
+    EndpointSlice, NamespacedName, Node, Pack, PackedMap, Pod, Service, ServiceCidr, Unpack,
+    Unreachable,
 };
 
 /// The kinds that the network reads.
@@ -80,13 +81,35 @@ pub enum DirtyKey {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     nodes: BTreeMap<String, Arc<Node>>,
-    services: BTreeMap<NamespacedName, Packed<Service>>,
-    slices: BTreeMap<NamespacedName, Packed<EndpointSlice>>,
+    services: PackedMap<NamespacedName, Service>,
+    slices: PackedMap<NamespacedName, EndpointSlice>,
     service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     pods: BTreeMap<NamespacedName, Arc<Pod>>,
-    /// Names of slices; they are of their Service's namespace.
-    slices_by_service: BTreeMap<NamespacedName, FlatMap<Box<str>, ()>>,
+    slices_by_service: PackedMap<SliceOf, ()>,
     unreachable: Unreachable,
+}
+
+/// A slice of a Service, which is of the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SliceOf {
+    service: NamespacedName,
+    slice: String,
+}
+
+/// It begins as the Service's name does.
+impl Pack for SliceOf {
+    fn pack(&self, to: &mut Vec<u8>) {
+        self.service.pack(to);
+        to.extend_from_slice(self.slice.as_bytes());
+    }
+}
+
+impl Unpack for SliceOf {
+    fn unpack(bytes: &[u8]) -> Self {
+        let slice = bytes.rsplit(|byte| *byte == 0).next().unwrap_or_default();
+        let slice = String::from_utf8_lossy(slice).into_owned();
+        Self { service: NamespacedName::unpack(bytes), slice }
+    }
 }
 
 impl World {
@@ -100,12 +123,8 @@ impl World {
                 if old.as_ref() == Some(&node) { vec![] } else { vec![DirtyKey::Network] }
             }
             Object::Service(service) => {
-                let service = Packed::new(&*service);
-                if self.services.get(&key) == Some(&service) {
-                    return vec![];
-                }
-                self.services.insert(key.clone(), service);
-                vec![DirtyKey::Service(key)]
+                let changed = self.services.insert(&key, &service);
+                if changed { vec![DirtyKey::Service(key)] } else { vec![] }
             }
             Object::EndpointSlice(slice) => self.set_slice(key, slice),
             Object::ServiceCidr(ranges) => {
@@ -131,7 +150,7 @@ impl World {
                 None => vec![],
             },
             Kind::EndpointSlice => match self.slices.remove(key) {
-                Some(slice) => self.unlink_slice(key, &slice.get()).into_iter().collect(),
+                Some(slice) => self.unlink_slice(key, &slice).into_iter().collect(),
                 None => vec![],
             },
             Kind::ServiceCidr => match self.service_cidrs.remove(&key.name) {
@@ -184,8 +203,8 @@ impl World {
     pub fn keys(&self, kind: Kind) -> Vec<NamespacedName> {
         match kind {
             Kind::Node => self.nodes.values().map(|node| node.metadata.key()).collect(),
-            Kind::Service => self.services.keys().cloned().collect(),
-            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Service => self.services.keys().collect(),
+            Kind::EndpointSlice => self.slices.keys().collect(),
             Kind::ServiceCidr => {
                 self.service_cidrs.values().map(|ranges| ranges.metadata.key()).collect()
             }
@@ -205,24 +224,25 @@ impl World {
 
     /// One Service.
     pub fn service(&self, key: &NamespacedName) -> Option<Service> {
-        self.services.get(key).map(Packed::get)
+        self.services.get(key)
     }
 
     /// All Services, by name.
     pub fn services(&self) -> impl Iterator<Item = Service> {
-        self.services.values().map(Packed::get)
+        self.services.values()
     }
 
     /// The slices of a Service, by name; also those that came before it.
     pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = EndpointSlice> {
-        let names = self.slices_by_service.get(service).into_iter().flat_map(FlatMap::keys);
-        let keys = names.map(|name| NamespacedName::new(service.namespace.as_str(), &**name));
-        keys.filter_map(|key| self.slices.get(&key).map(Packed::get))
+        let names = self.slices_by_service.starting_with(service);
+        let keys = names
+            .map(|(of, ())| NamespacedName { namespace: of.service.namespace, name: of.slice });
+        keys.filter_map(|key| self.slices.get(&key))
     }
 
     /// All slices, by name.
     pub fn slices(&self) -> impl Iterator<Item = EndpointSlice> {
-        self.slices.values().map(Packed::get)
+        self.slices.values()
     }
 
     /// All objects with ranges of Service addresses, by name.
@@ -241,16 +261,15 @@ impl World {
     }
 
     fn set_slice(&mut self, key: NamespacedName, slice: Arc<EndpointSlice>) -> Vec<DirtyKey> {
-        let packed = Packed::new(&*slice);
-        if self.slices.get(&key) == Some(&packed) {
+        let old = self.slices.get(&key);
+        if !self.slices.insert(&key, &slice) {
             return vec![];
         }
-        let old = self.slices.insert(key.clone(), packed);
         // The label can move a slice from one Service to another: both change.
-        let left = old.and_then(|old| self.unlink_slice(&key, &old.get()));
+        let left = old.and_then(|old| self.unlink_slice(&key, &old));
         let joined = slice.service().map(|service| {
-            let slices = self.slices_by_service.entry(service.clone()).or_default();
-            slices.insert(key.name.into(), ());
+            let of = SliceOf { service: service.clone(), slice: key.name };
+            self.slices_by_service.insert(&of, &());
             DirtyKey::Service(service)
         });
         let dirty: BTreeSet<DirtyKey> = left.into_iter().chain(joined).collect();
@@ -259,12 +278,8 @@ impl World {
 
     fn unlink_slice(&mut self, key: &NamespacedName, slice: &EndpointSlice) -> Option<DirtyKey> {
         let service = slice.service()?;
-        if let Some(slices) = self.slices_by_service.get_mut(&service) {
-            slices.remove(key.name.as_str());
-            if slices.is_empty() {
-                self.slices_by_service.remove(&service);
-            }
-        }
+        let of = SliceOf { service: service.clone(), slice: key.name.clone() };
+        self.slices_by_service.remove(&of);
         Some(DirtyKey::Service(service))
     }
 }

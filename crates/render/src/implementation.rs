@@ -96,20 +96,21 @@ impl Objects {
                 let planned = program.table.sets.get(name);
                 let found = present.sets.get(name);
                 for key in set.elements.keys() {
-                    if known.is_some_and(|known| known.elements.contains_key(key)) {
+                    if known.is_some_and(|known| known.elements.contains_key(&key)) {
                         continue;
                     }
-                    let planned = planned.and_then(|set| set.elements.get(key));
-                    let found = found.and_then(|set| set.elements.get(key));
+                    let planned = planned.and_then(|set| set.elements.get(&key));
+                    let found = found.and_then(|set| set.elements.get(&key));
+                    let is_as_planned = found == planned;
                     let Some(datum) = found.or(planned) else { continue };
-                    let text = element_text(key, datum);
-                    self.push(&within, format!("{kind} {name}"), text, found == planned);
+                    let text = element_text(&key, &datum);
+                    self.push(&within, format!("{kind} {name}"), text, is_as_planned);
                 }
             }
             for (map, frontends) in &alone.endpoints {
                 let found = present.sets.get(map);
                 for frontend in frontends.keys() {
-                    let slots = found.map(|set| crate::nft::elements_of(set, frontend));
+                    let slots = found.map(|set| crate::nft::elements_of(set, &frontend));
                     for (key, datum) in slots.into_iter().flatten() {
                         self.push(&within, format!("map {map}"), element_text(&key, &datum), true);
                     }

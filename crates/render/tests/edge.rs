@@ -130,7 +130,7 @@ proptest! {
         prop_assert_eq!(diff(rest, &observed), vec![]);
         let own = Value::Address(pods[0].addresses[0].addr());
         for set in observed.tables.values().flat_map(|table| table.sets.values()) {
-            for (key, datum) in &set.elements {
+            for (key, datum) in set.elements.iter() {
                 let leads = matches!(datum, Datum::Values(values) if values.contains(&own));
                 prop_assert!(!leads && !key.contains(&own), "{:?}", key);
             }

@@ -19,6 +19,7 @@ use netlink::message::Attributes;
 use netlink::socket::{Message, Socket};
 use render::OpError;
 use render::nft::language::{Datum, Rule, Set, SetSpec, Table, TableFamily, TableId, Tuple};
+use render::nft::packed::Elements;
 use render::nft::{NftObserved, NftOp, Transaction};
 
 pub(crate) use conntrack::forget as forget_flows;
@@ -290,7 +291,7 @@ impl NftDriver {
         let sets = self.socket.dump(&get_sets, || ask("the sets"))?;
         for message in sets.iter().filter(ours(NFTA_SET_TABLE)) {
             if let Some((name, spec)) = decode::set(message.attributes(FAMILY_HEADER_BYTES)) {
-                table.sets.insert(name, Set { spec, elements: BTreeMap::new() });
+                table.sets.insert(name, Set { spec, elements: Elements::new() });
             }
         }
         for (name, set) in &mut table.sets {
@@ -312,7 +313,7 @@ impl NftDriver {
             for (_, element) in list.into_iter().flatten() {
                 match decode::element(&set.spec, Attributes::new(element)) {
                     Some((key, datum)) => {
-                        set.elements.insert(key, datum);
+                        set.elements.insert(&key, &datum);
                     }
                     // Not of our making: the set shall be made anew.
                     None => {

@@ -226,7 +226,8 @@ fn weights_are_shares_of_the_slots() {
     let observed = driver.observe().expect("observe");
     let table = observed.tables.values().next().expect("a table");
     let slots = table.sets["cluster-ip-endpoints"].elements.values();
-    let mut found: Vec<_> = slots.filter_map(render::nft::layout::endpoint_of).collect();
+    let mut found: Vec<_> =
+        slots.filter_map(|datum| render::nft::layout::endpoint_of(&datum)).collect();
     found.sort();
     let [one, other] = [socket(POD1, 8080), socket(POD2, 8080)];
     assert_eq!(found, [one, other, other, other]);

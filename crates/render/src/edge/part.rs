@@ -6,6 +6,7 @@ use crate::nft::language::{
     BaseChain, Chain, ChainType, ConnectionState, DataType, Datum, Field, Hook, Name, Rule, Set,
     SetSpec, Statement, Table, TableId, Tuple, Type, Verdict,
 };
+use crate::nft::packed::Elements;
 use crate::owned::PRIORITY_FILTER;
 
 /// What is added to one table.
@@ -94,7 +95,7 @@ impl<'a> Layout<'a> {
 
     pub(super) fn set(&mut self, name: &str, key: &[Type], data: DataType) -> &mut Self {
         let spec = SetSpec { key: key.to_vec(), data, filled_by_packets_max: None };
-        self.table.sets.insert(name.into(), Set { spec, elements: BTreeMap::new() });
+        self.table.sets.insert(name.into(), Set { spec, elements: Elements::new() });
         self
     }
 

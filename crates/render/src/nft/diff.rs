@@ -13,10 +13,10 @@
 //! exists before its reference and outlives it (invariant 5).
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use super::language::{Chain, Datum, Name, Set, Table, TableId, Tuple};
 use super::layout::{ANSWERS_PING, View};
+use super::packed::Elements;
 use super::program::{Touched, TouchedTable};
 use super::state::{Command, NftObserved, Transaction};
 use super::{NftOp, NftProgram, TableProgram, flows, slots};
@@ -63,8 +63,8 @@ fn whole<'a>(program: &TableProgram, present: Option<&'a Table>) -> Pair<'a> {
     for (name, frontends) in &program.endpoints {
         let there = present.and_then(|table| table.sets.get(name));
         let Some(set) = target.sets.get_mut(name) else { continue };
-        for (frontend, shares) in frontends {
-            set.elements.extend(slots::assign(frontend, shares, there));
+        for (frontend, shares) in frontends.iter() {
+            set.elements.extend(slots::assign(&frontend, &shares, there));
         }
     }
     Pair { target, present: present.map(Cow::Borrowed) }
@@ -85,7 +85,7 @@ fn restricted(
         let wanted = target.sets.entry(name.clone()).or_insert_with(|| without_elements(there));
         for frontend in frontends {
             if let Some(shares) = shares.get(frontend) {
-                wanted.elements.extend(slots::assign(frontend, shares, Some(there)));
+                wanted.elements.extend(slots::assign(frontend, &shares, Some(there)));
             }
         }
         let part = present.sets.entry(name.clone()).or_insert_with(|| without_elements(there));
@@ -112,15 +112,15 @@ fn part_of(table: &Table, touched: &TouchedTable) -> Option<Table> {
     for (name, keys) in touched.elements.iter().filter(|(name, _)| !touched.sets.contains(*name)) {
         let set = table.sets.get(name)?;
         let mut some = without_elements(set);
-        let found = keys.iter().filter_map(|key| set.elements.get_key_value(key));
-        some.elements.extend(found.map(|(key, datum)| (key.clone(), datum.clone())));
+        let found = keys.iter().filter_map(|key| Some((key.clone(), set.elements.get(key)?)));
+        some.elements.extend(found);
         part.sets.insert(name.clone(), some);
     }
     Some(part)
 }
 
 fn without_elements(set: &Set) -> Set {
-    Set { spec: set.spec.clone(), elements: BTreeMap::new() }
+    Set { spec: set.spec.clone(), elements: Elements::new() }
 }
 
 fn diff_table(id: &TableId, wanted: &TableProgram, pair: &Pair<'_>) -> Vec<NftOp> {
@@ -238,22 +238,20 @@ fn add_rules(name: &Name, chain: &Chain) -> impl Iterator<Item = Command> {
 /// Adds what is missing, and replaces what differs: deleted and added in one transaction, a key
 /// is never absent.
 fn set_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
-    let empty = BTreeMap::new();
+    let empty = Elements::new();
     let present = present.sets.get(name).map_or(&empty, |set| &set.elements);
-    let wrong: Vec<(&Tuple, &Datum)> =
-        set.elements.iter().filter(|(key, datum)| present.get(*key) != Some(*datum)).collect();
+    let wrong: Vec<(Tuple, Datum)> = set.elements.other_than_in(present).collect();
     let mut commands = Vec::new();
     for chunk in wrong.chunks(TRANSACTION_ELEMENTS_MAX / 2) {
         let replaced: Vec<Tuple> = chunk
             .iter()
-            .filter(|(key, _)| present.contains_key(*key))
-            .map(|(key, _)| (*key).clone())
+            .map(|(key, _)| key.clone())
+            .filter(|key| present.contains_key(key))
             .collect();
         if !replaced.is_empty() {
             commands.push(Command::DeleteElements(name.clone(), replaced));
         }
-        let added = chunk.iter().map(|&(key, datum)| (key.clone(), datum.clone())).collect();
-        commands.push(Command::AddElements(name.clone(), added));
+        commands.push(Command::AddElements(name.clone(), chunk.to_vec()));
     }
     commands
 }
@@ -261,11 +259,11 @@ fn set_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
 /// Deletes elements of a set that stays.
 fn drop_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
     let Some(present) = present.sets.get(name) else { return vec![] };
-    delete_chunks(name, present.elements.keys().filter(|key| !set.elements.contains_key(*key)))
+    delete_chunks(name, present.elements.keys_absent_in(&set.elements))
 }
 
-fn delete_chunks<'a>(name: &Name, keys: impl Iterator<Item = &'a Tuple>) -> Vec<Command> {
-    let keys: Vec<Tuple> = keys.cloned().collect();
+fn delete_chunks(name: &Name, keys: impl Iterator<Item = Tuple>) -> Vec<Command> {
+    let keys: Vec<Tuple> = keys.collect();
     let chunks = keys.chunks(TRANSACTION_ELEMENTS_MAX);
     chunks.map(|chunk| Command::DeleteElements(name.clone(), chunk.to_vec())).collect()
 }

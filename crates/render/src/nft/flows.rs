@@ -1,13 +1,14 @@
 //! Which tracked flows go with a change: each datagram renews its flow, so that a client with a fixed
 //! source port would stay where it was led once. Nobody else is forgotten: clients of TCP notice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use model::{Family, Protocol};
 
 use super::language::{Datum, Table, Tuple, Value, Verdict};
 use super::layout::{ANSWERS_PING, Class, NODE_ADDRESSES, RangeView, View};
+use super::packed::Elements;
 use super::{Shares, StaleFlows, TableProgram};
 
 /// UDP frontends whose endpoints change: flows that lead to none of the new ones are stale, also
@@ -49,7 +50,7 @@ pub(super) fn stale(
 /// A node port stands in two views: what either allows is not stale.
 fn allowed(program: &TableProgram, frontend: &Tuple) -> BTreeSet<SocketAddr> {
     let maps = program.endpoints.values().filter_map(|frontends| frontends.get(frontend));
-    maps.flat_map(Shares::keys).copied().collect()
+    maps.flat_map(Shares::into_keys).collect()
 }
 
 /// Where clients of a UDP frontend send to; nothing for other protocols.
@@ -95,7 +96,7 @@ fn add_node_addresses(
             };
             if protocol == Protocol::Udp.number() {
                 let allowed = if new.contains(address) {
-                    allowed(program, frontend)
+                    allowed(program, &frontend)
                 } else {
                     BTreeSet::new()
                 };
@@ -106,7 +107,7 @@ fn add_node_addresses(
     }
 }
 
-fn keys(table: &Table, view: View) -> impl Iterator<Item = &Tuple> {
+fn keys(table: &Table, view: View) -> impl Iterator<Item = Tuple> {
     table.sets.get(view.classes()).into_iter().flat_map(|set| set.elements.keys())
 }
 
@@ -119,10 +120,10 @@ fn frontends_with_other_sources(target: &Table, present: &Table) -> Vec<Tuple> {
             table.sets.get(set).is_some_and(|set| set.elements.contains_key(key))
         };
         let keys = target.sets.get(all).into_iter().flat_map(|set| set.elements.keys());
-        let changed = |key: &&Tuple| {
+        let changed = |key: &Tuple| {
             has(present, all, key) && has(target, outside, key) != has(present, outside, key)
         };
-        found.extend(keys.filter(changed).map(of_slots));
+        found.extend(keys.filter(changed).map(|key| of_slots(&key)));
     };
     compare(View::External.classes(), View::ExternalOutside.classes());
     compare(View::NodePort.classes(), View::NodePortOutside.classes());
@@ -140,9 +141,9 @@ fn frontends_elsewhere(table: &Table) -> BTreeSet<Tuple> {
     let ranges = RangeView::ALL.map(|view| (view.refusals(), &range));
     let mut found = BTreeSet::new();
     for (map, elsewhere) in ports.into_iter().chain(ranges) {
-        let elements = table.sets.get(map).into_iter().flat_map(|set| &set.elements);
+        let elements = table.sets.get(map).into_iter().flat_map(|set| set.elements.iter());
         found.extend(
-            elements.filter(|(_, datum)| *datum == elsewhere).map(|(key, _)| of_slots(key)),
+            elements.filter(|(_, datum)| datum == elsewhere).map(|(key, _)| of_slots(&key)),
         );
     }
     found
@@ -167,12 +168,11 @@ fn addresses<'a>(table: &'a Table, set: &str) -> impl Iterator<Item = IpAddr> + 
 
 /// Frontends that lose an endpoint, or get their first.
 fn changed_frontends(name: &str, target: &Table, present: &Table) -> BTreeSet<Tuple> {
-    let empty = BTreeMap::new();
+    let empty = Elements::new();
     let new = target.sets.get(name).map_or(&empty, |set| &set.elements);
     let old = present.sets.get(name).map_or(&empty, |set| &set.elements);
-    let lost = old.iter().filter(|(key, datum)| new.get(*key) != Some(*datum)).map(|(key, _)| key);
-    let first =
-        new.keys().filter(|key| key.last() == Some(&Value::Number(0)) && !old.contains_key(*key));
+    let lost = old.other_than_in(new).map(|(key, _)| key);
+    let first = new.keys_absent_in(old).filter(|key| key.last() == Some(&Value::Number(0)));
     lost.chain(first)
         .filter_map(|key| key.split_last().map(|(_, frontend)| frontend.to_vec()))
         .collect()

@@ -1,7 +1,7 @@
 //! What one Service adds to a table: a function of its plan alone, so that a Service that changes
 //! is taken out and put in again without a look at the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -16,6 +16,7 @@ use super::layout::{
     ANSWERS_PING, CLUSTER_ADDRESSES, Class, HAIRPIN, Layout, REJECT, RangeView, Source, View,
     in_set,
 };
+use super::packed::Elements;
 use super::slots::{Shares, shares};
 use crate::ipvs;
 
@@ -336,7 +337,7 @@ impl Writer<'_> {
         endpoints: &BTreeSet<SocketAddr>,
     ) -> Vec<Vec<Statement>> {
         let mut rules = Vec::new();
-        let mut slots = BTreeMap::new();
+        let mut slots = Elements::new();
         let mut modulus: u32 = 0;
         for (endpoint, share) in shares(endpoints, &own.plan.scheduling) {
             let name =
@@ -347,7 +348,7 @@ impl Writer<'_> {
                 rules.push(vec![known, Statement::Verdict(goto.clone())]);
             }
             for _ in 0..share {
-                slots.insert(vec![Value::Number(modulus)], Datum::Verdict(goto.clone()));
+                slots.insert(&vec![Value::Number(modulus)], &Datum::Verdict(goto.clone()));
                 modulus += 1;
             }
             self.add_endpoint_chain(name, own, endpoint);
@@ -379,7 +380,7 @@ impl Writer<'_> {
                 data: DataType::None,
                 filled_by_packets_max: Some(STICKY_CLIENTS_MAX),
             };
-            let clients = Set { spec, elements: BTreeMap::new() };
+            let clients = Set { spec, elements: Elements::new() };
             self.parts.push(Part::Set(name.clone(), clients));
             let remember = Statement::Remember { set: name.clone(), timeout_s };
             // Without it: too many clients to remember, served all the same.

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use model::{Family, MacAddress, PortRange};
 
+use super::packed::Elements;
 use super::text::text_of;
 
 /// The name of a table, or of a chain, set or map within one.
@@ -512,7 +513,7 @@ pub struct Set {
     /// Its shape.
     pub spec: SetSpec,
     /// Its entries; empty when packets fill it.
-    pub elements: BTreeMap<Tuple, Datum>,
+    pub elements: Elements,
 }
 
 /// One table of one family.
@@ -597,7 +598,7 @@ impl Value {
 
 impl Set {
     /// What the set holds for a packet's key.
-    pub fn find(&self, key: &[Value]) -> Option<&Datum> {
+    pub fn find(&self, key: &[Value]) -> Option<Datum> {
         if !self.spec.is_interval() {
             return self.elements.get(key);
         }
@@ -605,7 +606,7 @@ impl Set {
     }
 
     /// An element of an interval set that has one end of `key` within, as the kernel looks for it.
-    pub fn overlapping(&self, key: &[Value]) -> Option<&Tuple> {
+    pub fn overlapping(&self, key: &[Value]) -> Option<Tuple> {
         let end = |index: usize| -> Tuple { key.iter().map(|part| part.ends()[index]).collect() };
         let [first, last] = [end(0), end(1)];
         self.elements.keys().find(|interval| holds(interval, &first) || holds(interval, &last))

@@ -21,17 +21,17 @@
 //!
 //! Here is what does not depend on the Services. What each of them adds is in [`super::fragment`].
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
-use model::{ClusterConfig, Family, Protocol};
+use model::{ClusterConfig, Family, PackedMap, Protocol};
 use plan::{Desired, NodeFacts};
 
 use super::language::{
     BaseChain, Chain, ChainType, ConnectionState, DataType, Datum, Field, Hook, Name, Rule, Set,
     SetSpec, Statement, Table, Tuple, Type, Value, Verdict,
 };
+use super::packed::Elements;
 use super::tunnel::TunnelGuard;
 use super::{Role, TableProgram};
 use crate::owned::{
@@ -300,7 +300,7 @@ impl<'a> Layout<'a> {
         let maps = View::ALL.map(View::endpoints).into_iter();
         let maps = maps.chain(RangeView::ALL.map(RangeView::endpoints));
         let maps = maps.filter(|map| table.sets.contains_key(*map));
-        let endpoints = maps.map(|map| (map.into(), BTreeMap::new())).collect();
+        let endpoints = maps.map(|map| (map.into(), PackedMap::new())).collect();
         TableProgram { table, endpoints, ..TableProgram::default() }
     }
 
@@ -679,12 +679,12 @@ impl Builder<'_> {
 
     fn add_set(&mut self, name: &str, key: Vec<Type>, data: DataType) {
         let spec = SetSpec { key, data, filled_by_packets_max: None };
-        self.table.sets.insert(name.into(), Set { spec, elements: BTreeMap::new() });
+        self.table.sets.insert(name.into(), Set { spec, elements: Elements::new() });
     }
 
     fn add_element(&mut self, set: &str, key: Tuple, datum: Datum) {
         if let Some(set) = self.table.sets.get_mut(set) {
-            set.elements.insert(key, datum);
+            set.elements.insert(&key, &datum);
         }
     }
 

@@ -4,6 +4,7 @@
 //! - [`layout`]: what our table looks like, and why; [`fragment`]: what a Service adds to it.
 //! - [`program`]: the table that shall be, kept up to date Service by Service.
 //! - [`diff()`]: from what is there to what shall be; slots are chosen here (invariant 1).
+//! - [`packed`]: elements of sets as bytes.
 //! - `flows`: which tracked flows go with a change.
 //! - [`state`]: what the kernel holds, and what it refuses.
 //! - [`text`]: rules as people read them.
@@ -13,6 +14,7 @@
 pub mod fragment;
 pub mod language;
 pub mod layout;
+pub mod packed;
 pub mod program;
 pub mod state;
 pub mod text;
@@ -26,7 +28,7 @@ mod slots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use model::{ClusterConfig, Family, Protocol};
+use model::{ClusterConfig, Family, PackedMap, Protocol};
 use plan::{Desired, NodeFacts};
 
 pub use diff::{diff, diff_touched};
@@ -87,9 +89,9 @@ pub struct TableProgram {
     /// Chains, sets and their elements; the maps of endpoints are still empty.
     pub table: Table,
     /// For each map of endpoints, the endpoints of each frontend.
-    pub endpoints: BTreeMap<Name, BTreeMap<Tuple, Shares>>,
+    pub endpoints: BTreeMap<Name, PackedMap<Tuple, Shares>>,
     /// How many times Services add what they share.
-    pub(crate) shared: BTreeMap<Shared, u32>,
+    pub(crate) shared: Shared,
     /// Frontends that several Services claim: the first by name has each.
     pub(crate) contested: BTreeSet<(&'static str, Tuple)>,
 }

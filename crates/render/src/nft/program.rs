@@ -7,11 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::NamespacedName;
+use model::{ClusterConfig, NamespacedName, PackedMap};
 use plan::services::ServicePlan;
 use plan::{Desired, NodeFacts};
-
-use model::ClusterConfig;
 
 use super::fragment::{Claim, Fragment, Part, fragments};
 use super::language::{Datum, Name, Set, TableId, Tuple, Value, Verdict};
@@ -97,13 +95,61 @@ fn insert_into(map: &mut BTreeMap<Name, BTreeSet<Tuple>>, name: &str, key: &Tupl
     }
 }
 
-/// Something that several Services may add; it goes with the last of them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Shared {
-    /// A member of a set.
-    Element(&'static str, Tuple),
-    /// The chain of all frontends of a view with as many slots.
-    CountChain(View, u32, Source),
+/// How many Services add what several may; it goes with the last of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// Members of sets.
+    elements: BTreeMap<&'static str, PackedMap<Tuple, u32>>,
+    /// Chains of all frontends of a view with as many slots.
+    count_chains: BTreeMap<CountChain, u32>,
+}
+
+type CountChain = (View, u32, Source);
+
+impl Shared {
+    /// Whether this is the first to have the element.
+    fn take(&mut self, set: &'static str, key: &Tuple) -> bool {
+        let elements = self.elements.entry(set).or_default();
+        let before = elements.get(key).unwrap_or_default();
+        elements.insert(key, &(before + 1));
+        before == 0
+    }
+
+    /// Whether this was the last to have the element.
+    fn release(&mut self, set: &'static str, key: &Tuple) -> bool {
+        let Some(elements) = self.elements.get_mut(set) else { return false };
+        match elements.remove(key) {
+            None => false,
+            Some(1) => {
+                if elements.is_empty() {
+                    self.elements.remove(set);
+                }
+                true
+            }
+            Some(count) => {
+                elements.insert(key, &(count - 1));
+                false
+            }
+        }
+    }
+
+    /// Whether this is the first to have the chain.
+    fn take_chain(&mut self, chain: CountChain) -> bool {
+        let count = self.count_chains.entry(chain).or_default();
+        *count += 1;
+        *count == 1
+    }
+
+    /// Whether this was the last to have the chain.
+    fn release_chain(&mut self, chain: CountChain) -> bool {
+        let Some(count) = self.count_chains.get_mut(&chain) else { return false };
+        *count -= 1;
+        let is_last = *count == 0;
+        if is_last {
+            self.count_chains.remove(&chain);
+        }
+        is_last
+    }
 }
 
 /// Brings a program up to date with the plans of some Services, whose former plans `before` has.
@@ -194,8 +240,7 @@ impl Editor<'_> {
         match part {
             Part::Element(set, key, datum) => self.set_element(set, key, Some(datum)),
             Part::Shared(set, key) => {
-                let shared = Shared::Element(set, key.clone());
-                if self.program.take(shared) {
+                if self.program.shared.take(set, &key) {
                     self.set_element(set, key, Some(Datum::Member));
                 }
             }
@@ -204,11 +249,11 @@ impl Editor<'_> {
                     log.frontend(map, &frontend);
                 }
                 if let Some(frontends) = self.program.endpoints.get_mut(map) {
-                    frontends.insert(frontend, shares);
+                    frontends.insert(&frontend, &shares);
                 }
             }
             Part::CountChain(view, count, source) => {
-                if self.program.take(Shared::CountChain(view, count, source)) {
+                if self.program.shared.take_chain((view, count, source)) {
                     let name = count_chain(view, count, source);
                     let rules = self.layout.slot_rules(view, count, source);
                     self.add_chain(name.clone(), rules);
@@ -231,7 +276,7 @@ impl Editor<'_> {
         match part {
             Part::Element(set, key, _) => self.set_element(set, key, None),
             Part::Shared(set, key) => {
-                if self.program.release(&Shared::Element(set, key.clone())) {
+                if self.program.shared.release(set, &key) {
                     self.set_element(set, key, None);
                 }
             }
@@ -244,7 +289,7 @@ impl Editor<'_> {
                 }
             }
             Part::CountChain(view, count, source) => {
-                if self.program.release(&Shared::CountChain(view, count, source)) {
+                if self.program.shared.release_chain((view, count, source)) {
                     self.remove_chain(&count_chain(view, count, source));
                     let class = vec![Value::Number(Class::Endpoints { count, source }.number())];
                     self.set_element(view.verdicts(), class, None);
@@ -280,9 +325,9 @@ impl Editor<'_> {
         }
         let Some(set) = self.program.table.sets.get_mut(set) else { return };
         match datum {
-            Some(datum) => set.elements.insert(key, datum),
-            None => set.elements.remove(&key),
-        };
+            Some(datum) => drop(set.elements.insert(&key, &datum)),
+            None => drop(set.elements.remove(&key)),
+        }
     }
 }
 
@@ -296,24 +341,6 @@ fn count_chain(view: View, count: u32, source: Source) -> Name {
 }
 
 impl TableProgram {
-    /// Whether this is the first to have it.
-    fn take(&mut self, shared: Shared) -> bool {
-        let count = self.shared.entry(shared).or_default();
-        *count += 1;
-        *count == 1
-    }
-
-    /// Whether this was the last to have it.
-    fn release(&mut self, shared: &Shared) -> bool {
-        let Some(count) = self.shared.get_mut(shared) else { return false };
-        *count -= 1;
-        if *count == 0 {
-            self.shared.remove(shared);
-            return true;
-        }
-        false
-    }
-
     /// Whose a frontend is shows in the view of all clients, which every Service has: one that has
     /// no view of its own for clients outside has them in that one.
     fn is_taken(&self, claim: &Claim) -> bool {
@@ -335,9 +362,7 @@ impl TableProgram {
 /// Whether the set has ports of the same address and protocol within the range.
 fn overlaps(set: &Set, key: &Tuple) -> bool {
     let Some((Value::PortRange(first, last), place)) = key.split_last() else { return false };
-    let there = set.elements.range(place.to_vec()..);
-    let mut there = there.map(|(key, _)| key).take_while(|key| key.starts_with(place));
-    there.any(|key| match key.last() {
+    set.elements.starting_with(place).any(|(key, _)| match key.last() {
         Some(Value::PortRange(other_first, other_last)) => {
             first <= other_last && other_first <= last
         }

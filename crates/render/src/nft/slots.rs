@@ -61,9 +61,7 @@ pub fn assign(frontend: &Tuple, shares: &Shares, present: Option<&Set>) -> Vec<(
 
 /// The elements of one frontend.
 pub fn elements_of(set: &Set, frontend: &Tuple) -> impl Iterator<Item = (Tuple, Datum)> {
-    let from = set.elements.range(frontend.clone()..);
-    from.take_while(|(key, _)| key.starts_with(frontend))
-        .map(|(key, datum)| (key.clone(), datum.clone()))
+    set.elements.starting_with(frontend)
 }
 
 /// The endpoints of one frontend by slot.

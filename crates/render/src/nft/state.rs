@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::NftOp;
-use super::language::{BaseChain, Chain, Datum, Name, Rule, Set, SetSpec, Table, TableId, Tuple};
+use super::language::{
+    BaseChain, Chain, DataType, Datum, Name, Rule, Set, SetSpec, Table, TableId, Tuple,
+};
+use super::packed::Elements;
 use crate::OpError;
 
 /// What is: our tables. Absent: no table.
@@ -207,7 +210,10 @@ impl Work {
                 }
                 (Undo::Element(set, key, old), Some(table)) => {
                     if let Some(set) = table.sets.get_mut(&set) {
-                        restore(&mut set.elements, key, old);
+                        match old {
+                            Some(old) => drop(set.elements.insert(&key, &old)),
+                            None => drop(set.elements.remove(&key)),
+                        }
                     }
                 }
                 (_, None) => {}
@@ -249,7 +255,8 @@ impl Work {
             .flat_map(|(_, chain)| &chain.rules)
             .flat_map(|rule| rule.statements().unwrap_or_default())
             .any(|statement| statement.target() == Some(name));
-        let by_element = table.sets.values().flat_map(|set| set.elements.values()).any(
+        let of_verdicts = table.sets.values().filter(|set| set.spec.data == DataType::Verdict);
+        let by_element = of_verdicts.flat_map(|set| set.elements.values()).any(
             |datum| matches!(datum, Datum::Verdict(verdict) if verdict.target() == Some(name)),
         );
         if by_rule || by_element {
@@ -266,7 +273,7 @@ impl Work {
         if table.sets.contains_key(name) {
             return Err((EEXIST, "it exists".into()));
         }
-        let set = Set { spec: spec.clone(), elements: BTreeMap::new() };
+        let set = Set { spec: spec.clone(), elements: Elements::new() };
         table.sets.insert(name.clone(), set);
         self.undo.push(Undo::Set(name.clone(), None));
         Ok(())
@@ -309,7 +316,7 @@ impl Work {
         {
             return Err((ENOTEMPTY, format!("{key:?} overlaps with {other:?}")));
         }
-        set.elements.insert(key.clone(), datum.clone());
+        set.elements.insert(key, datum);
         self.undo.push(Undo::Element(name.clone(), key.clone(), None));
         Ok(())
     }

@@ -269,11 +269,11 @@ fn write_set(f: &mut fmt::Formatter<'_>, name: &str, set: &Set) -> fmt::Result {
     if let Some(size) = set.spec.filled_by_packets_max {
         writeln!(f, "\t\tsize {size}\n\t\tflags dynamic,timeout")?;
     }
-    for (key, datum) in &set.elements {
-        write!(f, "\t\t{}", tuple_text(key))?;
+    for (key, datum) in set.elements.iter() {
+        write!(f, "\t\t{}", tuple_text(&key))?;
         match datum {
             Datum::Member => writeln!(f)?,
-            Datum::Values(values) => writeln!(f, " : {}", tuple_text(values))?,
+            Datum::Values(values) => writeln!(f, " : {}", tuple_text(&values))?,
             Datum::Verdict(verdict) => writeln!(f, " : {verdict}")?,
         }
     }

@@ -516,7 +516,7 @@ impl<'a> Walk<'a> {
                 self.verdict_of(&key, map)?
             }
             Statement::Load { key, map } => {
-                self.loaded = self.find(key, map)?.and_then(endpoint_of);
+                self.loaded = self.find(key, map)?.as_ref().and_then(endpoint_of);
                 condition(self.loaded.is_some())
             }
             _ => self.act(statement, by_destination)?,
@@ -575,19 +575,19 @@ impl<'a> Walk<'a> {
 
     fn verdict_of(&self, key: &Tuple, map: &str) -> Result<Step, TraceError> {
         Ok(match self.entry(key, map)? {
-            Some(Datum::Verdict(verdict)) => Step::Verdict(verdict.clone()),
+            Some(Datum::Verdict(verdict)) => Step::Verdict(verdict),
             _ => Step::NoMatch,
         })
     }
 
-    fn find(&mut self, key: &[Field], set: &str) -> Result<Option<&'a Datum>, TraceError> {
+    fn find(&mut self, key: &[Field], set: &str) -> Result<Option<Datum>, TraceError> {
         match self.tuple(key) {
             Some(key) => self.entry(&key, set),
             None => Ok(None),
         }
     }
 
-    fn entry(&self, key: &Tuple, set: &str) -> Result<Option<&'a Datum>, TraceError> {
+    fn entry(&self, key: &Tuple, set: &str) -> Result<Option<Datum>, TraceError> {
         Ok(self.set(set)?.find(key))
     }
 
