@@ -13,6 +13,9 @@ const PATTERN_CLASSES: &[usize] = &[4 * 1024, 16 * 1024, 64 * 1024, MAX_PATTERN_
 /// Compiled bytes of a pattern that cost as much as one step for ten characters of text.
 const PATTERN_BYTES_A_STEP: usize = 160;
 
+/// Bytes of a name that cost one step more.
+const NAME_BYTES_A_STEP: usize = 100;
+
 /// Counts what an evaluation costs.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
@@ -34,6 +37,11 @@ impl Meter {
     pub(super) fn charge(&mut self, steps: usize) -> Result<(), Error> {
         self.spent = self.spent.saturating_add(u64::try_from(steps).unwrap_or(u64::MAX));
         if self.spent > PER_CALL_LIMIT { Err(Error::CostLimit) } else { Ok(()) }
+    }
+
+    /// A step by a name: long ones take longer to compare.
+    pub(super) fn charge_name(&mut self, length: usize) -> Result<(), Error> {
+        self.charge(1 + length / NAME_BYTES_A_STEP)
     }
 
     /// Walking a text once.

@@ -29,11 +29,16 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     fn value(&mut self, expr: &'a Expr) -> Said<'a> {
         match &expr.kind {
-            Kind::Literal(literal) => Ok(literal.value()),
+            Kind::Literal(literal) => {
+                if let Literal::Bytes(octets) = literal {
+                    self.meter.charge_text(octets.len())?;
+                }
+                Ok(literal.value())
+            }
             Kind::Name(name) => self.name(name),
             Kind::Select { of, field, is_optional } => self.select(of, field, *is_optional),
             Kind::Has { of, field } => {
-                self.meter.charge(1)?;
+                self.meter.charge_name(field.len())?;
                 let of = match self.value(of)? {
                     Value::Optional(None) => return Ok(Value::Bool(false)),
                     Value::Optional(Some(inner)) => (*inner).clone(),
@@ -57,7 +62,7 @@ impl<'a> Machine<'a> {
     }
 
     fn name(&mut self, name: &str) -> Said<'a> {
-        self.meter.charge(1)?;
+        self.meter.charge_name(name.len())?;
         if let Some((_, value)) = self.scope.iter().rev().find(|(known, _)| *known == name) {
             return Ok(value.clone());
         }
@@ -90,7 +95,7 @@ impl<'a> Machine<'a> {
     }
 
     fn select(&mut self, of: &'a Expr, field: &str, is_optional: bool) -> Said<'a> {
-        self.meter.charge(1)?;
+        self.meter.charge_name(field.len())?;
         let (of, is_optional) = match self.value(of)? {
             Value::Optional(None) => return Ok(Value::Optional(None)),
             Value::Optional(Some(inner)) => ((*inner).clone(), true),
@@ -143,7 +148,7 @@ impl<'a> Machine<'a> {
             Value::Optional(Some(inner)) => (&**inner, true),
             other => (other, is_optional),
         };
-        let key = index.key().ok_or_else(|| Error::new("no such overload"))?;
+        let key = self.key(index)?.ok_or_else(|| Error::new("no such overload"))?;
         let found = match (of, &key) {
             (Value::List(list), Key::Number(place)) => {
                 usize::try_from(*place).ok().and_then(|place| list.get(place))
@@ -157,6 +162,21 @@ impl<'a> Machine<'a> {
             (None, false, Value::List(_)) => Err(Error::new(format!("index out of bounds: {key}"))),
             (None, false, _) => Err(Error::new(format!("no such key: {key}"))),
         }
+    }
+
+    /// A value as a key, which copies its text.
+    fn key(&mut self, value: &Value<'a>) -> Result<Option<Key>, Error> {
+        if let Value::Text(text) = value {
+            self.meter.charge_text(text.len())?;
+        }
+        Ok(value.key())
+    }
+
+    /// The keys of a map, copied.
+    fn keys(&mut self, map: &Map<'a>) -> Result<Vec<Key>, Error> {
+        let keys = map.keys();
+        self.meter.charge_text(keys.iter().map(Key::size).sum())?;
+        Ok(keys)
     }
 
     /// Whether two values are equal. Sets and lists with keys are so in whatever order they stand.
@@ -207,7 +227,7 @@ impl<'a> Machine<'a> {
         if one.len() != other.len() {
             return Ok(false);
         }
-        for key in one.keys() {
+        for key in self.keys(one)? {
             let (Some(item), Some(against)) = (one.get(&key), other.get(&key)) else {
                 return Ok(false);
             };
@@ -241,7 +261,10 @@ impl<'a> Machine<'a> {
                 }
                 Ok(false)
             }
-            Value::Map(map) => Ok(wanted.key().is_some_and(|key| map.get(&key).is_some())),
+            Value::Map(map) => {
+                let key = self.key(wanted)?;
+                Ok(key.is_some_and(|key| map.get(&key).is_some()))
+            }
             _ => Err(Error::new("no such overload")),
         }
     }
@@ -324,8 +347,8 @@ impl<'a> Machine<'a> {
         self.meter.charge(cost::MAP)?;
         let mut made = BTreeMap::new();
         for entry in entries {
-            let key = self.value(&entry.key)?.key();
-            let key = key.ok_or_else(|| Error::new("unsupported key type"))?;
+            let key = self.value(&entry.key)?;
+            let key = self.key(&key)?.ok_or_else(|| Error::new("unsupported key type"))?;
             let value = match (self.value(&entry.value)?, entry.is_optional) {
                 (Value::Optional(None), true) => continue,
                 (Value::Optional(Some(inner)), true) => (*inner).clone(),
@@ -360,7 +383,7 @@ impl<'a> Machine<'a> {
 
     fn walk(&mut self, fold: &'a Fold, over: &Value<'a>) -> Said<'a> {
         let keys = match over {
-            Value::Map(map) => map.keys(),
+            Value::Map(map) => self.keys(map)?,
             Value::List(_) => Vec::new(),
             _ => return Err(Error::new("no such overload")),
         };
@@ -426,7 +449,7 @@ impl<'a> Machine<'a> {
             }
             How::Map | How::TransformList => gathered.items.push(self.value(&fold.body)?),
             How::TransformMap => {
-                let key = key.key().ok_or_else(|| Error::new("unsupported key type"))?;
+                let key = self.key(&key)?.ok_or_else(|| Error::new("unsupported key type"))?;
                 let value = self.value(&fold.body)?;
                 insert(&mut gathered.entries, key, value)?;
             }
@@ -435,7 +458,7 @@ impl<'a> Machine<'a> {
                     return Err(Error::new("no such overload"));
                 };
                 self.meter.charge(made.len())?;
-                for key in made.keys() {
+                for key in self.keys(&made)? {
                     if let Some(value) = made.get(&key) {
                         insert(&mut gathered.entries, key, value)?;
                     }

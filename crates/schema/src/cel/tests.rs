@@ -240,6 +240,40 @@ fn costs_are_bounded() {
     assert_eq!(said(&growing), limit);
 }
 
+/// What copies or walks a long text costs by its length, whatever the step is.
+#[test]
+fn long_texts_cost_by_their_length() {
+    let kind = Type::object([("text", Type::String), ("map", Type::map(Type::String, Type::Int))]);
+    let object = |length: usize| {
+        let text = format!("/{}", "a".repeat(length));
+        json!({"text": text.as_str(), "map": {text.as_str(): 1}})
+    };
+    let (short, long) = (object(10), object(100_000));
+    for text in [
+        "self.map.all(k, true)",
+        "self.map == dyn({'a': 1})",
+        "self.map[?self.text].hasValue()",
+        "self.text in self.map",
+        "{self.text: 1}.size() == 1",
+        "isURL(self.text)",
+        "isIP(self.text)",
+        "isCIDR(self.text)",
+        "isQuantity(self.text)",
+        "url(self.text).getEscapedPath() == ''",
+        "'%s'.format([self.map]) == ''",
+        "self.text + '' == self.text",
+        "self.text.contains('b')",
+        "self.text.size() == 1",
+        "self.text.split('/').size() == 2",
+        "self.text.matches('b')",
+        "bytes(self.text).size() == 1",
+    ] {
+        let program = Program::compile(text, &[("self", kind.clone())]).expect(text);
+        let cost = |object: &Json| program.run(&[("self", Value::of(object, &kind))]).1;
+        assert!(cost(&long) >= cost(&short) + 9_000, "{text}: {} {}", cost(&long), cost(&short));
+    }
+}
+
 /// A pattern that takes long although it is short costs so.
 #[test]
 fn a_large_pattern_costs_more_than_a_small_one() {

@@ -207,6 +207,7 @@ impl<'a> Value<'a> {
             Self::Bytes(octets) => octets.len(),
             Self::List(list) => list.len(),
             Self::Map(map) => map.len(),
+            Self::Url(url) => url.size(),
             _ => 1,
         }
     }
@@ -332,6 +333,14 @@ impl<'a> Map<'a> {
 }
 
 impl Key {
+    /// How large it is, in bytes.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len().max(1),
+            _ => 1,
+        }
+    }
+
     /// The key as a value.
     pub(super) fn value<'a>(&self) -> Value<'a> {
         match self {

@@ -25,11 +25,17 @@ pub(super) fn call<'a>(
     pattern: Option<&Pattern>,
     meter: &mut Meter,
 ) -> Said<'a> {
+    let counted =
+        text::call(name, arguments, pattern, meter).or_else(|| list::call(name, arguments, meter));
+    if let Some(said) = counted {
+        return said;
+    }
+    // All others walk what they are given once, if at all.
+    let is_walked = |value: &&Value<'_>| matches!(value, Value::Text(_) | Value::Url(_));
+    meter.charge_text(arguments.iter().filter(is_walked).map(Value::size).sum())?;
     let found = general(name, arguments)
         .or_else(|| number::call(name, arguments))
         .or_else(|| time::call(name, arguments))
-        .or_else(|| text::call(name, arguments, pattern, meter))
-        .or_else(|| list::call(name, arguments, meter))
         .or_else(|| network::call(name, arguments))
         .or_else(|| url::call(name, arguments));
     found.unwrap_or_else(|| Err(Error::new("no such overload")))

@@ -361,6 +361,7 @@ fn show(value: &Value<'_>, meter: &mut Meter, made: &mut String) -> Result<(), E
             made.push('{');
             for (index, key) in map.keys().iter().enumerate() {
                 made.push_str(if index > 0 { ", " } else { "" });
+                meter.charge_text(key.size())?;
                 made.push_str(&format!("{key}: "));
                 show(&map.get(key).unwrap_or(Value::Null), meter, made)?;
             }

@@ -72,6 +72,11 @@ fn unescape(text: &str) -> Option<String> {
 }
 
 impl Url {
+    /// How long it is, in bytes.
+    pub(in crate::cel) fn size(&self) -> usize {
+        self.scheme.len() + self.host.len() + self.port.len() + self.path.len() + self.query.len()
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let is_clean = !text.chars().any(|one| one.is_control() || one == ' ');
         if !is_clean || unescape(text).is_none() {
