@@ -230,9 +230,11 @@ impl Run {
                 return self.faults.push(Fault::invalid(field, &shown, &why));
             }
         };
-        let is_unchanged = old == Some(value);
-        if if rule.is_transition { old.is_none() && !rule.optional_old_self } else { is_unchanged }
-        {
+        let is_spared = match rule.is_transition {
+            true => old.is_none() && !rule.optional_old_self,
+            false => old == Some(value),
+        };
+        if is_spared {
             return;
         }
         let old = old.map(|old| Value::of(old, &rules.kind));
