@@ -54,9 +54,6 @@ impl Store {
         }
         let reply = ran?;
         self.follow_removals(context)?;
-        if let (Reply::Object(object), true) = (&reply, request.resource == &DEFINITION) {
-            warnings.extend(crate::definitions::warning(&object.value));
-        }
         if let Reply::Object(object) = &reply {
             warnings.extend(crate::webhooks::warnings(request.resource, &object.value));
         }
