@@ -2,7 +2,7 @@
 
 mod api;
 mod attach;
-mod certificates;
+pub mod certificates;
 mod hooks;
 mod host_image;
 mod images;

@@ -10,11 +10,16 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::images::tests::{Directory, What, configuration, gzip, tar, zstd};
+use crate::tests::certificates::Authority;
 
 /// What the registry has, by path, and what it was asked, with who asked.
 #[derive(Default)]
@@ -33,20 +38,33 @@ struct Registry(Arc<Mutex<Content>>);
 impl Registry {
     /// Serves on a port of loopback until the test's runtime ends.
     async fn start(&self) -> String {
+        self.serve(None).await
+    }
+
+    /// The same, by TLS with this certificate and key.
+    async fn serve(&self, tls: Option<TlsAcceptor>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let address = listener.local_addr().expect("an address").to_string();
         let (registry, own) = (self.clone(), address.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (registry, own) = (registry.clone(), own.clone());
+                let (registry, own, tls) = (registry.clone(), own.clone(), tls.clone());
                 let service = service_fn(move |request| {
                     let answer = registry.answer(&request, &own);
                     async move { Ok::<_, Infallible>(answer) }
                 });
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service),
-                );
+                tokio::spawn(async move {
+                    let server = hyper::server::conn::http1::Builder::new();
+                    match tls {
+                        None => {
+                            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                        }
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                        }
+                    }
+                });
             }
         });
         address
@@ -201,6 +219,42 @@ async fn a_mirror_is_asked_first_and_the_registry_when_it_has_nothing() {
     };
     assert_eq!(mirror.with(tags), ["/v2/shop/web/manifests/2", "/v2/shop/web/manifests/1"]);
     assert_eq!(registry.with(tags), ["/v2/shop/web/manifests/1"]);
+}
+
+#[tokio::test]
+async fn a_registry_by_tls_is_trusted_by_its_authority_alone() {
+    let directory = Directory::new("tls");
+    let store = directory.store();
+    let authority = Authority::new(&directory.0.join("pki"));
+    let issued = authority.issue("registry", Some("127.0.0.1"));
+    let certificate = CertificateDer::from_pem_file(issued.certificate).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(issued.key).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .expect("a configuration");
+    let registry = Registry::default();
+    registry.put("shop/web", "1", &layers());
+    let host = registry.serve(Some(TlsAcceptor::from(Arc::new(config)))).await;
+    // Nothing answers at the registry itself: its name has no address (RFC 6761).
+    let name = reference("registry.invalid/shop/web:1");
+    let mirrors: BTreeMap<String, Vec<String>> =
+        [(name.registry.clone(), vec![format!("https://{host}")])].into();
+    let file = directory.0.join("registries.json");
+    let text = json!({"mirrors": &mirrors, "authorities": [authority.file()]});
+    let strangers = Settings { mirrors, ..Settings::default() };
+    pull(&store, &name, &strangers, &[]).await.expect_err("nobody knows its authority");
+    assert_eq!(registry.with(|all| all.asked.len()), 0, "nothing was asked");
+    fs::write(&file, text.to_string()).expect("written");
+    let settings = Settings::read(&file).expect("settings");
+    pull(&store, &name, &settings, &[]).await.expect("pulled");
+    fs::write(&file, r#"{"mirors": {}}"#).expect("written");
+    let error = Settings::read(&file).expect_err("a mistake");
+    assert!(error.contains("mirors"), "{error}");
+    assert_eq!(Settings::read(&directory.0.join("none")), Ok(Settings::default()));
 }
 
 #[tokio::test]
