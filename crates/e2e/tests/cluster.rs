@@ -116,6 +116,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("killed_processes_come_back_and_lose_nothing", kills::kills),
     ("a_cluster_comes_back_after_a_power_cut", kills::power_cut),
     ("a_stopped_cluster_comes_back_with_its_objects", kills::keep),
+    ("a_stopped_cluster_comes_back_with_the_data_of_claims", claims::data_outlives_a_stop),
 ];
 
 fn main() -> ExitCode {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::flatnet;
 use e2e::eventually;
 
 use super::kubectl::clients;
@@ -76,6 +77,23 @@ pub fn data_outlives_pods(world: &World) -> Result<()> {
         ensure!(left == 0, "{left} directories are left");
         let volumes = cluster.kubectl(&["get", "pv"])?;
         ensure!(!volumes.contains("claims/data-db"), "{volumes}");
+        Ok(())
+    })?;
+    cluster.kubectl(&["delete", "namespace", NAMESPACE]).map(drop)
+}
+
+/// What a claim holds is there when a cluster that was stopped comes back.
+pub fn data_outlives_a_stop(world: &World) -> Result<()> {
+    let cluster = &world.cluster;
+    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+    cluster.apply(SET)?;
+    cluster.pod_ready(NAMESPACE, "db-1")?;
+    cluster.exec(NAMESPACE, "db-0", &["sh", "-c", "echo kept >> /data/log"])?;
+    flatnet(&["down", "--name", &cluster.name, "--keep"])?;
+    flatnet(&["up", "--name", &cluster.name])?;
+    eventually("the pod is back with its data", SOON, || {
+        let log = cluster.exec(NAMESPACE, "db-0", &["cat", "/data/log"])?;
+        ensure!(log == "start\nkept\nstart\n", "{log:?}");
         Ok(())
     })?;
     cluster.kubectl(&["delete", "namespace", NAMESPACE]).map(drop)
