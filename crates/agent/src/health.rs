@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::acceleration::AccelerationStatus;
 use crate::addressing::{Addressing, Refusal};
 use crate::conntrack::ConntrackFill;
 use crate::feed::bind;
@@ -95,6 +96,8 @@ pub struct AgentStatus {
     pub forwarding: ForwardingStatus,
     /// How full the maps of Services in eBPF are; empty where there are none.
     pub ebpf_maps: Vec<MapRow>,
+    /// Whether the driver of the uplink sends on packets of Services; none where nobody asked.
+    pub service_acceleration: Option<AccelerationStatus>,
     /// How full the node's connection tracking is; none where nothing is tracked.
     pub conntrack: Option<ConntrackFill>,
     /// What is wrong, a sentence each.
@@ -293,14 +296,19 @@ async fn respond(uri: &Uri, source: &Source) -> Response<Full<Bytes>> {
         ("/metrics", _) => {
             let maps = fill::metrics(&fill::rows(source.maps).await);
             let flows = ConntrackFill::read().map(|fill| fill.metrics()).unwrap_or_default();
+            let accelerated = status.service_acceleration.clone().map(AccelerationStatus::counted);
+            let accelerated = accelerated.map(|it| it.metrics()).unwrap_or_default();
             let text = metrics::text(&status, &measures()) + &source.names.metrics();
-            (StatusCode::OK, text + &maps + &flows)
+            (StatusCode::OK, text + &maps + &flows + &accelerated)
         }
         ("/status", Audience::Root) => {
             let ebpf_maps = fill::rows(source.maps).await;
             let conntrack = ConntrackFill::read();
             let dns_fast_path = source.names.status();
-            json(&AgentStatus { dns_fast_path, ebpf_maps, conntrack, ..status })
+            let accelerated = status.service_acceleration.clone();
+            let service_acceleration = accelerated.map(AccelerationStatus::counted);
+            let counted = AgentStatus { dns_fast_path, ebpf_maps, conntrack, ..status };
+            json(&AgentStatus { service_acceleration, ..counted })
         }
         ("/network", Audience::Root) => ask_loop(source, Question::Network).await,
         ("/services", Audience::Root) => ask_loop(source, Question::Services).await,

@@ -13,6 +13,7 @@
 //!
 //! One thread. What happens is decided in `reconcile`; nothing here decides.
 
+mod acceleration;
 mod addressing;
 mod blocks;
 mod conntrack;
@@ -51,6 +52,7 @@ use tokio::task::JoinSet;
 
 pub use kernel::service_backend;
 
+pub use acceleration::AccelerationStatus;
 pub use conntrack::ConntrackFill;
 pub use fill::MapRow;
 pub use forwarding::ForwardingStatus;

@@ -18,6 +18,7 @@ use render::inventory::Row;
 use render::{Kernel, Op, OpError};
 use tokio::sync::mpsc;
 
+use crate::acceleration::AccelerationStatus;
 use crate::blocks::{Claimed, View};
 use crate::conntrack::{Conntrack, ConntrackFill};
 use crate::edges::Edges;
@@ -384,9 +385,15 @@ impl Agent {
             dns_fast_path: FastPathStatus::default(),
             forwarding: self.forwarding.status(),
             ebpf_maps: Vec::new(),
+            service_acceleration: self.acceleration(),
             conntrack: None,
             problems,
         }
+    }
+
+    fn acceleration(&self) -> Option<AccelerationStatus> {
+        let uplink = self.facts.clone().unwrap_or_default();
+        AccelerationStatus::new(&self.options.config, &uplink, self.kernel.uplink_program())
     }
 
     /// What the API shall be told.
@@ -457,6 +464,8 @@ impl Agent {
         let kernel = self.lacking.condition(status.converged);
         let conditions = self.paths.condition().into_iter().chain(kernel);
         let conditions = conditions.chain(self.forwarding.condition());
+        let accelerated = self.acceleration().map(|status| status.condition());
+        let conditions = conditions.chain(accelerated);
         let conditions = conditions.chain(self.conntrack.condition()).collect();
         Report { network, conditions, annotations: self.annotations(), notes }
     }

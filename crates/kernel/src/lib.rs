@@ -12,6 +12,7 @@ pub mod wireguard;
 use model::{EbpfMapSizes, ServiceBackend};
 use render::{Kernel, Observed, Op, OpError};
 
+use render::ebpf::node::UplinkProgram;
 use render::iptables::{IptablesObserved, IptablesOp};
 
 use bpf::node::NodeServices;
@@ -113,6 +114,11 @@ impl Linux {
     /// When the kernel cannot be asked.
     pub fn follow_links(&mut self, link: &str) -> Result<Option<bool>, OpError> {
         self.ebpf.follow_links(link)
+    }
+
+    /// What comes before the stack at the uplink ([`NodeServices::uplink`]).
+    pub fn uplink_program(&self) -> Option<&UplinkProgram> {
+        self.ebpf.uplink()
     }
 
     /// Removes all of IPVS at once; [`Kernel::apply`] would let connections go on.

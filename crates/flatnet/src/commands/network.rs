@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use agent::{AgentStatus, ForwardingStatus, MapRow, PathRow};
+use agent::{AccelerationStatus, AgentStatus, ForwardingStatus, MapRow, PathRow};
 use anyhow::Result;
 use model::{DnsFastPath, PortRange};
 use render::inventory::{Row, RowKind};
@@ -150,6 +150,7 @@ fn status_text(reports: &[NodeReport]) -> String {
     });
     let header = ["NODE", "FORWARDING", "PODS", "PODS BY KERNEL", "REMOTE RANGES", "WHY"];
     tables.extend(shown(header, &forwarding));
+    tables.extend(acceleration_text(reports));
     tables.extend(maps_text(reports));
     let paths = cells(reports, |node, status| {
         status.paths.iter().map(|path| path_cells(node, path)).collect()
@@ -216,6 +217,18 @@ fn forwarding_cells(node: &str, forwarding: &ForwardingStatus) -> [String; 6] {
     let counts = [forwarding.pods, forwarding.pods_by_kernel, forwarding.remotes];
     let [pods, by_kernel, remotes] = counts.map(|count| count.to_string());
     [node.into(), path.into(), pods, by_kernel, remotes, forwarding.reason.clone()]
+}
+
+/// Whether drivers of uplinks send on packets of Services.
+fn acceleration_text(reports: &[NodeReport]) -> Option<String> {
+    let accelerated = cells(reports, |node, status| {
+        let row = |it: &AccelerationStatus| {
+            let state = if it.native { "native" } else { "off" };
+            [node.into(), it.uplink.clone(), state.into(), it.sent.to_string(), it.reason.clone()]
+        };
+        status.service_acceleration.iter().map(row).collect()
+    });
+    shown(["NODE", "UPLINK", "XDP", "SENT ON", "WHY"], &accelerated)
 }
 
 /// How full the maps of Services are. Empty ones tell nothing.
@@ -332,6 +345,31 @@ mod tests {
         let text = status_text(&[node]);
         assert!(words(&text).contains("node1 flows 12 1024"), "{text}");
         assert!(!text.contains("maglev"), "{text}");
+    }
+
+    #[test]
+    fn the_status_shows_whether_the_uplinks_driver_sends_on() {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut node = report(false);
+        assert!(!status_text(std::slice::from_ref(&node)).contains("XDP"), "nobody asked for it");
+        let native = AccelerationStatus {
+            uplink: "eth0".into(),
+            native: true,
+            sent: 12,
+            ..AccelerationStatus::default()
+        };
+        let off = AccelerationStatus {
+            uplink: "eth0".into(),
+            reason: "its driver has no XDP".into(),
+            ..AccelerationStatus::default()
+        };
+        for (status, expected) in
+            [(native, "node1 eth0 native 12"), (off, "node1 eth0 off 0 its driver has no XDP")]
+        {
+            node.status.service_acceleration = Some(status);
+            let text = status_text(std::slice::from_ref(&node));
+            assert!(words(&text).contains(expected), "{text}");
+        }
     }
 
     #[test]

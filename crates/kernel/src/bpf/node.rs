@@ -103,6 +103,13 @@ impl NodeServices {
         !is_nothing && self.read().is_ok_and(|present| present != self.last)
     }
 
+    /// What comes before the stack at the uplink, as it was read or written last; `None` until this
+    /// process has brought the links to something.
+    pub fn uplink(&self) -> Option<&UplinkProgram> {
+        let packets = self.last.packets.as_ref()?;
+        packets.place.as_ref().map(|_| &packets.uplink)
+    }
+
     /// Carries out one op.
     ///
     /// # Errors

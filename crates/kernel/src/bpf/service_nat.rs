@@ -129,6 +129,16 @@ pub fn is_present(file_system: &Path) -> bool {
     file_system.join("flatnet").join(format!("{DIRECTORY_PREFIX}{FLOWS_VERSION}")).exists()
 }
 
+/// Frames that were sent on before the stack of this node since the maps were made; `None` where no
+/// program of that kind was loaded.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn frames_sent(file_system: &Path) -> Result<Option<u64>, OpError> {
+    let directory = file_system.join("flatnet").join(format!("{DIRECTORY_PREFIX}{FLOWS_VERSION}"));
+    uplink::read_sent(&directory.join("maps"))
+}
+
 /// Unpins the programs: they were loaded with maps of Services that are gone. Attached ones work
 /// on until others replace them.
 ///

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use kernel::bpf::fill::{MapFill, fill};
 use kernel::bpf::node::{NodeServices, missing};
+use kernel::bpf::service_nat::frames_sent;
 use model::ServiceAcceleration;
 use model::layout::POD_LINK_ALIAS_PREFIX;
 use netlink::{LinkChange, Netlink};
 use nix::mount::{MntFlags, umount2};
-use render::ebpf::node::{LinkPrograms, NodeObserved, NodeProgram, Place, Sockets, diff_node};
+use render::ebpf::node::{
+    LinkPrograms, NodeObserved, NodeProgram, Place, Sockets, UplinkProgram, diff_node,
+};
 use render::ebpf::{EbpfProgram, NodeOp, Sizes, View};
 
 use crate::lab::{Mode, PATIENCE, TestPod, pod_ranges};
@@ -197,6 +200,28 @@ fn connections_outlive_the_file_system_of_the_pins() {
     assert_eq!(ask("known connections go on"), before);
     assert!(bare.ask(), "new ones are answered");
     assert_eq!(bare.bring(true), 0, "nothing is left to do");
+}
+
+/// Issue 4: operators learn whether the uplink's driver sends on, and why not.
+#[test]
+fn whether_the_uplink_sends_on_is_known() {
+    let mut bare = Bare::new();
+    let file_system = bare.scene.node.file_system.clone();
+    assert_eq!(bare.services.uplink(), None, "nothing is known yet");
+    let mut bring = |acceleration| {
+        bare.program.place.acceleration = acceleration;
+        bare.bring(true);
+        bare.observe();
+        bare.services.uplink().cloned().expect("links were brought to something")
+    };
+    assert_eq!(bring(ServiceAcceleration::Disabled), UplinkProgram::Absent);
+    assert_eq!(frames_sent(&file_system).expect("the pins"), None, "nothing was loaded for it");
+    assert_eq!(bring(ServiceAcceleration::Native), UplinkProgram::Attached);
+    assert_eq!(frames_sent(&file_system).expect("the counter"), Some(0));
+    let UplinkProgram::Refused(reason) = bring(ServiceAcceleration::BestEffort) else {
+        panic!("best effort leaves out a veth");
+    };
+    assert!(reason.contains("eth0 is a veth"), "{reason}");
 }
 
 /// another configuration of sizes has other maps, and nobody notices: connections go on.

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use kernel::bpf::service_nat::{Options, ServiceNat, Wanted, XDP_PASS, XDP_TX};
+use kernel::bpf::service_nat::{Options, ServiceNat, Wanted, XDP_PASS, XDP_TX, frames_sent};
 use kernel::bpf::services::EbpfDriver;
 use kernel::bpf::{Passage, Program};
 use model::{MacAddress, ServiceAcceleration};
@@ -68,7 +68,11 @@ impl Fast {
     }
 
     fn sent(&self) -> u64 {
-        self.scene.nat.sent_at_uplink().expect("the counter")
+        let sent = self.scene.nat.sent_at_uplink().expect("the counter");
+        // Whoever has not loaded the programs reads the same.
+        let read = frames_sent(&self.scene.node.file_system).expect("the counter");
+        assert_eq!(read, Some(sent));
+        sent
     }
 
     /// Through both programs of tc and, in between, the stack.

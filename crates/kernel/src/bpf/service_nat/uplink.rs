@@ -102,9 +102,7 @@ impl Uplink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub(super) fn sent(&self) -> Result<u64, OpError> {
-        let values =
-            self.sent.get(&0, 0).map_err(|error| refused("read what XDP has sent", &error))?;
-        Ok(values.iter().sum())
+        sum(&self.sent)
     }
 
     /// Runs the program on one frame as if it came by a link: what it answers, and the frame as it
@@ -138,6 +136,22 @@ pub(super) fn attached(links: &Path) -> Result<Vec<u32>, OpError> {
         name.strip_suffix(NAME)?.strip_suffix('-')?.parse().ok()
     };
     Ok(entries.iter().filter_map(index).collect())
+}
+
+/// How many frames the programs of this node sent on; `None` where none was loaded.
+pub(super) fn read_sent(maps: &Path) -> Result<Option<u64>, OpError> {
+    let path = maps.join(SENT);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let opened = open_sent(&path)
+        .map_err(|error| refused(&format!("open the map {}", path.display()), &error))?;
+    sum(&opened).map(Some)
+}
+
+fn sum(sent: &PerCpuArray<MapData, u64>) -> Result<u64, OpError> {
+    let values = sent.get(&0, 0).map_err(|error| refused("read what XDP has sent", &error))?;
+    Ok(values.iter().sum())
 }
 
 /// Detaches the program: frames take the path of tc.
