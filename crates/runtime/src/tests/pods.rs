@@ -242,12 +242,14 @@ fn containers_of_a_pod_share_network_and_volumes_but_not_processes() {
 fn an_image_that_does_not_exist_is_said_so() {
     on_node("image", |node: Node| async move {
         let _runtime = node.start();
-        let spec = json!({"containers": [{"name": "main", "image": "nginx:1.27"}]});
+        let spec = json!({"containers": [{"name": "main", "image": "localhost/none:1"}]});
         node.api.create_pod("pull", spec);
         let refused = |pod: &Value| {
             let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
             waiting["reason"] == "ErrImagePull"
-                && waiting["message"].as_str().is_some_and(|text| text.contains("localhost/host"))
+                && waiting["message"]
+                    .as_str()
+                    .is_some_and(|text| text.contains("flatnet image load"))
         };
         node.api.until_pod("pull", "refused", refused).await;
         node.api.delete_pod("pull", 30);
