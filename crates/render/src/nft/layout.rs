@@ -563,14 +563,16 @@ impl Builder<'_> {
         forward.push(services.clone());
         self.add_base("filter-forward", ChainType::Filter, Hook::Forward, forward);
         let mut output = guard.on_output();
-        output.extend(self.dns_guard());
+        // DNS first: what is refused at its address is no Service.
+        let mut judged = self.dns_guard();
+        judged.push(services);
         // IPVS itself refuses who comes to a server that only waits for its last connections.
         match layout.role {
             Role::BeforeIpvs => {
                 let chain = "filter-output-before-ipvs";
-                self.add_base(chain, ChainType::Filter, Hook::Output, vec![services]);
+                self.add_base(chain, ChainType::Filter, Hook::Output, judged);
             }
-            Role::Backend | Role::Beside | Role::BesideEbpf => output.push(services),
+            Role::Backend | Role::Beside | Role::BesideEbpf => output.extend(judged),
         }
         self.add_base("filter-output", ChainType::Filter, Hook::Output, output);
 
