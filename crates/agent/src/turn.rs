@@ -415,39 +415,23 @@ impl Agent {
             reason: "FlatnetFinding",
             message: found.message.clone(),
         };
-        let damage = |kind: &&'static str| Note {
+        let own = |reason: &'static str, message: String| Note {
             about: about_node.clone(),
             uid: String::new(),
-            reason: "FlatnetRepaired",
-            message: format!(
+            reason,
+            message,
+        };
+        let damage = |kind: &&'static str| {
+            let message = format!(
                 "another program changed objects of kind {kind} that flatnet keeps on this node; \
                  they were put back: the agent's log names them"
-            ),
+            );
+            own("FlatnetRepaired", message)
         };
-        let exhausted = |problem: &String| Note {
-            about: about_node.clone(),
-            uid: String::new(),
-            reason: "FlatnetPoolExhausted",
-            message: problem.clone(),
-        };
-        let lacking = |advice: &'static str| Note {
-            about: about_node.clone(),
-            uid: String::new(),
-            reason: "FlatnetKernelLacksFeature",
-            message: advice.to_owned(),
-        };
-        let by_kernel = |problem: String| Note {
-            about: about_node.clone(),
-            uid: String::new(),
-            reason: "FlatnetForwardingByKernel",
-            message: problem,
-        };
-        let pressure = |problem: String| Note {
-            about: about_node.clone(),
-            uid: String::new(),
-            reason: "FlatnetConntrackPressure",
-            message: problem,
-        };
+        let exhausted = |problem: &String| own("FlatnetPoolExhausted", problem.clone());
+        let lacking = |advice: &'static str| own("FlatnetKernelLacksFeature", advice.to_owned());
+        let by_kernel = |problem: String| own("FlatnetForwardingByKernel", problem);
+        let pressure = |problem: String| own("FlatnetConntrackPressure", problem);
         let left_out = |note: Note| Note { uid: self.uid(&note.about), ..note };
         let notes = status
             .findings
