@@ -104,7 +104,8 @@ GLOBAL int translate(struct __sk_buff *skb, const struct segment *segment,
 }
 
 /* Whether the client's port leads to this endpoint already, by another frontend: the endpoint
- * would take both for one connection.
+ * would take both for one connection. One that is over is in nobody's way: what may still come of
+ * it is answered by whom the ports belong to now.
  */
 GLOBAL int is_taken(const struct flow_key *own, const struct flow *flow, __u32 now)
 {
@@ -121,7 +122,8 @@ GLOBAL int is_taken(const struct flow_key *own, const struct flow *flow, __u32 n
 	struct flow *known = map_lookup(&flows, &key);
 	if (!known || is_leading_to(known, own->destination, own->destination_port))
 		return false;
-	return find_owner(&key, known, now) != NULL;
+	struct flow *owner = find_owner(&key, known, now);
+	return owner && !has_closed(owner);
 }
 
 /* Leads a new flow to an endpoint, by what the Service says. */

@@ -351,6 +351,32 @@ fn a_clients_port_leads_to_an_endpoint_by_one_frontend_at_a_time() {
     assert_eq!(found, Some(pod_addresses(1, 13)[0]));
 }
 
+/// A client's port that led to an endpoint by one frontend may do so by another when that connection
+/// is over: the client's system gives it away again at once, and sends each SYN in vain otherwise.
+#[test]
+fn a_clients_port_may_lead_to_an_endpoint_by_another_frontend_afterwards() {
+    let mut bench = Bench::new();
+    for frontend in [Frontend::CLUSTER_IP, Frontend::LOCAL_NODE_PORT] {
+        bench.scene.serve(frontend, &[pod_addresses(1, 12)]);
+    }
+    for family in FAMILIES {
+        let frontends =
+            [Frontend::CLUSTER_IP, Frontend::LOCAL_NODE_PORT].map(|one| one.address(family));
+        let client = bench.client(family, CLIENT_PORT);
+        for target in [frontends[0], frontends[1], frontends[0]] {
+            let exchange = |flags| {
+                let asked = segment(bench.pod.1, TCP, (client, target), flags);
+                assert_eq!(bench.enter(bench.pod, &asked).destination, endpoint(family));
+                let answer = segment([9; 6], TCP, (endpoint(family), client), flags | ACK);
+                assert_eq!(bench.leave(bench.pod, &answer).source, target);
+            };
+            exchange(SYN);
+            exchange(FIN | ACK);
+        }
+    }
+    assert_eq!(bench.scene.counter("nat_drop_taken"), 0);
+}
+
 /// S-10 for masqueraded flows: without a free port the flow is dropped and counted.
 #[test]
 fn a_flow_without_a_port_is_dropped() {
