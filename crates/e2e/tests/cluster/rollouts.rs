@@ -25,6 +25,8 @@ const DRAIN_MS: u64 = 9000;
 const RATE: u64 = 150;
 /// Health checks follow what the API says within this.
 const FOLLOWED: Duration = Duration::from_secs(5);
+/// The load balancer has heard of health checks after this: it asks five times a second.
+const HEARD: Duration = Duration::from_secs(1);
 /// The node to which the load balancer and the clients outside come, the one that the pods leave,
 /// and the one that they move to.
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
@@ -96,6 +98,9 @@ fn change_all(world: &World, checks: &Checks) -> Result<()> {
     world.cluster.apply(&deployment("blue", 4, to))?;
     world.cluster.rolled_out(NAMESPACE, "rollout-blue")?;
     checks.become_those_of([0, 0, 4]).context("after the pods moved")?;
+    // Until the load balancer has asked again it sends to the node that the pods left. Those that
+    // end there answer, as long as the Service selects them.
+    std::thread::sleep(HEARD);
     for service in ["rollout", LOCAL] {
         let green = r#"{"spec": {"selector": {"color": "green"}}}"#;
         world.cluster.kubectl(&["patch", "service", "-n", NAMESPACE, service, "-p", green])?;
