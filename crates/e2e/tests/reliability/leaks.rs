@@ -27,6 +27,8 @@ const PINS_A_POD: u64 = 2;
 const SERVICES_AT_ONCE: u64 = 5;
 /// What is given up may take this long.
 const SETTLED: Duration = Duration::from_secs(10);
+/// A node on which nothing changes for so long is at rest.
+const REST: Duration = Duration::from_secs(2);
 /// Growth of the agent's memory that is not a slope, in parts of a hundred.
 const GROWTH_PERCENT: u64 = 5;
 
@@ -34,7 +36,7 @@ pub fn come_and_go(world: &World) -> Result<()> {
     back(world)?;
     let mut pods = Pods::default();
     churn(world, &mut pods, WARM_UP)?;
-    let before = NodeState::take(&world.cluster, "node1")?;
+    let before = at_rest(world)?;
     let entries = map_entries(world)?;
     let pinned = pins(world)?;
     let agent = world.cluster.process("agent/node1")?;
@@ -56,6 +58,18 @@ pub fn come_and_go(world: &World) -> Result<()> {
     let limit = used.resident_kilobytes * (100 + GROWTH_PERCENT) / 100;
     ensure!(now.resident_kilobytes <= limit, "memory: {used:?}, {now:?}");
     check_addresses(world)
+}
+
+/// The node's state when it changes no more: the agent may hear of the last Services that went a
+/// moment after everything else is done.
+fn at_rest(world: &World) -> Result<NodeState> {
+    let mut state = NodeState::take(&world.cluster, "node1")?;
+    eventually("the node is at rest", SETTLED, || {
+        std::thread::sleep(REST);
+        let former = std::mem::replace(&mut state, NodeState::take(&world.cluster, "node1")?);
+        state.ensure_same_as(&former)
+    })?;
+    Ok(state)
 }
 
 /// The same with Services and forwarding in eBPF.
