@@ -145,6 +145,11 @@ impl Balancer {
         Ok(Self { shared, threads })
     }
 
+    /// The nodes to which it sends at the moment.
+    pub fn sends_to(&self) -> BTreeSet<IpAddr> {
+        lock(&self.shared.well).clone()
+    }
+
     /// Ends it.
     ///
     /// # Errors

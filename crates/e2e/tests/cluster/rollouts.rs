@@ -2,6 +2,7 @@
 //! while clients in the cluster, clients outside, and a load balancer outside that follows the
 //! health checks of `externalTrafficPolicy: Local` go on. Not one request may fail.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -23,10 +24,8 @@ const LOAD_S: u64 = 25;
 const DRAIN_MS: u64 = 9000;
 /// Requests a second of each load.
 const RATE: u64 = 150;
-/// Health checks follow what the API says within this.
+/// Health checks follow what the API says within this, and the load balancer them.
 const FOLLOWED: Duration = Duration::from_secs(5);
-/// The load balancer has heard of health checks after this: it asks five times a second.
-const HEARD: Duration = Duration::from_secs(1);
 /// The node to which the load balancer and the clients outside come, the one that the pods leave,
 /// and the one that they move to.
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
@@ -68,7 +67,7 @@ fn replaced_under_load(world: &World) -> Result<()> {
     checks.become_those_of([0, 4, 0])?;
     let loads = Loads::start(world, &outside)?;
     let began = Instant::now();
-    let changed = change_all(world, &checks);
+    let changed = change_all(world, &checks, &loads.balancer);
     let took = began.elapsed();
     let outcome = loads.finish();
     changed.context("under load")?;
@@ -93,14 +92,18 @@ fn replaced_under_load(world: &World) -> Result<()> {
 
 /// What happens under load. Each time the health checks say how many endpoints a node has; pods
 /// that end are none, though they still answer (KEP-1669).
-fn change_all(world: &World, checks: &Checks) -> Result<()> {
+fn change_all(world: &World, checks: &Checks, balancer: &Balancer) -> Result<()> {
     let [_, _, to] = NODES;
     world.cluster.apply(&deployment("blue", 4, to))?;
     world.cluster.rolled_out(NAMESPACE, "rollout-blue")?;
     checks.become_those_of([0, 0, 4]).context("after the pods moved")?;
     // Until the load balancer has asked again it sends to the node that the pods left. Those that
     // end there answer, as long as the Service selects them.
-    std::thread::sleep(HEARD);
+    eventually("the load balancer follows the pods", FOLLOWED, || {
+        let nodes = balancer.sends_to();
+        ensure!(nodes == BTreeSet::from([checks.nodes[2]]), "it sends to {nodes:?}");
+        Ok(())
+    })?;
     for service in ["rollout", LOCAL] {
         let green = r#"{"spec": {"selector": {"color": "green"}}}"#;
         world.cluster.kubectl(&["patch", "service", "-n", NAMESPACE, service, "-p", green])?;
