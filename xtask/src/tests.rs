@@ -29,9 +29,12 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("cni", "parallel"),
     ("cni", "moving"),
     ("cni", "power_loss"),
+    ("cni", "unattended"),
     ("flatnet", "cni"),
-    // This one needs no root, but Debian's kubectl.
+    // These need Debian's kubectl; webhooks needs root too.
     ("controlplane", "kubectl"),
+    ("controlplane", "rights"),
+    ("controlplane", "webhooks"),
     ("dnsworker", "upstream"),
     ("dnsworker", "handover"),
     ("dnsworker", "worker"),
@@ -59,6 +62,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("netlink", "rights"),
     ("testkit", "emulated"),
     ("testkit", "lab"),
+    ("toolbox", "toolbox"),
 ];
 
 /// Modules of a crate's own tests that make containers, and so need root too.
@@ -310,4 +314,47 @@ pub fn chaos(arguments: &[String]) -> Result<()> {
 
 fn is_root() -> Result<bool> {
     Ok(process::output("id", &["-u"])?.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Who writes this into a test changes namespaces or calls fetched programs, which are not
+    /// there yet while the pure tests run.
+    const NEEDS: [&str; 4] = ["unshare", "target/tools", "eeds root", "CLONE_NEW"];
+
+    fn text_of(path: &Path) -> String {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).expect("a directory").flatten();
+            return entries.map(|entry| text_of(&entry.path())).collect();
+        }
+        fs::read_to_string(path).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_pure_tests_run_needs_neither_root_nor_fetched_programs() {
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+        let mut seen = 0;
+        for package in fs::read_dir(crates).expect("crates").flatten() {
+            let Ok(tests) = fs::read_dir(package.path().join("tests")) else { continue };
+            for test in tests.flatten().map(|entry| entry.path()) {
+                let is_target = test.extension().is_some_and(|extension| extension == "rs")
+                    || test.join("main.rs").exists();
+                let name = test.file_stem().expect("a name").to_string_lossy().into_owned();
+                let package = package.file_name().to_string_lossy().into_owned();
+                if !is_target || ROOT_TESTS.contains(&(package.as_str(), name.as_str())) {
+                    continue;
+                }
+                seen += 1;
+                let text = text_of(&test);
+                let need = NEEDS.iter().find(|need| text.contains(**need));
+                assert_eq!(need, None, "{package}/{name} belongs into ROOT_TESTS");
+            }
+        }
+        assert!(seen > 20, "the tests are found");
+    }
 }

@@ -36,9 +36,10 @@ fn isolate() {
     let quiet = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, quiet, None::<&str>).expect("private mounts");
     mount(Some("bpf"), FILE_SYSTEM, Some("bpf"), MsFlags::empty(), None::<&str>).expect("pins");
-    std::fs::create_dir_all(RUN_DIRECTORY).expect("a directory");
-    mount(Some("tmpfs"), RUN_DIRECTORY, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+    // Not at the directory itself: it would have to be made, and would stay, on the machine.
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>)
         .expect("an empty directory");
+    std::fs::create_dir(RUN_DIRECTORY).expect("a directory");
 }
 
 /// Brings a node's links to Services in eBPF, as its agent does, but for sockets. Answers how many
