@@ -145,7 +145,7 @@ fn firewall_of_both(wanted: &Table, present: &Table) -> Vec<Rule> {
     let chain = ChainName::from(Fixed::Firewall);
     let mut both = wanted.chains.get(&chain).cloned().unwrap_or_default();
     for rule in present.chains.get(&chain).into_iter().flatten() {
-        let is_ours = rule.jump().is_some_and(|chain| present.chains.contains_key(chain));
+        let is_ours = matches!(rule.jump(), Some(ChainName::Keyed(Kind::Firewall, _)));
         if is_ours && !both.contains(rule) {
             both.push(rule.clone());
         }
