@@ -54,6 +54,8 @@ const KINDS: &[&str] = &[
     "v1/ServiceAccount",
     "v1/Status",
     "admissionregistration.k8s.io/v1/MutatingWebhookConfiguration",
+    "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy",
+    "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicyBinding",
     "admissionregistration.k8s.io/v1/ValidatingWebhookConfiguration",
     "apiextensions.k8s.io/v1/CustomResourceDefinition",
     "apps/v1/ControllerRevision",
@@ -61,7 +63,13 @@ const KINDS: &[&str] = &[
     "apps/v1/Deployment",
     "apps/v1/ReplicaSet",
     "apps/v1/StatefulSet",
+    "authentication.k8s.io/v1/SelfSubjectReview",
     "authentication.k8s.io/v1/TokenRequest",
+    "authentication.k8s.io/v1/TokenReview",
+    "authorization.k8s.io/v1/LocalSubjectAccessReview",
+    "authorization.k8s.io/v1/SelfSubjectAccessReview",
+    "authorization.k8s.io/v1/SelfSubjectRulesReview",
+    "authorization.k8s.io/v1/SubjectAccessReview",
     "autoscaling/v1/Scale",
     "batch/v1/CronJob",
     "batch/v1/Job",
@@ -88,6 +96,9 @@ macro_rules! apiextensions {
         "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1."
     };
 }
+
+/// Messages within messages that JSON does not show, at most.
+const MAX_EMBEDDED: usize = 2;
 
 /// Definitions that are values of their own, not messages with fields.
 const VALUES: &[(&str, &str)] = &[
@@ -221,15 +232,36 @@ impl Wire<'_> {
             return Ok((field.number.clone(), field));
         }
         let package = message.rsplit_once('.').map_or("", |(package, _)| package);
-        fields
-            .values()
-            .filter(|embedded| embedded.kind == "message" && !embedded.rust_type.contains(':'))
-            .find_map(|embedded| {
-                let inner = format!("{package}.{}", embedded.rust_type).to_lowercase();
-                let field = self.messages.get(&inner)?.get(&key)?;
-                Some((format!("{}.{}", embedded.number, field.number), field))
-            })
+        self.embedded(package, fields, &key, MAX_EMBEDDED)
             .with_context(|| format!("k8s-pb does not have {name} of {message}"))
+    }
+
+    /// The number path and the field of a name that an embedded message has.
+    fn embedded<'b>(
+        &'b self,
+        package: &str,
+        fields: &'b BTreeMap<String, WireField>,
+        key: &str,
+        depth: usize,
+    ) -> Option<(String, &'b WireField)> {
+        let depth = depth.checked_sub(1)?;
+        let messages = fields
+            .values()
+            .filter(|field| field.kind == "message" && !field.rust_type.contains(':'))
+            .filter_map(|field| {
+                let name = format!("{package}.{}", field.rust_type).to_lowercase();
+                Some((&field.number, *self.messages.get(&name)?))
+            });
+        let messages: Vec<_> = messages.collect();
+        let direct = messages.iter().find_map(|(number, inner)| {
+            inner.get(key).map(|field| (format!("{number}.{}", field.number), field))
+        });
+        direct.or_else(|| {
+            messages.iter().find_map(|(number, inner)| {
+                let (path, field) = self.embedded(package, inner, key, depth)?;
+                Some((format!("{number}.{path}"), field))
+            })
+        })
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Message {
     pub atomic: bool,
     /// Whether it may have `apiVersion` and `kind` beside its fields.
     pub typed: bool,
+    /// Its kind, as `apps/v1/Deployment`, where it is one.
+    pub kind: Option<&'static str>,
     /// Whether it is JSON only: the table does not know its form in protobuf.
     pub json_only: bool,
     /// Whether fields that it does not name are kept (`x-kubernetes-preserve-unknown-fields`);
@@ -47,9 +49,9 @@ pub struct Field {
     pub name: &'static str,
     /// Its number in protobuf.
     pub number: u32,
-    /// The number of the embedded message that has it, where Go embeds one and JSON does not
-    /// show it: a `Volume` has its sources so.
-    pub embedded_in: Option<u32>,
+    /// The numbers of the messages that have it, the outer one first, where Go embeds some and JSON
+    /// does not show them: a `Volume` has its sources so.
+    pub embedded_in: Vec<u32>,
     /// What it holds.
     pub kind: Type,
     /// Whether the schema requires it. Go writes it even when it is empty.
@@ -64,6 +66,8 @@ pub struct Field {
     pub merge_key: Option<&'static str>,
     /// Whether a strategic merge patch replaces the object whole.
     pub replaced: bool,
+    /// Whether a strategic merge patch says which members stay (`retainKeys`).
+    pub retains_keys: bool,
     /// What an absent value means.
     pub default: Option<Value>,
 }
@@ -144,6 +148,11 @@ impl Table {
         self.messages.get(place)
     }
 
+    /// All messages, in the order of their names.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
     /// All kinds, as `apps/v1/Deployment`.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.kinds.keys().copied()
@@ -168,6 +177,7 @@ impl Table {
                     None if word == "typed" => message.typed = true,
                     None if word == "json" => message.json_only = true,
                     Some(("kind", kind)) => {
+                        message.kind = Some(kind);
                         table.kinds.insert(kind, table.messages.len());
                     }
                     _ => return None,
@@ -197,14 +207,13 @@ impl Field {
         let mut words = line.trim_start().split(' ');
         let name = words.next()?;
         let number = words.next()?;
-        let (embedded_in, number) = match number.split_once('.') {
-            Some((outer, inner)) => (Some(outer.parse().ok()?), inner),
-            None => (None, number),
-        };
+        let mut path: Vec<u32> =
+            number.split('.').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+        let number = path.pop()?;
         let mut field = Self {
             name,
-            number: number.parse().ok()?,
-            embedded_in,
+            number,
+            embedded_in: path,
             kind: Type::parse(words.next()?, messages)?,
             required: false,
             explicit: false,
@@ -212,6 +221,7 @@ impl Field {
             relation: Relation::Granular,
             merge_key: None,
             replaced: false,
+            retains_keys: false,
             default: None,
         };
         for word in words {
@@ -224,8 +234,7 @@ impl Field {
                     "set" => field.relation = Relation::Set,
                     "merge" => field.merge_key = Some(""),
                     "replace" => field.replaced = true,
-                    // `$retainKeys` needs no rule: the patch itself says which keys stay.
-                    "retainKeys" => {}
+                    "retainKeys" => field.retains_keys = true,
                     _ => return None,
                 },
                 Some(("map", keys)) => field.relation = Relation::Keys(keys.split(',').collect()),
@@ -293,13 +302,14 @@ mod tests {
         assert_eq!(field("meta.v1.ObjectMeta", "finalizers").merge_key, Some(""));
         assert_eq!(field("meta.v1.ObjectMeta", "labels").relation, Relation::Granular);
         let source = field("core.v1.Volume", "configMap");
-        assert_eq!((source.embedded_in, source.number), (Some(2), 19));
+        assert_eq!((source.embedded_in, source.number), (vec![2], 19));
         assert!(field("apps.v1.DeploymentSpec", "replicas").explicit);
         assert!(!field("apps.v1.DeploymentSpec", "minReadySeconds").explicit);
         assert!(field("apps.v1.DeploymentSpec", "strategy").embedded);
         assert!(!field("apps.v1.DeploymentStrategy", "rollingUpdate").embedded);
         assert!(table.named("meta.v1.LabelSelector").expect("a message").atomic);
         assert!(field("policy.v1.PodDisruptionBudgetSpec", "selector").replaced);
+        assert!(field("core.v1.PodSpec", "volumes").retains_keys);
     }
 
     #[test]
@@ -307,14 +317,14 @@ mod tests {
         let deployment = table().kind("apps/v1", "Deployment").expect("a kind");
         assert_eq!((deployment.name, deployment.go_name()), ("apps.v1.Deployment", "Deployment"));
         assert_eq!(table().kind("apps/v1beta1", "Deployment"), None);
-        assert_eq!(table().kinds().count(), 45);
+        assert_eq!(table().kinds().count(), 53);
     }
 
     #[test]
     fn numbers_are_distinct_within_a_message() {
         for message in &table().messages {
             let mut numbers: Vec<_> =
-                message.fields.iter().map(|field| (field.embedded_in, field.number)).collect();
+                message.fields.iter().map(|field| (&field.embedded_in, field.number)).collect();
             numbers.sort_unstable();
             numbers.dedup();
             assert_eq!(numbers.len(), message.fields.len(), "{}", message.name);

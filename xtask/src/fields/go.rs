@@ -135,6 +135,8 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("apps.v1.DeploymentSpec", "strategy template"),
     ("apps.v1.ReplicaSetSpec", "template"),
     ("apps.v1.StatefulSetSpec", "template updateStrategy"),
+    ("authentication.v1.SelfSubjectReviewStatus", "userInfo"),
+    ("authentication.v1.TokenReviewStatus", "user"),
     ("batch.v1.CronJobSpec", "jobTemplate"),
     ("batch.v1.JobSpec", "template"),
     ("batch.v1.JobTemplateSpec", "metadata spec"),

@@ -5,6 +5,7 @@ mod write;
 
 pub use read::{Problem, decode};
 pub use write::{encode, encode_event, encode_list};
+pub(crate) use write::{write_bytes, write_varint_field};
 
 /// What every object in this form begins with.
 pub const MAGIC: &[u8] = b"k8s\0";
@@ -72,6 +73,22 @@ mod tests {
                 "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
                 "metadata": {"name": "n"},
                 "spec": {"renewTime": "2026-11-20T23:12:29.123456Z", "leaseTransitions": -1},
+            }),
+            json!({
+                "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+                "spec": {
+                    "user": "jane", "groups": ["a"], "extra": {"b": ["1", ""], "c": []},
+                    "resourceAttributes": {"verb": "get", "resource": "pods"},
+                },
+                "status": {"allowed": true, "reason": "so"},
+            }),
+            json!({
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": "ValidatingAdmissionPolicy",
+                "spec": {"matchConstraints": {"resourceRules": [{
+                    "resourceNames": ["a"], "operations": ["CREATE"], "apiGroups": [""],
+                    "apiVersions": ["v1"], "resources": ["pods"], "scope": "*",
+                }]}},
             }),
             json!({
                 "apiVersion": "v1", "kind": "ConfigMapList", "metadata": {"resourceVersion": "7"},

@@ -98,15 +98,15 @@ fn read_message(
     depth: usize,
 ) -> Result<Map<String, Value>, Problem> {
     let mut object = Map::new();
-    read_into(table, message, None, bytes, &mut object, depth)?;
+    read_into(table, message, &[], bytes, &mut object, depth)?;
     Ok(object)
 }
 
-/// Reads the fields of a message, or of one that is embedded in it under a number.
+/// Reads the fields of a message, or of one that is embedded in it under some numbers.
 fn read_into(
     table: &Table,
     message: &Message,
-    embedded_in: Option<u32>,
+    path: &[u32],
     bytes: &[u8],
     object: &mut Map<String, Value>,
     depth: usize,
@@ -117,16 +117,17 @@ fn read_into(
         let field = message
             .fields
             .iter()
-            .find(|field| u64::from(field.number) == number && field.embedded_in == embedded_in);
+            .find(|field| u64::from(field.number) == number && field.embedded_in == path);
         if let Some(field) = field {
             read_field(table, field, &wire, object, depth)?;
             continue;
         }
-        let outer = u32::try_from(number).ok().filter(|_| embedded_in.is_none());
-        let embeds = |outer| message.fields.iter().any(|field| field.embedded_in == Some(outer));
+        let Ok(next) = u32::try_from(number) else { continue };
+        let path = [path, &[next]].concat();
+        let embeds = message.fields.iter().any(|field| field.embedded_in.starts_with(&path));
         // What no field has comes from a newer version: Go passes over it too.
-        if let (Some(outer), Wire::Bytes(inner)) = (outer.filter(|outer| embeds(*outer)), wire) {
-            read_into(table, message, Some(outer), inner, object, depth)?;
+        if let (true, Wire::Bytes(inner)) = (embeds, wire) {
+            read_into(table, message, &path, inner, object, depth)?;
         }
     }
     Ok(())
@@ -196,8 +197,22 @@ fn read_value(table: &Table, kind: &Type, wire: &Wire<'_>, depth: usize) -> Resu
             let message = table.message(kind).ok_or(wrong_form())?;
             Value::Object(read_message(table, message, bytes, depth)?)
         }
+        (Type::List(item), Wire::Bytes(bytes)) => read_wrapped(table, item, bytes, depth)?,
         _ => return Err(wrong_form()),
     })
+}
+
+/// A list in a map: a message that has the items, as `ExtraValue` is.
+fn read_wrapped(table: &Table, item: &Type, bytes: &[u8], depth: usize) -> Result<Value, Problem> {
+    let depth = depth.checked_sub(1).ok_or(Malformed("it is nested too deeply"))?;
+    let mut items = Vec::new();
+    let mut reader = Reader(bytes);
+    while let Some((number, wire)) = reader.next()? {
+        if number == 1 {
+            items.push(read_value(table, item, &wire, depth)?);
+        }
+    }
+    Ok(Value::Array(items))
 }
 
 /// One entry of a map: key and value, an absent value being the empty one.

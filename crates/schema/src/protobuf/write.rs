@@ -77,27 +77,31 @@ fn write_message(
     message: &Message,
     members: &Map<String, Value>,
 ) -> Option<Vec<u8>> {
+    write_embedded(table, message, members, &[])
+}
+
+/// Writes the fields of a message, or of one that is embedded in it under some numbers.
+fn write_embedded(
+    table: &Table,
+    message: &Message,
+    members: &Map<String, Value>,
+    path: &[u32],
+) -> Option<Vec<u8>> {
     let mut out = Vec::new();
-    let mut embedded: Vec<(u32, Vec<u8>)> = Vec::new();
+    let mut embedded: Vec<u32> = Vec::new();
     for field in &message.fields {
         let Some(value) = members.get(field.name).filter(|value| !value.is_null()) else {
             continue;
         };
-        let Some(outer) = field.embedded_in else {
-            write_field(table, field, value, &mut out)?;
-            continue;
-        };
-        let place = match embedded.iter().position(|(number, _)| *number == outer) {
-            Some(place) => place,
-            None => {
-                embedded.push((outer, Vec::new()));
-                embedded.len() - 1
-            }
-        };
-        write_field(table, field, value, &mut embedded.get_mut(place)?.1)?;
+        match field.embedded_in.strip_prefix(path) {
+            Some([]) => write_field(table, field, value, &mut out)?,
+            Some([next, ..]) if !embedded.contains(next) => embedded.push(*next),
+            _ => {}
+        }
     }
-    for (number, bytes) in embedded {
-        write_bytes(&mut out, number, &bytes);
+    for number in embedded {
+        let inner = write_embedded(table, message, members, &[path, &[number]].concat())?;
+        write_bytes(&mut out, number, &inner);
     }
     Some(out)
 }
@@ -156,8 +160,15 @@ fn write_value(
             let inner = write_message(table, table.message(kind)?, value.as_object()?)?;
             write_bytes(out, number, &inner);
         }
-        // The former two do not occur within another list or map; the last has no numbers.
-        Type::List(_) | Type::Map(_) | Type::Own(_) => return None,
+        // A list in a map is a message that has the items, as `ExtraValue` is.
+        Type::List(item) => {
+            let mut inner = Vec::new();
+            let mut items = value.as_array()?.iter();
+            items.try_for_each(|one| write_value(table, item, one, 1, &mut inner))?;
+            write_bytes(out, number, &inner);
+        }
+        // The former does not occur within another list or map; the latter has no numbers.
+        Type::Map(_) | Type::Own(_) => return None,
     }
     Some(())
 }
@@ -178,13 +189,13 @@ fn write_single(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     write_bytes(out, number, &inner);
 }
 
-fn write_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub(crate) fn write_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     write_varint(out, u64::from(number) << 3 | BYTES);
     write_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-fn write_varint_field(out: &mut Vec<u8>, number: u32, value: u64) {
+pub(crate) fn write_varint_field(out: &mut Vec<u8>, number: u32, value: u64) {
     write_varint(out, u64::from(number) << 3 | VARINT);
     write_varint(out, value);
 }

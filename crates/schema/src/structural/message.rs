@@ -45,7 +45,7 @@ fn field(name: &'static str, schema: &'static Value) -> Field {
         name,
         // Custom objects have no form in protobuf.
         number: 0,
-        embedded_in: None,
+        embedded_in: Vec::new(),
         kind: type_of(schema),
         required: false,
         explicit: true,
@@ -53,6 +53,7 @@ fn field(name: &'static str, schema: &'static Value) -> Field {
         relation: relation(schema),
         merge_key: None,
         replaced: false,
+        retains_keys: false,
         default: schema.get("default").cloned(),
     }
 }
