@@ -135,16 +135,17 @@ impl Writer<'_> {
                 self.compare(NFT_CMP_EQ, &port.to_be_bytes());
             }
             Statement::StateIs(state) => {
-                let bit = match state {
-                    ConnectionState::New => CT_STATE_NEW,
-                    ConnectionState::Invalid => CT_STATE_INVALID,
+                let (key, bit, is_set) = match state {
+                    ConnectionState::New => (NFT_CT_STATE, CT_STATE_NEW, NFT_CMP_NEQ),
+                    ConnectionState::Invalid => (NFT_CT_STATE, CT_STATE_INVALID, NFT_CMP_NEQ),
+                    ConnectionState::Untranslated => (NFT_CT_STATUS, CT_STATUS_DST_NAT, NFT_CMP_EQ),
                 };
                 self.expression("ct", |data| {
                     number(data, NFTA_CT_DREG, KEY);
-                    number(data, NFTA_CT_KEY, NFT_CT_STATE);
+                    number(data, NFTA_CT_KEY, key);
                 });
                 self.bitwise(KEY, &bit.to_ne_bytes(), &[0; 4]);
-                self.compare(NFT_CMP_NEQ, &[0; 4]);
+                self.compare(is_set, &[0; 4]);
             }
             Statement::HasMark(bits) => {
                 self.meta(NFT_META_MARK, KEY);

@@ -161,11 +161,14 @@ pub const NFTA_CT_DREG: u16 = 1;
 pub const NFTA_CT_KEY: u16 = 2;
 pub const NFTA_CT_SREG: u16 = 4;
 pub const NFT_CT_STATE: u32 = 0;
+pub const NFT_CT_STATUS: u32 = 2;
 pub const NFT_CT_ZONE: u32 = 17;
 /// `NF_CT_STATE_INVALID_BIT`.
 pub const CT_STATE_INVALID: u32 = 1;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 pub const CT_STATE_NEW: u32 = 8;
+/// `IPS_DST_NAT` of linux/netfilter/nf_conntrack_common.h.
+pub const CT_STATUS_DST_NAT: u32 = 1 << 5;
 
 pub const NFTA_NG_DREG: u16 = 1;
 pub const NFTA_NG_MODULUS: u16 = 2;

@@ -197,6 +197,8 @@ pub enum ConnectionState {
     New,
     /// It belongs to no flow that could be: out of a TCP window, say.
     Invalid,
+    /// A tracked packet whose flow keeps its destination.
+    Untranslated,
 }
 
 /// What a frame carries, as far as rules ask.

@@ -449,9 +449,13 @@ impl Builder<'_> {
         if self.layout.config.dns_address(self.layout.family).is_some() {
             let answer = vec![Field::SourceAddress, Field::Protocol, Field::SourcePort];
             for key in [frontend_fields(), answer] {
-                let rule = vec![in_set(key, DNS_SERVICE), Statement::NoTrack];
-                prerouting.push(rule.clone());
-                output.push(rule);
+                // Every packet passes here, and a comparison costs it less than a look-up.
+                for address in self.layout.config.dns_addresses(self.layout.family) {
+                    let its = inside(key[0], IpNet::from(address));
+                    let rule = vec![its, in_set(key.clone(), DNS_SERVICE), Statement::NoTrack];
+                    prerouting.push(rule.clone());
+                    output.push(rule);
+                }
             }
         }
         self.add_base("raw-prerouting", ChainType::Filter, Hook::Prerouting, prerouting);
@@ -549,23 +553,24 @@ impl Builder<'_> {
         let layout = self.layout;
         let new = || Statement::StateIs(ConnectionState::New);
         let jump = |chain: &str| Statement::Verdict(Verdict::Jump(chain.into()));
-        let services = vec![new(), jump(REFUSE_SERVICES)];
+        let services = self.judged_as_services();
         let at_node = in_set(vec![Field::DestinationAddress], NODE_ADDRESSES);
         let node_ports = vec![new(), at_node, jump(REFUSE_NODE_PORTS)];
         let guard = TunnelGuard::new(layout.family, layout.desired, layout.config);
         let mut input = guard.on_input();
         input.extend(self.dns_guard());
         input.extend(self.invalid_from_pods());
-        input.extend([services.clone(), node_ports]);
+        input.extend(services.clone());
+        input.push(node_ports);
         self.add_base("filter-input", ChainType::Filter, Hook::Input, input);
         let mut forward = guard.on_forward();
         forward.extend(self.invalid_from_pods());
-        forward.push(services.clone());
+        forward.extend(services.clone());
         self.add_base("filter-forward", ChainType::Filter, Hook::Forward, forward);
         let mut output = guard.on_output();
         // DNS first: what is refused at its address is no Service.
         let mut judged = self.dns_guard();
-        judged.push(services);
+        judged.extend(services);
         // IPVS itself refuses who comes to a server that only waits for its last connections.
         match layout.role {
             Role::BeforeIpvs => {
@@ -588,6 +593,18 @@ impl Builder<'_> {
         let rules =
             vec![vec![tcp, Statement::RejectWithReset], vec![Statement::RejectWithUnreachable]];
         self.add_chain(REJECT, rules);
+    }
+
+    /// What goes through [`REFUSE_SERVICES`]: flows whose destination is their own. What was led to
+    /// an endpoint is spared the look-ups, but for what others' rules led to a Service's address.
+    fn judged_as_services(&self) -> Vec<Vec<Statement>> {
+        let Layout { family, config, .. } = *self.layout;
+        let untranslated = Statement::StateIs(ConnectionState::Untranslated);
+        let services = in_family(family, &config.service_cidrs);
+        let services = services.map(|range| inside(Field::DestinationAddress, range));
+        let judged = std::iter::once(untranslated).chain(services);
+        let jump = || Statement::Verdict(Verdict::Jump(REFUSE_SERVICES.into()));
+        judged.map(|which| vec![Statement::StateIs(ConnectionState::New), which, jump()]).collect()
     }
 
     /// An unknown port of a Service's address is refused; an address without a Service is dropped,

@@ -36,6 +36,7 @@ fn statement_text(family: TableFamily, statement: &Statement) -> String {
         }
         Statement::StateIs(ConnectionState::New) => "ct state new".into(),
         Statement::StateIs(ConnectionState::Invalid) => "ct state invalid".into(),
+        Statement::StateIs(ConnectionState::Untranslated) => "ct status & dnat == 0".into(),
         Statement::Carries(_)
         | Statement::ToGroup
         | Statement::ArpOfIpv4

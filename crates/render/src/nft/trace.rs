@@ -496,6 +496,9 @@ impl<'a> Walk<'a> {
             Statement::PortIs(port) => condition(self.destination.port() == *port),
             Statement::ProtocolIs(number) => condition(self.protocol() == *number),
             Statement::StateIs(ConnectionState::New) => condition(self.tracked),
+            Statement::StateIs(ConnectionState::Untranslated) => {
+                condition(self.tracked && !self.translated)
+            }
             // The first packet of a flow is never out of its window.
             Statement::StateIs(ConnectionState::Invalid) => Step::NoMatch,
             Statement::HasMark(bits) => condition(self.mark & bits == *bits),
