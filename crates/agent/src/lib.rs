@@ -112,6 +112,7 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
         claimed: claims,
     };
     tasks.spawn(keeper.run());
+    tasks.spawn(async { match memory::keep_giving_back().await {} });
     tracing::info!(node = options.node_name, "the agent runs");
     let paths =
         paths::Keeper::new(paths::spawn(&options.config, options.path_test_period, &mut tasks));

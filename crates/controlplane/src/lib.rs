@@ -231,6 +231,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let mut controllers = tokio::spawn(drive::run(running.client(), config, stopping));
     tokio::select! {
         () = shutdown => {}
+        never = memory::keep_giving_back() => match never {},
         _ = &mut controllers => return Err(StartError::Fault { part: "the controllers" }),
         _ = &mut running.writer_stopped => {
             return Err(StartError::Fault { part: "the store's writer" });

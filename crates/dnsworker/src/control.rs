@@ -101,17 +101,21 @@ impl Control {
 
     /// Works until the end is asked for.
     pub(crate) fn run(&mut self, ending: &Ending) -> Result<()> {
-        let mut config_at_ms = 0;
+        let (mut config_at_ms, mut memory_at_ms) = (0, 0);
+        let mut memory = memory::Keeper::default();
         while !ending.is_asked_for()? {
             let now_ms = self.shared.now_us() / 1000;
             if now_ms >= config_at_ms {
                 config_at_ms = now_ms + CONFIG_INTERVAL_MS;
                 self.reload_when_changed();
             }
+            if now_ms >= memory_at_ms {
+                memory_at_ms = now_ms + memory.look().as_millis() as u64;
+            }
             self.feed.connect(now_ms);
             self.read_feed(now_ms);
             let feed_ms = self.feed.next_deadline_ms().unwrap_or(config_at_ms);
-            let deadline_ms = feed_ms.min(config_at_ms);
+            let deadline_ms = feed_ms.min(config_at_ms).min(memory_at_ms);
             let wait_ms = deadline_ms.saturating_sub(self.shared.now_us() / 1000);
             let timeout = PollTimeout::try_from(wait_ms).unwrap_or(PollTimeout::MAX);
             let feed = self.feed.socket().map(AsFd::as_fd);

@@ -67,6 +67,7 @@ async fn run_with(options: Options, client: Client) -> anyhow::Result<()> {
     tokio::spawn(node::keep_registered(context.clone()));
     tokio::spawn(node::keep_lease(context.clone()));
     tokio::spawn(image_collection::keep_room(context.clone()));
+    tokio::spawn(memory::keep_giving_back());
     Pods::adopt(context).follow().await;
     Ok(())
 }

@@ -11,8 +11,7 @@ use crate::volume::{Claim, Volume};
 use crate::volumes::{NO_PROVISIONER, SELECTED_NODE, free_volume};
 use crate::write::Step;
 
-use super::filter::{Candidate, selects};
-use super::refusal::Refusal;
+use super::filter::{Candidate, Refusal, selects};
 
 /// The claims of one pod.
 #[derive(Default)]
