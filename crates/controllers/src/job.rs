@@ -39,6 +39,16 @@ pub struct JobSpec {
     /// `TerminatingOrFailed` (also when empty) or `Failed`: when a pod is made anew.
     #[serde(deserialize_with = "null_as_default")]
     pub pod_replacement_policy: String,
+    /// With `Indexed`, failures that are borne for each index; then no other limit counts.
+    pub backoff_limit_per_index: Option<i32>,
+    /// Indexes that may fail for good before the Job does; all when absent.
+    pub max_failed_indexes: Option<i32>,
+    /// What a failure means.
+    pub pod_failure_policy: Option<FailurePolicy>,
+    /// When enough indexes have succeeded; all when absent.
+    pub success_policy: Option<SuccessPolicy>,
+    /// Who runs the Job; we when absent.
+    pub managed_by: Option<String>,
     /// Nothing runs meanwhile.
     #[serde(deserialize_with = "null_as_default")]
     pub suspend: bool,
@@ -46,6 +56,72 @@ pub struct JobSpec {
     pub selector: LabelSelector,
     /// The pod template, whole: it is copied into pods.
     pub template: Value,
+}
+
+/// `spec.podFailurePolicy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct FailurePolicy {
+    /// The first that fits a failure decides about it.
+    #[serde(deserialize_with = "null_as_default")]
+    pub rules: Vec<FailureRule>,
+}
+
+/// One rule of `podFailurePolicy`: for exit codes or for conditions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FailureRule {
+    /// `FailJob`, `FailIndex`, `Ignore` or `Count`.
+    pub action: String,
+    /// How a container ended.
+    pub on_exit_codes: Option<ExitCodes>,
+    /// What was said of the pod.
+    #[serde(deserialize_with = "null_as_default")]
+    pub on_pod_conditions: Vec<ConditionPattern>,
+}
+
+/// `onExitCodes` of a rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExitCodes {
+    /// The container; any when absent.
+    pub container_name: Option<String>,
+    /// `In` or `NotIn`.
+    pub operator: String,
+    /// The exit codes.
+    #[serde(deserialize_with = "null_as_default")]
+    pub values: Vec<i32>,
+}
+
+/// One entry of `onPodConditions`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ConditionPattern {
+    /// The condition.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its status; `True` when absent.
+    #[serde(deserialize_with = "null_as_default")]
+    pub status: String,
+}
+
+/// `spec.successPolicy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct SuccessPolicy {
+    /// One of them must be met.
+    #[serde(deserialize_with = "null_as_default")]
+    pub rules: Vec<SuccessRule>,
+}
+
+/// One rule of `successPolicy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SuccessRule {
+    /// Which indexes matter: `0-2,5`; all when absent.
+    pub succeeded_indexes: Option<String>,
+    /// How many of them must succeed; all when absent.
+    pub succeeded_count: Option<i32>,
 }
 
 /// `status` of a Job.
@@ -69,6 +145,8 @@ pub struct JobStatus {
     /// With `Indexed`, the indexes that succeeded: `0-2,5`.
     #[serde(deserialize_with = "null_as_default")]
     pub completed_indexes: String,
+    /// With a limit for each index, those that failed for good.
+    pub failed_indexes: Option<String>,
     /// Pods that ended and are not among the numbers yet.
     #[serde(deserialize_with = "null_as_default")]
     pub uncounted_terminated_pods: Uncounted,
@@ -89,7 +167,20 @@ pub struct Uncounted {
     pub failed: Vec<String>,
 }
 
+impl ConditionPattern {
+    /// The status that the condition must have.
+    pub fn status(&self) -> &str {
+        if self.status.is_empty() { "True" } else { &self.status }
+    }
+}
+
 impl JobSpec {
+    /// Whether a pod counts as failed, and is made anew, only once it has ended: a failure policy
+    /// must see how it did.
+    pub fn waits_for_ends(&self) -> bool {
+        self.pod_replacement_policy == "Failed" || self.pod_failure_policy.is_some()
+    }
+
     /// Pods that may run at a time.
     pub fn parallelism(&self) -> i32 {
         self.parallelism.unwrap_or(1).max(0)

@@ -6,6 +6,8 @@
 //! clock or talks to anybody (invariant 9); `controlplane::drive` does that for it.
 
 mod adoption;
+pub mod affinity;
+pub mod amounts;
 mod conditions;
 pub mod controller;
 pub mod cron_job;

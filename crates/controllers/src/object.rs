@@ -12,6 +12,7 @@ use model::meta::{ObjectMeta, null_as_default};
 use model::selector::LabelSelector;
 use model::{NamespacedName, Timestamp};
 
+use crate::amounts::{self, Amounts};
 use crate::cron_job::CronJob;
 use crate::disruption::DisruptionBudget;
 use crate::job::Job;
@@ -310,50 +311,8 @@ pub struct NodeStatus {
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Vec<Condition>,
     /// What pods may use.
-    #[serde(deserialize_with = "null_as_default")]
-    pub allocatable: Allocatable,
-}
-
-/// `status.allocatable` of a Node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Allocatable {
-    /// How many pods fit, as a quantity.
-    pub pods: Option<IntOrText>,
-    /// Processors, as a quantity.
-    pub cpu: Option<IntOrText>,
-}
-
-/// A quantity that clients send as a number or as text.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum IntOrText {
-    /// A number.
-    Int(i64),
-    /// A text.
-    Text(String),
-}
-
-impl IntOrText {
-    /// The whole number, where it is one without a suffix.
-    pub fn whole(&self) -> Option<usize> {
-        match self {
-            Self::Int(number) => usize::try_from(*number).ok(),
-            Self::Text(text) => text.parse().ok(),
-        }
-    }
-
-    /// The quantity in thousandths, in the two forms that the API writes processors in: `4` and
-    /// `3920m`.
-    pub fn milli(&self) -> Option<u64> {
-        match self {
-            Self::Int(number) => u64::try_from(*number).ok()?.checked_mul(1_000),
-            Self::Text(text) => match text.strip_suffix('m') {
-                Some(milli) => milli.parse().ok(),
-                None => text.parse::<u64>().ok()?.checked_mul(1_000),
-            },
-        }
-    }
+    #[serde(deserialize_with = "amounts::read")]
+    pub allocatable: Amounts,
 }
 
 /// A Service.

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use model::meta::null_as_default;
 use model::{Family, Protocol, Timestamp};
 
+use crate::affinity::{PodAffinity, SpreadConstraint};
+use crate::amounts::{self, Amounts};
 use crate::object::{Condition, Taint, condition};
 
 /// A pod.
@@ -40,6 +42,9 @@ pub struct PodSpec {
     /// Whoever has a higher one is placed first; 0 when absent.
     #[serde(deserialize_with = "null_as_default")]
     pub priority: i32,
+    /// `Never`, or else pods of a lower priority may go for this one.
+    #[serde(deserialize_with = "null_as_default")]
+    pub preemption_policy: String,
     /// While there is one, the pod is not placed.
     #[serde(deserialize_with = "null_as_default")]
     pub scheduling_gates: Vec<SchedulingGate>,
@@ -49,6 +54,9 @@ pub struct PodSpec {
     /// Further wishes about the node.
     #[serde(deserialize_with = "null_as_default")]
     pub affinity: Affinity,
+    /// How pods like this one spread over zones, nodes and the like.
+    #[serde(deserialize_with = "null_as_default")]
+    pub topology_spread_constraints: Vec<SpreadConstraint>,
     /// Taints that do not matter to the pod.
     #[serde(deserialize_with = "null_as_default")]
     pub tolerations: Vec<Toleration>,
@@ -61,6 +69,9 @@ pub struct PodSpec {
     /// The volumes, of which claims are read.
     #[serde(deserialize_with = "null_as_default")]
     pub volumes: Vec<PodVolume>,
+    /// What the pod costs beside its containers.
+    #[serde(deserialize_with = "amounts::read")]
+    pub overhead: Amounts,
 }
 
 /// One entry of `spec.volumes`.
@@ -87,13 +98,17 @@ pub struct SchedulingGate {
     pub name: String,
 }
 
-/// `spec.affinity`, of which the required node affinity is honoured.
+/// `spec.affinity`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Affinity {
     /// About nodes.
     #[serde(deserialize_with = "null_as_default")]
     pub node_affinity: NodeAffinity,
+    /// About pods that it wants to be near to.
+    pub pod_affinity: Option<Box<PodAffinity>>,
+    /// About pods that it wants to be away from.
+    pub pod_anti_affinity: Option<Box<PodAffinity>>,
 }
 
 /// `spec.affinity.nodeAffinity`.
@@ -103,6 +118,22 @@ pub struct NodeAffinity {
     /// The pod is not placed anywhere else.
     #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
     pub required: Option<NodeSelector>,
+    /// Nodes that it would rather have.
+    #[serde(
+        rename = "preferredDuringSchedulingIgnoredDuringExecution",
+        deserialize_with = "null_as_default"
+    )]
+    pub preferred: Vec<PreferredNodes>,
+}
+
+/// One wish of `preferredDuringSchedulingIgnoredDuringExecution`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PreferredNodes {
+    /// What it is worth, 1 to 100.
+    pub weight: i64,
+    /// The nodes.
+    pub preference: NodeSelectorTerm,
 }
 
 /// A core/v1 NodeSelector: any of its terms.
@@ -173,16 +204,28 @@ impl Toleration {
     }
 }
 
-/// A container, narrowed to its ports.
+/// A container, narrowed to what others must know of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Container {
     /// Declared ports.
     #[serde(deserialize_with = "null_as_default")]
     pub ports: Vec<ContainerPort>,
+    /// What it asks of its node.
+    #[serde(deserialize_with = "null_as_default")]
+    pub resources: Resources,
     /// `Always` makes an init container a sidecar.
     #[serde(deserialize_with = "null_as_default")]
     pub restart_policy: String,
+}
+
+/// `resources` of a container. The server has made requests of limits where only these were given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// What its node must have left.
+    #[serde(deserialize_with = "amounts::read")]
+    pub requests: Amounts,
 }
 
 /// One declared port of a container.
@@ -207,7 +250,7 @@ pub struct ContainerPort {
 
 /// `status` of a Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     #[serde(deserialize_with = "null_as_default")]
@@ -221,9 +264,17 @@ pub struct PodStatus {
     /// Conditions.
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Vec<Condition>,
-    /// The containers' states, of which restarts are read.
-    #[serde(rename = "containerStatuses", deserialize_with = "null_as_default")]
+    /// The containers' states, of which restarts and ends are read.
+    #[serde(deserialize_with = "null_as_default")]
     pub container_statuses: Vec<ContainerStatus>,
+    /// The same of the init containers.
+    #[serde(deserialize_with = "null_as_default")]
+    pub init_container_statuses: Vec<ContainerStatus>,
+    /// When its node took the pod up.
+    pub start_time: Option<Timestamp>,
+    /// The node that others are leaving for this pod.
+    #[serde(deserialize_with = "null_as_default")]
+    pub nominated_node_name: String,
 }
 
 /// One entry of `status.podIPs`.
@@ -238,8 +289,32 @@ pub struct PodIp {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerStatus {
+    /// The container.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
     /// How often the container was started again.
     pub restart_count: i32,
+    /// What it does.
+    #[serde(deserialize_with = "null_as_default")]
+    pub state: ContainerState,
+}
+
+/// `state` of a container, of which its end is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerState {
+    /// How it ended.
+    pub terminated: Option<Terminated>,
+}
+
+/// `state.terminated` of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Terminated {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
 }
 
 impl Pod {
@@ -288,6 +363,31 @@ impl Pod {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
     }
 
+    /// What the pod asks of its node: its containers and sidecars together, or an init container
+    /// with the sidecars before it, whichever is more (KEP-753), and its overhead (KEP-688).
+    pub fn requests(&self) -> Amounts {
+        let mut lasting = Amounts::new();
+        for container in &self.spec.containers {
+            amounts::add(&mut lasting, &container.resources.requests);
+        }
+        let (mut sidecars, mut most) = (Amounts::new(), Amounts::new());
+        for container in &self.spec.init_containers {
+            let requests = &container.resources.requests;
+            if container.restart_policy == "Always" {
+                amounts::add(&mut lasting, requests);
+                amounts::add(&mut sidecars, requests);
+                amounts::raise(&mut most, &sidecars);
+            } else {
+                let mut beside = sidecars.clone();
+                amounts::add(&mut beside, requests);
+                amounts::raise(&mut most, &beside);
+            }
+        }
+        amounts::raise(&mut lasting, &most);
+        amounts::add(&mut lasting, &self.spec.overhead);
+        lasting
+    }
+
     /// The containers that run as long as the pod: the ordinary ones, then the sidecars.
     pub fn lasting_containers(&self) -> impl Iterator<Item = &Container> {
         let sidecars = self
@@ -302,6 +402,34 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_asks_for_what_it_needs_at_its_hungriest_moment() {
+        let asks = |milli: u32, sidecar: bool| {
+            let policy = if sidecar { "Always" } else { "" };
+            serde_json::json!({"resources": {"requests": {"cpu": format!("{milli}m")}},
+                "restartPolicy": policy})
+        };
+        let total = |init: &[(u32, bool)], main: u32, overhead: u32| {
+            let init: Vec<_> = init.iter().map(|(milli, sidecar)| asks(*milli, *sidecar)).collect();
+            let spec = serde_json::json!({"initContainers": init, "containers": [asks(main, false)],
+                "overhead": {"cpu": format!("{overhead}m")}});
+            let pod: Pod =
+                serde_json::from_value(serde_json::json!({ "spec": spec })).expect("a pod");
+            pod.requests()["cpu"].thousandths()
+        };
+        for (what, init, main, overhead, wanted) in [
+            ("containers alone", &[][..], 100, 0, 100),
+            ("an init container that needs more", &[(300, false)], 100, 0, 300),
+            ("one that needs less", &[(50, false)], 100, 0, 100),
+            ("a sidecar runs beside the containers", &[(50, true)], 100, 0, 150),
+            ("and beside init containers after it", &[(50, true), (300, false)], 100, 0, 350),
+            ("not before it", &[(300, false), (50, true)], 100, 0, 300),
+            ("and what the pod itself costs", &[(300, false)], 100, 7, 307),
+        ] {
+            assert_eq!(total(init, main, overhead), wanted, "{what}");
+        }
+    }
 
     #[test]
     fn tolerations_match_as_the_api_says() {

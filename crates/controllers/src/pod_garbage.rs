@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use model::NamespacedName;
 
+use crate::conditions;
 use crate::controller::Input;
 use crate::kind::{Kind, ObjectKey};
 use crate::object::Object;
@@ -12,6 +13,8 @@ use crate::snapshot::{Change, Snapshot};
 use crate::write::{Outcome, Step, Write};
 
 const COMPONENT: &str = "pod-garbage-collector";
+/// Why such pods go.
+const REASON: &str = "DeletionByPodGC";
 /// How long a node may be missing after a pod was bound to it, or after we started: it may be
 /// about to register.
 const QUARANTINE: Duration = Duration::from_secs(40);
@@ -40,6 +43,11 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
         if missing < QUARANTINE {
             outcome.requeue(QUARANTINE - missing);
         } else {
+            // Nobody but us will ever say that it failed.
+            let phase = pod.pod().filter(|view| !view.is_finished()).map(|_| "Failed");
+            let why = "PodGC: node no longer exists";
+            outcome.in_order = true;
+            outcome.steps.extend(conditions::disrupted(pod, REASON, why, phase, input.now));
             outcome.push(delete(pod, key));
         }
     }
@@ -56,5 +64,5 @@ fn delete(pod: &Object, node: &ObjectKey) -> Step {
         grace_period_seconds: Some(0),
         absent: vec![(node.clone(), String::new())],
     };
-    Step::quiet(write).on_success(pod.report(COMPONENT, "DeletionByPodGC", message))
+    Step::quiet(write).on_success(pod.report(COMPONENT, REASON, message))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use model::{NamespacedName, Timestamp};
 
+use crate::conditions;
 use crate::controller::Input;
 use crate::kind::{Kind, ObjectKey};
 use crate::object::Taint;
@@ -13,6 +14,8 @@ use crate::snapshot::{Change, Snapshot};
 use crate::write::{Outcome, Step};
 
 const COMPONENT: &str = "taint-eviction-controller";
+/// Why such pods go, as their condition says it.
+const REASON: &str = "DeletionByTaintManager";
 
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
     let Some(object) = change.latest() else { return };
@@ -54,6 +57,9 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
         Some(Duration::ZERO) => {
             let message = format!("Marking for deletion Pod {}", key.name);
             let event = object.report(COMPONENT, "TaintManagerEviction", message);
+            let why = "Taint manager: deleting due to NoExecute taint";
+            outcome.in_order = true;
+            outcome.steps.extend(conditions::disrupted(object, REASON, why, None, input.now));
             outcome.push(Step::quiet(object.delete()).on_success(event));
         }
         Some(wait) => outcome.requeue(wait),

@@ -308,6 +308,36 @@ fn a_job_that_always_fails_is_given_up_and_one_that_goes_leaves_no_pod() {
     assert_eq!(left, 3, "those of the other Job");
 }
 
+#[test]
+fn every_failure_of_an_index_is_counted_once_though_controllers_die_anywhere() {
+    for seed in 0..20 {
+        let mut cluster = Cluster::new(seed, 2);
+        let spec = json!({"completions": 3, "parallelism": 2, "completionMode": "Indexed",
+            "backoffLimitPerIndex": 1});
+        cluster.create("Job", "default", job("sum", "fails", spec));
+        for _ in 0..4 {
+            for _ in 0..cluster.seed.below(80) {
+                cluster.step();
+            }
+            cluster.restart_controllers();
+            cluster.settle(Duration::from_secs(8), |_| {});
+        }
+        cluster.settle(Duration::from_secs(120), |_| {});
+        assert!(cluster.failures.is_empty(), "seed {seed}: {:#?}", cluster.failures);
+        let job = cluster.get(Kind::Job, "default", "sum").expect("it");
+        let status = &job["status"];
+        assert_eq!(
+            (&status["failed"], &status["failedIndexes"]),
+            (&json!(6), &json!("0-2")),
+            "seed {seed}: {status}"
+        );
+        assert!(is_true(&job, "Failed"), "seed {seed}: {status}");
+        let held = cluster.all(Kind::Pod);
+        let held = held.iter().filter(|pod| pod["metadata"]["finalizers"].is_array());
+        assert_eq!(held.count(), 0, "seed {seed}");
+    }
+}
+
 /// The Jobs of a CronJob that came to their end, or not.
 fn cron_jobs(cluster: &Cluster, ended: bool) -> usize {
     let jobs = cluster.all(Kind::Job).into_iter();

@@ -90,6 +90,12 @@ impl Quantity {
         i64::try_from(self.nanos / NANOS).ok().filter(|_| self.is_whole())
     }
 
+    /// The amount in thousandths, rounded up, as processors are counted; nothing below zero.
+    pub fn thousandths(&self) -> u64 {
+        let unit = NANOS / 1_000;
+        u64::try_from(self.nanos.max(0).saturating_add(unit - 1) / unit).unwrap_or(u64::MAX)
+    }
+
     /// The amount as a number of ones.
     pub fn ones(&self) -> f64 {
         self.nanos as f64 / NANOS as f64

@@ -62,6 +62,37 @@ fn each_eviction_is_taken_from_the_budget_until_nothing_is_left() {
 }
 
 #[test]
+fn an_evicted_pod_says_so_until_it_has_stopped() {
+    let mut api = Api::new();
+    pod(&mut api, "a", true);
+    let bound = json!({"target": {"name": "node1"}});
+    api.act("pods", "default", "a", Some(Subresource::Binding), Action::Create(bound))
+        .expect("bound");
+    let version = api.get("pods", "default", "a").expect("it").revision.to_string();
+    let evict = |api: &mut Api, version: &str| {
+        let options = json!({"preconditions": {"resourceVersion": version}});
+        let body = json!({"metadata": {"name": "a"}, "deleteOptions": options});
+        api.act("pods", "default", "a", Some(Subresource::Eviction), Action::Create(body))
+    };
+    let condition = |api: &Api| {
+        let pod = api.get("pods", "default", "a").expect("it").value.clone();
+        let all = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let found = all.into_iter().find(|found| found["type"] == "DisruptionTarget");
+        (pod["metadata"]["deletionTimestamp"].is_string(), found)
+    };
+    evict(&mut api, "1").expect_err("another version");
+    assert_eq!(condition(&api), (false, None), "a refused eviction says nothing");
+    evict(&mut api, &version).expect("evicted");
+    let (goes, found) = condition(&api);
+    assert!(goes, "it has its grace");
+    let found = found.expect("the condition");
+    assert_eq!(
+        (&found["status"], &found["reason"], &found["message"]),
+        (&json!("True"), &json!("EvictionByEvictionAPI"), &json!("Eviction API: evicting"))
+    );
+}
+
+#[test]
 fn a_dry_run_spends_nothing() {
     let mut api = Api::new();
     pod(&mut api, "a", true);

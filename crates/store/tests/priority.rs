@@ -4,7 +4,7 @@ mod common;
 
 use common::{Api, named, row};
 use serde_json::{Value, json};
-use store::{Include, ListOptions, PatchKind, Status, table};
+use store::{Action, Include, ListOptions, PatchKind, Status, Subresource, table};
 
 fn made(api: &mut Api, name: &str, fields: Value) -> Result<Value, Status> {
     let mut body = json!({"metadata": {"name": name}});
@@ -46,6 +46,31 @@ fn a_pod_gets_what_its_class_says() {
     let of_system = json!({"priorityClassName": "system-cluster-critical"});
     let of_system = pod(&mut api, "e", of_system).expect("created");
     assert_eq!(of_system["priority"], 2_000_000_000);
+}
+
+#[test]
+fn a_gated_pod_waits_until_its_gates_are_gone_and_gets_no_new_ones() {
+    let mut api = Api::new();
+    let gates =
+        |names: &[&str]| -> Value { names.iter().map(|name| json!({ "name": name })).collect() };
+    let spec = json!({"schedulingGates": gates(&["a", "b"])});
+    pod(&mut api, "p", spec).expect("created");
+    let status = api.get("pods", "default", "p").expect("it").value["status"].clone();
+    assert_eq!(status["conditions"][0]["reason"], "SchedulingGated");
+    let both = json!({"schedulingGates": gates(&["a"]), "nodeName": "n"});
+    let why = pod(&mut api, "q", both).expect_err("refused").message;
+    assert!(why.ends_with("cannot be set until all schedulingGates have been cleared"), "{why}");
+    let mut patch = |names: &[&str]| {
+        let body = json!({"spec": {"schedulingGates": gates(names)}});
+        api.patch("pods", "default", "p", PatchKind::Merge, body)
+    };
+    let why = patch(&["a", "c"]).expect_err("a new one").message;
+    assert!(why.ends_with("only deletion is allowed, but found new scheduling gate 'c'"), "{why}");
+    patch(&["b"]).expect("one is gone");
+    let bind = Action::Create(json!({"target": {"name": "n"}}));
+    let subresource = Some(Subresource::Binding);
+    let why = api.act("pods", "default", "p", subresource, bind).expect_err("gated").message;
+    assert!(why.ends_with("pod p has non-empty .spec.schedulingGates"), "{why}");
 }
 
 #[test]

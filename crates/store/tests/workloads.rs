@@ -149,7 +149,7 @@ fn jobs_that_make_no_sense_are_refused() {
         ),
         (
             json!({"backoffLimitPerIndex": 1}),
-            "spec.backoffLimitPerIndex: Forbidden: this server does not serve it",
+            "spec.backoffLimitPerIndex: Invalid value: 1: requires indexed completion mode",
         ),
     ] {
         let message = refused("jobs", spec);
@@ -160,6 +160,93 @@ fn jobs_that_make_no_sense_are_refused() {
     let body = json!({"spec": {"completions": 7}});
     let fixed = api.patch("jobs", "default", "one", PatchKind::Merge, body).expect_err("refused");
     assert!(fixed.message.ends_with("spec.completions: Invalid value: 7: field is immutable"));
+}
+
+/// A Job with indexes whose failures have a limit each.
+fn indexed(changes: Value) -> Value {
+    let mut spec = json!({"completionMode": "Indexed", "completions": 3, "parallelism": 2,
+        "backoffLimitPerIndex": 1});
+    for (field, value) in changes.as_object().into_iter().flatten() {
+        spec[field] = value.clone();
+    }
+    spec
+}
+
+fn failure_rule(rule: Value) -> Value {
+    indexed(json!({"podFailurePolicy": {"rules": [rule]}}))
+}
+
+#[test]
+fn policies_of_jobs_are_taken_and_checked() {
+    let mut api = Api::new();
+    let patterns = json!([{"type": "DisruptionTarget"}]);
+    let spec = failure_rule(json!({"action": "Ignore", "onPodConditions": patterns}));
+    let job = made(&mut api, "jobs", spec).expect("created");
+    let spec = &job["spec"];
+    assert_eq!(spec["backoffLimit"], 2_147_483_647);
+    assert_eq!(spec["podReplacementPolicy"], "Failed");
+    assert_eq!(spec["podFailurePolicy"]["rules"][0]["onPodConditions"][0]["status"], "True");
+    let codes = |operator: &str, values: Value| json!({"action": "FailJob", "onExitCodes": {"operator": operator, "values": values}});
+    let success = |rule: Value| indexed(json!({"successPolicy": {"rules": [rule]}}));
+    for (spec, wanted) in [
+        (failure_rule(codes("In", json!([0]))), "must not be 0 for the In operator"),
+        (failure_rule(codes("In", json!([3, 2]))), "must be ordered"),
+        (failure_rule(codes("NotIn", json!([2, 2]))), "values[1]: Duplicate value: 2"),
+        (
+            failure_rule(json!({"action": "Ignore"})),
+            "specifying one of OnExitCodes and OnPodConditions is required",
+        ),
+        (
+            failure_rule(json!({"action": "Retry", "onPodConditions": [{"type": "X"}]})),
+            "supported values: \"Count\", \"FailIndex\", \"FailJob\", \"Ignore\"",
+        ),
+        (
+            json!({"podFailurePolicy": {"rules": []}, "podReplacementPolicy": "TerminatingOrFailed"}),
+            "supported values: \"Failed\"",
+        ),
+        (indexed(json!({"maxFailedIndexes": 4})), "must be less than or equal to completions"),
+        (
+            success(json!({})),
+            "at least one of succeededCount or succeededIndexes must be specified",
+        ),
+        (success(json!({"succeededIndexes": "1-3"})), "too large index: \"1-3\""),
+        (
+            success(json!({"succeededIndexes": "0,2", "succeededCount": 3})),
+            "must be less than or equal to 2 (the number of indexes in the specified \
+             succeededIndexes field)",
+        ),
+        (
+            json!({"successPolicy": {"rules": [{"succeededCount": 1}]}}),
+            "requires indexed completion mode",
+        ),
+        (json!({"managedBy": "me"}), "must be a domain-prefixed path (such as \"acme.io/foo\")"),
+    ] {
+        let message = refused("jobs", spec);
+        assert!(message.ends_with(wanted), "{message}");
+    }
+    made(&mut Api::new(), "jobs", success(json!({"succeededIndexes": "0,2", "succeededCount": 1})))
+        .expect("a policy that makes sense");
+}
+
+#[test]
+fn where_the_pods_of_a_job_run_may_be_said_until_it_begins() {
+    let mut api = Api::new();
+    made(&mut api, "jobs", json!({"suspend": true})).expect("created");
+    let place = json!({"spec": {"template": {"spec": {"nodeSelector": {"disk": "ssd"}}}}});
+    api.patch("jobs", "default", "one", PatchKind::Merge, place).expect("it has not begun");
+    let other = json!({"spec": {"template": {"spec": {"hostNetwork": true}}}});
+    let why = api.patch("jobs", "default", "one", PatchKind::Merge, other).expect_err("refused");
+    assert!(why.message.ends_with("field is immutable"), "{}", why.message);
+    let begun = json!({"status": {"startTime": api.now.to_string()}});
+    api.patch_status("jobs", "default", "one", begun).expect("begun");
+    let place = json!({"spec": {"template": {"spec": {"nodeSelector": {"disk": "hdd"}}}}});
+    api.patch("jobs", "default", "one", PatchKind::Merge, place).expect_err("too late");
+    let mut api = Api::new();
+    made(&mut api, "jobs", indexed(json!({"parallelism": 3}))).expect("created");
+    let more = json!({"spec": {"completions": 4, "parallelism": 4}});
+    api.patch("jobs", "default", "one", PatchKind::Merge, more).expect("all run at once");
+    let fewer = json!({"spec": {"completions": 2}});
+    api.patch("jobs", "default", "one", PatchKind::Merge, fewer).expect_err("they do not");
 }
 
 #[test]

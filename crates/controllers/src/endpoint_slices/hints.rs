@@ -109,7 +109,7 @@ pub(super) fn capacity(node: &Object) -> Option<(Option<String>, u64)> {
         return None;
     }
     let zone = labels.get(ZONE_LABEL).filter(|zone| !zone.is_empty()).cloned();
-    let milli = view.status.allocatable.cpu.as_ref().and_then(|cpu| cpu.milli()).unwrap_or(0);
+    let milli = view.status.allocatable.get("cpu").map_or(0, |cpu| cpu.thousandths());
     Some((zone, milli))
 }
 

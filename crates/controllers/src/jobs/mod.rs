@@ -6,6 +6,7 @@
 
 mod count;
 mod pods;
+mod policy;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -25,8 +26,11 @@ use crate::snapshot::{Change, Snapshot};
 use crate::write::{Outcome, Propagation, Step, Write};
 
 use count::Count;
+use policy::Verdict;
 
 const COMPONENT: &str = "job-controller";
+/// The name of this controller in `spec.managedBy` (KEP-4368).
+const OURS: &str = "kubernetes.io/job-controller";
 /// The finalizer of pods that are not counted yet.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 /// The label of pods with their Job's name.
@@ -41,12 +45,12 @@ struct Context<'a> {
     now: Timestamp,
 }
 
-/// How a Job ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Completed,
-    DeadlineExceeded,
-    BackoffLimitExceeded,
+/// How a Job ends, in the words of its conditions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct End {
+    succeeds: bool,
+    reason: String,
+    message: String,
 }
 
 pub(crate) fn interested(change: &Change, snapshot: &Snapshot, keys: &mut BTreeSet<ObjectKey>) {
@@ -79,14 +83,16 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
     let found = snapshot.get(Kind::Job, &key.name);
     pods::release_orphans(key, found.map(|job| job.meta.uid.as_str()), snapshot, &mut outcome);
     let Some(object) = found else { return outcome };
-    let Some(job) = object.job() else { return outcome };
+    let ours = |job: &&Job| job.spec.managed_by.as_deref().unwrap_or(OURS) == OURS;
+    let Some(job) = object.job().filter(ours) else { return outcome };
     let claimed = claim(object, &job.spec.selector, Kind::Pod, snapshot, |_| true);
     outcome.steps.extend(claimed.steps);
     if !outcome.steps.is_empty() {
         return outcome;
     }
     let now = crate::conditions::whole_seconds(input.now);
-    let count = Count::new(job, &claimed.owned);
+    let ends = status::begun(&job.status).is_some();
+    let count = Count::new(job, &claimed.owned, ends);
     let leaves = object.is_terminating() || snapshot.is_terminating_namespace(&key.name.namespace);
     let context = Context { object, job, pods: claimed.owned, count, now };
     if is_finished(job) {
@@ -97,11 +103,11 @@ pub(crate) fn reconcile(key: &ObjectKey, snapshot: &Snapshot, input: &Input<'_>)
     let end = end(&context);
     pods::let_counted_go(&context, &mut outcome);
     if end.is_some() || context.job.spec.suspend {
-        pods::stop_all(&context, end, &mut outcome);
+        pods::stop_all(&context, end.as_ref(), &mut outcome);
     } else if !leaves {
         pods::manage(&context, &mut outcome);
     }
-    status::write(&context, end, &mut outcome);
+    status::write(&context, end.as_ref(), &mut outcome);
     outcome
 }
 
@@ -111,28 +117,69 @@ fn is_finished(job: &Job) -> bool {
 
 /// Whether the Job ends now, or has begun to.
 fn end(context: &Context<'_>) -> Option<End> {
-    let (spec, status) = (&context.job.spec, &context.job.status);
-    if let Some(begun) = status::begun(status) {
+    if let Some(begun) = status::begun(&context.job.status) {
         return Some(begun);
+    }
+    fails(context).or_else(|| succeeds(context))
+}
+
+fn fails(context: &Context<'_>) -> Option<End> {
+    let Context { job, count, pods, .. } = context;
+    let (spec, status) = (&job.spec, &job.status);
+    let message = pods.iter().filter(|pod| count::has_failed(job, pod)).find_map(|pod| {
+        match policy::judge(job, pod) {
+            Verdict::FailJob(message) => Some(message),
+            _ => None,
+        }
+    });
+    if let Some(message) = message {
+        return End::failed("PodFailurePolicy", &message);
     }
     let limit = spec.backoff_limit.unwrap_or(6);
     let restarts = context.restarts();
     let restarted = restarts > 0 && restarts >= limit;
-    if context.count.failed > limit || (context.restarts_in_place() && restarted) {
-        return Some(End::BackoffLimitExceeded);
+    if count.failed > limit || (context.restarts_in_place() && restarted) {
+        let message = "Job has reached the specified backoff limit";
+        return End::failed("BackoffLimitExceeded", message);
     }
     let deadline = spec.active_deadline_seconds.filter(|_| !spec.suspend);
     if let (Some(deadline), Some(start)) = (deadline, status.start_time) {
         let ran_for = context.now.since(start).as_secs();
         if ran_for >= u64::try_from(deadline).unwrap_or(0) {
-            return Some(End::DeadlineExceeded);
+            let message = "Job was active longer than specified deadline";
+            return End::failed("DeadlineExceeded", message);
         }
     }
-    let complete = match spec.completions {
-        Some(completions) => context.count.succeeded >= completions,
-        None => context.count.succeeded > 0 && context.count.active == 0,
+    let lost = i32::try_from(count.failed_indexes.len()).unwrap_or(i32::MAX);
+    if spec.max_failed_indexes.is_some_and(|most| lost > most) {
+        let message = "Job has exceeded the specified maximal number of failed indexes";
+        return End::failed("MaxFailedIndexesExceeded", message);
+    }
+    let nothing_left =
+        lost > 0 && lost.saturating_add(count.succeeded) >= spec.completions.unwrap_or(0);
+    if nothing_left { End::failed("FailedIndexes", "Job has failed indexes") } else { None }
+}
+
+fn succeeds(context: &Context<'_>) -> Option<End> {
+    let Context { job, count, .. } = context;
+    if let Some(message) = policy::succeeds(job, &count.indexes) {
+        return Some(End { succeeds: true, reason: "SuccessPolicy".into(), message });
+    }
+    let complete = match job.spec.completions {
+        Some(completions) => count.succeeded >= completions,
+        None => count.succeeded > 0 && count.active == 0,
     };
-    (complete && !spec.suspend).then_some(End::Completed)
+    (complete && !job.spec.suspend).then(|| End {
+        succeeds: true,
+        reason: "CompletionsReached".into(),
+        message: "Reached expected number of succeeded pods".into(),
+    })
+}
+
+impl End {
+    fn failed(reason: &str, message: &str) -> Option<Self> {
+        Some(Self { succeeds: false, reason: reason.into(), message: message.into() })
+    }
 }
 
 /// Deletes a Job that ended long enough ago.

@@ -16,7 +16,8 @@ use crate::snapshot::Snapshot;
 use crate::template;
 use crate::write::{Outcome, Step, list_or_null};
 
-use super::count::{INDEX, index_of};
+use super::count::{FAILURES, IGNORED_FAILURES, INDEX, failures, ignored_failures, index_of};
+use super::policy::{self, Verdict};
 use super::{COMPONENT, Context, End, JOB_NAME, TRACKING};
 
 /// Pods that one run creates or deletes at most.
@@ -28,14 +29,16 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(600);
 /// Doublings that reach the longest wait.
 const BACK_OFF_DOUBLINGS: u32 = 6;
 
-/// Takes the finalizer from pods whose uid stands in the status.
+/// Takes the finalizer from pods whose uid stands in the status, and from those that count as
+/// nothing.
 pub(super) fn let_counted_go(context: &Context<'_>, outcome: &mut Outcome) {
     let known = &context.job.status.uncounted_terminated_pods;
     let counted = |pod: &&Arc<Object>| {
         let uid = &pod.meta.uid;
         known.succeeded.contains(uid) || known.failed.contains(uid)
     };
-    outcome.steps.extend(context.pods.iter().filter(counted).filter_map(|pod| release(pod)));
+    let counted = context.pods.iter().filter(counted).chain(&context.count.ignored);
+    outcome.steps.extend(counted.filter_map(|pod| release(pod)));
 }
 
 /// Takes the finalizer from pods that no Job will count any more.
@@ -55,8 +58,8 @@ pub(super) fn release_orphans(
 }
 
 /// Deletes what still runs. Pods that are not needed any more count as nothing.
-pub(super) fn stop_all(context: &Context<'_>, end: Option<End>, outcome: &mut Outcome) {
-    let failed = matches!(end, Some(End::DeadlineExceeded | End::BackoffLimitExceeded));
+pub(super) fn stop_all(context: &Context<'_>, end: Option<&End>, outcome: &mut Outcome) {
+    let failed = end.is_some_and(|end| !end.succeeds);
     for pod in context.pods.iter().filter(|pod| is_active(pod)).take(BURST_PODS) {
         if !failed {
             outcome.steps.extend(release(pod));
@@ -87,29 +90,50 @@ pub(super) fn manage(context: &Context<'_>, outcome: &mut Outcome) {
         }
         return;
     }
-    let held = if spec.pod_replacement_policy == "Failed" { count.terminating } else { 0 };
+    let held = if spec.waits_for_ends() { count.terminating } else { 0 };
     let missing = usize::try_from(wanted - count.active - held).unwrap_or(0).min(BURST_PODS);
     if missing == 0 {
+        return;
+    }
+    if spec.backoff_limit_per_index.is_some() {
+        let due = free_indexes(context).filter(|index| is_due(context, *index, outcome));
+        let due: Vec<i32> = due.take(missing).collect();
+        outcome.steps.extend(due.into_iter().map(|index| create(context, Some(index))));
         return;
     }
     let wait = back_off(context);
     if !wait.is_zero() {
         outcome.requeue(wait);
-        return;
-    }
-    if spec.is_indexed() {
-        let used: BTreeSet<i32> = context
-            .pods
-            .iter()
-            .filter(|pod| is_active(pod))
-            .filter_map(|pod| index_of(pod))
-            .collect();
-        let free = (0..spec.completions.unwrap_or(0))
-            .filter(|index| !used.contains(index) && !count.indexes.contains(index));
-        free.take(missing).for_each(|index| outcome.push(create(context, Some(index))));
+    } else if spec.is_indexed() {
+        let free = free_indexes(context).take(missing);
+        free.for_each(|index| outcome.push(create(context, Some(index))));
     } else {
         (0..missing).for_each(|_| outcome.push(create(context, None)));
     }
+}
+
+/// The indexes that nobody works on and somebody should.
+fn free_indexes(context: &Context<'_>) -> impl Iterator<Item = i32> {
+    let count = &context.count;
+    let used: BTreeSet<i32> =
+        context.pods.iter().filter(|pod| is_active(pod)).filter_map(|pod| index_of(pod)).collect();
+    let done = |index: &i32| count.indexes.contains(index) || count.failed_indexes.contains(index);
+    let all = 0..context.job.spec.completions.unwrap_or(0);
+    all.filter(move |index| !used.contains(index) && !done(index))
+}
+
+/// Whether an index has waited long enough since its last failure. Each waits for itself.
+fn is_due(context: &Context<'_>, index: i32, outcome: &mut Outcome) -> bool {
+    let Some(last) = context.count.last_failures.get(&index) else { return true };
+    let earlier = failures(last).saturating_add(ignored_failures(last));
+    let doublings = u32::try_from(earlier).unwrap_or(0).min(BACK_OFF_DOUBLINGS);
+    let wait = (BACK_OFF_BASE * 2_u32.pow(doublings)).min(BACK_OFF_MAX);
+    let since = ended_at(last).unwrap_or(context.now);
+    let wait = wait.saturating_sub(context.now.since(since));
+    if !wait.is_zero() {
+        outcome.requeue(wait);
+    }
+    wait.is_zero()
 }
 
 /// How long to wait after the last failure. A pod that succeeded since then ends the row.
@@ -148,6 +172,9 @@ fn create(context: &Context<'_>, index: Option<i32>) -> Step {
         metadata["generateName"] = json!(format!("{name}-{index}-"));
         metadata["annotations"][INDEX] = json!(index.to_string());
         metadata["labels"][INDEX] = json!(index.to_string());
+        if context.job.spec.backoff_limit_per_index.is_some() {
+            tell_failures(context, index, &mut metadata["annotations"]);
+        }
         let hostname = &mut body["spec"]["hostname"];
         *hostname = json!(format!("{name}-{index}"));
         for list in ["initContainers", "containers"] {
@@ -156,6 +183,19 @@ fn create(context: &Context<'_>, index: Option<i32>) -> Step {
         }
     }
     template::create_pod(body, context.object, COMPONENT)
+}
+
+/// Notes on a pod how often its index failed before it.
+fn tell_failures(context: &Context<'_>, index: i32, annotations: &mut Value) {
+    let last = context.count.last_failures.get(&index);
+    let counts = last.is_some_and(|last| policy::judge(context.job, last) != Verdict::Ignore);
+    let (failed, ignored) = last.map_or((0, 0), |last| (failures(last), ignored_failures(last)));
+    let more = |is_more: bool| i32::from(is_more && last.is_some());
+    annotations[FAILURES] = json!(failed.saturating_add(more(counts)).to_string());
+    let ignored = ignored.saturating_add(more(!counts));
+    if ignored > 0 {
+        annotations[IGNORED_FAILURES] = json!(ignored.to_string());
+    }
 }
 
 /// Adds the index to the environment of a container, unless it says otherwise itself.

@@ -12,46 +12,38 @@ use crate::write::{Outcome, Report, Step};
 use super::{COMPONENT, Context, End, count};
 
 impl End {
-    const ALL: [Self; 3] = [Self::Completed, Self::DeadlineExceeded, Self::BackoffLimitExceeded];
-
     /// The condition while pods still stop, and that afterwards.
-    const fn conditions(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Completed => ("SuccessCriteriaMet", "Complete"),
-            _ => ("FailureTarget", "Failed"),
-        }
+    const fn conditions(&self) -> (&'static str, &'static str) {
+        if self.succeeds { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") }
     }
 
-    const fn words(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Completed => ("CompletionsReached", "Reached expected number of succeeded pods"),
-            Self::DeadlineExceeded => {
-                ("DeadlineExceeded", "Job was active longer than specified deadline")
+    fn report(&self, context: &Context<'_>) -> Report {
+        let event = match self.reason.as_str() {
+            _ if self.succeeds => {
+                return context.object.report(COMPONENT, "Completed", "Job completed");
             }
-            Self::BackoffLimitExceeded => {
-                ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
-            }
-        }
-    }
-
-    fn report(self, context: &Context<'_>) -> Report {
-        let (reason, message) = self.words();
-        match self {
-            Self::Completed => context.object.report(COMPONENT, "Completed", "Job completed"),
-            _ => context.object.report(COMPONENT, reason, message).warning(),
-        }
+            "DeadlineExceeded" => "DeadlineExceeded",
+            "PodFailurePolicy" => "PodFailurePolicy",
+            "MaxFailedIndexesExceeded" => "MaxFailedIndexesExceeded",
+            "FailedIndexes" => "FailedIndexes",
+            _ => "BackoffLimitExceeded",
+        };
+        context.object.report(COMPONENT, event, self.message.clone()).warning()
     }
 }
 
 /// The end that a Job is coming to, as its conditions say.
 pub(super) fn begun(status: &JobStatus) -> Option<End> {
-    End::ALL.into_iter().find(|end| {
-        condition(&status.conditions, end.conditions().0)
-            .is_some_and(|found| found.status == "True" && found.reason == end.words().0)
-    })
+    [("FailureTarget", false), ("SuccessCriteriaMet", true)].into_iter().find_map(
+        |(kind, succeeds)| {
+            let found = condition(&status.conditions, kind)?;
+            let (reason, message) = (found.reason.clone(), found.message.clone());
+            (found.status == "True").then_some(End { succeeds, reason, message })
+        },
+    )
 }
 
-pub(super) fn write(context: &Context<'_>, end: Option<End>, outcome: &mut Outcome) {
+pub(super) fn write(context: &Context<'_>, end: Option<&End>, outcome: &mut Outcome) {
     let old = &context.job.status;
     let count = &context.count;
     let mut status = JobStatus {
@@ -66,6 +58,11 @@ pub(super) fn write(context: &Context<'_>, end: Option<End>, outcome: &mut Outco
         },
         failed: old.failed.saturating_add(count.counted_failed),
         completed_indexes: count::print(&count.indexes),
+        failed_indexes: context
+            .job
+            .spec
+            .backoff_limit_per_index
+            .map(|_| count::print(&count.failed_indexes)),
         uncounted_terminated_pods: count.uncounted.clone(),
         conditions: old.conditions.clone(),
     };
@@ -97,7 +94,7 @@ fn body(status: &JobStatus) -> serde_json::Value {
 }
 
 /// The start of a Job, and its pauses.
-fn suspend(context: &Context<'_>, end: Option<End>, status: &mut JobStatus) -> Option<Report> {
+fn suspend(context: &Context<'_>, end: Option<&End>, status: &mut JobStatus) -> Option<Report> {
     let was = is_true(&status.conditions, "Suspended");
     let suspended = context.job.spec.suspend && end.is_none();
     let mut set = |value: bool, reason: &str, message: &str| {
@@ -118,18 +115,18 @@ fn suspend(context: &Context<'_>, end: Option<End>, status: &mut JobStatus) -> O
 }
 
 /// The first condition at once; the second when all pods have stopped and are counted.
-fn finish(context: &Context<'_>, end: End, status: &mut JobStatus) -> Option<Report> {
+fn finish(context: &Context<'_>, end: &End, status: &mut JobStatus) -> Option<Report> {
     let (first, last) = end.conditions();
-    let (reason, message) = end.words();
-    let new = |kind: &str| conditions::new(kind, true, reason, message.to_owned(), context.now);
+    let new =
+        |kind: &str| conditions::new(kind, true, &end.reason, end.message.clone(), context.now);
     conditions::set(&mut status.conditions, new(first));
-    let waits = status.active > 0 || status.terminating > 0;
+    let waits = status.active > 0 || status.terminating > 0 || context.count.held > 0;
     let uncounted = &status.uncounted_terminated_pods;
     if waits || !uncounted.succeeded.is_empty() || !uncounted.failed.is_empty() {
         return None;
     }
     conditions::set(&mut status.conditions, new(last));
-    if end == End::Completed {
+    if end.succeeds {
         status.completion_time = Some(context.now);
     }
     Some(end.report(context))

@@ -290,3 +290,157 @@ fn pods_without_their_job_lose_the_finalizer() {
         with_input(None, |input| super::reconcile(&key(Kind::Job, "sum"), &snapshot, input));
     assert_eq!(pod_writes(&outcome), ["release a"]);
 }
+
+/// A pod that failed with an exit code, and conditions.
+fn failed(name: &str, code: i32, conditions: &[&str]) -> Value {
+    let mut pod = pod(name, "Failed", 30);
+    pod["status"]["containerStatuses"] =
+        json!([{"name": "c", "state": {"terminated": {"exitCode": code}}}]);
+    let list = pod["status"]["conditions"].as_array_mut().expect("conditions");
+    list.extend(conditions.iter().map(|kind| json!({"type": kind, "status": "True"})));
+    pod
+}
+
+#[test]
+fn a_failure_means_what_the_first_rule_that_fits_says() {
+    let rules = json!([
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "Count", "onExitCodes": {"operator": "In", "values": [3]}},
+        {"action": "FailJob", "onExitCodes":
+            {"containerName": "other", "operator": "In", "values": [4]}},
+        {"action": "FailJob", "onExitCodes": {"containerName": "c", "operator": "NotIn",
+            "values": [1, 4]}},
+    ]);
+    let spec = json!({"parallelism": 1, "backoffLimit": 6, "podFailurePolicy": {"rules": rules}});
+    let run = |pod: Value| run(job(spec.clone(), json!({"startTime": ago(99)})), vec![pod]);
+    let noted = |outcome: &Outcome| status(outcome)["uncountedTerminatedPods"]["failed"].clone();
+    for (code, conditions_of_pod, counts) in
+        [(1, &[][..], true), (3, &[], true), (4, &[], true), (9, &["DisruptionTarget"], false)]
+    {
+        let outcome = run(failed("a", code, conditions_of_pod));
+        let wanted = if counts { json!(["uid-a"]) } else { Value::Null };
+        assert_eq!(noted(&outcome), wanted, "{code}");
+        assert_eq!(conditions(&status(&outcome)), [], "{code}");
+        let writes = if counts { vec!["create"] } else { vec!["release a", "create"] };
+        assert_eq!(pod_writes(&outcome), writes, "{code}: one that does not count may go at once");
+    }
+    let outcome = run(failed("a", 9, &[]));
+    let state = status(&outcome);
+    assert_eq!(conditions(&state), pairs(&[("FailureTarget", "PodFailurePolicy")]));
+    let message =
+        "Container c for pod d/a failed with exit code 9 matching FailJob rule at index 3";
+    assert_eq!(state["conditions"][0]["message"], message);
+    // What it came to stays true when the pod is counted and gone.
+    let mut target = state["conditions"][0].clone();
+    target["lastTransitionTime"] = json!(ago(1));
+    let begun = json!({"startTime": ago(99), "failed": 1, "conditions": [target]});
+    let last = self::run(job(spec.clone(), begun), vec![]);
+    let wanted = [("FailureTarget", "PodFailurePolicy"), ("Failed", "PodFailurePolicy")];
+    assert_eq!(conditions(&status(&last)), pairs(&wanted));
+    assert_eq!(status(&last)["conditions"][1]["message"], message);
+    // Somebody deletes it: how it ends decides, not that.
+    let mut going = pod("a", "Running", 5);
+    going["metadata"]["deletionTimestamp"] = json!(ago(1));
+    assert_eq!(pod_writes(&run(going)), [] as [&str; 0]);
+}
+
+/// A failed pod of an index that failed before, so many seconds ago.
+fn failed_again(name: &str, index: i32, before: i32, seconds: i64) -> Value {
+    let mut pod = indexed(failed(name, 1, &[]), index);
+    pod["metadata"]["annotations"]["batch.kubernetes.io/job-index-failure-count"] =
+        json!(before.to_string());
+    pod["status"]["conditions"][0]["lastTransitionTime"] = json!(ago(seconds));
+    pod
+}
+
+#[test]
+fn each_index_has_its_own_limit_and_its_own_pauses() {
+    let spec = |more: Value| {
+        let mut spec = json!({"completionMode": "Indexed", "parallelism": 3, "completions": 3,
+            "backoffLimitPerIndex": 1, "backoffLimit": i32::MAX});
+        for (field, value) in more.as_object().expect("fields") {
+            spec[field] = value.clone();
+        }
+        spec
+    };
+    let started = json!({"startTime": ago(99)});
+    let made = |outcome: &Outcome| -> Vec<(Value, Value)> {
+        let pods = writes(outcome).into_iter().filter(|(verb, _)| verb == "create Pod");
+        let note = |pod: &Value, name: &str| pod["metadata"]["annotations"][name].clone();
+        pods.map(|(_, pod)| {
+            (
+                note(&pod, "batch.kubernetes.io/job-completion-index"),
+                note(&pod, "batch.kubernetes.io/job-index-failure-count"),
+            )
+        })
+        .collect()
+    };
+    let count = |index: &str, failures: &str| (json!(index), json!(failures));
+    // 0 failed long ago and is tried again; 1 has to wait; 2 is new. Those whose successor is not
+    // there yet stay uncounted: they know how often their index failed.
+    let pods = vec![failed_again("a", 0, 0, 30), failed_again("b", 1, 0, 4)];
+    let outcome = run(job(spec(json!({})), started.clone()), pods);
+    assert_eq!(made(&outcome), [count("0", "1"), count("2", "0")]);
+    assert_eq!(outcome.requeue_after, Some(std::time::Duration::from_secs(6)));
+    let state = status(&outcome);
+    assert_eq!(state["uncountedTerminatedPods"]["failed"], Value::Null);
+    assert_eq!(state["failedIndexes"], "");
+    // The successor is there: the first is counted.
+    let pods = || vec![failed_again("a", 0, 0, 30), indexed(pod("n", "Running", 1), 0)];
+    let state = status(&run(job(spec(json!({})), started.clone()), pods()));
+    assert_eq!(state["uncountedTerminatedPods"]["failed"], json!(["uid-a"]));
+    // The second failure is one too many for its index, but not for the Job.
+    let lost = || vec![failed_again("a", 0, 1, 60), indexed(pod("n", "Running", 1), 1)];
+    let outcome = run(job(spec(json!({})), started.clone()), lost());
+    let state = status(&outcome);
+    assert_eq!((&state["failedIndexes"], &state["conditions"]), (&json!("0"), &Value::Null));
+    assert_eq!(made(&outcome), [count("2", "0")], "and no other takes it up");
+    // More may not fail.
+    let state = status(&run(job(spec(json!({"maxFailedIndexes": 0})), started.clone()), lost()));
+    assert_eq!(conditions(&state), pairs(&[("FailureTarget", "MaxFailedIndexesExceeded")]));
+    // Nothing is left to do.
+    let rest = json!({"startTime": ago(99), "completedIndexes": "1,2", "succeeded": 2});
+    let state = status(&run(job(spec(json!({})), rest), vec![failed_again("a", 0, 1, 60)]));
+    assert_eq!(conditions(&state), pairs(&[("FailureTarget", "FailedIndexes")]));
+    // A rule ends the work on an index at once.
+    let rules = json!({"podFailurePolicy": {"rules": [
+        {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [1]}}]}});
+    let state = status(&run(job(spec(rules), started), vec![failed_again("a", 2, 0, 60)]));
+    assert_eq!(state["failedIndexes"], "2");
+}
+
+#[test]
+fn a_job_may_have_enough_before_all_is_done() {
+    let spec = |rule: Value| {
+        json!({"completionMode": "Indexed", "parallelism": 4, "completions": 4,
+            "successPolicy": {"rules": [{"succeededIndexes": "3"}, rule]}})
+    };
+    let done = json!({"startTime": ago(9), "completedIndexes": "0,1", "succeeded": 2});
+    let running = || vec![indexed(pod("r", "Running", 5), 2)];
+    for (rule, met) in [
+        (json!({"succeededCount": 2}), true),
+        (json!({"succeededCount": 3}), false),
+        (json!({"succeededIndexes": "0,1"}), true),
+        (json!({"succeededIndexes": "0-2"}), false),
+        (json!({"succeededIndexes": "0-2", "succeededCount": 2}), true),
+    ] {
+        let outcome = run(job(spec(rule.clone()), done.clone()), running());
+        let state = status(&outcome);
+        let wanted: &[(&str, &str)] =
+            if met { &[("SuccessCriteriaMet", "SuccessPolicy")] } else { &[] };
+        assert_eq!(conditions(&state), pairs(wanted), "{rule}");
+        let is_stopped = pod_writes(&outcome).contains(&"delete r".to_owned());
+        assert_eq!(is_stopped, met, "{rule}");
+        if met {
+            assert_eq!(state["conditions"][0]["message"], "Matched rules at index 1");
+        }
+    }
+}
+
+#[test]
+fn a_job_that_somebody_else_runs_is_left_alone() {
+    for (manager, writes) in [("acme.io/queue", 0), ("kubernetes.io/job-controller", 3)] {
+        let outcome = run(job(json!({"managedBy": manager}), json!({})), vec![]);
+        assert_eq!(outcome.steps.len(), writes, "{manager}");
+    }
+}

@@ -1,31 +1,36 @@
-//! Whether a node may have a pod.
+//! Whether a node may have a pod: what the node is, and what is left of it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::Protocol;
 use model::selector::matches_map;
+use model::{Protocol, Quantity};
 
+use crate::amounts::{self, Amounts};
 use crate::node_lifecycle::NOT_READY;
 use crate::object::{Node, Object, Taint, is_true};
 use crate::pod::{NodeRequirement, NodeSelector, NodeSelectorTerm, Pod};
 use crate::snapshot::Snapshot;
 
+use super::refusal::Refusal;
+
 /// Pods of a node that does not say how many it takes, as the kubelet's default.
 const DEFAULT_MAX_PODS: usize = 110;
+/// Resources that every node has: one that does not say how much of them is not asked.
+const USUAL: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
 /// A node, with what is placed there, the placements of this run included.
 pub(super) struct Candidate<'a> {
     object: &'a Arc<Object>,
     node: &'a Node,
-    pods: usize,
-    siblings: BTreeMap<String, usize>,
-    host_ports: BTreeSet<HostPort>,
+    pods: Vec<&'a Arc<Object>>,
+    siblings: BTreeMap<&'a str, usize>,
+    host_ports: Vec<HostPort>,
+    used: Amounts,
 }
 
 /// A port of a node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct HostPort {
     port: u16,
     protocol: Protocol,
@@ -33,46 +38,18 @@ struct HostPort {
     address: Option<String>,
 }
 
-/// Why a node is not for a pod, in the words of the scheduler.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    Cordoned,
-    Tainted(Taint),
-    Affinity,
-    Ports,
-    Full,
-    /// A volume of the pod lies on another node.
-    VolumeElsewhere,
-    /// No volume there would do for a claim of the pod, and none can be made.
-    NoVolume,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cordoned => f.write_str("node(s) were unschedulable"),
-            Self::Tainted(taint) => {
-                write!(f, "node(s) had untolerated taint {{{}: {}}}", taint.key, taint.value)
-            }
-            Self::Affinity => f.write_str("node(s) didn't match Pod's node affinity/selector"),
-            Self::Ports => {
-                f.write_str("node(s) didn't have free ports for the requested pod ports")
-            }
-            Self::Full => f.write_str("Too many pods"),
-            Self::VolumeElsewhere => f.write_str("node(s) had volume node affinity conflict"),
-            Self::NoVolume => {
-                f.write_str("node(s) didn't find available persistent volumes to bind")
-            }
-        }
-    }
-}
-
 impl<'a> Candidate<'a> {
     /// A node that is there to stay.
-    pub fn new(object: &'a Arc<Object>, snapshot: &Snapshot) -> Option<Self> {
+    pub fn new(object: &'a Arc<Object>, snapshot: &'a Snapshot) -> Option<Self> {
         let node = object.node().filter(|_| !object.is_terminating())?;
-        let mut candidate =
-            Self { object, node, pods: 0, siblings: BTreeMap::new(), host_ports: BTreeSet::new() };
+        let mut candidate = Self {
+            object,
+            node,
+            pods: Vec::new(),
+            siblings: BTreeMap::new(),
+            host_ports: Vec::new(),
+            used: Amounts::new(),
+        };
         for pod in snapshot.pods_on(&object.meta.name) {
             if pod.pod().is_some_and(|view| !view.is_finished()) {
                 candidate.take(pod);
@@ -89,9 +66,14 @@ impl<'a> Candidate<'a> {
         self.object
     }
 
+    /// The value of a label of the node.
+    pub fn label(&self, key: &str) -> Option<&'a str> {
+        self.object.meta.labels.get(key).map(String::as_str)
+    }
+
     /// Pods on the node.
-    pub fn pods(&self) -> usize {
-        self.pods
+    pub fn pods(&self) -> &[&'a Arc<Object>] {
+        &self.pods
     }
 
     /// Pods on the node that the same object controls.
@@ -99,45 +81,117 @@ impl<'a> Candidate<'a> {
         owner.and_then(|owner| self.siblings.get(owner)).copied().unwrap_or(0)
     }
 
-    /// Counts a pod as placed here.
-    pub fn take(&mut self, pod: &Object) {
-        self.pods += 1;
-        if let Some(owner) = pod.meta.controller().filter(|_| !pod.is_terminating()) {
-            *self.siblings.entry(owner.uid.clone()).or_default() += 1;
-        }
-        self.host_ports.extend(pod.pod().into_iter().flat_map(host_ports));
+    /// How full the node is of what it has least left of, in percent of processors or memory.
+    pub fn load_percent(&self) -> u32 {
+        let share = |name: &&str| {
+            let has = self.node.status.allocatable.get(*name)?;
+            self.used.get(*name).and_then(|used| used.ratio(has))
+        };
+        let most = USUAL[..2].iter().filter_map(share).fold(0.0_f64, f64::max);
+        // Between nothing and, at most, a few hundred.
+        (most.clamp(0.0, 1_000.0) * 100.0) as u32
     }
 
-    /// Whether the node may have the pod; if so, how many of its taints would rather not.
-    pub fn check(&self, object: &Object) -> Result<usize, Refusal> {
-        let Some(pod) = object.pod() else { return Err(Refusal::Affinity) };
-        let tolerates = |taint: &Taint| pod.spec.tolerations.iter().any(|one| one.covers(taint));
-        if self.node.spec.unschedulable && !tolerates(&taint("node.kubernetes.io/unschedulable")) {
+    /// How many of the node's taints would rather not have the pod.
+    pub fn unwelcome(&self, pod: &Pod) -> usize {
+        let minds = |taint: &&Taint| taint.effect == "PreferNoSchedule" && !tolerates(pod, taint);
+        self.node.spec.taints.iter().filter(minds).count()
+    }
+
+    /// Counts a pod as placed here.
+    pub fn take(&mut self, pod: &'a Arc<Object>) {
+        self.pods.push(pod);
+        if let Some(owner) = pod.meta.controller().filter(|_| !pod.is_terminating()) {
+            *self.siblings.entry(&owner.uid).or_default() += 1;
+        }
+        if let Some(view) = pod.pod() {
+            self.host_ports.extend(host_ports(view));
+            amounts::add(&mut self.used, &view.requests());
+        }
+    }
+
+    /// Counts a pod as placed here no more.
+    pub fn release(&mut self, pod: &'a Arc<Object>) {
+        let Some(index) = self.pods.iter().position(|other| Arc::ptr_eq(other, pod)) else {
+            return;
+        };
+        self.pods.swap_remove(index);
+        if let Some(owner) = pod.meta.controller().filter(|_| !pod.is_terminating())
+            && let Some(count) = self.siblings.get_mut(owner.uid.as_str())
+        {
+            *count = count.saturating_sub(1);
+        }
+        let Some(view) = pod.pod() else { return };
+        amounts::subtract(&mut self.used, &view.requests());
+        for port in host_ports(view) {
+            if let Some(index) = self.host_ports.iter().position(|taken| *taken == port) {
+                self.host_ports.swap_remove(index);
+            }
+        }
+    }
+
+    /// Whether the node is one for the pod, and has enough left for it. Other pods and volumes are
+    /// judged elsewhere.
+    pub fn check(&self, pod: &Pod) -> Result<(), Vec<Refusal>> {
+        self.check_node(pod).map_err(|refusal| vec![refusal])?;
+        if host_ports(pod).any(|port| self.host_ports.iter().any(|taken| port.meets(taken))) {
+            return Err(vec![Refusal::Ports]);
+        }
+        let short = self.shortages(pod);
+        if short.is_empty() { Ok(()) } else { Err(short) }
+    }
+
+    fn check_node(&self, pod: &Pod) -> Result<(), Refusal> {
+        let required = pod.spec.affinity.node_affinity.required.as_ref();
+        let named = required.and_then(names);
+        if named.is_some_and(|names| !names.contains(&self.name())) {
+            return Err(Refusal::OtherNode);
+        }
+        let cordon = taint("node.kubernetes.io/unschedulable");
+        if self.node.spec.unschedulable && !tolerates(pod, &cordon) {
             return Err(Refusal::Cordoned);
         }
-        let mut taints = self.node.spec.taints.iter();
-        let forbids = |taint: &&Taint| matches!(&*taint.effect, "NoSchedule" | "NoExecute");
-        if let Some(found) = taints.find(|taint| forbids(taint) && !tolerates(taint)) {
-            return Err(Refusal::Tainted(found.clone()));
+        if let Some(found) = self.intolerable(pod) {
+            return Err(Refusal::Tainted(found));
+        }
+        if wants(pod, self.object) { Ok(()) } else { Err(Refusal::Affinity) }
+    }
+
+    /// The taint that keeps a pod away.
+    pub fn intolerable(&self, pod: &Pod) -> Option<Taint> {
+        let forbids = |taint: &&Taint| {
+            matches!(&*taint.effect, "NoSchedule" | "NoExecute") && !tolerates(pod, taint)
+        };
+        if let Some(found) = self.node.spec.taints.iter().find(forbids) {
+            return Some(found.clone());
         }
         // The taint follows the condition; between the two the condition counts.
         let ready = is_true(&self.node.status.conditions, "Ready");
-        if !ready && !tolerates(&taint(NOT_READY)) {
-            return Err(Refusal::Tainted(taint(NOT_READY)));
+        let unready = taint(NOT_READY);
+        (!ready && !tolerates(pod, &unready)).then_some(unready)
+    }
+
+    /// What the node has too little left of.
+    fn shortages(&self, pod: &Pod) -> Vec<Refusal> {
+        let allocatable = &self.node.status.allocatable;
+        let mut short = Vec::new();
+        let max = allocatable.get("pods").and_then(Quantity::integer);
+        let max = max.and_then(|pods| usize::try_from(pods).ok()).unwrap_or(DEFAULT_MAX_PODS);
+        if self.pods.len() >= max {
+            short.push(Refusal::Full);
         }
-        if !wants(pod, self.object) {
-            return Err(Refusal::Affinity);
+        for (name, asked) in pod.requests() {
+            let has = match allocatable.get(&name) {
+                Some(has) => *has,
+                None if USUAL.contains(&&*name) => continue,
+                None => Quantity::default(),
+            };
+            let used = self.used.get(&name).copied().unwrap_or_default();
+            if !asked.is_zero() && used + asked > has {
+                short.push(Refusal::Insufficient { never: asked > has, resource: name });
+            }
         }
-        if host_ports(pod).any(|port| self.host_ports.iter().any(|taken| port.meets(taken))) {
-            return Err(Refusal::Ports);
-        }
-        let allocatable = self.node.status.allocatable.pods.as_ref();
-        let max = allocatable.and_then(|pods| pods.whole()).unwrap_or(DEFAULT_MAX_PODS);
-        if self.pods >= max {
-            return Err(Refusal::Full);
-        }
-        let prefers_not = |taint: &&Taint| taint.effect == "PreferNoSchedule" && !tolerates(taint);
-        Ok(self.node.spec.taints.iter().filter(prefers_not).count())
+        short
     }
 }
 
@@ -146,6 +200,10 @@ pub(crate) fn wants(pod: &Pod, node: &Object) -> bool {
     let required = pod.spec.affinity.node_affinity.required.as_ref();
     matches_map(&pod.spec.node_selector, &node.meta.labels)
         && required.is_none_or(|selector| selects(selector, node))
+}
+
+fn tolerates(pod: &Pod, taint: &Taint) -> bool {
+    pod.spec.tolerations.iter().any(|one| one.covers(taint))
 }
 
 fn taint(key: &str) -> Taint {
@@ -175,12 +233,26 @@ fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
         })
 }
 
+/// The nodes that a selector names, where every term of it names some: no other is looked at.
+fn names(selector: &NodeSelector) -> Option<Vec<&str>> {
+    let mut all = Vec::new();
+    for term in &selector.node_selector_terms {
+        let named = term
+            .match_fields
+            .iter()
+            .find(|field| field.key == "metadata.name" && field.operator == "In")?;
+        all.extend(named.values.iter().map(String::as_str));
+    }
+    Some(all)
+}
+
 /// Whether a selector of nodes chooses a node.
 pub(super) fn selects(selector: &NodeSelector, node: &Object) -> bool {
     selector.node_selector_terms.iter().any(|term| term_matches(term, node))
 }
 
-fn term_matches(term: &NodeSelectorTerm, node: &Object) -> bool {
+/// Whether one term does.
+pub(super) fn term_matches(term: &NodeSelectorTerm, node: &Object) -> bool {
     if term.match_expressions.is_empty() && term.match_fields.is_empty() {
         return false;
     }

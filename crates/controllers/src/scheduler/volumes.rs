@@ -11,7 +11,8 @@ use crate::volume::{Claim, Volume};
 use crate::volumes::{NO_PROVISIONER, SELECTED_NODE, free_volume};
 use crate::write::Step;
 
-use super::filter::{Candidate, Refusal, selects};
+use super::filter::{Candidate, selects};
+use super::refusal::Refusal;
 
 /// The claims of one pod.
 #[derive(Default)]

@@ -164,6 +164,13 @@ impl Cluster {
         result.unwrap_or_else(|status| panic!("{name}: {status:?}"));
     }
 
+    /// Asks for a pod to go, as `kubectl drain` does.
+    pub fn evict(&mut self, namespace: &str, name: &str) {
+        let action = Action::Create(json!({"metadata": {"name": name}}));
+        let result = self.request(Kind::Pod, namespace, name, Some("eviction"), action);
+        result.unwrap_or_else(|status| panic!("{name}: {status:?}"));
+    }
+
     fn request(
         &mut self,
         kind: Kind,
@@ -437,10 +444,14 @@ impl Cluster {
             let (namespace, name) = (text(&meta["namespace"]), text(&meta["name"]));
             let stopped = meta["deletionGracePeriodSeconds"] == 0;
             if meta["deletionTimestamp"].is_string() {
-                if stopped {
-                    continue;
+                let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+                let waited_for = meta["finalizers"].is_array();
+                // Whoever waits for its end hears how it was.
+                if waited_for && !ended {
+                    todo.push((namespace, name, json!({"phase": "Failed"})));
+                } else if !stopped {
+                    todo.push((namespace, name, Value::Null));
                 }
-                todo.push((namespace, name, Value::Null));
             } else if let Some(status) = self.next_status(pod) {
                 todo.push((namespace, name, status));
             }
@@ -487,11 +498,12 @@ impl Cluster {
         if self.pods_become_ready && !is("ContainersReady", "True") {
             return Some(json!({"conditions": with("True")}));
         }
-        if pod["spec"]["restartPolicy"] == "Always" {
+        let image = &pod["spec"]["containers"][0]["image"];
+        if pod["spec"]["restartPolicy"] == "Always" || image == "stays" {
             return None;
         }
         // What is not to run for ever ends, as its image's name says.
-        let fails = pod["spec"]["containers"][0]["image"] == "fails";
+        let fails = image == "fails";
         let phase = if fails { "Failed" } else { "Succeeded" };
         Some(json!({"phase": phase, "conditions": with("False")}))
     }

@@ -4,7 +4,7 @@ use model::Timestamp;
 use serde_json::{Value, json as tree};
 
 use super::apps::{self, selector_text, validate_label_selector};
-use super::pod_spec;
+use super::{job_policies, pod_spec};
 use crate::json;
 use crate::resource::{Resource, Subresource};
 use crate::table::{Column, human_duration, or_none};
@@ -16,9 +16,24 @@ const CONTROLLER_UID: [&str; 2] = ["batch.kubernetes.io/controller-uid", "contro
 const JOB_NAME: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
 /// Most pods that a Job with `Indexed` may have: its status lists their indexes.
 const MAX_INDEXED: i64 = 100_000;
-/// Fields that change how pods are counted and that nothing here acts on.
-const UNSERVED: [&str; 5] =
-    ["backoffLimitPerIndex", "managedBy", "maxFailedIndexes", "podFailurePolicy", "successPolicy"];
+/// Fields of a Job that never change.
+const FIXED: [&str; 6] = [
+    "selector",
+    "completionMode",
+    "podFailurePolicy",
+    "backoffLimitPerIndex",
+    "managedBy",
+    "successPolicy",
+];
+/// What of a pod template says where pods run, and how they are known.
+const SCHEDULING: [&str; 6] = [
+    "/metadata/annotations",
+    "/metadata/labels",
+    "/spec/affinity",
+    "/spec/nodeSelector",
+    "/spec/schedulingGates",
+    "/spec/tolerations",
+];
 
 /// batch/v1 Job.
 pub(crate) static JOB: Resource = Resource {
@@ -54,14 +69,22 @@ pub(crate) static JOB: Resource = Resource {
 
 fn default(value: &mut Value) {
     let given = |name: &str| json::at(value, &format!("/spec/{name}")).is_some();
+    // A limit for each index is meant to be the only one.
+    let limit = if given("backoffLimitPerIndex") { i32::MAX } else { 6 };
+    let replaced = if given("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
     if !given("completions") && !given("parallelism") {
         json::set(value, "/spec/completions", 1);
     }
     json::set_default(value, "/spec/parallelism", 1);
-    json::set_default(value, "/spec/backoffLimit", 6);
+    json::set_default(value, "/spec/backoffLimit", limit);
     json::set_default(value, "/spec/suspend", false);
     json::set_default_text(value, "/spec/completionMode", "NonIndexed");
-    json::set_default_text(value, "/spec/podReplacementPolicy", "TerminatingOrFailed");
+    json::set_default_text(value, "/spec/podReplacementPolicy", replaced);
+    for rule in json::items_mut(value, "/spec/podFailurePolicy/rules") {
+        for pattern in json::items_mut(rule, "/onPodConditions") {
+            json::set_default_text(pattern, "/status", "True");
+        }
+    }
     if let Some(spec) = value.pointer_mut("/spec/template/spec") {
         pod_spec::default(spec);
     }
@@ -98,11 +121,34 @@ fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     validate_spec("spec", json::at(value, "/spec").unwrap_or(&none), errors);
     validate_selector(value, errors);
     let Some(old) = old else { return };
-    for name in ["selector", "completionMode", "completions", "template"] {
+    for name in FIXED {
         let pointer = format!("/spec/{name}");
         let field = format!("spec.{name}");
         immutable(errors, field, json::at(value, &pointer), json::at(old, &pointer));
     }
+    // Indexes may become more or fewer where all of them run at once (KEP-3715).
+    let number = |name: &str| json::integer(value, &format!("/spec/{name}"));
+    let elastic = json::text(value, "/spec/completionMode") == "Indexed"
+        && number("completions") == number("parallelism");
+    if !elastic {
+        let (new, old) = (json::at(value, "/spec/completions"), json::at(old, "/spec/completions"));
+        immutable(errors, "spec.completions", new, old);
+    }
+    let (new, old) = (fixed_template(value, old), fixed_template(old, old));
+    immutable(errors, "spec.template", new.as_ref(), old.as_ref());
+}
+
+/// The part of the pod template that may not change: until a suspended Job begins, somebody else
+/// may still say where its pods run (KEP-2926).
+fn fixed_template(value: &Value, old: &Value) -> Option<Value> {
+    let mut template = json::at(value, "/spec/template")?.clone();
+    let waits = json::flag(old, "/spec/suspend") && json::at(old, "/status/startTime").is_none();
+    if waits {
+        for pointer in SCHEDULING {
+            json::remove(&mut template, pointer);
+        }
+    }
+    Some(template)
 }
 
 /// Checks the spec of a Job, or of the Jobs that a CronJob makes.
@@ -112,15 +158,13 @@ pub(super) fn validate_spec(field: &str, spec: &Value, errors: &mut FieldErrors)
         "completions",
         "activeDeadlineSeconds",
         "backoffLimit",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
         "ttlSecondsAfterFinished",
     ] {
         non_negative(errors, format!("{field}.{name}"), json::at(spec, &format!("/{name}")));
     }
-    for name in UNSERVED {
-        if json::at(spec, &format!("/{name}")).is_some() {
-            errors.forbidden(format!("{field}.{name}"), "this server does not serve it");
-        }
-    }
+    job_policies::validate(field, spec, errors);
     let mode = json::at(spec, "/completionMode");
     one_of(errors, format!("{field}.completionMode"), mode, &["NonIndexed", "Indexed"]);
     if json::text(spec, "/completionMode") == "Indexed" {
@@ -134,9 +178,6 @@ pub(super) fn validate_spec(field: &str, spec: &Value, errors: &mut FieldErrors)
             Some(_) => {}
         }
     }
-    let policy = json::at(spec, "/podReplacementPolicy");
-    let policies = ["Failed", "TerminatingOrFailed"];
-    one_of(errors, format!("{field}.podReplacementPolicy"), policy, &policies);
     let template = format!("{field}.template");
     let labels = json::at(spec, "/template/metadata/labels");
     crate::write::validate_labels(&format!("{template}.labels"), labels, errors);

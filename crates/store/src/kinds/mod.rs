@@ -8,6 +8,7 @@ pub(crate) mod cron_job;
 pub(crate) mod definition;
 pub(crate) mod endpoints;
 pub(crate) mod events;
+mod job_policies;
 pub(crate) mod limits;
 pub(crate) mod networking;
 pub(crate) mod node;

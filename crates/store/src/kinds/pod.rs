@@ -66,7 +66,16 @@ pub(crate) static POD: Resource = Resource {
     },
     prepare_create: |value| {
         let class = quality_of_service(value);
-        json::set(value, "/status", tree!({"phase": "Pending", "qosClass": class}));
+        let mut status = tree!({"phase": "Pending", "qosClass": class});
+        if !json::items(value, "/spec/schedulingGates").is_empty() {
+            status["conditions"] = tree!([{
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+            }]);
+        }
+        json::set(value, "/status", status);
     },
     validate: validate_pod,
     ..Resource::BASE
@@ -82,6 +91,7 @@ fn validate_pod(pod: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         return;
     };
     pod_spec::validate("spec", spec, errors);
+    validate_gates(spec, old, errors);
     if let Some(old) = old
         && frozen_part(spec) != json::at(old, "/spec").map(frozen_part).unwrap_or_default()
     {
@@ -92,6 +102,24 @@ fn validate_pod(pod: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
              additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to \
              be set to 1 if it was previously negative)",
         );
+    }
+}
+
+/// Gates are there from the beginning, and only ever go (KEP-3521).
+fn validate_gates(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+    let gates = json::items(spec, "/schedulingGates");
+    let Some(old) = old else {
+        if !gates.is_empty() && !json::text(spec, "/nodeName").is_empty() {
+            let why = "cannot be set until all schedulingGates have been cleared";
+            errors.forbidden("spec.nodeName", why);
+        }
+        return;
+    };
+    let before = json::items(old, "/spec/schedulingGates");
+    for gate in gates.iter().filter(|gate| !before.contains(gate)) {
+        let name = json::text(gate, "/name");
+        let why = format!("only deletion is allowed, but found new scheduling gate '{name}'");
+        errors.forbidden("spec.schedulingGates", &why);
     }
 }
 

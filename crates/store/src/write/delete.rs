@@ -172,7 +172,7 @@ fn set_propagation_finalizers(value: &mut Value, propagation: Option<Propagation
     }
 }
 
-fn check_preconditions(
+pub(super) fn check_preconditions(
     resource: &Resource,
     object: &Object,
     preconditions: &Preconditions,

@@ -1,10 +1,15 @@
 //! `eviction`: a deletion that asks the pod's PodDisruptionBudget first.
 
-use serde_json::Value;
+use std::sync::Arc;
+
+use serde_json::{Value, json as tree};
 
 use crate::kinds::apps::selects_labels;
 use crate::kinds::policy::POD_DISRUPTION_BUDGET;
+use crate::state::Content;
 use crate::{Action, Context, DeleteOptions, Object, Request, Status, Store, Subresource, json};
+
+use super::subresources::set_condition;
 
 /// Evictions of one budget that may be under way: its controller is then far behind.
 const MAX_DISRUPTED_PODS: usize = 2_000;
@@ -23,14 +28,33 @@ impl Store {
         if !name.is_empty() && name != request.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
         }
-        let options =
+        let mut options =
             DeleteOptions::from_value(json::at(body, "/deleteOptions").unwrap_or(&Value::Null))?;
         let pod = self.head_or_not_found(request)?;
         if counts(&pod) {
             self.spend_budget(&pod, context)?;
         }
+        super::delete::check_preconditions(request.resource, &pod, &options.preconditions)?;
+        self.tell_why(&pod, context)?;
+        // Telling it made a new version.
+        options.preconditions.resource_version = None;
         self.delete(request, &options, context)?;
         Ok(Status::success(201))
+    }
+
+    /// Says on the pod that it is evicted, before it goes (KEP-3329).
+    fn tell_why(&mut self, pod: &Arc<Object>, context: &mut Context<'_>) -> Result<(), Status> {
+        let mut value = pod.value.clone();
+        let condition = tree!({
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting",
+            "lastTransitionTime": context.now.to_string(),
+        });
+        set_condition(&mut value, condition);
+        let content = Content { value, managed_fields: pod.managed_fields.clone() };
+        self.finish_update(pod.resource, pod, content, context).map(drop)
     }
 
     /// Takes one eviction from the budget of a pod, where it has one.

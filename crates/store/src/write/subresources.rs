@@ -131,6 +131,9 @@ impl Store {
         if !bound.is_empty() {
             return fail(format!("pod {name} is already assigned to node {bound:?}"));
         }
+        if !json::items(&old.value, "/spec/schedulingGates").is_empty() {
+            return fail(format!("pod {name} has non-empty .spec.schedulingGates"));
+        }
         let mut value = old.value.clone();
         json::set(&mut value, "/spec/nodeName", node);
         set_condition(
@@ -163,7 +166,7 @@ fn replicas_of(scale: &Value) -> Result<i64, Status> {
 }
 
 /// Puts a condition in the place of the one of its type.
-fn set_condition(value: &mut Value, condition: Value) {
+pub(super) fn set_condition(value: &mut Value, condition: Value) {
     let kind = json::text(&condition, "/type").to_owned();
     let mut conditions = json::items(value, "/status/conditions").to_vec();
     conditions.retain(|other| json::text(other, "/type") != kind);
