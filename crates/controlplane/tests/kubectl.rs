@@ -408,26 +408,95 @@ async fn errors_read_as_the_real_servers_do() {
     .await;
 }
 
-/// Item 24 of the compatibility list: 1.20 prints the server's warning, newer ones are refused.
+/// Item 24 of the compatibility list: 1.20 refuses by what the server publishes, newer ones are
+/// refused by the server.
 #[tokio::test]
 async fn an_unknown_field_is_told() {
     with_every_kubectl("unknown-field", async |kubectl, _| {
         let map = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"},
             "dataz": {}}"#;
-        let output = kubectl.run(&["create", "-f", "-"], map).await;
-        let error = String::from_utf8(output.stderr).expect("text");
+        let error = kubectl.fails(&["create", "-f", "-"], map).await;
         let is_old = kubectl.program == kubectl_1_20();
-        assert_eq!(output.status.success(), is_old, "{error}");
-        assert!(error.contains("unknown field \"dataz\""), "{error}");
-        let strict = "Error from server (BadRequest): error when creating \"STDIN\": ConfigMap in \
-                      version \"v1\" cannot be handled as a ConfigMap: strict decoding error: ";
-        assert_eq!(error.starts_with(strict), !is_old, "{error}");
-        kubectl.ok(&["delete", "cm", "c", "--ignore-not-found"]).await;
-        kubectl.ok(&["create", "cm", "c", "--from-literal=a=1"]).await;
+        let expected = match is_old {
+            true => {
+                "error: error validating \"STDIN\": error validating data: \
+                 ValidationError(ConfigMap): unknown field \"dataz\" in \
+                 io.k8s.api.core.v1.ConfigMap"
+            }
+            false => {
+                "Error from server (BadRequest): error when creating \"STDIN\": ConfigMap in \
+                 version \"v1\" cannot be handled as a ConfigMap: strict decoding error: unknown \
+                 field \"dataz\""
+            }
+        };
+        assert!(error.starts_with(expected), "{error}");
+        // What a client does not look at the server tells.
+        let output = kubectl.run(&["create", "--validate=false", "-f", "-"], map).await;
+        let error = String::from_utf8(output.stderr).expect("text");
+        assert!(output.status.success(), "{error}");
+        assert_eq!(error.contains("Warning: unknown field \"dataz\""), is_old, "{error}");
         let patch = r#"{"dataz": {}}"#;
         let output = kubectl.run(&["patch", "cm", "c", "-p", patch], "").await;
         let error = String::from_utf8(output.stderr).expect("text");
         assert!(error.contains("unknown field \"dataz\""), "{error}");
+    })
+    .await;
+}
+
+/// What clients know of kinds from the server's OpenAPI: version 2 for 1.20, version 3 for newer
+/// ones.
+#[tokio::test]
+async fn kinds_are_explained() {
+    with_every_kubectl("explain", async |kubectl, _| {
+        let pod = kubectl.ok(&["explain", "pod"]).await;
+        for field in ["apiVersion", "metadata", "spec", "status"] {
+            let line = pod.lines().find(|line| line.trim_start().starts_with(field));
+            assert!(line.is_some(), "{field}: {pod}");
+        }
+        let spec = kubectl.ok(&["explain", "pod.spec"]).await;
+        let line = spec.lines().find(|line| line.trim_start().starts_with("containers"));
+        let line = line.expect("a line");
+        assert!(line.contains("<[]") && line.contains("required"), "{line}");
+        let tree = kubectl.ok(&["explain", "deployment.spec.strategy", "--recursive"]).await;
+        let wanted = ["rollingUpdate", "maxSurge", "maxUnavailable", "type"];
+        let found: Vec<&str> =
+            tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert!(found.ends_with(&wanted), "{tree}");
+        // A kind whose schema refers to itself.
+        kubectl.ok(&["explain", "crd", "--recursive"]).await;
+        let error = kubectl.fails(&["explain", "pod.spec.nope"], "").await;
+        assert!(error.contains("nope"), "{error}");
+    })
+    .await;
+}
+
+/// Item 22 of the compatibility list.
+#[tokio::test]
+async fn changes_are_tried_and_shown_before_they_are_made() {
+    with_every_kubectl("diff", async |kubectl, _| {
+        let tried = kubectl.ok_with(&["apply", "--dry-run=server", "-f", "-"], GADGETS).await;
+        assert!(tried.ends_with("created (server dry run)\n"), "{tried}");
+        kubectl.ok(&["create", "ns", "shop"]).await;
+        let tried = kubectl.ok_with(&["apply", "--dry-run=server", "-f", "-"], MANIFESTS).await;
+        let is_tried = |line: &str| line.ends_with("(server dry run)");
+        assert!(tried.lines().count() == 7 && tried.lines().all(is_tried), "{tried}");
+        let left = kubectl.ok(&["get", "cm,deploy,svc", "-n", "shop", "-o", "name"]).await;
+        assert!(!left.contains("front") && !left.contains("prices"), "{left}");
+
+        kubectl.ok_with(&["apply", "-f", "-"], MANIFESTS).await;
+        let prices = &MANIFESTS.split("---\n").nth(1).expect("a ConfigMap");
+        let output = kubectl.run(&["diff", "-f", "-"], prices).await;
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
+        let output = kubectl.run(&["diff", "-f", "-"], &prices.replace("\"3\"", "\"4\"")).await;
+        let shown = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{shown}");
+        assert!(shown.contains("-  tea: \"3\"\n+  tea: \"4\""), "{shown}");
+
+        kubectl.ok_with(&["apply", "-f", "-"], GADGETS).await;
+        kubectl.ok(&["wait", "--for=condition=Established", "crd/gadgets.example.com"]).await;
+        let tried = kubectl.ok_with(&["apply", "--dry-run=server", "-f", "-"], GADGET).await;
+        assert!(is_tried(tried.trim()), "{tried}");
+        kubectl.fails(&["get", "gd", "big"], "").await;
     })
     .await;
 }
@@ -576,13 +645,10 @@ async fn custom_resources_are_like_any_others() {
         let listed =
             kubectl.ok(&["api-resources", "--api-group=example.com", "--no-headers"]).await;
         assert!(words(&listed)[0].starts_with(&["gadgets", "gd"]), "{listed}");
-        // What kubectl 1.20 lacks: it takes schemas from a form that we do not send.
-        let is_new = kubectl.run(&["explain", "gadgets.spec.size"], "").await.status.success();
-        if is_new {
-            let told = kubectl.ok(&["explain", "gadgets.spec.size"]).await;
-            assert!(told.contains("How large it is."), "{told}");
-        }
-        assert!(is_new || kubectl.program == kubectl_1_20());
+        let told = kubectl.ok(&["explain", "gadgets.spec.size"]).await;
+        assert!(told.contains("How large it is."), "{told}");
+        let told = kubectl.ok(&["explain", "gadgets.metadata.finalizers"]).await;
+        assert!(told.contains("<[]string>"), "{told}");
 
         let applied = kubectl.ok_with(&["apply", "-f", "-"], GADGET).await;
         assert_eq!(applied.trim(), "gadget.example.com/big created");

@@ -369,12 +369,24 @@ async fn discovery_and_openapi_satisfy_every_client() {
         assert_eq!((status, body.len()), (StatusCode::NOT_MODIFIED, 0), "{path}");
     }
 
-    let (status, headers, body) = get("/openapi/v2", &[]).await;
-    assert_eq!((status, body.len()), (StatusCode::OK, 0));
-    assert_eq!(
-        headers["content-type"],
-        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
-    );
+    // As kubectl 1.20 asks for it; with the `@` in an answer it could not read that.
+    let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    for (accept, expected, begin) in [
+        (protobuf, "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", "\n\u{3}2.0"),
+        ("application/json", "application/json", "{\"swagger\":\"2.0\""),
+    ] {
+        let (status, headers, body) = get("/openapi/v2", &[("accept", accept)]).await;
+        assert_eq!(
+            (status, &headers["content-type"]),
+            (StatusCode::OK, &expected.parse().expect("a type"))
+        );
+        assert!(body.starts_with(begin.as_bytes()), "{accept}");
+        let etag = headers["etag"].to_str().expect("text").to_owned();
+        let again = [("accept", accept), ("if-none-match", etag.as_str())];
+        let (status, headers, body) = get("/openapi/v2", &again).await;
+        assert_eq!((status, body.len()), (StatusCode::NOT_MODIFIED, 0), "{accept}");
+        assert_eq!(headers["etag"], etag.as_str());
+    }
     let index = json_of(&get("/openapi/v3", &[]).await.2);
     for (group, entry) in index["paths"].as_object().expect("paths") {
         let url = entry["serverRelativeURL"].as_str().expect("a URL");

@@ -1,5 +1,5 @@
 //! The fields of the Kubernetes API as one table, and what follows from it alone: strict
-//! decoding, protobuf and server-side apply.
+//! decoding, protobuf, server-side apply and OpenAPI.
 //!
 //! The table (`fields.txt`) is made by `cargo xtask fields` from the published definitions of
 //! Kubernetes 1.33. Objects stay JSON trees; the table says what a tree may hold.
@@ -9,6 +9,7 @@
 pub mod apply;
 pub mod cel;
 pub mod decode;
+pub mod openapi;
 pub mod protobuf;
 pub mod structural;
 mod table;

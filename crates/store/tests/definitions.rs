@@ -109,9 +109,19 @@ fn a_definition_is_established_at_once() {
     assert_eq!(list["resources"][0]["shortNames"], json!(["gd"]));
     assert!(discovery::aggregated(&rows, false).to_string().contains("\"resource\":\"gadgets\""));
     let document = openapi::v3_document(&rows, "apis/example.com/v1").expect("a document");
-    let schema = &document["components"]["schemas"]["com.example.v1.Gadget"];
+    let document: Value = serde_json::from_str(&document).expect("JSON");
+    let schemas = &document["components"]["schemas"];
+    let schema = &schemas["com.example.v1.Gadget"];
     assert_eq!(schema["properties"]["spec"]["properties"]["size"]["minimum"], 1);
     assert_eq!(schema["x-kubernetes-group-version-kind"][0]["kind"], "Gadget");
+    let metadata = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    let reference = format!("#/components/schemas/{metadata}");
+    assert_eq!(schema["properties"]["metadata"], json!({"$ref": reference}));
+    assert_eq!(schemas[metadata]["properties"]["name"], json!({"type": "string"}));
+    let document: Value = serde_json::from_str(&openapi::v2_json(&rows)).expect("JSON");
+    let size = &document["definitions"]["com.example.v1.Gadget"]["properties"]["spec"];
+    assert_eq!(size["properties"]["size"]["type"], "integer");
+    assert_eq!(size["properties"]["size"].get("minimum"), None);
 }
 
 #[test]

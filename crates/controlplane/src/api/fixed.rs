@@ -1,11 +1,11 @@
 //! The documents about the API itself: discovery, OpenAPI, the version.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use client::Body;
 use hyper::body::Bytes;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use hyper::{HeaderMap, Response, StatusCode};
 use serde_json::{Value, json};
 use store::{Resource, Status, discovery, openapi};
@@ -17,6 +17,9 @@ use crate::writer::Shared;
 
 /// The Kubernetes version that we answer as: its minor decides which paths clients take.
 const MINOR: u32 = 33;
+
+/// What clients ask version 2 of OpenAPI by, whatever comes behind it.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2";
 
 /// A document as it is sent.
 struct Document {
@@ -39,6 +42,10 @@ struct Made {
     aggregated_core: Document,
     aggregated_groups: Document,
     openapi_index: Document,
+    /// The entity tags of version 2 of OpenAPI in protobuf and in JSON, once they were made. The
+    /// documents are too large to be kept.
+    v2_protobuf_etag: OnceLock<String>,
+    v2_json_etag: OnceLock<String>,
 }
 
 impl Documents {
@@ -51,17 +58,13 @@ impl Documents {
     ) -> Result<Response<Body>, Status> {
         let made = self.of_now(shared);
         match route {
-            Route::OpenApiV2 => Ok(answer::bytes(
-                StatusCode::OK,
-                openapi::V2_MEDIA_TYPE,
-                Bytes::from_static(openapi::V2_DOCUMENT),
-            )),
+            Route::OpenApiV2 => Ok(version_2(&made, &call.headers)),
             Route::OpenApiV3 => {
                 Ok(made.openapi_index.answer(&call.headers, "application/json", false))
             }
             Route::OpenApiV3Group(path) => {
                 let document = openapi::v3_document(&made.rows, path);
-                let document = Document::new(&document.ok_or_else(Status::unknown_path)?);
+                let document = Document::of(document.ok_or_else(Status::unknown_path)?);
                 // With the hash of its content in the URL it may be kept for ever.
                 let immutable = call.query().find("hash").is_some();
                 Ok(document.answer(&call.headers, "application/json", immutable))
@@ -77,7 +80,7 @@ impl Documents {
             let store = shared.read();
             match &*made {
                 Some(made) if made.generation == store.generation() => return Arc::clone(made),
-                _ => (store.generation(), store.resources()),
+                _ => (store.generation(), store.served()),
             }
         };
         let new = Arc::new(Made::new(generation, rows));
@@ -93,9 +96,32 @@ impl Made {
             aggregated_core: Document::new(&discovery::aggregated(&rows, true)),
             aggregated_groups: Document::new(&discovery::aggregated(&rows, false)),
             openapi_index: Document::new(&openapi::v3_index(&rows)),
+            v2_protobuf_etag: OnceLock::new(),
+            v2_json_etag: OnceLock::new(),
             rows,
         }
     }
+}
+
+/// The one document of version 2: in protobuf for those that ask for it, as all Go clients do.
+fn version_2(made: &Made, headers: &HeaderMap) -> Response<Body> {
+    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let is_protobuf = accepted.any(|value| value.contains(V2_PROTOBUF));
+    let (etag, media_type) = match is_protobuf {
+        true => (&made.v2_protobuf_etag, openapi::V2_MEDIA_TYPE),
+        false => (&made.v2_json_etag, "application/json"),
+    };
+    if let Some(etag) = etag.get()
+        && is_known(headers, etag)
+    {
+        return unchanged(etag, false);
+    }
+    let document = match is_protobuf {
+        true => Document::of(openapi::v2_protobuf(&made.rows)),
+        false => Document::of(openapi::v2_json(&made.rows)),
+    };
+    etag.get_or_init(|| document.etag.clone());
+    document.answer(headers, media_type, false)
 }
 
 fn negotiated(made: &Made, route: &Route, call: &Call) -> Result<Response<Body>, Status> {
@@ -139,7 +165,12 @@ fn root(rows: &[&Resource]) -> Value {
 
 impl Document {
     fn new(value: &Value) -> Self {
-        Self { etag: discovery::etag(value), body: value.to_string().into() }
+        Self::of(value.to_string())
+    }
+
+    fn of(body: impl Into<Bytes>) -> Self {
+        let body = body.into();
+        Self { etag: discovery::etag(&body), body }
     }
 
     /// The document, or 304 for a client that has it already.
@@ -149,29 +180,38 @@ impl Document {
         media_type: &'static str,
         immutable: bool,
     ) -> Response<Body> {
-        let known = asked.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-        let is_known = known.is_some_and(|known| known.contains(&self.etag));
-        let mut response = match is_known {
-            true => answer::bytes(StatusCode::NOT_MODIFIED, media_type, Bytes::new()),
-            false => answer::bytes(StatusCode::OK, media_type, self.body.clone()),
-        };
-        let headers = response.headers_mut();
-        if is_known {
-            headers.remove(CONTENT_TYPE);
+        if is_known(asked, &self.etag) {
+            return unchanged(&self.etag, immutable);
         }
-        if let Ok(etag) = HeaderValue::from_str(&self.etag) {
-            headers.insert(ETAG, etag);
-        }
-        headers.insert(VARY, HeaderValue::from_static("Accept"));
-        headers.insert(
-            CACHE_CONTROL,
-            HeaderValue::from_static(match immutable {
-                true => "public, immutable",
-                false => "public",
-            }),
-        );
-        response
+        let response = answer::bytes(StatusCode::OK, media_type, self.body.clone());
+        cached(response, &self.etag, immutable)
     }
+}
+
+/// Whether a client has the document of an entity tag.
+fn is_known(asked: &HeaderMap, etag: &str) -> bool {
+    let known = asked.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    known.is_some_and(|known| known.contains(etag))
+}
+
+/// What a client that has a document is told.
+fn unchanged(etag: &str, immutable: bool) -> Response<Body> {
+    let mut response = answer::text(StatusCode::NOT_MODIFIED, Bytes::new());
+    // What is not sent has no type.
+    response.headers_mut().remove(CONTENT_TYPE);
+    cached(response, etag, immutable)
+}
+
+/// The headers by which clients keep a document. `immutable` ones they need not ask for again.
+fn cached(mut response: Response<Body>, etag: &str, immutable: bool) -> Response<Body> {
+    let headers = response.headers_mut();
+    if let Ok(etag) = HeaderValue::from_str(etag) {
+        headers.insert(ETAG, etag);
+    }
+    headers.insert(VARY, HeaderValue::from_static("Accept"));
+    let policy = if immutable { "public, immutable" } else { "public" };
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static(policy));
+    response
 }
 
 /// The server's name as the client used it.
