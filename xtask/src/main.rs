@@ -110,6 +110,12 @@ const COMMANDS: &[Command] = &[
         about: "Debian's podman and containerd, unpacked into target/tools/",
         run: tools::runtimes,
     },
+    Command {
+        name: "clients",
+        arguments: "",
+        about: "all programs and manifests of others that the tests use, into target/tools/",
+        run: tools::clients,
+    },
 ];
 
 fn main() -> ExitCode {

@@ -72,9 +72,12 @@ const ROOT_MODULES: (&str, &[&str]) = (
         "tests::attach",
         "tests::host_image",
         "tests::kill",
+        "tests::limits",
         "tests::pods",
         "tests::remote",
         "tests::restarts",
+        "tests::security",
+        "tests::volumes",
     ],
 );
 
@@ -106,13 +109,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
     }
     // The very programs that `./x up` installs.
     step("programs for the cluster tests", || build::build(&["--release".into()]))?;
-    step("clients for the cluster tests", || {
-        tools::kubectl(&[])?;
-        tools::runtimes(&[])?;
-        tools::unbound()?;
-        tools::resolvers()?;
-        tools::python()
-    })?;
+    step("clients for the cluster tests", || tools::clients(&[]))?;
     let deferred = Deferred::collect()?;
     step("tests that need root", || {
         privileged(&programs, &deferred, &mut results);

@@ -16,6 +16,25 @@ const KUBECTL_VERSION: &str = "v1.20.";
 /// The Python client that the cluster tests run.
 const PYTHON_CLIENT: &str = "kubernetes==36.0.0";
 
+/// Packages that carry the install manifests of projects, as these publish them: Calico, the cloud
+/// controller manager and volume drivers of OpenStack, the NFS volume driver; Dask. By name: as pip
+/// takes them.
+const PUBLISHED: &[(&str, &str)] = &[
+    (
+        "magnum_cluster_api",
+        "magnum-cluster-api==0.13.3 \
+         --hash=sha256:355205d3094739d4ecfbba4316665b0bf227c1e1f7f84c57931fc1e6b0c75153",
+    ),
+    (
+        "dask_kubernetes",
+        "dask-kubernetes==2026.3.0 \
+         --hash=sha256:5cf138e03cb1851063b82b74e9fd4679251238e3867fcae1e3682aada6410728",
+    ),
+];
+
+/// What npm installs the JavaScript client from: its versions and checksums.
+const NPM_FILES: [&str; 2] = ["package.json", "package-lock.json"];
+
 /// Debian's container runtimes, and those of their libraries that a machine may lack. Unpacked, not
 /// installed: an installation would start daemons.
 const RUNTIMES: &[&str] = &[
@@ -90,23 +109,112 @@ pub fn kubectl(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// The command: everything of others that the tests use, in `target/tools/`.
+///
+/// # Errors
+/// When something cannot be fetched.
+pub fn clients(arguments: &[String]) -> Result<()> {
+    if !arguments.is_empty() {
+        bail!("clients takes no arguments");
+    }
+    kubectl(&[])?;
+    runtimes(&[])?;
+    unbound()?;
+    resolvers()?;
+    python()?;
+    npm()?;
+    published()
+}
+
 /// The Python client of Kubernetes, in an environment of its own.
 ///
 /// # Errors
 /// When Python or its package index is out of reach.
-pub fn python() -> Result<()> {
-    let environment = directory().join("python");
-    let interpreter = environment.join("bin/python3").display().to_string();
+fn python() -> Result<()> {
+    let interpreter = interpreter();
     let client = ["-c", "import kubernetes"];
     if process::output(&interpreter, &client).is_ok() {
         return Ok(());
     }
-    let place = environment.display().to_string();
+    let place = directory().join("python").display().to_string();
     process::run("python3", &["-m", "venv", "--clear", &place])
         .context("making a Python environment (package python3-venv)")?;
     let install = ["-m", "pip", "install", "--quiet", PYTHON_CLIENT];
     process::run(&interpreter, &install)
         .context("installing the Python client: check the network and retry")
+}
+
+/// The Python of that environment. It has pip, which a machine's own may lack.
+fn interpreter() -> String {
+    directory().join("python/bin/python3").display().to_string()
+}
+
+/// The JavaScript client of Kubernetes, with what it needs, in `target/tools/npm`. No script of a
+/// package is run.
+///
+/// # Errors
+/// When npm or its registry is out of reach.
+fn npm() -> Result<()> {
+    let target = directory().join("npm");
+    let source = process::root().join("crates/e2e/tests/data/npm");
+    let is_there = target.join("node_modules/.package-lock.json").exists()
+        && NPM_FILES.iter().all(|name| {
+            let text = std::fs::read(source.join(name));
+            text.is_ok_and(|text| std::fs::read(target.join(name)).is_ok_and(|old| old == text))
+        });
+    if is_there {
+        return Ok(());
+    }
+    install("npm", &["nodejs", "npm"])?;
+    std::fs::create_dir_all(&target)?;
+    for name in NPM_FILES {
+        std::fs::copy(source.join(name), target.join(name))?;
+    }
+    let place = target.display().to_string();
+    let call = ["ci", "--prefix", &place, "--ignore-scripts", "--no-audit", "--no-fund"];
+    process::run("npm", &call)
+        .context("installing the JavaScript client: check the network and retry")
+}
+
+/// Manifests that projects publish, below `target/tools/published`, by the name of the package that
+/// carries them. After [`python`].
+///
+/// # Errors
+/// When the package index is out of reach, or has other bytes than we know.
+fn published() -> Result<()> {
+    for (name, requirement) in PUBLISHED {
+        let target = directory().join("published").join(name);
+        if !target.exists() {
+            unpack_wheel(requirement, &target)
+                .with_context(|| format!("fetching the manifests in {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing of the package is installed or run.
+fn unpack_wheel(requirement: &str, target: &Path) -> Result<()> {
+    let work = target.with_extension("download");
+    if work.exists() {
+        std::fs::remove_dir_all(&work)?;
+    }
+    std::fs::create_dir_all(&work)?;
+    let requirements = work.join("requirements.txt");
+    std::fs::write(&requirements, requirement)?;
+    let (file, place) = (requirements.display().to_string(), work.display().to_string());
+    let mut call = vec!["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"];
+    call.extend(["--only-binary=:all:", "--dest", &place, "--requirement", &file]);
+    let interpreter = interpreter();
+    process::run(&interpreter, &call).context("check the network and retry")?;
+    for wheel in crate::source::files(&work, ".whl")? {
+        let from = wheel.display().to_string();
+        let unpacked = work.join("unpacked").display().to_string();
+        process::run(&interpreter, &["-m", "zipfile", "-e", &from, &unpacked])?;
+    }
+    std::fs::rename(work.join("unpacked"), target)
+        .with_context(|| format!("cannot move the package to {}", target.display()))?;
+    std::fs::remove_dir_all(&work)?;
+    Ok(())
 }
 
 /// Unpacks a Debian package into a directory below `target/tools/`, unless it is there; answers
@@ -167,7 +275,7 @@ pub fn unbound() -> Result<()> {
 ///
 /// # Errors
 /// When apt cannot fetch a package.
-pub fn resolvers() -> Result<()> {
+fn resolvers() -> Result<()> {
     let target = directory().join("resolvers");
     if target.exists() { Ok(()) } else { unpack_to(RESOLVERS, &target) }
 }

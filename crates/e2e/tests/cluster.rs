@@ -21,8 +21,12 @@ mod failover;
 mod families;
 #[path = "cluster/kills.rs"]
 mod kills;
+#[path = "cluster/kube_rs.rs"]
+mod kube_rs;
 #[path = "cluster/kubectl.rs"]
 mod kubectl;
+#[path = "cluster/languages.rs"]
+mod languages;
 #[path = "cluster/network.rs"]
 mod network;
 #[path = "cluster/patterns.rs"]
@@ -112,7 +116,11 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("files_are_copied_both_ways", streams::copy),
     ("interactive_pods_are_run_and_removed", streams::run_interactively),
     ("running_containers_are_attached_to", streams::attach),
-    ("the_python_client_lists_watches_and_patches", kubectl::python),
+    ("kube_rs_watches_by_both_strategies_and_comes_back", kube_rs::watches),
+    ("a_controller_of_kube_rs_keeps_what_it_owns", kube_rs::controller),
+    ("kube_rs_executes_and_forwards_ports", kube_rs::streams),
+    ("the_python_client_watches_patches_and_executes", languages::python),
+    ("the_npm_client_informs_patches_and_executes", languages::npm),
     ("killed_processes_come_back_and_lose_nothing", kills::kills),
     ("a_cluster_comes_back_after_a_power_cut", kills::power_cut),
     ("a_stopped_cluster_comes_back_with_its_objects", kills::keep),

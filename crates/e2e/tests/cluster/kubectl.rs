@@ -197,7 +197,7 @@ pub fn custom_resources(world: &World) -> Result<()> {
 }
 
 /// kill -9, and the next one answers.
-fn restart_api_server(world: &World) -> Result<()> {
+pub fn restart_api_server(world: &World) -> Result<()> {
     let before = world.cluster.process("controlplane")?;
     signal(before, "KILL")?;
     eventually("the API server is back", Duration::from_secs(15), || {
@@ -244,16 +244,3 @@ kind: Backup
 metadata: {name: nightly, namespace: lab}
 spec: {keep: 3}
 "#;
-
-pub fn python(world: &World) -> Result<()> {
-    let script = workspace().join("crates/e2e/tests/data/client.py");
-    let interpreter = workspace().join("target/tools/python/bin/python3");
-    let output = Command::new(&interpreter)
-        .arg(script)
-        .env("KUBECONFIG", world.cluster.kubeconfig())
-        .output()
-        .with_context(|| format!("starting {} (`./x test` makes it)", interpreter.display()))?;
-    let text = text_of(output)?;
-    ensure!(text.trim_end().ends_with("python client: all well"), "{text}");
-    Ok(())
-}
