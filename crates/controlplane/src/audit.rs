@@ -173,7 +173,6 @@ impl Entry {
 
     fn event(self, code: u16, now: Timestamp) -> Value {
         let stage = if self.is_stream { "ResponseStarted" } else { "ResponseComplete" };
-        let user = |user: &User| json!({"username": user.name, "groups": user.groups});
         let mut event = json!({
             "kind": "Event",
             "apiVersion": "audit.k8s.io/v1",
@@ -182,7 +181,7 @@ impl Entry {
             "stage": stage,
             "requestURI": self.uri,
             "verb": self.verb,
-            "user": self.sender.as_ref().map_or_else(|| json!({}), user),
+            "user": self.sender.as_ref().map_or_else(|| json!({}), User::info),
             "sourceIPs": self.source.into_iter().collect::<Vec<_>>(),
             "userAgent": self.user_agent,
             "responseStatus": {"metadata": {}, "code": code},
@@ -190,7 +189,7 @@ impl Entry {
             "stageTimestamp": now.micro(),
         });
         if let Some(impersonated) = &self.impersonated {
-            event["impersonatedUser"] = user(impersonated);
+            event["impersonatedUser"] = impersonated.info();
         }
         if !self.object.is_null() {
             event["objectRef"] = self.object;

@@ -62,8 +62,12 @@ async fn ensure_one(client: &Client, wanted: &Wanted) -> Result<(), ClientError>
         .copied()
         .filter(|field| found.get(field) != wanted.object.get(field))
         .collect();
-    if differing.is_empty() {
+    let labels = missing_labels(&found, &wanted.object);
+    if differing.is_empty() && labels.is_empty() {
         return Ok(());
+    }
+    for (name, value) in labels {
+        found["metadata"]["labels"][name] = value.clone();
     }
     if let (Some(found), Some(wanted)) = (found.as_object_mut(), wanted.object.as_object()) {
         for field in differing {
@@ -74,6 +78,13 @@ async fn ensure_one(client: &Client, wanted: &Wanted) -> Result<(), ClientError>
         Err(error) if error.is_conflict() => Ok(()),
         updated => updated.map(|_| ()),
     }
+}
+
+/// The labels that an object should have and has not: others are found by them.
+fn missing_labels<'a>(found: &Value, wanted: &'a Value) -> Vec<(&'a str, &'a Value)> {
+    let labels = wanted["metadata"]["labels"].as_object().into_iter().flatten();
+    let labels = labels.filter(|(name, value)| found["metadata"]["labels"][*name] != **value);
+    labels.map(|(name, value)| (name.as_str(), value)).collect()
 }
 
 fn wanted(config: &ClusterConfig, advertised: SocketAddr) -> Vec<Wanted> {

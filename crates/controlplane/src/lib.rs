@@ -274,7 +274,11 @@ fn read_file(path: &Path) -> Result<String, StartError> {
 
 /// In whose name the control plane itself writes.
 fn own_user() -> User {
-    User { name: "system:apiserver".to_owned(), groups: vec![layout::GROUP_MASTERS.to_owned()] }
+    User {
+        name: "system:apiserver".to_owned(),
+        groups: vec![layout::GROUP_MASTERS.to_owned()],
+        ..User::default()
+    }
 }
 
 /// Resolves when the server stops.

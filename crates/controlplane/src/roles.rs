@@ -11,6 +11,8 @@ use crate::bootstrap::Wanted;
 const GROUP_VERSION: &str = "rbac.authorization.k8s.io/v1";
 /// Marks what the server itself makes and mends.
 const BOOTSTRAPPING: &str = "kubernetes.io/bootstrapping";
+/// The label by whose name roles become a part of another.
+const AGGREGATE_TO: &str = "rbac.authorization.k8s.io/aggregate-to-";
 const READ: [&str; 3] = ["get", "list", "watch"];
 const WRITE: [&str; 5] = ["create", "delete", "deletecollection", "patch", "update"];
 
@@ -32,19 +34,63 @@ pub(crate) fn wanted() -> Vec<Wanted> {
                 "verbs": ["get"],
             }]),
         ),
+        role("system:basic-user", json!(basic_rules())),
+        role("system:auth-delegator", json!(delegator_rules())),
         role("system:node", json!(store::authorize::node_rules())),
-        role("view", json!(view_rules())),
-        role("edit", json!([view_rules(), edit_rules()].concat())),
-        role("admin", json!([view_rules(), edit_rules(), admin_rules()].concat())),
     ];
+    for (name, above, rules) in [
+        ("view", Some("edit"), view_rules()),
+        ("edit", Some("admin"), edit_rules()),
+        ("admin", None, admin_rules()),
+    ] {
+        all.extend(aggregated(name, above, json!(rules)));
+    }
     let bindings = [
         ("cluster-admin", Some(layout::GROUP_MASTERS)),
+        ("system:basic-user", Some(AUTHENTICATED)),
         ("system:discovery", Some(AUTHENTICATED)),
         // Nodes have the role within the limits of their own pods alone (`store::authorize`).
         ("system:node", None),
     ];
     all.extend(bindings.map(|(role, group)| binding(role, group)));
     all
+}
+
+/// A role that is put together of others, and the one that has its own part. All of it is a part
+/// of the role above it.
+fn aggregated(name: &str, above: Option<&str>, rules: Value) -> [Wanted; 2] {
+    let label = |role: &str| format!("{AGGREGATE_TO}{role}");
+    let mut whole = role(name, Value::Null);
+    let selector = json!({"matchLabels": {(label(name)): "true"}});
+    whole.object["aggregationRule"] = json!({"clusterRoleSelectors": [selector]});
+    // The store fills it in.
+    if let Some(object) = whole.object.as_object_mut() {
+        object.remove("rules");
+    }
+    whole.kept = &["aggregationRule"];
+    if let Some(above) = above {
+        whole.object["metadata"]["labels"][label(above)] = "true".into();
+    }
+    let mut own = role(&format!("system:aggregate-to-{name}"), rules);
+    own.object["metadata"]["labels"][label(name)] = "true".into();
+    [whole, own]
+}
+
+/// What everybody may ask about himself.
+fn basic_rules() -> Vec<Value> {
+    let rights = ["selfsubjectaccessreviews", "selfsubjectrulesreviews"];
+    vec![
+        rule("authorization.k8s.io", &rights, &["create"]),
+        rule("authentication.k8s.io", &["selfsubjectreviews"], &["create"]),
+    ]
+}
+
+/// What servers ask about their clients that leave to us who these are and what they may.
+fn delegator_rules() -> Vec<Value> {
+    vec![
+        rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+        rule("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
+    ]
 }
 
 /// What whoever may look at a namespace may look at. Secrets are not among it: who reads a
@@ -149,7 +195,10 @@ fn edit_rules() -> Vec<Value> {
 /// What whoever rules a namespace may do beyond that: give others rights in it, of his own.
 fn admin_rules() -> Vec<Value> {
     let verbs = [READ.as_slice(), &WRITE].concat();
-    vec![rule("rbac.authorization.k8s.io", &["roles", "rolebindings"], &verbs)]
+    vec![
+        rule("rbac.authorization.k8s.io", &["roles", "rolebindings"], &verbs),
+        rule("authorization.k8s.io", &["localsubjectaccessreviews"], &["create"]),
+    ]
 }
 
 fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {

@@ -6,26 +6,11 @@ use std::sync::Arc;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use store::authorize::Subject;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+pub use store::authorize::User;
+
 use crate::pki::Pki;
-
-/// Who sends a request: what the subject of a verified client certificate says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct User {
-    /// The common name.
-    pub name: String,
-    /// The organizations.
-    pub groups: Vec<String>,
-}
-
-impl User {
-    /// The user as the store asks for one.
-    pub(crate) fn subject(&self) -> Subject<'_> {
-        Subject { name: &self.name, groups: &self.groups }
-    }
-}
 
 /// Why the server cannot speak TLS.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +63,7 @@ pub(crate) fn subject(certificate: &X509Certificate<'_>) -> User {
     User {
         name: subject.iter_common_name().find_map(text).unwrap_or_default(),
         groups: subject.iter_organization().filter_map(text).collect(),
+        ..User::default()
     }
 }
 

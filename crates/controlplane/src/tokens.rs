@@ -1,6 +1,7 @@
 //! ServiceAccount tokens (JSON Web Tokens, RFC 7519, signed by ES256): made for TokenRequests, and
 //! checked when a client shows one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -15,12 +16,16 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use store::authorize::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX};
+use store::validate::FieldErrors;
 use store::{Status, Store, registry};
 
 use crate::tls::{TlsError, User, fault};
 
 /// Shortest life of a token that may be asked for, seconds (the real server's).
 const LIFE_MINIMUM_S: i64 = 600;
+/// Longest life that a request may ask for, seconds (the real server's).
+const LIFE_LIMIT_S: i64 = 1 << 32;
 /// Longest life of a token; longer wishes are shortened, seconds: a day.
 const LIFE_MAXIMUM_S: i64 = 24 * 60 * 60;
 /// Life of a token when none is asked for, seconds (the real server's).
@@ -50,23 +55,40 @@ struct Claims {
     exp: i64,
     nbf: i64,
     iat: i64,
+    /// Tells tokens apart in audit logs (KEP-4193); those of before it have none.
+    #[serde(default)]
+    jti: String,
     #[serde(rename = "kubernetes.io")]
     kubernetes: Bound,
 }
 
-/// The objects that a token lives and dies with.
-#[derive(Debug, Serialize, Deserialize)]
+/// The objects that a token is about. It lives and dies with all but a pod's node, which it only
+/// tells.
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Bound {
     namespace: String,
     serviceaccount: Reference,
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<Reference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<Reference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<Reference>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Reference {
     name: String,
     uid: String,
+}
+
+/// What a TokenRequest comes to.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// The request with its token.
+    pub answer: Value,
+    /// What its sender should know.
+    pub warning: Option<String>,
 }
 
 impl Tokens {
@@ -90,8 +112,8 @@ impl Tokens {
     /// Answers a TokenRequest for a ServiceAccount (authentication.k8s.io/v1).
     ///
     /// # Errors
-    /// 404 without the account, or the pod that it shall be bound to; 400 and 422 for a request
-    /// that cannot be granted.
+    /// 404 without the account, or the object that it shall be bound to; 400, 409 and 422 for a
+    /// request that cannot be granted.
     pub fn request(
         &self,
         store: &Store,
@@ -99,80 +121,108 @@ impl Tokens {
         name: &str,
         body: &Value,
         now: Timestamp,
-    ) -> Result<Value, Status> {
+    ) -> Result<Made, Status> {
         let account = store.get(resource("serviceaccounts")?, namespace, name)?;
-        let seconds = body.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
-        if seconds.is_some_and(|seconds| seconds < LIFE_MINIMUM_S) {
-            let why = format!(
-                "TokenRequest is invalid: spec.expirationSeconds: Invalid value: {}: may not \
-                 specify a duration less than 10 minutes",
-                seconds.unwrap_or_default()
-            );
-            return Err(Status::failure(422, "Invalid", why));
-        }
-        let life_s = seconds.unwrap_or(LIFE_DEFAULT_S).min(LIFE_MAXIMUM_S);
-        let asked = body.pointer("/spec/audiences").and_then(Value::as_array);
-        let mut audiences: Vec<String> =
-            asked.into_iter().flatten().filter_map(|one| Some(one.as_str()?.to_owned())).collect();
+        let asked_s = body.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
+        let asked_s = asked_s.unwrap_or(LIFE_DEFAULT_S);
+        check_life(asked_s)?;
+        let life_s = asked_s.min(LIFE_MAXIMUM_S);
+        let warning = (life_s < asked_s).then(|| {
+            format!("requested expiration of {asked_s} seconds shortened to {life_s} seconds")
+        });
+        let mut audiences = texts(body, "/spec/audiences");
         if audiences.is_empty() {
             audiences.push(self.issuer.clone());
         }
         let issued = now.microseconds() / 1_000_000;
-        let pod = bound_pod(store, namespace, body.pointer("/spec/boundObjectRef"))?;
+        let mut bound = Bound {
+            namespace: namespace.to_owned(),
+            serviceaccount: Reference { name: name.to_owned(), uid: account.uid().to_owned() },
+            ..Bound::default()
+        };
+        bound.bind(store, body.pointer("/spec/boundObjectRef"))?;
         let claims = Claims {
             iss: self.issuer.clone(),
-            sub: format!("system:serviceaccount:{namespace}:{name}"),
+            sub: format!("{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}"),
             aud: audiences.clone(),
             exp: issued + life_s,
             nbf: issued,
             iat: issued,
-            kubernetes: Bound {
-                namespace: namespace.to_owned(),
-                serviceaccount: Reference { name: name.to_owned(), uid: account.uid().to_owned() },
-                pod,
-            },
+            jti: store::names::uid(&mut crate::writer::SystemRandom),
+            kubernetes: bound,
         };
         let token = self.sign(&claims).map_err(Status::internal)?;
         let expires = Timestamp::from_microseconds(claims.exp * 1_000_000);
         let mut answer = body.clone();
-        if let Some(answer) = answer.as_object_mut() {
-            answer.insert("metadata".into(), json!({"name": name, "namespace": namespace}));
-            answer.insert(
-                "spec".into(),
-                json!({
-                    "audiences": audiences,
-                    "expirationSeconds": life_s,
-                    "boundObjectRef": body.pointer("/spec/boundObjectRef"),
-                }),
-            );
-            let status = json!({"token": token, "expirationTimestamp": expires.to_string()});
-            answer.insert("status".into(), status);
+        let created = now.to_string();
+        for (part, value) in [
+            (
+                "/metadata",
+                json!({"name": name, "namespace": namespace, "creationTimestamp": created}),
+            ),
+            ("/spec/audiences", json!(audiences)),
+            ("/spec/expirationSeconds", life_s.into()),
+            ("/status", json!({"token": token, "expirationTimestamp": expires.to_string()})),
+        ] {
+            store::json::set(&mut answer, part, value);
         }
-        Ok(answer)
+        Ok(Made { answer, warning })
     }
 
-    /// The user that a token stands for; `None` for one that is not ours, has expired, or whose
-    /// account or pod is gone.
+    /// Answers a TokenReview: the status of one whose token is nobody's says so.
+    ///
+    /// # Errors
+    /// 400 without a token.
+    pub fn review(&self, store: &Store, review: &Value, now: Timestamp) -> Result<Value, Status> {
+        let token = review.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default();
+        if token.is_empty() {
+            return Err(Status::bad_request("token is required for TokenReview in authentication"));
+        }
+        let mut audiences = texts(review, "/spec/audiences");
+        if audiences.is_empty() {
+            audiences.push(self.issuer.clone());
+        }
+        let Some((mut user, audiences)) = self.read(store, token, &audiences, now) else {
+            return Ok(json!({"user": {}, "error": "invalid bearer token"}));
+        };
+        user.groups.push(AUTHENTICATED.to_owned());
+        Ok(json!({"authenticated": true, "user": user.info(), "audiences": audiences}))
+    }
+
+    /// The user that a token stands for here; `None` for one that is not ours or not for us, has
+    /// expired, or whose account or other object is gone.
     pub fn user_of(&self, store: &Store, token: &str, now: Timestamp) -> Option<User> {
+        let own = std::slice::from_ref(&self.issuer);
+        self.read(store, token, own, now).map(|(user, _)| user)
+    }
+
+    /// The user that a token stands for before any of some audiences, and before which.
+    fn read(
+        &self,
+        store: &Store,
+        token: &str,
+        audiences: &[String],
+        now: Timestamp,
+    ) -> Option<(User, Vec<String>)> {
         let claims = self.verify(token)?;
         let now_s = now.microseconds() / 1_000_000;
         let in_time = claims.nbf <= now_s && now_s < claims.exp;
-        if !in_time || claims.iss != self.issuer || !claims.aud.contains(&self.issuer) {
+        let mut shared = claims.aud.clone();
+        shared.retain(|audience| audiences.contains(audience));
+        if !in_time || claims.iss != self.issuer || shared.is_empty() {
             return None;
         }
         let bound = &claims.kubernetes;
-        let lives = |plural: &str, reference: &Reference| {
-            let found =
-                store.get(resource(plural).ok()?, &bound.namespace, &reference.name).ok()?;
-            (found.uid() == reference.uid).then_some(())
+        bound.lives(store)?;
+        let account = &bound.serviceaccount;
+        let name = format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", bound.namespace, account.name);
+        let user = User {
+            name,
+            uid: account.uid.clone(),
+            groups: account_groups(&bound.namespace),
+            extra: claims.extra(),
         };
-        lives("serviceaccounts", &bound.serviceaccount)?;
-        if let Some(pod) = &bound.pod {
-            lives("pods", pod)?;
-        }
-        let name =
-            format!("system:serviceaccount:{}:{}", bound.namespace, bound.serviceaccount.name);
-        (name == claims.sub).then(|| User { name, groups: account_groups(&bound.namespace) })
+        (user.name == claims.sub).then_some((user, shared))
     }
 
     fn sign(&self, claims: &Claims) -> Result<String, String> {
@@ -205,30 +255,113 @@ pub(crate) fn account_groups(namespace: &str) -> Vec<String> {
     vec![GROUP.to_owned(), format!("{GROUP}:{namespace}")]
 }
 
-/// A token may be bound to a pod, so that it ends with it.
-fn bound_pod(
-    store: &Store,
-    namespace: &str,
-    reference: Option<&Value>,
-) -> Result<Option<Reference>, Status> {
-    let Some(reference) = reference.filter(|reference| !reference.is_null()) else {
-        return Ok(None);
+impl Claims {
+    /// What is told of the user besides (KEP-4193).
+    fn extra(&self) -> BTreeMap<String, Vec<String>> {
+        let mut extra = BTreeMap::new();
+        let mut tell = |key: &str, value: String| {
+            extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+        };
+        if !self.jti.is_empty() {
+            tell("credential-id", format!("JTI={}", self.jti));
+        }
+        let bound = &self.kubernetes;
+        for (kind, reference) in [("pod", &bound.pod), ("node", &bound.node)] {
+            if let Some(Reference { name, uid }) = reference {
+                tell(&format!("{kind}-name"), name.clone());
+                tell(&format!("{kind}-uid"), uid.clone());
+            }
+        }
+        extra
+    }
+}
+
+impl Bound {
+    /// Binds the token to an object, so that it ends with it.
+    fn bind(&mut self, store: &Store, reference: Option<&Value>) -> Result<(), Status> {
+        let Some(reference) = reference.filter(|reference| !reference.is_null()) else {
+            return Ok(());
+        };
+        let text = |field: &str| reference.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (kind, name, uid) = (text("kind"), text("name"), text("uid"));
+        let account = &self.serviceaccount.name;
+        let (plural, namespace) = match (kind, text("apiVersion")) {
+            ("Pod", "" | "v1") => ("pods", self.namespace.as_str()),
+            ("Secret", "" | "v1") => ("secrets", self.namespace.as_str()),
+            ("Node", "" | "v1") => ("nodes", ""),
+            (kind, version) => {
+                return Err(Status::bad_request(format!(
+                    "cannot bind token for serviceaccount {account:?} to object type {version}, \
+                     Kind={kind}"
+                )));
+            }
+        };
+        let row = resource(plural)?;
+        let found = store.get(row, namespace, name)?;
+        if !uid.is_empty() && uid != found.uid() {
+            return Err(Status::conflict(
+                row,
+                name,
+                "the UID in the bound object reference does not match the UID in record. The \
+                 object might have been deleted and then recreated",
+            ));
+        }
+        let reference = Reference { name: name.to_owned(), uid: found.uid().to_owned() };
+        match kind {
+            "Secret" => self.secret = Some(reference),
+            "Node" => self.node = Some(reference),
+            _ => {
+                let of_pod = |field| found.value.pointer(field).and_then(Value::as_str);
+                if of_pod("/spec/serviceAccountName") != Some(account) {
+                    return Err(Status::bad_request(format!(
+                        "cannot bind token for serviceaccount {account:?} to pod running with \
+                         different serviceaccount name."
+                    )));
+                }
+                self.pod = Some(reference);
+                self.node = of_pod("/spec/nodeName").and_then(|node| {
+                    let found = store.get(resource("nodes").ok()?, "", node).ok()?;
+                    Some(Reference { name: node.to_owned(), uid: found.uid().to_owned() })
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all that the token is bound to is still there.
+    fn lives(&self, store: &Store) -> Option<()> {
+        let lives = |plural: &str, namespace: &str, reference: &Reference| {
+            let found = store.get(resource(plural).ok()?, namespace, &reference.name).ok()?;
+            (found.uid() == reference.uid).then_some(())
+        };
+        lives("serviceaccounts", &self.namespace, &self.serviceaccount)?;
+        if let Some(pod) = &self.pod {
+            lives("pods", &self.namespace, pod)?;
+        } else if let Some(node) = &self.node {
+            lives("nodes", "", node)?;
+        }
+        match &self.secret {
+            Some(secret) => lives("secrets", &self.namespace, secret),
+            None => Some(()),
+        }
+    }
+}
+
+/// Refuses lives that the API does not know.
+fn check_life(seconds: i64) -> Result<(), Status> {
+    let why = match seconds {
+        ..LIFE_MINIMUM_S => "may not specify a duration less than 10 minutes",
+        LIFE_MINIMUM_S..=LIFE_LIMIT_S => return Ok(()),
+        _ => "may not specify a duration larger than 2^32 seconds",
     };
-    let text = |field: &str| reference.get(field).and_then(Value::as_str).unwrap_or_default();
-    if text("kind") != "Pod" {
-        let why = format!("cannot bind token to object of type {}", text("kind"));
-        return Err(Status::bad_request(why));
-    }
-    let pods = resource("pods")?;
-    let pod = store.get(pods, namespace, text("name"))?;
-    if !text("uid").is_empty() && text("uid") != pod.uid() {
-        return Err(Status::conflict(
-            pods,
-            text("name"),
-            "the UID in the bound object reference does not match the UID in record",
-        ));
-    }
-    Ok(Some(Reference { name: text("name").to_owned(), uid: pod.uid().to_owned() }))
+    let mut errors = FieldErrors::default();
+    errors.invalid("spec.expirationSeconds", seconds, why);
+    Err(Status::invalid_kind("authentication.k8s.io", "TokenRequest", "", &errors))
+}
+
+fn texts(value: &Value, pointer: &str) -> Vec<String> {
+    let items = value.pointer(pointer).and_then(Value::as_array);
+    items.into_iter().flatten().filter_map(|one| Some(one.as_str()?.to_owned())).collect()
 }
 
 fn resource(plural: &str) -> Result<&'static store::Resource, Status> {

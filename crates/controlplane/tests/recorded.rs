@@ -77,7 +77,6 @@ struct LeftOut {
 }
 
 const CRD: &str = "the recording lacks the body that makes the definition: kubectl.rs does this";
-const AUTHORIZATION: &str = "authentication and access reviews are not served yet";
 const AUTOSCALING: &str = "autoscaling is not served yet";
 const CERTIFICATES: &str = "signing requests are not served: the cluster makes its certificates";
 const AGGREGATION: &str = "aggregated API servers and their flow control are not served";
@@ -86,13 +85,11 @@ const STORAGE: &str = "runtime classes are not served";
 
 const LEFT_OUT_1_33: &[LeftOut] = &[
     LeftOut { numbers: &[197, 199, 200, 202, 203, 204, 205, 206, 207, 208, 246, 247], reason: CRD },
-    LeftOut { numbers: &[216], reason: AUTHORIZATION },
     LeftOut { numbers: &[94], reason: AUTOSCALING },
 ];
 
 const LEFT_OUT_1_20: &[LeftOut] = &[
     LeftOut { numbers: &[221, 226, 248, 250, 251, 252, 253, 254, 255, 256, 292], reason: CRD },
-    LeftOut { numbers: &[5, 8, 205, 207, 231, 232, 262], reason: AUTHORIZATION },
     LeftOut { numbers: &[7, 14, 113, 209, 212, 233, 234], reason: AUTOSCALING },
     LeftOut { numbers: &[16, 214, 247], reason: CERTIFICATES },
     LeftOut { numbers: &[4, 11, 196, 197, 227, 243], reason: AGGREGATION },

@@ -73,6 +73,9 @@ fn table(ids: &Ids) -> Vec<(&'static str, &'static str, &'static str, Value)> {
         "involvedObject": {"kind": "Pod", "namespace": "shop", "name": "web-a"}});
     let definition = json!({"metadata": {"name": "xs.acme.com"}, "spec": {}});
     let address = json!({"status": {"loadBalancer": {"ingress": [{"ip": "8.8.8.8"}]}}});
+    let attributes = json!({"verb": "get", "namespace": "shop", "resource": "pods"});
+    let own_access = json!({"spec": {"resourceAttributes": attributes}});
+    let access = json!({"spec": {"user": "jane", "resourceAttributes": attributes}});
     vec![
         ("xxxxxxxxxxxxx", "GET", "/version", none.clone()),
         ("xxxxxxxxxxxxx", "GET", "/livez", none.clone()),
@@ -193,6 +196,44 @@ fn table(ids: &Ids) -> Vec<(&'static str, &'static str, &'static str, Value)> {
             binding("view"),
         ),
         ("?.........??x", "GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles", none.clone()),
+        // Questions about rights and identities.
+        (
+            "?xxxxxxxxx??x",
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            own_access,
+        ),
+        (
+            "?xxxxxxxxx??x",
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+            json!({"spec": {"namespace": "shop"}}),
+        ),
+        ("?xxxxxxxxx??x", "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", json!({})),
+        (
+            "?.........??x",
+            "POST",
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+            access.clone(),
+        ),
+        (
+            "?...x.....??x",
+            "POST",
+            "/apis/authorization.k8s.io/v1/namespaces/shop/localsubjectaccessreviews",
+            access.clone(),
+        ),
+        (
+            "?.........??x",
+            "POST",
+            "/apis/authorization.k8s.io/v1/namespaces/other/localsubjectaccessreviews",
+            access,
+        ),
+        (
+            "?.........??x",
+            "POST",
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            json!({"spec": {"token": "x"}}),
+        ),
         // The cluster.
         ("?.xxxxx..x??x", "GET", "/api/v1/namespaces/shop", none.clone()),
         ("?.........??x", "DELETE", "/api/v1/namespaces/shop", none),
@@ -607,6 +648,24 @@ async fn kubectl_acts_in_the_name_that_as_says() {
     .await;
     let text = String::from_utf8_lossy(&escalated.stderr).into_owned();
     assert!(text.contains("is attempting to grant RBAC permissions not currently held:"), "{text}");
+    // Questions are answered, also by the exit code.
+    for (arguments, answer) in [
+        (&["auth", "can-i", "get", "pods", "-n", "shop", "--as", "vera"][..], "yes\n"),
+        (&["auth", "can-i", "get", "pods/log", "-n", "shop", "--as", "vera"], "yes\n"),
+        (&["auth", "can-i", "delete", "deployments.apps", "-n", "shop", "--as", "vera"], "no\n"),
+        (&["auth", "can-i", "get", "pods", "--as", "vera"], "no\n"),
+        (&["auth", "can-i", "get", "/api", "--as", "vera"], "yes\n"),
+        (&["auth", "can-i", "*", "*", "-A"], "yes\n"),
+    ] {
+        let asked = run(arguments).await;
+        assert_eq!(String::from_utf8_lossy(&asked.stdout), answer, "{arguments:?}: {asked:?}");
+        assert_eq!(asked.status.success(), answer == "yes\n", "{arguments:?}");
+    }
+    let listed = run(&["auth", "can-i", "--list", "-n", "shop", "--as", "vera"]).await;
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for row in ["selfsubjectaccessreviews.authorization.k8s.io", "pods/log ", "[get list watch]"] {
+        assert!(text.contains(row), "{row}: {text}");
+    }
     let client: &Client = &server.client;
     let mine = ResourcePath::new("rbac.authorization.k8s.io/v1", "rolebindings");
     let made = client.get_optional::<Value>(&mine.namespace("shop").name("mine")).await;

@@ -29,6 +29,7 @@ pub mod record;
 pub mod registry;
 pub mod request;
 pub mod resource;
+pub mod reviews;
 pub mod selector;
 mod state;
 pub mod status;

@@ -2,11 +2,11 @@
 
 use crate::Resource;
 use crate::kinds::{
-    addressing, apps, batch, core, cron_job, definition, endpoints, events, limits, networking,
-    node, pod, policy, quota, rbac, scheduling, service, storage, webhook,
+    addressing, apps, batch, core, cron_job, csi_driver, definition, endpoints, events, limits, networking,
+    node, pod, policy, quota, rbac, review, scheduling, service, storage, webhook,
 };
 
-/// Every resource that is served, in the order of discovery.
+/// Every resource whose objects are stored, in the order of discovery.
 static RESOURCES: &[&Resource] = &[
     &core::CONFIG_MAP,
     &endpoints::ENDPOINTS,
@@ -49,14 +49,30 @@ static RESOURCES: &[&Resource] = &[
     &storage::STORAGE_CLASS,
 ];
 
-/// Every resource that is served.
+/// Every question that is answered at once.
+static REVIEWS: &[&Resource] = &[
+    &review::SELF_SUBJECT,
+    &review::TOKEN,
+    &review::LOCAL_SUBJECT_ACCESS,
+    &review::SELF_SUBJECT_ACCESS,
+    &review::SELF_SUBJECT_RULES,
+    &review::SUBJECT_ACCESS,
+];
+
+/// Every resource whose objects are stored.
 pub fn resources() -> impl Iterator<Item = &'static Resource> {
     RESOURCES.iter().copied()
 }
 
+/// Every resource that is answered and not stored ([`crate::reviews`]).
+pub fn reviews() -> impl Iterator<Item = &'static Resource> {
+    REVIEWS.iter().copied()
+}
+
 /// The resource of a URL: `find("apps", "v1", "deployments")`; the core group is empty.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    resources().find(|row| row.group == group && row.version == version && row.plural == plural)
+    let mut rows = resources().chain(reviews());
+    rows.find(|row| row.group == group && row.version == version && row.plural == plural)
 }
 
 /// The resource of an object: `by_kind("apps/v1", "Deployment")`.
@@ -86,6 +102,12 @@ mod tests {
             assert!(by_storage(row.storage).is_some(), "{row:?}");
             assert_eq!(find(row.group, row.version, row.plural), Some(row));
             assert_eq!(by_kind(&row.api_version(), row.kind), Some(row));
+        }
+        for row in reviews() {
+            assert!(paths.insert((row.group, row.version, row.plural)), "{row:?} stands twice");
+            assert_eq!(row.singular, row.kind.to_lowercase(), "{row:?}");
+            assert!(row.message().is_some(), "{row:?} is not in the table of fields");
+            assert!(crate::reviews::Review::of(row).is_some(), "{row:?} has no answer");
         }
     }
 }

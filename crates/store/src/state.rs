@@ -12,6 +12,7 @@ use crate::alloc::{Allocations, cluster_addresses};
 use crate::kinds::addressing::{IP_ADDRESS, SERVICE_CIDR, address_of_service, belongs_to};
 use crate::kinds::definition::DEFINITION;
 use crate::kinds::quota::RESOURCE_QUOTA;
+use crate::kinds::rbac::CLUSTER_ROLE;
 use crate::kinds::service::SERVICE;
 use crate::webhooks::Proposal;
 use crate::window::Window;
@@ -227,9 +228,15 @@ impl Store {
         registry::find(group, version, plural).or_else(|| self.definitions.served().find(is_it))
     }
 
-    /// Every resource that is served: those of the program, then those of definitions.
+    /// Every resource whose objects are stored: those of the program, then those of definitions.
     pub fn resources(&self) -> Vec<&'static Resource> {
         registry::resources().chain(self.definitions.served()).collect()
+    }
+
+    /// Every resource that is served, for documents about the API.
+    pub fn served(&self) -> Vec<&'static Resource> {
+        let own = registry::resources().chain(registry::reviews());
+        own.chain(self.definitions.served()).collect()
     }
 
     /// Counts changes of what is served.
@@ -334,8 +341,14 @@ impl Store {
         if resource == &RESOURCE_QUOTA && remains {
             self.recount_quota(&key, &mut content.value);
         }
+        if resource == &CLUSTER_ROLE && remains {
+            self.aggregate_own(&mut content.value);
+        }
         let old = self.head(resource, &key).cloned();
         let object = self.stage_record(resource, key, operation, content);
+        if resource == &CLUSTER_ROLE {
+            self.aggregate_all();
+        }
         let old = old.as_ref().map(|old| &old.value);
         self.charge_quotas(resource, &object.key, old, remains.then_some(&object.value));
         for address in before.iter().filter(|address| !now.contains(address)) {

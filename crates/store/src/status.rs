@@ -125,9 +125,26 @@ impl Status {
 
     /// 403 with the reason behind it.
     pub fn forbidden(resource: &Resource, name: &str, why: impl fmt::Display) -> Self {
+        Self::forbidden_by_name(resource.group, resource.plural, name, why)
+    }
+
+    /// As [`Status::forbidden`], for a resource that need not be served.
+    pub(crate) fn forbidden_by_name(
+        group: &str,
+        plural: &str,
+        name: &str,
+        why: impl fmt::Display,
+    ) -> Self {
         let about = if name.is_empty() { String::new() } else { format!(" {name:?}") };
-        let message = format!("{}{about} is forbidden: {why}", resource.group_resource());
-        Self::failure(403, "Forbidden", message).about(resource, name)
+        let dot = if group.is_empty() { "" } else { "." };
+        let message = format!("{plural}{dot}{group}{about} is forbidden: {why}");
+        let details = Details {
+            name: name.to_owned(),
+            group: group.to_owned(),
+            kind: plural.to_owned(),
+            ..Details::default()
+        };
+        Self { details: Some(Box::new(details)), ..Self::failure(403, "Forbidden", message) }
     }
 
     /// 409 for a create of what is there.

@@ -5,7 +5,6 @@ mod common;
 use common::Api;
 use serde_json::{Value, json};
 use store::authorize::{AUTHENTICATED, Request, Subject};
-use store::registry;
 
 /// `rules` for one subject, in one namespace or (empty) in the cluster.
 fn grant(api: &mut Api, name: &str, namespace: &str, subject: Value, rules: Value) {
@@ -82,8 +81,7 @@ fn what_no_rule_allows_is_denied() {
         ("system:serviceaccount:shop:flatnet", "watch", "", "nodes", "", "", "", false),
     ];
     for (user, verb, group, plural, subresource, namespace, name, allowed) in rows {
-        let resource = registry::find(group, "v1", plural).expect("a resource");
-        let request = Request::Resource { verb, resource, subresource, namespace, name };
+        let request = Request::Resource { verb, group, plural, subresource, namespace, name };
         let subject = Subject { name: user, groups: &[] };
         let decided = api.store.authorize(subject, &request);
         assert_eq!(
@@ -111,10 +109,15 @@ fn documents_are_allowed_by_path_and_masters_may_everything() {
 #[test]
 fn denials_speak_as_the_real_server_does() {
     let api = world();
-    let pods = registry::find("", "v1", "pods").expect("a resource");
     let say = |namespace, name, subresource| {
-        let request =
-            Request::Resource { verb: "get", resource: pods, subresource, namespace, name };
+        let request = Request::Resource {
+            verb: "get",
+            group: "",
+            plural: "pods",
+            subresource,
+            namespace,
+            name,
+        };
         let subject = Subject { name: "john", groups: &[] };
         api.store.authorize(subject, &request).expect_err("denied").message
     };
@@ -184,8 +187,8 @@ fn a_node_reads_what_its_own_pods_name_as_long_as_they_do() {
 
     let groups = ["system:nodes".to_owned()];
     let may = |api: &Api, node: &str, verb: &str, plural: &str, namespace: &str, name: &str| {
-        let resource = registry::find("", "v1", plural).expect("a resource");
-        let request = Request::Resource { verb, resource, subresource: "", namespace, name };
+        let (group, subresource) = ("", "");
+        let request = Request::Resource { verb, group, plural, subresource, namespace, name };
         api.store.authorize(Subject { name: node, groups: &groups }, &request).is_ok()
     };
     let named = [

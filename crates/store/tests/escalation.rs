@@ -347,3 +347,53 @@ fn a_node_keeps_its_lease_and_its_claims_of_blocks() {
     assert_eq!(lease("kube-system", "y", json!({"flatnet.io/pod-block": "p"})), Ok(()));
     assert_eq!(lease("default", "a", json!({"flatnet.io/pod-block": "p"})), Err(403));
 }
+
+/// An aggregated role gathers what others label, so that only who has all rights may have one made.
+#[test]
+fn only_who_may_everything_puts_roles_together() {
+    let mut api = world();
+    let cluster = json!([{"apiGroups": [GROUP], "resources": ["clusterroles"], "verbs": ["*"],
+        "resourceNames": ["unused"]}]);
+    let all = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+        {"nonResourceURLs": ["*"], "verbs": ["*"]}]);
+    let user = api.user.take();
+    role(&mut api, "ClusterRole", "", "cluster", cluster);
+    role(&mut api, "ClusterRole", "", "all", all);
+    for (name, user) in [("cluster", "jane"), ("all", "root")] {
+        let binding = binding("ClusterRole", name, user);
+        api.create("clusterrolebindings", "", binding).expect("a binding");
+    }
+    api.user = user;
+    let selector = json!({"matchLabels": {"part-of": "whole"}});
+    let whole = json!({"metadata": {"name": "whole"},
+        "aggregationRule": {"clusterRoleSelectors": [selector]}});
+    let refused = api.create("clusterroles", "", whole.clone()).expect_err("refused");
+    assert_eq!(refused.code, 403);
+    let why = "must have cluster-admin privileges to use an aggregationRule";
+    assert!(refused.message.contains(why), "{}", refused.message);
+    api.user = Some(("root", Vec::new()));
+    api.create("clusterroles", "", whole).expect("made");
+    let none = json!({"metadata": {"name": "n"}, "aggregationRule": {}});
+    let refused = api.create("clusterroles", "", none).expect_err("refused");
+    assert!(refused.message.contains("at least one clusterRoleSelector"), "{}", refused.message);
+
+    // A part of a part comes too, each rule once, and goes with its role.
+    let rules = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]);
+    let part = json!({"metadata": {"name": "part", "labels": {"part-of": "whole"}},
+        "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"part-of": "part"}}]}});
+    api.create("clusterroles", "", part).expect("made");
+    for name in ["leaf", "twin"] {
+        let leaf =
+            json!({"metadata": {"name": name, "labels": {"part-of": "part"}}, "rules": rules});
+        api.create("clusterroles", "", leaf).expect("made");
+    }
+    let found = |api: &Api| {
+        let whole = api.get("clusterroles", "", "whole").expect("a role");
+        whole.value.get("rules").cloned()
+    };
+    assert_eq!(found(&api), Some(rules));
+    for name in ["leaf", "twin"] {
+        api.delete("clusterroles", "", name, Value::Null).expect("deleted");
+    }
+    assert_eq!(found(&api), Some(json!([])));
+}

@@ -2,6 +2,8 @@
 //!
 //! Source: kubernetes.io, "Authenticating", "User impersonation".
 
+use std::collections::BTreeMap;
+
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 use store::authorize::{AUTHENTICATED, Request, SERVICE_ACCOUNT_PREFIX, impersonation};
@@ -76,7 +78,11 @@ impl Api {
         } else if !groups.iter().any(|group| group == ANONYMOUS.1) {
             add(&mut groups, AUTHENTICATED);
         }
-        Ok(Some(User { name: asked.user, groups }))
+        let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (key, value) in asked.extra {
+            extra.entry(key).or_default().push(value);
+        }
+        Ok(Some(User { name: asked.user, uid: asked.uid, groups, extra }))
     }
 
     fn may_impersonate(
@@ -87,8 +93,9 @@ impl Api {
         namespace: &str,
         name: &str,
     ) -> Result<(), Status> {
-        let request =
-            Request::Resource { verb: "impersonate", resource, subresource, namespace, name };
+        let (group, plural) = (resource.group, resource.plural);
+        let verb = "impersonate";
+        let request = Request::Resource { verb, group, plural, subresource, namespace, name };
         self.shared.read().authorize(sender.subject(), &request)
     }
 

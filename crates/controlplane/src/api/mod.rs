@@ -9,6 +9,7 @@ mod objects;
 mod protobuf;
 mod proxy;
 mod query;
+mod reviews;
 mod route;
 mod watch;
 

@@ -7,6 +7,7 @@ use hyper::header::USER_AGENT;
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use store::authorize::Request as Asked;
+use store::reviews::Review;
 use store::selector::{FieldSelector, LabelSelector};
 use store::table::{Include, table};
 use store::webhooks::Admission;
@@ -36,7 +37,8 @@ impl Api {
             &Asked::Resource {
                 // A method that nothing has is answered below, to those who may do anything here.
                 verb: verb.unwrap_or("*"),
-                resource: target.resource,
+                group: target.resource.group,
+                plural: target.resource.plural,
                 subresource: target.subresource.map(Subresource::name).unwrap_or_default(),
                 namespace: namespace_of(&target),
                 name: selected.as_deref().unwrap_or(&target.name),
@@ -67,24 +69,15 @@ impl Api {
         if !is_served || (over_all_namespaces && !matches!(verb, "list" | "watch")) {
             return Err(Status::method_not_allowed());
         }
+        if let Some(review) = Review::of(target.resource) {
+            return self.review(&call, &target, review);
+        }
         match verb {
             "list" => self.list(&call, &target),
             "watch" => self.watch(&call, &target),
             "get" => self.get(&call, &target),
             _ => self.write(call, target).await,
         }
-    }
-
-    /// A token for a ServiceAccount; nothing is stored.
-    fn token(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
-        let accepted = negotiate::accepted(&call.headers, false)?;
-        let body = negotiate::body(&call.headers, &call.body, "TokenRequest", None)?.value;
-        let store = self.shared.read();
-        if let Some(user) = &call.user {
-            store.restrict_token(user.subject(), &target.namespace, &target.name, &body)?;
-        }
-        let answer = self.tokens.request(&store, &target.namespace, &target.name, &body, now())?;
-        Ok(answer::value(StatusCode::CREATED, &answer, accepted.encoding))
     }
 
     fn get(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
@@ -221,7 +214,8 @@ impl Api {
         }
         let asked = Asked::Resource {
             verb: "create",
-            resource: target.resource,
+            group: target.resource.group,
+            plural: target.resource.plural,
             subresource: "",
             namespace: namespace_of(target),
             name: &target.name,

@@ -3,11 +3,21 @@
 //! Source: kubernetes.io, "Using RBAC Authorization", "Privilege escalation prevention and
 //! bootstrapping".
 
-use serde_json::Value;
+use std::sync::LazyLock;
+
+use serde_json::{Value, json as tree};
 
 use super::{Request, Subject, rules};
 use crate::kinds::rbac;
 use crate::{Resource, Status, Store, json};
+
+/// The rules of who may do everything.
+static ALL_RIGHTS: LazyLock<[Value; 2]> = LazyLock::new(|| {
+    [
+        tree!({"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}),
+        tree!({"nonResourceURLs": ["*"], "verbs": ["*"]}),
+    ]
+});
 
 impl Store {
     /// Checks a role or a binding that is about to be written; other kinds pass.
@@ -38,7 +48,8 @@ impl Store {
         let role_resource = if role_kind == "Role" { &rbac::ROLE } else { &rbac::CLUSTER_ROLE };
         let right = Request::Resource {
             verb,
-            resource: role_resource,
+            group: role_resource.group,
+            plural: role_resource.plural,
             subresource: "",
             namespace,
             name: role_name,
@@ -54,6 +65,18 @@ impl Store {
         };
         let missing = rules::missing(json::items(role, "/rules"), self.granted(subject, namespace))
             .map_err(|too_many| Status::forbidden(resource, name, too_many))?;
+        let aggregates = |role: &Value| !is_binding && json::at(role, "/aggregationRule").is_some();
+        if missing.is_empty() && (aggregates(value) || old.is_some_and(aggregates)) {
+            // It gathers whatever anybody labels, and keeps no rule that somebody takes out.
+            let lacks = rules::missing(&*ALL_RIGHTS, self.granted(subject, namespace));
+            return match lacks.is_ok_and(|lacks| lacks.is_empty()) {
+                true => Ok(()),
+                false => {
+                    let why = "must have cluster-admin privileges to use an aggregationRule";
+                    Err(Status::forbidden(resource, name, why))
+                }
+            };
+        }
         if missing.is_empty() {
             return Ok(());
         }

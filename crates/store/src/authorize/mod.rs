@@ -8,9 +8,11 @@ pub mod impersonation;
 pub(crate) mod node;
 mod rules;
 
+use std::collections::BTreeMap;
+
 use model::NamespacedName;
 use model::layout::{GROUP_MASTERS, GROUP_NODES};
-use serde_json::Value;
+use serde_json::{Value, json as tree};
 
 use crate::kinds::rbac;
 use crate::{Resource, Status, Store, json};
@@ -23,6 +25,39 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 pub const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 /// The prefix of the names of nodes, as users.
 const NODE_PREFIX: &str = "system:node:";
+
+/// Somebody who is known: what a certificate, a token or an impersonation says of him
+/// (authentication.k8s.io/v1 UserInfo).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct User {
+    /// The name; a certificate's common name.
+    pub name: String,
+    /// The identity behind the name, where there is one.
+    pub uid: String,
+    /// The groups; a certificate's organizations.
+    pub groups: Vec<String>,
+    /// What else is known.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// The user as one who asks.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject { name: &self.name, groups: &self.groups }
+    }
+
+    /// The user as a `UserInfo`.
+    pub fn info(&self) -> Value {
+        let mut info = tree!({"username": self.name, "groups": self.groups});
+        if !self.uid.is_empty() {
+            json::set(&mut info, "/uid", self.uid.clone());
+        }
+        if !self.extra.is_empty() {
+            json::set(&mut info, "/extra", tree!(self.extra));
+        }
+        info
+    }
+}
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +88,10 @@ pub enum Request<'a> {
     Resource {
         /// The API's verb: `get`, `list`, `watch`, `create`, …
         verb: &'a str,
-        /// The resource.
-        resource: &'a Resource,
+        /// The API group; empty for core.
+        group: &'a str,
+        /// The resource's plural.
+        plural: &'a str,
         /// The subresource's name; empty for the object itself.
         subresource: &'a str,
         /// Empty for cluster-scoped ones, and for all namespaces.
@@ -71,53 +108,98 @@ pub enum Request<'a> {
     },
 }
 
+/// Why a request is allowed.
+enum Grant<'a> {
+    /// Its sender may do everything.
+    Master,
+    /// Its sender is a node, and it is about what the node runs.
+    Node,
+    /// A binding gives the right.
+    Bound(Bound<'a>),
+}
+
+/// A binding that names somebody, and the role that it gives.
+#[derive(Clone, Copy)]
+struct Bound<'a> {
+    binding: &'a Value,
+    /// The entry of the binding that names him.
+    subject: &'a Value,
+    role: &'a Value,
+}
+
 impl Store {
     /// Checks one request.
     ///
     /// # Errors
     /// 403, in the real server's words.
     pub fn authorize(&self, subject: Subject<'_>, request: &Request<'_>) -> Result<(), Status> {
+        match self.judge(subject, request) {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(forbidden(&subject, request, &reason)),
+        }
+    }
+
+    /// Whether a request is allowed, and why, as reviews tell it; the reason may be empty.
+    pub(crate) fn decide(&self, subject: Subject<'_>, request: &Request<'_>) -> (bool, String) {
+        match self.judge(subject, request) {
+            Ok(Grant::Master | Grant::Node) => (true, String::new()),
+            Ok(Grant::Bound(bound)) => (true, format!("RBAC: allowed by {}", bound.describe())),
+            Err(reason) => (false, reason),
+        }
+    }
+
+    /// The error says what more than "no rule allows it" is known.
+    fn judge<'a>(
+        &'a self,
+        subject: Subject<'a>,
+        request: &Request<'a>,
+    ) -> Result<Grant<'a>, String> {
         if subject.is_master() {
-            return Ok(());
+            return Ok(Grant::Master);
         }
         let mut reason = String::new();
         if let Some(node) = subject.node() {
             match self.judge_node(node, request) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Grant::Node),
                 Err(why) => reason = why,
             }
         }
-        let namespace = match request {
+        let namespace = match *request {
             Request::Resource { namespace, .. } => namespace,
             Request::Path { .. } => "",
         };
-        match self.granted(subject, namespace).any(|rule| rules::allows(rule, request)) {
-            true => Ok(()),
-            false => Err(forbidden(&subject, request, &reason)),
-        }
+        let allows = |bound: &Bound<'_>| {
+            json::items(bound.role, "/rules").iter().any(|rule| rules::allows(rule, request))
+        };
+        self.bound(subject, namespace).find(allows).map(Grant::Bound).ok_or(reason)
     }
 
     /// The rules that somebody has in a namespace; where it is empty, in the whole cluster.
-    fn granted<'a>(
+    pub(crate) fn granted<'a>(
         &'a self,
         subject: Subject<'a>,
         namespace: &'a str,
     ) -> impl Iterator<Item = &'a Value> {
+        self.bound(subject, namespace).flat_map(|bound| json::items(bound.role, "/rules"))
+    }
+
+    /// The bindings that name somebody, those of the cluster first.
+    fn bound<'a>(
+        &'a self,
+        subject: Subject<'a>,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = Bound<'a>> {
         let of_cluster = self.bindings(&rbac::CLUSTER_ROLE_BINDING, "");
         let of_namespace = (!namespace.is_empty())
             .then(|| self.bindings(&rbac::ROLE_BINDING, namespace))
             .into_iter()
             .flatten();
-        of_cluster
-            .chain(of_namespace)
-            .filter(move |binding| binds(binding, &subject))
-            .filter_map(|binding| {
-                self.role(
-                    json::at(binding, "/roleRef")?,
-                    json::text(binding, "/metadata/namespace"),
-                )
-            })
-            .flat_map(|role| json::items(role, "/rules"))
+        of_cluster.chain(of_namespace).filter_map(move |binding| {
+            let subject = entry_of(binding, &subject)?;
+            let namespace = json::text(binding, "/metadata/namespace");
+            let role = self.role(json::at(binding, "/roleRef")?, namespace)?;
+            Some(Bound { binding, subject, role })
+        })
     }
 
     fn bindings<'a>(
@@ -145,8 +227,33 @@ impl Store {
     }
 }
 
-fn binds(binding: &Value, subject: &Subject<'_>) -> bool {
-    json::items(binding, "/subjects").iter().any(|bound| {
+impl Bound<'_> {
+    /// As the real server tells it.
+    fn describe(&self) -> String {
+        let (binding, subject) = (self.binding, self.subject);
+        let text = |field| json::text(binding, field);
+        let (name, namespace) = (text("/metadata/name"), text("/metadata/namespace"));
+        let (kind, name) = match namespace {
+            "" => ("ClusterRoleBinding", name.to_owned()),
+            namespace => ("RoleBinding", format!("{name}/{namespace}")),
+        };
+        let named = match (json::text(subject, "/kind"), json::text(subject, "/name")) {
+            (kind @ "ServiceAccount", name) => {
+                format!("{kind} {:?}", format!("{name}/{}", json::text(subject, "/namespace")))
+            }
+            (kind, name) => format!("{kind} {name:?}"),
+        };
+        format!(
+            "{kind} {name:?} of {} {:?} to {named}",
+            text("/roleRef/kind"),
+            text("/roleRef/name")
+        )
+    }
+}
+
+/// The entry of a binding that names somebody.
+fn entry_of<'a>(binding: &'a Value, subject: &Subject<'_>) -> Option<&'a Value> {
+    json::items(binding, "/subjects").iter().find(|bound| {
         let name = json::text(bound, "/name");
         match json::text(bound, "/kind") {
             "User" => name == subject.name,
@@ -169,17 +276,17 @@ fn forbidden(subject: &Subject<'_>, request: &Request<'_>, reason: &str) -> Stat
             let message = format!("forbidden: User {user:?} cannot {verb} path {path:?}{reason}");
             Status::failure(403, "Forbidden", message)
         }
-        Request::Resource { verb, resource, subresource, namespace, name } => {
+        Request::Resource { verb, group, plural, subresource, namespace, name } => {
             let part = if subresource.is_empty() { "" } else { "/" };
             let scope = match namespace {
                 "" => "at the cluster scope".to_owned(),
                 namespace => format!("in the namespace {namespace:?}"),
             };
             let why = format!(
-                "User {user:?} cannot {verb} resource \"{}{part}{subresource}\" in API group {:?} {scope}{reason}",
-                resource.plural, resource.group
+                "User {user:?} cannot {verb} resource \"{plural}{part}{subresource}\" in API group \
+                 {group:?} {scope}{reason}"
             );
-            Status::forbidden(resource, name, why)
+            Status::forbidden_by_name(group, plural, name, why)
         }
     }
 }

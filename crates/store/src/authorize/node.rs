@@ -67,14 +67,14 @@ impl Store {
         if !RULES.iter().any(|rule| rules::allows(rule, request)) {
             return Err(String::new());
         }
-        let Request::Resource { verb, resource, namespace, name, .. } = *request else {
+        let Request::Resource { verb, group, plural, namespace, name, .. } = *request else {
             return Ok(());
         };
         let links = |named| match self.names(node, namespace, named, name) {
             true => Ok(()),
             false => Err(no_relationship(node)),
         };
-        match (resource.group, resource.plural) {
+        match (group, plural) {
             ("", "secrets") => links(Named::Secret),
             ("", "configmaps") => links(Named::ConfigMap),
             ("", "persistentvolumeclaims") => links(Named::Claim),

@@ -29,8 +29,7 @@ pub(super) fn allows(rule: &Value, request: &Request<'_>) -> bool {
                     },
                 )
         }
-        Request::Resource { verb, resource, subresource, name, .. } => {
-            let plural = resource.plural;
+        Request::Resource { verb, group, plural, subresource, name, .. } => {
             let resources = json::items(rule, "/resources");
             let names_it = resources.iter().filter_map(Value::as_str).any(|listed| {
                 match listed.split_once('/') {
@@ -44,7 +43,7 @@ pub(super) fn allows(rule: &Value, request: &Request<'_>) -> bool {
             });
             let names = json::items(rule, "/resourceNames");
             lists("verbs", verb)
-                && lists("apiGroups", resource.group)
+                && lists("apiGroups", group)
                 && names_it
                 && (names.is_empty() || names.iter().any(|listed| listed == name))
         }

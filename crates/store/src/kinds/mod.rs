@@ -17,6 +17,7 @@ mod pod_spec;
 pub(crate) mod policy;
 pub(crate) mod quota;
 pub(crate) mod rbac;
+pub(crate) mod review;
 pub(crate) mod scheduling;
 pub(crate) mod service;
 pub(crate) mod service_families;

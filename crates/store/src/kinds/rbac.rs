@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use crate::json;
+use crate::kinds::apps::validate_label_selector;
 use crate::names::NameRule;
 use crate::resource::Resource;
 use crate::table::Column;
@@ -102,6 +103,21 @@ fn validate_role(value: &Value, _: Option<&Value>, errors: &mut FieldErrors) {
             let why = "resource rules must supply at least one resource";
             errors.required(format!("rules[{index}].resources"), why);
         }
+    }
+    if json::at(value, "/aggregationRule").is_some() {
+        validate_aggregation(value, errors);
+    }
+}
+
+fn validate_aggregation(value: &Value, errors: &mut FieldErrors) {
+    let selectors = json::items(value, "/aggregationRule/clusterRoleSelectors");
+    if selectors.is_empty() {
+        let why = "at least one clusterRoleSelector required if aggregationRule is non-nil";
+        errors.required("aggregationRule.clusterRoleSelectors", why);
+    }
+    for (index, selector) in selectors.iter().enumerate() {
+        let field = format!("aggregationRule.clusterRoleSelectors[{index}]");
+        validate_label_selector(&field, Some(selector), errors);
     }
 }
 

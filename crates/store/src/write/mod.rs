@@ -1,6 +1,7 @@
 //! Writes: one function per verb, written once over the rows of the registry.
 
 mod admission;
+mod aggregation;
 mod apply;
 mod create;
 mod delete;
@@ -23,8 +24,8 @@ use model::NamespacedName;
 use serde_json::{Value, json as tree};
 
 use crate::{
-    Action, Context, FieldDirective, Object, Reply, Request, Resource, Staged, Status, Store,
-    Subresource, json,
+    Action, Context, FieldDirective, FieldValidation, Object, Reply, Request, Resource, Staged,
+    Status, Store, Subresource, json,
 };
 
 pub(crate) use delete::delete_options;
@@ -279,11 +280,28 @@ fn decode_strictly(
     value: Value,
     context: &Context<'_>,
 ) -> Result<Body, Status> {
+    decode_as(resource, value, &context.validation)
+}
+
+fn decode_as(
+    resource: &Resource,
+    value: Value,
+    validation: &FieldValidation,
+) -> Result<Body, Status> {
     let body = decode(resource, value)?;
-    match context.validation.complaint() {
+    match validation.complaint() {
         Some(complaint) => Err(cannot_be_handled(resource, &complaint)),
         None => Ok(body),
     }
+}
+
+/// Reads a body that is answered and not stored.
+pub(crate) fn read(
+    resource: &Resource,
+    value: Value,
+    validation: &FieldValidation,
+) -> Result<Value, Status> {
+    decode_as(resource, value, validation).map(|body| body.value)
 }
 
 fn cannot_be_handled(resource: &Resource, complaint: &str) -> Status {
