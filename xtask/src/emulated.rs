@@ -59,6 +59,7 @@ const SUITE: &[Program] = &[
     all_of("cni", "pods"),
     all_of("cni", "links"),
     all_of("cni", "tunnel"),
+    all_of("cni", "unattended"),
     all_of("agent", "tunnels"),
     Program {
         package: "agent",
@@ -80,6 +81,22 @@ const SUITE: &[Program] = &[
             ("real_packets_do_what_every_case_says", THE_OWN_KERNEL_SHOWS),
             (
                 "flows::the_first_datagram_after_any_change_ends_where_it_shall",
+                THE_OWN_KERNEL_SHOWS,
+            ),
+            (
+                "flows::the_first_datagram_after_a_kill_within_a_change_ends_where_it_shall",
+                THE_OWN_KERNEL_SHOWS,
+            ),
+            (
+                "many::ten_thousand_services_load_change_and_outlive_a_restart_by_nftables",
+                THE_OWN_KERNEL_SHOWS,
+            ),
+            (
+                "many::ten_thousand_services_load_change_and_outlive_a_restart_by_iptables",
+                THE_OWN_KERNEL_SHOWS,
+            ),
+            (
+                "many::ten_thousand_services_load_change_and_outlive_a_restart_by_ebpf",
                 THE_OWN_KERNEL_SHOWS,
             ),
             ("flows::established_connections_outlive_what_made_them", THE_OWN_KERNEL_SHOWS),

@@ -15,6 +15,7 @@ use model::{Node, Overlay, ServiceBackend, Timestamp, WireguardKey};
 use plan::zone::Exposed;
 use reconcile::{Effect, Event, OBSERVE_PERIOD, Reconciler};
 use render::inventory::Row;
+use render::nft::StaleFlows;
 use render::{Kernel, Op, OpError};
 use tokio::sync::mpsc;
 
@@ -303,6 +304,7 @@ impl Agent {
                 match effect {
                     Effect::Observe => self.observe(),
                     Effect::Apply(ops) => self.apply(&ops),
+                    Effect::ForgetFlows(stray) => self.forget_flows(&stray),
                     Effect::WriteConflist(text) => self.write_conflist(text),
                     Effect::TellDamage(rows) => self.tell_damage(&rows),
                     Effect::PublishZone(changes) => {
@@ -635,6 +637,15 @@ impl Agent {
         self.note_failures(ops, &results);
         self.lacking.note(ops, &results);
         self.reconciler.handle(Event::Applied(results), self.now());
+    }
+
+    fn forget_flows(&mut self, stray: &[StaleFlows]) {
+        let forgotten = self.kernel.forget_flows(stray);
+        if let Err(error) = &forgotten {
+            tracing::warn!(errno = error.errno, "{}", error.message);
+            self.measures().failures_total += 1;
+        }
+        self.reconciler.handle(Event::FlowsForgotten(forgotten), self.now());
     }
 
     /// Before they change: who ends in between leaves a note too many, and none too few.

@@ -14,6 +14,7 @@ use render::{Kernel, Observed, Op, OpError};
 
 use render::ebpf::node::UplinkProgram;
 use render::iptables::{IptablesObserved, IptablesOp};
+use render::nft::{NftOp, StaleFlows};
 
 use bpf::node::NodeServices;
 use iptables::IptablesDriver;
@@ -162,6 +163,11 @@ impl Kernel for Linux {
             Op::Ipvs(op) => self.ipvs.apply(op),
             Op::Ebpf(op) => self.ebpf.apply(op),
         })
+    }
+
+    fn forget_flows(&mut self, stray: &[StaleFlows]) -> Result<(), OpError> {
+        let mut stray = stray.iter();
+        stray.try_for_each(|flows| self.nft.apply(&NftOp::ForgetFlows(flows.clone())))
     }
 }
 

@@ -29,6 +29,7 @@ use plan::zone::{Exposed, ServiceKind, ServiceNews, ZoneChanges};
 use plan::{Desired, Finding, NodeFacts};
 use render::implementation::{self, KernelObject};
 use render::inventory::{self, Row, RowKind};
+use render::nft::StaleFlows;
 use render::{Observed, Op, OpError, Program, Touched};
 
 use backoff::Backoff;
@@ -77,6 +78,8 @@ pub enum Event {
     Observed(Result<Observed, OpError>),
     /// The answer to [`Effect::Apply`]: one result an op.
     Applied(Vec<Result<(), OpError>>),
+    /// The answer to [`Effect::ForgetFlows`].
+    FlowsForgotten(Result<(), OpError>),
     /// Somebody changed the kernel: read it back.
     KernelChanged,
 }
@@ -88,6 +91,10 @@ pub enum Effect {
     Observe,
     /// Carry out these ops and answer [`Event::Applied`].
     Apply(Arc<[Op]>),
+    /// Forget tracked flows that lead elsewhere than Services do, now that the kernel holds these, and
+    /// answer [`Event::FlowsForgotten`]: a process before this one, or an operation that failed, may
+    /// have left some that no change names.
+    ForgetFlows(Vec<StaleFlows>),
     /// Write the CNI configuration: the network is in the kernel, pods can be added.
     WriteConflist(String),
     /// Tell the DNS worker what changed; the first time, everything.
@@ -143,6 +150,8 @@ pub struct Reconciler {
     underway: Underway,
     backoff: Backoff,
     observe_at: Now,
+    /// Flows may be left that no change names.
+    flows_due: bool,
     failures: Vec<String>,
     conflist: Option<String>,
     /// What has names.
@@ -187,6 +196,7 @@ impl Reconciler {
             underway: Underway::Nothing,
             backoff: Backoff::default(),
             observe_at: Now::ZERO,
+            flows_due: true,
             failures: Vec::new(),
             conflist: None,
             exposed: Exposed::default(),
@@ -240,6 +250,7 @@ impl Reconciler {
             Event::Exposed(exposed) => self.expose(exposed),
             Event::Observed(result) => self.observed(result, now),
             Event::Applied(results) => self.applied(results, now),
+            Event::FlowsForgotten(result) => self.flows_forgotten(result, now),
             Event::KernelChanged => self.observe_at = now,
         }
     }
@@ -268,8 +279,11 @@ impl Reconciler {
                     self.touched = Touched::nothing();
                     self.changes.finish();
                 }
-                self.backoff.succeed();
                 effects.extend(self.conflist_effect());
+                match self.flows_effect() {
+                    Some(effect) => effects.push(effect),
+                    None => self.backoff.succeed(),
+                }
             } else {
                 self.underway = Underway::Applying(ops.clone());
                 effects.push(Effect::Apply(ops));
@@ -590,7 +604,10 @@ impl Reconciler {
                         failures.push(format!("the kernel took what it should refuse: {error}"));
                     }
                 }
-                Err(error) => failures.push(error.message.clone()),
+                Err(error) => {
+                    self.flows_due |= op.forgets_flows();
+                    failures.push(error.message.clone());
+                }
             }
         }
         if failures.is_empty() {
@@ -601,6 +618,24 @@ impl Reconciler {
             self.observe_at = self.backoff.until().unwrap_or(now);
         }
         self.failures = failures;
+    }
+
+    fn flows_forgotten(&mut self, result: Result<(), OpError>, now: Now) {
+        match result {
+            Ok(()) => self.failures.clear(),
+            Err(error) => {
+                self.flows_due = true;
+                self.failures = vec![error.message];
+                self.backoff.fail(now);
+            }
+        }
+    }
+
+    fn flows_effect(&mut self) -> Option<Effect> {
+        let facts = self.facts.as_ref().filter(|_| self.believed.is_some() && self.flows_due)?;
+        let stray = render::flows::stray(&self.desired, &self.config, facts);
+        self.flows_due = false;
+        (!stray.is_empty()).then_some(Effect::ForgetFlows(stray))
     }
 
     fn conflist_effect(&mut self) -> Option<Effect> {

@@ -86,6 +86,9 @@ impl Machine {
             let answer = match effect {
                 Effect::Observe => Event::Observed(self.kernel.observe()),
                 Effect::Apply(ops) => Event::Applied(self.kernel.apply(&ops)),
+                Effect::ForgetFlows(stray) => {
+                    Event::FlowsForgotten(self.kernel.forget_flows(&stray))
+                }
                 Effect::WriteConflist(text) => {
                     self.conflists.push(text);
                     continue;
@@ -246,6 +249,30 @@ fn a_failed_operation_is_retried_and_stops_no_other() {
     machine.settle();
     assert!(machine.reconciler.status().converged);
     assert_eq!(machine.reconciler.status().failures, Vec::<String>::new());
+}
+
+/// what a process left between a change and its flows is compared once by the next, and again
+/// where that, or a change's own, failed.
+#[test]
+fn flows_are_compared_once_and_after_each_failure() {
+    let mut machine = Machine::synced(FakeKernel::default());
+    machine.now += 2 * OBSERVE_PERIOD;
+    machine.settle();
+    assert_eq!(machine.kernel.judged.len(), 1, "once a process");
+
+    let kernel = FakeKernel { judged: vec![], flow_faults: vec![4, 5], ..machine.kernel };
+    let mut machine = Machine::synced(kernel);
+    assert_eq!(machine.kernel.judged.len(), 1, "not before its time");
+    assert_eq!(machine.reconciler.status().failures, ["injected fault"]);
+    let mut waits = vec![];
+    while let Some(until) = machine.reconciler.deadline().filter(|_| waits.len() < 2) {
+        waits.push(until - machine.now);
+        machine.now = until;
+        machine.settle();
+    }
+    assert_eq!(machine.kernel.judged.len(), 3, "until it succeeds");
+    assert!(waits[0] < waits[1], "{waits:?}");
+    assert_eq!(machine.reconciler.status().failures, [""; 0]);
 }
 
 #[test]

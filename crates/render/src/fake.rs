@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::nft::StaleFlows;
 use crate::{Kernel, Observed, Op, OpError, carry_out};
 
 /// A kernel in memory, for the simulator and for case files.
@@ -14,6 +15,10 @@ pub struct FakeKernel {
     pub applied: Vec<Op>,
     /// Refuse the n-th op from now (0 is the next) with this errno.
     pub faults: BTreeMap<usize, i32>,
+    /// By what flows were judged, each time.
+    pub judged: Vec<Vec<StaleFlows>>,
+    /// Refuse to forget flows so many times, the last errno first.
+    pub flow_faults: Vec<i32>,
 }
 
 impl Kernel for FakeKernel {
@@ -36,5 +41,12 @@ impl Kernel for FakeKernel {
         self.faults =
             faults.range(ops.len()..).map(|(&index, &errno)| (index - ops.len(), errno)).collect();
         results
+    }
+
+    fn forget_flows(&mut self, stray: &[StaleFlows]) -> Result<(), OpError> {
+        // Nobody sends anything here.
+        self.judged.push(stray.to_vec());
+        let fault = self.flow_faults.pop();
+        fault.map_or(Ok(()), |errno| Err(OpError { errno, message: "injected fault".into() }))
     }
 }

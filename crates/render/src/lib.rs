@@ -17,6 +17,7 @@ pub mod bpf;
 pub mod ebpf;
 pub mod edge;
 pub mod fake;
+pub mod flows;
 pub mod implementation;
 pub mod inventory;
 pub mod iptables;
@@ -105,6 +106,13 @@ pub trait Kernel {
     /// Carries out the ops in order and answers one result an op. A failed op stops no unrelated
     /// one (invariant 6): later ops are still tried, unless they depend on it.
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), OpError>>;
+
+    /// Forgets tracked flows that lead elsewhere than they may ([`flows::stray`]). Where none does,
+    /// nothing is written.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked or refuses: some of them may be left.
+    fn forget_flows(&mut self, stray: &[nft::StaleFlows]) -> Result<(), OpError>;
 }
 
 /// Carries out ops in order by `one`, which gets each with its number. A backend of Services that
@@ -130,6 +138,16 @@ pub fn carry_out(
 }
 
 impl Op {
+    /// Whether it forgets flows that a change left: nothing tells of them once it has failed.
+    pub fn forgets_flows(&self) -> bool {
+        matches!(
+            self,
+            Self::Nft(nft::NftOp::ForgetFlows(_))
+                | Self::Iptables(iptables::IptablesOp::ForgetFlows(_))
+                | Self::Ipvs(ipvs::IpvsOp::ForgetFlows(_))
+        )
+    }
+
     fn is_end_of_ebpf(&self) -> bool {
         use ebpf::NodeOp;
         let Self::Ebpf(op) = self else { return false };

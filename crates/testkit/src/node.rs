@@ -100,6 +100,11 @@ impl<K: Kernel> NodeLoop<K> {
                     settled.failures.extend(failed.map(ToString::to_string));
                     self.handle(Event::Applied(results));
                 }
+                Effect::ForgetFlows(stray) => {
+                    let forgotten = self.kernel.forget_flows(&stray);
+                    settled.failures.extend(forgotten.as_ref().err().map(ToString::to_string));
+                    self.handle(Event::FlowsForgotten(forgotten));
+                }
                 Effect::WriteConflist(text) => self.conflist = Some(text),
                 Effect::PublishZone(_) | Effect::TellDamage(_) => {}
             }
@@ -108,14 +113,17 @@ impl<K: Kernel> NodeLoop<K> {
     }
 
     /// The process dies in the middle of its next step, after so many operations, and a new one
-    /// starts.
-    pub fn crash_during_step(&mut self, operations: usize) {
+    /// starts. Answers how many it would have done.
+    pub fn crash_during_step(&mut self, operations: usize) -> usize {
+        let mut wanted = 0;
         for effect in self.reconciler.poll(self.now) {
             if let Effect::Apply(ops) = effect {
+                wanted += ops.len();
                 self.kernel.apply(&ops[..operations.min(ops.len())]);
             }
         }
         self.restart();
+        wanted
     }
 
     /// Lets the loop act until the kernel holds what it planned; time passes only for back-off.

@@ -143,13 +143,14 @@ fn is_stale(stale: &StaleFlows, attributes: Attributes<'_>) -> bool {
     let in_range = |(address, first, last): &(IpAddr, u16, u16)| {
         *address == to.ip() && (*first..=*last).contains(&to.port())
     };
-    match stale.frontends.get(&to) {
-        Some(endpoints) => !endpoints.contains(&reply.source),
-        None => stale
-            .ranges
-            .iter()
-            .any(|(range, endpoints)| in_range(range) && !endpoints.contains(&reply.source.ip())),
+    if let Some(endpoints) = stale.frontends.get(&to) {
+        return !endpoints.contains(&reply.source);
     }
+    let mut ranges = stale.ranges.iter().filter(|(range, _)| in_range(range)).peekable();
+    if ranges.peek().is_some() {
+        return ranges.any(|(_, endpoints)| !endpoints.contains(&reply.source.ip()));
+    }
+    to != reply.source && stale.networks.iter().any(|network| network.contains(&to.ip()))
 }
 
 /// Whom a flow of ICMP messages is to.

@@ -28,6 +28,7 @@ mod slots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use model::{ClusterConfig, Family, PackedMap, Protocol};
 use plan::{Desired, NodeFacts};
 
@@ -117,6 +118,9 @@ pub struct StaleFlows {
     pub frontends: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
     /// The same for ranges of ports, first to last, which a flow keeps.
     pub ranges: BTreeMap<(IpAddr, u16, u16), BTreeSet<IpAddr>>,
+    /// Where addresses are Services' alone: what is sent to another one of them than those above
+    /// leads nowhere. Of no change, but of a look at all flows.
+    pub networks: Vec<IpNet>,
     /// ClusterIPs that have ceased to answer an ICMP echo; each further one would renew the flow.
     pub pings: BTreeSet<IpAddr>,
 }
@@ -124,12 +128,21 @@ pub struct StaleFlows {
 impl StaleFlows {
     /// None.
     pub fn none(family: Family) -> Self {
-        Self { family, frontends: BTreeMap::new(), ranges: BTreeMap::new(), pings: BTreeSet::new() }
+        Self {
+            family,
+            frontends: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            networks: Vec::new(),
+            pings: BTreeSet::new(),
+        }
     }
 
     /// Whether there is nothing to forget.
     pub fn is_none(&self) -> bool {
-        self.frontends.is_empty() && self.ranges.is_empty() && self.pings.is_empty()
+        self.frontends.is_empty()
+            && self.ranges.is_empty()
+            && self.networks.is_empty()
+            && self.pings.is_empty()
     }
 }
 

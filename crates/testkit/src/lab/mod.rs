@@ -25,6 +25,7 @@ use model::layout::{BRIDGE, POD_LINK_ALIAS_PREFIX, UPLINK};
 use model::{ClusterConfig, Family, Overlay, ServiceBackend};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use reconcile::Event;
+use render::nft::StaleFlows;
 use render::{Kernel, Observed, Op, OpError};
 
 use crate::case::names::{Pod, outside as outside_address};
@@ -106,10 +107,11 @@ impl LinuxIn {
         Ok(Self { namespace, linux })
     }
 
-    /// The same with Services in eBPF of a node that shares its machine with others.
-    fn open_in_cgroup(namespace: Arc<Netns>, cgroup: &NodeCgroup) -> Result<Self> {
+    /// The same for a node that may have Services in eBPF and share its machine with others.
+    fn open_for(namespace: &Arc<Netns>, cgroup: Option<&NodeCgroup>) -> Result<Self> {
+        let Some(cgroup) = cgroup else { return Self::open(namespace.clone()) };
         let linux = namespace.run(|| Linux::with_ebpf(cgroup.services()))??;
-        Ok(Self { namespace, linux })
+        Ok(Self { namespace: namespace.clone(), linux })
     }
 
     /// As [`Linux::has_changed_silently`].
@@ -134,6 +136,11 @@ impl Kernel for LinuxIn {
                 ops.iter().map(|_| Err(error.clone())).collect()
             }
         }
+    }
+
+    fn forget_flows(&mut self, stray: &[StaleFlows]) -> Result<(), OpError> {
+        let Self { namespace, linux } = self;
+        namespace.run(|| linux.forget_flows(stray)).map_err(outer)?
     }
 }
 
@@ -162,6 +169,16 @@ impl LabNode {
             Some(cgroup) => cgroup.run(work)??,
             None => work()?,
         })
+    }
+
+    /// The process dies and a new one starts, whose drivers know nothing either.
+    ///
+    /// # Errors
+    /// When they cannot be opened.
+    pub fn restart(&mut self) -> Result<()> {
+        self.node.kernel = LinuxIn::open_for(&self.namespace, self.cgroup.as_ref())?;
+        self.node.restart();
+        Ok(())
     }
 
     /// Lets the loop act until the kernel holds what it planned, also where others changed it.
@@ -254,10 +271,7 @@ impl Lab {
         }
         let is_ebpf = settings.config.service_backend == ServiceBackend::Ebpf;
         let cgroup = is_ebpf.then(NodeCgroup::new).transpose()?;
-        let kernel = match &cgroup {
-            Some(cgroup) => LinuxIn::open_in_cgroup(namespace.clone(), cgroup)?,
-            None => LinuxIn::open(namespace.clone())?,
-        };
+        let kernel = LinuxIn::open_for(&namespace, cgroup.as_ref())?;
         let node = NodeLoop::new(settings.config.clone(), facts, kernel);
         Ok(LabNode { namespace, node, cgroup })
     }

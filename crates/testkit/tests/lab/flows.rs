@@ -361,6 +361,40 @@ impl Scene {
 
     /// Lets the API and the node be so, until the kernel follows.
     fn bring(&mut self, state: State) {
+        self.tell(state);
+        self.settle();
+    }
+
+    /// The same, but that the process dies after so many operations, and the next one comes to it.
+    /// Answers how many there would have been.
+    fn bring_with_a_kill(&mut self, state: State, operations: usize) -> usize {
+        self.tell(state);
+        let objects = self.all_objects();
+        let node = self.lab.nodes.get_mut(&1).expect("the node");
+        let wanted = node.node.crash_during_step(operations);
+        node.restart().expect("drivers");
+        node.node.list(&objects);
+        self.settle();
+        wanted
+    }
+
+    /// What a new process is told.
+    fn all_objects(&self) -> Vec<Object> {
+        let mut objects = self.objects.clone();
+        let service = self.state.service.clone();
+        objects.extend(service.map(|service| Object::Service(Arc::new(service))));
+        let slices = self.state.slices(self.protocol).into_iter();
+        objects.extend(slices.map(|slice| Object::EndpointSlice(Arc::new(slice))));
+        objects
+    }
+
+    fn settle(&mut self) {
+        let node = self.lab.nodes.get_mut(&1).expect("the node");
+        let settled = node.settle().expect("the loop converges");
+        assert_eq!(settled.failures, Vec::<String>::new());
+    }
+
+    fn tell(&mut self, state: State) {
         let node = self.lab.nodes.get_mut(&1).expect("the node");
         let further: IpAddr = FURTHER_ADDRESS.parse().expect("an address");
         node.node.facts.addresses.retain(|address| *address != further);
@@ -375,20 +409,14 @@ impl Scene {
         for slice in state.slices(self.protocol) {
             node.node.handle(Event::Present(Object::EndpointSlice(Arc::new(slice))));
         }
-        let settled = node.settle().expect("the loop converges");
-        assert_eq!(settled.failures, Vec::<String>::new());
         self.state = state;
     }
 
     /// The same kernel under an agent with another backend.
     fn change_backend(&mut self, backend: ServiceBackend) {
+        let objects = self.all_objects();
         let node = self.lab.nodes.get_mut(&1).expect("the node");
         node.node.config.service_backend = backend;
-        let mut objects = self.objects.clone();
-        let service = self.state.service.clone();
-        objects.extend(service.map(|service| Object::Service(Arc::new(service))));
-        let slices = self.state.slices(self.protocol).into_iter();
-        objects.extend(slices.map(|slice| Object::EndpointSlice(Arc::new(slice))));
         node.node.restart();
         node.node.list(&objects);
         node.settle().expect("the loop converges");
@@ -566,26 +594,88 @@ fn first_datagrams(kind: ServiceBackend, trials: usize) -> Vec<String> {
     failed
 }
 
+/// R-18, invariant 14: whichever operation of a change was the last one of a process, after the next
+/// one has started the first datagram ends where it shall. What is new to the network itself, and in
+/// a source, is not among the changes (`render::flows`).
+#[test]
+fn the_first_datagram_after_a_kill_within_a_change_ends_where_it_shall() {
+    for_each(BACKENDS, |kind| datagrams_after_kills(kind, &KILLED_WITHIN));
+}
+
+#[test]
+fn the_first_datagram_after_a_kill_within_a_change_ends_where_it_shall_by_ipvs() {
+    if testkit::deferred!(Feature::Ipvs, Feature::Dummy) {
+        return;
+    }
+    for_each(IPVS, |kind| datagrams_after_kills(kind, &KILLED_WITHIN[..3]));
+}
+
+/// Changes within which processes die, by name.
+const KILLED_WITHIN: [&str; 7] = [
+    "an endpoint follows another",
+    "the last endpoint goes",
+    "the Service goes",
+    "the target port changes",
+    "the port changes",
+    "the node port changes",
+    "the external address goes",
+];
+
+fn datagrams_after_kills(kind: ServiceBackend, names: &[&str]) -> Vec<String> {
+    let mut scene = Scene::new(kind, Protocol::Udp);
+    let _servers = servers(&scene);
+    let flows = flows(&scene, kind);
+    let initial = scene.state.clone();
+    let mut failed = Vec::new();
+    for row in ROWS.iter().filter(|row| names.contains(&row.name)) {
+        for operations in 0.. {
+            scene.bring(changed(&initial, row.before));
+            let mut faults = row.wrong_ends(&scene, &flows, false);
+            let wanted = scene.bring_with_a_kill(changed(&initial, row.after), operations);
+            assert!(wanted > 0, "{}: nothing was written", row.name);
+            faults.extend(row.wrong_ends(&scene, &flows, true));
+            let name = |fault| format!("{}, {operations} of {wanted}: {fault}", row.name);
+            failed.extend(faults.into_iter().map(name));
+            if operations >= wanted {
+                break;
+            }
+        }
+    }
+    failed
+}
+
+fn changed(initial: &State, change: Change) -> State {
+    let mut state = initial.clone();
+    change(&mut state);
+    state
+}
+
 impl Row {
     /// What is wrong with the first datagrams after the change, there and back.
     fn faults(&self, scene: &mut Scene, initial: &State, flows: &[Flow]) -> Vec<String> {
         let mut faults = Vec::new();
+        for (change, is_after) in [(self.before, false), (self.after, true)] {
+            scene.bring(changed(initial, change));
+            faults.extend(self.wrong_ends(scene, flows, is_after));
+        }
+        faults
+    }
+
+    /// What is wrong with datagrams, before the change or after it.
+    fn wrong_ends(&self, scene: &Scene, flows: &[Flow], is_after: bool) -> Vec<String> {
+        let outside = if scene.state.keeps_source() { Kept } else { Masqueraded };
         let [before, after] = &self.ends;
-        let steps = [(self.before, before, &[][..]), (self.after, after, self.exceptions)];
-        for (change, meant, exceptions) in steps {
-            let mut state = initial.clone();
-            change(&mut state);
-            let outside = if state.keeps_source() { Kept } else { Masqueraded };
-            scene.bring(state);
-            for flow in flows {
-                let exception = exceptions.iter().find(|one| one.0 == flow.frontend);
-                let meant = exception.map_or(meant, |(_, end)| end);
-                let is_external = flow.client == OUTSIDE && flow.frontend != ClusterIp;
-                // The world's own servers are no endpoints.
-                let is_to_pod = matches!(meant, At(WEB_1 | WEB_2, _));
-                let source = (is_external && is_to_pod).then_some(outside);
-                faults.extend(flow.ends(meant, source).err());
-            }
+        let (meant, exceptions) =
+            if is_after { (after, self.exceptions) } else { (before, &[][..]) };
+        let mut faults = Vec::new();
+        for flow in flows {
+            let exception = exceptions.iter().find(|one| one.0 == flow.frontend);
+            let meant = exception.map_or(meant, |(_, end)| end);
+            let is_external = flow.client == OUTSIDE && flow.frontend != ClusterIp;
+            // The world's own servers are no endpoints.
+            let is_to_pod = matches!(meant, At(WEB_1 | WEB_2, _));
+            let source = (is_external && is_to_pod).then_some(outside);
+            faults.extend(flow.ends(meant, source).err());
         }
         faults
     }

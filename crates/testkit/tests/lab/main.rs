@@ -7,6 +7,7 @@
 //! kernel may lack, has a sample of its own.
 
 mod flows;
+mod many;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
