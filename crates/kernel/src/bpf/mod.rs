@@ -19,6 +19,7 @@ mod clsact;
 mod entries;
 pub mod fill;
 pub mod handshakes;
+mod loader;
 mod maps;
 pub mod names;
 pub mod node;

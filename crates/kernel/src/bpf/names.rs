@@ -20,7 +20,7 @@ use std::time::Duration;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramType, SchedClassifier};
 use aya::sys::{BpfHelper, is_helper_supported};
-use aya::{EbpfLoader, Pod, include_bytes_aligned};
+use aya::{Pod, include_bytes_aligned};
 use ebpf_abi::address_bytes;
 use ebpf_abi::names::{
     NAME_REASONS, NAMES_VERSION, NameAddresses, NameKey, NameLink, NameSettings,
@@ -30,6 +30,7 @@ use render::OpError;
 use render::names::{Client, Names};
 
 use super::attach::Hooks;
+use super::loader::Loader;
 use super::objects::{
     PROGRAMS_PREFIX, Program, adopt, fingerprint, load_anew, make_directory, remove_programs,
     require_file_system,
@@ -139,11 +140,8 @@ impl NameAnswers {
         let loaded = if programs.join(Program::AnswerName.name()).exists() {
             adopt(&programs, &[Program::AnswerName])?
         } else {
-            let mut loader = EbpfLoader::new();
-            for name in MAPS {
-                loader.map_pin_path(name, maps.join(name));
-            }
-            let loaded = load_anew(&mut loader, NAMES, &programs, &[Program::AnswerName])?;
+            let loader = Loader::new("the program for names", NAMES, &maps);
+            let loaded = load_anew(&loader, &programs, &[Program::AnswerName])?;
             remove_programs(&directory, Some(&programs))?;
             loaded
         };

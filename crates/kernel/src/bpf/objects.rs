@@ -5,15 +5,16 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use aya::include_bytes_aligned;
 use aya::maps::MapInfo;
 use aya::programs::{SchedClassifier, TcAttachType};
-use aya::{EbpfLoader, include_bytes_aligned};
 use ebpf_abi::flows::FLOWS_VERSION;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use render::OpError;
 use render::bpf::{FROM_POD, FROM_TUNNEL, FROM_UPLINK};
 
+use super::loader::Loader;
 use super::maps::{MAPS, Maps};
 use super::refused;
 
@@ -109,15 +110,13 @@ impl Objects {
         let programs = if has_all(&programs_directory, names.iter()) {
             adopt(&programs_directory, &Program::FORWARDING)?
         } else {
-            let mut loader = EbpfLoader::new();
-            loader.default_map_pin_directory(&maps_directory);
+            let mut loader = Loader::new("eBPF forwarding", FORWARD, &maps_directory);
             if flows.exists() {
-                loader.map_pin_path(FLOWS, &flows);
+                loader.pinned_at(FLOWS, flows);
             } else {
-                loader.map_max_entries(FLOWS, 1);
+                loader.with_entries(FLOWS, 1);
             }
-            let programs =
-                load_anew(&mut loader, FORWARD, &programs_directory, &Program::FORWARDING)?;
+            let programs = load_anew(&loader, &programs_directory, &Program::FORWARDING)?;
             remove_programs(&directory, Some(&programs_directory))?;
             programs
         };
@@ -195,30 +194,14 @@ pub(super) fn adopt(
 
 /// Loads the programs of an object file and pins them.
 pub(super) fn load_anew(
-    loader: &mut EbpfLoader<'_>,
-    object: &[u8],
+    loader: &Loader<'_>,
     directory: &Path,
     names: &[Program],
 ) -> Result<BTreeMap<Program, SchedClassifier>, OpError> {
-    let loading =
-        |error: &(dyn std::error::Error + 'static)| refused("load the eBPF programs", error);
-    let mut object = loader.load(object).map_err(|error| loading(&error))?;
-    let mut programs = BTreeMap::new();
-    for &program in names {
-        let found = object.program_mut(program.name()).ok_or_else(super::absent)?;
-        let classifier: &mut SchedClassifier =
-            found.try_into().map_err(|error: aya::programs::ProgramError| loading(&error))?;
-        classifier.load().map_err(|error| loading(&error))?;
-        let path = directory.join(program.name());
-        // What an interrupted process left of this build.
-        let _ = fs::remove_file(&path);
-        classifier
-            .pin(&path)
-            .map_err(|error| refused(&format!("pin the program {}", path.display()), &error))?;
-        let pinned = SchedClassifier::from_pin(&path).map_err(|error| loading(&error))?;
-        programs.insert(program, pinned);
-    }
-    Ok(programs)
+    let places: Vec<(&str, PathBuf)> =
+        names.iter().map(|program| (program.name(), directory.join(program.name()))).collect();
+    loader.load(&places)?;
+    adopt(directory, names)
 }
 
 /// Unpins programs of other builds. Attached ones work on until they are replaced.

@@ -21,8 +21,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use aya::include_bytes_aligned;
 use aya::programs::SchedClassifier;
-use aya::{EbpfLoader, include_bytes_aligned};
 use ebpf_abi::flows::{
     FLOWS_VERSION, NAT_DRAINING, NAT_LINK_ETHERNET, NAT_LINK_NODES, NAT_LINK_POD, NatLink,
     NatSettings,
@@ -33,6 +33,7 @@ use render::OpError;
 use render::ebpf::node::{LinkPrograms, UplinkProgram};
 
 use super::attach::{Hooks, unpin};
+use super::loader::Loader;
 use super::objects::{
     Program, adopt, fingerprint, load_anew, make_directory, remove_programs, require_file_system,
 };
@@ -186,14 +187,13 @@ impl ServiceNat {
         let loaded = if Program::SERVICES.iter().all(|one| programs.join(one.name()).exists()) {
             adopt(&programs, &Program::SERVICES)?
         } else {
-            let mut loader = EbpfLoader::new();
-            loader
-                .default_map_pin_directory(&options.services_maps)
-                .map_max_entries(maps::FLOWS, options.flows_max);
+            let what = "the programs of Services at links";
+            let mut loader = Loader::new(what, SERVICE_NAT, &options.services_maps);
+            loader.with_entries(maps::FLOWS, options.flows_max);
             for name in maps::MAPS {
-                loader.map_pin_path(name, maps.join(name));
+                loader.pinned_at(name, maps.join(name));
             }
-            let loaded = load_anew(&mut loader, SERVICE_NAT, &programs, &Program::SERVICES)?;
+            let loaded = load_anew(&loader, &programs, &Program::SERVICES)?;
             remove_programs(&directory, Some(&programs))?;
             loaded
         };

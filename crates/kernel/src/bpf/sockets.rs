@@ -47,6 +47,7 @@ pub fn load(file_system: &Path, cgroup: &Path) -> Result<(), OpError> {
     let failed = |error: &(dyn std::error::Error + 'static)| {
         refused(&format!("load the socket fast path for {}", cgroup.display()), error)
     };
+    // Not by `Loader`: these programs are attached by hand, and only what holds them is pinned.
     let mut object = EbpfLoader::new()
         .default_map_pin_directory(top.join("maps"))
         .load(SOCKETS)

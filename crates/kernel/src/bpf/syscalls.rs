@@ -1,23 +1,29 @@
 //! The commands of `bpf(2)` that aya lacks: batches of entries, and another program for a pinned
 //! attachment. Numbers and layouts are those of include/uapi/linux/bpf.h.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::programs::TcAttachType;
+use aya_obj::generated::bpf_insn;
 
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_BTF_LOAD: libc::c_long = 18;
+const BPF_MAP_FREEZE: libc::c_long = 22;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+/// `BPF_OBJ_NAME_LEN`, the byte at its end included.
+const NAME_BYTES: usize = 16;
 /// `enum bpf_attach_type`.
 const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -109,6 +115,46 @@ struct ObjGet {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// The part of `union bpf_attr` that loads a program, up to and with the program that it extends.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoad {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_bytes: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; NAME_BYTES],
+    device: u32,
+    attach_type: u32,
+    types: u32,
+    function_bytes: u32,
+    functions: u64,
+    function_count: u32,
+    line_bytes: u32,
+    lines: u64,
+    line_count: u32,
+    attach_types_id: u32,
+    attach_program: u32,
+    padding: u32,
+}
+
+/// The part of it that loads types, up to and with the level of words about them.
+#[repr(C)]
+#[derive(Default)]
+struct TypesLoad {
+    types: u64,
+    log: u64,
+    bytes: u32,
+    log_bytes: u32,
+    log_level: u32,
+    padding: u32,
 }
 
 /// `info` of `union bpf_attr`.
@@ -271,6 +317,92 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     // SAFETY: `pin` is the member of `union bpf_attr` that the command reads, and the path ends
     // with a zero and outlives the call.
     unsafe { bpf(BPF_OBJ_PIN, &mut pin) }.map(drop)
+}
+
+/// A program that shall be loaded.
+pub(super) struct NewProgram<'a> {
+    /// Its name; of a longer one the beginning.
+    pub(super) name: &'a str,
+    /// `enum bpf_prog_type`.
+    pub(super) kind: u32,
+    /// `enum bpf_attach_type`; 0 where the kind has one alone.
+    pub(super) attach_type: u32,
+    /// With the numbers of maps in them.
+    pub(super) instructions: &'a [bpf_insn],
+    /// The license that it names.
+    pub(super) license: &'a CStr,
+    /// The types of its object, in the kernel.
+    pub(super) types: Option<BorrowedFd<'a>>,
+    /// What types its functions have: records, and the bytes of each.
+    pub(super) functions: (&'a [u8], usize),
+    /// Which lines its instructions are from, in the same way.
+    pub(super) lines: (&'a [u8], usize),
+}
+
+/// Loads a program. What the kernel has to say of it is written to `log`, where that has room.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn load_program(new: &NewProgram<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+    let mut load = ProgramLoad {
+        kind: new.kind,
+        instruction_count: u32::try_from(new.instructions.len()).map_err(io::Error::other)?,
+        instructions: new.instructions.as_ptr() as u64,
+        license: new.license.as_ptr() as u64,
+        attach_type: new.attach_type,
+        ..ProgramLoad::default()
+    };
+    let length = new.name.len().min(NAME_BYTES - 1);
+    load.name[..length].copy_from_slice(&new.name.as_bytes()[..length]);
+    if let Some(types) = new.types {
+        load.types = types.as_raw_fd().cast_unsigned();
+        (load.functions, load.function_bytes, load.function_count) = records(new.functions);
+        (load.lines, load.line_bytes, load.line_count) = records(new.lines);
+    }
+    if !log.is_empty() {
+        load.log_level = 1;
+        load.log_bytes = u32::try_from(log.len()).map_err(io::Error::other)?;
+        load.log = address_mut(log);
+    }
+    // SAFETY: `load` is the member of `union bpf_attr` that the command reads; all that it points to
+    // has as many items as it says, the license ends by a zero byte, and they outlive the call.
+    let descriptor = unsafe { bpf(BPF_PROG_LOAD, &mut load) }?;
+    // SAFETY: the command answers a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Address, bytes of each and number of records.
+fn records((all, each): (&[u8], usize)) -> (u64, u32, u32) {
+    let number = all.len().checked_div(each).unwrap_or_default();
+    (address(all), each as u32, number as u32)
+}
+
+/// Writes what programs take for constants into the one entry of a map, which nobody changes then.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn fill_constants(map: BorrowedFd<'_>, constants: &[u8]) -> io::Result<()> {
+    update_batch(map, &[0; 4], constants, 1)?;
+    let mut freeze = map.as_raw_fd().cast_unsigned();
+    // SAFETY: the command reads the number of a map, which is open.
+    unsafe { bpf(BPF_MAP_FREEZE, &mut freeze) }.map(drop)
+}
+
+/// Loads the types of an object (BTF).
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
+    let mut load = TypesLoad {
+        types: address(types),
+        bytes: u32::try_from(types.len()).map_err(io::Error::other)?,
+        ..TypesLoad::default()
+    };
+    // SAFETY: `load` is the member of `union bpf_attr` that the command reads, and the types have as
+    // many bytes as it says.
+    let descriptor = unsafe { bpf(BPF_BTF_LOAD, &mut load) }?;
+    // SAFETY: the command answers a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Attaches a program to the hook XDP of a link's driver, for as long as what is answered lives.

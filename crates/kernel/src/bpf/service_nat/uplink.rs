@@ -5,16 +5,17 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use aya::include_bytes_aligned;
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
-use aya::programs::{ProgramError, ProgramInfo, Xdp};
-use aya::{EbpfLoader, include_bytes_aligned};
+use aya::programs::ProgramInfo;
 use model::ServiceAcceleration;
 use netlink::Link;
 use render::OpError;
 
 use super::super::attach::unpin;
+use super::super::loader::Loader;
 use super::super::objects::{PROGRAMS_PREFIX, fingerprint, make_directory};
-use super::super::{absent, refused, syscalls};
+use super::super::{refused, syscalls};
 use super::{Options, entries_of, maps};
 
 /// `bpf/service_xdp.c`, compiled.
@@ -160,23 +161,13 @@ pub(super) fn detach(links: &Path, link_index: u32) -> Result<(), OpError> {
 }
 
 fn load_anew(options: &Options, maps: &Path, pin: &Path) -> Result<(), OpError> {
-    let loading = |error: &(dyn std::error::Error + 'static)| {
-        refused("load the eBPF program of the uplink", error)
-    };
-    let mut loader = EbpfLoader::new();
-    loader.default_map_pin_directory(&options.services_maps);
-    loader.map_max_entries(maps::FLOWS, options.flows_max);
+    let what = "the eBPF program of the uplink";
+    let mut loader = Loader::new(what, SERVICE_XDP, &options.services_maps);
+    loader.with_entries(maps::FLOWS, options.flows_max);
     for name in maps::MAPS.into_iter().chain([SENT]) {
-        loader.map_pin_path(name, maps.join(name));
+        loader.pinned_at(name, maps.join(name));
     }
-    let mut object = loader.load(SERVICE_XDP).map_err(|error| loading(&error))?;
-    let program: &mut Xdp = object
-        .program_mut(NAME)
-        .ok_or_else(absent)?
-        .try_into()
-        .map_err(|error: ProgramError| loading(&error))?;
-    program.load().map_err(|error| loading(&error))?;
-    program.pin(pin).map_err(|error| refused(&format!("pin the program {}", pin.display()), &error))
+    loader.load(&[(NAME, pin.to_owned())])
 }
 
 /// Unpins programs of other builds. Attached ones work on until they are replaced.

@@ -6,14 +6,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use aya::include_bytes_aligned;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::links::{FdLink, LinkError};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, CgroupSockAddrAttachType, ProgramError};
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, CgroupSockAddrAttachType};
 use render::OpError;
 use render::ebpf::Sizes;
 
 use super::super::attach::unpin;
+use super::super::loader::Loader;
 use super::super::objects::{fingerprint, make_directory};
 use super::super::{absent, refused, syscalls};
 use super::maps;
@@ -55,7 +56,7 @@ pub(super) fn make_maps(top: &Path, directory: &Path, sizes: &Sizes) -> Result<(
     }
     // Programs of other maps: what they do cannot be seen or changed any more.
     remove_builds(top, None)?;
-    load_object(directory, sizes).map(drop)
+    loader(directory, sizes).make_maps()
 }
 
 /// Whether all maps have their pins.
@@ -186,36 +187,19 @@ fn all_maps(sizes: &Sizes) -> Vec<(&'static str, u32)> {
     maps::sizes(sizes).chain(OWN_MAPS.map(|(name, size)| (name, size(sizes)))).collect()
 }
 
-fn load_object(directory: &Path, sizes: &Sizes) -> Result<Ebpf, OpError> {
-    let mut loader = EbpfLoader::new();
-    loader.default_map_pin_directory(directory);
+fn loader(maps: &Path, sizes: &Sizes) -> Loader<'static> {
+    let what = "the programs of Services at the socket";
+    let mut loader = Loader::new(what, SOCKET_SERVICES, maps);
     for (name, size) in all_maps(sizes) {
         if size != 0 {
-            loader.map_max_entries(name, size);
+            loader.with_entries(name, size);
         }
     }
-    loader.load(SOCKET_SERVICES).map_err(|error| loading(&error))
-}
-
-fn loading(error: &(dyn std::error::Error + 'static)) -> OpError {
-    refused("load the programs of Services at the socket", error)
+    loader
 }
 
 fn load_programs(directory: &Path, maps: &Path, sizes: &Sizes) -> Result<(), OpError> {
-    let mut object = load_object(maps, sizes)?;
-    for (name, _) in PROGRAMS {
-        let found = object.program_mut(name).ok_or_else(absent)?;
-        let program: &mut CgroupSockAddr =
-            found.try_into().map_err(|error: ProgramError| loading(&error))?;
-        program.load().map_err(|error| loading(&error))?;
-        let path = directory.join(name);
-        // What an interrupted process left of this build.
-        let _ = fs::remove_file(&path);
-        program
-            .pin(&path)
-            .map_err(|error| refused(&format!("pin the program {}", path.display()), &error))?;
-    }
-    Ok(())
+    loader(maps, sizes).load(&PROGRAMS.map(|(name, _)| (name, directory.join(name))))
 }
 
 /// Answers whether something was written.
