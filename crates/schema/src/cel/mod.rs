@@ -3,6 +3,7 @@
 //!
 //! - [`Program::compile`] reads an expression and finds its type; what is wrong is told in the words
 //!   and the places of the real server.
+//! - [`Program::estimate`] says what it can cost at most, by the limits of its schema.
 //! - [`Program::run`] evaluates it over JSON, within a budget of costs. It neither recurses deeper
 //!   than [`MAX_DEPTH`] nor runs longer than its budget, whatever the input.
 //!
@@ -10,6 +11,7 @@
 
 mod check;
 mod cost;
+mod estimate;
 mod evaluate;
 mod functions;
 mod lexer;
@@ -19,6 +21,7 @@ mod types;
 mod value;
 
 use cost::Pattern;
+pub use estimate::{Extent, MAX_REQUEST_BYTES};
 pub(crate) use functions::parse_duration;
 use parser::{Expr, Kind, Literal};
 pub use types::{Identity, Type};
@@ -94,6 +97,11 @@ impl Program {
     /// The type of what it evaluates to.
     pub fn result(&self) -> &Type {
         &self.result
+    }
+
+    /// Whether it evaluates to a type, as far as is known before.
+    pub fn may_be(&self, wanted: &Type) -> bool {
+        self.result == Type::Dyn || self.result == *wanted
     }
 
     /// Whether it uses a variable.

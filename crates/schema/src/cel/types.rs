@@ -190,7 +190,7 @@ impl fmt::Display for Type {
 }
 
 /// A property's name as expressions write it; `None` when they cannot.
-fn escape(name: &str) -> Option<String> {
+pub(super) fn escape(name: &str) -> Option<String> {
     const WORDS: &[&str] = &[
         "true",
         "false",

@@ -10,6 +10,7 @@
 //!   apply are those of all other kinds.
 
 mod check;
+mod extent;
 mod fault;
 mod format;
 mod message;

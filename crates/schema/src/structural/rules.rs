@@ -10,14 +10,21 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
+use super::extent::extent_of;
 use super::validate::{NO_FIELD, join};
 use super::{Fault, List, Schema, flag, text};
-use crate::cel::{Identity, OBJECT_COST_BUDGET, Program, Type, Value};
+use crate::cel::{Extent, Identity, OBJECT_COST_BUDGET, Program, Type, Value};
 
 /// Where a schema has its rules.
 pub(super) const RULES: &str = "x-kubernetes-validations";
 /// Rules of one schema, so that a definition stays readable and its check bounded.
 const MAX_RULES: usize = 100;
+/// What one rule may cost for all values of an object together (`StaticEstimatedCostLimit`).
+const RULE_COST_LIMIT: u64 = 10_000_000;
+/// What all rules of a schema may cost together (`StaticEstimatedCRDCostLimit`).
+const SCHEMA_COST_LIMIT: u64 = 100_000_000;
+/// Most rules that are named when all together cost too much.
+const MAX_BLAMED: usize = 4;
 /// Longest message that an expression makes, in bytes (`MaxEvaluatedMessageExpressionSizeBytes`).
 const MAX_MESSAGE_BYTES: usize = 5 * 1024;
 /// Reasons that a rule may give.
@@ -357,9 +364,11 @@ fn leads_somewhere(tree: &Json, parts: &[String]) -> bool {
     !parts.is_empty()
 }
 
-/// Checks the rules of a structural schema and of all below it; answers the type of the whole.
-pub(super) fn check(tree: &Json, path: &str, faults: &mut Vec<Fault>) -> Option<Type> {
-    check_at(tree, path, Place { is_root: true, has_old: true }, faults)
+/// Checks the rules of a structural schema and of all below it.
+pub(super) fn check(tree: &Json, path: &str, faults: &mut Vec<Fault>) {
+    let mut check = Check { faults, costs: Vec::new() };
+    check.look(tree, path, Place { is_root: true, has_old: true, times: Some(1) });
+    check.judge_total(path);
 }
 
 #[derive(Clone, Copy)]
@@ -367,85 +376,184 @@ struct Place {
     is_root: bool,
     /// Whether the old value can be told: not within lists without keys.
     has_old: bool,
+    /// How often it can stand in an object; `None` below a list or a map without a limit.
+    times: Option<u64>,
 }
 
-fn check_at(tree: &Json, path: &str, place: Place, faults: &mut Vec<Fault>) -> Option<Type> {
-    let below = Place { is_root: false, ..place };
-    let properties = tree.get("properties").and_then(Json::as_object).into_iter().flatten();
-    let properties: Vec<(&str, Type)> = properties
-        .filter_map(|(name, inner)| {
+/// What is known of the values of a schema.
+struct Seen {
+    kind: Type,
+    extent: Extent,
+}
+
+struct Check<'f> {
+    faults: &'f mut Vec<Fault>,
+    /// What rules cost at most, with their places.
+    costs: Vec<(u64, String)>,
+}
+
+impl Check<'_> {
+    fn look(&mut self, tree: &Json, path: &str, place: Place) -> Option<Seen> {
+        let below = Place { is_root: false, ..place };
+        let properties = tree.get("properties").and_then(Json::as_object).into_iter().flatten();
+        let (mut types, mut extents) = (Vec::new(), Vec::new());
+        for (name, inner) in properties {
             let path = format!("{path}.properties[{name}]");
-            Some((name.as_str(), check_at(inner, &path, below, faults)?))
-        })
-        .collect();
-    let has_keys = matches!(List::of(tree), List::Map(_));
-    let in_list = Place { has_old: place.has_old && has_keys, ..below };
-    let mut one = |name: &str, place: Place| {
-        let inner = tree.get(name).filter(|inner| inner.is_object())?;
-        check_at(inner, &format!("{path}.{name}"), place, faults)
-    };
-    let items = one("items", in_list);
-    let additional = one("additionalProperties", below);
-    let kind = type_of(tree, place.is_root, properties, items, additional);
-    let rules = of(tree);
-    if rules.len() > MAX_RULES {
-        let field = format!("{path}.{RULES}");
-        faults.push(Fault::too_many(&field, rules.len() as u64, MAX_RULES as u64));
-    }
-    for (index, rule) in rules.iter().enumerate().take(MAX_RULES) {
-        let path = format!("{path}.{RULES}[{index}]");
-        let Some(kind) = &kind else {
-            let why = "rules need a schema that says what the value is";
-            faults.push(Fault::forbidden(path, why));
-            continue;
+            if let Some(seen) = self.look(inner, &path, below) {
+                types.push((name.as_str(), seen.kind));
+                extents.push((name.as_str(), seen.extent));
+            }
+        }
+        let times = |limit: &str| Some(place.times?.saturating_mul(tree.get(limit)?.as_u64()?));
+        let has_keys = matches!(List::of(tree), List::Map(_));
+        let has_old = place.has_old && has_keys;
+        let mut one = |name: &str, place: Place| {
+            let inner = tree.get(name).filter(|inner| inner.is_object())?;
+            let seen = self.look(inner, &format!("{path}.{name}"), place)?;
+            Some((seen.kind, seen.extent))
         };
-        check_rule(rule, tree, kind, &path, place, faults);
+        let (item, item_extent) =
+            one("items", Place { has_old, times: times("maxItems"), ..below }).unzip();
+        let (value, value_extent) =
+            one("additionalProperties", Place { times: times("maxProperties"), ..below }).unzip();
+        let kind = type_of(tree, place.is_root, types, item, value);
+        let extent = extent_of(tree, place.is_root, extents, item_extent.or(value_extent));
+        let seen = kind.map(|kind| Seen { kind, extent });
+        self.judge_rules(tree, path, place, seen.as_ref());
+        seen
     }
-    kind
-}
 
-fn check_rule(
-    rule: &Json,
-    tree: &Json,
-    kind: &Type,
-    path: &str,
-    place: Place,
-    faults: &mut Vec<Fault>,
-) {
-    let source = text(rule, "rule");
-    check_texts(rule, path, faults);
-    let field_path = text(rule, "fieldPath");
-    let parts = field_of(field_path);
-    if !field_path.is_empty() && !parts.is_some_and(|parts| leads_somewhere(tree, &parts)) {
-        let why = "fieldPath must be a valid path: a field of the schema, such as .spec.name";
-        faults.push(Fault::invalid(format!("{path}.fieldPath"), &field_path.into(), why));
+    fn judge_rules(&mut self, tree: &Json, path: &str, place: Place, seen: Option<&Seen>) {
+        let rules = of(tree);
+        if rules.len() > MAX_RULES {
+            let field = format!("{path}.{RULES}");
+            self.faults.push(Fault::too_many(&field, rules.len() as u64, MAX_RULES as u64));
+        }
+        for (index, rule) in rules.iter().enumerate().take(MAX_RULES) {
+            let path = format!("{path}.{RULES}[{index}]");
+            match seen {
+                Some(seen) => self.judge_rule(rule, tree, seen, &path, place),
+                None => {
+                    let why = "rules need a schema that says what the value is";
+                    self.faults.push(Fault::forbidden(path, why));
+                }
+            }
+        }
     }
-    if source.trim().is_empty() {
-        return;
+
+    fn judge_rule(&mut self, rule: &Json, tree: &Json, seen: &Seen, path: &str, place: Place) {
+        check_texts(rule, path, self.faults);
+        let field_path = text(rule, "fieldPath");
+        let parts = field_of(field_path);
+        if !field_path.is_empty() && !parts.is_some_and(|parts| leads_somewhere(tree, &parts)) {
+            let why = "fieldPath must be a valid path: a field of the schema, such as .spec.name";
+            self.faults.push(Fault::invalid(format!("{path}.fieldPath"), &field_path.into(), why));
+        }
+        if text(rule, "rule").trim().is_empty() {
+            return;
+        }
+        self.judge_expression(rule, &RULE, seen, path, place);
+        if !text(rule, MESSAGE.name).is_empty() {
+            self.judge_expression(rule, &MESSAGE, seen, path, place);
+        }
     }
-    let shown = go_text(rule);
-    let variables = variables(kind, flag(rule, "optionalOldSelf"));
-    let mut compile = |name: &str, source: &str, wanted: &Type, failed: &str| {
-        let why = match Program::compile(source, &variables) {
-            Err(error) => format!("{failed}: {error}"),
-            Ok(program) if !matches!(program.result(), Type::Dyn) && program.result() != wanted => {
-                format!("cel expression must evaluate to a {wanted}")
+
+    fn judge_expression(
+        &mut self,
+        rule: &Json,
+        which: &Expression,
+        seen: &Seen,
+        path: &str,
+        place: Place,
+    ) {
+        let variables = variables(&seen.kind, flag(rule, "optionalOldSelf"));
+        let field = format!("{path}.{}", which.name);
+        let why = match Program::compile(text(rule, which.name), &variables) {
+            Err(error) => format!("{}: {error}", which.failed),
+            Ok(program) if !program.may_be(&which.wanted) => {
+                format!("cel expression must evaluate to a {}", which.wanted)
             }
             Ok(program) if program.uses("oldSelf") && !place.has_old => {
                 "oldSelf cannot be used on the uncorrelatable portion of the schema within \
                  a list without x-kubernetes-list-map-keys"
                     .to_owned()
             }
-            Ok(_) => return,
+            Ok(program) => return self.judge_cost(&program, which, &seen.extent, place, field),
         };
-        faults.push(Fault::invalid_shown(format!("{path}.{name}"), &shown, &why));
-    };
-    compile("rule", source, &Type::Bool, "compilation failed");
-    let expression = text(rule, "messageExpression");
-    if !expression.is_empty() {
-        let failed = "messageExpression compilation failed";
-        compile("messageExpression", expression, &Type::String, failed);
+        self.faults.push(Fault::invalid_shown(field, &go_text(rule), &why));
     }
+
+    /// Refuses what could cost too much for an object that the schema allows.
+    fn judge_cost(
+        &mut self,
+        program: &Program,
+        which: &Expression,
+        extent: &Extent,
+        place: Place,
+        field: String,
+    ) {
+        let once = program.estimate(&[("self", extent), ("oldSelf", extent)]);
+        let cost = once.saturating_mul(place.times.unwrap_or_else(|| extent.most_times()));
+        if cost > RULE_COST_LIMIT {
+            let why = too_expensive(which.cost, cost, RULE_COST_LIMIT);
+            self.faults.push(Fault::forbidden(&field, &why));
+        }
+        self.costs.push((cost, field));
+    }
+
+    fn judge_total(&mut self, path: &str) {
+        let total = self.costs.iter().fold(0u64, |sum, (cost, _)| sum.saturating_add(*cost));
+        if total <= SCHEMA_COST_LIMIT {
+            return;
+        }
+        self.costs.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
+        let expensive = self.costs.iter().filter(|(cost, _)| *cost > total / 100);
+        for (_, field) in expensive.take(MAX_BLAMED) {
+            let why = "contributed to estimated rule & messageExpression cost total exceeding cost \
+                       limit for entire OpenAPIv3 schema";
+            self.faults.push(Fault::forbidden(field, why));
+        }
+        let what = "x-kubernetes-validations estimated rule & messageExpression cost total for \
+                    entire OpenAPIv3 schema";
+        self.faults.push(Fault::forbidden(path, &too_expensive(what, total, SCHEMA_COST_LIMIT)));
+    }
+}
+
+/// One of a rule's two expressions.
+struct Expression {
+    name: &'static str,
+    wanted: Type,
+    failed: &'static str,
+    cost: &'static str,
+}
+
+const RULE: Expression = Expression {
+    name: "rule",
+    wanted: Type::Bool,
+    failed: "compilation failed",
+    cost: "estimated rule cost",
+};
+const MESSAGE: Expression = Expression {
+    name: "messageExpression",
+    wanted: Type::String,
+    failed: "messageExpression compilation failed",
+    cost: "estimated messageExpression cost",
+};
+
+/// In the words of the real server (`getCostErrorMessage`).
+fn too_expensive(what: &str, cost: u64, limit: u64) -> String {
+    let exceeds = cost as f64 / limit as f64;
+    let factor = if exceeds > 100.0 {
+        "more than 100x".to_owned()
+    } else if exceeds < 1.5 {
+        format!("{exceeds:.6}x")
+    } else {
+        format!("{exceeds:.1}x")
+    };
+    format!(
+        "{what} exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, \
+         maxProperties, and maxLength where arrays, maps, and strings are declared)"
+    )
 }
 
 /// Checks what of a rule is no expression.

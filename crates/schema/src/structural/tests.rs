@@ -268,14 +268,15 @@ fn ruled() -> Value {
                     {"rule": "type(self) == int ? self < 100 : self.endsWith('%')"}]},
                 "items": {
                     "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+                    "maxItems": 10,
                     "items": {"type": "object", "required": ["name"], "properties": {
-                        "name": {"type": "string"},
+                        "name": {"type": "string", "maxLength": 63},
                         "size": {"type": "integer", "x-kubernetes-validations": [
                             {"rule": "self == oldSelf", "message": "fixed"}]}}},
                 },
                 "labels": {"type": "object", "additionalProperties": {
                     "type": "string", "x-kubernetes-validations": [{"rule": "self.size() < 4"}]}},
-                "slow": {"type": "array", "items": {"type": "integer"}, "x-kubernetes-validations": [
+                "slow": {"type": "array", "maxItems": 100, "items": {"type": "integer"}, "x-kubernetes-validations": [
                     {"rule": "self.all(a, self.all(b, self.all(c, a + b + c >= 0)))"},
                     {"rule": "self.size() < 1"}]},
             },
@@ -463,8 +464,9 @@ fn a_schema_may_become_stricter_than_the_objects_that_are_there() {
 #[test]
 fn rules_of_gateways_and_routes_are_evaluated() {
     let listener = json!({"type": "object", "required": ["name", "port", "protocol"], "properties": {
-        "name": {"type": "string"}, "port": {"type": "integer"}, "protocol": {"type": "string"},
-        "hostname": {"type": "string"},
+        "name": {"type": "string", "maxLength": 253}, "port": {"type": "integer"},
+        "protocol": {"type": "string", "maxLength": 255},
+        "hostname": {"type": "string", "maxLength": 253},
         "tls": {"type": "object", "properties": {
             "mode": {"type": "string", "default": "Terminate"},
             "certificates": {"type": "array", "items": {"type": "string"}},
@@ -473,15 +475,16 @@ fn rules_of_gateways_and_routes_are_evaluated() {
                 {"message": "a certificate is needed",
                  "rule": "self.mode == 'Terminate' ? size(self.certificates) > 0 || size(self.options) > 0 : true"}]}}});
     let tree = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
-        "listeners": {"type": "array", "items": listener,
+        "listeners": {"type": "array", "maxItems": 64, "items": listener,
             "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
             "x-kubernetes-validations": [
                 {"message": "no TLS in plain HTTP",
                  "rule": "self.all(l, l.protocol.matches('(?i)^(HTTP|UDP)$') ? !has(l.tls) : true)"},
                 {"message": "listeners must differ",
                  "rule": "self.all(l1, self.exists_one(l2, l1.port == l2.port && (has(l1.hostname) && has(l2.hostname) ? l1.hostname == l2.hostname : !has(l1.hostname) && !has(l2.hostname))))"}]},
-        "paths": {"type": "array", "items": {"type": "object", "properties": {
-            "type": {"type": "string"}, "value": {"type": "string"}},
+        "paths": {"type": "array", "maxItems": 64, "items": {"type": "object", "properties": {
+            "type": {"type": "string", "enum": ["Exact", "PathPrefix"]},
+            "value": {"type": "string", "maxLength": 1024}},
             "x-kubernetes-validations": [
                 {"message": "must be absolute",
                  "rule": "(self.type in ['Exact','PathPrefix']) ? self.value.startsWith('/') : true"},
@@ -492,7 +495,8 @@ fn rules_of_gateways_and_routes_are_evaluated() {
         "timeouts": {"type": "object", "properties": {"request": {"type": "string"}, "backend": {"type": "string"}},
             "x-kubernetes-validations": [{"message": "the backend's is longer",
                 "rule": "!(has(self.request) && has(self.backend) && duration(self.request) != duration('0s') && duration(self.backend) > duration(self.request))"}]},
-        "networks": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string",
+        "networks": {"type": "array", "x-kubernetes-list-type": "set", "maxItems": 25,
+            "items": {"type": "string", "maxLength": 43,
             "x-kubernetes-validations": [{"rule": "isCIDR(self)", "message": "no range"}]}},
     }}}});
     assert_eq!(check(&tree, "schema"), []);
@@ -551,5 +555,59 @@ fn rules_of_gateways_and_routes_are_evaluated() {
         ),
     ] {
         assert_eq!(told(spec.clone()), expected, "{spec}");
+    }
+}
+
+/// A rule is refused by what it could cost for the largest object that its schema allows.
+#[test]
+fn rules_that_could_cost_too_much_refuse_the_definition() {
+    let pairs = "self.all(a, self.exists_one(b, a.name == b.name))";
+    let list = |limits: Value, rules: Vec<&str>| {
+        let name = json!({"type": "string", "maxLength": limits["length"]});
+        let rules: Vec<Value> = rules.into_iter().map(|rule| json!({"rule": rule})).collect();
+        let mut list = json!({
+            "type": "array", "x-kubernetes-validations": rules,
+            "items": {"type": "object", "required": ["name"], "properties": {"name": name}},
+        });
+        if let Some(limit) = limits.get("items") {
+            list["maxItems"] = limit.clone();
+        }
+        json!({"type": "object", "properties": {"l": list}})
+    };
+    let told = |tree: &Value| -> Vec<String> {
+        let faults = check(tree, "s").into_iter();
+        faults.map(|fault| format!("{}: {}", fault.field, fault.message)).collect()
+    };
+    assert_eq!(told(&list(json!({"items": 64, "length": 253}), vec![pairs])), Vec::<String>::new());
+    let advice = "(try simplifying the rule, or adding maxItems, maxProperties, and maxLength where \
+                  arrays, maps, and strings are declared)";
+    let place = "s.properties[l].x-kubernetes-validations";
+    let refused = told(&list(json!({"length": 253}), vec![pairs]));
+    let factor = "Forbidden: estimated rule cost exceeds budget by factor of more than 100x";
+    assert_eq!(refused[0], format!("{place}[0].rule: {factor} {advice}"));
+    let refused = told(&list(json!({"items": 500, "length": 253}), vec![pairs]));
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    let factor = "Forbidden: estimated rule cost exceeds budget by factor of 2.7x";
+    assert_eq!(refused[0], format!("{place}[0].rule: {factor} {advice}"));
+    // Each for itself is cheap enough; all together are not.
+    let refused = told(&list(json!({"items": 250, "length": 253}), vec![pairs; 20]));
+    assert_eq!(refused.len(), 5, "{refused:?}");
+    assert!(refused[..4].iter().all(|one| one.contains("contributed to estimated rule")));
+    let total = "s: Forbidden: x-kubernetes-validations estimated rule & messageExpression cost total \
+                 for entire OpenAPIv3 schema exceeds budget by factor of 1.3";
+    assert!(refused[4].starts_with(total), "{refused:?}");
+    // A rule below a list counts as often as that has items.
+    let below = |limit: Value| {
+        let rule = json!([{"rule": "self.matches('^[a-z]+$')"}]);
+        let text = json!({"type": "string", "maxLength": 4_000, "x-kubernetes-validations": rule});
+        let mut list = json!({"type": "array", "items": text});
+        if !limit.is_null() {
+            list["maxItems"] = limit;
+        }
+        json!({"type": "object", "properties": {"l": list}})
+    };
+    assert_eq!(told(&below(1_000.into())), Vec::<String>::new());
+    for limit in [10_000.into(), Value::Null] {
+        assert!(told(&below(limit))[0].contains("exceeds budget"));
     }
 }

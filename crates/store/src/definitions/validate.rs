@@ -35,7 +35,7 @@ pub(crate) fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErr
     }
     validate_names(value, errors);
     validate_conversion(value, errors);
-    validate_versions(value, errors);
+    validate_versions(value, old, errors);
     validate_stored_versions(value, errors);
     if let Some(old) = old.filter(|old| is_established(old)) {
         for field in ["group", "scope", "names.plural", "names.kind"] {
@@ -120,7 +120,7 @@ fn validate_conversion(value: &Value, errors: &mut FieldErrors) {
     }
 }
 
-fn validate_versions(value: &Value, errors: &mut FieldErrors) {
+fn validate_versions(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let versions = json::items(value, "/spec/versions");
     let field = "spec.versions";
     let mut names = BTreeSet::new();
@@ -133,7 +133,9 @@ fn validate_versions(value: &Value, errors: &mut FieldErrors) {
         if !names.insert(name) {
             errors.invalid(field, value_of(versions), "must contain unique version names");
         }
-        validate_version(version, &place, errors);
+        let old = old.map(|old| json::items(old, "/spec/versions")).unwrap_or_default();
+        let old = old.iter().find(|old| json::text(old, "/name") == name);
+        validate_version(version, old, &place, errors);
     }
     let storage = versions.iter().filter(|version| json::flag(version, "/storage")).count();
     if storage != 1 {
@@ -147,10 +149,13 @@ fn value_of(versions: &[Value]) -> Value {
     versions.iter().map(|version| json::text(version, "/name")).collect::<Vec<_>>().into()
 }
 
-fn validate_version(version: &Value, place: &str, errors: &mut FieldErrors) {
+/// Checks a version. A schema that stays as it was is not judged again: what is refused today may
+/// have been let in before.
+fn validate_version(version: &Value, old: Option<&Value>, place: &str, errors: &mut FieldErrors) {
     let schema_field = format!("{place}.schema.openAPIV3Schema");
     match json::at(version, "/schema/openAPIV3Schema") {
         None => errors.required(&*schema_field, "schemas are required"),
+        same if old.is_some_and(|old| json::at(old, "/schema/openAPIV3Schema") == same) => {}
         Some(schema) => {
             for fault in schema::structural::check(schema, &schema_field) {
                 errors.add(fault);
@@ -224,5 +229,33 @@ fn validate_stored_versions(value: &Value, errors: &mut FieldErrors) {
             );
             errors.invalid(format!("status.storedVersions[{index}]"), *stored, &why);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_schema_that_stays_as_it_was_is_not_judged_again() {
+        let version = |rule: &str| {
+            let list = json!({
+                "type": "array", "items": {"type": "string"},
+                "x-kubernetes-validations": [{"rule": rule}],
+            });
+            let schema = json!({"type": "object", "properties": {"l": list}});
+            json!({"name": "v1", "schema": {"openAPIV3Schema": schema}})
+        };
+        let slow = version("self.all(a, self.all(b, a == b))");
+        let told = |new: &Value, old: Option<&Value>| {
+            let mut errors = FieldErrors::default();
+            validate_version(new, old, "v", &mut errors);
+            errors.summary()
+        };
+        assert!(told(&slow, None).contains("estimated rule cost exceeds budget"));
+        assert!(told(&slow, Some(&version("true"))).contains("estimated rule cost exceeds budget"));
+        assert_eq!(told(&slow, Some(&slow)), "[]");
     }
 }
