@@ -260,7 +260,7 @@ fn proxy(pki: &Pki, options: &Options) -> Result<Proxy, StartError> {
     .map_err(StartError::Identity)?;
     // The host is each node's own; this one is never dialled.
     let endpoint = Endpoint::new("https://localhost", &identity).map_err(StartError::Identity)?;
-    Ok(Proxy::new(endpoint, options.config.node_cidrs.clone(), options.runtime_port))
+    Ok(Proxy::new(endpoint, &options.config, options.runtime_port))
 }
 
 fn read_file(path: &Path) -> Result<String, StartError> {

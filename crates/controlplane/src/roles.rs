@@ -143,6 +143,8 @@ fn view_rules() -> Vec<Value> {
         ),
         rule("batch", &["cronjobs", "cronjobs/status", "jobs", "jobs/status"], &READ),
         rule("discovery.k8s.io", &["endpointslices"], &READ),
+        // metrics-server's role `system:aggregated-metrics-reader`.
+        rule("metrics.k8s.io", &["nodes", "pods"], &READ),
         rule("policy", &["poddisruptionbudgets", "poddisruptionbudgets/status"], &READ),
         rule("networking.k8s.io", &["ingresses", "ingresses/status", "networkpolicies"], &READ),
     ]
@@ -152,7 +154,7 @@ fn view_rules() -> Vec<Value> {
 /// among it: they can lead a load balancer into other namespaces (CVE-2021-25740); nor is any
 /// status, which is the controllers' to say (CVE-2020-8554).
 fn edit_rules() -> Vec<Value> {
-    let streams = ["pods/attach", "pods/exec", "pods/portforward"];
+    let streams = ["pods/attach", "pods/exec", "pods/portforward", "pods/proxy", "services/proxy"];
     vec![
         rule("", &[&["secrets"], streams.as_slice()].concat(), &READ),
         rule("", &["serviceaccounts"], &["impersonate"]),

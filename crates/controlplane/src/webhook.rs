@@ -114,6 +114,26 @@ fn endpoint_of(
     let found = ports.into_iter().flatten().find(|one| one["port"] == port);
     let found = found.ok_or_else(|| format!("service {namespace}/{name} has no port {port}"))?;
     let port_name = found["name"].as_str().unwrap_or_default();
+    let ready = ready_endpoints(store, namespace, name, port_name)?;
+    let count = u64::try_from(ready.len()).unwrap_or(u64::MAX).max(1);
+    let chosen = usize::try_from(chance % count).unwrap_or(0);
+    ready.get(chosen).copied().ok_or_else(|| {
+        format!("no endpoints available for service {name:?} in namespace {namespace:?}")
+    })
+}
+
+/// Where a Service's port is answered: addresses of its slices alone, and of these none that only
+/// this machine gets to.
+///
+/// # Errors
+/// Slices cannot be read, for people.
+pub(crate) fn ready_endpoints(
+    store: &Store,
+    namespace: &str,
+    name: &str,
+    port_name: &str,
+) -> Result<Vec<SocketAddr>, String> {
+    let row = |group, plural| registry::find(group, "v1", plural).ok_or("not served".to_owned());
     let options = ListOptions {
         namespace: namespace.to_owned(),
         labels: LabelSelector::parse(&format!("kubernetes.io/service-name={name}"))
@@ -123,16 +143,12 @@ fn endpoint_of(
     };
     let slices = store.list(row("discovery.k8s.io", "endpointslices")?, &options);
     let slices = slices.map_err(|error| error.message)?.items;
-    let ready: Vec<SocketAddr> = slices
+    Ok(slices
         .iter()
         .flat_map(|slice| ready_addresses(&slice.value, port_name))
-        .filter(|address| refusal(address.ip()).is_none() && !address.ip().is_loopback())
-        .collect();
-    let count = u64::try_from(ready.len()).unwrap_or(u64::MAX).max(1);
-    let chosen = usize::try_from(chance % count).unwrap_or(0);
-    ready.get(chosen).copied().ok_or_else(|| {
-        format!("no endpoints available for service {name:?} in namespace {namespace:?}")
-    })
+        .filter(|address| refusal(address.ip()).is_none())
+        .filter(|address| !address.ip().to_canonical().is_loopback())
+        .collect())
 }
 
 fn ready_addresses(slice: &Value, port_name: &str) -> Vec<SocketAddr> {

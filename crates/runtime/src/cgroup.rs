@@ -21,6 +21,8 @@ const CPU_PERIOD_US: i64 = 100_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hierarchy {
     directory: PathBuf,
+    /// Where it is mounted: the topmost group that this process sees.
+    mount: PathBuf,
     /// The v1 controller; `None` for v2.
     controller: Option<&'static str>,
 }
@@ -69,6 +71,21 @@ impl Cgroups {
             let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
             count.is_some_and(|count| count.trim() != "0")
         })
+    }
+
+    /// The groups of one start of a container.
+    pub fn of_container(&self, uid: &str, name: &str, restarts: u32) -> Vec<PathBuf> {
+        let group = format!("{name}-{restarts}");
+        let hierarchies = self.hierarchies.iter();
+        hierarchies.map(|hierarchy| hierarchy.directory.join(PODS).join(uid).join(&group)).collect()
+    }
+
+    /// The topmost groups, which hold all that the node runs, and our own below: the very root of
+    /// version 2 tells nothing of memory.
+    pub fn of_node(&self) -> Vec<PathBuf> {
+        let topmost = self.hierarchies.iter().map(|hierarchy| hierarchy.mount.clone());
+        let own = self.hierarchies.iter().map(|hierarchy| hierarchy.directory.clone());
+        topmost.chain(own).collect()
     }
 
     /// Removes the groups of a start that has ended.
@@ -186,7 +203,7 @@ fn find(mounts: &str, groups: &str) -> Vec<Hierarchy> {
         }
         let directory = Path::new(point).join(relative.trim_start_matches('/'));
         if hierarchies.iter().all(|known| known.controller != controller) {
-            hierarchies.push(Hierarchy { directory, controller });
+            hierarchies.push(Hierarchy { directory, mount: point.into(), controller });
         }
     }
     hierarchies

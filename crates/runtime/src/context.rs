@@ -61,6 +61,8 @@ pub struct ContainerView {
     pub restarts: u32,
     /// Whether it runs.
     pub running: bool,
+    /// Since when it runs; absent while it does not.
+    pub running_since: Option<Timestamp>,
     /// Whether its input ends with that of the first client that attaches.
     pub input_ends: bool,
     /// Why there is no log yet; absent once it was started.

@@ -32,6 +32,7 @@ mod server;
 mod streams;
 mod sys;
 mod tasks;
+mod usage;
 mod volumes;
 mod worker;
 
@@ -42,6 +43,8 @@ use crate::images::{Images, Store};
 pub use crate::options::Options;
 use crate::pods::Pods;
 use crate::server::Server;
+pub use crate::streams::port_forward::DATAGRAM_PROTOCOL;
+pub use crate::streams::spdy;
 
 /// Runs the node's pods until the process ends. Needs a Tokio runtime; one thread is enough.
 ///

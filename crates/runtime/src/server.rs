@@ -1,5 +1,6 @@
-//! The kubelet's server on port 10250, as far as the API server uses it: logs, streams, health. Mutual
-//! TLS; one client is let in, the API server, by the name in its certificate.
+//! The kubelet's server on port 10250, as far as the API server uses it: logs, streams, use of CPU
+//! and memory, health. Mutual TLS; one client is let in, the API server, by the name in its
+//! certificate.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -33,6 +34,7 @@ use crate::streams::channels::{Session, V5, Wanted};
 use crate::streams::exec::{self, ExecOptions};
 use crate::streams::upgrade::{self, Agreement, Carrier, Served};
 use crate::streams::{ContainerPlace, IDLE_TIMEOUT_S, port_channels, port_forward, websocket};
+use crate::usage::Snapshot;
 
 /// Connections at one time: log readers and sessions.
 const MAX_CONNECTIONS: usize = 128;
@@ -54,8 +56,10 @@ const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// Two channels of a websocket for each port, as the Python and npm clients and kube-rs have it.
 const PORT_CHANNELS: &str = "v4.channel.k8s.io";
 /// The protocols of port-forward.
-const PORT_FORWARD: Served =
-    Served { spdy: &["portforward.k8s.io"], websocket: &[TUNNEL, PORT_CHANNELS] };
+const PORT_FORWARD: Served = Served {
+    spdy: &["portforward.k8s.io", port_forward::DATAGRAM_PROTOCOL],
+    websocket: &[TUNNEL, PORT_CHANNELS],
+};
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 /// An answer that says why not.
@@ -198,6 +202,12 @@ fn answer(
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     match (request.method(), parts.as_slice()) {
         (&Method::GET, ["healthz"]) => text(StatusCode::OK, "ok"),
+        (&Method::GET, ["stats", "summary"]) => {
+            usage(context, "application/json", |snapshot| snapshot.to_summary().to_string())
+        }
+        (&Method::GET, ["metrics", "resource"]) => {
+            usage(context, "text/plain; version=0.0.4; charset=utf-8", Snapshot::to_metrics)
+        }
         (&Method::GET, ["containerLogs", namespace, pod, container]) => {
             let target = find(context, namespace, pod, container);
             target.map_or_else(refused, |target| log(context, &target, &query))
@@ -226,6 +236,24 @@ fn answer(
         }
         _ => refuse(StatusCode::NOT_FOUND, "404 page not found"),
     }
+}
+
+/// What the node and its containers use, read on a thread of its own: it is many files.
+fn usage(
+    context: &Arc<Context>,
+    media_type: &'static str,
+    show: impl FnOnce(&Snapshot) -> String + Send + 'static,
+) -> Answer {
+    let (sender, receiver) = mpsc::channel(1);
+    let context = context.clone();
+    tokio::task::spawn_blocking(move || {
+        let text = show(&Snapshot::take(&context));
+        // A client that has left meanwhile wants nothing any more.
+        let _ = sender.blocking_send(text.into());
+    });
+    let mut answer = Response::new(Stream(receiver).boxed_unsync());
+    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media_type));
+    answer
 }
 
 /// A container that exists.

@@ -268,6 +268,10 @@ impl Worker {
         let view = |name: &str, record: &crate::machine::ContainerRecord| ContainerView {
             restarts: record.restarts,
             running: record.is_running(),
+            running_since: match record.state {
+                ContainerState::Running { started_at, .. } => Some(started_at),
+                _ => None,
+            },
             input_ends: pod.container(name).is_some_and(crate::pod::Container::input_ends),
             waiting: match &record.state {
                 ContainerState::Waiting { reason, .. } if reason.is_empty() => {

@@ -20,6 +20,7 @@ pub mod definitions;
 pub mod discovery;
 pub mod json;
 mod kinds;
+pub mod metrics;
 pub mod names;
 pub mod object;
 pub mod openapi;

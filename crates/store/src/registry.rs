@@ -1,10 +1,10 @@
 //! The registry: every row, found by URL, by kind or by storage.
 
-use crate::Resource;
 use crate::kinds::{
-    addressing, apps, batch, core, cron_job, csi_driver, definition, endpoints, events, limits, networking,
+    addressing, apps, batch, core, cron_job, definition, endpoints, events, limits, networking,
     node, pod, policy, quota, rbac, review, scheduling, service, storage, webhook,
 };
+use crate::{Resource, metrics};
 
 /// Every resource whose objects are stored, in the order of discovery.
 static RESOURCES: &[&Resource] = &[
@@ -69,9 +69,14 @@ pub fn reviews() -> impl Iterator<Item = &'static Resource> {
     REVIEWS.iter().copied()
 }
 
+/// Every resource that is measured and not stored ([`crate::metrics`]).
+pub fn measured() -> impl Iterator<Item = &'static Resource> {
+    [&metrics::NODES, &metrics::PODS].into_iter()
+}
+
 /// The resource of a URL: `find("apps", "v1", "deployments")`; the core group is empty.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
-    let mut rows = resources().chain(reviews());
+    let mut rows = resources().chain(reviews()).chain(measured());
     rows.find(|row| row.group == group && row.version == version && row.plural == plural)
 }
 

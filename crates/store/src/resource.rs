@@ -89,6 +89,8 @@ pub enum Subresource {
     Exec,
     /// `portforward` to a pod; served by the shell.
     PortForward,
+    /// `proxy` of a pod, a Service or a node: HTTP that is sent on by the shell.
+    Proxy,
     /// `token` of a ServiceAccount (TokenRequest); signed by the shell.
     Token,
 }
@@ -106,6 +108,7 @@ impl Subresource {
             Self::Attach => "attach",
             Self::Exec => "exec",
             Self::PortForward => "portforward",
+            Self::Proxy => "proxy",
             Self::Token => "token",
         }
     }

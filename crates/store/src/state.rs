@@ -235,7 +235,7 @@ impl Store {
 
     /// Every resource that is served, for documents about the API.
     pub fn served(&self) -> Vec<&'static Resource> {
-        let own = registry::resources().chain(registry::reviews());
+        let own = registry::resources().chain(registry::reviews()).chain(registry::measured());
         own.chain(self.definitions.served()).collect()
     }
 

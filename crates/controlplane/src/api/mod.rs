@@ -4,9 +4,11 @@ mod admission;
 pub(crate) mod answer;
 mod fixed;
 mod identity;
+mod metrics;
 mod negotiate;
 mod objects;
 mod protobuf;
+mod proxied;
 mod proxy;
 mod query;
 mod reviews;
@@ -30,6 +32,7 @@ use crate::tokens::Tokens;
 use crate::webhook::Webhooks;
 use crate::writer::Shared;
 use fixed::Documents;
+use metrics::Meters;
 use negotiate::Encoding;
 use query::Query;
 use route::Route;
@@ -72,7 +75,8 @@ pub(crate) struct Api {
     shared: Arc<Shared>,
     documents: Documents,
     tokens: Tokens,
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
+    meters: Meters,
     audit: Option<Audit>,
     webhooks: Webhooks,
     /// Becomes true when the server stops: watches end then.
@@ -87,10 +91,12 @@ impl Api {
         audit: Option<Audit>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
+        let proxy = Arc::new(proxy);
         Arc::new(Self {
             shared,
             documents: Documents::default(),
             tokens,
+            meters: Meters::new(Arc::clone(&proxy)),
             proxy,
             audit,
             webhooks: Webhooks::new(),

@@ -12,11 +12,12 @@ use store::selector::{FieldSelector, LabelSelector};
 use store::table::{Include, table};
 use store::webhooks::Admission;
 use store::{
-    Action, DeleteOptions, FieldValidation, ListOptions, Object, PatchKind, Reply, Request, Staged,
-    Status, Subresource, WatchOptions,
+    Action, DeleteOptions, FieldValidation, List, ListOptions, Object, PatchKind, Reply, Request,
+    Staged, Status, Subresource, WatchOptions, registry,
 };
 
 use super::negotiate::{self, Accepted, Form};
+use super::proxied;
 use super::query::Query;
 use super::route::Target;
 use super::watch::{self, WatchRequest};
@@ -52,6 +53,7 @@ impl Api {
                 return self.proxy.log(&self.shared, &target, &call.query()).await;
             }
             Some(Subresource::Log) => return Err(Status::method_not_allowed()),
+            Some(Subresource::Proxy) => return self.proxied(call, &target).await,
             Some(Subresource::Attach | Subresource::Exec | Subresource::PortForward) => {
                 return match call.method {
                     Method::GET | Method::POST => {
@@ -71,6 +73,9 @@ impl Api {
         }
         if let Some(review) = Review::of(target.resource) {
             return self.review(&call, &target, review);
+        }
+        if registry::measured().any(|row| row == target.resource) {
+            return self.metrics(&call, &target).await;
         }
         match verb {
             "list" => self.list(&call, &target),
@@ -110,17 +115,9 @@ impl Api {
             resource_version: query.get("resourceVersion").to_owned(),
             resource_version_match: query.get("resourceVersionMatch").to_owned(),
         };
+        let include = include(&query)?;
         let list = self.shared.read().list(target.resource, &options)?;
-        Ok(match accepted.form {
-            Form::Table => {
-                let objects = list.items.iter().map(|object| &**object);
-                let include = include(&query)?;
-                let table = table(list.resource, objects, list.metadata(), now(), include, true);
-                answer::value(StatusCode::OK, &table, accepted.encoding)
-            }
-            Form::Partial => answer::value(StatusCode::OK, &list.to_partial(), accepted.encoding),
-            Form::Plain | Form::Discovery => answer::list(StatusCode::OK, &list, accepted.encoding),
-        })
+        Ok(show_list(&list, accepted, include))
     }
 
     fn watch(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
@@ -250,6 +247,7 @@ pub(super) fn describe(call: &Call, target: &Target, entry: &mut Entry) {
 /// The API's verb of a request; `None` for a method that its target does not have.
 fn verb_of(call: &Call, target: &Target) -> Option<&'static str> {
     Some(match (&call.method, !target.name.is_empty(), target.subresource) {
+        (method, true, Some(Subresource::Proxy)) => proxied::verb(method)?,
         (&Method::GET, false, _) if call.query().flag("watch") => "watch",
         (&Method::GET, false, _) => "list",
         (&Method::GET, true, _) => "get",
@@ -344,13 +342,15 @@ fn body_asks_for_dry_run(call: &Call) -> Result<bool, Status> {
     Ok(asked.is_some_and(|values| values.iter().any(|value| value == "All")))
 }
 
-fn include(query: &Query) -> Result<Include, Status> {
+/// What the rows of a Table carry.
+pub(super) fn include(query: &Query) -> Result<Include, Status> {
     let text = query.get("includeObject");
     Include::from_query(text)
         .ok_or_else(|| Status::bad_request(format!("unrecognized includeObject value: {text:?}")))
 }
 
-fn show(
+/// An object in the form that was agreed on.
+pub(super) fn show(
     code: StatusCode,
     object: &Arc<Object>,
     accepted: Accepted,
@@ -365,6 +365,19 @@ fn show(
         Form::Partial => answer::value(code, &object.to_partial(), accepted.encoding),
         Form::Plain | Form::Discovery => answer::object(code, object, accepted.encoding),
     })
+}
+
+/// A list in the form that was agreed on.
+pub(super) fn show_list(list: &List, accepted: Accepted, include: Include) -> Response<Body> {
+    match accepted.form {
+        Form::Table => {
+            let objects = list.items.iter().map(|object| &**object);
+            let table = table(list.resource, objects, list.metadata(), now(), include, true);
+            answer::value(StatusCode::OK, &table, accepted.encoding)
+        }
+        Form::Partial => answer::value(StatusCode::OK, &list.to_partial(), accepted.encoding),
+        Form::Plain | Form::Discovery => answer::list(StatusCode::OK, list, accepted.encoding),
+    }
 }
 
 fn reply(staged: &Staged, accepted: Accepted, include: Include) -> Result<Response<Body>, Status> {

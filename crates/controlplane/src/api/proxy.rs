@@ -17,6 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
+use model::ClusterConfig;
 use serde_json::Value;
 use store::{Object, Status, Subresource, registry};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -50,13 +51,43 @@ pub(crate) struct Proxy {
     /// Only addresses in these are dialled, whatever a Node object says: a node must not be able
     /// to send our credentials elsewhere.
     node_cidrs: Vec<IpNet>,
+    /// The same for addresses that pods report.
+    pod_cidrs: Vec<IpNet>,
     port: u16,
     sessions: Arc<Semaphore>,
 }
 
 impl Proxy {
-    pub fn new(endpoint: Endpoint, node_cidrs: Vec<IpNet>, port: u16) -> Self {
-        Self { endpoint, node_cidrs, port, sessions: Arc::new(Semaphore::new(MAX_SESSIONS)) }
+    pub fn new(endpoint: Endpoint, config: &ClusterConfig, port: u16) -> Self {
+        Self {
+            endpoint,
+            node_cidrs: config.node_cidrs.clone(),
+            pod_cidrs: config.pod_cidrs.clone(),
+            port,
+            sessions: Arc::new(Semaphore::new(MAX_SESSIONS)),
+        }
+    }
+
+    /// Where runtimes listen.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether an address can be a pod's; `on_node` for those of the node's own network.
+    pub(super) fn is_of_pods(&self, address: IpAddr, on_node: bool) -> bool {
+        let ranges = if on_node { &self.node_cidrs } else { &self.pod_cidrs };
+        ranges.iter().any(|range| range.contains(&address))
+    }
+
+    /// Room for one more session.
+    pub(super) fn session(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.sessions).try_acquire_owned().map_err(|_| {
+            let message = format!(
+                "more than {MAX_SESSIONS} sessions of exec, attach and port-forward: end one and \
+                 retry"
+            );
+            Status::failure(429, "TooManyRequests", message)
+        })
     }
 
     /// `GET pods/NAME/log`.
@@ -112,13 +143,7 @@ impl Proxy {
         };
         // What is wrong with the pod comes first: no other protocol would mend it.
         let (upgrade, protocol) = upgrade(&call.headers, call.upgrade)?;
-        let permit = Arc::clone(&self.sessions).try_acquire_owned().map_err(|_| {
-            let message = format!(
-                "more than {MAX_SESSIONS} sessions of exec, attach and port-forward: end one and \
-                 retry"
-            );
-            Status::failure(429, "TooManyRequests", message)
-        })?;
+        let permit = self.session()?;
         let mut headers = HeaderMap::new();
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static(protocol));
@@ -131,10 +156,15 @@ impl Proxy {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(response).await);
         }
-        Ok(splice(upgrade, response, permit))
+        let mut headers = HeaderMap::new();
+        for name in AGREED_BY_ANSWER {
+            headers.extend(response.headers().get(&name).map(|value| (name, value.clone())));
+        }
+        Ok(splice(upgrade, response, headers, permit))
     }
 
-    async fn ask(
+    /// Sends one request to a node's runtime.
+    pub(super) async fn ask(
         &self,
         address: IpAddr,
         method: Method,
@@ -163,12 +193,31 @@ impl Proxy {
         }
     }
 
+    /// A document of a node's runtime.
+    pub(super) async fn document(
+        &self,
+        address: IpAddr,
+        path: &str,
+        max_bytes: usize,
+    ) -> Result<Bytes, Status> {
+        let response = self.ask(address, Method::GET, path, &HeaderMap::new()).await?;
+        if !response.status().is_success() {
+            return Err(refusal(response).await);
+        }
+        let body = Limited::new(response.into_body(), max_bytes).collect().await;
+        body.map(http_body_util::Collected::to_bytes).map_err(Status::internal)
+    }
+
     /// The address of the pod's node; `None` while the pod has none.
     fn node_address(&self, shared: &Shared, pod: &Object) -> Result<Option<IpAddr>, Status> {
-        let node_name = text(&pod.value, "/spec/nodeName");
-        if node_name.is_empty() {
-            return Ok(None);
+        match text(&pod.value, "/spec/nodeName") {
+            "" => Ok(None),
+            node => self.address_of(shared, node).map(Some),
         }
+    }
+
+    /// The address of a node.
+    pub(super) fn address_of(&self, shared: &Shared, node_name: &str) -> Result<IpAddr, Status> {
         let Some(nodes) = registry::find("", "v1", "nodes") else {
             return Err(Status::unknown_path());
         };
@@ -179,7 +228,7 @@ impl Proxy {
         let address = internal
             .filter_map(|entry| entry["address"].as_str()?.parse::<IpAddr>().ok())
             .find(|address| self.node_cidrs.iter().any(|range| range.contains(address)));
-        address.map(Some).ok_or_else(|| {
+        address.ok_or_else(|| {
             Status::internal(format!(
                 "node {node_name:?} reports no InternalIP in the node range; its runtime may not \
                  have started yet"
@@ -292,19 +341,16 @@ fn upgrade(
     }
 }
 
-/// Answers 101 and joins both connections until one side ends.
-fn splice(
+/// Answers 101 with `headers` and joins both connections until one side ends.
+pub(super) fn splice(
     from_client: OnUpgrade,
     from_runtime: Response<Incoming>,
+    headers: HeaderMap,
     permit: OwnedSemaphorePermit,
 ) -> Response<Body> {
     let mut answer = Response::new(answer::full(Bytes::new()));
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    for name in AGREED_BY_ANSWER {
-        if let Some(value) = from_runtime.headers().get(&name) {
-            answer.headers_mut().insert(name, value.clone());
-        }
-    }
+    *answer.headers_mut() = headers;
     tokio::spawn(async move {
         let _permit = permit;
         let upgraded = tokio::try_join!(from_client, hyper::upgrade::on(from_runtime));

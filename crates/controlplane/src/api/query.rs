@@ -7,8 +7,8 @@ use store::{FieldDirective, Status};
 
 /// The longest name of a manager of fields, bytes; the real server's limit.
 const MAX_MANAGER_BYTES: usize = 128;
-/// Segments of a path; longer ones name nothing that exists.
-const MAX_SEGMENTS: usize = 16;
+/// Segments of a path; longer ones name nothing that exists, but what a proxied server makes up.
+const MAX_SEGMENTS: usize = 64;
 
 /// The decoded segments of a path. Empty ones are left out: clients send `/apis/` and `//`.
 /// `None` when a segment is not UTF-8 or there are too many.

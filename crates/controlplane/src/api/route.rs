@@ -2,6 +2,9 @@
 
 use store::{Resource, Subresource};
 
+/// The subresource that is followed by a path of its own.
+const PROXY: &str = Subresource::Proxy.name();
+
 /// Finds the row of a group, a version and a plural.
 pub(super) type Find<'a> = &'a dyn Fn(&str, &str, &str) -> Option<&'static Resource>;
 
@@ -85,6 +88,8 @@ fn target(group: &str, version: &str, rest: &[&str], find: Find<'_>) -> Route {
         [plural] => (plural, "", None),
         [plural, name] => (plural, *name, None),
         [plural, name, subresource] => (plural, *name, Some(*subresource)),
+        // What follows is the other server's.
+        [plural, name, PROXY, ..] => (plural, *name, Some(PROXY)),
         _ => return Route::Unknown,
     };
     let Some(resource) = find(group, version, plural) else { return Route::Unknown };
@@ -149,6 +154,15 @@ mod tests {
                 "/apis/apps/v1/namespaces/shop/deployments/web/scale",
                 Some(("deployments.apps", "shop", "web", Some("scale"))),
             ),
+            (
+                "/api/v1/namespaces/shop/pods/web:80/proxy",
+                Some(("pods", "shop", "web:80", Some("proxy"))),
+            ),
+            (
+                "/api/v1/namespaces/shop/services/http:web:/proxy/status/proxy",
+                Some(("services", "shop", "http:web:", Some("proxy"))),
+            ),
+            ("/api/v1/nodes/n1/proxy/stats/summary", Some(("nodes", "", "n1", Some("proxy")))),
             ("/api/v1/nodes/n1/status", Some(("nodes", "", "n1", Some("status")))),
             // Wrong places.
             ("/api/v1/pods/web", None),
@@ -156,6 +170,7 @@ mod tests {
             ("/api/v1/namespaces/shop/pods/web/nope", None),
             ("/apis/apps/v2/deployments", None),
             ("/api/v1/namespaces/shop/pods/web/log/more", None),
+            ("/api/v1/namespaces/shop/configmaps/web/proxy/more", None),
         ];
         for (path, expected) in cases {
             let expected = expected.map(|(resource, namespace, name, subresource)| {

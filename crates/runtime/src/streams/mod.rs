@@ -7,6 +7,7 @@
 
 pub mod attach;
 pub mod channels;
+mod datagrams;
 pub mod exec;
 mod pipes;
 pub mod port_channels;

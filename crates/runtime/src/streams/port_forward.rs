@@ -1,6 +1,7 @@
 //! `kubectl port-forward`: TCP connections of a client carried to ports of a pod, many in one
 //! session. For each the client opens two SPDY streams with one `requestid` and `port`: `data`
 //! carries the bytes both ways, and `error` says what went wrong (protocol `portforward.k8s.io`).
+//! With [`DATAGRAM_PROTOCOL`] both may name a `protocol`, and with `UDP` each frame is a datagram.
 //! `port_channels` serves the clients that speak websockets without SPDY inside.
 
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::spdy::{self, Decoder, Encoder, Frame};
 use super::{Activity, CHUNK_BYTES, LINGER_S, QUEUE, write_frames};
 
+/// Our own extension of `portforward.k8s.io`, for `flatnet port-forward` (`docs/port-forward.md`).
+pub const DATAGRAM_PROTOCOL: &str = "v1.portforward.flatnet";
 /// Streams of one session, two for each connection. What is more is refused stream by stream.
 pub const MAX_STREAMS: usize = 256;
 /// Bytes of a session that wait for slow pods. Neither side of SPDY uses flow control here: a full
@@ -69,15 +72,7 @@ impl Place {
             IpAddr::V4(_) => TcpSocket::new_v4(),
             IpAddr::V6(_) => TcpSocket::new_v6(),
         };
-        // A socket belongs to the namespace that it was made in, wherever it is used.
-        let socket = match &self.namespace {
-            None => open(),
-            Some(path) => {
-                let namespace = Netns::open(path).map_err(|error| error.to_string())?;
-                namespace.run(open).map_err(|error| error.to_string())?
-            }
-        };
-        let socket = socket.map_err(|error| format!("socket: {}", words(&error)))?;
+        let socket = self.socket(open)?;
         let timeout = Duration::from_secs(CONNECT_TIMEOUT_S);
         match tokio::time::timeout(timeout, socket.connect(SocketAddr::new(address, port))).await {
             Ok(Ok(stream)) => Ok(stream),
@@ -87,8 +82,29 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Makes a socket in the pod's network: it belongs to the namespace that it was made in,
+    /// wherever it is used.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn socket<T: Send>(
+        &self,
+        open: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, String> {
+        let socket = match &self.namespace {
+            None => open(),
+            Some(path) => {
+                let namespace = Netns::open(path).map_err(|error| error.to_string())?;
+                namespace.run(open).map_err(|error| error.to_string())?
+            }
+        };
+        socket.map_err(|error| format!("socket: {}", words(&error)))
+    }
+}
+
 /// An error in Go's words, which scripts look for: `connection refused`.
-fn words(error: &io::Error) -> String {
+pub(super) fn words(error: &io::Error) -> String {
     let words = error.raw_os_error().map(|number| Errno::from_raw(number).desc().to_lowercase());
     words.unwrap_or_else(|| error.to_string())
 }
@@ -123,6 +139,13 @@ where
     writing.abort();
 }
 
+/// What a flow carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Protocol {
+    Tcp,
+    Udp,
+}
+
 /// A client that opened only one of a connection's two streams.
 #[derive(Default)]
 struct Half {
@@ -146,8 +169,8 @@ struct Session {
     activity: Arc<Activity>,
     encoder: Encoder,
     buffer: Arc<Semaphore>,
-    /// By request id and port.
-    halves: BTreeMap<(String, u16), Half>,
+    /// By request id, port and protocol.
+    halves: BTreeMap<(String, u16, Protocol), Half>,
     /// By the number of the data stream.
     open: BTreeMap<u32, Open>,
     tasks: JoinSet<()>,
@@ -230,8 +253,8 @@ impl Session {
                 return Ok(());
             }
         };
-        if let Some((port, data, error)) = accepted {
-            self.start(port, data, error);
+        if let Some((port, protocol, data, error)) = accepted {
+            self.start(port, protocol, data, error);
             if fin && stream == data {
                 self.input(stream, Vec::new(), true).await;
             }
@@ -239,15 +262,20 @@ impl Session {
         Ok(())
     }
 
-    /// Port, data and error stream of a connection that is now complete.
+    /// Port, protocol, data and error stream of a connection that is now complete.
     fn accept(
         &mut self,
         stream: u32,
         headers: &[(String, String)],
-    ) -> Result<Option<(u16, u32, u32)>, String> {
+    ) -> Result<Option<(u16, Protocol, u32, u32)>, String> {
         let header = |wanted: &str| {
             let found = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
             found.map(|(_, value)| value.as_str()).ok_or(format!("\"{wanted}\" header is required"))
+        };
+        let protocol = match header("protocol") {
+            Err(_) | Ok("TCP") => Protocol::Tcp,
+            Ok("UDP") => Protocol::Udp,
+            Ok(other) => return Err(format!("the protocol {other:?} is neither TCP nor UDP")),
         };
         let port = header("port")?;
         let port = match port.parse::<u16>() {
@@ -262,7 +290,7 @@ impl Session {
             return Err(format!("a session has at most {MAX_STREAMS} streams"));
         }
         let kind = header("streamtype")?;
-        let key = (request.to_owned(), port);
+        let key = (request.to_owned(), port, protocol);
         let mut half = self.halves.remove(&key).unwrap_or_default();
         let place = match kind {
             "error" => &mut half.error,
@@ -273,7 +301,7 @@ impl Session {
             return Err(format!("request {request:?} has its {kind} stream already"));
         }
         match (half.data, half.error) {
-            (Some(data), Some(error)) => Ok(Some((port, data, error))),
+            (Some(data), Some(error)) => Ok(Some((port, protocol, data, error))),
             _ => {
                 self.halves.insert(key, half);
                 Ok(None)
@@ -281,7 +309,7 @@ impl Session {
         }
     }
 
-    fn start(&mut self, port: u16, data: u32, error: u32) {
+    fn start(&mut self, port: u16, protocol: Protocol, data: u32, error: u32) {
         let (input, pieces) = mpsc::unbounded_channel();
         let forwarding = Forwarding {
             place: self.place.clone(),
@@ -290,7 +318,10 @@ impl Session {
             frames: self.frames.clone(),
             activity: self.activity.clone(),
         };
-        let task = self.tasks.spawn(forwarding.run(pieces));
+        let task = match protocol {
+            Protocol::Tcp => self.tasks.spawn(forwarding.run(pieces)),
+            Protocol::Udp => self.tasks.spawn(forwarding.run_datagrams(pieces)),
+        };
         self.open.insert(data, Open { input: Some(input), task });
     }
 
@@ -339,7 +370,7 @@ pub(super) enum Streams {
 }
 
 impl Streams {
-    fn data(self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn data(self, bytes: &[u8]) -> Vec<u8> {
         match self {
             Self::Spdy { data, .. } => spdy::data(data, bytes, false),
             Self::Channels { data, .. } => message(data, bytes),
@@ -382,14 +413,16 @@ impl Forwarding {
                     },
                 }
             }
-            Err(reason) => {
-                let Place { pod, uid, .. } = &self.place;
-                let port = self.port;
-                let message =
-                    format!("error forwarding port {port} to pod {pod}, uid {uid}: {reason}");
-                self.end(message.as_bytes()).await;
-            }
+            Err(reason) => self.fail(&reason).await,
         }
+    }
+
+    /// Says why it comes to nothing, and ends.
+    pub(super) async fn fail(&self, reason: &str) {
+        let Place { pod, uid, .. } = &self.place;
+        let port = self.port;
+        let message = format!("error forwarding port {port} to pod {pod}, uid {uid}: {reason}");
+        self.end(message.as_bytes()).await;
     }
 
     /// To the end of what the pod sends. The client may go on sending after that.
@@ -405,7 +438,7 @@ impl Forwarding {
         self.end(b"").await;
     }
 
-    async fn end(&self, fault: &[u8]) {
+    pub(super) async fn end(&self, fault: &[u8]) {
         for frame in self.streams.end(fault) {
             let _ = self.frames.send(frame).await;
         }

@@ -67,10 +67,17 @@ pub struct Encoder {
     deflate: Compress,
 }
 
+impl Default for Decoder {
+    /// For a new connection.
+    fn default() -> Self {
+        Self { buffer: Vec::new(), inflate: Decompress::new(true) }
+    }
+}
+
 impl Decoder {
     /// For a new connection.
     pub fn new() -> Self {
-        Self { buffer: Vec::new(), inflate: Decompress::new(true) }
+        Self::default()
     }
 
     /// Takes bytes and gives the whole frames in them.
@@ -182,7 +189,6 @@ impl Encoder {
     ///
     /// # Errors
     /// The compressor fails.
-    #[cfg(test)]
     pub fn open(
         &mut self,
         stream: u32,

@@ -14,7 +14,7 @@ pub(crate) static NODE: Resource = Resource {
     singular: "node",
     short_names: &["no"],
     namespaced: false,
-    subresources: &[Subresource::Status],
+    subresources: &[Subresource::Proxy, Subresource::Status],
     storage: "nodes",
     columns: &[
         Column::NAME,

@@ -23,6 +23,7 @@ pub(crate) static POD: Resource = Resource {
         Subresource::Exec,
         Subresource::Log,
         Subresource::PortForward,
+        Subresource::Proxy,
         Subresource::Status,
     ],
     storage: "pods",

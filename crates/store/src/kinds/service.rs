@@ -19,7 +19,7 @@ pub(crate) static SERVICE: Resource = Resource {
     singular: "service",
     short_names: &["svc"],
     categories: &["all"],
-    subresources: &[Subresource::Status],
+    subresources: &[Subresource::Proxy, Subresource::Status],
     storage: "services",
     name_rule: NameRule::ServiceLabel,
     create_on_update: true,
