@@ -1,12 +1,10 @@
 //! The backend of Services changes while everything is in use, and agents are killed on each.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use e2e::cluster::flatnet;
-use e2e::eventually;
-use e2e::processes::{CONVERGED, Held, converged};
+use e2e::processes::{Held, converged};
 
 use super::kills::back;
 use super::losses::{Losses, RUNS_MAX};
@@ -72,14 +70,6 @@ pub fn killed_on_each(world: &World) -> Result<()> {
 
 /// Changes the backend, and waits until both nodes have it.
 pub fn change(world: &World, backend: &str) -> Result<()> {
-    for node in ["node1", "node2"] {
-        // The supervisor tells a moment later which process is the one that it has started.
-        eventually(&format!("the agent of {node} is known"), CONVERGED, || {
-            let process = world.cluster.process(&format!("agent/{node}"))?;
-            ensure!(Path::new(&format!("/proc/{process}")).exists(), "{process} is gone");
-            Ok(())
-        })?;
-    }
     let text = flatnet(&["service", "backend", backend, "--name", &world.cluster.name])?;
     ensure!(text.matches(backend).count() == 2, "two nodes have {backend}: {text}");
     for node in ["node1", "node2"] {

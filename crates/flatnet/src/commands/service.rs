@@ -1,6 +1,7 @@
 //! `flatnet service`: Services as the nodes see them: what clients get, which endpoints there are,
 //! and why one is not used. And what implements them.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,13 +15,15 @@ use nix::unistd::Pid;
 
 use super::ask::Agents;
 use super::{ClusterName, require_root};
-use crate::cluster::supervisor;
+use crate::cluster::supervisor::{self, Report};
 use crate::output::{Format, print, table};
 
 /// Something is wrong with a Service that is shown.
 const EXIT_WRONG: u8 = 1;
 /// How long all agents may take to come back with another backend.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the supervisor may take to tell of an agent that it has started again.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Agents are asked this often whether they have.
 const CHANGE_POLL: Duration = Duration::from_millis(50);
 
@@ -136,16 +139,13 @@ fn change_backend(wanted: Option<ServiceBackend>, cluster: &ClusterName) -> Resu
     let agents = Agents::of_cluster(&cluster.name);
     if let Some(wanted) = wanted {
         let backend = agent::service_backend(wanted)?;
-        let report = supervisor::report(&paths)?
-            .with_context(|| format!("cluster {0} does not run: `flatnet up --name {0} --service-backend {wanted}` starts it with this backend", cluster.name))?;
+        let report = || {
+            supervisor::report(&paths)?.with_context(|| format!("cluster {0} does not run: `flatnet up --name {0} --service-backend {wanted}` starts it with this backend", cluster.name))
+        };
+        report()?;
         spec.config.service_backend = wanted;
         spec.save(&paths)?;
-        for process in report.processes.iter().filter(|it| it.name.starts_with("agent/")) {
-            if let Some(pid) = process.pid {
-                kill(Pid::from_raw(pid), Signal::SIGTERM)
-                    .with_context(|| format!("restarting {}", process.name))?;
-            }
-        }
+        end_agents(report, |pid| kill(Pid::from_raw(pid), Signal::SIGTERM))?;
         wait_for(backend, &agents, spec.nodes.len())?;
     }
     let statuses: Vec<AgentStatus> = agents.ask("/status")?;
@@ -155,6 +155,41 @@ fn change_backend(wanted: Option<ServiceBackend>, cluster: &ClusterName) -> Resu
         .collect();
     print!("{}", table(["NODE", "BACKEND", "SERVICES"], &lines));
     Ok(())
+}
+
+/// Ends all agents that may have read the configuration of before. One that the supervisor names and
+/// that is gone has a successor, which it names a moment later, and which may have read it too; one
+/// without a process has yet to read it.
+fn end_agents(
+    report: impl Fn() -> Result<Report>,
+    end: impl Fn(i32) -> nix::Result<()>,
+) -> Result<()> {
+    let deadline = Instant::now() + REPORT_TIMEOUT;
+    let mut ended = BTreeSet::new();
+    loop {
+        let mut gone = None;
+        for process in report()?.processes.into_iter().filter(|it| it.name.starts_with("agent/")) {
+            let Some(pid) = process.pid.filter(|_| !ended.contains(&process.name)) else {
+                continue;
+            };
+            match end(pid) {
+                Ok(()) => drop(ended.insert(process.name)),
+                Err(nix::Error::ESRCH) => gone = Some((process.name, pid)),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("restarting {}", process.name));
+                }
+            }
+        }
+        let Some((name, pid)) = gone else { return Ok(()) };
+        if Instant::now() > deadline {
+            bail!(
+                "{name} ended (it was process {pid}), and the supervisor has not started it again \
+                 within {} s: `flatnet status` says whether the supervisor runs",
+                REPORT_TIMEOUT.as_secs()
+            );
+        }
+        std::thread::sleep(CHANGE_POLL);
+    }
 }
 
 fn wait_for(backend: ServiceBackend, agents: &Agents, nodes: usize) -> Result<()> {
@@ -337,7 +372,10 @@ fn or_dash(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+    use crate::cluster::supervisor::ProcessReport;
 
     fn service() -> ServiceReport {
         let endpoint = |address: &str, state: &str, used: bool| EndpointReport {
@@ -424,6 +462,43 @@ mod tests {
         ] {
             assert!(lines.iter().any(|line| line == expected), "{expected} is not in\n{text}");
         }
+    }
+
+    /// A report that names agents by number: gone ones by negative numbers.
+    fn of_agents(pids: &[Option<i32>]) -> Report {
+        let process = |(number, pid): (usize, &Option<i32>)| ProcessReport {
+            name: format!("agent/node{number}"),
+            pid: *pid,
+            restarts: 0,
+            last_exit: None,
+        };
+        let mut processes: Vec<ProcessReport> = pids.iter().enumerate().map(process).collect();
+        processes.push(ProcessReport { name: "runtime/node1".into(), ..processes[0].clone() });
+        Report { supervisor: 1, processes }
+    }
+
+    #[test]
+    fn an_agent_that_died_just_now_is_ended_by_its_next_process() {
+        // The first report is of before: the agent of node1 is gone, that of node2 waits.
+        let reports = RefCell::new(vec![
+            of_agents(&[Some(10), Some(12), Some(13)]),
+            of_agents(&[Some(10), Some(-11), Some(13)]),
+            of_agents(&[Some(10), Some(-11), None]),
+        ]);
+        let ended = RefCell::new(vec![]);
+        let report = || Ok(reports.borrow_mut().pop().expect("no more reports are needed"));
+        let end = |pid| match pid {
+            ..0 => Err(nix::Error::ESRCH),
+            _ => {
+                ended.borrow_mut().push(pid);
+                Ok(())
+            }
+        };
+        end_agents(report, end).expect("all ended");
+        assert_eq!(*ended.borrow(), [10, 13, 12], "each once");
+
+        let refused = end_agents(|| Ok(of_agents(&[Some(10)])), |_| Err(nix::Error::EPERM));
+        assert!(format!("{:#}", refused.expect_err("refused")).contains("agent/node0"));
     }
 
     #[test]
