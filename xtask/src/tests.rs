@@ -70,7 +70,9 @@ const ROOT_MODULES: (&str, &[&str]) = (
     "runtime",
     &[
         "tests::attach",
+        "tests::hooks",
         "tests::host_image",
+        "tests::images",
         "tests::kill",
         "tests::limits",
         "tests::pods",

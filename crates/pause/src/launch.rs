@@ -221,6 +221,11 @@ fn connect(streams: &Streams<'_>) -> nix::Result<()> {
 
 fn drop_privileges(spec: &ContainerSpec) -> Result<(), String> {
     let failed = |what: &'static str| move |error: nix::Error| format!("cannot {what}: {error}");
+    // Without no_new_privs only an administrator may set a filter, which this process is no more
+    // below.
+    if !spec.no_new_privileges {
+        filter_system_calls(spec)?;
+    }
     sys::limit_bounding_set(spec.capabilities)
         .map_err(|error| format!("cannot limit capabilities: {error}"))?;
     let groups: Vec<Gid> = spec.groups.iter().copied().map(Gid::from_raw).collect();
@@ -230,7 +235,19 @@ fn drop_privileges(spec: &ContainerSpec) -> Result<(), String> {
     // A user other than root has none from here on: setuid took them.
     let kept = if spec.user == 0 { spec.capabilities } else { 0 };
     sys::keep_capabilities(kept).map_err(|error| format!("cannot drop capabilities: {error}"))?;
-    nix::sys::prctl::set_no_new_privs().map_err(failed("forbid new privileges"))
+    if spec.no_new_privileges {
+        nix::sys::prctl::set_no_new_privs().map_err(failed("forbid new privileges"))?;
+        filter_system_calls(spec)?;
+    }
+    Ok(())
+}
+
+fn filter_system_calls(spec: &ContainerSpec) -> Result<(), String> {
+    if spec.system_calls.is_empty() {
+        return Ok(());
+    }
+    sys::filter_system_calls(&spec.system_calls)
+        .map_err(|error| format!("cannot filter system calls (seccomp): {error}"))
 }
 
 fn find_program(name: &str, environment: &[String], directory: &str) -> Result<String, String> {

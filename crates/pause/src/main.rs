@@ -17,6 +17,7 @@ mod sys;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 
 use nix::fcntl::{OFlag, open};
@@ -105,6 +106,11 @@ fn enter_namespaces(spec: &SandboxSpec) -> Result<(), String> {
     })?;
     nix::unistd::sethostname(&spec.hostname)
         .map_err(|error| format!("cannot set the hostname {}: {error}", spec.hostname))?;
+    for (name, value) in &spec.sysctls {
+        // The files show the parameters of whoever opens them: by now the pod's.
+        fs::write(Path::new("/proc/sys").join(name), value)
+            .map_err(|error| format!("cannot set the sysctl {name} to {value:?}: {error}"))?;
+    }
     // A file system that the node unmounts goes from here too: this process keeps none busy.
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)

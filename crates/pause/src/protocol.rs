@@ -19,6 +19,9 @@ pub struct SandboxSpec {
     pub network_namespace: Option<PathBuf>,
     /// `cgroup.procs` files to enter.
     pub cgroups: Vec<PathBuf>,
+    /// Kernel parameters of the pod's own namespaces: places below /proc/sys, and values.
+    #[serde(default)]
+    pub sysctls: Vec<(String, String)>,
 }
 
 /// A request of the runtime.
@@ -144,6 +147,15 @@ pub struct ContainerSpec {
     pub groups: Vec<u32>,
     /// The capabilities kept, as the kernel's bit mask.
     pub capabilities: u64,
+    /// Whether no program may gain rights that it was not started with (`no_new_privs`).
+    pub no_new_privileges: bool,
+    /// Which system calls are allowed: instructions of the kernel's packet filter, each in the 8
+    /// bytes of its `sock_filter` as a big-endian number. Empty for all.
+    pub system_calls: Vec<u64>,
+    /// Whether the container has the node's devices, a writable /sys and an uncut /proc.
+    pub privileged: bool,
+    /// Whether /proc is uncut in any case.
+    pub whole_proc: bool,
     /// `cgroup.procs` files to enter.
     pub cgroups: Vec<PathBuf>,
     /// Tried, and passed over where the machine does not allow it.

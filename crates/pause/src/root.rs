@@ -1,9 +1,10 @@
 //! A container's root file system, built in the container's own mount namespace: nothing of it is
 //! visible elsewhere, and all of it goes when the container's last process goes.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
@@ -47,14 +48,16 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), String> {
         mount_overlay(&spec.root, overlay)?;
     }
     let root = directory(&spec.root)?;
-    mount_kernel_file_systems(&spec.root, root.as_fd())?;
+    mount_kernel_file_systems(spec, root.as_fd())?;
     for bind in &spec.binds {
-        mount_bind(root.as_fd(), bind).map_err(|error| {
+        mount_bind(root.as_fd(), bind, spec.privileged).map_err(|error| {
             format!("cannot mount {} at {}: {error}", bind.source.display(), bind.target)
         })?;
     }
     pivot(&spec.root)?;
-    restrict_kernel_file_systems()?;
+    if !spec.privileged {
+        restrict_kernel_file_systems(spec.whole_proc)?;
+    }
     if spec.read_only_root {
         for overlay in &spec.overlays {
             remount_read_only(&overlay.target)?;
@@ -72,8 +75,8 @@ fn mount_overlay(root: &Path, overlay: &Overlay) -> Result<(), String> {
     let names: Vec<&str> = lowers.iter().map(|(name, _)| name.as_str()).collect();
     let (upper, work) = (open(&overlay.upper)?, open(&overlay.work)?);
     let options = format!("lowerdir={},upperdir={},workdir={}", names.join(":"), upper.0, work.0);
-    // No capability to make devices is left, and no_new_privs is set: these are a second wall.
-    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    // A container may make devices, as with other runtimes, but open none.
+    let flags = MsFlags::MS_NODEV;
     mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str())).map_err(
         |error| {
             let below = overlay.lowers.first().map(|lower| lower.display().to_string());
@@ -83,14 +86,14 @@ fn mount_overlay(root: &Path, overlay: &Overlay) -> Result<(), String> {
     )
 }
 
-fn mount_kernel_file_systems(root: &Path, root_fd: BorrowedFd<'_>) -> Result<(), String> {
-    let none = None::<&str>;
+fn mount_kernel_file_systems(spec: &ContainerSpec, root_fd: BorrowedFd<'_>) -> Result<(), String> {
+    let (none, root) = (None::<&str>, &spec.root);
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-    let read_only = quiet | MsFlags::MS_RDONLY;
+    let system = if spec.privileged { quiet } else { quiet | MsFlags::MS_RDONLY };
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let rows: [(&str, &str, MsFlags, Option<&str>); 5] = [
         ("proc", "proc", quiet, none),
-        ("sys", "sysfs", read_only, none),
+        ("sys", "sysfs", system, none),
         ("dev", "tmpfs", plain, Some("mode=755,size=64k")),
         ("dev/pts", "devpts", plain, Some("newinstance,ptmxmode=0666,mode=0620,gid=5")),
         ("dev/shm", "tmpfs", quiet, Some("mode=1777,size=64m")),
@@ -100,16 +103,17 @@ fn mount_kernel_file_systems(root: &Path, root_fd: BorrowedFd<'_>) -> Result<(),
         mount(Some(kind), &root.join(place), Some(kind), flags, data)
             .map_err(|error| format!("cannot mount {kind} at /{place}: {error}"))?;
     }
-    fill_devices(&root.join("dev")).map_err(|error| format!("cannot fill /dev: {error}"))
+    let dev = root.join("dev");
+    let filled = fill_devices(&dev).and_then(|()| match spec.privileged {
+        true => copy_devices(Path::new("/dev"), &dev),
+        false => confine_devices(&dev),
+    });
+    filled.map_err(|error| format!("cannot fill /dev: {error}"))
 }
 
 fn fill_devices(dev: &Path) -> io::Result<()> {
     for (name, major, minor) in DEVICES {
-        let path = dev.join(name);
-        let mode = Mode::from_bits_truncate(0o666);
-        mknod(&path, SFlag::S_IFCHR, mode, makedev(major, minor))?;
-        // mknod obeys the umask, chmod does not.
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+        make_device(&dev.join(name), SFlag::S_IFCHR, makedev(major, minor), 0o666)?;
     }
     let links = [
         ("/proc/self/fd", "fd"),
@@ -124,9 +128,55 @@ fn fill_devices(dev: &Path) -> io::Result<()> {
     Ok(())
 }
 
+fn make_device(path: &Path, kind: SFlag, device: u64, mode: u32) -> io::Result<()> {
+    mknod(path, kind, Mode::from_bits_truncate(mode), device)?;
+    // mknod obeys the umask, chmod does not.
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Devices that the container makes itself cannot be opened: those that are there are mounts of
+/// their own, which the mark of the directory's mount does not hold for.
+fn confine_devices(dev: &Path) -> io::Result<()> {
+    let none = None::<&str>;
+    for (name, ..) in DEVICES {
+        let path = dev.join(name);
+        mount(Some(&path), &path, none, MsFlags::MS_BIND, none)?;
+    }
+    let flags = MsFlags::MS_BIND
+        | MsFlags::MS_REMOUNT
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NOEXEC
+        | MsFlags::MS_NODEV;
+    Ok(mount(none, dev, none, flags, none)?)
+}
+
+/// Gives a privileged container the node's devices. What is there already is its own, as are
+/// terminals and shared memory.
+fn copy_devices(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (own, metadata) = (to.join(entry.file_name()), entry.metadata()?);
+        let kind = match metadata.file_type() {
+            kind if kind.is_char_device() => SFlag::S_IFCHR,
+            kind if kind.is_block_device() => SFlag::S_IFBLK,
+            kind if kind.is_dir() && !own.exists() => {
+                fs::create_dir(&own)?;
+                copy_devices(&entry.path(), &own)?;
+                continue;
+            }
+            _ => continue,
+        };
+        match make_device(&own, kind, metadata.rdev(), metadata.mode() & 0o777) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => chown(&own, Some(metadata.uid()), Some(metadata.gid()))?,
+        }
+    }
+    Ok(())
+}
+
 /// Both ends are resolved without leaving their base: a pod's own links in a shared volume must not
 /// lead a mount to a place outside (CVE-2021-25741 and its kind).
-fn mount_bind(root: BorrowedFd<'_>, bind: &Bind) -> io::Result<()> {
+fn mount_bind(root: BorrowedFd<'_>, bind: &Bind, privileged: bool) -> io::Result<()> {
     let none = None::<&str>;
     let base = open(&bind.source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let source = if bind.sub_path.is_empty() {
@@ -148,7 +198,10 @@ fn mount_bind(root: BorrowedFd<'_>, bind: &Bind) -> io::Result<()> {
     mount(Some(source_path.as_str()), target_path.as_str(), none, flags, none)?;
     // The descriptor of the target still names what lies under the mount: open what lies on top.
     let mounted = sys::open_within(root, place, libc::O_PATH, false)?;
-    let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+    if !privileged {
+        flags |= MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    }
     if bind.read_only {
         flags |= MsFlags::MS_RDONLY;
     }
@@ -166,9 +219,10 @@ fn pivot(root: &Path) -> Result<(), String> {
 
 /// Paths that this kernel does not have are passed over; one that is there and cannot be hidden
 /// keeps the container from starting.
-fn restrict_kernel_file_systems() -> Result<(), String> {
+fn restrict_kernel_file_systems(whole_proc: bool) -> Result<(), String> {
     let none = None::<&str>;
-    for path in MASKED {
+    let is_cut = |path: &str| !(whole_proc && path.starts_with("/proc/"));
+    for path in MASKED.into_iter().filter(|path| is_cut(path)) {
         let Ok(metadata) = fs::symlink_metadata(path) else { continue };
         if metadata.is_dir() {
             mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, Some("mode=000"))
@@ -177,9 +231,10 @@ fn restrict_kernel_file_systems() -> Result<(), String> {
         }
         .map_err(|error| format!("cannot hide {path}: {error}"))?;
     }
-    for path in READ_ONLY.iter().filter(|path| Path::new(path).exists()) {
+    let read_only = READ_ONLY.into_iter().filter(|path| is_cut(path) && Path::new(path).exists());
+    for path in read_only {
         let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-        mount(Some(*path), *path, none, bind, none)
+        mount(Some(path), path, none, bind, none)
             .map_err(|error| format!("cannot bind {path}: {error}"))?;
         remount_read_only(path)?;
     }
@@ -188,11 +243,7 @@ fn restrict_kernel_file_systems() -> Result<(), String> {
 
 fn remount_read_only(path: &str) -> Result<(), String> {
     let none = None::<&str>;
-    let flags = MsFlags::MS_BIND
-        | MsFlags::MS_REMOUNT
-        | MsFlags::MS_RDONLY
-        | MsFlags::MS_NOSUID
-        | MsFlags::MS_NODEV;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
     mount(none, path, none, flags, none)
         .map_err(|error| format!("cannot make {path} read-only: {error}"))
 }

@@ -108,6 +108,28 @@ pub fn limit_bounding_set(mask: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets the kernel judge every system call from now on, also of what is executed. Each number is
+/// an instruction as `ContainerSpec::system_calls` has it.
+pub fn filter_system_calls(instructions: &[u64]) -> io::Result<()> {
+    let mut filter: Vec<libc::sock_filter> = instructions
+        .iter()
+        .map(|bits| libc::sock_filter {
+            code: (bits >> 48) as u16,
+            jt: (bits >> 40) as u8,
+            jf: (bits >> 32) as u8,
+            k: *bits as u32,
+        })
+        .collect();
+    let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    // SAFETY: the program names as many instructions as the vector holds, and both outlive the
+    // call. The kernel checks every jump of a filter before it takes it.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Makes descriptor 0 the controlling terminal of this session.
 pub fn control_terminal() -> io::Result<()> {
     // SAFETY: an ioctl on our own descriptor with an integer argument.

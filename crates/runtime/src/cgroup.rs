@@ -13,7 +13,7 @@ const PODS: &str = "pods";
 /// container can have this name.
 const SANDBOX: &str = "_sandbox";
 /// v1 controllers in use.
-const CONTROLLERS: [&str; 2] = ["memory", "cpu"];
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 /// The period that CPU limits are counted in, microseconds.
 const CPU_PERIOD_US: i64 = 100_000;
 
@@ -41,9 +41,17 @@ impl Cgroups {
         Self { hierarchies }
     }
 
-    /// Makes the groups of a pod. Returns the files by which its pause process enters them.
-    pub fn create_pod(&self, pod: &Pod) -> Vec<PathBuf> {
-        self.create(&pod.metadata.uid, SANDBOX, &Resources::default())
+    /// Makes the groups of a pod, which may have at most `processes` processes and threads.
+    /// Returns the files by which its pause process enters them.
+    pub fn create_pod(&self, pod: &Pod, processes: u32) -> Vec<PathBuf> {
+        let files = self.create(&pod.metadata.uid, SANDBOX, &Resources::default());
+        for hierarchy in &self.hierarchies {
+            if matches!(hierarchy.controller, None | Some("pids")) {
+                let pod = hierarchy.directory.join(PODS).join(&pod.metadata.uid);
+                set(&pod, "pids.max", processes.to_string());
+            }
+        }
+        files
     }
 
     /// Makes the groups of one start of a container, with its limits.
@@ -121,8 +129,11 @@ impl Cgroups {
             if hierarchy.controller.is_none() {
                 let _ = fs::create_dir_all(&pod);
                 for parent in [&hierarchy.directory, &pods, &pod] {
-                    // Refused where a parent group lacks the controller, or holds processes.
-                    let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +cpu");
+                    for name in CONTROLLERS {
+                        // Refused where a parent group lacks the controller, or holds processes.
+                        let file = parent.join("cgroup.subtree_control");
+                        let _ = fs::write(file, format!("+{name}"));
+                    }
                 }
             }
             if fs::create_dir_all(&directory).is_ok() {
@@ -134,17 +145,34 @@ impl Cgroups {
     }
 }
 
+/// A machine without this controller has no such limit.
+fn set(directory: &Path, file: &str, value: String) {
+    if let Err(error) = fs::write(directory.join(file), value) {
+        tracing::debug!("no limit {file} in {}: {error}", directory.display());
+    }
+}
+
 fn limit(directory: &Path, controller: Option<&str>, resources: &Resources) {
     let milli = |name: &str| resources.limits.get(name).and_then(quantity::milli);
-    let set = |file: &str, value: String| {
-        if let Err(error) = fs::write(directory.join(file), value) {
-            tracing::debug!("no limit {file} in {}: {error}", directory.display());
-        }
-    };
+    let set = |file: &str, value: String| set(directory, file, value);
+    let shares = shares(resources.requests.get("cpu").and_then(quantity::milli));
+    match controller {
+        None => set("cpu.weight", weight(shares).to_string()),
+        Some("cpu") => set("cpu.shares", shares.to_string()),
+        Some(_) => {}
+    }
     if let Some(bytes) = milli("memory").map(|milli| milli / 1000) {
         match controller {
-            None => set("memory.max", bytes.to_string()),
-            Some("memory") => set("memory.limit_in_bytes", bytes.to_string()),
+            None => {
+                set("memory.max", bytes.to_string());
+                // A container that is out of memory ends as a whole, and does not swap instead.
+                set("memory.oom.group", "1".into());
+                set("memory.swap.max", "0".into());
+            }
+            Some("memory") => {
+                set("memory.limit_in_bytes", bytes.to_string());
+                set("memory.memsw.limit_in_bytes", bytes.to_string());
+            }
             Some(_) => {}
         }
     }
@@ -158,6 +186,17 @@ fn limit(directory: &Path, controller: Option<&str>, resources: &Resources) {
             Some(_) => {}
         }
     }
+}
+
+/// A container's part of a busy processor, as cgroup v1 counts it (kubelet's `MilliCPUToShares`).
+fn shares(request_milli: Option<i64>) -> i64 {
+    let shares = request_milli.unwrap_or(0).saturating_mul(1024) / 1000;
+    shares.clamp(2, 262_144)
+}
+
+/// The same as cgroup v2 counts it (runc's mapping).
+fn weight(shares: i64) -> i64 {
+    1 + (shares - 2) * 9_999 / 262_142
 }
 
 /// Reads `/proc/self/mountinfo` and `/proc/self/cgroup`. A mount whose root lies above this
@@ -219,7 +258,7 @@ mod tests {
                       32 25 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
                       33 25 0:29 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
                       34 25 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let groups = "4:memory:/n/1\n2:cpu,cpuacct:/\n0::/n/2\n";
+        let groups = "4:memory:/n/1\n3:pids:/n\n2:cpu,cpuacct:/\n0::/n/2\n";
         let found = |mounts, groups| -> Vec<(PathBuf, Option<&str>)> {
             let all = find(mounts, groups).into_iter();
             all.map(|one| (one.directory, one.controller)).collect()
@@ -227,6 +266,7 @@ mod tests {
         let expected = [
             ("/sys/fs/cgroup/memory/n/1".into(), Some("memory")),
             ("/sys/fs/cgroup/cpu".into(), Some("cpu")),
+            ("/sys/fs/cgroup/pids/n".into(), Some("pids")),
             ("/sys/fs/cgroup/unified/n/2".into(), None),
         ];
         assert_eq!(found(hybrid, groups), expected);
@@ -234,5 +274,10 @@ mod tests {
         assert_eq!(found(pure, "0::/\n"), [("/sys/fs/cgroup".into(), None)]);
         let outside = "34 25 0:30 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(found(outside, "0::/\n"), []);
+    }
+    #[test]
+    fn requests_are_parts_of_a_busy_processor() {
+        assert_eq!([shares(None), shares(Some(100)), shares(Some(1000))], [2, 102, 1024]);
+        assert_eq!([weight(2), weight(1024), weight(262_144)], [1, 39, 10_000]);
     }
 }

@@ -4,9 +4,18 @@ use std::collections::BTreeMap;
 
 use client::{Client, ClientError, ResourcePath};
 use model::meta::null_as_default;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pod::{HostPath, Pod};
+
+/// The directory of the node that a claim is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClaimDirectory {
+    /// Where it is.
+    pub directory: HostPath,
+    /// Whether its volume is `local`: the pod's group may own what is in it.
+    pub is_local: bool,
+}
 
 /// A PersistentVolumeClaim, as far as it says which volume it has.
 #[derive(Default, Deserialize)]
@@ -58,7 +67,10 @@ struct VolumeSpec {
 ///
 /// # Errors
 /// The kubelet's words, where a claim has no volume that this node can serve.
-pub async fn resolve(client: &Client, pod: &Pod) -> Result<BTreeMap<String, HostPath>, String> {
+pub async fn resolve(
+    client: &Client,
+    pod: &Pod,
+) -> Result<BTreeMap<String, ClaimDirectory>, String> {
     let mut directories = BTreeMap::new();
     for name in names(pod) {
         let directory = find(client, &pod.metadata.namespace, name).await.map_err(|problem| {
@@ -74,7 +86,7 @@ fn names(pod: &Pod) -> impl Iterator<Item = &str> {
     claims.map(|claim| claim.claim_name.as_str())
 }
 
-async fn find(client: &Client, namespace: &str, name: &str) -> Result<HostPath, String> {
+async fn find(client: &Client, namespace: &str, name: &str) -> Result<ClaimDirectory, String> {
     let text = |error: ClientError| error.to_string();
     let path = ResourcePath::new("v1", "persistentvolumeclaims").namespace(namespace).name(name);
     let claim: Option<Claim> = client.get_optional(&path).await.map_err(text)?;
@@ -89,8 +101,10 @@ async fn find(client: &Client, namespace: &str, name: &str) -> Result<HostPath, 
     if spec.claim_ref.uid != claim.metadata.uid {
         return Err(format!("PV {volume_name:?} is bound to another claim"));
     }
+    let is_local = spec.host_path.is_none();
     let local = spec.local.map(|local| HostPath { kind: "Directory".into(), ..local });
-    spec.host_path.or(local).ok_or_else(|| {
+    let directory = spec.host_path.or(local);
+    directory.map(|directory| ClaimDirectory { directory, is_local }).ok_or_else(|| {
         format!(
             "PV {volume_name:?} is of a kind that this node does not serve: use hostPath or local"
         )

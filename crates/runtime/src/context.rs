@@ -9,12 +9,14 @@ use client::Client;
 use model::{NamespacedName, Timestamp};
 use tokio::sync::Semaphore;
 
+use crate::capability;
 use crate::cgroup::Cgroups;
 use crate::cni::Cni;
 use crate::disk::PodDirectory;
 use crate::events::Events;
 use crate::images::Images;
 use crate::options::Options;
+use crate::tokens::Tokens;
 
 /// Probes that run at one time on a node.
 pub const MAX_PROBES: usize = 32;
@@ -33,8 +35,12 @@ pub struct Context {
     pub cni: Cni,
     /// Control groups.
     pub cgroups: Cgroups,
+    /// The capabilities that this process may have at most, and so its containers.
+    pub capabilities: u64,
     /// Images.
     pub images: Images,
+    /// Tokens of ServiceAccounts that pods have.
+    pub tokens: Tokens,
     /// Bounds probes.
     pub probes: Semaphore,
     /// Bounds pulls of images.
@@ -84,7 +90,11 @@ impl Context {
             client,
             cni,
             cgroups: Cgroups::discover(),
+            capabilities: capability::available(
+                &std::fs::read_to_string("/proc/self/status").unwrap_or_default(),
+            ),
             images,
+            tokens: Tokens::default(),
             probes: Semaphore::new(MAX_PROBES),
             pulls: Semaphore::new(MAX_PULLS),
             pods: Mutex::default(),

@@ -7,8 +7,10 @@ use std::net::IpAddr;
 use model::Service;
 use serde::{Deserialize, Serialize};
 
-use crate::pod::{Container, FieldReference, HostPath, Pod, ResourceReference, ValueSource};
+use crate::claims::ClaimDirectory;
+use crate::pod::{Container, FieldReference, Pod, ResourceReference, ValueSource};
 use crate::quantity;
+use crate::volumes::TokenRequest;
 
 /// Where programs are looked for when neither pod nor image says.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -31,7 +33,13 @@ pub struct Sources {
     pub host_addresses: Vec<IpAddr>,
     /// The directories of the pod's claims, by the claim.
     #[serde(default)]
-    pub claims: BTreeMap<String, HostPath>,
+    pub claims: BTreeMap<String, ClaimDirectory>,
+    /// What pods of this node may have in all, in thousandths.
+    #[serde(default)]
+    pub allocatable: BTreeMap<String, i64>,
+    /// The tokens that the pod's volumes show. They are never kept.
+    #[serde(skip)]
+    pub tokens: BTreeMap<TokenRequest, String>,
 }
 
 /// The ConfigMaps and Secrets whose keys a container's environment names.
@@ -100,6 +108,21 @@ pub fn environment(
 
 /// Replaces `$(NAME)` by the variable's value; `$$` stands for `$`; unknown names stay as they are.
 pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
+    expand_by(text, |name| {
+        Some(variables.get(name).cloned().unwrap_or_else(|| format!("$({name})")))
+    })
+    .unwrap_or_default()
+}
+
+/// The same where every name must be known.
+///
+/// # Errors
+/// The name that is not.
+pub fn expand_known(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+    expand_by(text, |name| variables.get(name).cloned())
+}
+
+fn expand_by(text: &str, value: impl Fn(&str) -> Option<String>) -> Result<String, String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -111,17 +134,14 @@ pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
         } else if let Some((name, after)) =
             rest.strip_prefix('(').and_then(|inner| inner.split_once(')'))
         {
-            match variables.get(name) {
-                Some(value) => expanded.push_str(value),
-                None => expanded.push_str(&format!("$({name})")),
-            }
+            expanded.push_str(&value(name).ok_or_else(|| name.to_owned())?);
             rest = after;
         } else {
             expanded.push('$');
         }
     }
     expanded.push_str(rest);
-    expanded
+    Ok(expanded)
 }
 
 /// The value of a pod's field, as `fieldRef` and `downwardAPI` name it.
@@ -173,7 +193,7 @@ fn value_of(
         return field(pod, reference, sources).map(Some);
     }
     if let Some(reference) = &source.resource_field_ref {
-        return resource(pod, container, reference).map(Some);
+        return resource(pod, Some(container), reference, sources).map(Some);
     }
     let (kind, title, objects, reference) =
         match (&source.config_map_key_ref, &source.secret_key_ref) {
@@ -192,18 +212,31 @@ fn value_of(
     }
 }
 
-fn resource(pod: &Pod, own: &Container, reference: &ResourceReference) -> Result<String, String> {
-    let container = match reference.container_name.as_str() {
-        "" => own,
-        name => pod.container(name).ok_or_else(|| format!("container {name} not found"))?,
-    };
+/// The value of a limit or request, as `resourceFieldRef` names it. A container without a limit may
+/// have all of the node.
+///
+/// # Errors
+/// For a container or resource that there is not.
+pub fn resource(
+    pod: &Pod,
+    own: Option<&Container>,
+    reference: &ResourceReference,
+    sources: &Sources,
+) -> Result<String, String> {
+    let name = reference.container_name.as_str();
+    let container = if name.is_empty() { own } else { pod.container(name) };
+    let container = container.ok_or_else(|| format!("container {name} not found"))?;
     let (values, name) = match reference.resource.split_once('.') {
         Some(("limits", name)) => (&container.resources.limits, name),
         Some(("requests", name)) => (&container.resources.requests, name),
         _ => return Err(format!("unsupported resource: {}", reference.resource)),
     };
-    let milli = values.get(name).and_then(quantity::milli).unwrap_or(0);
-    Ok(((milli + 999) / 1000).to_string())
+    let is_limit = reference.resource.starts_with("limits.");
+    let of_node = || sources.allocatable.get(name).copied().filter(|_| is_limit);
+    let milli = values.get(name).and_then(quantity::milli).or_else(of_node).unwrap_or(0);
+    let divisor = reference.divisor.as_ref().and_then(quantity::milli);
+    let divisor = divisor.filter(|divisor| *divisor > 0).unwrap_or(1000);
+    Ok((milli / divisor + i64::from(milli % divisor > 0)).to_string())
 }
 
 fn find<'a>(
@@ -280,7 +313,15 @@ mod tests {
                     {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                     {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
                     {"name": "GONE", "valueFrom": {"secretKeyRef": {"name": "t", "key": "k", "optional": true}}},
-                    {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}
+                    {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+                    {"name": "MILLI", "valueFrom": {"resourceFieldRef":
+                        {"resource": "limits.cpu", "divisor": "1m"}}},
+                    {"name": "MEMORY", "valueFrom": {"resourceFieldRef":
+                        {"resource": "limits.memory", "divisor": "1Mi"}}},
+                    {"name": "DISK", "valueFrom": {"resourceFieldRef":
+                        {"resource": "limits.ephemeral-storage"}}},
+                    {"name": "ASKED", "valueFrom": {"resourceFieldRef":
+                        {"resource": "requests.ephemeral-storage"}}}
                 ]
             }]}
         }))
@@ -296,6 +337,7 @@ mod tests {
             secrets: [("s".into(), data("k", "hidden")), ("t".into(), None)].into(),
             services: vec![serde_json::from_value(service).expect("a Service")],
             pod_addresses: vec!["10.244.1.5".parse().expect("an address")],
+            allocatable: [("ephemeral-storage".into(), 5_000)].into(),
             ..Sources::default()
         }
     }
@@ -313,6 +355,10 @@ mod tests {
             ("KEY", Some("hidden")),
             ("GONE", None),
             ("CPU", Some("2")),
+            ("MILLI", Some("1500")),
+            ("MEMORY", Some("64")),
+            ("DISK", Some("5")),
+            ("ASKED", Some("0")),
             ("WEB_SERVICE_PORT_HTTP", Some("80")),
             ("WEB_PORT_80_TCP", Some("tcp://10.96.1.2:80")),
         ];

@@ -13,32 +13,13 @@ use crate::images::{Chosen, Identity, Images};
 use crate::logs;
 use crate::machine::StartFailure;
 use crate::pod::{Container, Pod};
+use crate::security;
 use crate::volumes;
 
 /// Bytes of one log file; one older file is kept beside it (kubelet's `containerLogMaxSize`).
 const LOG_LIMIT_BYTES: u64 = 10 << 20;
 /// How readily the kernel ends a container for want of memory: more readily than the node's own.
 const OOM_SCORE_ADJUST: i32 = 500;
-
-/// Capabilities by number, in the order of `linux/capability.h`, as far as a pod may have them.
-const CAPABILITIES: [(&str, u32); 14] = [
-    ("CHOWN", 0),
-    ("DAC_OVERRIDE", 1),
-    ("FOWNER", 3),
-    ("FSETID", 4),
-    ("KILL", 5),
-    ("SETGID", 6),
-    ("SETUID", 7),
-    ("SETPCAP", 8),
-    ("NET_BIND_SERVICE", 10),
-    ("NET_ADMIN", 12),
-    ("NET_RAW", 13),
-    ("SYS_CHROOT", 18),
-    ("SETFCAP", 31),
-    ("IPC_LOCK", 14),
-];
-/// Capabilities that a pod has only when it asks: each acts on the pod's own namespaces alone.
-const ON_REQUEST: [&str; 2] = ["NET_ADMIN", "IPC_LOCK"];
 
 /// Which start of which container.
 pub struct Start<'a> {
@@ -54,6 +35,8 @@ pub struct Start<'a> {
     pub image: &'a Chosen,
     /// `cgroup.procs` files to enter.
     pub cgroups: Vec<PathBuf>,
+    /// The capabilities that the node's own root has.
+    pub available: u64,
 }
 
 /// Lays out the container's directories and says how to start it.
@@ -70,10 +53,10 @@ pub fn prepare(
     let image = start.image;
     let config = StartFailure::Config;
     let variables = environment::environment(pod, container, sources).map_err(config)?;
-    check_user(pod, container, image).map_err(config)?;
+    security::check_user(pod, container, image).map_err(config)?;
     let identity = identity(pod, container, image, images).map_err(config)?;
-    let capabilities = capabilities(container).map_err(config)?;
-    let mut binds = volumes::binds(pod, container, directory).map_err(config)?;
+    let rights = security::rights(pod, container, start.available).map_err(config)?;
+    let mut binds = volumes::binds(pod, container, &variables, directory).map_err(config)?;
     let expand = |texts: &[String]| -> Vec<String> {
         texts.iter().map(|text| environment::expand(text, &variables)).collect()
     };
@@ -116,7 +99,11 @@ pub fn prepare(
         user: identity.user,
         group: identity.group,
         groups: identity.groups,
-        capabilities,
+        capabilities: rights.capabilities,
+        no_new_privileges: rights.no_new_privileges,
+        system_calls: rights.system_calls,
+        privileged: rights.privileged,
+        whole_proc: rights.whole_proc,
         cgroups: start.cgroups.clone(),
         oom_score_adjust: OOM_SCORE_ADJUST,
         stdin: container.stdin,
@@ -172,37 +159,6 @@ const LAST_WORDS_LOG_BYTES: usize = 2048;
 /// Most words of a command line.
 const MAX_ARGUMENTS: usize = 4096;
 
-fn check_user(pod: &Pod, container: &Container, image: &Chosen) -> Result<(), String> {
-    let (own, shared) = (&container.security_context, &pod.spec.security_context);
-    if own.privileged.unwrap_or(false) {
-        return Err(format!(
-            "container {} asks to be privileged, which would make it root on this machine: \
-             remove securityContext.privileged; NET_ADMIN can be asked for by capabilities.add",
-            container.name
-        ));
-    }
-    if !own.run_as_non_root.or(shared.run_as_non_root).unwrap_or(false) {
-        return Ok(());
-    }
-    let problem = match own.run_as_user.or(shared.run_as_user) {
-        Some(0) => "container's runAsUser breaks non-root policy".to_owned(),
-        Some(_) => return Ok(()),
-        None => match image.user_number() {
-            Some(0) => "container has runAsNonRoot and image will run as root".to_owned(),
-            Some(_) => return Ok(()),
-            None => format!(
-                "container has runAsNonRoot and image has non-numeric user ({}), cannot verify \
-                 user is non-root",
-                image.config.user.split(':').next().unwrap_or_default()
-            ),
-        },
-    };
-    Err(format!(
-        "{problem} (pod: \"{}_{}({})\", container: {})",
-        pod.metadata.name, pod.metadata.namespace, pod.metadata.uid, container.name
-    ))
-}
-
 /// The pod's user or else the image's, with the groups of both.
 fn identity(
     pod: &Pod,
@@ -215,85 +171,10 @@ fn identity(
     let wanted = user.map_or_else(|| image.config.user.clone(), |user| user.to_string());
     let mut identity = images.identity(image, &wanted)?;
     identity.group = own.run_as_group.or(shared.run_as_group).unwrap_or(identity.group);
+    if shared.supplemental_groups_policy == "Strict" {
+        identity.groups.clear();
+    }
     identity.groups.extend(&shared.supplemental_groups);
     identity.groups.extend(shared.fs_group);
     Ok(identity)
-}
-
-fn capabilities(container: &Container) -> Result<u64, String> {
-    let bit = |number: u32| 1_u64 << number;
-    let mut kept: u64 = CAPABILITIES
-        .iter()
-        .filter(|(name, _)| !ON_REQUEST.contains(name))
-        .fold(0, |mask, (_, number)| mask | bit(*number));
-    let asked = &container.security_context.capabilities;
-    let plain = |name: &str| name.trim_start_matches("CAP_").to_uppercase();
-    if asked.drop.iter().any(|name| plain(name) == "ALL") {
-        kept = 0;
-    }
-    for name in &asked.drop {
-        if let Some((_, number)) = CAPABILITIES.iter().find(|(known, _)| *known == plain(name)) {
-            kept &= !bit(*number);
-        }
-    }
-    for name in &asked.add {
-        match CAPABILITIES.iter().find(|(known, _)| *known == plain(name)) {
-            Some((_, number)) => kept |= bit(*number),
-            None => {
-                let names: Vec<&str> = CAPABILITIES.iter().map(|(known, _)| *known).collect();
-                return Err(format!(
-                    "container {} asks for the capability {name}, which this node gives to no pod; \
-                     it gives {}",
-                    container.name,
-                    names.join(", ")
-                ));
-            }
-        }
-    }
-    Ok(kept)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn container(security: Value) -> Container {
-        let text = json!({"name": "a", "securityContext": security});
-        serde_json::from_value(text).expect("a container")
-    }
-
-    #[test]
-    fn no_pod_gets_more_than_the_listed_capabilities() {
-        let default = capabilities(&container(json!({}))).expect("a mask");
-        for (number, kept) in [(0, true), (10, true), (12, false), (21, false), (27, false)] {
-            assert_eq!(default & (1 << number) != 0, kept, "capability {number}");
-        }
-        let only = json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}});
-        assert_eq!(capabilities(&container(only)), Ok(1 << 10));
-        let less = json!({"capabilities": {"drop": ["CAP_NET_RAW"]}});
-        assert_eq!(capabilities(&container(less)), Ok(default & !(1 << 13)));
-        let more = json!({"capabilities": {"add": ["SYS_ADMIN"]}});
-        let error = capabilities(&container(more)).expect_err("refused");
-        assert!(error.contains("SYS_ADMIN, which this node gives to no pod"), "{error}");
-    }
-
-    #[test]
-    fn root_is_refused_where_the_pod_forbids_it() {
-        let pod = Pod::default();
-        let check = |security: Value, user: &str| {
-            check_user(&pod, &container(security), &Chosen::for_test(user))
-                .err()
-                .unwrap_or_default()
-        };
-        let non_root = || json!({"runAsNonRoot": true});
-        assert!(check(json!({"privileged": true}), "").contains("privileged"));
-        assert!(check(non_root(), "").contains("image will run as root"));
-        assert!(check(non_root(), "0:5").contains("image will run as root"));
-        assert!(check(non_root(), "web").contains("non-numeric user (web)"));
-        assert!(check(json!({"runAsNonRoot": true, "runAsUser": 0}), "7").contains("runAsUser"));
-        assert_eq!(check(non_root(), "7"), "");
-        assert_eq!(check(json!({"runAsNonRoot": true, "runAsUser": 7}), "web"), "");
-        assert_eq!(check(json!({}), ""), "");
-    }
 }

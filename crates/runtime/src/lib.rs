@@ -6,6 +6,7 @@
 //! process disturbs none of them (invariant 14).
 
 mod adopt;
+mod capability;
 mod cgroup;
 mod claims;
 mod cni;
@@ -28,10 +29,13 @@ mod pods;
 mod probe;
 mod quantity;
 mod sandbox;
+mod security;
 mod server;
 mod streams;
 mod sys;
+mod system_calls;
 mod tasks;
+mod tokens;
 mod usage;
 mod volumes;
 mod worker;

@@ -1,5 +1,6 @@
 //! The Node object and its Lease: how the cluster knows of this node, and that it lives.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,9 +156,8 @@ fn status(context: &Context, node: &Value, ready: bool) -> Value {
         .map(|address| json!({"type": "InternalIP", "address": address}))
         .collect();
     addresses.push(json!({"type": "Hostname", "address": options.node_name}));
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let resources = json!({
-        "cpu": cpus.to_string(),
+        "cpu": cpus().to_string(),
         "memory": format!("{}Ki", memory_kib()),
         "pods": MAX_PODS.to_string(),
     });
@@ -236,6 +236,17 @@ fn node_info() -> Value {
         "osImage": system,
         "systemUUID": read("/etc/machine-id"),
     })
+}
+
+/// What pods of this node may have in all, in thousandths.
+pub fn allocatable() -> BTreeMap<String, i64> {
+    let milli = |number: u64| i64::try_from(number).unwrap_or(i64::MAX).saturating_mul(1000);
+    let memory = milli(memory_kib().saturating_mul(1024));
+    [("cpu".to_owned(), milli(cpus() as u64)), ("memory".to_owned(), memory)].into()
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn memory_kib() -> u64 {

@@ -7,6 +7,9 @@ use model::layout;
 
 /// Where the administrator says how registries are reached.
 const REGISTRIES: &str = "/etc/flatnet/registries.json";
+/// Processes and threads of a pod where nobody says: enough for any server, and an end to a program
+/// that starts itself for ever.
+const POD_PROCESS_LIMIT: u32 = 4096;
 
 /// The options of [`crate::run`]. The caller has already entered the node's network, mount, UTS
 /// and cgroup namespaces; all paths are meant there.
@@ -49,6 +52,8 @@ pub struct Options {
     pub cni_plugin_directory: PathBuf,
     /// Where results of network plugins are kept; see [`cni::runtime_side::CACHE_DIRECTORY`].
     pub cni_cache_directory: PathBuf,
+    /// Processes and threads that one pod may have (the kubelet's `podPidsLimit`).
+    pub pod_process_limit: u32,
     /// TCP port of the log and exec server; see [`layout::RUNTIME_PORT`].
     pub port: u16,
 }
@@ -75,6 +80,7 @@ impl Options {
             cni_configuration_directory: layout::CNI_CONFIGURATION_DIRECTORY.into(),
             cni_plugin_directory: layout::CNI_PLUGIN_DIRECTORY.into(),
             cni_cache_directory: ::cni::runtime_side::CACHE_DIRECTORY.into(),
+            pod_process_limit: POD_PROCESS_LIMIT,
             port: layout::RUNTIME_PORT,
         }
     }

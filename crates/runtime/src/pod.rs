@@ -223,6 +223,8 @@ api! {
         container_name: String,
         /// Such as `limits.memory`.
         resource: String,
+        /// The unit that it is given in; one where absent.
+        divisor: Option<Value>,
     }
 
     /// A key of a ConfigMap or Secret.
@@ -261,6 +263,8 @@ api! {
         mount_path: String,
         /// A path in the volume.
         sub_path: String,
+        /// The same, with `$(NAME)` references.
+        sub_path_expr: String,
         /// Whether writing is refused.
         read_only: bool,
     }
@@ -276,7 +280,10 @@ api! {
         /// A Secret's keys as files.
         secret: Option<SecretVolume>,
         /// The pod's own fields as files.
+        #[serde(rename = "downwardAPI")]
         downward_api: Option<DownwardVolume>,
+        /// Several of these, and tokens, in one directory.
+        projected: Option<ProjectedVolume>,
         /// A directory or file of the node.
         host_path: Option<HostPath>,
         /// The directory of a claim.
@@ -347,8 +354,51 @@ api! {
         path: String,
         /// Field.
         field_ref: Option<FieldReference>,
+        /// A limit or request of a container.
+        resource_field_ref: Option<ResourceReference>,
         /// File mode.
         mode: Option<u32>,
+    }
+
+    /// `projected`.
+    struct ProjectedVolume {
+        /// What it is made of.
+        sources: Vec<Projection>,
+        /// File mode.
+        default_mode: Option<u32>,
+    }
+
+    /// One source of a `projected` volume: one of them is set.
+    struct Projection {
+        /// A ConfigMap's keys.
+        config_map: Option<ConfigMapVolume>,
+        /// A Secret's keys.
+        secret: Option<SecretProjection>,
+        /// The pod's own fields.
+        #[serde(rename = "downwardAPI")]
+        downward_api: Option<DownwardVolume>,
+        /// A token of the pod's ServiceAccount.
+        service_account_token: Option<TokenProjection>,
+    }
+
+    /// `secret` of a projection: unlike the volume of that name it has a `name`.
+    struct SecretProjection {
+        /// Object.
+        name: String,
+        /// Which keys, and where; all when empty.
+        items: Vec<KeyToPath>,
+        /// Whether it may be absent.
+        optional: bool,
+    }
+
+    /// `serviceAccountToken`.
+    struct TokenProjection {
+        /// For whom the token is; the API server where empty.
+        audience: String,
+        /// How long it is good.
+        expiration_seconds: Option<i64>,
+        /// File.
+        path: String,
     }
 
     /// `hostPath`.
@@ -474,14 +524,41 @@ api! {
         run_as_non_root: Option<bool>,
         /// Group of volumes, and a supplementary group.
         fs_group: Option<u32>,
+        /// `OnRootMismatch`: a volume whose top has the group already is left as it is.
+        fs_group_change_policy: String,
         /// Supplementary groups.
         supplemental_groups: Vec<u32>,
+        /// `Strict`: the image's groups of the user do not count.
+        supplemental_groups_policy: String,
         /// Capabilities added and dropped.
         capabilities: Capabilities,
         /// Whether the root file system is read-only.
         read_only_root_filesystem: Option<bool>,
-        /// Not supported: refused.
+        /// Whether the container has the node's devices and all capabilities.
         privileged: Option<bool>,
+        /// `false`: no program gains rights that it was not started with.
+        allow_privilege_escalation: Option<bool>,
+        /// `Unmasked`: nothing of /proc is hidden.
+        proc_mount: String,
+        /// Which system calls are allowed.
+        seccomp_profile: Option<SeccompProfile>,
+        /// Kernel parameters of the pod.
+        sysctls: Vec<Sysctl>,
+    }
+
+    /// `seccompProfile`.
+    struct SeccompProfile {
+        /// `RuntimeDefault`, `Unconfined` or `Localhost`.
+        #[serde(rename = "type")]
+        kind: String,
+    }
+
+    /// A kernel parameter.
+    struct Sysctl {
+        /// Its name, with dots or slashes.
+        name: String,
+        /// Its value.
+        value: String,
     }
 
     /// `capabilities`.
@@ -505,6 +582,12 @@ impl Pod {
     /// A container of any kind by its name.
     pub fn container(&self, name: &str) -> Option<&Container> {
         self.all_containers().find(|container| container.name == name)
+    }
+
+    /// Whether another version of the pod says other things of itself to its own containers.
+    pub fn has_other_labels(&self, other: &Self) -> bool {
+        self.metadata.labels != other.metadata.labels
+            || self.metadata.annotations != other.metadata.annotations
     }
 
     /// The name that the pod's processes see, cut to what a DNS label holds.

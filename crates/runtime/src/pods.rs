@@ -13,6 +13,7 @@ use crate::disk;
 use crate::machine::Fact;
 use crate::node::MAX_PODS;
 use crate::pod::Pod;
+use crate::security;
 use crate::tasks;
 use crate::worker::{self, Kept, Message};
 
@@ -99,7 +100,17 @@ impl Pods {
             return; // It ended on this node before its disk was cleared: it runs no more.
         }
         if self.workers.len() >= MAX_PODS && pod.metadata.deletion_timestamp.is_none() {
-            self.refuse(&pod).await;
+            let message = format!(
+                "Node didn't have enough resource: pods, requested: 1, used: {MAX_PODS}, \
+                 capacity: {MAX_PODS}"
+            );
+            self.refuse(&pod, "OutOfpods", &message).await;
+            return;
+        }
+        if let Err(message) = security::check_sysctls(&pod)
+            && pod.metadata.deletion_timestamp.is_none()
+        {
+            self.refuse(&pod, "SysctlForbidden", &message).await;
             return;
         }
         let worker = worker::start(self.context.clone(), pod, None);
@@ -112,20 +123,17 @@ impl Pods {
         }
     }
 
-    /// The kubelet's refusal of a pod too many; its owner makes another elsewhere.
-    async fn refuse(&self, pod: &Pod) {
+    /// The kubelet's refusal of a pod that this node cannot run; its owner makes another elsewhere.
+    async fn refuse(&self, pod: &Pod, reason: &str, message: &str) {
         let metadata = &pod.metadata;
         let path = ResourcePath::new("v1", "pods")
             .namespace(metadata.namespace.as_str())
             .name(metadata.name.as_str())
             .subresource("status");
-        let message = format!(
-            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: \
-             {MAX_PODS}, capacity: {MAX_PODS}"
-        );
+        let message = format!("Pod was rejected: {message}");
         let patch = json!({
             "metadata": {"uid": metadata.uid},
-            "status": {"phase": "Failed", "reason": "OutOfpods", "message": message},
+            "status": {"phase": "Failed", "reason": reason, "message": message},
         });
         let written: Result<Value, _> =
             self.context.client.patch(&path, PatchKind::Merge, &patch).await;

@@ -16,6 +16,7 @@ use crate::disk::{self, PodDirectory};
 use crate::pause_client;
 use crate::pod::Pod;
 use crate::pod_files::{self, Resolver};
+use crate::security;
 
 /// Longest start of a pause process, seconds.
 const START_TIMEOUT_S: u64 = 10;
@@ -151,7 +152,8 @@ async fn start_pause(context: &Context, pod: &Pod, directory: &PodDirectory) -> 
         socket: directory.socket(),
         hostname: if host_network { context.options.node_name.clone() } else { pod.hostname() },
         network_namespace: (!host_network).then(|| directory.namespace()),
-        cgroups: context.cgroups.create_pod(pod),
+        cgroups: context.cgroups.create_pod(pod, context.options.pod_process_limit),
+        sysctls: security::sysctls(pod),
     };
     let text = serde_json::to_vec(&spec).map_err(|error| error.to_string())?;
     let program = &context.options.pause_binary;

@@ -10,15 +10,16 @@ use client::{ClientError, DeleteOptions, ListOptions, Preconditions, ResourcePat
 use model::{Service, Timestamp};
 use pause::{Request, Response};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::claims;
 use crate::context::{Context, now};
 use crate::disk::{self, PodDirectory};
 use crate::environment::{self, Data, Sources};
-use crate::images;
+use crate::images::{self, Chosen};
 use crate::launch::{self, Start};
 use crate::machine::{Fact, StartFailure};
+use crate::node;
 use crate::pause_client::{self, Connection};
 use crate::pod::{Container, Pod, ProbeKind};
 use crate::probe::{self, Target};
@@ -31,10 +32,15 @@ const RETRY_MS: u64 = 200;
 /// Longest such wait, milliseconds.
 const RETRY_LIMIT_MS: u64 = 10_000;
 
+/// How often a new pod's volumes are tried before the pod says what is wrong, and the wait between,
+/// milliseconds.
+const VOLUME_ATTEMPTS: u32 = 8;
+const VOLUME_WAIT_MS: u64 = 50;
 /// Longest postStart hook, seconds. The kubelet has no limit; one that takes this long has failed.
 const POST_START_LIMIT_S: u64 = 3_600;
 
 /// What a task needs of its pod.
+#[derive(Clone)]
 pub struct Task {
     /// Shared by all pods.
     pub context: Arc<Context>,
@@ -46,6 +52,8 @@ pub struct Task {
     pub addresses: Vec<IpAddr>,
     /// Where the fact goes.
     pub sender: mpsc::Sender<Message>,
+    /// Whether the pod only goes on to its end.
+    pub ending: watch::Receiver<bool>,
 }
 
 /// Passes every end on to the pod's machine, and last the sandbox's own.
@@ -86,7 +94,7 @@ pub async fn remove_remains(context: Arc<Context>, uid: String) {
 impl Task {
     /// Makes volumes, then the sandbox.
     pub async fn create_sandbox(self) {
-        let fact = match self.prepare_volumes().await {
+        let fact = match self.first_volumes().await {
             Err(message) => Fact::VolumesFailed(message),
             Ok(()) => match sandbox::create(&self.context, &self.pod).await {
                 Ok(addresses) => Fact::SandboxReady(addresses),
@@ -204,6 +212,7 @@ impl Task {
             tracing::debug!(pod = %metadata.name, "not deleted from the API yet: {error}");
             pause_for(&mut wait_ms).await;
         }
+        self.context.tokens.forget(&metadata.uid);
         volumes::unmount_all(&self.directory);
         let mut wait_ms = RETRY_MS;
         while let Err(message) = disk::remove_tree(&self.directory.run)
@@ -219,13 +228,26 @@ impl Task {
         Target { container, directory: &self.directory, address: self.addresses.first().copied() }
     }
 
+    /// What a pod's volumes show may be a moment behind the pod: its namespace's ConfigMap with the
+    /// cluster's authority above all, which a controller makes.
+    async fn first_volumes(&self) -> Result<(), String> {
+        for _ in 1..VOLUME_ATTEMPTS {
+            if self.prepare_volumes().await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(VOLUME_WAIT_MS)).await;
+        }
+        self.prepare_volumes().await
+    }
+
     async fn prepare_volumes(&self) -> Result<(), String> {
         disk::make_private(&self.directory.state)?;
         disk::make_private(&self.directory.run)?;
         let (config_maps, secrets) = volumes::references(&self.pod);
-        let mut sources =
-            self.fetch(&config_maps, &secrets).await.map_err(|error| error.message)?;
+        let found = self.fetch(&config_maps, &secrets).await;
+        let mut sources = found.map_err(|error| error.message)?;
         sources.claims = claims::resolve(&self.context.client, &self.pod).await?;
+        sources.tokens = self.tokens().await?;
         volumes::prepare(&self.pod, &self.directory, &sources)
     }
 
@@ -239,7 +261,7 @@ impl Task {
             .pod
             .container(name)
             .ok_or_else(|| StartFailure::Config(format!("container {name} is not in the pod")))?;
-        let image = self.image(container).await.map_err(StartFailure::Image)?;
+        let image = self.image_unless_ending(name).await?;
         let ready =
             Fact::ImageReady { container: name.into(), id: id.into(), image: image.id.clone() };
         tell(&self.sender, ready).await;
@@ -247,7 +269,9 @@ impl Task {
         self.forget_older(name, restarts);
         let cgroups =
             self.context.cgroups.create_container(&self.pod, name, restarts, &container.resources);
-        let start = Start { pod: &self.pod, container, id, restarts, image: &image, cgroups };
+        let available = self.context.capabilities;
+        let start =
+            Start { pod: &self.pod, container, id, restarts, image: &image, cgroups, available };
         let spec = launch::prepare(&start, &self.directory, &self.context.images, &sources)?;
         let started_at = now();
         let request = Request::Start(Box::new(spec));
@@ -255,6 +279,25 @@ impl Task {
             Ok(Response::Started { .. }) => Ok(started_at),
             Ok(other) => Err(StartFailure::Run(format!("strange answer: {other:?}"))),
             Err(message) => Err(StartFailure::Run(message)),
+        }
+    }
+
+    /// The container's image. A pod that is deleted meanwhile does not wait for it; the pull goes
+    /// on, and the next pod finds the image.
+    async fn image_unless_ending(&self, container: &str) -> Result<Chosen, StartFailure> {
+        let (task, name) = (self.clone(), container.to_owned());
+        let image = tokio::spawn(async move {
+            match task.pod.container(&name) {
+                Some(container) => task.image(container).await.map_err(StartFailure::Image),
+                None => Err(StartFailure::Config(format!("container {name} is not in the pod"))),
+            }
+        });
+        let mut ending = self.ending.clone();
+        tokio::select! {
+            image = image => {
+                image.unwrap_or_else(|error| Err(StartFailure::Config(error.to_string())))
+            }
+            Ok(_) = ending.wait_for(|ending| *ending) => Err(StartFailure::Withdrawn),
         }
     }
 
@@ -302,6 +345,7 @@ impl Task {
         let mut sources = Sources {
             pod_addresses: self.addresses.clone(),
             host_addresses: self.context.node_addresses().to_vec(),
+            allocatable: node::allocatable(),
             ..Sources::default()
         };
         for name in config_maps {

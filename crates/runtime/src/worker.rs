@@ -7,7 +7,7 @@ use client::{ClientError, PatchKind, ResourcePath};
 use model::{NamespacedName, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::adopt;
@@ -66,6 +66,7 @@ pub struct Worker {
     retry_ms: u64,
     retry_at: Option<Timestamp>,
     refresh_at: Timestamp,
+    ending: watch::Sender<bool>,
 }
 
 /// Starts a new pod's task, or one that a killed runtime had.
@@ -87,6 +88,7 @@ pub fn start(context: Arc<Context>, pod: Pod, kept: Option<Kept>) -> mpsc::Sende
         retry_ms: RETRY_MS,
         retry_at: None,
         refresh_at: now().after(Duration::from_secs(REFRESH_S)),
+        ending: watch::Sender::new(false),
     };
     tokio::spawn(worker.run());
     sender
@@ -103,6 +105,10 @@ impl Worker {
                 self.keep();
                 self.carry_out(action);
             }
+            self.ending.send_if_modified(|known| {
+                let before = std::mem::replace(known, self.machine.is_ending());
+                before != *known
+            });
             self.refresh_volumes();
             let status = status(&mut self.machine, self.context.node_addresses(), now());
             self.show();
@@ -147,6 +153,7 @@ impl Worker {
             pod: self.machine.pod.clone(),
             addresses: self.machine.record.sandbox.addresses.clone(),
             sender: self.sender.clone(),
+            ending: self.ending.subscribe(),
         }
     }
 
@@ -175,8 +182,8 @@ impl Worker {
         if let Fact::Ended { container, ended } = &mut fact {
             let restarts = self.restarts(container);
             let uid = &self.machine.pod.metadata.uid;
-            if ended.code == 137 && self.context.cgroups.ran_out_of_memory(uid, container, restarts)
-            {
+            // A shell that outlives its program reports the end by a code of its own.
+            if ended.code != 0 && self.context.cgroups.ran_out_of_memory(uid, container, restarts) {
                 ended.reason = "OOMKilled".into();
             }
             self.context.cgroups.remove_container(uid, container, restarts);
@@ -185,6 +192,11 @@ impl Worker {
             {
                 ended.message = launch::last_words(&self.directory, spec, restarts, ended.code);
             }
+        }
+        if let Fact::Updated(pod) = &fact
+            && self.machine.pod.has_other_labels(pod)
+        {
+            self.refresh_at = now();
         }
         let sandbox_ready = matches!(fact, Fact::SandboxReady(_));
         for note in self.machine.learn(fact, now()) {

@@ -187,6 +187,10 @@ impl Machine {
                 vec![Note::container(true, "Failed", format!("Error: {message}"), name)]
             }
             StartFailure::Image(failure) => self.image_missing(name, failure, now),
+            StartFailure::Withdrawn => {
+                self.forget_start(name);
+                Vec::new()
+            }
         }
     }
 

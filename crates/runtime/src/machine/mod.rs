@@ -190,6 +190,8 @@ pub enum StartFailure {
     Config(String),
     /// The command could not be executed.
     Run(String),
+    /// The pod goes: nobody waits for the image any more.
+    Withdrawn,
 }
 
 /// Why an image is not there.
@@ -326,7 +328,7 @@ impl Machine {
         notes
     }
 
-    /// A new runtime found no trace of a start that the old one had decided on: it never happened.
+    /// A start that was decided on never happened.
     pub fn forget_start(&mut self, container: &str) {
         if let Some(record) = self.record.containers.get_mut(container)
             && matches!(record.state, ContainerState::Starting { .. })

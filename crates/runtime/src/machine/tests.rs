@@ -293,6 +293,16 @@ fn a_pod_that_is_deleted_before_it_starts_leaves_at_once() {
 }
 
 #[test]
+fn a_start_that_is_withdrawn_holds_nothing_up() {
+    let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a"}]}));
+    assert!(driver.delete(30).is_empty(), "the image is still on its way");
+    let withdrawn =
+        |id| Fact::NotStarted { container: "a".into(), id, failure: StartFailure::Withdrawn };
+    assert!(driver.learn(withdrawn("another".into())).is_empty());
+    assert_eq!(driver.learn(withdrawn(driver.id("a"))), ["remove sandbox"]);
+}
+
+#[test]
 fn probes_decide_readiness_restarts_and_each_other() {
     let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a",
         "startupProbe": {"periodSeconds": 1}, "livenessProbe": {"failureThreshold": 2},

@@ -184,6 +184,7 @@ impl Api {
                 None if is_collection(path) => self.list(path),
                 None => missing(),
             },
+            Method::POST if path.ends_with("/token") => self.token(path, &body),
             Method::POST => {
                 let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
                 reply(201, &self.put(&format!("{path}/{name}"), body))
@@ -208,6 +209,21 @@ impl Api {
             }
             _ => failure(405, "MethodNotAllowed"),
         }
+    }
+
+    /// A TokenRequest. The token says for whom it is, for how long, and which one it is.
+    fn token(&self, path: &str, request: &Value) -> Response<client::Body> {
+        let account = path.rsplit('/').nth(1).unwrap_or_default();
+        let (spec, bound) = (&request["spec"], &request["spec"]["boundObjectRef"]);
+        let pod = bound["name"].as_str().and_then(|name| self.pod(name));
+        if pod.is_none_or(|pod| pod["metadata"]["uid"] != bound["uid"]) {
+            return failure(403, "Forbidden");
+        }
+        let number = self.writes().iter().filter(|write| write.ends_with("/token")).count();
+        let seconds = spec["expirationSeconds"].as_i64().unwrap_or_default();
+        let expires = now().after(Duration::from_secs(seconds as u64));
+        let token = format!("{account}:{seconds}:{number}");
+        reply(201, &json!({"status": {"token": token, "expirationTimestamp": expires}}))
     }
 
     fn list(&self, path: &str) -> Response<client::Body> {

@@ -158,3 +158,29 @@ fn an_image_that_is_not_there_is_told_in_the_kubelets_words() {
         }
     });
 }
+
+#[test]
+fn a_pod_that_is_deleted_does_not_wait_for_its_image() {
+    on_node("pulling", |node: Node| async move {
+        let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = registry.local_addr().expect("an address").port();
+        let (asked, mut is_asked) = tokio::sync::mpsc::channel(1);
+        // It takes every connection and never answers.
+        tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((connection, _)) = registry.accept().await {
+                connections.push(connection);
+                let _ = asked.try_send(());
+            }
+        });
+        let _runtime = node.start();
+        let image = format!("127.0.0.1:{port}/web:1");
+        let container = json!({"name": "main", "image": image});
+        node.api.create_pod("pulls", json!({"containers": [container]}));
+        is_asked.recv().await.expect("the registry was asked");
+        let begin = std::time::Instant::now();
+        node.api.delete_pod("pulls", 30);
+        node.api.until_gone("pulls").await;
+        assert!(begin.elapsed().as_secs() < 5, "gone after {:?}", begin.elapsed());
+    });
+}
