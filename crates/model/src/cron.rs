@@ -105,6 +105,11 @@ impl Zone {
         TimeZone::tzif(found, data).ok().map(Self)
     }
 
+    /// What calendar and clock of this zone show at a time.
+    pub fn civil(&self, time: jiff::Timestamp) -> jiff::civil::DateTime {
+        self.0.to_datetime(time)
+    }
+
     /// A time as RFC 3339 with this zone's offset, `Z` where it is none.
     pub fn rfc3339(&self, time: Timestamp) -> String {
         let time = jiff::Timestamp::from_second(time.seconds()).unwrap_or_default();

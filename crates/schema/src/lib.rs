@@ -9,6 +9,7 @@
 pub mod apply;
 pub mod cel;
 pub mod decode;
+pub mod names;
 pub mod openapi;
 pub mod protobuf;
 pub mod structural;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::parser::{Call, Entry, Expr, Fold, How, Item, Kind, Literal, OptionalMap};
+use super::parser::{Call, Entry, Expr, FieldName, Fold, How, Item, Kind, Literal, OptionalMap};
 use super::types::Type;
 use super::{Issue, signatures};
 
@@ -100,13 +100,13 @@ impl Checker {
         }
     }
 
-    fn field(&mut self, at: usize, of: &Type, field: &str) -> Type {
+    fn field(&mut self, at: usize, of: &Type, field: &FieldName) -> Type {
         match of {
             Type::Dyn => Type::Dyn,
             Type::Map(map) => map.1.clone(),
-            Type::Object(object) => match object.fields.get(field) {
+            Type::Object(object) => match object.fields.get(&*field.of_object()) {
                 Some(known) => known.kind.clone(),
-                None => self.issue(at, format!("undefined field '{field}'")),
+                None => self.issue(at, format!("undefined field '{}'", field.text)),
             },
             other => {
                 let message = format!("type '{other}' does not support field selection");

@@ -168,7 +168,7 @@ impl<'a> Estimator<'a> {
             }
             Kind::Select { of, field, .. } => {
                 let of = self.of(of);
-                of.field(field, of.cost.saturating_add(1))
+                of.field(&field.of_object(), of.cost.saturating_add(1))
             }
             Kind::Has { of, .. } => Known::scalar(self.of(of).cost),
             Kind::Call(call) => self.call(call),
@@ -309,9 +309,10 @@ fn own_cost(name: &str, arguments: &[Known<'_>]) -> u64 {
         (
             "lowerAscii" | "upperAscii" | "substring" | "trim" | "format" | "strings.quote" | "url"
             | "isURL" | "ip" | "isIP" | "ip.isCanonical" | "cidr" | "isCIDR" | "quantity"
-            | "isQuantity" | "bytes" | "charAt",
+            | "isQuantity" | "semver" | "isSemver" | "bytes" | "charAt",
             _,
         ) => first_walk(),
+        ("validate", [_, text]) => text.walk(),
         ("string", [one]) => one.walk(),
         _ => 1,
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::Error;
 use super::cost::{self, Meter};
 use super::functions::{self, Said};
-use super::parser::{Call, Entry, Expr, Fold, How, Item, Kind, Literal, OptionalMap};
+use super::parser::{Call, Entry, Expr, FieldName, Fold, How, Item, Kind, Literal, OptionalMap};
 use super::types::Identity;
 use super::value::{Key, List, Map, TYPE_NAMES, Text, Value};
 
@@ -38,7 +38,7 @@ impl<'a> Machine<'a> {
             Kind::Name(name) => self.name(name),
             Kind::Select { of, field, is_optional } => self.select(of, field, *is_optional),
             Kind::Has { of, field } => {
-                self.meter.charge_name(field.len())?;
+                self.meter.charge_name(field.text.len())?;
                 let of = match self.value(of)? {
                     Value::Optional(None) => return Ok(Value::Bool(false)),
                     Value::Optional(Some(inner)) => (*inner).clone(),
@@ -94,8 +94,8 @@ impl<'a> Machine<'a> {
         failed.map_or(Ok(Value::Bool(!wanted)), Err)
     }
 
-    fn select(&mut self, of: &'a Expr, field: &str, is_optional: bool) -> Said<'a> {
-        self.meter.charge_name(field.len())?;
+    fn select(&mut self, of: &'a Expr, field: &FieldName, is_optional: bool) -> Said<'a> {
+        self.meter.charge_name(field.text.len())?;
         let (of, is_optional) = match self.value(of)? {
             Value::Optional(None) => return Ok(Value::Optional(None)),
             Value::Optional(Some(inner)) => ((*inner).clone(), true),
@@ -105,7 +105,7 @@ impl<'a> Machine<'a> {
             (Some(value), true) => Ok(Value::some(value)),
             (None, true) => Ok(Value::Optional(None)),
             (Some(value), false) => Ok(value),
-            (None, false) => Err(Error::new(format!("no such key: {field}"))),
+            (None, false) => Err(Error::new(format!("no such key: {}", field.text))),
         }
     }
 
@@ -202,6 +202,8 @@ impl<'a> Machine<'a> {
             (Value::Ip(one), Value::Ip(other)) => Ok(one == other),
             (Value::Cidr(one), Value::Cidr(other)) => Ok(one == other),
             (Value::Url(one), Value::Url(other)) => Ok(one == other),
+            (Value::Semver(one), Value::Semver(other)) => Ok(one == other),
+            (Value::Format(one), Value::Format(other)) => Ok(one.name == other.name),
             _ => Ok(one.compare(other).is_some_and(std::cmp::Ordering::is_eq)),
         }
     }
@@ -513,9 +515,12 @@ impl Literal {
 }
 
 /// A field of an object or a key of a map.
-fn member<'a>(of: &Value<'a>, field: &str) -> Result<Option<Value<'a>>, Error> {
+fn member<'a>(of: &Value<'a>, field: &FieldName) -> Result<Option<Value<'a>>, Error> {
     match of {
-        Value::Map(map) => Ok(map.get(&Key::Text(field.to_owned()))),
+        Value::Map(map @ Map::Object(..)) => {
+            Ok(map.get(&Key::Text(field.of_object().into_owned())))
+        }
+        Value::Map(map) => Ok(map.get(&Key::Text(field.text.clone()))),
         _ => Err(Error::new("no such overload")),
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Token {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum TokenKind {
     Name(String),
+    /// A field's name between backticks, as it stands in JSON.
+    Field(String),
     /// Without its sign, which is an operator.
     Int(u64),
     Uint(u64),
@@ -94,6 +96,9 @@ impl<'a> Lexer<'a> {
             let name = self.take_while(|one| one.is_ascii_alphanumeric() || one == '_');
             return Ok(TokenKind::Name(name.to_owned()));
         }
+        if first == '`' {
+            return self.field();
+        }
         let mut following = self.rest().chars().skip(1);
         let has_digit = following.next().is_some_and(|one| one.is_ascii_digit());
         if first.is_ascii_digit() || (first == '.' && has_digit) {
@@ -105,6 +110,18 @@ impl<'a> Lexer<'a> {
         };
         self.at += sign.len();
         Ok(TokenKind::Sign(sign))
+    }
+
+    /// What stands between backticks (`EnableIdentifierEscapeSyntax`).
+    fn field(&mut self) -> Result<TokenKind, Issue> {
+        let begin = self.at;
+        self.at += 1;
+        let name = self.take_while(|one| one.is_ascii_alphanumeric() || "_.-/ ".contains(one));
+        if name.is_empty() || self.take() != Some('`') {
+            let message = "Syntax error: token recognition error at: '`'".to_owned();
+            return Err(Issue { at: begin, message });
+        }
+        Ok(TokenKind::Field(name.to_owned()))
     }
 
     fn number(&mut self) -> Result<TokenKind, Issue> {

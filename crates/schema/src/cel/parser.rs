@@ -1,8 +1,11 @@
 //! Tokens to a tree (cel-spec, "Syntax"), macros included.
 
+use std::borrow::Cow;
+
 use super::cost::Pattern;
 use super::lexer::{Token, TokenKind, tokens};
-use super::{Issue, MAX_DEPTH, MAX_EXPRESSION_BYTES};
+use super::types::escape;
+use super::{Issue, MAX_DEPTH, MAX_EXPRESSION_BYTES, signatures};
 
 /// An expression and where it begins, in bytes.
 #[derive(Clone, Debug)]
@@ -17,8 +20,8 @@ pub(super) struct Expr {
 pub(super) enum Kind {
     Literal(Literal),
     Name(String),
-    Select { of: Box<Expr>, field: String, is_optional: bool },
-    Has { of: Box<Expr>, field: String },
+    Select { of: Box<Expr>, field: FieldName, is_optional: bool },
+    Has { of: Box<Expr>, field: FieldName },
     Call(Call),
     List(Vec<Item>),
     Map(Vec<Entry>),
@@ -38,6 +41,23 @@ pub(super) enum Literal {
     Double(f64),
     Text(String),
     Bytes(Vec<u8>),
+}
+
+/// The name of a field or of a key.
+#[derive(Clone, Debug)]
+pub(super) struct FieldName {
+    /// As it is written; without its backticks.
+    pub(super) text: String,
+    /// Whether it stands between backticks, as it does in JSON.
+    is_plain_json: bool,
+}
+
+impl FieldName {
+    /// What objects know it by.
+    pub(super) fn of_object(&self) -> Cow<'_, str> {
+        let escaped = if self.is_plain_json { escape(&self.text) } else { None };
+        escaped.map_or(Cow::Borrowed(self.text.as_str()), Cow::Owned)
+    }
 }
 
 /// A function or an operator. The target of a method is its first argument.
@@ -95,17 +115,6 @@ pub(super) struct OptionalMap {
     pub(super) is_flat: bool,
 }
 
-/// Functions whose name has a dot, which a variable in front of a method has too.
-const QUALIFIED: &[&str] = &[
-    "optional.of",
-    "optional.none",
-    "optional.ofNonZeroValue",
-    "sets.contains",
-    "sets.equivalent",
-    "sets.intersects",
-    "ip.isCanonical",
-    "strings.quote",
-];
 /// Words that name nothing.
 const RESERVED: &[&str] = &[
     "as",
@@ -184,7 +193,7 @@ impl Parser {
 
     fn unexpected(&self, wanted: &str) -> Issue {
         let found = match self.peek() {
-            TokenKind::Name(name) => format!("'{name}'"),
+            TokenKind::Name(name) | TokenKind::Field(name) => format!("'{name}'"),
             TokenKind::Sign(sign) => format!("'{sign}'"),
             TokenKind::End => "'<EOF>'".to_owned(),
             _ => "a literal".to_owned(),
@@ -324,17 +333,21 @@ impl Parser {
 
     fn field(&mut self, left: Expr, is_optional: bool) -> Result<Expr, Issue> {
         let at = self.at();
-        let TokenKind::Name(field) = self.peek().clone() else {
-            return Err(self.unexpected("a field"));
+        let (field, is_plain_json) = match self.peek().clone() {
+            TokenKind::Name(field) => (field, false),
+            TokenKind::Field(field) => (field, true),
+            _ => return Err(self.unexpected("a field")),
         };
         self.next += 1;
-        if is_optional || self.sign(&["("]).is_none() {
+        if is_optional || is_plain_json || self.sign(&["("]).is_none() {
+            let field = FieldName { text: field, is_plain_json };
             return self.node(at, Kind::Select { of: Box::new(left), field, is_optional });
         }
         let arguments = self.arguments(")")?;
         if let Kind::Name(space) = &left.kind {
+            // Some functions have a dot in their name, as a variable with a method has.
             let whole = format!("{space}.{field}");
-            if QUALIFIED.contains(&whole.as_str()) {
+            if !signatures::of(&whole).is_empty() {
                 return self.call(at, &whole, arguments);
             }
         }

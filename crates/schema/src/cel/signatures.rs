@@ -135,6 +135,16 @@ m getHours timestamp : int
 m getMinutes timestamp : int
 m getSeconds timestamp : int
 m getMilliseconds timestamp : int
+m getFullYear timestamp string : int
+m getMonth timestamp string : int
+m getDate timestamp string : int
+m getDayOfMonth timestamp string : int
+m getDayOfWeek timestamp string : int
+m getDayOfYear timestamp string : int
+m getHours timestamp string : int
+m getMinutes timestamp string : int
+m getSeconds timestamp string : int
+m getMilliseconds timestamp string : int
 m getHours duration : int
 m getMinutes duration : int
 m getSeconds duration : int
@@ -185,6 +195,31 @@ m sub Quantity int : Quantity
 m isGreaterThan Quantity Quantity : bool
 m isLessThan Quantity Quantity : bool
 m compareTo Quantity Quantity : int
+f semver string : Semver
+f semver string bool : Semver
+f isSemver string : bool
+f isSemver string bool : bool
+m major Semver : int
+m minor Semver : int
+m patch Semver : int
+m isGreaterThan Semver Semver : bool
+m isLessThan Semver Semver : bool
+m compareTo Semver Semver : int
+f format.named string : optional(Format)
+f format.byte : Format
+f format.date : Format
+f format.datetime : Format
+f format.dns1035Label : Format
+f format.dns1035LabelPrefix : Format
+f format.dns1123Label : Format
+f format.dns1123LabelPrefix : Format
+f format.dns1123Subdomain : Format
+f format.dns1123SubdomainPrefix : Format
+f format.labelValue : Format
+f format.qualifiedName : Format
+f format.uri : Format
+f format.uuid : Format
+m validate Format string : optional(list(string))
 ";
 
 /// The ways to call a function.
@@ -256,6 +291,8 @@ fn read_type(word: &'static str) -> Type {
         "CIDR" => Type::Opaque("net.CIDR"),
         "URL" => Type::Opaque("kubernetes.URL"),
         "Quantity" => Type::Opaque("kubernetes.Quantity"),
+        "Semver" => Type::Opaque("kubernetes.Semver"),
+        "Format" => Type::Opaque("kubernetes.NamedFormat"),
         other => Type::Opaque(other),
     }
 }

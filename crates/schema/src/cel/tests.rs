@@ -73,6 +73,8 @@ fn expressions_that_are_true() {
         // The object.
         "self.replicas == 3 && self.ratio < 1.0 && self.__namespace__ == 'shop'",
         "self.a__dot__b__dash__c",
+        "self.`a.b-c` && has(self.`a.b-c`) && self.?`a.b-c`.hasValue() && self.`namespace` == 'shop'",
+        "{'a-b': 1}.`a-b` == 1 && dyn({'c/d': 2}).`c/d` == 2",
         "has(self.name) && !has(self.absent)",
         "self.tags == ['y', 'x'] && self.sizes != [1, 2, 3]",
         "self.tags + ['y', 'z'] == ['x', 'y', 'z']",
@@ -83,6 +85,8 @@ fn expressions_that_are_true() {
         "self.when.getDayOfMonth() == 28 && self.when.getDayOfWeek() == 4 && self.when.getHours() == 13",
         "self.when.getDayOfYear() == 59 && self.when.getMilliseconds() == 250",
         "self.when > timestamp('2024-01-01T00:00:00Z') && self.when - duration('1h') < self.when",
+        "self.when.getHours('Europe/Berlin') == 14 && self.when.getHours('UTC') == 13 && self.when.getHours('') == 13",
+        "self.when.getDate('+11:30') == 1 && self.when.getMonth('+11:30') == 2 && self.when.getHours('-05:30') == 7 && self.when.getMinutes('-05:30') == 35",
         "self.wait == duration('90m') && self.wait.getMinutes() == 90 && duration('-1.5s').getMilliseconds() == -1500",
         "self.data == b'hi'",
         // Macros.
@@ -119,6 +123,17 @@ fn expressions_that_are_true() {
         "optional.none().or(optional.of(2)).value() == 2 && !optional.ofNonZeroValue('').hasValue()",
         "self.?name.optMap(n, n + '!').orValue('') == 'web!' && self.?absent.optFlatMap(n, optional.of(n)).hasValue() == false",
         "[?self.?name, ?self.?absent] == ['web'] && {?'a': self.?absent}.size() == 0",
+        // Formats and versions.
+        "!format.dns1123Label().validate('web-1').hasValue() && format.dns1123Label().validate('Web').value().size() == 1",
+        "format.named('uuid').value().validate('x').value() == ['does not match the UUID format'] && !format.named('nope').hasValue()",
+        "!format.dns1035LabelPrefix().validate('web-').hasValue() && format.dns1035Label().validate('web-').hasValue()",
+        "['a/b', 'a'].all(x, !format.qualifiedName().validate(x).hasValue()) && format.labelValue().validate('-').hasValue()",
+        "format.date().validate('2024-02-30').hasValue() && !format.datetime().validate('2024-02-29T00:00:00Z').hasValue()",
+        "!format.uri().validate('https://a/b').hasValue() && format.byte().validate('%').value() == ['invalid base64']",
+        "format.uuid() == format.named('uuid').value() && format.uuid() != format.uri()",
+        "isSemver('1.2.3-rc.1+x') && !isSemver('v1.2') && isSemver('v1.2', true) && semver('v01.2', true) == semver('1.2.0')",
+        "semver('1.10.0').isGreaterThan(semver('1.9.0')) && semver('1.0.0-a').isLessThan(semver('1.0.0')) && semver('1.2.3').compareTo(semver('1.2.3')) == 0",
+        "semver('1.2.3').major() == 1 && semver('1.2.3').minor() == 2 && semver('1.2.3').patch() == 3",
         // Addresses, URLs, quantities.
         "isIP('10.0.0.1') && isIP('::1') && !isIP('10.0.0.01') && !isIP('::ffff:1.2.3.4') && !isIP('10.0.0.0/8')",
         "ip('10.0.0.1').family() == 4 && ip('::1').isLoopback() && ip('10.0.0.1').isGlobalUnicast() && ip.isCanonical('::1')",
@@ -146,6 +161,9 @@ fn what_does_not_compile_is_told_with_its_place() {
         ),
         ("self.hidden == 1", "undefined field 'hidden'"),
         ("self.namespace == ''", "undefined field 'namespace'"),
+        ("self.`no-such` == ''", "undefined field 'no-such'"),
+        ("self.`a` b`", "Syntax error: "),
+        ("format.nope().validate('') == ''", "undeclared reference to 'format'"),
         ("other > 1", "undeclared reference to 'other' (in container '')"),
         ("selff(1)", "undeclared reference to 'selff' (in container '')"),
         ("self.name.frobnicate()", "undeclared reference to 'frobnicate' (in container '')"),
@@ -207,6 +225,12 @@ fn what_fails_says_why() {
         ("[].map(x, x).max() == 1", "max called on empty list"),
         ("{'a': 1, 'a': 2}.size() == 1", "insert failed: key a already exists"),
         ("optional.none().value() == 1", "optional.none() dereference"),
+        ("self.when.getHours('Mars/Base') == 1", "unknown time zone Mars/Base"),
+        ("self.when.getHours('+99:00') == 1", "unknown time zone +99:00"),
+        (
+            "semver('v1').major() == 1",
+            "type conversion error from 'string' to 'kubernetes.Semver': \"v1\"",
+        ),
         ("ip('x').family() == 4", "IP Address \"x\" parse error"),
     ] {
         let found = said(text);

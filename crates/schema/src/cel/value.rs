@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use model::Quantity;
 use serde_json::Value as Json;
 
-use super::functions::{Cidr, Url, parse_duration};
+use super::functions::{Cidr, Format, Semver, Url, parse_duration};
 use super::types::{Identity, ListType, ObjectType, Type};
 
 /// Names of types that are values too.
@@ -57,6 +57,10 @@ pub enum Value<'a> {
     Cidr(Cidr),
     /// A URL.
     Url(Rc<Url>),
+    /// A version.
+    Semver(Rc<Semver>),
+    /// A format of texts.
+    Format(Format),
 }
 
 /// A text. Whoever takes it on copies none of it.
@@ -163,6 +167,12 @@ impl<'a> Value<'a> {
         Self::Text(Text::Made(text.into().into()))
     }
 
+    /// A map of texts to values.
+    pub fn map(entries: impl IntoIterator<Item = (String, Self)>) -> Self {
+        let entries = entries.into_iter().map(|(name, value)| (Key::Text(name), value));
+        Self::Map(Map::Made(Rc::new(entries.collect())))
+    }
+
     /// A value that may be absent.
     pub fn optional(value: Option<Self>) -> Self {
         Self::Optional(value.map(Rc::new))
@@ -196,6 +206,8 @@ impl<'a> Value<'a> {
             Self::Ip(_) => "net.IP",
             Self::Cidr(_) => "net.CIDR",
             Self::Url(_) => "kubernetes.URL",
+            Self::Semver(_) => "kubernetes.Semver",
+            Self::Format(_) => "kubernetes.NamedFormat",
         }
     }
 

@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 
 pub use check::{MAX_SCHEMA_DEPTH, check};
 pub use fault::Fault;
+pub(crate) use format::fits as fits_format;
 pub use message::message;
 use rules::Rules;
 pub use validate::MAX_FAULTS;

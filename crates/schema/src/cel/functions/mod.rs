@@ -1,9 +1,11 @@
 //! What expressions can call: the language's own functions and those of Kubernetes' libraries.
 //! Their types stand in [`super::signatures`].
 
+mod format;
 mod list;
 mod network;
 mod number;
+mod semver;
 mod text;
 mod time;
 mod url;
@@ -11,9 +13,14 @@ mod url;
 use super::Error;
 use super::cost::{Meter, Pattern};
 use super::value::{Map, Value};
+pub use format::Format;
 pub use network::Cidr;
+pub use semver::Semver;
 pub(crate) use time::parse_duration;
 pub use url::Url;
+
+/// What reading a time zone costs: its rules take some kilobytes.
+const ZONE_COST: usize = 20;
 
 /// A value, or why there is none.
 pub(super) type Said<'a> = Result<Value<'a>, Error>;
@@ -33,11 +40,16 @@ pub(super) fn call<'a>(
     // All others walk what they are given once, if at all.
     let is_walked = |value: &&Value<'_>| matches!(value, Value::Text(_) | Value::Url(_));
     meter.charge_text(arguments.iter().filter(is_walked).map(Value::size).sum())?;
+    if let [Value::Timestamp(_), Value::Text(_)] = arguments {
+        meter.charge(ZONE_COST)?;
+    }
     let found = general(name, arguments)
         .or_else(|| number::call(name, arguments))
         .or_else(|| time::call(name, arguments))
         .or_else(|| network::call(name, arguments))
-        .or_else(|| url::call(name, arguments));
+        .or_else(|| url::call(name, arguments))
+        .or_else(|| semver::call(name, arguments))
+        .or_else(|| format::call(name, arguments));
     found.unwrap_or_else(|| Err(Error::new("no such overload")))
 }
 

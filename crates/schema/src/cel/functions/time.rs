@@ -1,8 +1,9 @@
-//! Points in time and spans of it, in UTC.
+//! Points in time and spans of it, in UTC or the zone that is asked for.
 
 use jiff::civil::DateTime;
 use jiff::tz::Offset;
 use jiff::{SignedDuration, Timestamp};
+use model::cron::Zone;
 
 use super::{Said, unreadable};
 use crate::cel::Error;
@@ -87,9 +88,26 @@ pub(super) fn call<'a>(name: &str, arguments: &[Value<'a>]) -> Option<Said<'a>> 
         (_, [Value::Timestamp(time)]) => {
             Value::Int(part_of_time(name, Offset::UTC.to_datetime(*time))?)
         }
+        (_, [Value::Timestamp(time), Value::Text(zone)]) => match local(*time, zone) {
+            Some(local) => Value::Int(part_of_time(name, local)?),
+            None => return Some(Err(Error::new(format!("unknown time zone {}", &**zone)))),
+        },
         _ => return None,
     };
     Some(Ok(value))
+}
+
+/// A time in a zone: one of the IANA database by its name, or `+05:30`.
+fn local(time: Timestamp, zone: &str) -> Option<DateTime> {
+    let Some((hours, minutes)) = zone.split_once(':') else {
+        let zone = if zone.is_empty() { Zone::UTC } else { Zone::named(zone)? };
+        return Some(zone.civil(time));
+    };
+    let hours: i32 = hours.parse().ok()?;
+    let minutes: i32 = minutes.parse().ok().filter(|minutes| (0..60).contains(minutes))?;
+    let minutes = if zone.starts_with('-') { -minutes } else { minutes };
+    let seconds = hours.checked_mul(60)?.checked_add(minutes)?.checked_mul(60)?;
+    Some(Offset::from_seconds(seconds).ok()?.to_datetime(time))
 }
 
 fn span<'a>(duration: Option<SignedDuration>) -> Said<'a> {

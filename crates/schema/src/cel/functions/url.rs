@@ -77,7 +77,7 @@ impl Url {
         self.scheme.len() + self.host.len() + self.port.len() + self.path.len() + self.query.len()
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let is_clean = !text.chars().any(|one| one.is_control() || one == ' ');
         if !is_clean || unescape(text).is_none() {
             return None;
