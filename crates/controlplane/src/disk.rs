@@ -1,17 +1,26 @@
 //! The store's durability: one redb file with the objects and the log that watches resume from.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable, TableDefinition};
+use redb::backends::FileBackend;
+use redb::{
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable, StorageBackend, TableDefinition,
+};
 use store::record::object_from_bytes;
 use store::{Definitions, Record, RestoreError, Store, StoreConfig, WATCH_WINDOW_EVENTS};
 
+#[cfg(test)]
+mod tests;
+
 /// The file's name in the state directory.
 pub const FILE: &str = "store.redb";
+/// Its name while it is made.
+const UNFINISHED_FILE: &str = "store.redb.new";
 
 /// redb's page cache, bytes. All objects live in memory anyway: it only serves commits.
 const CACHE_BYTES: usize = 1 << 20;
@@ -86,21 +95,30 @@ pub enum DiskError {
 
 impl Disk {
     /// Opens or makes the file in a state directory, mode 0600.
+    ///
+    /// A new one gets its name when it is whole: half of one could never be opened again.
     pub fn open(directory: &Path) -> Result<Self, DiskError> {
         let path = directory.join(FILE);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| DiskError::Open { path: path.clone(), problem: error.to_string() })?;
-        let opened = Database::builder().set_cache_size(CACHE_BYTES).create_file(file);
-        let database = opened.map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path: path.clone() },
-            other => DiskError::Damaged { path: path.clone(), problem: other.to_string() },
-        })?;
+        if path.exists() {
+            return Self::over(lock(&path)?, path);
+        }
+        let unfinished = directory.join(UNFINISHED_FILE);
+        let file = lock(&unfinished)?;
+        let cannot = |error: io::Error| open_error(&unfinished, &error);
+        // What a process left that was killed here.
+        file.set_len(0).map_err(cannot)?;
+        let disk = Self::over(file, path)?;
+        // It stays open, and so locked, under its new name.
+        fs::rename(&unfinished, &disk.path).map_err(cannot)?;
+        File::open(directory).and_then(|found| found.sync_all()).map_err(cannot)?;
+        Ok(disk)
+    }
+
+    /// Opens what lies in a file, or whatever else keeps bytes.
+    fn over(bytes: impl StorageBackend, path: PathBuf) -> Result<Self, DiskError> {
+        let builder = &mut Database::builder();
+        let opened = builder.set_cache_size(CACHE_BYTES).create_with_backend(bytes);
+        let database = opened.map_err(|error| refusal(error, path.clone()))?;
         let disk = Self { database, path };
         disk.check_layout()?;
         Ok(disk)
@@ -217,6 +235,30 @@ impl Disk {
 
     fn damaged(&self, problem: impl ToString) -> DiskError {
         DiskError::Damaged { path: self.path.clone(), problem: problem.to_string() }
+    }
+}
+
+/// Opens a file for this process alone.
+fn lock(path: &Path) -> Result<FileBackend, DiskError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| open_error(path, &error))?;
+    FileBackend::new(file).map_err(|error| refusal(error, path.to_owned()))
+}
+
+fn open_error(path: &Path, error: &io::Error) -> DiskError {
+    DiskError::Open { path: path.to_owned(), problem: error.to_string() }
+}
+
+fn refusal(error: DatabaseError, path: PathBuf) -> DiskError {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => DiskError::InUse { path },
+        other => DiskError::Damaged { path, problem: other.to_string() },
     }
 }
 
