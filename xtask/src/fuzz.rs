@@ -29,6 +29,10 @@ const TARGETS: &[(&str, &str)] = &[
     ("resolv-conf", "dns"),
     ("cel", "store"),
     ("selector", "store"),
+    ("json", "store"),
+    ("yaml", "store"),
+    ("protobuf", "store"),
+    ("patch", "store"),
 ];
 
 /// The command `fuzz`: one target, or all, one after the other.

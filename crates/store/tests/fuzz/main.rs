@@ -1,5 +1,5 @@
-//! Expressions and selectors from outside, made of what real ones are made of: none panics, runs
-//! long, or has a value of another type than was promised. The suite has the same inputs every time;
+//! Expressions, selectors, objects in all forms and patches from outside, made of what real ones are
+//! made of: none panics, runs long, or makes something else than was promised. The suite has the same inputs every time;
 //! `STORE_FUZZ` asks for so many others a target. `./x fuzz` looks for more by what they reach.
 
 mod targets;
@@ -7,7 +7,8 @@ mod targets;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
-use targets::{EXPRESSIONS, SELECTORS, TARGETS};
+use serde_json::{Value, json};
+use targets::{EXPRESSIONS, MANIFESTS, OBJECTS, SELECTORS, TARGETS};
 
 /// Inputs of each target in the suite.
 const INPUTS: u32 = 2_000;
@@ -137,8 +138,131 @@ fn text(samples: &'static [&'static str]) -> impl Strategy<Value = String> {
     ]
 }
 
+/// Names that a Deployment has, that patches have, and others.
+const NAMES: &[&str] = &[
+    "apiVersion",
+    "kind",
+    "metadata",
+    "name",
+    "labels",
+    "finalizers",
+    "spec",
+    "replicas",
+    "strategy",
+    "rollingUpdate",
+    "template",
+    "containers",
+    "ports",
+    "containerPort",
+    "tolerations",
+    "volumes",
+    "emptyDir",
+    "$patch",
+    "$retainKeys",
+    "$setElementOrder/containers",
+    "$setElementOrder/finalizers",
+    "$deleteFromPrimitiveList/finalizers",
+    "other",
+];
+
+/// Pointers into a Deployment, and beside it.
+const POINTERS: &[&str] = &[
+    "",
+    "/",
+    "/spec",
+    "/spec/replicas",
+    "/spec/template/spec/containers",
+    "/spec/template/spec/containers/0",
+    "/spec/template/spec/containers/-",
+    "/spec/template/spec/containers/00",
+    "/spec/template/spec/containers/9/name",
+    "/metadata/labels/a",
+    "/metadata/labels/b~1c",
+    "/metadata/labels/~2",
+    "spec",
+];
+
+/// Trees of the names that matter.
+fn tree() -> impl Strategy<Value = Value> {
+    let texts = ["c", "d", "v", "x/y", "delete", "replace", "merge", "apps/v1", "Deployment", ""];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (-2i64..90).prop_map(Value::from),
+        select(texts.to_vec()).prop_map(Value::from),
+    ];
+    leaf.prop_recursive(6, 40, 5, |inner| {
+        let members = proptest::collection::vec((select(NAMES), inner.clone()), 0..5);
+        prop_oneof![
+            1 => proptest::collection::vec(inner, 0..4).prop_map(Value::from),
+            3 => members.prop_map(|members| {
+                members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+            }),
+        ]
+    })
+}
+
+/// Operations of a JSON patch.
+fn operations() -> impl Strategy<Value = Value> {
+    let verbs = ["add", "remove", "replace", "move", "copy", "test", "nope"];
+    let operation = (select(verbs.to_vec()), select(POINTERS), select(POINTERS), tree());
+    let operation = operation.prop_map(
+        |(op, path, from, value)| json!({"op": op, "path": path, "from": from, "value": value}),
+    );
+    proptest::collection::vec(operation, 0..6).prop_map(Value::from)
+}
+
+/// A sample with some octets changed, left out and doubled.
+fn octets(name: &'static str) -> impl Strategy<Value = Vec<u8>> {
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target");
+    let edit = (any::<proptest::sample::Index>(), 0u8..4, any::<u8>());
+    let damaged = (select((target.samples)()), proptest::collection::vec(edit, 0..6));
+    damaged.prop_map(|(mut sample, edits)| {
+        for (at, how, octet) in edits {
+            let at = at.index(sample.len().max(1));
+            match how {
+                _ if sample.is_empty() => {}
+                0 => drop(sample.remove(at)),
+                1 => sample.insert(at, octet),
+                2 => sample.truncate(at),
+                _ => sample[at] = octet,
+            }
+        }
+        sample
+    })
+}
+
+/// Runs a target by its name.
+fn check(name: &str, octets: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target");
+    (target.check)(octets);
+}
+
 proptest! {
     #![proptest_config(config())]
+
+    #[test]
+    fn objects_in_json_are_read_or_refused(tree in tree(), text in text(OBJECTS)) {
+        check("json", tree.to_string().as_bytes());
+        check("json", text.as_bytes());
+    }
+
+    #[test]
+    fn objects_in_yaml_are_read_or_refused(tree in tree(), text in text(MANIFESTS)) {
+        check("yaml", serde_yaml_ng::to_string(&tree).expect("YAML").as_bytes());
+        check("yaml", text.as_bytes());
+    }
+
+    #[test]
+    fn objects_in_protobuf_are_read_or_refused(octets in octets("protobuf")) {
+        check("protobuf", &octets);
+    }
+
+    #[test]
+    fn patches_are_applied_or_refused(tree in tree(), operations in operations()) {
+        check("patch", tree.to_string().as_bytes());
+        check("patch", operations.to_string().as_bytes());
+    }
 
     #[test]
     fn expressions_are_evaluated_or_refused(text in text(EXPRESSIONS)) {

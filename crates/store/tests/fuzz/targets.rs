@@ -1,10 +1,12 @@
 //! What is checked of each input, wherever it comes from: the tests beside it, or a fuzzer that is
 //! guided by what its inputs reach (`./x fuzz`, by `examples/fuzz.rs`).
 
-use schema::cel::{Error, Identity, PER_CALL_LIMIT, Program, Type, Value};
-use serde_json::json;
-use store::registry;
+use schema::cel::{Error, Extent, Identity, PER_CALL_LIMIT, Program, Type, Value};
+use schema::decode::{self, Read};
+use schema::{Message, protobuf};
+use serde_json::{Value as Json, json};
 use store::selector::{FieldSelector, LabelSelector};
+use store::{PatchKind, patch, registry};
 
 /// What is checked of any octets, and octets to begin with.
 pub struct Target {
@@ -16,6 +18,10 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "cel", check: check_cel, samples: || samples(EXPRESSIONS) },
     Target { name: "selector", check: check_selector, samples: || samples(SELECTORS) },
+    Target { name: "json", check: check_json, samples: || samples(OBJECTS) },
+    Target { name: "yaml", check: check_yaml, samples: || samples(MANIFESTS) },
+    Target { name: "protobuf", check: check_protobuf, samples: encoded },
+    Target { name: "patch", check: check_patch, samples: || samples(PATCHES) },
 ];
 
 /// Expressions that name most of what there is.
@@ -30,6 +36,8 @@ pub const EXPRESSIONS: &[&str] = &[
     "quantity('1Gi').add(quantity('500m')).isGreaterThan(quantity('1k')) && isQuantity(self.name)",
     "cidr('10.0.0.0/8').containsIP(ip('10.1.2.3')) && isURL('https://[::1]:80/p?q=%20') && isIP('::1')",
     "[1, 2][?0].optMap(x, x + 1).hasValue() && {'a': 1, ?'b': self.?size}['a'] == -9223372036854775808",
+    "self.`name` == format.dns1123Label().validate(self.name).orValue(['a'])[0] && semver('v1', true).isLessThan(semver('1.2.3-rc.1'))",
+    "self.when.getHours('Europe/Berlin') == self.when.getHours('+01:00') && format.named('uuid').value().validate('').hasValue()",
     "'\\u00e9\\x41\\101'.substring(1).indexOf('A', 0) == 0x1F && b'\\xff'.size() == 1u && .5e3 > 1e-1",
 ];
 
@@ -39,6 +47,24 @@ pub const SELECTORS: &[&str] = &[
     "a==b,x in (),!y/z",
     "metadata.name=web,spec.nodeName!=node1,status.phase==Running",
     "metadata.name=a\\,b\\=c",
+];
+
+/// Objects of the kind that patches change.
+pub const OBJECTS: &[&str] = &[
+    r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","labels":{"a":"b"},"finalizers":["x/y"],"creationTimestamp":"2026-11-20T23:12:29Z"},"spec":{"replicas":3,"selector":{"matchLabels":{"a":"b"}},"strategy":{"rollingUpdate":{"maxSurge":"25%","maxUnavailable":1}},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i","ports":[{"containerPort":80}],"resources":{"limits":{"cpu":"500m"}}},{"name":"d"}],"volumes":[{"name":"v","emptyDir":{}}],"tolerations":[{"key":"k"}]}}}}"#,
+    r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"a","name":"b","naem":1},"spec":{"replicas":"x","replicaz":[{}]},"status":null}"#,
+];
+
+/// Manifests with what YAML has beside JSON.
+pub const MANIFESTS: &[&str] = &[
+    "apiVersion: apps/v1\nkind: Deployment\nmetadata: &m {name: web, labels: {a: 'b', c: \"d\\n\"}}\nspec:\n  replicas: 0x3\n  template:\n    metadata: *m\n    spec:\n      containers:\n      - name: c # first\n        args: [yes, ~, 1e3, .inf, 2024-01-01, !!str 5]\n        image: |-\n          long\n          text\n",
+    "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n? complex\n: >\n  folded\n<<: {d: 1}\n",
+];
+
+/// Patches of all three kinds.
+pub const PATCHES: &[&str] = &[
+    r#"[{"op":"test","path":"/spec/replicas","value":3},{"op":"move","from":"/metadata/labels/a","path":"/metadata/labels/b~1c"},{"op":"add","path":"/spec/template/spec/containers/-","value":{"name":"e"}},{"op":"copy","from":"/spec/template","path":"/spec/more"},{"op":"remove","path":"/spec/template/spec/containers/0"},{"op":"replace","path":"","value":{}}]"#,
+    r#"{"metadata":{"labels":null,"$deleteFromPrimitiveList/finalizers":["x/y"]},"spec":{"strategy":{"$retainKeys":["type"],"type":"Recreate"},"template":{"spec":{"$setElementOrder/containers":[{"name":"d"},{"name":"c"}],"containers":[{"name":"c","$patch":"delete"},{"name":"d","ports":[{"containerPort":1,"$patch":"replace"}]}],"tolerations":[{"$patch":"replace"}]}}}}"#,
 ];
 
 /// What expressions see.
@@ -68,6 +94,7 @@ pub fn cel(text: &str) {
         "size": 3, "ratio": 0.5, "name": "web", "either": "5%", "list": [1, 2, 3], "set": ["x", "y"],
         "map": {"a": "b", "app": "web"}, "when": "2024-02-29T00:00:00Z", "wait": "1h",
     });
+    program.estimate(&[("self", &Extent::scalar(7, 2))]);
     let (value, cost) = program.run(&[("self", Value::of(&object, &kind))]);
     match value {
         Ok(value) => {
@@ -99,6 +126,74 @@ pub fn selector(text: &str) {
             selector.matches(&object);
         }
         Err(status) => assert_eq!(status.code, 400, "{text:?}"),
+    }
+}
+
+/// The kind of [`OBJECTS`].
+fn deployment() -> &'static Message {
+    schema::table().kind("apps/v1", "Deployment").expect("a kind")
+}
+
+/// What was read has the faults that a second look finds, and none once it is pruned.
+fn check_read(read: Read) {
+    let message = deployment();
+    assert!(read.faults.len() <= decode::MAX_FAULTS);
+    let mut value = read.value;
+    let unknown = decode::unknown_fields(message, &value);
+    assert!(read.faults.len() >= unknown.len(), "{:?} {unknown:?}", read.faults);
+    decode::prune_unknown(message, &mut value);
+    assert_eq!(decode::unknown_fields(message, &value), Vec::<String>::new(), "{value}");
+    if decode::check_types(message, &value).is_ok()
+        && let Some(octets) = protobuf::encode(&value)
+    {
+        protobuf::decode(&octets).expect("what was written is read");
+    }
+}
+
+fn check_json(octets: &[u8]) {
+    let mut format = serde_json::Deserializer::from_slice(octets);
+    if let Ok(read) = decode::read(&mut format, Some(deployment())) {
+        check_read(read);
+    }
+}
+
+fn check_yaml(octets: &[u8]) {
+    let format = serde_yaml_ng::Deserializer::from_slice(octets);
+    if let Ok(read) = decode::read(format, Some(deployment())) {
+        check_read(read);
+    }
+}
+
+/// What is read from octets reads the same when it was written again.
+fn check_protobuf(octets: &[u8]) {
+    if let Ok(value) = protobuf::decode(octets)
+        && let Some(written) = protobuf::encode(&value)
+    {
+        assert_eq!(protobuf::decode(&written), Ok(value));
+    }
+}
+
+fn encoded() -> Vec<Vec<u8>> {
+    let object = |text: &&str| protobuf::encode(&serde_json::from_str::<Json>(text).ok()?);
+    OBJECTS.iter().filter_map(object).collect()
+}
+
+/// A patch makes an object or is refused; nothing else.
+fn check_patch(octets: &[u8]) {
+    let Ok(body) = serde_json::from_slice::<Json>(octets) else { return };
+    let old: Json = serde_json::from_str(OBJECTS[0]).expect("an object");
+    let deployments = registry::find("apps", "v1", "deployments").expect("a kind");
+    for kind in [PatchKind::Json, PatchKind::Merge, PatchKind::Strategic] {
+        match patch::apply(deployments, kind, &old, &body) {
+            Ok(patched) if kind == PatchKind::Json => drop(patched),
+            Ok(patched) => assert!(patched.is_object(), "{kind:?} {body}: {patched}"),
+            Err(status) => {
+                assert!(
+                    matches!(status.code, 400 | 413 | 422 | 500),
+                    "{kind:?} {body}: {status:?}"
+                );
+            }
+        }
     }
 }
 
