@@ -124,11 +124,17 @@ fn a_definition_is_established_at_once() {
     assert_eq!(size["properties"]["size"].get("minimum"), None);
 }
 
+/// Lets clients select gadgets by some paths.
+fn select_by(crd: &mut Value, paths: &[&str]) {
+    let fields: Vec<Value> = paths.iter().map(|path| json!({"jsonPath": path})).collect();
+    crd["spec"]["versions"][1]["selectableFields"] = fields.into();
+}
+
 #[test]
 fn a_wrong_definition_is_refused_in_the_words_of_the_real_server() {
     let mut api = Api::new();
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 13] = [
         (
             |crd| crd["metadata"]["name"] = "x.example.com".into(),
             r#"metadata.name: Invalid value: "x.example.com": must be spec.names.plural+"."+spec.group"#,
@@ -169,6 +175,22 @@ fn a_wrong_definition_is_refused_in_the_words_of_the_real_server() {
                 crd["metadata"]["name"] = "gadgets.gateway.k8s.io".into();
             },
             r#"metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups must have approval annotation "api-approved.kubernetes.io""#,
+        ),
+        (
+            |crd| select_by(crd, &[".spec.color", ".spec.color"]),
+            r#"spec.versions[1].selectableFields[1]: Duplicate value: ".spec.color""#,
+        ),
+        (
+            |crd| select_by(crd, &[".spec"]),
+            r#"spec.versions[1].selectableFields[0]: Invalid value: ".spec": must point to a field of type string, boolean or integer"#,
+        ),
+        (
+            |crd| select_by(crd, &[".spec.colour"]),
+            r#"spec.versions[1].selectableFields[0].jsonPath: Invalid value: ".spec.colour": is an invalid path"#,
+        ),
+        (
+            |crd| select_by(crd, &[".metadata.name"]),
+            r#"spec.versions[1].selectableFields[0]: Invalid value: ".metadata.name": must not point to fields in metadata"#,
         ),
         (
             |crd| crd["spec"]["names"]["kind"] = "no_kind".into(),

@@ -12,6 +12,9 @@ use crate::validate::{FieldErrors, immutable, one_of};
 /// Where the groups of Kubernetes itself say who allowed the definition.
 const APPROVAL: &str = "api-approved.kubernetes.io";
 
+/// Fields of one version by which clients may select, as in the real server.
+const MAX_SELECTABLE_FIELDS: usize = 8;
+
 /// Checks a definition, and its change when the old one is given.
 pub(crate) fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let group = json::text(value, "/spec/group");
@@ -175,10 +178,7 @@ fn validate_version(version: &Value, old: Option<&Value>, place: &str, errors: &
         }
         validate_path(column, &format!("{field}.jsonPath"), "", errors);
     }
-    for (index, selectable) in json::items(version, "/selectableFields").iter().enumerate() {
-        let field = format!("{place}.selectableFields[{index}].jsonPath");
-        validate_pointer(selectable, &field, "jsonPath", "", errors);
-    }
+    validate_selectable_fields(version, &format!("{place}.selectableFields"), errors);
     let Some(scale) = json::at(version, "/subresources/scale") else { return };
     let scale_field = format!("{place}.subresources.scale");
     for (name, root) in [
@@ -190,6 +190,57 @@ fn validate_version(version: &Value, old: Option<&Value>, place: &str, errors: &
             validate_pointer(scale, &format!("{scale_field}.{name}"), name, root, errors);
         }
     }
+}
+
+/// Fields by which clients may select: scalars that the schema has, each once.
+fn validate_selectable_fields(version: &Value, place: &str, errors: &mut FieldErrors) {
+    let mut known = BTreeSet::new();
+    for (index, selectable) in json::items(version, "/selectableFields").iter().enumerate() {
+        let place = format!("{place}[{index}]");
+        let path = json::text(selectable, "/jsonPath");
+        if path.is_empty() {
+            errors.required(format!("{place}.jsonPath"), "");
+            continue;
+        }
+        let pointer = Path::parse(path).and_then(|path| path.pointer());
+        let Some(pointer) = pointer.filter(|_| path.starts_with('.')) else {
+            let why = "is an invalid path: must be a json path without array notation";
+            errors.invalid(format!("{place}.jsonPath"), path, why);
+            continue;
+        };
+        if pointer == "/metadata" || pointer.starts_with("/metadata/") {
+            errors.invalid(&*place, path, "must not point to fields in metadata");
+        } else {
+            match schema_at(version, &pointer).map(|schema| json::text(schema, "/type")) {
+                Some("string" | "boolean" | "integer") => {}
+                Some(_) => {
+                    let why = "must point to a field of type string, boolean or integer. Enum \
+                               string fields and strings with formats are allowed.";
+                    errors.invalid(&*place, path, why);
+                }
+                None => {
+                    let why = "is an invalid path: does not refer to a valid field";
+                    errors.invalid(format!("{place}.jsonPath"), path, why);
+                }
+            }
+        }
+        if !known.insert(pointer) {
+            errors.duplicate(&*place, path);
+        }
+    }
+    if known.len() > MAX_SELECTABLE_FIELDS {
+        errors.too_many(place, known.len(), MAX_SELECTABLE_FIELDS);
+    }
+}
+
+/// The schema of the place that a JSON pointer leads to.
+fn schema_at<'a>(version: &'a Value, pointer: &str) -> Option<&'a Value> {
+    let root = json::at(version, "/schema/openAPIV3Schema")?;
+    pointer.split('/').skip(1).try_fold(root, |schema, token| {
+        let name = token.replace("~1", "/").replace("~0", "~");
+        let property = schema.get("properties").and_then(|all| all.get(&name));
+        property.or_else(|| schema.get("additionalProperties").filter(|inner| inner.is_object()))
+    })
 }
 
 fn validate_path(holder: &Value, field: &str, root: &str, errors: &mut FieldErrors) {
