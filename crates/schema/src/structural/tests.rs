@@ -611,3 +611,112 @@ fn rules_that_could_cost_too_much_refuse_the_definition() {
         assert!(told(&below(limit))[0].contains("exceeds budget"));
     }
 }
+
+/// Lists within lists, patterns of paths and pairs of references, as large as a route of the Gateway
+/// API may have them: the estimate must not refuse what the real server takes.
+#[test]
+fn definitions_as_large_as_routes_are_allowed() {
+    let text = |limit: u64| json!({"type": "string", "maxLength": limit, "minLength": 1});
+    let rules = |texts: &[&str]| -> Value {
+        texts.iter().map(|rule| json!({"rule": rule, "message": "no"})).collect()
+    };
+    let list = |limit: u64, items: Value, texts: &[&str]| {
+        json!({"type": "array", "maxItems": limit, "items": items,
+            "x-kubernetes-list-type": "atomic", "x-kubernetes-validations": rules(texts)})
+    };
+    let object = |properties: Value, texts: &[&str]| {
+        json!({"type": "object", "properties": properties,
+            "x-kubernetes-validations": rules(texts)})
+    };
+    let path = object(
+        json!({
+            "type": {"type": "string", "default": "PathPrefix",
+                "enum": ["Exact", "PathPrefix", "RegularExpression"]},
+            "value": {"type": "string", "default": "/", "maxLength": 1024},
+        }),
+        &[
+            "(self.type in ['Exact', 'PathPrefix']) ? self.value.startsWith('/') : true",
+            "(self.type in ['Exact', 'PathPrefix']) ? !self.value.contains('//') : true",
+            "(self.type in ['Exact', 'PathPrefix']) ? !self.value.endsWith('/..') : true",
+            "self.type in ['Exact', 'PathPrefix'] || self.type == 'RegularExpression'",
+            r#"(self.type in ['Exact']) ? self.value.matches(r"""^(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|[%][0-9a-fA-F]{2})+$""") : true"#,
+        ],
+    );
+    let target = object(
+        json!({
+            "type": {"type": "string", "enum": ["Full", "Prefix"]},
+            "full": text(1024),
+        }),
+        &["self.type == 'Full' ? has(self.full) : true"],
+    );
+    let filter = object(
+        json!({
+            "type": {"type": "string", "enum": ["Mirror", "Redirect", "Rewrite"]},
+            "mirror": object(json!({"host": text(253)}), &[]),
+            "redirect": object(json!({"path": target}), &[]),
+        }),
+        &[
+            "!(has(self.mirror) && self.type != 'Mirror')",
+            "!(!has(self.redirect) && self.type == 'Redirect')",
+        ],
+    );
+    let filters = &[
+        "!(self.exists(f, f.type == 'Redirect') && self.exists(f, f.type == 'Rewrite'))",
+        "self.filter(f, f.type == 'Redirect').size() <= 1",
+    ];
+    let backend =
+        object(json!({"name": text(253), "filters": list(16, filter.clone(), filters)}), &[]);
+    let a_match = object(json!({"path": path, "headers": list(16, text(4096), &[])}), &[]);
+    let rule = object(
+        json!({
+            "matches": list(64, a_match, &[]),
+            "filters": list(16, filter, filters),
+            "backends": list(16, backend, &[]),
+        }),
+        &[
+            "(has(self.backends) && size(self.backends) > 0) ? (!has(self.filters) || self.filters.all(f, !has(f.redirect))) : true",
+            "(has(self.filters) && self.filters.exists_one(f, has(f.redirect) && has(f.redirect.path) && f.redirect.path.type == 'Prefix')) ? ((size(self.matches) != 1 || !has(self.matches[0].path) || self.matches[0].path.type != 'PathPrefix') ? false : true) : true",
+        ],
+    );
+    let terms: Vec<String> = (0..16)
+        .map(|index| format!("(self.size() > {index} ? self[{index}].matches.size() : 0)"))
+        .collect();
+    let total = format!("{} <= 128", terms.join(" + "));
+    let parent = object(
+        json!({"group": text(253), "kind": text(63), "name": text(253),
+            "namespace": text(63), "section": text(253)}),
+        &[],
+    );
+    let parents = "self.all(p1, self.exists_one(p2, p1.group == p2.group && p1.kind == p2.kind && p1.name == p2.name && (((!has(p1.__namespace__) || p1.__namespace__ == '') && (!has(p2.__namespace__) || p2.__namespace__ == '')) || (has(p1.__namespace__) && has(p2.__namespace__) && p1.__namespace__ == p2.__namespace__)) && (has(p1.section) && has(p2.section) && p1.section == p2.section)))";
+    let annotations = json!({"type": "object", "maxProperties": 8,
+    "additionalProperties": {"type": "string", "maxLength": 4096},
+    "x-kubernetes-validations": rules(&[
+        r#"self.all(key, key.matches(r"""^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$"""))"#,
+        "self.all(key, key.split('/')[0].size() < 253)",
+    ])});
+    let patterns = [
+        r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        r"^[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?$|[a-z0-9](\.[a-z0-9])*\/[A-Za-z0-9]+$",
+        r"^[A-Za-z0-9!#$%&'*+\-.^_\x60|~]+$",
+        r"(^\*$)|(^(http(s)?):\/\/(((\*\.)?([a-zA-Z0-9\-]+\.)*[a-zA-Z0-9-]+|\*)(:([0-9]{1,5}))?)$)",
+        r"^(([^:/?#]+):)(//([^/?#]*))([^?#]*)(\?([^#]*))?(#(.*))?",
+        r"^([0-9]{1,5}(h|m|s|ms)){1,4}$",
+    ];
+    let patterns: serde_json::Map<String, Value> = (0..)
+        .zip(patterns)
+        .map(|(index, one)| (format!("p{index}"), json!({"type": "string", "pattern": one})))
+        .collect();
+    let spec = object(
+        json!({
+            "rules": list(16, rule, &[&total]),
+            "parents": list(32, parent, &[parents]),
+            "annotations": annotations,
+            "patterns": {"type": "object", "properties": patterns},
+            "class": {"type": "string", "maxLength": 253,
+                "x-kubernetes-validations": rules(&["self == oldSelf"])},
+        }),
+        &[],
+    );
+    let tree = json!({"type": "object", "required": ["spec"], "properties": {"spec": spec}});
+    assert_eq!(check(&tree, "s"), []);
+}
