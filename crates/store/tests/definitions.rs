@@ -206,6 +206,41 @@ fn a_wrong_definition_is_refused_in_the_words_of_the_real_server() {
     }
 }
 
+/// A conversion that is never needed keeps no definition out.
+#[test]
+fn a_webhook_that_converts_is_let_in_where_one_version_is_served() {
+    let mut api = Api::new();
+    let mut crd = gadgets();
+    crd["spec"]["versions"][0]["served"] = false.into();
+    let service = json!({"namespace": "default", "name": "convert"});
+    crd["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {
+        "clientConfig": {"service": service}, "conversionReviewVersions": ["v1"]}});
+    for (pointer, expected) in [
+        ("/spec/conversion/webhook", "spec.conversion.webhookClientConfig: Required value"),
+        (
+            "/spec/conversion/webhook/clientConfig/service",
+            "spec.conversion.webhookClientConfig: Required value: exactly one of url or service",
+        ),
+        (
+            "/spec/conversion/webhook/conversionReviewVersions",
+            "spec.conversion.conversionReviewVersions: Required value",
+        ),
+    ] {
+        let mut wrong = crd.clone();
+        *wrong.pointer_mut(pointer).expect("a member") = Value::Null;
+        let refused = api.create("customresourcedefinitions", "", wrong).expect_err(pointer);
+        assert!(refused.message.contains(expected), "{refused}");
+    }
+    let made = api.create("customresourcedefinitions", "", crd.clone()).expect("made");
+    assert_eq!(made.value["spec"]["conversion"]["webhook"]["clientConfig"]["service"]["port"], 443);
+    make(&mut api, "g", json!({"size": 3}));
+    crd["spec"]["versions"][0]["served"] = true.into();
+    crd["metadata"]["name"] = "gizmos.example.com".into();
+    crd["spec"]["names"] = json!({"plural": "gizmos", "kind": "Gizmo"});
+    let refused = api.create("customresourcedefinitions", "", crd).expect_err("two versions");
+    assert!(refused.message.contains("flatnet calls no conversion webhooks"), "{refused}");
+}
+
 #[test]
 fn an_object_is_defaulted_pruned_and_judged() {
     let mut api = defined();

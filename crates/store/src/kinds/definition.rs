@@ -33,6 +33,10 @@ pub(crate) static DEFINITION: Resource = Resource {
 fn default(value: &mut Value) {
     json::set_default(value, "/spec/conversion", tree!({"strategy": "None"}));
     json::set_default_text(value, "/spec/conversion/strategy", "None");
+    let service = "/spec/conversion/webhook/clientConfig/service";
+    if json::at(value, service).is_some() {
+        json::set_default(value, &format!("{service}/port"), 443);
+    }
     let kind = json::text(value, "/spec/names/kind").to_owned();
     if !kind.is_empty() {
         json::set_default_text(value, "/spec/names/singular", &kind.to_lowercase());
