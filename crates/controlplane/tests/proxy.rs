@@ -2,8 +2,11 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use client::ResourcePath;
 use http_body_util::{BodyExt as _, Full};
@@ -12,6 +15,7 @@ use hyper::header::{CONNECTION, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use model::Timestamp;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -72,6 +76,9 @@ async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>,
         *refusal.status_mut() = StatusCode::BAD_REQUEST;
         return Ok(refusal);
     }
+    if asked == "/stats/summary" {
+        return Ok(Response::new(Full::from(summary().to_string())));
+    }
     if !["/exec/", "/attach/", "/portForward/"].iter().any(|verb| asked.starts_with(verb)) {
         return Ok(Response::new(Full::from(format!("{} {asked}\n", request.method()))));
     }
@@ -104,6 +111,43 @@ async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>,
     }
     Ok(response)
 }
+
+/// What a node uses on which the pod `one` works and `two` does nothing: the one half of a processor,
+/// the other none. `default` has started this moment.
+fn summary() -> Value {
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    static START: OnceLock<Instant> = OnceLock::new();
+    let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+    let elapsed = START.get_or_init(Instant::now).elapsed();
+    let time = Timestamp::from_seconds(1_000_000).after(elapsed);
+    let measured = |name: &str, cpu_ns: u128, started_s: u64| {
+        json!({
+            "name": name,
+            "startTime": Timestamp::from_seconds(started_s as i64).micro(),
+            "cpu": {"time": time.micro(), "usageCoreNanoSeconds": cpu_ns as u64},
+            "memory": {"time": time.micro(), "workingSetBytes": 3 << 20},
+        })
+    };
+    let pod = |name: &str, container: Value| {
+        let uid = UIDS.lock().expect("no panic").get(name).cloned();
+        json!({
+            "podRef": {"name": name, "namespace": "default", "uid": uid},
+            "containers": [container],
+        })
+    };
+    let half = elapsed.as_nanos() / 2;
+    json!({
+        "node": measured("node1", half + elapsed.as_nanos(), 0),
+        "pods": [
+            pod("one", measured("main", half, 1)),
+            pod("two", measured("first", 7, 1)),
+            pod("default", measured("first", 7, 2 + asked)),
+        ],
+    })
+}
+
+/// The identities of the pods, which only their server knows.
+static UIDS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
 
 /// A server, a node that reports `address`, and pods on it and on none.
 async fn cluster(scratch: &Scratch, address: &str) -> Server {
@@ -147,13 +191,18 @@ async fn cluster(scratch: &Scratch, address: &str) -> Server {
             pod["spec"]["nodeName"] = json!(node);
         }
         let pods = ResourcePath::new("v1", "pods").namespace("default");
-        let _: Value = server.client.create(&pods, &pod).await.expect("a pod");
+        let made: Value = server.client.create(&pods, &pod).await.expect("a pod");
+        let uid = made["metadata"]["uid"].as_str().expect("an identity").to_owned();
+        UIDS.lock().expect("no panic").insert(name.to_owned(), uid);
     }
     server
 }
 
 async fn ask(server: &Server, method: Method, path: &str) -> (u16, String) {
-    let uri = format!("/api/v1/namespaces/default/pods/{path}");
+    ask_at(server, method, &format!("/api/v1/namespaces/default/pods/{path}")).await
+}
+
+async fn ask_at(server: &Server, method: Method, uri: &str) -> (u16, String) {
     let request = Request::builder().method(method).uri(uri).body(Full::default());
     let endpoint = endpoint(server);
     let response = within("an answer", endpoint.send_once(request.expect("a request"))).await;
@@ -164,6 +213,7 @@ async fn ask(server: &Server, method: Method, path: &str) -> (u16, String) {
 
 #[tokio::test]
 async fn logs_come_from_the_runtime_of_the_pods_node() {
+    let _alone = ONE_CLUSTER.lock().await;
     let scratch = Scratch::new("log");
     let server = cluster(&scratch, "127.0.0.1").await;
     let logs = async |path: &str| ask(&server, Method::GET, path).await;
@@ -238,6 +288,7 @@ async fn upgrade(
 
 #[tokio::test]
 async fn streams_join_both_connections() {
+    let _alone = ONE_CLUSTER.lock().await;
     let scratch = Scratch::new("streams");
     let server = cluster(&scratch, "127.0.0.1").await;
     let cases: &[Joined] = &[
@@ -304,6 +355,7 @@ async fn streams_join_both_connections() {
 
 #[tokio::test]
 async fn streams_without_a_known_upgrade_are_refused() {
+    let _alone = ONE_CLUSTER.lock().await;
     let scratch = Scratch::new("upgrade");
     let server = cluster(&scratch, "127.0.0.1").await;
     for verb in ["exec?command=ls&", "attach?", "portforward?"] {
@@ -325,6 +377,7 @@ async fn streams_without_a_known_upgrade_are_refused() {
 
 #[tokio::test]
 async fn credentials_never_leave_the_node_range() {
+    let _alone = ONE_CLUSTER.lock().await;
     for address in ["192.0.2.1", "169.254.169.254", "::1"] {
         let scratch = Scratch::new("range");
         let server = cluster(&scratch, address).await;
@@ -333,4 +386,222 @@ async fn credentials_never_leave_the_node_range() {
         assert!(body.contains("no InternalIP in the node range"), "{body}");
         server.running.stop().await;
     }
+}
+
+/// All pods of all servers of these tests have the same names: one test at a time.
+static ONE_CLUSTER: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+async fn get_json(server: &Server, path: &str) -> (u16, Value) {
+    let (code, body) = ask_at(server, Method::GET, path).await;
+    (code, serde_json::from_str(&body).expect("JSON"))
+}
+
+#[tokio::test]
+async fn use_is_measured_between_two_samples_of_the_runtime() {
+    let _alone = ONE_CLUSTER.lock().await;
+    let scratch = Scratch::new("metrics");
+    let server = cluster(&scratch, "127.0.0.1").await;
+    let base = "/apis/metrics.k8s.io/v1beta1";
+    let (code, resources) = get_json(&server, base).await;
+    let kinds: Vec<&Value> =
+        resources["resources"].as_array().expect("rows").iter().map(|row| &row["kind"]).collect();
+    assert_eq!((code, kinds), (200, vec![&json!("NodeMetrics"), &json!("PodMetrics")]));
+    let (code, nodes) = get_json(&server, &format!("{base}/nodes")).await;
+    assert_eq!((code, &nodes["kind"]), (200, &json!("NodeMetricsList")));
+    let node = &nodes["items"][0];
+    assert_eq!(
+        (&node["metadata"]["name"], &node["usage"]["memory"]),
+        (&json!("node1"), &json!("3Mi"))
+    );
+    let cores = nanocores(&node["usage"]["cpu"]);
+    assert!((1_490_000_000..1_510_000_000).contains(&cores), "one and a half: {node}");
+    let (_, pods) = get_json(&server, &format!("{base}/namespaces/default/pods")).await;
+    let names: Vec<&Value> = pods["items"]
+        .as_array()
+        .expect("pods")
+        .iter()
+        .map(|pod| &pod["metadata"]["name"])
+        .collect();
+    assert_eq!(
+        names,
+        ["one", "two"],
+        "what has just started has no rate, and what has no node none"
+    );
+    let cores = nanocores(&pods["items"][0]["containers"][0]["usage"]["cpu"]);
+    assert!((490_000_000..510_000_000).contains(&cores), "half a processor: {pods}");
+    assert_eq!(pods["items"][1]["containers"][0]["usage"]["cpu"], "0");
+    // The answer serves for a while: the same window for all who ask.
+    let (_, one) = get_json(&server, &format!("{base}/namespaces/default/pods/one")).await;
+    assert_eq!(one["timestamp"], pods["items"][0]["timestamp"]);
+    assert_eq!(one["window"], pods["items"][0]["window"]);
+    for (path, message) in [
+        (
+            "namespaces/default/pods/default",
+            "podmetrics.metrics.k8s.io \"default/default\" not found",
+        ),
+        ("namespaces/default/pods/nope", "podmetrics.metrics.k8s.io \"default/nope\" not found"),
+        ("nodes/nope", "nodemetrics.metrics.k8s.io \"nope\" not found"),
+    ] {
+        let (code, status) = get_json(&server, &format!("{base}/{path}")).await;
+        assert_eq!((code, &status["message"]), (404, &json!(message)), "{path}");
+    }
+    let (_, none) = get_json(&server, &format!("{base}/pods?labelSelector=app%3Dnone")).await;
+    assert_eq!(none["items"], json!([]));
+    for path in ["nodes?watch=true", "namespaces/default/pods?watch=1"] {
+        assert_eq!(get_json(&server, &format!("{base}/{path}")).await.0, 405, "{path}");
+    }
+    let (code, _) = ask_at(&server, Method::DELETE, &format!("{base}/nodes/node1")).await;
+    assert_eq!(code, 405);
+    server.running.stop().await;
+}
+
+fn nanocores(cpu: &Value) -> u64 {
+    let text = cpu.as_str().expect("a quantity");
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let unit = match &text[digits.len()..] {
+        "n" => 1,
+        "u" => 1_000,
+        "m" => 1_000_000,
+        "" => 1_000_000_000,
+        other => panic!("{text}: {other}"),
+    };
+    digits.parse::<u64>().expect("a number") * unit
+}
+
+/// A program of a pod: it says what it was asked, and by whom.
+async fn program() -> u16 {
+    let listener = TcpListener::bind((LOOPBACK, 0)).await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service_fn(said))
+                    .await;
+            });
+        }
+    });
+    port
+}
+
+async fn said(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let names: Vec<&str> = request.headers().keys().map(|name| name.as_str()).collect();
+    let text = format!("{} {} {names:?}", request.method(), request.uri());
+    let moved = request.uri().path() == "/moved";
+    let body = request.into_body().collect().await.expect("a body").to_bytes();
+    let mut answer = Response::new(Full::from(format!("{text} {}", body.len())));
+    if moved {
+        *answer.status_mut() = StatusCode::FOUND;
+        answer.headers_mut().insert("location", "/there?x=1".parse().expect("a value"));
+    }
+    Ok(answer)
+}
+
+#[tokio::test]
+async fn requests_are_sent_on_to_pods_and_nodes_and_nowhere_else() {
+    let _alone = ONE_CLUSTER.lock().await;
+    let scratch = Scratch::new("sent-on");
+    let server = cluster(&scratch, "127.0.0.1").await;
+    let port = program().await;
+    let at = |address: &'static str, host_network: bool| {
+        let client = server.client.clone();
+        async move {
+            let name = format!("at-{}-{host_network}", address.replace([':', '.'], "-"));
+            let pods = ResourcePath::new("v1", "pods").namespace("default");
+            let mut pod: Value = client
+                .create(
+                    &pods,
+                    &json!({
+                        "metadata": {"name": name},
+                        "spec": {
+                            "nodeName": "node1", "hostNetwork": host_network,
+                            "containers": [{"name": "main", "image": "x"}],
+                        },
+                    }),
+                )
+                .await
+                .expect("a pod");
+            pod["status"] = json!({"phase": "Running", "podIP": address});
+            let path = pods.name(name.clone());
+            let _: Value = client.update_status(&path, &pod).await.expect("its address");
+            name
+        }
+    };
+    let own = at("127.0.0.1", true).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let (code, text) =
+        ask_at(&server, Method::GET, &format!("{pods}/{own}:{port}/proxy/a%2Fb/c?x=y%20z")).await;
+    assert_eq!((code, text.as_str()), (200, "GET /a%2Fb/c?x=y%20z [\"host\"] 0"));
+    let (code, text) =
+        ask_at(&server, Method::PUT, &format!("{pods}/http:{own}:{port}/proxy/")).await;
+    assert!(code == 200 && text.starts_with("PUT / "), "{code} {text}");
+    // Redirects are the client's to follow, through here again.
+    for (asked, place) in [("/moved", "/there?x=1"), ("", "/")] {
+        let base = format!("{pods}/{own}:{port}/proxy");
+        let request = Request::get(format!("{base}{asked}")).body(Full::default());
+        let response = endpoint(&server).send_once(request.expect("a request")).await;
+        let response = response.expect("an answer");
+        assert!(response.status().is_redirection(), "{}", response.status());
+        assert_eq!(response.headers()["location"], format!("{base}{place}").as_str());
+    }
+    let mut refused = vec![
+        (format!("{pods}/{own}:99999/proxy/"), 400, "is not between 1 and 65535"),
+        (format!("{pods}/https:{own}:{port}/proxy/"), 400, "TLS to pods is not spoken"),
+        (format!("{pods}/nope:80/proxy/"), 404, "not found"),
+        (format!("{pods}/pending/proxy/"), 503, "has no address yet"),
+    ];
+    // What a node says of its pods leads nobody to this machine, or to where clouds keep secrets.
+    for address in ["127.0.0.1", "169.254.169.254", "::1", "192.0.2.1"] {
+        let name = at(address, false).await;
+        refused.push((format!("{pods}/{name}:{port}/proxy/"), 400, "address not allowed"));
+    }
+    let metadata = at("169.254.169.254", true).await;
+    refused.push((format!("{pods}/{metadata}:80/proxy/"), 400, "address not allowed"));
+    let nodes = "/api/v1/nodes";
+    refused.extend([
+        (format!("{nodes}/node1:22/proxy/"), 400, "alone is asked"),
+        (format!("{nodes}/nope/proxy/healthz"), 404, "not found"),
+    ]);
+    for (path, code, text) in refused {
+        let (found, body) = ask_at(&server, Method::GET, &path).await;
+        assert!(found == code && body.contains(text), "{path}: {found} {body}");
+    }
+    let (code, text) =
+        ask_at(&server, Method::GET, &format!("{nodes}/node1/proxy/healthz?a")).await;
+    assert_eq!((code, text.as_str()), (200, "GET /healthz?a\n"));
+    let (code, _) = ask_at(&server, Method::POST, &format!("{nodes}/node1/proxy/exec/a/b/c")).await;
+    assert_eq!(code, 405, "streams have rights of their own");
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_without_ready_endpoints_is_asked_nowhere() {
+    let _alone = ONE_CLUSTER.lock().await;
+    let scratch = Scratch::new("service");
+    let server = cluster(&scratch, "127.0.0.1").await;
+    let services = ResourcePath::new("v1", "services").namespace("default");
+    let ports = json!([{"name": "http", "port": 80}, {"name": "other", "port": 81}]);
+    let service = json!({"metadata": {"name": "web"}, "spec": {"ports": ports}});
+    let _: Value = server.client.create(&services, &service).await.expect("a Service");
+    let slices = ResourcePath::new("discovery.k8s.io/v1", "endpointslices").namespace("default");
+    let slice = json!({
+        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": [{"addresses": ["192.0.2.1"], "conditions": {"ready": false}}],
+    });
+    let _: Value = server.client.create(&slices, &slice).await.expect("a slice");
+    let base = "/api/v1/namespaces/default/services";
+    for (name, code, text) in [
+        ("web:http", 503, "no endpoints available for service \\\"web\\\""),
+        ("web:80", 503, "no endpoints available"),
+        ("web:nope", 503, "no service port \\\"nope\\\" found for service \\\"web\\\""),
+        ("web", 503, "no service port"),
+        ("none:80", 404, "services \\\"none\\\" not found"),
+    ] {
+        let (found, body) = ask_at(&server, Method::GET, &format!("{base}/{name}/proxy/")).await;
+        assert!(found == code && body.contains(text), "{name}: {found} {body}");
+    }
+    server.running.stop().await;
 }

@@ -98,6 +98,16 @@ fn table(ids: &Ids) -> Vec<(&'static str, &'static str, &'static str, Value)> {
         ("?..xx.....??x", "POST", "/api/v1/namespaces/shop/pods/web-0/exec", none.clone()),
         ("?..xx.....??x", "POST", "/api/v1/namespaces/shop/pods/web-0/portforward", none.clone()),
         ("?..xxx....??x", "POST", "/api/v1/namespaces/shop/pods/web-a/eviction", eviction),
+        ("?..xx.....??x", "GET", "/api/v1/namespaces/shop/pods/web-0/proxy/", none.clone()),
+        ("?..xx.....??x", "POST", "/api/v1/namespaces/shop/services/web/proxy/", none.clone()),
+        ("?.........??x", "GET", "/api/v1/nodes/a/proxy/healthz", none.clone()),
+        (
+            "?.xxx....x??x",
+            "GET",
+            "/apis/metrics.k8s.io/v1beta1/namespaces/shop/pods",
+            none.clone(),
+        ),
+        ("?.........??x", "GET", "/apis/metrics.k8s.io/v1beta1/nodes", none.clone()),
         (
             "?.........??x",
             "POST",

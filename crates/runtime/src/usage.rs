@@ -238,7 +238,7 @@ mod tests {
 
     impl Drop for Group {
         fn drop(&mut self) {
-            for root in self.0.first().and_then(|first| first.parent()) {
+            if let Some(root) = self.0.first().and_then(|first| first.parent()) {
                 let _ = fs::remove_dir_all(root);
             }
         }

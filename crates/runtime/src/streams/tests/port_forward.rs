@@ -343,3 +343,80 @@ proptest! {
         });
     }
 }
+
+/// Answers each datagram with the same bytes reversed.
+async fn datagram_reverser(address: IpAddr) -> u16 {
+    let socket = tokio::net::UdpSocket::bind((address, 0)).await.expect("a port");
+    let port = socket.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((count, client)) = socket.recv_from(&mut buffer).await {
+            buffer[..count].reverse();
+            let _ = socket.send_to(&buffer[..count], client).await;
+        }
+    });
+    port
+}
+
+/// Opens a flow of datagrams: data and error stream.
+async fn datagrams(
+    client: &mut Client<DuplexStream>,
+    request: &str,
+    port: u16,
+    protocol: &str,
+) -> (u32, u32) {
+    let port = port.to_string();
+    let headers = |kind| {
+        [
+            ("streamtype", kind),
+            ("port", port.as_str()),
+            ("requestid", request),
+            ("protocol", protocol),
+        ]
+    };
+    let error = client.open(&headers("error")).await;
+    client.send(error, b"", true).await;
+    (client.open(&headers("data")).await, error)
+}
+
+#[test]
+fn datagrams_stay_apart_and_find_back_to_their_client() {
+    run(async {
+        for address in [V4, V6] {
+            let port = datagram_reverser(address).await;
+            let mut client = session();
+            let (first, _) = datagrams(&mut client, "1", port, "UDP").await;
+            let (second, fault) = datagrams(&mut client, "2", port, "UDP").await;
+            for (stream, text) in [(first, "abc"), (second, "xyz"), (first, "def")] {
+                client.send(stream, text.as_bytes(), false).await;
+                let reversed: Vec<u8> = text.bytes().rev().collect();
+                client
+                    .until("the answer", |client| client.received.get(&stream) == Some(&reversed))
+                    .await;
+                client.received.remove(&stream);
+            }
+            client.send(second, b"", true).await;
+            assert_eq!(client.whole(fault).await, b"", "it ended as it should");
+            assert!(!client.finished.contains(&first), "the other goes on");
+        }
+    });
+}
+
+#[test]
+fn a_port_without_a_listener_is_told_of_datagrams_too() {
+    run(async {
+        let socket = tokio::net::UdpSocket::bind((V4, 0)).await.expect("a port");
+        let port = socket.local_addr().expect("an address").port();
+        drop(socket);
+        let mut client = session();
+        let (data, error) = datagrams(&mut client, "1", port, "UDP").await;
+        client.send(data, b"hello", false).await;
+        let fault = String::from_utf8_lossy(&client.whole(error).await).into_owned();
+        let expected = format!("error forwarding port {port} to pod web, uid 42: dial udp [::1]");
+        assert!(fault.starts_with(&expected) && fault.ends_with("connection refused"), "{fault}");
+        assert_eq!(client.whole(data).await, b"");
+        // What is neither is refused stream by stream, and the session goes on.
+        let (data, error) = datagrams(&mut client, "2", port, "SCTP").await;
+        client.until("refusals", |client| client.reset == [error, data]).await;
+    });
+}
