@@ -3,6 +3,7 @@
 //!
 //! Source: kubernetes.io, "Auditing".
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -154,6 +155,8 @@ pub(crate) struct Entry {
     pub object: Value,
     /// Whether its answer goes on after its head.
     pub is_stream: bool,
+    /// What policies note of it.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Entry {
@@ -190,6 +193,9 @@ impl Entry {
         });
         if let Some(impersonated) = &self.impersonated {
             event["impersonatedUser"] = impersonated.info();
+        }
+        if !self.annotations.is_empty() {
+            event["annotations"] = json!(self.annotations);
         }
         if !self.object.is_null() {
             event["objectRef"] = self.object;

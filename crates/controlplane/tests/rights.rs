@@ -101,12 +101,7 @@ fn table(ids: &Ids) -> Vec<(&'static str, &'static str, &'static str, Value)> {
         ("?..xx.....??x", "GET", "/api/v1/namespaces/shop/pods/web-0/proxy/", none.clone()),
         ("?..xx.....??x", "POST", "/api/v1/namespaces/shop/services/web/proxy/", none.clone()),
         ("?.........??x", "GET", "/api/v1/nodes/a/proxy/healthz", none.clone()),
-        (
-            "?.xxx....x??x",
-            "GET",
-            "/apis/metrics.k8s.io/v1beta1/namespaces/shop/pods",
-            none.clone(),
-        ),
+        ("?.xxx....x??x", "GET", "/apis/metrics.k8s.io/v1beta1/namespaces/shop/pods", none.clone()),
         ("?.........??x", "GET", "/apis/metrics.k8s.io/v1beta1/nodes", none.clone()),
         (
             "?.........??x",
@@ -243,6 +238,18 @@ fn table(ids: &Ids) -> Vec<(&'static str, &'static str, &'static str, Value)> {
             "POST",
             "/apis/authentication.k8s.io/v1/tokenreviews",
             json!({"spec": {"token": "x"}}),
+        ),
+        (
+            "?.........??x",
+            "POST",
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+            json!({"metadata": {"name": "new"}, "spec": {}}),
+        ),
+        (
+            "?.........??x",
+            "GET",
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+            Value::Null,
         ),
         // The cluster.
         ("?.xxxxx..x??x", "GET", "/api/v1/namespaces/shop", none.clone()),

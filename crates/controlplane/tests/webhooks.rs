@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use client::{Client, ClientError, DeleteOptions, ListOptions, PatchKind, ResourcePath};
+use client::{
+    Client, ClientError, DeleteOptions, HttpsTransport, ListOptions, PatchKind, ResourcePath,
+    Transport as _,
+};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -139,6 +142,7 @@ async fn answer(
             "status": {"code": 403, "reason": "Forbidden", "message": "ask your admin"}}),
         "mute" => json!({"allowed": false}),
         "warn" => json!({"allowed": true, "warnings": ["that is old"]}),
+        "halve" => patch(json!([{"op": "replace", "path": "/spec/replicas", "value": 1}])),
         "first" => label("first", &count.to_string()),
         "second" => label("second", &count.to_string()),
         "spoil" => label("bad label", "x"),
@@ -477,18 +481,6 @@ async fn dry_runs_warnings_and_collections() {
     let absent = server.client.get_optional::<Value>(&maps().name("dry")).await.expect("an answer");
     assert_eq!(absent, None);
 
-    let mut uncalled = hook.webhook("allow");
-    uncalled["rules"] = json!([{"operations": ["CONNECT"], "apiGroups": [""],
-        "apiVersions": ["v1"], "resources": ["pods/exec"]}]);
-    let body = json!({"metadata": {"name": "uncalled"}, "webhooks": [uncalled]});
-    let request = Request::post(format!("/apis/{GROUP_VERSION}/validatingwebhookconfigurations"))
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))
-        .expect("a request");
-    let answer = support::endpoint(&server).send_once(request).await.expect("an answer");
-    let warning = answer.headers()["warning"].to_str().expect("text");
-    assert!(warning.contains("webhooks[0].rules: pods/exec: this server asks"), "{warning}");
-
     for name in ["a", "b"] {
         create(&server, name).await.expect("created");
     }
@@ -580,8 +572,23 @@ async fn configurations_that_could_not_be_honoured_are_refused() {
         ),
         (
             "/matchConditions",
-            json!([{"name": "a", "expression": "true"}]),
-            "match conditions are not evaluated by this server",
+            json!([{"name": "a", "expression": "object.spec.size() > 'a'"}]),
+            "matchConditions[0].expression: Invalid value",
+        ),
+        (
+            "/matchConditions",
+            json!([{"name": "a", "expression": "request.nope == ''"}]),
+            "compilation failed: ERROR: <input>:1:9: undefined field 'nope'",
+        ),
+        (
+            "/matchConditions",
+            json!([{"name": "a", "expression": "request.name"}]),
+            "must evaluate to bool",
+        ),
+        (
+            "/matchConditions",
+            json!([{"name": "a", "expression": "true"}, {"name": "a", "expression": "true"}]),
+            "matchConditions[1].name: Duplicate value",
         ),
     ];
     for (pointer, value, text) in cases {
@@ -595,6 +602,205 @@ async fn configurations_that_could_not_be_honoured_are_refused() {
         let refused = configure(&server, "mutating", json!([webhook])).await.expect_err(text);
         let (code, refused) = message(refused);
         assert!(code == 422 && refused.contains(text), "{pointer} {value}: {code} {refused}");
+    }
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn match_conditions_choose_too() {
+    let scratch = Scratch::new("webhook-conditions");
+    let server = start(&scratch.0, 0).await;
+    let hook = Hook::start(LOOPBACK, &[]).await;
+    let failing = "object.nope.deep == 'x'";
+    // Conditions, what they do with a failure, and what comes of the write: it is asked about,
+    // it is not, or it is refused unasked.
+    let cases: [(&[&str], &str, Option<bool>); 8] = [
+        (&["object.data.a == 'b'"], "Fail", Some(true)),
+        (&["object.data.a == 'c'"], "Fail", Some(false)),
+        (&["request.operation == 'CREATE'", "oldObject == null"], "Fail", Some(true)),
+        (&["request.userInfo.groups.exists(g, g == 'system:masters')"], "Fail", Some(true)),
+        (&["request.userInfo.username.startsWith('system:')"], "Fail", Some(false)),
+        (&[failing], "Fail", None),
+        (&[failing], "Ignore", Some(false)),
+        (&[failing, "request.dryRun"], "Fail", Some(false)),
+    ];
+    for (index, (expressions, policy, expected)) in cases.into_iter().enumerate() {
+        for kind in ["validating", "mutating"] {
+            let mut webhook = hook.webhook("deny");
+            let conditions = expressions
+                .iter()
+                .enumerate()
+                .map(|(place, text)| json!({"name": format!("c{place}"), "expression": text}));
+            webhook["matchConditions"] = conditions.collect();
+            webhook["failurePolicy"] = policy.into();
+            configure(&server, kind, json!([webhook])).await.expect("configured");
+            let made = create(&server, &format!("{kind}{index}")).await;
+            let asked = hook.asked().len();
+            match expected {
+                Some(true) => assert!(made.is_err() && asked == 1, "{expressions:?}"),
+                Some(false) => assert!(made.is_ok() && asked == 0, "{expressions:?}: {made:?}"),
+                None => {
+                    let (code, text) = message(made.expect_err("refused"));
+                    let why = format!("is forbidden: expression '{failing}' resulted in error: ");
+                    assert!(code == 403 && text.contains(&why) && asked == 0, "{code} {text}");
+                }
+            }
+            configure(&server, kind, json!([])).await.expect("configured");
+        }
+    }
+    server.running.stop().await;
+}
+
+/// What a request to a path comes to, for which the client has no call.
+async fn raw(server: &Server, method: &str, path: &str, body: Value) -> (u16, Value) {
+    let request = Request::builder().method(method).uri(path);
+    let request = request.header("content-type", "application/json");
+    let request = request.body(Full::new(Bytes::from(body.to_string()))).expect("a request");
+    let transport = HttpsTransport::new(support::endpoint(server));
+    let answer = support::within("an answer", transport.send(request)).await.expect("an answer");
+    let code = answer.status().as_u16();
+    let body = answer.into_body().collect().await.expect("a body").to_bytes();
+    (code, serde_json::from_slice(&body).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn subresources_and_connections_are_asked_about_in_kinds_of_their_own() {
+    let scratch = Scratch::new("webhook-subresources");
+    let server = start(&scratch.0, 0).await;
+    let hook = Hook::start(LOOPBACK, &[]).await;
+    let template = json!({"metadata": {"labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let deployment = json!({"metadata": {"name": "d"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});
+    let deployments = ResourcePath::new("apps/v1", "deployments").namespace("default");
+    server.client.create::<_, Value>(&deployments, &deployment).await.expect("created");
+    let mut pod = json!({"metadata": {"name": "p"}});
+    pod["spec"] = template["spec"].clone();
+    let pods = ResourcePath::new("v1", "pods").namespace("default");
+    server.client.create::<_, Value>(&pods, &pod).await.expect("created");
+    let accounts = ResourcePath::new("v1", "serviceaccounts").namespace("default");
+    let account = json!({"metadata": {"name": "runner"}});
+    server.client.create::<_, Value>(&accounts, &account).await.expect("created");
+    let with = |path: &str| {
+        let mut webhook = hook.webhook(path);
+        webhook["rules"] = json!([{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"],
+            "resources": ["*/scale", "pods/binding", "pods/eviction", "pods/exec",
+                "serviceaccounts/token"]}]);
+        json!([webhook])
+    };
+    let base = "/api/v1/namespaces/default";
+    let scale = "/apis/apps/v1/namespaces/default/deployments/d/scale";
+    let requests = [
+        (
+            "PUT",
+            scale.to_owned(),
+            json!({"metadata": {"name": "d"}, "spec": {"replicas": 3}}),
+            "UPDATE",
+            "Scale",
+            200,
+        ),
+        (
+            "POST",
+            format!("{base}/serviceaccounts/runner/token"),
+            json!({"spec": {}}),
+            "CREATE",
+            "TokenRequest",
+            201,
+        ),
+        // No node has it, so that there is nobody to connect to.
+        (
+            "GET",
+            format!("{base}/pods/p/exec?command=ls&command=-l&stdout=true"),
+            Value::Null,
+            "CONNECT",
+            "PodExecOptions",
+            400,
+        ),
+        (
+            "POST",
+            format!("{base}/pods/p/binding"),
+            json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}}),
+            "CREATE",
+            "Binding",
+            201,
+        ),
+        (
+            "POST",
+            format!("{base}/pods/p/eviction"),
+            json!({"metadata": {"name": "p"}}),
+            "CREATE",
+            "Eviction",
+            201,
+        ),
+    ];
+    for (method, path, body, operation, kind, code) in &requests {
+        configure(&server, "validating", with("deny")).await.expect("configured");
+        let (found, answer) = raw(&server, method, path, body.clone()).await;
+        let text = answer["message"].as_str().unwrap_or_default();
+        assert!(found == 400 && text.contains("denied the request: not here"), "{kind}: {answer}");
+        let asked = hook.asked();
+        configure(&server, "validating", with("allow")).await.expect("configured");
+        let (found, answer) = raw(&server, method, path, body.clone()).await;
+        assert_eq!(found, *code, "{kind}: {answer}");
+        assert_eq!(hook.asked().len(), 1, "{kind}: once, and not about what follows from it");
+        let request = &asked[0].1;
+        assert_eq!(
+            (&request["operation"], &request["kind"]["kind"]),
+            (&json!(operation), &json!(kind))
+        );
+        assert_eq!(request["object"]["kind"], *kind, "{request}");
+        let part = path.split(['/', '?']).find(|part| request["subResource"] == *part);
+        assert!(part.is_some() && request["namespace"] == "default", "{request}");
+        match *kind {
+            "Scale" => {
+                assert_eq!(request["oldObject"]["spec"]["replicas"], 1);
+                assert_eq!(request["resource"]["resource"], "deployments");
+            }
+            "PodExecOptions" => {
+                assert_eq!(request["object"]["command"], json!(["ls", "-l"]));
+                assert_eq!(request["object"]["stdout"], true);
+            }
+            _ => {}
+        }
+    }
+    configure(&server, "validating", json!([])).await.expect("configured");
+    configure(&server, "mutating", with("halve")).await.expect("configured");
+    let (_, scaled) = raw(&server, "PUT", scale, requests[0].2.clone()).await;
+    assert_eq!(scaled["spec"]["replicas"], 1, "a webhook's word counts: {scaled}");
+    server.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_webhook_sees_other_versions_in_its_own_unless_it_wants_exact_ones() {
+    let scratch = Scratch::new("webhook-equivalent");
+    let server = start(&scratch.0, 0).await;
+    let hook = Hook::start(LOOPBACK, &[]).await;
+    let schema = json!({"openAPIV3Schema": {"type": "object",
+        "x-kubernetes-preserve-unknown-fields": true}});
+    let version = |name: &str, storage: bool| json!({"name": name, "served": true, "storage": storage, "schema": schema});
+    let definition = json!({"metadata": {"name": "widgets.acme.com"}, "spec": {
+        "group": "acme.com", "scope": "Namespaced",
+        "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
+        "versions": [version("v1", true), version("v1beta1", false)]}});
+    let definitions = ResourcePath::new("apiextensions.k8s.io/v1", "customresourcedefinitions");
+    server.client.create::<_, Value>(&definitions, &definition).await.expect("created");
+    let widgets = ResourcePath::new("acme.com/v1", "widgets").namespace("default");
+    for (policy, asked) in [("Equivalent", true), ("Exact", false)] {
+        let mut webhook = hook.webhook("first");
+        webhook["rules"] = json!([{"operations": ["CREATE"], "apiGroups": ["acme.com"],
+            "apiVersions": ["v1beta1"], "resources": ["widgets"]}]);
+        webhook["matchPolicy"] = policy.into();
+        configure(&server, "mutating", json!([webhook])).await.expect("configured");
+        let widget = json!({"apiVersion": "acme.com/v1", "kind": "Widget",
+            "metadata": {"name": policy.to_lowercase()}});
+        let made: Value = server.client.create(&widgets, &widget).await.expect("created");
+        assert_eq!(made["apiVersion"], "acme.com/v1");
+        assert_eq!(made["metadata"]["labels"]["first"].is_string(), asked, "{made}");
+        if let Some((_, request)) = hook.asked().pop() {
+            assert_eq!(request["kind"]["version"], "v1beta1");
+            assert_eq!(request["requestKind"]["version"], "v1");
+            assert_eq!(request["object"]["apiVersion"], "acme.com/v1beta1");
+        }
     }
     server.running.stop().await;
 }

@@ -1,8 +1,9 @@
 //! The registry: every row, found by URL, by kind or by storage.
 
 use crate::kinds::{
-    addressing, apps, batch, core, cron_job, definition, endpoints, events, limits, networking,
-    node, pod, policy, quota, rbac, review, scheduling, service, storage, webhook,
+    addressing, admission_policy, apps, batch, core, cron_job, definition, endpoints,
+    events, limits, networking, node, pod, policy, quota, rbac, review, scheduling, service,
+    storage, webhook,
 };
 use crate::{Resource, metrics};
 
@@ -22,6 +23,8 @@ static RESOURCES: &[&Resource] = &[
     &core::SECRET,
     &core::SERVICE_ACCOUNT,
     &service::SERVICE,
+    &admission_policy::BINDING,
+    &admission_policy::POLICY,
     &webhook::MUTATING,
     &webhook::VALIDATING,
     &definition::DEFINITION,

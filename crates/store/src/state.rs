@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::alloc::{Allocations, cluster_addresses};
 use crate::kinds::addressing::{IP_ADDRESS, SERVICE_CIDR, address_of_service, belongs_to};
+use crate::kinds::admission_policy::{self, POLICY};
 use crate::kinds::definition::DEFINITION;
 use crate::kinds::quota::RESOURCE_QUOTA;
 use crate::kinds::rbac::CLUSTER_ROLE;
@@ -343,6 +344,9 @@ impl Store {
         }
         if resource == &CLUSTER_ROLE && remains {
             self.aggregate_own(&mut content.value);
+        }
+        if resource == &POLICY && remains {
+            admission_policy::set_status(&mut content.value);
         }
         let old = self.head(resource, &key).cloned();
         let object = self.stage_record(resource, key, operation, content);

@@ -9,10 +9,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json as tree};
 
-use crate::authorize::Subject;
-use crate::kinds::apps::selects_labels;
+use crate::authorize::User;
+use crate::expressions::{self, WRITE};
 use crate::kinds::core::NAMESPACE;
 use crate::kinds::webhook::{MUTATING, VALIDATING};
+use crate::matching::{is_of_admission, selects};
 use crate::{
     Action, Object, PatchKind, Request, Resource, Status, Store, Subresource, json, patch,
 };
@@ -31,6 +32,8 @@ pub enum Operation {
     Update,
     /// It goes, or begins to.
     Delete,
+    /// Somebody connects to it.
+    Connect,
 }
 
 impl Operation {
@@ -40,19 +43,29 @@ impl Operation {
             Self::Create => "CREATE",
             Self::Update => "UPDATE",
             Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
         }
     }
 }
 
-/// A write as webhooks see it.
+/// Group, version and kind of what is posted to a subresource, where that is no object of its row.
+pub type Kind = (&'static str, &'static str, &'static str);
+
+/// A write as webhooks and policies see it.
 #[derive(Clone, Debug)]
 pub struct Proposal {
     /// The row of the object.
     pub resource: &'static Resource,
-    /// `status`, where only that is written.
+    /// The subresource that is written, or connected to.
     pub subresource: Option<Subresource>,
+    /// What `object` is, where it is no object of the row: a Scale, a Binding, …
+    pub kind: Option<Kind>,
     /// What happens.
     pub operation: Operation,
+    /// Empty for cluster-scoped kinds.
+    pub namespace: String,
+    /// The name of the URL; empty for creates on the collection.
+    pub url_name: String,
     /// What there was.
     pub old: Option<Arc<Object>>,
     /// What there shall be; `None` for a deletion.
@@ -110,7 +123,10 @@ pub struct Webhook {
     pub fails_closed: bool,
     /// Whether it is asked again when a later one changed the object.
     pub is_asked_again: bool,
+    /// The row in whose version it is asked.
+    pub row: &'static Resource,
     object_selector: Value,
+    conditions: Vec<Value>,
 }
 
 /// What a webhook said.
@@ -132,39 +148,50 @@ pub enum Phase {
 }
 
 impl Store {
-    /// Whether a webhook may have to be asked about a write: only then it takes the long way.
-    pub fn concerns_webhooks(&self, request: &Request) -> bool {
-        let is_seen = matches!(request.subresource, None | Some(Subresource::Status));
-        is_seen
-            && ![&MUTATING, &VALIDATING].contains(&request.resource)
-            && [&MUTATING, &VALIDATING].iter().any(|kind| {
-                self.configurations(kind).any(|webhook| {
-                    let rules = json::items(webhook, "/rules");
-                    rules.iter().any(|rule| names(rule, request.resource, request.subresource))
-                })
-            })
-            && !matches!(request.action, Action::DeleteCollection(..))
+    /// Whether a webhook or a policy may have to be asked about a write: only then it takes the
+    /// long way.
+    pub fn concerns_admission(&self, request: &Request) -> bool {
+        !matches!(request.action, Action::DeleteCollection(..))
+            && self.is_looked_at(request.resource, request.subresource)
+    }
+
+    /// Whether a webhook or a policy may have to be asked about writes of a resource, or
+    /// connections to it.
+    pub fn is_looked_at(
+        &self,
+        resource: &'static Resource,
+        subresource: Option<Subresource>,
+    ) -> bool {
+        let mut webhooks = self.configurations(&MUTATING).chain(self.configurations(&VALIDATING));
+        !is_of_admission(resource)
+            && (webhooks.any(|webhook| {
+                let policy = json::text(webhook, "/matchPolicy");
+                self.may_take(json::items(webhook, "/rules"), policy, resource, subresource)
+            }) || self.concerns_policies(resource, subresource))
     }
 
     /// The webhooks of a phase that a write is for, in their order. Their object selectors are
-    /// asked by [`Webhook::selects`], since earlier ones may change labels.
+    /// asked by [`Webhook::selects`], since earlier ones may change labels, and their conditions
+    /// by [`Webhook::wants`].
     pub fn webhooks(&self, phase: Phase, proposal: &Proposal) -> Vec<Webhook> {
         let kind = match phase {
             Phase::Mutating => &MUTATING,
             Phase::Validating => &VALIDATING,
         };
         self.configurations(kind)
-            .filter(|webhook| {
-                json::items(webhook, "/rules").iter().any(|rule| {
-                    let operations = json::texts(rule, "/operations");
-                    let is_named = |one: &&str| *one == "*" || *one == proposal.operation.name();
-                    operations.iter().any(is_named)
-                        && names(rule, proposal.resource, proposal.subresource)
-                })
-            })
             .filter(|webhook| self.is_in_namespaces(webhook, proposal))
-            .map(Webhook::read)
+            .filter_map(|webhook| {
+                let policy = json::text(webhook, "/matchPolicy");
+                let row = self.taken_as(json::items(webhook, "/rules"), policy, proposal)?;
+                Some(Webhook::read(webhook, row))
+            })
             .collect()
+    }
+
+    /// Whether anybody may judge what comes of a proposal.
+    pub fn is_judged(&self, proposal: &Proposal) -> bool {
+        self.concerns_policies(proposal.resource, proposal.subresource)
+            || !self.webhooks(Phase::Validating, proposal).is_empty()
     }
 
     fn configurations(&self, kind: &'static Resource) -> impl Iterator<Item = &Value> {
@@ -172,75 +199,10 @@ impl Store {
         let objects = shelf.flat_map(|shelf| shelf.objects.values());
         objects.flat_map(|object| json::items(&object.value, "/webhooks"))
     }
-
-    /// Whether a webhook's `namespaceSelector` takes the object's namespace; a Namespace lies in
-    /// itself, and what lies in none is always taken.
-    fn is_in_namespaces(&self, webhook: &Value, proposal: &Proposal) -> bool {
-        let Some(selector) = json::at(webhook, "/namespaceSelector") else { return true };
-        let old = proposal.old.as_ref().map(|old| &old.value);
-        let Some(shown) = proposal.object.as_ref().or(old) else { return true };
-        if proposal.resource == &NAMESPACE {
-            return selects_labels(selector, json::at(shown, "/metadata/labels"));
-        }
-        if !proposal.resource.namespaced {
-            return true;
-        }
-        let namespace = self.get(&NAMESPACE, "", json::text(shown, "/metadata/namespace"));
-        let labels =
-            namespace.as_ref().ok().and_then(|one| json::at(&one.value, "/metadata/labels"));
-        selects_labels(selector, labels)
-    }
-}
-
-/// What of a configuration is not honoured: who relies on it must know.
-pub(crate) fn warnings(resource: &Resource, configuration: &Value) -> Vec<String> {
-    if ![&MUTATING, &VALIDATING].contains(&resource) {
-        return Vec::new();
-    }
-    let mut warnings = Vec::new();
-    for (index, webhook) in json::items(configuration, "/webhooks").iter().enumerate() {
-        let rules = json::items(webhook, "/rules");
-        let connects =
-            rules.iter().any(|rule| json::texts(rule, "/operations").contains(&"CONNECT"));
-        let mut parts = rules.iter().flat_map(|rule| json::texts(rule, "/resources"));
-        let part = parts.find(|listed| {
-            listed.split_once('/').is_some_and(|(_, part)| !matches!(part, "status" | "*"))
-        });
-        let named = part.or(connects.then_some("CONNECT"));
-        warnings.extend(named.map(|named| {
-            format!(
-                "webhooks[{index}].rules: {named}: this server asks webhooks about objects and \
-                 their status, not about other subresources or connections"
-            )
-        }));
-    }
-    warnings
-}
-
-/// Whether a rule names a resource.
-fn names(rule: &Value, resource: &Resource, subresource: Option<Subresource>) -> bool {
-    let lists = |field: &str, wanted: &str| {
-        json::texts(rule, field).iter().any(|listed| *listed == "*" || *listed == wanted)
-    };
-    let in_scope = match json::text(rule, "/scope") {
-        "Cluster" => !resource.namespaced,
-        "Namespaced" => resource.namespaced,
-        _ => true,
-    };
-    let part = subresource.map_or("", Subresource::name);
-    let is_named = json::texts(rule, "/resources").iter().any(|listed| {
-        let (parent, listed_part) = listed.split_once('/').unwrap_or((listed, ""));
-        (parent == "*" || parent == resource.plural)
-            && (listed_part == part || (listed_part == "*" && listed.contains('/')))
-    });
-    in_scope
-        && is_named
-        && lists("/apiGroups", resource.group)
-        && lists("/apiVersions", resource.version)
 }
 
 impl Webhook {
-    fn read(webhook: &Value) -> Self {
+    fn read(webhook: &Value, row: &'static Resource) -> Self {
         let text = |field: &str| json::text(webhook, field).to_owned();
         let place = match json::at(webhook, "/clientConfig/service") {
             None => Place::Url(text("/clientConfig/url")),
@@ -261,59 +223,77 @@ impl Webhook {
             timeout_seconds: u64::try_from(seconds).unwrap_or(10),
             fails_closed: json::text(webhook, "/failurePolicy") != "Ignore",
             is_asked_again: json::text(webhook, "/reinvocationPolicy") == "IfNeeded",
+            row,
             object_selector: json::at(webhook, "/objectSelector").cloned().unwrap_or(tree!({})),
+            conditions: json::items(webhook, "/matchConditions").to_vec(),
         }
     }
 
     /// Whether its `objectSelector` takes the object as it was or as it shall be.
     pub fn selects(&self, proposal: &Proposal) -> bool {
-        let old = proposal.old.as_ref().map(|old| &old.value);
-        [proposal.object.as_ref(), old].into_iter().flatten().any(|object| {
-            selects_labels(&self.object_selector, json::at(object, "/metadata/labels"))
-        })
+        selects(&self.object_selector, proposal)
+    }
+
+    /// Whether its `matchConditions` hold for what a review shows.
+    ///
+    /// # Errors
+    /// What they failed with, where that refuses the write.
+    pub fn wants(&self, review: &Value) -> Result<bool, String> {
+        match expressions::hold(&self.conditions, &WRITE, &expressions::values(review)) {
+            Err(_) if !self.fails_closed => Ok(false),
+            held => held,
+        }
     }
 }
 
 impl Proposal {
-    /// The AdmissionReview that asks about it.
-    pub fn review(&self, uid: &str, subject: Option<Subject<'_>>, dry_run: bool) -> Value {
-        let resource = self.resource;
-        let kind = tree!({
-            "group": resource.group, "version": resource.version, "kind": resource.kind,
-        });
-        let path = tree!({
-            "group": resource.group, "version": resource.version, "resource": resource.plural,
-        });
-        let old = self.old.as_ref().map(|old| old.to_value());
-        let shown = self.object.as_ref().or(old.as_ref());
-        let field = |field| shown.map_or("", |object| json::text(object, field));
-        let namespace = match resource == &NAMESPACE {
-            true => field("/metadata/name"),
-            false => field("/metadata/namespace"),
+    /// The object's name; empty where the server is to choose one.
+    pub fn name(&self) -> &str {
+        match self.url_name.as_str() {
+            "" => self.shown("/metadata/name"),
+            name => name,
+        }
+    }
+
+    fn shown(&self, field: &str) -> &str {
+        let old = self.old.as_ref().map(|old| &old.value);
+        self.object.as_ref().or(old).map_or("", |object| json::text(object, field))
+    }
+
+    /// The AdmissionReview that asks about it, in the version of a row.
+    pub fn review(
+        &self,
+        row: &'static Resource,
+        uid: &str,
+        user: Option<&User>,
+        dry_run: bool,
+    ) -> Value {
+        let kind = |row: &'static Resource| {
+            let (group, version, kind) = self.kind.unwrap_or((row.group, row.version, row.kind));
+            tree!({"group": group, "version": version, "kind": kind})
         };
-        let user = subject.map_or(
-            tree!({}),
-            |subject| tree!({"username": subject.name, "groups": subject.groups}),
-        );
+        let path = |row: &Resource| tree!({"group": row.group, "version": row.version, "resource": row.plural});
+        let namespace = if self.resource == &NAMESPACE { self.name() } else { &self.namespace };
         let options = match self.operation {
-            Operation::Create => "CreateOptions",
-            Operation::Update => "UpdateOptions",
-            Operation::Delete => "DeleteOptions",
+            Operation::Create => option("CreateOptions"),
+            Operation::Update => option("UpdateOptions"),
+            Operation::Delete => option("DeleteOptions"),
+            Operation::Connect => Value::Null,
         };
         let mut request = tree!({
             "uid": uid,
-            "kind": kind,
-            "resource": path,
-            "requestKind": kind,
-            "requestResource": path,
-            "name": field("/metadata/name"),
+            "kind": kind(row),
+            "resource": path(row),
+            "requestKind": kind(self.resource),
+            "requestResource": path(self.resource),
+            "name": self.name(),
             "namespace": namespace,
             "operation": self.operation.name(),
-            "userInfo": user,
-            "object": self.object,
-            "oldObject": old,
+            "userInfo": user.map_or(tree!({}), User::info),
+            "object": self.object.clone().map(|object| self.in_version(row, object)),
+            "oldObject": self.old.as_ref().map(|old| self.in_version(row, old.to_value())),
             "dryRun": dry_run,
-            "options": {"kind": options, "apiVersion": "meta.k8s.io/v1"},
+            "options": options,
         });
         if let Some(subresource) = self.subresource {
             json::set(&mut request, "/subResource", subresource.name());
@@ -322,21 +302,38 @@ impl Proposal {
         tree!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request})
     }
 
-    /// Changes the object as a webhook said.
+    /// An object in the version of a row: versions of a definition differ by their names alone.
+    fn in_version(&self, row: &Resource, mut object: Value) -> Value {
+        if row != self.resource && self.kind.is_none() {
+            json::set(&mut object, "/apiVersion", row.api_version());
+        }
+        object
+    }
+
+    /// Changes the object as a webhook said that saw it in the version of a row.
     ///
     /// # Errors
     /// Why the patch cannot be applied.
-    pub fn apply(&mut self, webhook: &str, changes: &Value) -> Result<(), Status> {
+    pub fn apply(&mut self, webhook: &Webhook, changes: &Value) -> Result<(), Status> {
         let Some(object) = &self.object else { return Ok(()) };
-        let patched = patch::apply(self.resource, PatchKind::Json, object, changes);
+        let object = self.in_version(webhook.row, object.clone());
+        let patched = patch::apply(self.resource, PatchKind::Json, &object, changes);
         let fault = |why: &dyn std::fmt::Display| {
-            Status::internal(format!("the patch of webhook {webhook:?} does not apply: {why}"))
+            let name = &webhook.name;
+            Status::internal(format!("the patch of webhook {name:?} does not apply: {why}"))
         };
-        let patched = patched.map_err(|status| fault(&status.message))?;
+        let mut patched = patched.map_err(|status| fault(&status.message))?;
         crate::write::check_size(&patched).map_err(|status| fault(&status.message))?;
+        if webhook.row != self.resource && self.kind.is_none() {
+            json::set(&mut patched, "/apiVersion", self.resource.api_version());
+        }
         self.object = Some(patched);
         Ok(())
     }
+}
+
+fn option(kind: &str) -> Value {
+    tree!({"kind": kind, "apiVersion": "meta.k8s.io/v1"})
 }
 
 /// What a webhook's answer means.

@@ -397,3 +397,41 @@ fn only_who_may_everything_puts_roles_together() {
     }
     assert_eq!(found(&api), Some(json!([])));
 }
+
+/// The messages of a policy can tell its parameters.
+#[test]
+fn only_who_reads_parameters_makes_policies_use_them() {
+    let mut api = world();
+    let of_kind = |kind: &str, name: &str| {
+        json!({"metadata": {"name": name}, "spec": {
+            "paramKind": {"apiVersion": "v1", "kind": kind},
+            "matchConstraints": {"resourceRules": [{"operations": ["*"], "apiGroups": [""],
+                "apiVersions": ["v1"], "resources": ["pods"]}]},
+            "validations": [{"expression": "params.data.a == 'b'"}],
+        }})
+    };
+    let binding = |name: &str| {
+        json!({"metadata": {"name": "b"}, "spec": {
+            "policyName": "secret", "validationActions": ["Deny"],
+            "paramRef": {"name": name, "namespace": "default", "parameterNotFoundAction": "Deny"}}})
+    };
+    let policies = "validatingadmissionpolicies";
+    let bindings = "validatingadmissionpolicybindings";
+    let refused = api.create(policies, "", of_kind("Secret", "secret")).expect_err("refused");
+    assert_eq!(refused.code, 403);
+    assert!(refused.message.contains("does not have \"get\" permission"), "{}", refused.message);
+    let jane = api.user.take();
+    api.create(policies, "", of_kind("Secret", "secret")).expect("made");
+    api.user = jane.clone();
+    assert_eq!(api.create(bindings, "", binding("key")).expect_err("refused").code, 403);
+    api.user = None;
+    let rules = json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["key"],
+        "verbs": ["get"]}]);
+    role(&mut api, "Role", "default", "key", rules);
+    let right = json!({"metadata": {"name": "key"}, "subjects": [{"kind": "User", "name": "jane"}],
+        "roleRef": {"kind": "Role", "name": "key"}});
+    api.create("rolebindings", "default", right).expect("a binding");
+    api.user = jane;
+    assert_eq!(api.create(bindings, "", binding("other")).expect_err("refused").code, 403);
+    api.create(bindings, "", binding("key")).expect("made");
+}

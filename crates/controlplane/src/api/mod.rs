@@ -15,6 +15,7 @@ mod reviews;
 mod route;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +71,10 @@ impl Call {
 #[derive(Clone)]
 struct Written(String);
 
+/// What policies note of a request for the audit log.
+#[derive(Clone)]
+struct Noted(BTreeMap<String, String>);
+
 /// All that answers requests.
 pub(crate) struct Api {
     shared: Arc<Shared>,
@@ -115,6 +120,9 @@ impl Api {
         let mut entry = Some(Entry::begin(&call.method, &call.uri, &call.headers, call.source));
         let mut response = self.answer(call, &mut entry).await;
         if let Some(mut entry) = entry {
+            if let Some(noted) = response.extensions_mut().remove::<Noted>() {
+                entry.annotations = noted.0;
+            }
             if let Some(made) = response.extensions_mut().remove::<Written>()
                 && let Some(object) = entry.object.as_object_mut()
             {

@@ -16,6 +16,7 @@ use store::{
     Staged, Status, Subresource, WatchOptions, registry,
 };
 
+use super::admission::Told;
 use super::negotiate::{self, Accepted, Form};
 use super::proxied;
 use super::query::Query;
@@ -47,21 +48,18 @@ impl Api {
         )?;
         match target.subresource {
             Some(Subresource::Token) if call.method == Method::POST => {
-                return self.token(&call, &target);
+                return self.token(&call, &target).await;
             }
             Some(Subresource::Log) if call.method == Method::GET => {
                 return self.proxy.log(&self.shared, &target, &call.query()).await;
             }
             Some(Subresource::Log) => return Err(Status::method_not_allowed()),
-            Some(Subresource::Proxy) => return self.proxied(call, &target).await,
-            Some(Subresource::Attach | Subresource::Exec | Subresource::PortForward) => {
-                return match call.method {
-                    Method::GET | Method::POST => {
-                        self.proxy.connect(&self.shared, &target, call).await
-                    }
-                    _ => Err(Status::method_not_allowed()),
-                };
-            }
+            Some(
+                Subresource::Attach
+                | Subresource::Exec
+                | Subresource::PortForward
+                | Subresource::Proxy,
+            ) => return self.connect(call, &target).await,
             _ => {}
         }
         let Some(verb) = verb else { return Err(Status::method_not_allowed()) };
@@ -83,6 +81,20 @@ impl Api {
             "get" => self.get(&call, &target),
             _ => self.write(call, target).await,
         }
+    }
+
+    /// Connects to what is not ours, where admission lets it.
+    async fn connect(&self, call: Call, target: &Target) -> Result<Response<Body>, Status> {
+        let is_proxy = target.subresource == Some(Subresource::Proxy);
+        if !is_proxy && !matches!(call.method, Method::GET | Method::POST) {
+            return Err(Status::method_not_allowed());
+        }
+        let told = self.admit_connection(&call, target).await?;
+        let answered = match is_proxy {
+            true => self.proxied(call, target).await,
+            false => self.proxy.connect(&self.shared, target, call).await,
+        };
+        answered.map(|response| told.with(response))
     }
 
     fn get(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
@@ -192,11 +204,12 @@ impl Api {
             subresource: target.subresource,
             action,
         };
+        let mut told = Told::default();
         let staged = match call.is_exempt {
             true => self.shared.write(request, options).await?,
-            false => self.write_admitted(request, options).await?,
+            false => self.write_admitted(request, options, &mut told.annotations).await?,
         };
-        reply(&staged, accepted, include)
+        reply(&staged, accepted, include).map(|response| told.with(response))
     }
 
     /// Why the caller may not make what a PUT or an apply finds absent.

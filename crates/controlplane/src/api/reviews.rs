@@ -8,6 +8,7 @@ use serde_json::Value;
 use store::reviews::{self, Review};
 use store::{FieldDirective, FieldValidation, Status};
 
+use super::admission::Told;
 use super::negotiate;
 use super::route::Target;
 use super::{Api, Call, answer};
@@ -36,21 +37,36 @@ impl Api {
             Review::Token => self.tokens.review(&store, &value, now())?,
             review => store.review(review, &value, sender)?,
         };
-        respond(call, reviews::answered(value, status), &warnings(&validation))
+        let accepted = negotiate::accepted(&call.headers, false)?;
+        let answer = reviews::answered(value, status);
+        let mut response = answer::value(StatusCode::CREATED, &answer, accepted.encoding);
+        answer::add_warnings(&mut response, &warnings(&validation));
+        Ok(response)
     }
 
     /// Makes a token for a ServiceAccount.
-    pub(super) fn token(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
+    pub(super) async fn token(
+        &self,
+        call: &Call,
+        target: &Target,
+    ) -> Result<Response<Body>, Status> {
         let asked = asked(call, "TokenRequest", reviews::token_request_message())?;
-        let body = reviews::read_token_request(asked.value, &asked.validation)?;
+        let mut body = reviews::read_token_request(asked.value, &asked.validation)?;
+        let mut told = Told::default();
+        let is_looked_at = || self.shared.read().is_looked_at(target.resource, target.subresource);
+        if !call.is_exempt && is_looked_at() {
+            let kind = ("authentication.k8s.io", "v1", "TokenRequest");
+            (body, told) = self.admit_unstored(call, target, kind, body).await?;
+        }
         let store = self.shared.read();
         if let Some(user) = &call.user {
             store.restrict_token(user.subject(), &target.namespace, &target.name, &body)?;
         }
         let made = self.tokens.request(&store, &target.namespace, &target.name, &body, now())?;
-        let mut told = warnings(&asked.validation);
-        told.extend(made.warning);
-        respond(call, made.answer, &told)
+        told.warnings.append(&mut warnings(&asked.validation));
+        told.warnings.extend(made.warning);
+        let accepted = negotiate::accepted(&call.headers, false)?;
+        Ok(told.with(answer::value(StatusCode::CREATED, &made.answer, accepted.encoding)))
     }
 }
 
@@ -69,11 +85,4 @@ fn warnings(validation: &FieldValidation) -> Vec<String> {
         FieldDirective::Warn => validation.faults.clone(),
         FieldDirective::Ignore | FieldDirective::Strict => Vec::new(),
     }
-}
-
-fn respond(call: &Call, value: Value, warnings: &[String]) -> Result<Response<Body>, Status> {
-    let accepted = negotiate::accepted(&call.headers, false)?;
-    let mut response = answer::value(StatusCode::CREATED, &value, accepted.encoding);
-    answer::add_warnings(&mut response, warnings);
-    Ok(response)
 }

@@ -107,6 +107,14 @@ impl Type {
         Self::Object(Arc::new(ObjectType { fields: named.collect() }))
     }
 
+    /// An object whose fields expressions name as they are called, which is so outside of schemas.
+    pub fn record<'a>(fields: impl IntoIterator<Item = (&'a str, Self)>) -> Self {
+        let named = fields
+            .into_iter()
+            .map(|(name, kind)| (name.to_owned(), FieldType { name: name.to_owned(), kind }));
+        Self::Object(Arc::new(ObjectType { fields: named.collect() }))
+    }
+
     pub(super) fn is_number(&self) -> bool {
         matches!(self, Self::Int | Self::Uint | Self::Double)
     }

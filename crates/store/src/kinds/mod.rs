@@ -1,6 +1,7 @@
 //! The rows of the registry, by area: columns, defaults, preparation and validation of each kind.
 
 pub(crate) mod addressing;
+pub(crate) mod admission_policy;
 pub(crate) mod apps;
 pub(crate) mod batch;
 pub(crate) mod core;

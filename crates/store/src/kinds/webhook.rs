@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json as tree};
 
+use crate::expressions::{WRITE, check_conditions};
 use crate::json;
 use crate::kinds::apps::validate_label_selector;
 use crate::resource::Resource;
@@ -128,12 +129,8 @@ fn validate_webhook(at: &str, webhook: &Value, errors: &mut FieldErrors) {
     for field in ["namespaceSelector", "objectSelector"] {
         validate_label_selector(&format!("{at}.{field}"), webhook.get(field), errors);
     }
-    if !json::items(webhook, "/matchConditions").is_empty() {
-        // What is not evaluated must not be taken: the webhook would be asked about too much.
-        let why = "match conditions are not evaluated by this server: narrow the webhook by its \
-                   rules and selectors";
-        errors.forbidden(format!("{at}.matchConditions"), why);
-    }
+    let conditions = json::items(webhook, "/matchConditions");
+    check_conditions(&format!("{at}.matchConditions"), conditions, &WRITE, errors);
 }
 
 fn validate_client(at: &str, webhook: &Value, errors: &mut FieldErrors) {
@@ -192,7 +189,7 @@ fn validate_url(at: &str, url: &str, errors: &mut FieldErrors) {
     errors.invalid(at, url, fault);
 }
 
-fn validate_rule(at: &str, rule: &Value, errors: &mut FieldErrors) {
+pub(super) fn validate_rule(at: &str, rule: &Value, errors: &mut FieldErrors) {
     for field in ["operations", "apiGroups", "apiVersions", "resources"] {
         let texts = json::texts(rule, &format!("/{field}"));
         if texts.is_empty() {

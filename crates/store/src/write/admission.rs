@@ -27,10 +27,9 @@ impl Store {
         let name = new.or(old).map_or("", |object| json::text(object, "/metadata/name"));
         let change = Change { resource, subresource, name, old, new };
         self.restrict_node(subject, &change)?;
-        match new {
-            Some(new) => self.confirm_no_escalation(subject, resource, new, old),
-            None => Ok(()),
-        }
+        let Some(new) = new else { return Ok(()) };
+        self.confirm_reads_parameters(subject, resource, new)?;
+        self.confirm_no_escalation(subject, resource, new, old)
     }
 
     /// NamespaceLifecycle: the namespace must exist and not be on its way out.

@@ -7,10 +7,13 @@ use serde_json::{Value, json as tree};
 use crate::kinds::apps::selects_labels;
 use crate::kinds::policy::POD_DISRUPTION_BUDGET;
 use crate::state::Content;
+use crate::webhooks::{Admission, Kind};
 use crate::{Action, Context, DeleteOptions, Object, Request, Status, Store, Subresource, json};
 
 use super::subresources::set_condition;
 
+/// What is posted to `eviction`.
+const EVICTION: Kind = ("policy", "v1", "Eviction");
 /// Evictions of one budget that may be under way: its controller is then far behind.
 const MAX_DISRUPTED_PODS: usize = 2_000;
 /// When a client asks again whose budget has not been looked at yet.
@@ -28,8 +31,12 @@ impl Store {
         if !name.is_empty() && name != request.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
         }
+        let mut body = body.clone();
+        self.webhook_point_as(EVICTION, request, None, &mut body, context)?;
+        // They are asked about the eviction; what follows from it is the server's.
+        context.admission = Admission::Whole;
         let mut options =
-            DeleteOptions::from_value(json::at(body, "/deleteOptions").unwrap_or(&Value::Null))?;
+            DeleteOptions::from_value(json::at(&body, "/deleteOptions").unwrap_or(&Value::Null))?;
         let pod = self.head_or_not_found(request)?;
         if counts(&pod) {
             self.spend_budget(&pod, context)?;

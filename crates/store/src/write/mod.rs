@@ -55,9 +55,6 @@ impl Store {
         }
         let reply = ran?;
         self.follow_removals(context)?;
-        if let Reply::Object(object) = &reply {
-            warnings.extend(crate::webhooks::warnings(request.resource, &object.value));
-        }
         if context.validation.directive == FieldDirective::Warn {
             warnings.append(&mut context.validation.faults);
         }

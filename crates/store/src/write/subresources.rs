@@ -7,10 +7,16 @@ use serde_json::{Value, json as tree};
 use crate::kinds::apps;
 use crate::state::Content;
 use crate::validate::FieldErrors;
+use crate::webhooks::Kind;
 use crate::{Context, Object, PatchKind, Request, Resource, Status, Store, json, patch};
 
 use super::managed::{self, Claim};
 use super::{apply, meta};
+
+/// What `scale` reads and writes.
+const SCALE: Kind = ("autoscaling", "v1", "Scale");
+/// What is posted to `binding`.
+const BINDING: Kind = ("", "v1", "Binding");
 
 impl Store {
     /// The published `autoscaling/v1 Scale` of an object.
@@ -81,6 +87,11 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Value, Status> {
         let resource = request.resource;
+        let mut scale = scale.clone();
+        let shown =
+            Object { value: scale_of(old), managed_fields: None, key: old.key.clone(), ..**old };
+        self.webhook_point_as(SCALE, request, Some(&Arc::new(shown)), &mut scale, context)?;
+        let scale = &scale;
         let version = json::text(scale, "/metadata/resourceVersion");
         if !version.is_empty() && version.parse() != Ok(old.revision) {
             return Err(Status::modified(resource, &request.name));
@@ -109,6 +120,9 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Status, Status> {
         let old = self.head_or_not_found(request)?;
+        let mut body = body.clone();
+        self.webhook_point_as(BINDING, request, None, &mut body, context)?;
+        let body = &body;
         let name = &request.name;
         let fail = |why: String| Err(Status::conflict(request.resource, name, why));
         let node = json::text(body, "/target/name");

@@ -292,6 +292,14 @@ pub fn sample(resource: &Resource) -> Value {
         "ResourceQuota" => json!({"spec": {"hard": {"pods": "10", "requests.cpu": "4"}}}),
         "LimitRange" => json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}}),
         "Lease" => json!({"spec": {"holderIdentity": "me"}}),
+        "ValidatingAdmissionPolicy" => json!({"spec": {
+            "matchConstraints": {"resourceRules": [{"operations": ["*"], "apiGroups": [""],
+                "apiVersions": ["v1"], "resources": ["pods"]}]},
+            "validations": [{"expression": "object.metadata.name != 'x'"}],
+        }}),
+        "ValidatingAdmissionPolicyBinding" => {
+            json!({"spec": {"policyName": "p", "validationActions": ["Deny"]}})
+        }
         _ => json!({}),
     }
 }
