@@ -149,6 +149,10 @@ impl Machine {
         if !to_stop.is_empty() {
             return;
         }
+        if self.pod.metadata.deletion_timestamp.is_some() && self.record.finished.is_none() {
+            // Whoever waits for its end, as a Job does, hears how it was.
+            self.record.finished = Some(self.outcome());
+        }
         match self.record.sandbox.state {
             SandboxState::Ready => {
                 if self.record.containers.values().any(ContainerRecord::has_ended) {
@@ -172,6 +176,13 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// How a pod that was stopped has ended: well only if all of its containers have.
+    fn outcome(&self) -> Outcome {
+        let mains = &self.pod.spec.containers;
+        let well = mains.iter().all(|container| self.exit_code(&container.name) == Some(0));
+        if well { Outcome::Succeeded } else { Outcome::Failed }
     }
 
     /// All that runs but sidecars; where nothing else does, the last of these.

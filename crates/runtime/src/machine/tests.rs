@@ -278,6 +278,21 @@ fn a_hook_that_takes_all_of_the_grace_leaves_the_container_a_moment() {
 }
 
 #[test]
+fn a_deleted_pod_tells_how_it_ended_before_it_goes() {
+    for (code, phase) in [(0, "Succeeded"), (143, "Failed")] {
+        for policy in ["Always", "Never"] {
+            let spec = json!({"containers": [{"name": "a"}], "restartPolicy": policy});
+            let (mut driver, _) = Driver::ready(spec);
+            driver.started("a");
+            driver.delete(30);
+            assert_eq!(driver.phase(), "Running", "it has its grace");
+            driver.ended("a", code);
+            assert_eq!(driver.phase(), phase, "{policy}, exit code {code}");
+        }
+    }
+}
+
+#[test]
 fn a_pod_that_is_deleted_before_it_starts_leaves_at_once() {
     let mut driver = Driver::new(json!({"containers": [{"name": "a"}]}));
     assert_eq!(driver.delete(30), ["finish"]);
