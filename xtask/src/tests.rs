@@ -76,6 +76,7 @@ const ROOT_MODULES: (&str, &[&str]) = (
         "tests::kill",
         "tests::limits",
         "tests::pods",
+        "tests::processes",
         "tests::remote",
         "tests::restarts",
         "tests::security",

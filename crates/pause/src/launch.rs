@@ -15,12 +15,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 use nix::unistd::{self, Gid, Uid};
-use pause::ContainerSpec;
+use pause::{ContainerSpec, ProcessNamespace};
 
 use crate::{connection, root, sys};
 
-/// The namespaces that a container's first process is born into.
-const OF_CONTAINERS: CloneFlags = CloneFlags::CLONE_NEWPID.union(CloneFlags::CLONE_NEWNS);
 /// Longest report of a child.
 const REPORT_LIMIT_BYTES: u64 = 8 * 1024;
 
@@ -42,9 +40,14 @@ pub struct Streams<'a> {
     pub stderr: BorrowedFd<'a>,
 }
 
-/// Starts a container's first process in mount, pid and cgroup namespaces of its own.
-pub fn container(spec: &ContainerSpec, streams: &Streams<'_>) -> Result<Launched, String> {
-    launch(OF_CONTAINERS, |report| {
+/// Starts a container's first process in mount and cgroup namespaces of its own, and in the pid
+/// namespace that it wants: its own, the pod's, or that of the process that `target` refers to.
+pub fn container(
+    spec: &ContainerSpec,
+    target: Option<BorrowedFd<'_>>,
+    streams: &Streams<'_>,
+) -> Result<Launched, String> {
+    launch_container(spec, target, |report| {
         enter_container(spec, report)?;
         become_program(spec, &spec.arguments, streams, false)
     })
@@ -53,10 +56,13 @@ pub fn container(spec: &ContainerSpec, streams: &Streams<'_>) -> Result<Launched
 /// Starts a container's first process likewise, on a terminal of the container's own: a program
 /// finds its name there. Returns the terminal's controlling side, and the terminal itself: while
 /// this process holds it, the controlling side never hangs up before the container ends.
-pub fn container_on_terminal(spec: &ContainerSpec) -> Result<(Launched, [OwnedFd; 2]), String> {
+pub fn container_on_terminal(
+    spec: &ContainerSpec,
+    target: Option<BorrowedFd<'_>>,
+) -> Result<(Launched, [OwnedFd; 2]), String> {
     let pair = || UnixStream::pair().map_err(|error| format!("cannot make sockets: {error}"));
     let (ours, theirs) = pair()?;
-    let launched = launch(OF_CONTAINERS, |report| {
+    let launched = launch_container(spec, target, |report| {
         enter_container(spec, report)?;
         let failed = |error: std::io::Error| format!("cannot open a terminal: {error}");
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -88,16 +94,43 @@ pub fn command(
         nix::Error::ESRCH => format!("container {} is not running", spec.name),
         other => format!("cannot enter container {}: {other}", spec.name),
     };
+    among(pidfd, || {
+        launch(CloneFlags::empty(), |report| {
+            prepare(spec, report)?;
+            nix::sched::setns(pidfd, CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)
+                .map_err(gone)?;
+            become_program(spec, arguments, streams, terminal)
+        })
+    })
+}
+
+fn launch_container(
+    spec: &ContainerSpec,
+    target: Option<BorrowedFd<'_>>,
+    child: impl FnOnce(&mut fs::File) -> Result<Infallible, String>,
+) -> Result<Launched, String> {
+    let own = CloneFlags::CLONE_NEWNS;
+    match (&spec.process_namespace, target) {
+        (ProcessNamespace::Own, _) => launch(own | CloneFlags::CLONE_NEWPID, child),
+        (ProcessNamespace::Pod, _) => launch(own, child),
+        (ProcessNamespace::Of(_), Some(target)) => among(target, || launch(own, child)),
+        (ProcessNamespace::Of(name), None) => Err(format!("container {name} is not running")),
+    }
+}
+
+/// Starts a process among those of the pid namespace that `pidfd` is in.
+fn among(
+    pidfd: BorrowedFd<'_>,
+    start: impl FnOnce() -> Result<Launched, String>,
+) -> Result<Launched, String> {
     // Entering a pid namespace holds for children only. This process's own is restored below, or
     // the next container would be born in this one.
     let own = sys::pidfd_open(1).map_err(|error| format!("cannot open this process: {error}"))?;
-    nix::sched::setns(pidfd, CloneFlags::CLONE_NEWPID).map_err(gone)?;
-    let launched = launch(CloneFlags::empty(), |report| {
-        prepare(spec, report)?;
-        nix::sched::setns(pidfd, CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)
-            .map_err(gone)?;
-        become_program(spec, arguments, streams, terminal)
-    });
+    nix::sched::setns(pidfd, CloneFlags::CLONE_NEWPID).map_err(|error| match error {
+        nix::Error::ESRCH => "the container is not running".to_owned(),
+        other => format!("cannot enter the container's pid namespace: {other}"),
+    })?;
+    let launched = start();
     nix::sched::setns(own.as_fd(), CloneFlags::CLONE_NEWPID)
         .map_err(|error| format!("cannot return to the pod's pid namespace: {error}"))?;
     launched

@@ -5,6 +5,6 @@ mod protocol;
 pub mod terminal;
 
 pub use protocol::{
-    Bind, ContainerReport, ContainerSpec, ExecSpec, Exit, MAX_MESSAGE_BYTES, Overlay, Request,
-    Response, SandboxSpec,
+    Bind, ContainerReport, ContainerSpec, ExecSpec, Exit, MAX_MESSAGE_BYTES, Overlay,
+    ProcessNamespace, Request, Response, SandboxSpec,
 };

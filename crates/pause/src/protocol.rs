@@ -166,12 +166,28 @@ pub struct ContainerSpec {
     pub stdin_once: bool,
     /// Whether its streams are a terminal; errors are then part of the output.
     pub terminal: bool,
+    /// Which processes it sees, and which see it.
+    #[serde(default)]
+    pub process_namespace: ProcessNamespace,
     /// Where standard output and error go, in the CRI log format.
     pub log_file: PathBuf,
     /// The log is moved to `<log_file>.1` when it reaches this many bytes.
     pub log_limit_bytes: u64,
     /// Where the [`Exit`] is left for a runtime that was not there when it happened.
     pub exit_file: PathBuf,
+}
+
+/// In which process namespace a container runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessNamespace {
+    /// One of its own.
+    #[default]
+    Own,
+    /// The pod's, which others share.
+    Pod,
+    /// That of another container, which runs.
+    Of(String),
 }
 
 /// One overlay mount.

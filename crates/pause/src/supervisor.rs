@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2, read};
-use pause::{ContainerReport, ContainerSpec, ExecSpec, Exit, Request, Response};
+use pause::{ContainerReport, ContainerSpec, ExecSpec, Exit, ProcessNamespace, Request, Response};
 
 use crate::attach::{Attachment, Input};
 use crate::clock::Time;
@@ -29,6 +29,8 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_CONTAINERS: usize = 64;
 /// Bytes of output read at a time.
 const READ_BYTES: usize = 16 * 1024;
+/// How often the rest of a container's processes is looked for. Each look ends all that it finds.
+const END_ROUNDS: usize = 10;
 /// Reads of one container's output before others have their turn.
 const READS: usize = 16;
 
@@ -231,7 +233,12 @@ impl Supervisor {
         let log = Log::open(spec.log_file.clone(), spec.log_limit_bytes)
             .map_err(|error| format!("cannot open {}: {error}", spec.log_file.display()))?;
         let started_at_us = Time::now().microseconds();
-        let (launched, streams) = if spec.terminal { on_terminal(&spec) } else { on_pipes(&spec) }?;
+        let target = match &spec.process_namespace {
+            ProcessNamespace::Of(name) => Some(self.running(name)?.pidfd.as_fd()),
+            ProcessNamespace::Own | ProcessNamespace::Pod => None,
+        };
+        let start = if spec.terminal { on_terminal } else { on_pipes };
+        let (launched, streams) = start(&spec, target)?;
         let pidfd = sys::pidfd_open(launched.pid)
             .map_err(|error| format!("cannot follow process {}: {error}", launched.pid))?;
         let report = ContainerReport {
@@ -361,8 +368,13 @@ impl Supervisor {
             .values()
             .find(|container| container.pid == pid && container.report.exit.is_none());
         let Some(name) = ended.map(|container| container.spec.name.clone()) else { return };
-        // The kernel ended every process of its pid namespace first: all output is in the pipes,
-        // which hold a bounded part of it, as the clients then do.
+        if let Some(container) = self.containers.get(&name)
+            && container.spec.process_namespace != ProcessNamespace::Own
+        {
+            end_all(&container.spec.cgroups);
+        }
+        // Every process of it has ended: all output is in the pipes, which hold a bounded part of
+        // it, as the clients then do.
         self.copy_output(&name, true);
         let Some(container) = self.containers.get_mut(&name) else { return };
         container.streams = Held::default();
@@ -456,7 +468,10 @@ impl Supervisor {
 const NOT_ATTACHED: &str = "no client is attached on this connection";
 
 /// Starts a container whose streams are pipes.
-fn on_pipes(spec: &ContainerSpec) -> Result<(Launched, Held), String> {
+fn on_pipes(
+    spec: &ContainerSpec,
+    target: Option<BorrowedFd<'_>>,
+) -> Result<(Launched, Held), String> {
     let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|error| format!("cannot make a pipe: {error}"));
     let ((output, stdout), (errors, stderr)) = (pipe()?, pipe()?);
     launch::set_nonblocking(&output)?;
@@ -468,14 +483,17 @@ fn on_pipes(spec: &ContainerSpec) -> Result<(Launched, Held), String> {
         (launch::null()?, Input::default())
     };
     let streams = Streams { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
-    let launched = launch::container(spec, &streams)?;
+    let launched = launch::container(spec, target, &streams)?;
     let output = vec![(Stream::Stdout, output), (Stream::Stderr, errors)];
     Ok((launched, Held { input, output, terminal: None }))
 }
 
 /// Starts a container whose streams are a terminal.
-fn on_terminal(spec: &ContainerSpec) -> Result<(Launched, Held), String> {
-    let (launched, terminal) = launch::container_on_terminal(spec)?;
+fn on_terminal(
+    spec: &ContainerSpec,
+    target: Option<BorrowedFd<'_>>,
+) -> Result<(Launched, Held), String> {
+    let (launched, terminal) = launch::container_on_terminal(spec, target)?;
     let copy = || {
         let copied = terminal[0].try_clone();
         copied.map_err(|error| format!("cannot copy a terminal's descriptor: {error}"))
@@ -485,6 +503,25 @@ fn on_terminal(spec: &ContainerSpec) -> Result<(Launched, Held), String> {
     let input = if spec.stdin { Input::new(copy()?)? } else { Input::default() };
     let output = vec![(Stream::Stdout, output)];
     Ok((launched, Held { input, output, terminal: Some(terminal) }))
+}
+
+/// Ends what is left of a container. In a pid namespace of its own the kernel does that, in a shared
+/// one its control group tells which processes are its.
+fn end_all(cgroups: &[PathBuf]) {
+    for _ in 0..END_ROUNDS {
+        let texts = cgroups.iter().filter_map(|path| fs::read_to_string(path).ok());
+        let pids: Vec<i32> = texts
+            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+            // 0 is who is not in this pid namespace.
+            .filter(|pid| *pid > 1)
+            .collect();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Renamed into place: a runtime never reads half of it. Where the disk is full the runtime still

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use pause::{Bind, ContainerSpec};
+use pause::{Bind, ContainerSpec, ProcessNamespace};
 
 use crate::disk::{self, PodDirectory};
 use crate::environment::{self, Sources};
@@ -109,6 +109,7 @@ pub fn prepare(
         stdin: container.stdin,
         stdin_once: container.stdin_once,
         terminal: container.tty,
+        process_namespace: process_namespace(pod, container),
         log_file: directory.log(&container.name, start.restarts),
         log_limit_bytes: LOG_LIMIT_BYTES,
         exit_file: directory.exit(&container.name, start.restarts),
@@ -158,6 +159,14 @@ const LAST_WORDS_LOG_LINES: usize = 80;
 const LAST_WORDS_LOG_BYTES: usize = 2048;
 /// Most words of a command line.
 const MAX_ARGUMENTS: usize = 4096;
+
+fn process_namespace(pod: &Pod, container: &Container) -> ProcessNamespace {
+    match container.target_container_name.as_str() {
+        _ if pod.spec.share_process_namespace => ProcessNamespace::Pod,
+        "" => ProcessNamespace::Own,
+        target => ProcessNamespace::Of(target.to_owned()),
+    }
+}
 
 /// The pod's user or else the image's, with the groups of both.
 fn identity(

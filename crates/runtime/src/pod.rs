@@ -62,6 +62,10 @@ api! {
         containers: Vec<Container>,
         /// Init containers, run in order before the others.
         init_containers: Vec<Container>,
+        /// Containers that were added to look into the pod. None of them is started again.
+        ephemeral_containers: Vec<Container>,
+        /// Whether its containers see each other's processes.
+        share_process_namespace: bool,
         /// Volumes.
         volumes: Vec<Volume>,
         /// `Always`, `OnFailure` or `Never`; empty means `Always`.
@@ -170,6 +174,8 @@ api! {
         tty: bool,
         /// On an init container `Always` makes a sidecar.
         restart_policy: String,
+        /// On an ephemeral container: whose processes it sees.
+        target_container_name: String,
         /// Named ports that probes refer to.
         ports: Vec<ContainerPort>,
     }
@@ -574,9 +580,14 @@ api! {
 pub const DEFAULT_GRACE_S: i64 = 30;
 
 impl Pod {
-    /// All containers, init containers first.
-    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+    /// The containers that the pod was made with, init containers first.
+    pub fn own_containers(&self) -> impl Iterator<Item = &Container> {
         self.spec.init_containers.iter().chain(&self.spec.containers)
+    }
+
+    /// All containers, those that were added later last.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.own_containers().chain(&self.spec.ephemeral_containers)
     }
 
     /// A container of any kind by its name.

@@ -44,11 +44,17 @@ impl Machine {
         actions
     }
 
-    /// Init containers one after another, then all others together.
+    /// Init containers one after another, then all others together. Containers that were added to
+    /// look into the pod wait for none of them.
     fn drive_containers(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let names = |containers: &[crate::pod::Container]| -> Vec<String> {
             containers.iter().map(|container| container.name.clone()).collect()
         };
+        for name in names(&self.pod.spec.ephemeral_containers) {
+            if self.exit_code(&name).is_none() {
+                self.start_if_due(&name, now, actions);
+            }
+        }
         let (inits, mains) =
             (names(&self.pod.spec.init_containers), names(&self.pod.spec.containers));
         for name in &inits {

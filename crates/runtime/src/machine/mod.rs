@@ -379,6 +379,9 @@ fn is_due(at: Option<Timestamp>, now: Timestamp) -> bool {
 
 /// After which exits a container runs again.
 fn restarts(container: &Container, pod: &Pod, code: i32) -> bool {
+    if pod.spec.ephemeral_containers.iter().any(|added| added.name == container.name) {
+        return false;
+    }
     let is_init = pod.spec.init_containers.iter().any(|init| init.name == container.name);
     if is_init && container.is_sidecar() {
         return true;

@@ -54,6 +54,10 @@ pub fn status(machine: &mut Machine, host_addresses: &[IpAddr], now: Timestamp) 
         status.insert("initContainerStatuses".into(), init.into());
     }
     status.insert("containerStatuses".into(), statuses(&pod.spec.containers, waiting).into());
+    if !pod.spec.ephemeral_containers.is_empty() {
+        let added = statuses(&pod.spec.ephemeral_containers, CREATING);
+        status.insert("ephemeralContainerStatuses".into(), added.into());
+    }
     status.insert("qosClass".into(), qos_class(pod).into());
     status.into()
 }
@@ -304,7 +308,7 @@ fn qos_class(pod: &Pod) -> &str {
     };
     let mut guaranteed = true;
     let mut best_effort = true;
-    for container in pod.all_containers() {
+    for container in pod.own_containers() {
         let resources = &container.resources;
         for name in names {
             let (limit, request) = (text(&resources.limits, name), text(&resources.requests, name));

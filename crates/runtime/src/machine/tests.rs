@@ -308,6 +308,30 @@ fn a_pod_that_is_deleted_before_it_starts_leaves_at_once() {
 }
 
 #[test]
+fn a_container_that_is_added_runs_once_and_changes_nothing_else() {
+    let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a"}],
+        "initContainers": [{"name": "init"}]}));
+    let mut pod = driver.machine.pod.clone();
+    pod.spec.ephemeral_containers =
+        vec![serde_json::from_value(json!({"name": "debug"})).expect("a container")];
+    let started = driver.learn(Fact::Updated(Box::new(pod)));
+    assert_eq!(started, ["start debug 0"], "it does not wait for init containers");
+    driver.started("debug");
+    driver.started("init");
+    assert_eq!(driver.ended("init", 0), ["start a 0"]);
+    driver.started("a");
+    let state = |driver: &mut Driver| {
+        let status = &driver.status()["ephemeralContainerStatuses"];
+        status[0]["state"].as_object().and_then(|state| state.keys().next().cloned())
+    };
+    assert_eq!(state(&mut driver).as_deref(), Some("running"));
+    assert!(driver.ended("debug", 1).is_empty(), "it is not started again");
+    assert_eq!(state(&mut driver).as_deref(), Some("terminated"));
+    assert_eq!(driver.phase(), "Running");
+    assert_eq!(driver.delete(30), ["event Killing", "stop a 30"]);
+}
+
+#[test]
 fn a_start_that_is_withdrawn_holds_nothing_up() {
     let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a"}]}));
     assert!(driver.delete(30).is_empty(), "the image is still on its way");

@@ -10,6 +10,7 @@ mod kill;
 mod limits;
 mod node;
 mod pods;
+mod processes;
 mod remote;
 mod restarts;
 mod security;

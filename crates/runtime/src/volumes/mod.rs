@@ -191,7 +191,7 @@ fn prepare_claim(
 /// limit; the volume's own limit lowers it.
 fn memory_size(pod: &Pod, limit_bytes: Option<i64>, sources: &Sources) -> i64 {
     let limits: Option<Vec<i64>> = pod
-        .all_containers()
+        .own_containers()
         .map(|container| quantity::milli(container.resources.limits.get("memory")?))
         .collect();
     let of_pod = limits.map(|limits| limits.iter().sum::<i64>() / 1000);
