@@ -40,6 +40,8 @@ enum Command {
     Routes(commands::network::Arguments),
     /// Show Services as the nodes see them, with their endpoints.
     Service(commands::service::Arguments),
+    /// Have ports of pods on this machine, also UDP, and go on when a pod is replaced.
+    PortForward(commands::port_forward::Arguments),
     /// Print what makes flatnet the network of a real cluster, for `kubectl apply`.
     Manifests(commands::manifests::Arguments),
     /// Run a node's network agent.
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::Service(arguments) => return commands::service::run(arguments),
         Command::Image(arguments) => commands::image::run(arguments),
         Command::Manifests(arguments) => commands::manifests::run(&arguments),
+        Command::PortForward(arguments) => commands::port_forward::run(arguments),
         Command::Uninstall(arguments) => commands::uninstall::run(&arguments),
         Command::Ipam(arguments) => return commands::ipam::run(arguments),
         Command::Cni(arguments) => return commands::cni::run(arguments),

@@ -153,6 +153,8 @@ async fn connection(
     sessions: Arc<Semaphore>,
     permit: OwnedSemaphorePermit,
 ) {
+    // Frames are small and wanted at once. A kernel that refuses changes only the latency.
+    let _ = stream.set_nodelay(true);
     let timeout = Duration::from_secs(HANDSHAKE_TIMEOUT_S);
     let Ok(Ok(stream)) = tokio::time::timeout(timeout, acceptor.accept(stream)).await else {
         return;

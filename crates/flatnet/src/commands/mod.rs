@@ -16,6 +16,7 @@ pub mod manifests;
 pub mod network;
 pub mod node;
 pub mod node_init;
+pub mod port_forward;
 pub mod runtime;
 pub mod service;
 pub mod status;
