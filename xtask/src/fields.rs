@@ -88,6 +88,7 @@ const KINDS: &[&str] = &[
     "rbac.authorization.k8s.io/v1/Role",
     "rbac.authorization.k8s.io/v1/RoleBinding",
     "scheduling.k8s.io/v1/PriorityClass",
+    "storage.k8s.io/v1/CSIDriver",
     "storage.k8s.io/v1/StorageClass",
 ];
 

@@ -1,6 +1,10 @@
 //! Real kubectl against the server and the controllers: 1.20 as Debian packages it, and the one
 //! on the PATH where there is one.
 
+#[path = "kubectl/compatibility.rs"]
+mod compatibility;
+#[path = "kubectl/published.rs"]
+mod published;
 mod support;
 
 use std::path::{Path, PathBuf};

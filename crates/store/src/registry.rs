@@ -1,7 +1,7 @@
 //! The registry: every row, found by URL, by kind or by storage.
 
 use crate::kinds::{
-    addressing, admission_policy, apps, batch, core, cron_job, definition, endpoints,
+    addressing, admission_policy, apps, batch, core, cron_job, csi_driver, definition, endpoints,
     events, limits, networking, node, pod, policy, quota, rbac, review, scheduling, service,
     storage, webhook,
 };
@@ -49,6 +49,7 @@ static RESOURCES: &[&Resource] = &[
     &rbac::ROLE_BINDING,
     &rbac::ROLE,
     &scheduling::PRIORITY_CLASS,
+    &csi_driver::CSI_DRIVER,
     &storage::STORAGE_CLASS,
 ];
 

@@ -126,7 +126,13 @@ const EXPLICIT: &[(&str, &str)] = &[
     ("networking.v1.NetworkPolicyPort", "endPort protocol"),
     ("policy.v1.PodDisruptionBudgetSpec", "unhealthyPodEvictionPolicy"),
     ("scheduling.v1.PriorityClass", "preemptionPolicy"),
+    (
+        "storage.v1.CSIDriverSpec",
+        "attachRequired fsGroupPolicy nodeAllocatableUpdatePeriodSeconds podInfoOnMount \
+         requiresRepublish seLinuxMount storageCapacity",
+    ),
     ("storage.v1.StorageClass", "allowVolumeExpansion reclaimPolicy volumeBindingMode"),
+    ("storage.v1.TokenRequest", "expirationSeconds"),
 ];
 
 /// Messages that are no pointers. `metadata`, `spec` and `status` of every kind are none either.

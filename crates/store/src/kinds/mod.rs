@@ -6,6 +6,7 @@ pub(crate) mod apps;
 pub(crate) mod batch;
 pub(crate) mod core;
 pub(crate) mod cron_job;
+pub(crate) mod csi_driver;
 pub(crate) mod definition;
 pub(crate) mod endpoints;
 pub(crate) mod events;
