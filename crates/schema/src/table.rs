@@ -317,7 +317,7 @@ mod tests {
         let deployment = table().kind("apps/v1", "Deployment").expect("a kind");
         assert_eq!((deployment.name, deployment.go_name()), ("apps.v1.Deployment", "Deployment"));
         assert_eq!(table().kind("apps/v1beta1", "Deployment"), None);
-        assert_eq!(table().kinds().count(), 53);
+        assert_eq!(table().kinds().count(), 54);
     }
 
     #[test]
