@@ -42,6 +42,7 @@ const PASS: &str = "__attribute__((section(\"xdp\"), used)) int pass(void *frame
 pub fn accelerated(_: &World) -> Result<()> {
     let effort = cluster("best-effort")?;
     ensure!(!is_attached(&effort.cluster, ENTRANCE)?, "best effort should leave out veth");
+    says(&effort.cluster, ENTRANCE, "False", "veth")?;
     ask(&effort, &Outside::attach(&effort.cluster, OWN_RANGE)?)?;
     drop(effort);
 
@@ -53,6 +54,7 @@ pub fn accelerated(_: &World) -> Result<()> {
             ensure!(is_attached(&world.cluster, node)?, "no program of XDP");
             Ok(())
         })?;
+        says(&world.cluster, node, "True", "eth0")?;
     }
     ask(&world, &outside)?;
     passes_the_stack_by(&world, &outside)?;
@@ -73,6 +75,19 @@ fn ask(world: &World, outside: &Outside) -> Result<()> {
 fn is_attached(cluster: &Cluster, node: &str) -> Result<bool> {
     let link = cluster.on_node(node, &["ip", "link", "show", "eth0"])?;
     Ok(link.contains("prog/xdp") && !link.contains("xdpgeneric"))
+}
+
+/// What the Node's condition says of it, with a word of why.
+fn says(cluster: &Cluster, node: &str, status: &str, word: &str) -> Result<()> {
+    eventually(&format!("{node} says {status}"), ATTACHED, || {
+        let object = cluster.get("", "node", node)?;
+        let all = object["status"]["conditions"].as_array().context("no conditions")?;
+        let own = all.iter().find(|one| one["type"] == "FlatnetServiceAcceleration");
+        let own = own.with_context(|| format!("not among {all:?}"))?;
+        let message = own["message"].as_str().unwrap_or_default();
+        ensure!(own["status"] == status && message.contains(word), "{own}");
+        Ok(())
+    })
 }
 
 /// Links as physical ones are: checksums are whole, and the far end takes what XDP sends.

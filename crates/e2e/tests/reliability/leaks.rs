@@ -1,6 +1,6 @@
 //! nothing grows with the number of pods and Services that have been.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -21,8 +21,6 @@ const WARM_UP: u64 = 120;
 const MEASURED: u64 = 280;
 /// Pods at once: nearly all that a range of 61 addresses has beside the pods of the world.
 const AT_ONCE: u64 = 40;
-/// Attachments of Services to a pod's link: of the pods that went last they may go a little later.
-const PINS_A_POD: u64 = 2;
 /// Services that come and go with them.
 const SERVICES_AT_ONCE: u64 = 5;
 /// What is given up may take this long.
@@ -36,9 +34,8 @@ pub fn come_and_go(world: &World) -> Result<()> {
     back(world)?;
     let mut pods = Pods::default();
     churn(world, &mut pods, WARM_UP)?;
-    let before = at_rest(world)?;
+    let (before, pinned) = at_rest(world)?;
     let entries = map_entries(world)?;
-    let pinned = pins(world)?;
     let agent = world.cluster.process("agent/node1")?;
     let used = Usage::of(agent)?;
     let measured = option("--pods=")?.unwrap_or(MEASURED);
@@ -48,7 +45,9 @@ pub fn come_and_go(world: &World) -> Result<()> {
         let now = map_entries(world)?;
         ensure!(now == entries, "entries of maps: {entries:?}, and now {now:?}");
         let now = pins(world)?;
-        ensure!(now <= pinned + PINS_A_POD * AT_ONCE, "{pinned} pins in eBPF, and now {now}");
+        let (made, gone) = (now.difference(&pinned), pinned.difference(&now));
+        let (made, gone): (Vec<_>, Vec<_>) = (made.collect(), gone.collect());
+        ensure!(made.is_empty() && gone.is_empty(), "pins in eBPF: made {made:?}, gone {gone:?}");
         Ok(())
     })?;
     let now = Usage::of(agent)?;
@@ -60,14 +59,16 @@ pub fn come_and_go(world: &World) -> Result<()> {
     check_addresses(world)
 }
 
-/// The node's state when it changes no more: the agent may hear of the last Services that went a
-/// moment after everything else is done.
-fn at_rest(world: &World) -> Result<NodeState> {
-    let mut state = NodeState::take(&world.cluster, "node1")?;
+/// The node's state and pins when they change no more: the agent may hear of the last Services that
+/// went a moment after everything else is done.
+fn at_rest(world: &World) -> Result<(NodeState, BTreeSet<String>)> {
+    let take = || -> Result<_> { Ok((NodeState::take(&world.cluster, "node1")?, pins(world)?)) };
+    let mut state = take()?;
     eventually("the node is at rest", SETTLED, || {
         std::thread::sleep(REST);
-        let former = std::mem::replace(&mut state, NodeState::take(&world.cluster, "node1")?);
-        state.ensure_same_as(&former)
+        let former = std::mem::replace(&mut state, take()?);
+        ensure!(state.1 == former.1, "pins in eBPF: {:?}, and before {:?}", state.1, former.1);
+        state.0.ensure_same_as(&former.0)
     })?;
     Ok(state)
 }
@@ -122,9 +123,9 @@ fn map_entries(world: &World) -> Result<BTreeMap<String, u64>> {
 }
 
 /// Maps, programs and attachments in eBPF.
-fn pins(world: &World) -> Result<u64> {
-    let text = run(&world.cluster, "node1", "find /sys/fs/bpf -type f | wc -l")?;
-    Ok(text.trim().parse()?)
+fn pins(world: &World) -> Result<BTreeSet<String>> {
+    let text = run(&world.cluster, "node1", "find /sys/fs/bpf -type f")?;
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// No address is anybody's twice, or nobody's and yet not free.
