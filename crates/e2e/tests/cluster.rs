@@ -102,6 +102,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("with_ebpf_pods_move_switch_and_scale_and_nobody_notices", rollouts::with_ebpf),
     ("deleted_namespaces_go_with_their_contents", controllers::namespace_deletion),
     ("jobs_run_to_their_end", controllers::jobs_run_to_their_end),
+    ("priorities_decide_who_has_a_place", controllers::priorities_decide),
     ("cron_jobs_run_by_the_clock_and_by_hand", schedules::cron_jobs),
     ("data_of_claims_outlives_pods_and_goes_with_them", claims::data_outlives_pods),
     ("quotas_refuse_count_and_are_described", claims::quotas),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::is_ready;
 use e2e::eventually;
 use serde_json::Value;
@@ -284,5 +284,105 @@ spec:
         let left = world.cluster.list(NAMESPACE, "pods", "job-name=tally")?;
         ensure!(left.is_empty(), "{} pods are left", left.len());
         Ok(())
-    })
+    })?;
+    failures_mean_what_jobs_say(world)
+}
+
+fn job(name: &str, spec: &str, command: &str) -> String {
+    format!(
+        r#"---
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: {name}, namespace: {NAMESPACE}}}
+spec:
+  {spec}
+  template:
+    spec:
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: main
+        image: localhost/host
+        command: [sh, -c, "{command}"]
+"#
+    )
+}
+
+/// An exit code that ends its Job at once, and a pod that is deleted and made anew once it is known
+/// how it ended.
+fn failures_mean_what_jobs_say(world: &World) -> Result<()> {
+    let rule = "podFailurePolicy: {rules: [{action: FailJob, onExitCodes: {operator: In, \
+                values: [42]}}]}";
+    let patient = "podReplacementPolicy: Failed";
+    world.cluster.apply(&job("picky", rule, "exit 42"))?;
+    world.cluster.apply(&job("patient", patient, "sleep infinity"))?;
+    let wait = ["wait", "-n", NAMESPACE, "job/picky", "--for=condition=failed", "--timeout=60s"];
+    world.cluster.kubectl(&wait)?;
+    let status = world.cluster.get(NAMESPACE, "job", "picky")?["status"].clone();
+    let told = status["conditions"].to_string();
+    let why = "failed with exit code 42 matching FailJob rule at index 0";
+    ensure!(status["failed"] == 1 && told.contains(why), "{status}");
+    let running = || -> Result<String> {
+        let pods = world.cluster.list(NAMESPACE, "pods", "job-name=patient")?;
+        let name = pods.iter().find(|pod| is_ready(pod)).map(|pod| pod["metadata"]["name"].clone());
+        name.and_then(|name| Some(name.as_str()?.to_owned())).context("no pod of it runs")
+    };
+    let first = eventually("the patient Job runs", Duration::from_secs(60), running)?;
+    world.cluster.kubectl(&["delete", "pod", "-n", NAMESPACE, &first, "--wait=false"])?;
+    eventually("its pod is made anew", Duration::from_secs(60), || {
+        let status = world.cluster.get(NAMESPACE, "job", "patient")?["status"].clone();
+        ensure!(status["failed"] == 1 && running()? != first, "{status}");
+        Ok(())
+    })?;
+    world.cluster.kubectl(&["delete", "-n", NAMESPACE, "job/picky", "job/patient"]).map(drop)
+}
+
+/// A pod of a higher priority takes the place of another, and one without a place says why.
+pub fn priorities_decide(world: &World) -> Result<()> {
+    let node = &world.cluster.nodes[0];
+    let allocatable = world.cluster.get(NAMESPACE, "node", node)?["status"]["allocatable"].clone();
+    let processors = allocatable["cpu"].as_str().and_then(|text| text.parse::<u32>().ok());
+    let asked = processors.context("a number of processors")? * 600;
+    let pod = |name: &str, class: &str| {
+        format!(
+            r#"---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: {NAMESPACE}}}
+spec:
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  priorityClassName: "{class}"
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: localhost/toolbox
+    args: [serve, --http, "8080"]
+    resources: {{requests: {{cpu: {asked}m}}}}
+"#
+        )
+    };
+    world.cluster.apply(&pod("modest", ""))?;
+    world.cluster.pod_ready(NAMESPACE, "modest")?;
+    let class = "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\n\
+                 metadata: {name: important}\nvalue: 1000\n";
+    world.cluster.apply(&format!("{class}{}", pod("important", "important")))?;
+    world.cluster.pod_ready(NAMESPACE, "important")?;
+    eventually("the modest pod goes", Duration::from_secs(20), || {
+        ensure!(world.cluster.get(NAMESPACE, "pod", "modest").is_err());
+        Ok(())
+    })?;
+    world.cluster.apply(&pod("late", ""))?;
+    let wanted = "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node \
+                  affinity/selector. preemption: 0/3 nodes are available: 1 No preemption victims \
+                  found for incoming pod, 2 Preemption is not helpful for scheduling.";
+    for (reason, words) in [("Preempted", "Preempted by pod"), ("FailedScheduling", wanted)] {
+        eventually(reason, Duration::from_secs(20), || {
+            let selector = format!("--field-selector=reason={reason}");
+            let events = world.cluster.kubectl(&["get", "events", "-n", NAMESPACE, &selector])?;
+            ensure!(events.contains(words), "{events}");
+            Ok(())
+        })?;
+    }
+    world.cluster.kubectl(&["delete", "pod", "-n", NAMESPACE, "important", "late"])?;
+    world.cluster.kubectl(&["delete", "priorityclass", "important"]).map(drop)
 }
