@@ -24,6 +24,8 @@ pub(super) struct Candidate<'a> {
     object: &'a Arc<Object>,
     node: &'a Node,
     pods: Vec<&'a Arc<Object>>,
+    /// Those of them that say something about other pods: few, and asked for each pod that waits.
+    choosy: Vec<&'a Arc<Object>>,
     siblings: BTreeMap<&'a str, usize>,
     host_ports: Vec<HostPort>,
     used: Amounts,
@@ -46,6 +48,7 @@ impl<'a> Candidate<'a> {
             object,
             node,
             pods: Vec::new(),
+            choosy: Vec::new(),
             siblings: BTreeMap::new(),
             host_ports: Vec::new(),
             used: Amounts::new(),
@@ -74,6 +77,11 @@ impl<'a> Candidate<'a> {
     /// Pods on the node.
     pub fn pods(&self) -> &[&'a Arc<Object>] {
         &self.pods
+    }
+
+    /// Pods on the node that say near to whom, or away from whom, they want to be.
+    pub fn choosy(&self) -> &[&'a Arc<Object>] {
+        &self.choosy
     }
 
     /// Pods on the node that the same object controls.
@@ -105,6 +113,10 @@ impl<'a> Candidate<'a> {
             *self.siblings.entry(&owner.uid).or_default() += 1;
         }
         if let Some(view) = pod.pod() {
+            let affinity = &view.spec.affinity;
+            if affinity.pod_affinity.is_some() || affinity.pod_anti_affinity.is_some() {
+                self.choosy.push(pod);
+            }
             self.host_ports.extend(host_ports(view));
             amounts::add(&mut self.used, &view.requests());
         }
@@ -116,6 +128,7 @@ impl<'a> Candidate<'a> {
             return;
         };
         self.pods.swap_remove(index);
+        self.choosy.retain(|other| !Arc::ptr_eq(other, pod));
         if let Some(owner) = pod.meta.controller().filter(|_| !pod.is_terminating())
             && let Some(count) = self.siblings.get_mut(owner.uid.as_str())
         {

@@ -156,7 +156,7 @@ impl<'a> Surroundings<'a> {
     /// What the pods that are placed say about the pod.
     fn hear_others(&mut self, seeker: &Seeker<'a>, candidates: &[Candidate<'a>]) {
         for node in candidates {
-            for other in node.pods() {
+            for other in node.choosy() {
                 let Some(view) = other.pod() else { continue };
                 let asker = Seeker { object: other, snapshot: seeker.snapshot };
                 let place = |term: &'a PodTerm| {
