@@ -31,6 +31,8 @@ SCRIPT
 chmod 755 /sbin/modprobe
 # A node is prepared so (kubeadm asks for it): without it bridged pods escape the rules of Services.
 modprobe br_netfilter
+# Its parameters are set by a first turn, which an agent repeats once its rules have loaded it.
+modprobe nf_conntrack
 # The modules of tunnels put links of theirs into each new namespace, where tests count links.
 echo 1 >/proc/sys/net/core/fb_tunnels_only_for_init_net
 ip link set lo up
