@@ -230,15 +230,25 @@ fn a_node_gets_tokens_for_its_own_pods_alone() {
     api.create("serviceaccounts", "default", json!({"metadata": {"name": "s"}})).expect("it");
     let mut uids = Vec::new();
     for node in ["a", "b"] {
-        let pod = json!({"metadata": {"name": node}, "spec": {"nodeName": node,
+        let token = json!({"serviceAccountToken": {"path": "t", "audience": "vault"}});
+        let volume = json!({"name": "v", "projected": {"sources": [token]}});
+        let pod = json!({"metadata": {"name": node}, "spec": {"nodeName": node, "volumes": [volume],
             "serviceAccountName": "s", "containers": [{"name": "c", "image": "i"}]}});
         uids.push(api.create("pods", "default", pod).expect("a pod").uid().to_owned());
     }
     let groups = ["system:nodes".to_owned()];
     let node = Subject { name: "system:node:a", groups: &groups };
     let bound = |kind: &str, name: &str, uid: &str| json!({"spec": {"boundObjectRef": {"kind": kind, "name": name, "uid": uid}}});
+    let to = |audiences: &[&str]| {
+        let mut request = bound("Pod", "a", &uids[0]);
+        request["spec"]["audiences"] = json!(audiences);
+        request
+    };
     for (request, account, expected) in [
         (bound("Pod", "a", &uids[0]), "s", None),
+        (to(&["vault"]), "s", None),
+        (to(&["other"]), "s", Some("audience \"other\" not found in pod spec volume")),
+        (to(&["vault", "other"]), "s", Some("only request 0 or 1 audiences")),
         (json!({}), "s", Some("not bound to a pod")),
         (bound("Secret", "a", &uids[0]), "s", Some("not bound to a pod")),
         (bound("Pod", "a", ""), "s", Some("without a uid")),

@@ -91,7 +91,16 @@ impl Store {
         if json::text(&pod.value, "/spec/serviceAccountName") != account {
             return refuse("node requested token for another service account than the pod's");
         }
-        Ok(())
+        // A token for somebody else than the API is for whom the pod's own volumes name (KEP-4412).
+        match json::texts(request, "/spec/audiences").as_slice() {
+            [] => Ok(()),
+            [audience] if names_audience(&pod.value, audience) => Ok(()),
+            [audience] => refuse(&format!(
+                "audience {audience:?} not found in pod spec volume, node {node:?} is not \
+                 authorized to request tokens for this audience"
+            )),
+            _ => refuse("node may only request 0 or 1 audiences"),
+        }
     }
 
     fn judge_pod(&self, node: &str, change: &Change<'_>) -> Result<(), String> {
@@ -152,6 +161,14 @@ impl Store {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a volume of a pod shows a token for an audience.
+fn names_audience(pod: &Value, audience: &str) -> bool {
+    json::items(pod, "/spec/volumes").iter().any(|volume| {
+        let mut sources = json::items(volume, "/projected/sources").iter();
+        sources.any(|source| json::text(source, "/serviceAccountToken/audience") == audience)
+    })
 }
 
 /// What of the cluster's own a mirror pod names though it may not.
