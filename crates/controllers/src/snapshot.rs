@@ -253,7 +253,9 @@ impl Snapshot {
     pub fn replace(&mut self, kind: Kind, values: Vec<Value>, revision: u64) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut listed = BTreeSet::new();
-        for value in values {
+        // Objects are read from copies, and the list goes as a whole: texts that are kept would
+        // otherwise lie all over it, and keep its pages from being given back.
+        for value in &values {
             let metadata = value.get("metadata");
             let text = |field: &str| {
                 let found =
@@ -261,8 +263,9 @@ impl Snapshot {
                 found.unwrap_or_default().to_owned()
             };
             listed.insert(NamespacedName::new(text("namespace"), text("name")));
-            changes.extend(self.apply(kind, value));
+            changes.extend(self.apply(kind, value.clone()));
         }
+        drop(values);
         let lost: Vec<_> = self
             .all(kind)
             .filter(|object| !listed.contains(&object.meta.key()) && object.version() <= revision)

@@ -175,8 +175,10 @@ impl World {
         for key in &gone {
             dirty.extend(self.remove(kind, key));
         }
-        for object in objects.into_iter().filter(|object| object.kind() == kind) {
-            dirty.extend(self.set(object));
+        // The list goes as a whole, behind this: what is packed would otherwise lie all over it, and
+        // keep its pages from being given back.
+        for object in objects.iter().filter(|object| object.kind() == kind) {
+            dirty.extend(self.set(object.clone()));
         }
         dirty.into_iter().collect()
     }
