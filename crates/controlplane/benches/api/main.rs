@@ -128,7 +128,7 @@ async fn create(client: &Client, name: &str) {
 async fn memory(directory: &Path) {
     let place = directory.join("memory");
     let server = Server::start(&place).await;
-    let empty = server.memory();
+    let empty = server.settled_memory().await;
     let mut tasks = JoinSet::new();
     for writer in 0..WRITERS {
         let client = server.client.clone();
@@ -139,9 +139,9 @@ async fn memory(directory: &Path) {
         });
     }
     tasks.join_all().await;
-    let full = server.memory();
+    let full = server.settled_memory().await;
     let listed = list_time(&server.client).await;
-    let after_list = server.memory();
+    let after_list = server.settled_memory().await;
     drop(server);
     let started = Instant::now();
     let server = Server::start(&place).await;
@@ -150,7 +150,7 @@ async fn memory(directory: &Path) {
     empty.row("no objects");
     full.row("10,000 objects");
     after_list.row("and after a list of all of them");
-    server.memory().row("after a restart");
+    server.settled_memory().await.row("after a restart");
     println!("a list of all: {listed:.0} ms; exec to the first list with all: {restart:.0} ms");
 }
 

@@ -19,6 +19,8 @@ const PORT: &str = "FLATNET_BENCH_PORT";
 /// Longest wait for a server to answer, and between two tries.
 const START_LIMIT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(1);
+/// How long a server gets to become quiet before its memory is read.
+const SETTLING: Duration = Duration::from_secs(5);
 /// Syncs of one measurement of the disk.
 const SYNCS: usize = 50;
 
@@ -84,7 +86,9 @@ impl Server {
         self.process.0.id()
     }
 
-    pub fn memory(&self) -> Memory {
+    /// What it takes once nobody asks anything: it gives back what it has freed.
+    pub async fn settled_memory(&self) -> Memory {
+        tokio::time::sleep(SETTLING).await;
         let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()));
         let text = text.expect("the server runs");
         let field = |name: &str| {

@@ -1,11 +1,15 @@
 //! The memory of an agent, and of the DNS worker that it feeds, on a node with 250 pods in a cluster
 //! of 500 nodes and up to 10,000 Services with 100,000 endpoints (G16): the proportional set size of
-//! processes of their own. Needs root; run it with `./x bench memory`.
+//! processes of their own, and the kernel's memory for what they make of it. Needs root; run it with
+//! `./x bench memory`.
 
-#[path = "../tests/real/node.rs"]
+mod kernel_memory;
+#[path = "../../tests/forwarding/mounts.rs"]
+mod mounts;
+#[path = "../../tests/real/node.rs"]
 #[allow(dead_code)] // the tests' part
 mod node;
-#[path = "../tests/real/server.rs"]
+#[path = "../../tests/real/server.rs"]
 #[allow(dead_code)] // the tests' part
 mod server;
 
@@ -18,6 +22,9 @@ use std::time::{Duration, Instant};
 
 use agent::{Options, Places};
 use client::ResourcePath;
+use kernel_memory::Group;
+use model::ServiceBackend;
+use mounts::Mounts;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use node::{NAME, Node, eventually, on_a_node};
 use serde_json::{Value, json};
@@ -35,6 +42,10 @@ const ENDPOINT_ADDRESSES: usize = 60_000;
 const DIRECTORY: &str = "FLATNET_BENCH_DIRECTORY";
 /// The API server's URL, for it.
 const SERVER: &str = "FLATNET_BENCH_SERVER";
+/// The backend of Services, for it.
+const BACKEND: &str = "FLATNET_BENCH_BACKEND";
+/// Services and endpoints of each at which the other backend is looked at too.
+const GOAL: (usize, usize) = (10_000, 3);
 /// Longest wait for the agent to have everything in the kernel.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often the memory is read, and how long between.
@@ -45,8 +56,11 @@ fn main() {
     if let (Ok(directory), Ok(server)) = (std::env::var(DIRECTORY), std::env::var(SERVER)) {
         return be_the_agent(directory.into(), server);
     }
+    print_connection_tracking();
     on_a_node(async |node| {
-        let mut agent = Process(start(node));
+        let measured = Measured::of(node);
+        measured.ebpf("maps at default sizes", (0, 0)).await;
+        let mut agent = measured.start(ServiceBackend::Nftables);
         ready(node, "an empty cluster", 0, 0).await;
         println!("{:>6} peers {:>4} pods {:>5} Services: {} kB", 1, 0, 1, agent.settled_kb().await);
         for number in 0..PODS {
@@ -63,6 +77,7 @@ fn main() {
         let mut worker = Process(start_worker(node));
         let mut before = (0, 0);
         for (services, endpoints) in STEPS {
+            let kernel_before = measured.group.kernel_kb();
             add_services(node, before, (services, endpoints)).await;
             before = (services, endpoints);
             ready(node, "a full cluster", PEERS, services).await;
@@ -73,9 +88,14 @@ fn main() {
                 agent.settled_kb().await,
                 worker.settled_kb().await
             );
+            let grown_kb = measured.group.kernel_kb().saturating_sub(kernel_before);
+            println!("{:>54}: {grown_kb} kB more than before", "the kernel for the agent");
             // Fresh processes know the same without the garbage of how it came to be.
             drop((agent, worker));
-            agent = Process(start(node));
+            if before == GOAL {
+                measured.ebpf("with Services in eBPF", (PEERS, services)).await;
+            }
+            agent = measured.start(ServiceBackend::Nftables);
             ready(node, "a restarted agent", PEERS, services).await;
             worker = Process(start_worker(node));
             println!(
@@ -86,6 +106,51 @@ fn main() {
             );
         }
     });
+}
+
+fn print_connection_tracking() {
+    let tracking = kernel_memory::connection_tracking();
+    println!(
+        "connection tracking: {} kB for {} slots, {} bytes a connection without extensions",
+        tracking.table_kb, tracking.slots, tracking.connection_bytes
+    );
+}
+
+/// A machine whose agents are measured. They share what the machine has mounted, and a control
+/// group.
+struct Measured<'a> {
+    node: &'a Node,
+    group: Group,
+    _mounts: Mounts,
+}
+
+impl<'a> Measured<'a> {
+    fn of(node: &'a Node) -> Self {
+        let group = Group::make(&format!("flatnet-bench-{}", std::process::id()));
+        Self { node, group, _mounts: Mounts::make(&node.directory) }
+    }
+
+    fn start(&self, backend: ServiceBackend) -> Process {
+        // It makes the plugin that is installed.
+        self.node.options();
+        let agent = Command::new(std::env::current_exe().expect("our own program"))
+            .env(DIRECTORY, &self.node.directory)
+            .env(SERVER, &self.node.server.url)
+            .env(BACKEND, backend.as_str())
+            .spawn()
+            .expect("the agent starts");
+        self.group.take_in(agent.id());
+        Process(agent)
+    }
+
+    /// Looks at an agent with Services in eBPF.
+    async fn ebpf(&self, what: &str, (peers, services): (usize, usize)) {
+        let mut agent = self.start(ServiceBackend::Ebpf);
+        ready(self.node, "an agent with eBPF", peers, services).await;
+        let agent_kb = agent.settled_kb().await;
+        let maps = kernel_memory::maps_of(agent.0.id());
+        println!("{what:>54}: {agent_kb} kB, {} eBPF maps {} kB", maps.count, maps.kb);
+    }
 }
 
 struct Process(Child);
@@ -116,15 +181,6 @@ fn proportional_kb(process: u32) -> u64 {
     number.and_then(|number| number.trim().parse().ok()).expect("a number")
 }
 
-fn start(node: &Node) -> Child {
-    node.options();
-    Command::new(std::env::current_exe().expect("our own program"))
-        .env(DIRECTORY, &node.directory)
-        .env(SERVER, &node.server.url)
-        .spawn()
-        .expect("the agent starts")
-}
-
 /// The DNS worker of this build, with a socket that nobody asks at.
 fn start_worker(node: &Node) -> Child {
     let own = std::env::current_exe().expect("our own program");
@@ -145,6 +201,8 @@ fn start_worker(node: &Node) -> Child {
 
 /// The process that is measured. It is in the machine's network namespace already.
 fn be_the_agent(directory: std::path::PathBuf, server: String) {
+    mounts::enter(&directory);
+    let backend = std::env::var(BACKEND).expect("set by the benchmark");
     let account = directory.join("serviceaccount");
     let options = Options {
         node_name: NAME.into(),
@@ -152,6 +210,7 @@ fn be_the_agent(directory: std::path::PathBuf, server: String) {
         config: model::ClusterConfig {
             pod_cidrs: "10.244.0.0/15".parse().into_iter().collect(),
             node_cidrs: "172.30.0.0/16".parse().into_iter().collect(),
+            service_backend: backend.parse().expect("a backend"),
             ..model::ClusterConfig::default()
         },
         uplink: None,
