@@ -287,7 +287,7 @@ async fn exchange(
     let limit = Duration::from_millis(CONNECT_TIMEOUT_MS);
     let stream = tokio::time::timeout(limit, TcpStream::connect(address)).await;
     let stream = stream.map_err(|_| "i/o timeout".to_owned())?;
-    let stream = stream.map_err(|error| error.to_string())?;
+    let stream = stream.map_err(|error| words(&error))?;
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(CONNECTION_BUFFER_BYTES)
         .handshake(TokioIo::new(stream))
@@ -298,6 +298,13 @@ async fn exchange(
         let _ = connection.with_upgrades().await;
     });
     sender.send_request(request).await.map_err(|error| error.to_string())
+}
+
+/// An error in Go's words, which scripts look for: `connection refused`.
+fn words(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    format!("connect: {}", text.to_lowercase())
 }
 
 /// The headers that are meant for the other end.

@@ -240,12 +240,22 @@ fn a_client_that_leaves_leaves_nothing_running() {
 }
 
 #[test]
-fn logs_are_read_followed_and_refused_as_a_kubelet_does() {
+fn logs_and_use_are_told_and_logs_are_refused_as_a_kubelet_does() {
     on_node("logs", |node: Node| async move {
         let _runtime = node.start();
         let script = "echo one; echo two; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo three; \
                       exit 1";
         running(&node, script).await;
+        for (path, part) in [
+            ("/stats/summary", "\"podRef\":{\"name\":\"web\",\"namespace\":\"default\""),
+            ("/stats/summary", "\"usageCoreNanoSeconds\":"),
+            ("/stats/summary", "\"workingSetBytes\":"),
+            ("/metrics/resource", "container_cpu_usage_seconds_total{container=\"main\""),
+            ("/metrics/resource", "node_memory_working_set_bytes "),
+        ] {
+            let (code, text) = get(&node, path).await;
+            assert!(code == 200 && text.contains(part), "{path}: {code} {text}");
+        }
         let base = "/containerLogs/default/web/main";
         let (code, text) = get(&node, &format!("{base}?tailLines=1")).await;
         assert_eq!((code, text.as_str()), (200, "two\n"));
@@ -291,6 +301,12 @@ pub async fn websocket(node: &Node, path: &str, protocol: &str, sent: &[&[u8]]) 
     }
     let head = String::from_utf8_lossy(&head).to_lowercase();
     assert!(head.starts_with("http/1.1 101"), "{head}");
+    // Of several the first that is served; with ports that is never `v5`, which clients misread.
+    let served = match path.starts_with("/portForward/") {
+        true => "v4.channel.k8s.io",
+        false => protocol.rsplit(", ").next().expect("a protocol"),
+    };
+    assert!(head.contains(&format!("sec-websocket-protocol: {served}\r\n")), "{head}");
     let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
     for message in sent {
         socket.send(Message::Binary(message.to_vec().into())).await.expect("sent");

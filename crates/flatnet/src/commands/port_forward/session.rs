@@ -259,3 +259,79 @@ impl Drop for Input {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+
+    /// The node's end: it echoes what flows carry, says what a flow was opened with as its first
+    /// piece, and gives up those to port 1.
+    async fn node(mut connection: DuplexStream) {
+        let (mut decoder, mut encoder) = (Decoder::new(), Encoder::new().expect("an encoder"));
+        let mut buffer = [0; 1024];
+        while let Ok(count @ 1..) = connection.read(&mut buffer).await {
+            for frame in decoder.feed(&buffer[..count]).expect("frames") {
+                let answers = match frame {
+                    Frame::Open { stream, headers, .. } => {
+                        let header = |name: &str| {
+                            let found = headers.iter().find(|(known, _)| known == name);
+                            found.map(|(_, value)| value.clone()).unwrap_or_default()
+                        };
+                        let opened = format!("{} {}", header("port"), header("protocol"));
+                        let accepted = encoder.accept(stream).expect("a frame");
+                        match (header("streamtype").as_str(), header("port").as_str()) {
+                            ("data", "1") => vec![accepted, spdy::reset(stream)],
+                            ("data", _) => {
+                                vec![accepted, spdy::data(stream, opened.as_bytes(), false)]
+                            }
+                            _ => vec![accepted, spdy::data(stream, b"so it is", true)],
+                        }
+                    }
+                    Frame::Data { stream, bytes, fin } => vec![spdy::data(stream, &bytes, fin)],
+                    Frame::GoAway => return,
+                    _ => Vec::new(),
+                };
+                for answer in answers {
+                    if connection.write_all(&answer).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn flows_are_apart_and_end_with_the_session() {
+        let (near, far) = duplex(4096);
+        let node = tokio::spawn(node(far));
+        let session = Session::over(near, true).expect("a session");
+        let mut one = session.flow(80, Protocol::Tcp).await.expect("a flow");
+        let mut two = session.flow(53, Protocol::Udp).await.expect("a flow");
+        assert_eq!(one.output.recv().await.as_deref(), Some(&b"80 TCP"[..]));
+        assert_eq!(two.output.recv().await.as_deref(), Some(&b"53 UDP"[..]));
+        assert_eq!(two.faults.recv().await.as_deref(), Some(&b"so it is"[..]));
+        for (flow, text) in [(&mut one, b"abc"), (&mut two, b"xyz")] {
+            flow.input.send(text).await.expect("sent");
+            assert_eq!(flow.output.recv().await.as_deref(), Some(&text[..]));
+        }
+        one.input.finish().await;
+        assert_eq!(one.output.recv().await, None, "its end comes back");
+        let mut refused = session.flow(1, Protocol::Tcp).await.expect("a flow");
+        assert_eq!(refused.output.recv().await, None, "it was given up");
+        node.abort();
+        session.ended().await;
+        assert_eq!(two.output.recv().await, None, "nobody waits for what cannot come");
+        assert!(session.has_ended() && session.flow(80, Protocol::Tcp).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn other_servers_are_asked_for_what_they_know() {
+        let (near, far) = duplex(4096);
+        tokio::spawn(node(far));
+        let session = Session::over(near, false).expect("a session");
+        let mut flow = session.flow(80, Protocol::Tcp).await.expect("a flow");
+        assert_eq!(flow.output.recv().await.as_deref(), Some(&b"80 "[..]), "no header of ours");
+    }
+}
