@@ -13,8 +13,9 @@ const KUBECTL_PACKAGE: &str = "kubernetes-client";
 /// What the packaged program must say of itself.
 const KUBECTL_VERSION: &str = "v1.20.";
 
-/// The Python client that the cluster tests run.
-const PYTHON_CLIENT: &str = "kubernetes==36.0.0";
+/// The version of the Python client that the cluster tests run. 36.0.0 sends no token from pods: it
+/// keeps it by one name and looks for it by another.
+const PYTHON_CLIENT_VERSION: &str = "35.0.0";
 
 /// Packages that carry the install manifests of projects, as these publish them: Calico, the cloud
 /// controller manager and volume drivers of OpenStack, the NFS volume driver; Dask. By name: as pip
@@ -132,14 +133,16 @@ pub fn clients(arguments: &[String]) -> Result<()> {
 /// When Python or its package index is out of reach.
 fn python() -> Result<()> {
     let interpreter = interpreter();
-    let client = ["-c", "import kubernetes"];
-    if process::output(&interpreter, &client).is_ok() {
+    let version = ["-c", "import kubernetes; print(kubernetes.__version__)"];
+    let installed = process::output(&interpreter, &version).unwrap_or_default();
+    if installed.trim() == PYTHON_CLIENT_VERSION {
         return Ok(());
     }
     let place = directory().join("python").display().to_string();
     process::run("python3", &["-m", "venv", "--clear", &place])
         .context("making a Python environment (package python3-venv)")?;
-    let install = ["-m", "pip", "install", "--quiet", PYTHON_CLIENT];
+    let client = format!("kubernetes=={PYTHON_CLIENT_VERSION}");
+    let install = ["-m", "pip", "install", "--quiet", &client];
     process::run(&interpreter, &install)
         .context("installing the Python client: check the network and retry")
 }
