@@ -23,6 +23,9 @@ use super::{NAME, Table, judge};
 
 /// Nodes that are tried for one pod: each costs a judgement for each of its pods.
 const MAX_NODES_TRIED: usize = 100;
+/// Pods that are looked at for one pod in all, where what other pods say decides: then each judgement
+/// looks at all of them. The node that is being tried is finished.
+const MAX_PODS_LOOKED_AT: usize = 2_000_000;
 const REASON: &str = "PreemptionByScheduler";
 
 /// Pods that make room.
@@ -52,10 +55,18 @@ pub(super) fn find<'a>(
 ) -> Result<Plan<'a>, Helpless> {
     may_try(pod, table.snapshot)?;
     let (mut plans, mut reasons, mut helpless) = (Vec::new(), Vec::new(), 0);
+    let depends = !table.surroundings(object, pod).is_empty();
+    let all: usize = table.candidates.iter().map(|node| node.pods().len()).sum();
+    let (mut tried, mut looked_at) = (0, 0);
     for (index, refused) in refusals.iter().enumerate() {
         if refused.iter().any(Refusal::is_final) {
             helpless += 1;
-        } else if plans.len() + reasons.len() < MAX_NODES_TRIED {
+        } else if tried < MAX_NODES_TRIED && looked_at < MAX_PODS_LOOKED_AT {
+            tried += 1;
+            if depends {
+                let judgements = table.candidates.get(index).map_or(0, |node| node.pods().len());
+                looked_at += judgements * all;
+            }
             match victims(object, pod, table, index) {
                 Ok(plan) => plans.push(plan),
                 Err(why) => reasons.extend(why),
