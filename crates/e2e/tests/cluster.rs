@@ -19,6 +19,8 @@ mod dns_kills;
 mod failover;
 #[path = "cluster/families.rs"]
 mod families;
+#[path = "cluster/forwards.rs"]
+mod forwards;
 #[path = "cluster/kills.rs"]
 mod kills;
 #[path = "cluster/kube_rs.rs"]
@@ -114,6 +116,9 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("logs_follow_and_choose_containers", kubectl::logs),
     ("ports_of_pods_and_services_are_forwarded", streams::port_forward),
     ("a_refused_port_is_told_by_name", streams::refused),
+    ("forwarded_ports_carry_datagrams_and_go_on_with_the_next_pod", forwards::survives_pods),
+    ("what_nodes_and_pods_use_is_shown", forwards::top),
+    ("requests_are_sent_on_to_services_pods_and_nodes", forwards::sent_on),
     ("files_are_copied_both_ways", streams::copy),
     ("interactive_pods_are_run_and_removed", streams::run_interactively),
     ("running_containers_are_attached_to", streams::attach),
