@@ -208,7 +208,9 @@ fn response(row: &Resource, subresource: Subresource) -> Response {
     const READ_WRITE: &[&str] = &["get", "patch", "update"];
     const CONNECT: &[&str] = &["create", "get"];
     match subresource {
-        Subresource::Status => (row.group, row.version, row.kind, READ_WRITE),
+        Subresource::Status | Subresource::EphemeralContainers => {
+            (row.group, row.version, row.kind, READ_WRITE)
+        }
         Subresource::Scale => ("autoscaling", "v1", "Scale", READ_WRITE),
         Subresource::Binding => ("", "v1", "Binding", &["create"]),
         Subresource::Eviction => ("policy", "v1", "Eviction", &["create"]),

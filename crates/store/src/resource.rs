@@ -79,6 +79,8 @@ pub enum Subresource {
     Binding,
     /// `eviction` of a pod.
     Eviction,
+    /// `ephemeralcontainers` of a pod: containers that are added to look into it.
+    EphemeralContainers,
     /// `finalize` of a namespace.
     Finalize,
     /// `log` of a container; served by the shell.
@@ -103,6 +105,7 @@ impl Subresource {
             Self::Scale => "scale",
             Self::Binding => "binding",
             Self::Eviction => "eviction",
+            Self::EphemeralContainers => "ephemeralcontainers",
             Self::Finalize => "finalize",
             Self::Log => "log",
             Self::Attach => "attach",

@@ -486,3 +486,121 @@ fn an_absent_list_and_an_empty_one_stay_apart() {
         assert_eq!(value["spec"]["policyTypes"], json!(["Ingress"]));
     }
 }
+
+#[test]
+fn containers_find_the_token_of_their_account_where_clients_look_for_it() {
+    const PLACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    let mut api = Api::new();
+    for (name, automount) in [("open", json!(null)), ("closed", json!(false))] {
+        let mut account = named(row("serviceaccounts"), name);
+        account["automountServiceAccountToken"] = automount;
+        account["imagePullSecrets"] = json!([{"name": "registry"}]);
+        api.create("serviceaccounts", "default", account).expect("made");
+    }
+    let mut created = |name: &str, account: &str, own: Value, mounts: Value| {
+        let mut body = named(row("pods"), name);
+        body["spec"]["serviceAccountName"] = account.into();
+        // Null is what the pod does not say.
+        body["spec"]["automountServiceAccountToken"] = own;
+        body["spec"]["containers"][0]["volumeMounts"] = mounts;
+        body["spec"]["initContainers"] = json!([{"name": "first", "image": "i"}]);
+        body["spec"]["volumes"] = json!([{"name": "own", "emptyDir": {}}]);
+        api.create("pods", "default", body).expect("created").value["spec"].clone()
+    };
+    let spec = created("a", "open", json!(null), json!([]));
+    let name = spec["volumes"][1]["name"].as_str().expect("a volume");
+    assert!(name.starts_with("kube-api-access-") && name.len() == 21, "{name}");
+    let mount = json!({"name": name, "mountPath": PLACE, "readOnly": true});
+    for list in ["initContainers", "containers"] {
+        assert_eq!(spec[list][0]["volumeMounts"], json!([mount]), "{list}");
+    }
+    let sources = &spec["volumes"][1]["projected"]["sources"];
+    assert_eq!(
+        sources[0],
+        json!({"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}})
+    );
+    assert_eq!(sources[1]["configMap"]["name"], "kube-root-ca.crt");
+    assert_eq!(spec["imagePullSecrets"], json!([{"name": "registry"}]));
+    // A mount of the pod's own at that place stays.
+    let own = json!([{"name": "own", "mountPath": PLACE}]);
+    let spec = created("b", "open", json!(null), own.clone());
+    assert_eq!(spec["containers"][0]["volumeMounts"], own);
+    assert_eq!(spec["initContainers"][0]["volumeMounts"].as_array().map(Vec::len), Some(1));
+    for (name, account, own, shown) in [
+        ("c", "closed", json!(null), false),
+        ("d", "closed", json!(true), true),
+        ("e", "open", json!(false), false),
+    ] {
+        let spec = created(name, account, own, json!([]));
+        assert_eq!(
+            spec["volumes"].as_array().map(Vec::len),
+            Some(1 + usize::from(shown)),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn containers_are_added_to_a_pod_and_never_changed() {
+    const PART: Option<Subresource> = Some(Subresource::EphemeralContainers);
+    let mut api = Api::new();
+    pod(&mut api, "web");
+    let body = |containers: Value| json!({"spec": {"ephemeralContainers": containers}});
+    let mut add = |patch: Value| {
+        let staged =
+            api.act("pods", "default", "web", PART, Action::Patch(PatchKind::Strategic, patch));
+        staged.map(|staged| object(staged).value["spec"].clone())
+    };
+    let own = add(body(json!([]))).expect("nothing to do")["containers"][0]["name"].clone();
+    let debugger = json!({"name": "debug", "image": "busybox", "targetContainerName": own,
+        "stdin": true, "tty": true, "resources": {}});
+    let spec = add(body(json!([debugger]))).expect("added");
+    let added = spec["ephemeralContainers"].clone();
+    assert_eq!(added[0]["imagePullPolicy"], "Always");
+    assert_eq!(added[0]["terminationMessagePath"], "/dev/termination-log");
+    let second = json!({"name": "again", "image": "busybox:1"});
+    let spec = add(body(json!([second]))).expect("added");
+    assert_eq!(spec["ephemeralContainers"].as_array().map(Vec::len), Some(2));
+    // The rest of the pod is not this part.
+    let moved = json!({"spec": {"nodeName": "elsewhere", "hostNetwork": true}});
+    assert_eq!(add(moved).expect("nothing changed"), spec);
+    let prefix = "Pod \"web\" is invalid: spec.ephemeralContainers";
+    for (containers, fault) in [
+        (
+            json!([{"name": "debug", "image": "other"}]),
+            ": Forbidden: existing ephemeral containers \"debug\" may not be changed\n",
+        ),
+        (
+            json!([{"name": "debug", "$patch": "delete"}]),
+            ": Forbidden: existing ephemeral containers \"debug\" may not be removed\n",
+        ),
+        (json!([{"name": own, "image": "i"}]), "[2].name: Duplicate value: "),
+        (
+            json!([{"name": "x", "image": "i", "targetContainerName": "none"}]),
+            "[2].targetContainerName: Not found: \"none\"",
+        ),
+        (
+            json!([{"name": "x", "image": "i", "ports": [{"containerPort": 1}]}]),
+            "[2].ports: Forbidden: cannot be set for an Ephemeral Container",
+        ),
+        (json!([{"name": "x"}]), "[2].image: Required value"),
+    ] {
+        let message = add(body(containers)).expect_err(fault).message;
+        assert!(message.starts_with(&format!("{prefix}{fault}")), "{message}");
+    }
+    let status = api.patch("pods", "default", "web", PatchKind::Strategic, body(json!([second])));
+    status.expect("the same as before");
+    let other = body(json!([{"name": "third", "image": "i"}]));
+    let status = api.patch("pods", "default", "web", PatchKind::Strategic, other.clone());
+    assert!(status.expect_err("not here").message.contains("pod updates may not change fields"));
+    let mut early = named(row("pods"), "early");
+    early["spec"]["ephemeralContainers"] = other["spec"]["ephemeralContainers"].clone();
+    let message = api.create("pods", "default", early).expect_err("too early").message;
+    assert!(message.ends_with("spec.ephemeralContainers: Forbidden: cannot be set on create"));
+    // kubectl before 1.22 has a kind of its own for this, and is not shown what is there.
+    let old_form = json!({"apiVersion": "v1", "kind": "EphemeralContainers",
+        "metadata": {"name": "web"}, "ephemeralContainers": [{"name": "old", "image": "i"}]});
+    let staged = api.act("pods", "default", "web", PART, Action::Update(old_form)).expect("added");
+    let value = object(staged).value.clone();
+    assert_eq!(value["spec"]["ephemeralContainers"].as_array().map(Vec::len), Some(3));
+}

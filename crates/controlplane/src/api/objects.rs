@@ -104,7 +104,8 @@ impl Api {
             let scale = store.get_scale(target.resource, &target.namespace, &target.name)?;
             return Ok(answer::value(StatusCode::OK, &scale, accepted.encoding));
         }
-        if !matches!(target.subresource, None | Some(Subresource::Status)) {
+        let parts = [Subresource::Status, Subresource::EphemeralContainers];
+        if target.subresource.is_some_and(|part| !parts.contains(&part)) {
             return Err(Status::method_not_allowed());
         }
         let object = store.get(target.resource, &target.namespace, &target.name)?;

@@ -293,9 +293,11 @@ fn container(pod: &Object, asked: &str) -> Result<String, Status> {
     };
     let containers = names("/spec/containers");
     let init_containers = names("/spec/initContainers");
+    let added = names("/spec/ephemeralContainers");
     let pod_name = &pod.key.name;
     if !asked.is_empty() {
-        return match containers.iter().chain(&init_containers).any(|name| *name == asked) {
+        let mut all = containers.iter().chain(&init_containers).chain(&added);
+        return match all.any(|name| *name == asked) {
             true => Ok(asked.to_owned()),
             false => Err(Status::bad_request(format!(
                 "container {asked} is not valid for pod {pod_name}"

@@ -9,6 +9,7 @@ pub(crate) mod cron_job;
 pub(crate) mod csi_driver;
 pub(crate) mod definition;
 pub(crate) mod endpoints;
+pub(crate) mod ephemeral_containers;
 pub(crate) mod events;
 mod job_policies;
 pub(crate) mod limits;

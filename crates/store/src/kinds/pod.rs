@@ -19,6 +19,7 @@ pub(crate) static POD: Resource = Resource {
     subresources: &[
         Subresource::Attach,
         Subresource::Binding,
+        Subresource::EphemeralContainers,
         Subresource::Eviction,
         Subresource::Exec,
         Subresource::Log,
@@ -92,6 +93,9 @@ fn validate_pod(pod: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         return;
     };
     pod_spec::validate("spec", spec, errors);
+    if old.is_none() && !json::items(spec, "/ephemeralContainers").is_empty() {
+        errors.forbidden("spec.ephemeralContainers", "cannot be set on create");
+    }
     validate_gates(spec, old, errors);
     if let Some(old) = old
         && frozen_part(spec) != json::at(old, "/spec").map(frozen_part).unwrap_or_default()

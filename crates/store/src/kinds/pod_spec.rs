@@ -9,6 +9,9 @@ use crate::validate::{FieldErrors, one_of, port_number};
 /// The mode of files in volumes: 0644.
 const DEFAULT_FILE_MODE: i64 = 0o644;
 
+/// How long a token in a volume is good, seconds.
+const TOKEN_LIFE_S: i64 = 3_600;
+
 /// Fills in what the real server fills in.
 pub(super) fn default(spec: &mut Value) {
     json::set_default_text(spec, "/restartPolicy", "Always");
@@ -24,7 +27,7 @@ pub(super) fn default(spec: &mut Value) {
         (account, _) => json::set(spec, "/serviceAccount", account),
     }
     let host_network = json::flag(spec, "/hostNetwork");
-    for list in ["/initContainers", "/containers"] {
+    for list in ["/initContainers", "/containers", "/ephemeralContainers"] {
         for container in json::items_mut(spec, list) {
             default_container(container, host_network);
         }
@@ -107,13 +110,23 @@ fn default_volume(volume: &mut Value) {
     if !has_source {
         json::set(volume, "/emptyDir", tree!({}));
     }
-    for item in json::items_mut(volume, "/downwardAPI/items") {
-        if json::at(item, "/fieldRef").is_some() {
-            json::set_default_text(item, "/fieldRef/apiVersion", "v1");
+    default_downward(volume);
+    for source in json::items_mut(volume, "/projected/sources") {
+        default_downward(source);
+        if json::at(source, "/serviceAccountToken").is_some() {
+            json::set_default(source, "/serviceAccountToken/expirationSeconds", TOKEN_LIFE_S);
         }
     }
     if json::at(volume, "/hostPath").is_some() {
         json::set_default(volume, "/hostPath/type", "");
+    }
+}
+
+fn default_downward(source: &mut Value) {
+    for item in json::items_mut(source, "/downwardAPI/items") {
+        if json::at(item, "/fieldRef").is_some() {
+            json::set_default_text(item, "/fieldRef/apiVersion", "v1");
+        }
     }
 }
 
@@ -185,7 +198,11 @@ pub(super) fn validate(field: &str, spec: &Value, errors: &mut FieldErrors) {
     }
 }
 
-fn validate_volumes<'a>(field: &str, spec: &'a Value, errors: &mut FieldErrors) -> Vec<&'a str> {
+pub(super) fn validate_volumes<'a>(
+    field: &str,
+    spec: &'a Value,
+    errors: &mut FieldErrors,
+) -> Vec<&'a str> {
     let mut names = Vec::new();
     for (index, volume) in json::items(spec, "/volumes").iter().enumerate() {
         let place = format!("{field}.volumes[{index}]");
@@ -210,7 +227,12 @@ fn validate_volumes<'a>(field: &str, spec: &'a Value, errors: &mut FieldErrors) 
     names
 }
 
-fn validate_container(field: &str, container: &Value, volumes: &[&str], errors: &mut FieldErrors) {
+pub(super) fn validate_container(
+    field: &str,
+    container: &Value,
+    volumes: &[&str],
+    errors: &mut FieldErrors,
+) {
     let name = json::text(container, "/name");
     if name.is_empty() {
         errors.required(format!("{field}.name"), "");

@@ -3,9 +3,7 @@
 use model::NamespacedName;
 use serde_json::{Value, json as tree};
 
-use crate::authorize::node::is_mirror;
-use crate::kinds::core::{NAMESPACE, SERVICE_ACCOUNT};
-use crate::kinds::pod::POD;
+use crate::kinds::core::NAMESPACE;
 use crate::{Context, Request, Resource, Status, Store, json};
 
 use super::node_restriction::Change;
@@ -57,30 +55,6 @@ impl Store {
                 cause,
                 "metadata.namespace",
             ));
-        }
-        Ok(())
-    }
-
-    /// ServiceAccount: every pod has one. That the `default` one exists is not asked: its
-    /// controller may be a moment behind the namespace.
-    pub(super) fn admit_service_account(
-        &self,
-        namespace: &str,
-        pod: &mut Value,
-    ) -> Result<(), Status> {
-        if is_mirror(pod) {
-            return Ok(());
-        }
-        json::set_default_text(pod, "/spec/serviceAccountName", "default");
-        let account = json::text(pod, "/spec/serviceAccountName").to_owned();
-        json::set(pod, "/spec/serviceAccount", account.clone());
-        let key = NamespacedName::new(namespace, account.clone());
-        if account != "default" && self.head(&SERVICE_ACCOUNT, &key).is_none() {
-            let why = format!(
-                "error looking up service account {namespace}/{account}: serviceaccount \
-                 {account:?} not found"
-            );
-            return Err(Status::forbidden(&POD, json::text(pod, "/metadata/name"), why));
         }
         Ok(())
     }

@@ -140,10 +140,16 @@ fn restrict(resource: &Resource, part: Part, config: &mut Value) {
         }
         return;
     }
+    let own = if part == Part::Added { "spec" } else { "status" };
     if let Some(members) = config.as_object_mut() {
         members.retain(|name, _| {
-            matches!(name.as_str(), "apiVersion" | "kind" | "metadata" | "status")
+            matches!(name.as_str(), "apiVersion" | "kind" | "metadata") || name == own
         });
+    }
+    if part == Part::Added
+        && let Some(spec) = config.get_mut("spec").and_then(Value::as_object_mut)
+    {
+        spec.retain(|name, _| name == "ephemeralContainers");
     }
     let through_status = resource.metadata_through_status;
     if let Some(metadata) = json::object_mut(config, "/metadata") {

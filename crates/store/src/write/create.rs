@@ -51,7 +51,7 @@ impl Store {
             json::set(&mut value, "/status", status);
         }
         self.admit_custom(request)?;
-        self.admit_create(resource, &request.namespace, &mut value)?;
+        self.admit_create(resource, &request.namespace, &mut value, context)?;
         if self.webhook_point(request, None, Some(&mut value), context)? {
             set_namespace(request, &mut value)?;
             resource.fill(&mut value);
@@ -120,11 +120,12 @@ impl Store {
         resource: &'static Resource,
         namespace: &str,
         value: &mut Value,
+        context: &mut Context<'_>,
     ) -> Result<(), Status> {
         self.admit_namespace(resource, namespace, json::text(value, "/metadata/name"))?;
         if resource == &crate::kinds::pod::POD {
             self.admit_limits(namespace, value)?;
-            self.admit_service_account(namespace, value)?;
+            self.admit_service_account(namespace, value, context)?;
             admission::add_default_tolerations(value);
             self.admit_priority(value)?;
         }

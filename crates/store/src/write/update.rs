@@ -5,6 +5,7 @@ use std::sync::Arc;
 use model::NamespacedName;
 use serde_json::Value;
 
+use crate::kinds::ephemeral_containers;
 use crate::read::present;
 use crate::state::Content;
 use crate::validate::FieldErrors;
@@ -13,7 +14,7 @@ use crate::{
     patch,
 };
 
-use super::create::{set_namespace, validate};
+use super::create::{fail, set_namespace, validate};
 use super::managed::{self, Claim};
 use super::{Body, decode, decode_strictly, meta};
 
@@ -24,6 +25,8 @@ pub(super) enum Part {
     Main,
     /// The status.
     Status,
+    /// The containers that are added to a running pod.
+    Added,
     /// The finalizers of a namespace's spec.
     Finalize,
 }
@@ -108,8 +111,10 @@ impl Store {
         meta::normalize(&mut value);
         meta::count_generation(resource, &mut value, &old.value);
         self.admit_priority_class(resource, &value)?;
-        if part != Part::Finalize {
-            validate(resource, &value, Some(&old.value))?;
+        match part {
+            Part::Finalize => {}
+            Part::Main | Part::Status => validate(resource, &value, Some(&old.value))?,
+            Part::Added => validate_added(resource, &value, &old.value)?,
         }
         self.admit_subject(request, Some(&old.value), Some(&value), context)?;
         self.admit_growth(resource, &value, &old.value)?;
@@ -140,6 +145,13 @@ impl Store {
         let object = self.commit(resource, old.key.clone(), operation, content, context);
         Ok(present(resource, &object))
     }
+}
+
+/// Checks containers that were added. In all else the pod is what it was.
+fn validate_added(resource: &Resource, value: &Value, old: &Value) -> Result<(), Status> {
+    let mut errors = FieldErrors::default();
+    ephemeral_containers::validate(value, old, &mut errors);
+    fail(resource, json::text(value, "/metadata/name"), &errors)
 }
 
 /// Takes back what a write of this part of the object may not change, and fills in what it leaves
@@ -237,6 +249,11 @@ fn restrict(resource: &Resource, part: Part, value: &mut Value, old: &Value) {
                 json::copy(&mut restricted, value, "/metadata/labels");
                 json::copy(&mut restricted, value, "/metadata/annotations");
             }
+            *value = restricted;
+        }
+        Part::Added => {
+            let mut restricted = old.clone();
+            json::copy(&mut restricted, value, "/spec/ephemeralContainers");
             *value = restricted;
         }
         Part::Finalize => {

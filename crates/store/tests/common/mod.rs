@@ -241,7 +241,9 @@ pub fn sample(resource: &Resource) -> Value {
     let workload =
         json!({"spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template}});
     match resource.kind {
-        "Pod" => json!({"spec": {"containers": [{"name": "web", "image": "nginx:1.27"}]}}),
+        // A pod with a token has a volume more than its manifest, which a merge would take away.
+        "Pod" => json!({"spec": {"automountServiceAccountToken": false,
+            "containers": [{"name": "web", "image": "nginx:1.27"}]}}),
         "Service" => json!({"spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}}),
         "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" => workload,
         "Job" => json!({"spec": {"template": {
