@@ -114,9 +114,8 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     tasks.spawn(keeper.run());
     tasks.spawn(async { match memory::keep_giving_back().await {} });
     tracing::info!(node = options.node_name, "the agent runs");
-    let paths =
-        paths::Keeper::new(paths::spawn(&options.config, options.path_test_period, &mut tasks));
-    let failover = failover_of(&options, &mut tasks);
+    let paths = paths::spawn(&options.config, options.path_test_period, &mut tasks);
+    let (paths, failover) = (paths::Keeper::new(paths), failover_of(&options, &mut tasks));
     let mut exposed = feed.exposed();
     let mut agent =
         Agent::open(options, told.measures, paths, failover).context("opening the kernel")?;

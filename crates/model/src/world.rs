@@ -175,10 +175,8 @@ impl World {
         for key in &gone {
             dirty.extend(self.remove(kind, key));
         }
-        // The list goes as a whole, behind this: what is packed would otherwise lie all over it, and
-        // keep its pages from being given back.
-        for object in objects.iter().filter(|object| object.kind() == kind) {
-            dirty.extend(self.set(object.clone()));
+        for object in objects.into_iter().filter(|object| object.kind() == kind) {
+            dirty.extend(self.set(object));
         }
         dirty.into_iter().collect()
     }
