@@ -21,6 +21,8 @@ mod failover;
 mod families;
 #[path = "cluster/forwards.rs"]
 mod forwards;
+#[path = "cluster/in_cluster.rs"]
+mod in_cluster;
 #[path = "cluster/kills.rs"]
 mod kills;
 #[path = "cluster/kube_rs.rs"]
@@ -126,6 +128,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("a_controller_of_kube_rs_keeps_what_it_owns", kube_rs::controller),
     ("kube_rs_executes_and_forwards_ports", kube_rs::streams),
     ("the_python_client_watches_patches_and_executes", languages::python),
+    ("a_python_controller_works_in_a_pod_by_its_account", in_cluster::python_controller),
     ("the_npm_client_informs_patches_and_executes", languages::npm),
     ("killed_processes_come_back_and_lose_nothing", kills::kills),
     ("a_cluster_comes_back_after_a_power_cut", kills::power_cut),
