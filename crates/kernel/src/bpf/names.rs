@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
@@ -39,6 +40,8 @@ use super::{Applied, Options, Passage, from_netlink, refused, syscalls};
 
 /// `bpf/names.c`, compiled.
 static NAMES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/names.o"));
+/// Its fingerprint: whoever looks whether pins are there asks for it again and again.
+static BUILD: LazyLock<String> = LazyLock::new(|| fingerprint(NAMES));
 
 /// How long the kernel may answer after those who keep the maps were seen last.
 pub const LEASE: Duration = Duration::from_secs(30);
@@ -517,5 +520,5 @@ fn are_pinned(directory: &Path) -> bool {
 
 /// The directory of this build's program.
 fn programs_name() -> String {
-    format!("{PROGRAMS_PREFIX}{}", fingerprint(NAMES))
+    format!("{PROGRAMS_PREFIX}{}", *BUILD)
 }

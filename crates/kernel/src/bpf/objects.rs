@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use aya::include_bytes_aligned;
 use aya::maps::MapInfo;
@@ -20,6 +21,8 @@ use super::refused;
 
 /// `bpf/forward.c`, compiled.
 static FORWARD: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forward.o"));
+/// Its fingerprint: whoever looks whether pins are there asks for it again and again.
+static BUILD: LazyLock<String> = LazyLock::new(|| fingerprint(FORWARD));
 
 pub(super) const PROGRAMS_PREFIX: &str = "programs-";
 /// The map of flows, as `bpf/flows.h` declares it.
@@ -226,7 +229,7 @@ fn programs_name(flows: &Path) -> Result<String, OpError> {
     } else {
         0
     };
-    Ok(format!("{PROGRAMS_PREFIX}{}-{flows_id}", fingerprint(FORWARD)))
+    Ok(format!("{PROGRAMS_PREFIX}{}-{flows_id}", *BUILD))
 }
 
 /// The flows of Services in eBPF, whose answers are given their source at pods' own links. Where

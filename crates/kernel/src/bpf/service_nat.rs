@@ -20,6 +20,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use aya::include_bytes_aligned;
 use aya::programs::SchedClassifier;
@@ -44,6 +45,8 @@ pub use uplink::{XDP_PASS, XDP_TX};
 
 /// `bpf/service_nat.c`, compiled.
 static SERVICE_NAT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/service_nat.o"));
+/// Its fingerprint: whoever looks whether pins are there asks for it again and again.
+static BUILD: LazyLock<String> = LazyLock::new(|| fingerprint(SERVICE_NAT));
 
 /// Ports that masqueraded flows have unless told otherwise: below the node ports and Linux's
 /// ephemeral ports, above those that programs of nodes are known to listen on.
@@ -608,7 +611,7 @@ fn entries_of(directory: &Path) -> Result<Vec<PathBuf>, OpError> {
 fn programs_name(options: &Options) -> String {
     let services = options.services_maps.display().to_string();
     let services = fingerprint(services.as_bytes());
-    format!("{}{}-{services}", super::objects::PROGRAMS_PREFIX, fingerprint(SERVICE_NAT))
+    format!("{}{}-{services}", super::objects::PROGRAMS_PREFIX, *BUILD)
 }
 
 fn gone(link: &str) -> OpError {

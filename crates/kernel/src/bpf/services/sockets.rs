@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use aya::include_bytes_aligned;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
@@ -22,6 +23,8 @@ use super::maps;
 /// `bpf/socket_services.c`, compiled.
 static SOCKET_SERVICES: &[u8] =
     include_bytes_aligned!(concat!(env!("OUT_DIR"), "/socket_services.o"));
+/// Its fingerprint: whoever looks whether programs are attached asks for it again and again.
+static BUILD: LazyLock<String> = LazyLock::new(|| fingerprint(SOCKET_SERVICES));
 
 /// The programs, by name as in the object file.
 pub(super) const PROGRAMS: [(&str, CgroupSockAddrAttachType); 8] = [
@@ -72,7 +75,7 @@ pub(super) struct SocketPrograms {
 impl SocketPrograms {
     /// Takes over the programs that an earlier process of this build pinned, or loads them.
     pub(super) fn load(top: &Path, maps: &Path, sizes: &Sizes) -> Result<Self, OpError> {
-        let directory = top.join(format!("{PROGRAMS_PREFIX}{}", fingerprint(SOCKET_SERVICES)));
+        let directory = top.join(format!("{PROGRAMS_PREFIX}{}", *BUILD));
         make_directory(&directory)?;
         let is_whole = PROGRAMS.iter().all(|(name, _)| directory.join(name).exists());
         if !is_whole {
@@ -167,7 +170,7 @@ fn detach_where(links: &Path, goes: impl Fn(&str) -> bool) -> Result<(), OpError
 
 /// Unpins programs of other builds. Attached ones work on until they are replaced.
 pub(super) fn remove_other_builds(top: &Path) -> Result<(), OpError> {
-    remove_builds(top, Some(&format!("{PROGRAMS_PREFIX}{}", fingerprint(SOCKET_SERVICES))))
+    remove_builds(top, Some(&format!("{PROGRAMS_PREFIX}{}", *BUILD)))
 }
 
 fn remove_builds(top: &Path, except: Option<&str>) -> Result<(), OpError> {
