@@ -7,6 +7,8 @@
 mod acceleration;
 #[path = "cluster/claims.rs"]
 mod claims;
+#[path = "cluster/containers.rs"]
+mod containers;
 #[path = "cluster/controllers.rs"]
 mod controllers;
 #[path = "cluster/direct.rs"]
@@ -116,6 +118,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("kinds_that_users_define_are_like_others_and_outlive_the_server", kubectl::custom_resources),
     ("exec_passes_input_output_and_exit_codes", kubectl::exec),
     ("logs_follow_and_choose_containers", kubectl::logs),
+    ("images_are_loaded_run_and_looked_into", containers::loaded_and_looked_into),
     ("ports_of_pods_and_services_are_forwarded", streams::port_forward),
     ("a_refused_port_is_told_by_name", streams::refused),
     ("forwarded_ports_carry_datagrams_and_go_on_with_the_next_pod", forwards::survives_pods),

@@ -1,5 +1,6 @@
 //! One start of a container: from the pod's spec to what the pause process is told.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -57,21 +58,7 @@ pub fn prepare(
     let identity = identity(pod, container, image, images).map_err(config)?;
     let rights = security::rights(pod, container, start.available).map_err(config)?;
     let mut binds = volumes::binds(pod, container, &variables, directory).map_err(config)?;
-    let expand = |texts: &[String]| -> Vec<String> {
-        texts.iter().map(|text| environment::expand(text, &variables)).collect()
-    };
-    let (entry_point, default_arguments) =
-        (image.config.entrypoint.clone(), image.config.cmd.clone());
-    // A pod's command replaces the image's arguments as well.
-    let mut arguments = match (container.command.is_empty(), container.args.is_empty()) {
-        (true, true) => [entry_point, default_arguments].concat(),
-        (true, false) => [entry_point, expand(&container.args)].concat(),
-        (false, _) => [expand(&container.command), expand(&container.args)].concat(),
-    };
-    if arguments.is_empty() {
-        return Err(StartFailure::Run("no command specified".into()));
-    }
-    arguments.truncate(MAX_ARGUMENTS);
+    let arguments = arguments(container, image, &variables)?;
     let layers = directory.layers(&container.name, start.restarts);
     disk::remove_tree(&layers).map_err(StartFailure::Run)?;
     let root = layers.join("mount");
@@ -114,6 +101,28 @@ pub fn prepare(
         log_limit_bytes: LOG_LIMIT_BYTES,
         exit_file: directory.exit(&container.name, start.restarts),
     })
+}
+
+/// What is run: a pod's command replaces the image's arguments as well as its entry point.
+fn arguments(
+    container: &Container,
+    image: &Chosen,
+    variables: &BTreeMap<String, String>,
+) -> Result<Vec<String>, StartFailure> {
+    let expand = |texts: &[String]| -> Vec<String> {
+        texts.iter().map(|text| environment::expand(text, variables)).collect()
+    };
+    let entry_point = || image.config.entrypoint.clone();
+    let mut arguments = match (container.command.is_empty(), container.args.is_empty()) {
+        (true, true) => [entry_point(), image.config.cmd.clone()].concat(),
+        (true, false) => [entry_point(), expand(&container.args)].concat(),
+        (false, _) => [expand(&container.command), expand(&container.args)].concat(),
+    };
+    if arguments.is_empty() {
+        return Err(StartFailure::Run("no command specified".into()));
+    }
+    arguments.truncate(MAX_ARGUMENTS);
+    Ok(arguments)
 }
 
 /// What a container that ended with `code` wrote to its `terminationMessagePath`, or, where its
