@@ -317,7 +317,7 @@ fn is_root() -> Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
+mod which {
     use std::fs;
     use std::path::Path;
 

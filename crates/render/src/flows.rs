@@ -118,7 +118,7 @@ mod tests {
     fn judged(services: Vec<ServicePlan>, config: &ClusterConfig) -> Vec<StaleFlows> {
         let named = services.into_iter().enumerate();
         let named = named
-            .map(|(number, plan)| (NamespacedName::new("default", &format!("web-{number}")), plan));
+            .map(|(number, plan)| (NamespacedName::new("default", format!("web-{number}")), plan));
         let facts = NodeFacts { addresses: vec![at("172.30.0.2:1").ip()], ..NodeFacts::default() };
         stray(&Desired { services: named.collect(), ..Desired::default() }, config, &facts)
     }
