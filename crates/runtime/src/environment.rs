@@ -239,7 +239,11 @@ pub fn resource(
     Ok((milli / divisor + i64::from(milli % divisor > 0)).to_string())
 }
 
-fn find<'a>(
+/// What a ConfigMap or Secret holds; nothing where it is not there and need not be.
+///
+/// # Errors
+/// When it is not there and must be.
+pub fn find<'a>(
     kind: &str,
     objects: &'a BTreeMap<String, Data>,
     name: &str,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::projection::ProjectedFile;
-use crate::environment::{self, Data, Sources};
+use crate::environment::{self, Sources};
 use crate::pod::{DownwardVolume, KeyToPath, Pod, Projection, TokenProjection, Volume};
 
 /// Mode of projected files where nobody says (the API's default).
@@ -121,7 +121,7 @@ impl Source<'_> {
         optional: bool,
         mode: u32,
     ) -> Result<Vec<ProjectedFile>, String> {
-        let data = find("configmap", &self.sources.config_maps, name, optional)?;
+        let data = environment::find("configmap", &self.sources.config_maps, name, optional)?;
         select(name, data, items, optional, mode)
     }
 
@@ -132,7 +132,7 @@ impl Source<'_> {
         optional: bool,
         mode: u32,
     ) -> Result<Vec<ProjectedFile>, String> {
-        let data = find("secret", &self.sources.secrets, name, optional)?;
+        let data = environment::find("secret", &self.sources.secrets, name, optional)?;
         select(name, data, items, optional, mode)
     }
 
@@ -173,19 +173,6 @@ fn common_user(pod: &Pod) -> Option<u32> {
 
 fn file(path: &str, content: Vec<u8>, mode: u32) -> ProjectedFile {
     ProjectedFile { path: path.to_owned(), content, mode, owner: None }
-}
-
-fn find<'a>(
-    kind: &str,
-    objects: &'a BTreeMap<String, Data>,
-    name: &str,
-    optional: bool,
-) -> Result<Option<&'a BTreeMap<String, Vec<u8>>>, String> {
-    match objects.get(name) {
-        Some(Some(data)) => Ok(Some(data)),
-        _ if optional => Ok(None),
-        _ => Err(format!("{kind} {name:?} not found")),
-    }
 }
 
 fn select(

@@ -327,6 +327,26 @@ fn ingress(address: &str) -> LoadBalancerIngress {
     LoadBalancerIngress { ip: address.into(), ip_mode: None }
 }
 
+/// The lab of a case's nodes and pods by one backend; and their objects.
+pub fn lab_of(name: &str, text: &str, backend: ServiceBackend) -> (Lab, Vec<Object>) {
+    let mut case = Case::parse(name, text).expect("a case");
+    case.settings.config.service_backend = backend;
+    let mut lab = Lab::new(&case).expect("a lab (these tests need root)");
+    let mut names = Names::new(&case.settings);
+    let mut objects = case.settings.node_objects();
+    for section in &case.sections {
+        if let testkit::case::Section::Objects(pods) = section {
+            names.learn(pods).expect("pods");
+            objects.extend(pods.iter().cloned());
+        }
+    }
+    let node = lab.nodes.get_mut(&1).expect("the node");
+    node.node.list(&objects);
+    node.settle().expect("links");
+    lab.add_pods(names.pods()).expect("pods");
+    (lab, objects)
+}
+
 /// A node by one backend, with its pods and the world.
 struct Scene {
     lab: Lab,
@@ -338,21 +358,7 @@ struct Scene {
 
 impl Scene {
     fn new(backend: ServiceBackend, protocol: Protocol) -> Self {
-        let mut case = Case::parse("flows", CASE).expect("a case");
-        case.settings.config.service_backend = backend;
-        let mut lab = Lab::new(&case).expect("a lab (these tests need root)");
-        let mut names = Names::new(&case.settings);
-        let mut objects = case.settings.node_objects();
-        for section in &case.sections {
-            if let testkit::case::Section::Objects(pods) = section {
-                names.learn(pods).expect("pods");
-                objects.extend(pods.iter().cloned());
-            }
-        }
-        let node = lab.nodes.get_mut(&1).expect("the node");
-        node.node.list(&objects);
-        node.settle().expect("links");
-        lab.add_pods(names.pods()).expect("pods");
+        let (lab, objects) = lab_of("flows", CASE, backend);
         let state = State::new(protocol);
         let mut scene = Self { lab, objects, protocol, state: state.clone() };
         scene.bring(state);

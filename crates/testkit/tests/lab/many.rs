@@ -15,11 +15,11 @@ use reconcile::Event;
 use render::Op;
 use render::ebpf::NodeOp;
 use testkit::backend;
-use testkit::case::Case;
-use testkit::case::names::Names;
 use testkit::emulated::Feature;
 use testkit::lab::Lab;
 use testkit::lab::probe::{Answer, PATIENCE, Servers, ask};
+
+use crate::flows::lab_of;
 
 /// Services of an ordinary run.
 const SERVICES: u32 = 10_000;
@@ -120,21 +120,7 @@ struct Scene {
 
 impl Scene {
     fn new(kind: ServiceBackend) -> Self {
-        let mut case = Case::parse("many", CASE).expect("a case");
-        case.settings.config.service_backend = kind;
-        let mut lab = Lab::new(&case).expect("a lab (these tests need root)");
-        let mut names = Names::new(&case.settings);
-        let mut objects = case.settings.node_objects();
-        for section in &case.sections {
-            if let testkit::case::Section::Objects(pods) = section {
-                names.learn(pods).expect("pods");
-                objects.extend(pods.iter().cloned());
-            }
-        }
-        let node = lab.nodes.get_mut(&1).expect("the node");
-        node.node.list(&objects);
-        node.settle().expect("links");
-        lab.add_pods(names.pods()).expect("pods");
+        let (lab, objects) = lab_of("many", CASE, kind);
         let servers = Servers::start();
         for (name, address) in ["web-1", "web-2", "web-3"].into_iter().zip(addresses(&WEB)) {
             let at = SocketAddr::new(address, TARGET);
