@@ -9,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 
 /// How deep cgroups are looked at.
 const CGROUP_DEPTH: usize = 6;
+/// How deep the directories of others lie, such as `/sys/fs/cgroup/memory/other`.
+const OTHERS_DEPTH: usize = 5;
 
 /// Links, namespaces, mounts, cgroups, rules, routes, processes and files, a line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,13 +67,21 @@ impl Inventory {
     /// # Errors
     /// When anything differs.
     pub fn ensure_same_as(&self, before: &Self) -> Result<()> {
-        let added: Vec<&String> = self.0.difference(&before.0).collect();
         // Processes and namespaces of others come to their end by themselves, and so do cgroups of
         // others, which whoever made them removes after their last process.
+        let is_foreign_cgroup =
+            |line: &&String| line.starts_with("cgroup:") && !line.contains("/flatnet");
         let fleeting = |line: &&String| {
-            let is_foreign_cgroup = line.starts_with("cgroup:") && !line.contains("/flatnet");
-            line.starts_with("lsns:") || line.starts_with("process:") || is_foreign_cgroup
+            line.starts_with("lsns:") || line.starts_with("process:") || is_foreign_cgroup(line)
         };
+        // Whoever has cgroups below the root of a hierarchy makes more of them there.
+        let is_others_child = |line: &&String| {
+            let (parent, _) = line.rsplit_once('/').unwrap_or_default();
+            let is_below_root = parent.matches('/').count() >= OTHERS_DEPTH;
+            is_foreign_cgroup(line) && is_below_root && before.0.contains(parent)
+        };
+        let added = self.0.difference(&before.0).filter(|line| !is_others_child(line));
+        let added: Vec<&String> = added.collect();
         let lost: Vec<&String> =
             before.0.difference(&self.0).filter(|line| !fleeting(line)).collect();
         ensure!(added.is_empty() && lost.is_empty(), "added {added:#?}, lost {lost:#?}");
