@@ -61,13 +61,15 @@ impl FieldErrors {
 
     /// The text, or the texts together, are too long.
     pub fn too_long(&mut self, field: impl Into<String>, limit_bytes: usize) {
-        let text = format!("Too long: may not be more than {limit_bytes} bytes");
+        let unit = if limit_bytes == 1 { "byte" } else { "bytes" };
+        let text = format!("Too long: may not be more than {limit_bytes} {unit}");
         self.push("FieldValueTooLong", field.into(), text);
     }
 
     /// The list is too long.
     pub fn too_many(&mut self, field: impl Into<String>, count: usize, limit: usize) {
-        let text = format!("Too many: {count}: must have at most {limit} items");
+        let unit = if limit == 1 { "item" } else { "items" };
+        let text = format!("Too many: {count}: must have at most {limit} {unit}");
         self.push("FieldValueTooMany", field.into(), text);
     }
 

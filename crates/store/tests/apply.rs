@@ -266,6 +266,10 @@ fn kubectl_takes_back_what_it_applied_by_itself() {
     let last = applied.value["metadata"]["annotations"][annotation].as_str().expect("text");
     let last: Value = serde_json::from_str(last).expect("JSON");
     assert_eq!(last, config_map(json!({"a": "5"})), "kubectl's own apply goes on from here");
+    let large = json!({"a": "5".repeat(300_000)});
+    let applied = object(apply_map(&mut api, "kubectl", false, large).expect("applied"));
+    let left = applied.value.pointer("/metadata/annotations");
+    assert!(left.is_none_or(|left| left.get(annotation).is_none()), "no room for it: {left:?}");
 }
 
 #[test]

@@ -268,6 +268,25 @@ fn an_object_is_defaulted_pruned_and_judged() {
     );
 }
 
+/// As a GatewayClass, which waits for its controller by a default.
+#[test]
+fn an_object_has_the_defaults_of_its_status_from_the_start() {
+    let mut api = Api::new();
+    let mut crd = gadgets();
+    for version in crd["spec"]["versions"].as_array_mut().expect("versions") {
+        let status = &mut version["schema"]["openAPIV3Schema"]["properties"]["status"];
+        status["default"] = json!({"ready": "Unknown"});
+    }
+    api.create("customresourcedefinitions", "", crd).expect("a definition");
+    let mut config = gadget("g", json!({"size": 3}));
+    config["status"] = json!({"ready": "True"});
+    let apply = || Action::Apply { config: config.clone(), force: false };
+    let made = object(run(&mut api, "g", apply()).expect("made"));
+    assert_eq!(made.value["status"], json!({"ready": "Unknown"}), "not by who makes it");
+    let again = object(run(&mut api, "g", apply()).expect("applied again"));
+    assert_eq!(again.value["metadata"], made.value["metadata"], "nothing is written");
+}
+
 #[test]
 fn patches_and_applies_work_but_strategic_ones() {
     let mut api = defined();

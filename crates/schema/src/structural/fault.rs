@@ -65,13 +65,15 @@ impl Fault {
 
     /// The text is too long.
     pub(super) fn too_long(field: &str, limit_bytes: u64) -> Self {
-        let text = format!("Too long: may not be more than {limit_bytes} bytes");
+        let unit = if limit_bytes == 1 { "byte" } else { "bytes" };
+        let text = format!("Too long: may not be more than {limit_bytes} {unit}");
         Self::new(field, "FieldValueTooLong", text)
     }
 
     /// There are too many items or members.
     pub(super) fn too_many(field: &str, count: u64, limit: u64) -> Self {
-        let text = format!("Too many: {count}: must have at most {limit} items");
+        let unit = if limit == 1 { "item" } else { "items" };
+        let text = format!("Too many: {count}: must have at most {limit} {unit}");
         Self::new(field, "FieldValueTooMany", text)
     }
 

@@ -92,6 +92,10 @@ pub(super) fn settle(
         let mut last = config.clone();
         json::remove(&mut last, LAST_APPLIED);
         json::set(&mut applied.object, LAST_APPLIED, format!("{last}\n"));
+        // What is too large for it goes without, as in the real server.
+        if meta::annotation_bytes(&applied.object) > meta::MAX_ANNOTATIONS_BYTES {
+            json::remove(&mut applied.object, LAST_APPLIED);
+        }
     }
     Ok(applied)
 }

@@ -71,6 +71,10 @@ impl Store {
         self.allocate(resource, &key, &mut value, None, context)?;
         self.establish(resource, &mut value, context)?;
         self.admit_quota(resource, &key, &value, None)?;
+        if let Some(custom) = resource.custom {
+            // The status that was taken away has defaults too, as the real server's reads show.
+            custom.fill(&mut value);
+        }
         let value = self.to_storage(resource, value);
         let content = Content { value, managed_fields };
         let object = self.commit(resource, key, Operation::Create, content, context);

@@ -43,6 +43,12 @@ pub(crate) fn begin(resource: &Resource, value: &mut Value, context: &mut Contex
     }
 }
 
+/// The bytes of all annotations of an object.
+pub(super) fn annotation_bytes(value: &Value) -> usize {
+    let annotations = json::members(value, "/metadata/annotations");
+    annotations.map(|(key, text)| key.len() + text.as_str().map(str::len).unwrap_or_default()).sum()
+}
+
 /// Carries over what no update may change.
 pub(super) fn carry_over(value: &mut Value, old: &Value) {
     for field in [
@@ -97,14 +103,12 @@ pub(super) fn validate(
         }
     }
     validate_labels("metadata.labels", json::at(value, "/metadata/labels"), errors);
-    let mut annotation_bytes = 0;
-    for (key, text) in json::members(value, "/metadata/annotations") {
+    for (key, _) in json::members(value, "/metadata/annotations") {
         for fault in qualified_name_faults(&key.to_lowercase()) {
             errors.invalid("metadata.annotations", key, &fault);
         }
-        annotation_bytes += key.len() + text.as_str().map(str::len).unwrap_or_default();
     }
-    if annotation_bytes > MAX_ANNOTATIONS_BYTES {
+    if annotation_bytes(value) > MAX_ANNOTATIONS_BYTES {
         errors.too_long("metadata.annotations", MAX_ANNOTATIONS_BYTES);
     }
     validate_owners(value, errors);
