@@ -176,7 +176,13 @@ fn versions(world: &World, app: &str, by: &str) -> Result<BTreeMap<String, Strin
     let pods = world.cluster.list(NAMESPACE, "pods", &format!("app={app}"))?;
     let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
     let version = "/metadata/annotations/version";
-    Ok(pods.iter().map(|pod| (text(pod.pointer(by)), text(pod.pointer(version)))).collect())
+    // One that leaves may still be there beside its successor.
+    let stays = |pod: &&Value| pod.pointer("/metadata/deletionTimestamp").is_none();
+    Ok(pods
+        .iter()
+        .filter(stays)
+        .map(|pod| (text(pod.pointer(by)), text(pod.pointer(version))))
+        .collect())
 }
 
 fn rollout(world: &World, verb: &str, set: &str) -> Result<String> {
