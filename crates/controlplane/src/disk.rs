@@ -186,7 +186,7 @@ impl Disk {
             for record in records {
                 let key = record.object_key();
                 match record.object_bytes() {
-                    Some(bytes) => objects.insert(key.as_str(), bytes.as_slice())?,
+                    Some(bytes) => objects.insert(key.as_str(), bytes)?,
                     None => objects.remove(key.as_str())?,
                 };
                 log.insert(record.revision, record.to_bytes().as_slice())?;

@@ -18,6 +18,7 @@ pub mod alloc;
 pub mod authorize;
 pub mod definitions;
 pub mod discovery;
+mod document;
 mod expressions;
 pub mod json;
 mod kinds;
@@ -45,6 +46,7 @@ mod window;
 mod write;
 
 pub use definitions::Definitions;
+pub use document::Document;
 pub use kinds::scheduling::SYSTEM_PRIORITY_CLASSES;
 pub use object::Object;
 pub use read::{List, ListOptions};

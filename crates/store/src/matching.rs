@@ -90,7 +90,7 @@ impl Store {
     pub(crate) fn is_in_namespaces(&self, holder: &Value, proposal: &Proposal) -> bool {
         let Some(selector) = json::at(holder, "/namespaceSelector") else { return true };
         if proposal.resource == &NAMESPACE {
-            let old = proposal.old.as_ref().map(|old| &old.value);
+            let old = proposal.old.as_ref().map(|old| &*old.value);
             let shown = proposal.object.as_ref().or(old);
             let labels = shown.and_then(|shown| json::at(shown, "/metadata/labels"));
             return selects_labels(selector, labels);
@@ -107,7 +107,7 @@ impl Store {
 
 /// Whether an `objectSelector` takes the object as it was or as it shall be.
 pub(crate) fn selects(selector: &Value, proposal: &Proposal) -> bool {
-    let old = proposal.old.as_ref().map(|old| &old.value);
+    let old = proposal.old.as_ref().map(|old| &*old.value);
     [proposal.object.as_ref(), old]
         .into_iter()
         .flatten()

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use model::NamespacedName;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use crate::document::Document;
 use crate::{Resource, json};
 
 /// One version of one object. It never changes: a write makes a new one, so that reads share it
 /// behind an `Arc` without copying JSON.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Object {
     /// The row in whose group and version `value` is written.
     pub resource: &'static Resource,
@@ -19,10 +20,39 @@ pub struct Object {
     pub revision: u64,
     /// The object with `apiVersion`, `kind` and `metadata.resourceVersion`, but without
     /// `metadata.managedFields`.
-    pub value: Value,
-    /// `metadata.managedFields` as JSON text; `None` when nobody is on record. As a tree it would
-    /// be larger than the object, and only writes and answers look at it.
-    pub managed_fields: Option<Arc<str>>,
+    pub value: Document,
+}
+
+/// An object as the store keeps it: most of them as text alone. Whoever reads it gets a copy, so
+/// that the tree which reading makes goes with the reader.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept(Arc<Object>);
+
+impl Kept {
+    pub(crate) fn new(object: Arc<Object>) -> Self {
+        Self(object)
+    }
+
+    /// The same as text alone.
+    pub(crate) fn packed(&self) -> Self {
+        if self.0.value.is_packed() { self.clone() } else { Self(Arc::new(self.0.packed())) }
+    }
+
+    /// For one who reads it and lets it go.
+    pub(crate) fn lent(&self) -> Arc<Object> {
+        if self.0.value.is_packed() { Arc::new(self.0.packed()) } else { self.0.clone() }
+    }
+
+    /// For what is read again and again: its tree stays.
+    pub(crate) fn settled(&self) -> &Arc<Object> {
+        let _: &Value = &self.0.value;
+        &self.0
+    }
+
+    /// What is known without its tree.
+    pub(crate) fn untouched(&self) -> &Object {
+        &self.0
+    }
 }
 
 impl Object {
@@ -45,7 +75,18 @@ impl Object {
     ) -> Self {
         let managed_fields = json::remove(&mut value, "/metadata/managedFields");
         let managed_fields = managed_fields.map(|entries| entries.to_string().into());
-        Self { resource, key, revision, value, managed_fields }
+        Self { resource, key, revision, value: Document::of(value, managed_fields) }
+    }
+
+    /// The same as text alone.
+    fn packed(&self) -> Self {
+        let Self { resource, key, revision, value } = self;
+        Self { resource, key: key.clone(), revision: *revision, value: value.packed() }
+    }
+
+    /// `metadata.managedFields` as JSON text; `None` when nobody is on record.
+    pub(crate) fn managed_fields(&self) -> Option<Arc<str>> {
+        self.value.managed_fields()
     }
 
     /// The whole object, as clients see it.
@@ -81,66 +122,34 @@ impl Object {
 
     /// Writes the JSON text of [`Object::to_value`].
     pub fn write_text(&self, text: &mut Vec<u8>) {
-        self.write_members(|_| true, text);
+        text.extend_from_slice(self.value.whole_text().as_bytes());
     }
 
     /// Writes the JSON text of [`Object::to_list_item`].
     pub fn write_list_item(&self, text: &mut Vec<u8>) {
-        self.write_members(|name| !matches!(name, "kind" | "apiVersion"), text);
+        self.value.write_item(text);
     }
 
     fn add_managed_fields(&self, value: &mut Value) {
-        let entries = self.managed_fields.as_deref();
+        let entries = self.managed_fields();
+        let entries = entries.as_deref();
         // The text was written by the same library from a tree: it reads back.
         if let Some(entries) = entries.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
             json::set(value, "/metadata/managedFields", entries);
         }
     }
 
-    fn write_members(&self, is_shown: impl Fn(&str) -> bool, text: &mut Vec<u8>) {
-        let empty = Map::new();
-        let members = self.value.as_object().unwrap_or(&empty);
-        let mut separator = b'{';
-        for (name, member) in members.iter().filter(|(name, _)| is_shown(name)) {
-            write_name(separator, name, text);
-            separator = b',';
-            match (self.managed_fields.as_deref(), member) {
-                (Some(entries), Value::Object(metadata)) if name == "metadata" => {
-                    write_name(b'{', "managedFields", text);
-                    text.extend_from_slice(entries.as_bytes());
-                    for (name, member) in metadata {
-                        write_name(b',', name, text);
-                        write_value(member, text);
-                    }
-                    text.push(b'}');
-                }
-                _ => write_value(member, text),
-            }
-        }
-        text.extend_from_slice(if separator == b'{' { b"{}" } else { b"}" });
-    }
-
     pub(crate) fn is_terminating(&self) -> bool {
-        json::at(&self.value, "/metadata/deletionTimestamp").is_some()
+        self.value.peek("/metadata/deletionTimestamp").is_some()
     }
 
     /// The same content under another revision: what a `DELETED` event carries.
     pub(crate) fn at_revision(&self, revision: u64) -> Self {
-        let mut object = Self { revision, ..self.clone() };
-        json::set(&mut object.value, "/metadata/resourceVersion", revision.to_string());
-        object
+        let mut value = self.value.clone();
+        json::set(&mut value, "/metadata/resourceVersion", revision.to_string());
+        let value = Document::of(value, self.managed_fields());
+        Self { resource: self.resource, key: self.key.clone(), revision, value }
     }
-}
-
-fn write_name(separator: u8, name: &str, text: &mut Vec<u8>) {
-    text.push(separator);
-    // Writing texts and trees to memory cannot fail.
-    let _ = serde_json::to_writer(&mut *text, name);
-    text.push(b':');
-}
-
-fn write_value(value: &Value, text: &mut Vec<u8>) {
-    let _ = serde_json::to_writer(text, value);
 }
 
 #[cfg(test)]

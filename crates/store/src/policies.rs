@@ -175,12 +175,13 @@ impl Store {
 
     fn policies(&self) -> impl Iterator<Item = &Value> {
         let shelf = self.shelf(&POLICY).into_iter();
-        shelf.flat_map(|shelf| shelf.objects.values()).map(|object| &object.value)
+        shelf.flat_map(|shelf| shelf.objects.values()).map(|kept| &*kept.settled().value)
     }
 
     fn bindings_of<'a>(&'a self, policy: &'a str) -> impl Iterator<Item = &'a Value> {
         let shelf = self.shelf(&BINDING).into_iter();
-        let bindings = shelf.flat_map(|shelf| shelf.objects.values()).map(|object| &object.value);
+        let bindings =
+            shelf.flat_map(|shelf| shelf.objects.values()).map(|kept| &*kept.settled().value);
         bindings.filter(move |binding| json::text(binding, "/spec/policyName") == policy)
     }
 
@@ -270,11 +271,13 @@ impl Store {
                 let selector = json::at(reference, "/selector").unwrap_or(&Value::Null);
                 let shelf = self.shelf(row).into_iter();
                 let objects = shelf.flat_map(|shelf| shelf.objects.values());
-                let chosen = objects.filter(|object| {
+                let chosen = objects.filter(|kept| {
+                    let object = kept.untouched();
+                    let labels = || object.value.peek("/metadata/labels");
                     object.key.namespace == namespace
-                        && selects_labels(selector, json::at(&object.value, "/metadata/labels"))
+                        && selects_labels(selector, labels().as_deref())
                 });
-                chosen.take(MAX_PARAMETERS + 1).map(|object| Some(object.clone())).collect()
+                chosen.take(MAX_PARAMETERS + 1).map(|kept| Some(kept.lent())).collect()
             }
             name => self.get(row, namespace, name).ok().into_iter().map(Some).collect(),
         };

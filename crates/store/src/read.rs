@@ -10,8 +10,9 @@ use model::NamespacedName;
 use serde_json::{Value, json};
 
 use crate::kinds::events;
+use crate::object::Kept;
 use crate::selector::{FieldSelector, LabelSelector, selects};
-use crate::state::{Objects, Shelf};
+use crate::state::{Content, Objects, Shelf};
 use crate::validate::FieldErrors;
 use crate::{Object, Resource, Status, Store, json as tree};
 
@@ -116,8 +117,8 @@ impl Store {
     ) -> Result<Arc<Object>, Status> {
         let key = NamespacedName::new(namespace, name);
         self.shelf(resource)
-            .and_then(|shelf| shelf.objects.get(&key))
-            .map(|object| present(resource, object))
+            .and_then(|shelf| shelf.get(&key))
+            .map(|object| present(resource, &object))
             .ok_or_else(|| Status::not_found(resource, name))
     }
 
@@ -176,9 +177,8 @@ pub(crate) fn converted(resource: &'static Resource, object: &Object) -> Object 
         Some(_) => object.value.clone(),
     };
     tree::set(&mut value, "/apiVersion", resource.api_version());
-    let Object { key, revision, managed_fields, .. } = object;
-    let managed_fields = managed_fields.clone();
-    Object { resource, key: key.clone(), revision: *revision, value, managed_fields }
+    let content = Content { value, managed_fields: object.managed_fields() };
+    content.into_object(resource, object.key.clone(), object.revision)
 }
 
 /// Reads a `resourceVersion` parameter; `None` when it is unset.
@@ -207,10 +207,11 @@ impl Shelf {
             return None;
         }
         let mut objects = self.objects.clone();
-        for record in self.window.back_to(revision) {
-            match record.previous {
-                Some(previous) => objects.insert(previous.key.clone(), previous),
-                None => objects.remove(&record.object.key),
+        for entry in self.window.after(revision).rev() {
+            let key = &entry.object.untouched().key;
+            match &entry.previous {
+                Some(previous) => objects.insert(key.clone(), previous.clone()),
+                None => objects.remove(key),
             };
         }
         Some(Cow::Owned(objects))
@@ -233,8 +234,7 @@ fn page(
     let mut chosen = objects
         .range((begin, Bound::Unbounded))
         .take_while(|(key, _)| namespace.is_empty() || key.namespace == namespace)
-        .map(|(_, object)| present(resource, object))
-        .filter(|object| selects(&options.labels, &options.fields, object));
+        .filter_map(|(_, kept)| chosen_of(resource, kept, options));
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
     let items: Vec<Arc<Object>> = chosen.by_ref().take(limit).collect();
     let left = if items.len() < limit { 0 } else { chosen.count() };
@@ -247,6 +247,19 @@ fn page(
         remaining: (left > 0 && !selecting).then_some(left),
         items,
     }
+}
+
+/// The object as the row shows it, if it is selected.
+fn chosen_of(
+    resource: &'static Resource,
+    kept: &Kept,
+    options: &ListOptions,
+) -> Option<Arc<Object>> {
+    let selects = |object: &Object| selects(&options.labels, &options.fields, object);
+    if kept.untouched().resource == resource {
+        return selects(kept.untouched()).then(|| kept.lent());
+    }
+    Some(present(resource, &kept.lent())).filter(|object| selects(object))
 }
 
 fn check_match(options: &ListOptions) -> Result<(), Status> {

@@ -1,11 +1,14 @@
 //! The log: what the shell makes durable, and what the watch windows hold.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use model::NamespacedName;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
 
-use crate::{Definitions, Object, Resource, json as tree, registry};
+use crate::{Definitions, Document, Object, Resource, json as tree, registry};
 
 /// What a record does to its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,12 +76,10 @@ impl Record {
     }
 
     /// The object's new bytes, or `None` when it is gone.
-    pub fn object_bytes(&self) -> Option<Vec<u8>> {
+    pub fn object_bytes(&self) -> Option<&[u8]> {
         match self.operation {
             Operation::Create | Operation::Update => {
-                let mut text = Vec::new();
-                self.object.write_text(&mut text);
-                Some(text)
+                Some(self.object.value.whole_text().as_bytes())
             }
             Operation::Delete => None,
         }
@@ -119,24 +120,22 @@ impl Record {
         bytes: &[u8],
     ) -> Result<Self, RestoreError> {
         let name = format!("log/{revision}");
-        let value: Value = serde_json::from_slice(bytes).map_err(|error| damaged(&name, error))?;
-        let operation = match tree::text(&value, "/operation") {
+        let entry: Entry<'_> =
+            serde_json::from_slice(bytes).map_err(|error| damaged(&name, error))?;
+        let operation = match &*entry.operation {
             "create" => Operation::Create,
             "update" => Operation::Update,
             "delete" => Operation::Delete,
             other => return Err(damaged(&name, format!("unknown operation {other:?}"))),
         };
-        let key = tree::text(&value, "/key");
-        let take = |pointer| tree::at(&value, pointer).cloned();
-        let object = take("/object").ok_or_else(|| damaged(&name, "no object"))?;
+        let decode =
+            |text: &RawValue| object_from_text(definitions, &entry.key, text.get()).map(Arc::new);
         Ok(Self {
             revision,
-            earlier_revision: value.get("earlier").and_then(Value::as_u64).unwrap_or(0),
+            earlier_revision: entry.earlier,
             operation,
-            object: Arc::new(decode_object(definitions, key, object)?),
-            previous: take("/previous")
-                .map(|value| decode_object(definitions, key, value).map(Arc::new))
-                .transpose()?,
+            object: decode(entry.object)?,
+            previous: entry.previous.map(decode).transpose()?,
         })
     }
 }
@@ -150,24 +149,44 @@ pub fn object_from_bytes(
     key: &str,
     bytes: &[u8],
 ) -> Result<Object, RestoreError> {
-    let value = serde_json::from_slice(bytes).map_err(|error| damaged(key, error))?;
-    decode_object(definitions, key, value)
+    let text = std::str::from_utf8(bytes).map_err(|error| damaged(key, error))?;
+    object_from_text(definitions, key, text)
 }
 
-fn decode_object(
+/// What a log entry holds.
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    #[serde(default)]
+    earlier: u64,
+    #[serde(borrow)]
+    operation: Cow<'a, str>,
+    #[serde(borrow)]
+    object: &'a RawValue,
+    #[serde(borrow)]
+    previous: Option<&'a RawValue>,
+}
+
+fn object_from_text(
     definitions: &Definitions,
     key: &str,
-    value: Value,
+    text: &str,
 ) -> Result<Object, RestoreError> {
     let mut parts = key.splitn(3, '/');
     let (Some(storage), Some(namespace), Some(name)) = (parts.next(), parts.next(), parts.next())
     else {
         return Err(damaged(key, "the key has fewer than three parts"));
     };
-    let mut value = value;
     let resource = registry::by_storage(storage)
         .or_else(|| definitions.storage_row(storage))
         .ok_or_else(|| RestoreError::UnknownResource { key: key.to_owned() })?;
+    let name = NamespacedName::new(namespace, name);
+    let read = Document::of_text(resource, text).map_err(|error| damaged(key, error))?;
+    if let Some((value, revision)) = read.filter(|_| resource.custom.is_none()) {
+        return Ok(Object { resource, key: name, revision, value });
+    }
+    let mut value = serde_json::from_str(text).map_err(|error| damaged(key, error))?;
     if let Some(custom) = resource.custom {
         // The schema may have got defaults since.
         custom.fill(&mut value);
@@ -175,7 +194,7 @@ fn decode_object(
     let revision = tree::text(&value, "/metadata/resourceVersion")
         .parse()
         .map_err(|error| damaged(key, format!("metadata.resourceVersion: {error}")))?;
-    Ok(Object::new(resource, NamespacedName::new(namespace, name), revision, value))
+    Ok(Object::new(resource, name, revision, value))
 }
 
 fn damaged(key: &str, cause: impl ToString) -> RestoreError {

@@ -1,6 +1,7 @@
 //! Label and field selectors of list, watch and deletecollection requests: parsed from the query
 //! with the real server's complaints.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -69,7 +70,10 @@ impl LabelSelector {
 
     /// Whether an object is selected.
     pub fn matches(&self, value: &Value) -> bool {
-        let labels = json::at(value, "/metadata/labels");
+        self.matches_labels(json::at(value, "/metadata/labels"))
+    }
+
+    fn matches_labels(&self, labels: Option<&Value>) -> bool {
         self.requirements.iter().all(|requirement| {
             let label = labels.and_then(|labels| labels.get(&requirement.key)?.as_str());
             requirement.test.holds(label)
@@ -134,13 +138,20 @@ impl FieldSelector {
 
     /// Whether an object is selected. An absent field reads as empty text, `false` for flags.
     pub fn matches(&self, value: &Value) -> bool {
-        self.terms.iter().all(|term| (field_text(value, &term.pointer) == term.value) == term.equal)
+        self.matches_fields(|pointer| json::at(value, pointer).map(Cow::Borrowed))
+    }
+
+    fn matches_fields<'a>(&self, field: impl Fn(&str) -> Option<Cow<'a, Value>>) -> bool {
+        let text = |pointer: &str| field_text(pointer, field(pointer).as_deref());
+        self.terms.iter().all(|term| (text(&term.pointer) == term.value) == term.equal)
     }
 }
 
-/// Whether an object passes both selectors.
+/// Whether an object passes both selectors. No tree is made for it.
 pub(crate) fn selects(labels: &LabelSelector, fields: &FieldSelector, object: &Object) -> bool {
-    fields.matches(&object.value) && labels.matches(&object.value)
+    let of_object = || object.value.peek("/metadata/labels");
+    fields.matches_fields(|pointer| object.value.peek(pointer))
+        && (labels.is_empty() || labels.matches_labels(of_object().as_deref()))
 }
 
 fn is_selectable(resource: &Resource, pointer: &str) -> bool {
@@ -161,8 +172,8 @@ fn unknown_field(resource: &Resource, path: &str) -> String {
     }
 }
 
-fn field_text(value: &Value, pointer: &str) -> String {
-    match json::at(value, pointer) {
+fn field_text(pointer: &str, value: Option<&Value>) -> String {
+    match value {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(items)) => {
             let texts: Vec<String> =

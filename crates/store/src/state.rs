@@ -15,10 +15,12 @@ use crate::kinds::definition::DEFINITION;
 use crate::kinds::quota::RESOURCE_QUOTA;
 use crate::kinds::rbac::CLUSTER_ROLE;
 use crate::kinds::service::SERVICE;
+use crate::object::Kept;
 use crate::webhooks::Proposal;
-use crate::window::Window;
+use crate::window::{Pushed, Window};
 use crate::{
-    Context, Definitions, Object, Operation, Record, Resource, RestoreError, json, registry,
+    Context, Definitions, Document, Object, Operation, Record, Resource, RestoreError, json,
+    registry,
 };
 
 /// What a store is configured with.
@@ -81,12 +83,27 @@ pub(crate) struct Content {
 impl Content {
     /// What the object has.
     pub(crate) fn of(object: &Object) -> Self {
-        Self { value: object.value.clone(), managed_fields: object.managed_fields.clone() }
+        Self { value: object.value.clone(), managed_fields: object.managed_fields() }
+    }
+
+    /// The object with this content.
+    pub(crate) fn into_object(
+        self,
+        resource: &'static Resource,
+        key: NamespacedName,
+        revision: u64,
+    ) -> Object {
+        let value = Document::of(self.value, self.managed_fields);
+        Object { resource, key, revision, value }
     }
 }
 
 /// Objects in the order of their keys.
-pub(crate) type Objects = BTreeMap<NamespacedName, Arc<Object>>;
+pub(crate) type Objects = BTreeMap<NamespacedName, Kept>;
+
+/// The trees of a storage with no more objects than these stay once they are made: settings that
+/// writes look at again and again are few.
+const FEW_OBJECTS: usize = 64;
 
 /// The published objects of one storage, and its newest records.
 #[derive(Debug, Default)]
@@ -134,7 +151,8 @@ impl Store {
             store.revision = store.revision.max(object.revision);
             if let Some(shelf) = store.shelves.get_mut(object.resource.storage) {
                 shelf.last_revision = shelf.last_revision.max(object.revision);
-                shelf.objects.insert(object.key.clone(), Arc::new(object));
+                let key = object.key.clone();
+                shelf.objects.insert(key, Kept::new(Arc::new(object)).packed());
             }
         }
         for record in log {
@@ -214,10 +232,13 @@ impl Store {
         else {
             return;
         };
-        for object in shelf.objects.values_mut().filter(|one| !std::ptr::eq(one.resource, row)) {
-            let mut current = crate::read::converted(row, object);
-            row.fill(&mut current.value);
-            *object = Arc::new(current);
+        let is_old = |kept: &&mut Kept| !std::ptr::eq(kept.untouched().resource, row);
+        for kept in shelf.objects.values_mut().filter(is_old) {
+            let current = crate::read::converted(row, &kept.lent());
+            let mut content = Content::of(&current);
+            row.fill(&mut content.value);
+            let object = content.into_object(row, current.key, current.revision);
+            *kept = Kept::new(Arc::new(object)).packed();
         }
     }
 
@@ -273,46 +294,54 @@ impl Store {
     }
 
     /// The object in the head state: published, or staged on top.
-    pub(crate) fn head(&self, resource: &Resource, key: &NamespacedName) -> Option<&Arc<Object>> {
+    pub(crate) fn head(&self, resource: &Resource, key: &NamespacedName) -> Option<Arc<Object>> {
         match self.overlay.get(resource.storage).and_then(|changes| changes.get(key)) {
-            Some(change) => change.as_ref(),
-            None => self.shelves.get(resource.storage)?.objects.get(key),
+            Some(change) => change.clone(),
+            None => self.shelves.get(resource.storage)?.get(key),
         }
     }
 
     /// All objects of a storage in the head state, in the order of their keys.
     pub(crate) fn head_objects(&self, storage: &str) -> Vec<Arc<Object>> {
-        let mut objects: BTreeMap<&NamespacedName, &Arc<Object>> = self
-            .shelves
-            .get(storage)
-            .map(|shelf| shelf.objects.iter().collect())
-            .unwrap_or_default();
-        for (key, change) in self.overlay.get(storage).into_iter().flatten() {
-            match change {
-                Some(object) => objects.insert(key, object),
-                None => objects.remove(key),
-            };
-        }
-        objects.into_values().cloned().collect()
+        self.head_objects_that(storage, "", |_| true)
+    }
+
+    /// The same of those that may mention a text, such as a uid.
+    pub(crate) fn head_objects_with(&self, storage: &str, text: &str) -> Vec<Arc<Object>> {
+        self.head_objects_that(storage, "", |object| object.value.may_mention(text))
     }
 
     /// The objects of a storage that stand in a namespace, in the head state, by name.
     pub(crate) fn head_in_namespace(&self, storage: &str, namespace: &str) -> Vec<Arc<Object>> {
+        self.head_objects_that(storage, namespace, |_| true)
+    }
+
+    /// The objects of a namespace, or of all, of which something is true that is known without
+    /// their trees.
+    fn head_objects_that(
+        &self,
+        storage: &str,
+        namespace: &str,
+        is_wanted: impl Fn(&Object) -> bool,
+    ) -> Vec<Arc<Object>> {
         let from = NamespacedName::new(namespace, "");
-        let published = self.shelves.get(storage).into_iter();
-        let mut objects: BTreeMap<&NamespacedName, &Arc<Object>> = published
-            .flat_map(|shelf| shelf.objects.range(&from..))
-            .take_while(|(key, _)| key.namespace == namespace)
+        let is_in = |key: &NamespacedName| namespace.is_empty() || key.namespace == namespace;
+        let changes = self.overlay.get(storage);
+        let changed = changes.into_iter().flat_map(|changes| changes.range(&from..));
+        let mut objects: BTreeMap<&NamespacedName, Arc<Object>> = changed
+            .take_while(|(key, _)| is_in(key))
+            .filter_map(|(key, change)| Some((key, change.clone()?)))
             .collect();
-        let changes = self.overlay.get(storage).into_iter();
-        let changes = changes.flat_map(|changes| changes.range(&from..));
-        for (key, change) in changes.take_while(|(key, _)| key.namespace == namespace) {
-            match change {
-                Some(object) => objects.insert(key, object),
-                None => objects.remove(key),
-            };
+        if let Some(shelf) = self.shelves.get(storage) {
+            let standing = shelf
+                .objects
+                .range(&from..)
+                .take_while(|(key, _)| is_in(key))
+                .filter(|(key, _)| !changes.is_some_and(|changes| changes.contains_key(*key)))
+                .filter(|(_, kept)| is_wanted(kept.untouched()));
+            objects.extend(standing.map(|(key, kept)| (key, shelf.lend(kept))));
         }
-        objects.into_values().cloned().collect()
+        objects.into_values().collect()
     }
 
     /// Stages one write of one object under the next revision, and with a Service its IPAddress
@@ -327,8 +356,7 @@ impl Store {
     ) -> Arc<Object> {
         let resource = self.storage_row(resource);
         if context.dry_run {
-            let Content { value, managed_fields } = content;
-            return Arc::new(Object { resource, key, revision: 0, value, managed_fields });
+            return Arc::new(content.into_object(resource, key, 0));
         }
         let addresses = |value: &Value| {
             if resource == &SERVICE { cluster_addresses(value) } else { Vec::new() }
@@ -348,13 +376,13 @@ impl Store {
         if resource == &POLICY && remains {
             admission_policy::set_status(&mut content.value);
         }
-        let old = self.head(resource, &key).cloned();
+        let old = self.head(resource, &key);
         let object = self.stage_record(resource, key, operation, content);
         if resource == &CLUSTER_ROLE {
             self.aggregate_all();
         }
-        let old = old.as_ref().map(|old| &old.value);
-        self.charge_quotas(resource, &object.key, old, remains.then_some(&object.value));
+        let old = old.as_ref().map(|old| &*old.value);
+        self.charge_quotas(resource, &object.key, old, remains.then_some(&*object.value));
         for address in before.iter().filter(|address| !now.contains(address)) {
             self.release(*address, &object.key, context);
         }
@@ -382,17 +410,16 @@ impl Store {
         resource: &'static Resource,
         key: NamespacedName,
         operation: Operation,
-        content: Content,
+        mut content: Content,
     ) -> Arc<Object> {
-        let Content { mut value, managed_fields } = content;
-        let previous = self.head(resource, &key).cloned();
+        let previous = self.head(resource, &key);
         self.head_revision += 1;
         let revision = self.head_revision;
-        json::set(&mut value, "/metadata/resourceVersion", revision.to_string());
-        let object = Arc::new(Object { resource, key, revision, value, managed_fields });
+        json::set(&mut content.value, "/metadata/resourceVersion", revision.to_string());
+        let object = Arc::new(content.into_object(resource, key, revision));
         let remains = operation != Operation::Delete;
-        let old = previous.as_ref().map(|previous| &previous.value);
-        self.follow(resource, &object.key, old, remains.then_some(&object.value));
+        let old = previous.as_ref().map(|previous| &*previous.value);
+        self.follow(resource, &object.key, old, remains.then_some(&*object.value));
         let change = remains.then(|| object.clone());
         self.overlay.entry(resource.storage).or_default().insert(object.key.clone(), change);
         let shelf = self.shelves.entry(resource.storage).or_default();
@@ -424,7 +451,7 @@ impl Store {
     fn release(&mut self, address: IpAddr, service: &NamespacedName, context: &mut Context<'_>) {
         let key = NamespacedName::new("", address.to_string());
         let held = self.head(&IP_ADDRESS, &key).filter(|held| belongs_to(&held.value, service));
-        if let Some(content) = held.map(|held| Content::of(held)) {
+        if let Some(content) = held.map(|held| Content::of(&held)) {
             self.commit(&IP_ADDRESS, key, Operation::Delete, content, context);
         }
     }
@@ -467,20 +494,30 @@ impl Store {
 }
 
 impl Shelf {
-    /// Follows a record; gives the revision that leaves the window for it.
-    fn apply(&mut self, record: Record) -> Option<u64> {
-        match record.operation {
-            Operation::Create | Operation::Update => {
-                self.objects.insert(record.object.key.clone(), record.object.clone());
-            }
-            Operation::Delete => {
-                self.objects.remove(&record.object.key);
-            }
-        }
-        self.window.push(record)
+    /// An object, for a reader.
+    pub(crate) fn get(&self, key: &NamespacedName) -> Option<Arc<Object>> {
+        self.objects.get(key).map(|kept| self.lend(kept))
     }
 
-    /// Takes a record of the restored log, sharing the object when it is the current one.
+    fn lend(&self, kept: &Kept) -> Arc<Object> {
+        if self.objects.len() <= FEW_OBJECTS { kept.settled().clone() } else { kept.lent() }
+    }
+
+    /// Follows a record; gives the revision that leaves the window for it.
+    fn apply(&mut self, record: Record) -> Option<u64> {
+        let key = record.object.key.clone();
+        match record.operation {
+            Operation::Create | Operation::Update => {
+                self.objects.insert(key, Kept::new(record.object.clone()));
+            }
+            Operation::Delete => {
+                self.objects.remove(&key);
+            }
+        }
+        self.push(record)
+    }
+
+    /// Takes a record of the restored log.
     fn remember_restored(&mut self, mut record: Record) -> Result<(), RestoreError> {
         if self.window.is_empty() {
             self.window.floor = record.earlier_revision;
@@ -490,12 +527,24 @@ impl Shelf {
                 cause: "the log is out of order".to_owned(),
             });
         }
-        let current = self.objects.get(&record.object.key);
-        if let Some(current) = current.filter(|current| current.revision == record.revision) {
-            record.object = current.clone();
-        }
         self.last_revision = self.last_revision.max(record.revision);
-        self.window.push(record);
+        record.previous = record.previous.map(|previous| self.window.shared(previous));
+        self.push(record);
         Ok(())
+    }
+
+    /// Remembers a record. An object that is packed in the window is so here too, and shares its
+    /// text.
+    fn push(&mut self, record: Record) -> Option<u64> {
+        let Pushed { packed, dropped } = self.window.push(record);
+        if let Some(packed) = packed {
+            let object = packed.untouched();
+            let current = self.objects.get_mut(&object.key);
+            if let Some(kept) = current.filter(|kept| kept.untouched().revision == object.revision)
+            {
+                *kept = packed;
+            }
+        }
+        dropped
     }
 }

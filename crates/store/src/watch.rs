@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::read::{parse_revision, present};
 use crate::selector::{FieldSelector, LabelSelector, selects};
 use crate::validate::FieldErrors;
-use crate::{ListOptions, Object, Operation, Record, Resource, Status, Store};
+use crate::window::Entry;
+use crate::{ListOptions, Object, Operation, Resource, Status, Store};
 
 /// What a watch asks for. The texts stand as the query parameters hold them; empty is unset.
 #[derive(Clone, Debug, Default)]
@@ -156,10 +157,10 @@ impl Store {
         let mut events = Vec::new();
         let mut reached = after;
         let mut looked_at = 0;
-        for record in shelf.window.after(after).take(limit) {
+        for entry in shelf.window.after(after).take(limit) {
             looked_at += 1;
-            reached = record.revision;
-            events.extend(watcher.event(&record));
+            reached = entry.revision;
+            events.extend(watcher.event(entry));
         }
         // A watcher of an idle resource moves on with the store, so that its bookmarks are fresh.
         // One from the future stays where it is.
@@ -214,24 +215,25 @@ impl Watcher {
     }
 
     /// The event that a record means for this watch: an object can enter and leave the selection.
-    fn event(&self, record: &Record) -> Option<WatchEvent> {
-        if !self.in_namespace(&record.object.key) {
+    fn event(&self, entry: &Entry) -> Option<WatchEvent> {
+        if !self.in_namespace(&entry.object.untouched().key) {
             return None;
         }
-        let object = present(self.resource, &record.object);
-        let is_in = record.operation != Operation::Delete && self.selects(&object);
-        let previous = record.previous.as_ref().map(|previous| present(self.resource, previous));
+        let object = present(self.resource, &entry.object.lent());
+        let is_in = entry.operation != Operation::Delete && self.selects(&object);
+        let previous = entry.previous.as_ref();
+        let previous = previous.map(|previous| present(self.resource, &previous.lent()));
         let previous = previous.filter(|previous| self.selects(previous));
         match (previous, is_in) {
             (None, false) => None,
             (None, true) => Some(WatchEvent::Object(EventType::Added, object)),
             (Some(_), true) => Some(WatchEvent::Object(EventType::Modified, object)),
-            (Some(_), false) if record.operation == Operation::Delete => {
+            (Some(_), false) if entry.operation == Operation::Delete => {
                 Some(WatchEvent::Object(EventType::Deleted, object))
             }
             // It left the selection: the old object, under the new revision.
             (Some(previous), false) => {
-                let gone = Arc::new(previous.at_revision(record.revision));
+                let gone = Arc::new(previous.at_revision(entry.revision));
                 Some(WatchEvent::Object(EventType::Deleted, gone))
             }
         }

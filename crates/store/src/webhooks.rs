@@ -197,7 +197,7 @@ impl Store {
     fn configurations(&self, kind: &'static Resource) -> impl Iterator<Item = &Value> {
         let shelf = self.shelf(kind).into_iter();
         let objects = shelf.flat_map(|shelf| shelf.objects.values());
-        objects.flat_map(|object| json::items(&object.value, "/webhooks"))
+        objects.flat_map(|kept| json::items(&kept.settled().value, "/webhooks"))
     }
 }
 
@@ -256,7 +256,7 @@ impl Proposal {
     }
 
     fn shown(&self, field: &str) -> &str {
-        let old = self.old.as_ref().map(|old| &old.value);
+        let old = self.old.as_ref().map(|old| &*old.value);
         self.object.as_ref().or(old).map_or("", |object| json::text(object, field))
     }
 

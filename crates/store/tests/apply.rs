@@ -201,10 +201,10 @@ fn managers_can_be_reset_and_then_belong_to_the_past() {
         api.manager = "curl";
         let object =
             api.patch("configmaps", "default", "c", PatchKind::Json, patch).expect("reset");
-        assert_eq!(object.managed_fields, None, "{reset}");
+        assert_eq!(object.value.managed_fields(), None, "{reset}");
         let body = json!({"metadata": {"name": "c"}, "data": {"a": "2"}});
         let object = api.update("configmaps", "default", "c", body).expect("updated");
-        assert_eq!(object.managed_fields, None, "an update brings them not back");
+        assert_eq!(object.value.managed_fields(), None, "an update brings them not back");
         let refused = apply_map(&mut api, "me", false, json!({"a": "3"})).expect_err("refused");
         assert!(refused.message.contains("\"before-first-apply\" using v1: .data.a"), "{refused}");
     }

@@ -455,12 +455,12 @@ fn a_restart_finds_definitions_and_objects() {
         if let (true, Some(bytes)) =
             (entry.resource() == row_of_definitions(), entry.object_bytes())
         {
-            definitions.take(&serde_json::from_slice(&bytes).expect("JSON"));
+            definitions.take(&serde_json::from_slice(bytes).expect("JSON"));
         }
     }
     for entry in &api.log {
         let bytes = entry.object_bytes().expect("bytes");
-        let read = record::object_from_bytes(&definitions, &entry.object_key(), &bytes);
+        let read = record::object_from_bytes(&definitions, &entry.object_key(), bytes);
         objects.push(read.expect("an object"));
     }
     let log = api.log.iter().map(|entry| {

@@ -209,7 +209,7 @@ proptest! {
         let mut log = Vec::new();
         for record in &durable {
             match record.object_bytes() {
-                Some(bytes) => objects.insert(record.object_key(), bytes),
+                Some(bytes) => objects.insert(record.object_key(), bytes.to_vec()),
                 None => objects.remove(&record.object_key()),
             };
             log.push(Record::from_bytes(&store::Definitions::default(), record.revision, &record.to_bytes()).expect("read back"));
@@ -266,8 +266,12 @@ fn a_watch_beyond_the_window_is_told_to_begin_anew() {
     };
     assert_eq!(api.store.list(row("configmaps"), &exact).expect_err("too old").code, 410);
     // The same after a restart, over the log without what the shell was told to drop.
-    let objects: BTreeMap<_, _> =
-        log.iter().map(|record| (record.object_key(), (*record.object).clone())).collect();
+    let stored = |record: &Record| {
+        let (key, bytes) = (record.object_key(), record.object_bytes().expect("it is there"));
+        let object = record::object_from_bytes(&store::Definitions::default(), &key, bytes);
+        (key, object.expect("read back"))
+    };
+    let objects: BTreeMap<_, _> = log.iter().map(stored).collect();
     log.retain(|record| !dropped.contains(&record.revision));
     let config = StoreConfig::from(&ClusterConfig::default());
     let restored =

@@ -212,7 +212,7 @@ impl Store {
         shelf
             .flat_map(move |shelf| shelf.objects.range(first.clone()..))
             .take_while(move |(key, _)| key.namespace == namespace)
-            .map(|(_, object)| &object.value)
+            .map(|(_, kept)| &*kept.settled().value)
     }
 
     /// The role that a binding names; a binding to a role that does not exist grants nothing.
@@ -223,7 +223,7 @@ impl Store {
             _ => return None,
         };
         let key = NamespacedName::new(namespace, json::text(reference, "/name"));
-        self.shelf(resource)?.objects.get(&key).map(|object| &object.value)
+        self.shelf(resource)?.objects.get(&key).map(|kept| &*kept.settled().value)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Source: kubernetes.io, "Using Node Authorization". The rules are the kubelet's; ours have what
 //! the network's agent of `flatnet up` reads besides, which shows the same certificate.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use model::NamespacedName;
 use model::layout::CLAIM_NAMESPACE;
@@ -11,7 +11,7 @@ use serde_json::{Value, json as tree};
 
 use super::{Request, rules};
 use crate::kinds::pod::POD;
-use crate::{Store, json, registry};
+use crate::{Object, Store, json, registry};
 
 /// Where nodes keep the Leases that say that they live.
 pub(crate) const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -92,7 +92,9 @@ impl Store {
     fn names(&self, node: &str, namespace: &str, named: Named, name: &str) -> bool {
         !namespace.is_empty()
             && !name.is_empty()
-            && self.pods(namespace).any(|pod| runs_on(pod, node) && refers(pod, named, name))
+            && self
+                .pods_with(namespace, node)
+                .any(|pod| runs_on(&pod.value, node) && refers(&pod.value, named, name))
     }
 
     /// Whether a pod on the node mounts a volume of the cluster, by a claim that has it.
@@ -100,19 +102,22 @@ impl Store {
         let Some(claims) = registry::find("", "v1", "persistentvolumeclaims") else { return false };
         let shelf = self.shelf(claims).into_iter();
         shelf.flat_map(|shelf| &shelf.objects).any(|(key, claim)| {
+            let bound = claim.untouched().value.peek("/spec/volumeName");
             !volume.is_empty()
-                && json::text(&claim.value, "/spec/volumeName") == volume
+                && bound.is_some_and(|bound| bound.as_str() == Some(volume))
                 && self.names(node, &key.namespace, Named::Claim, &key.name)
         })
     }
 
-    fn pods(&self, namespace: &str) -> impl Iterator<Item = &Value> {
+    /// The pods of a namespace that may mention a text.
+    fn pods_with(&self, namespace: &str, text: &str) -> impl Iterator<Item = Arc<Object>> {
         let first = NamespacedName::new(namespace, "");
         let shelf = self.shelf(&POD).into_iter();
         shelf
             .flat_map(move |shelf| shelf.objects.range(first.clone()..))
             .take_while(move |(key, _)| key.namespace == namespace)
-            .map(|(_, object)| &object.value)
+            .filter(move |(_, pod)| pod.untouched().value.may_mention(text))
+            .map(|(_, pod)| pod.lent())
     }
 }
 

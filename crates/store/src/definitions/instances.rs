@@ -46,7 +46,7 @@ impl Store {
             return Ok(());
         }
         let others = self.head_objects(DEFINITION.storage);
-        establish(value, others.iter().map(|one| &one.value), context.now);
+        establish(value, others.iter().map(|one| &*one.value), context.now);
         if self.definitions.has_room(value) {
             return Ok(());
         }
@@ -170,7 +170,8 @@ impl Store {
             Some(_) => self.shelves.keys().copied().collect(),
             None => self.definitions.storages().collect(),
         };
-        let objects = storages.into_iter().flat_map(|storage| self.head_objects(storage));
+        let objects =
+            storages.into_iter().flat_map(|storage| self.head_objects_with(storage, owner.uid()));
         let is_owned = |object: &Arc<Object>| {
             let mut owners = json::items(&object.value, OWNERS).iter();
             owners.any(|one| json::text(one, "/uid") == owner.uid())
@@ -192,7 +193,7 @@ impl Store {
 
     fn finish_definition(&mut self, name: &str, context: &mut Context<'_>) {
         let key = NamespacedName::new("", name);
-        let waiting = self.head(&DEFINITION, &key).filter(|one| one.is_terminating()).cloned();
+        let waiting = self.head(&DEFINITION, &key).filter(|one| one.is_terminating());
         let Some(definition) = waiting else { return };
         let mut content = Content::of(&definition);
         let mut finalizers = json::items(&content.value, "/metadata/finalizers").to_vec();
@@ -220,7 +221,7 @@ impl Store {
             // Read anew: the one before may have got what this one wants too.
             let all = self.head_objects(DEFINITION.storage);
             let mut content = Content::of(&other);
-            establish(&mut content.value, all.iter().map(|one| &one.value), context.now);
+            establish(&mut content.value, all.iter().map(|one| &*one.value), context.now);
             let key = other.key.clone();
             if content.value != other.value {
                 self.commit(&DEFINITION, key, Operation::Update, content, context);

@@ -34,7 +34,7 @@ impl Store {
     ) -> Result<Arc<Object>, Status> {
         let resource = request.resource;
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
-        let old = self.head(resource, &key).map(|old| present(resource, old));
+        let old = self.head(resource, &key).map(|old| present(resource, &old));
         if old.is_none() && part != Part::Main {
             return Err(Status::not_found(resource, &request.name));
         }

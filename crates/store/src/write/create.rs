@@ -66,7 +66,7 @@ impl Store {
         let name = json::text(&value, "/metadata/name").to_owned();
         let key = NamespacedName::new(request.namespace.clone(), name.clone());
         if let Some(existing) = self.head(resource, &key) {
-            return Err(already_exists(resource, &name, existing, generated));
+            return Err(already_exists(resource, &name, &existing, generated));
         }
         self.allocate(resource, &key, &mut value, None, context)?;
         self.establish(resource, &mut value, context)?;

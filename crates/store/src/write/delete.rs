@@ -106,11 +106,11 @@ impl Store {
         if gone {
             let key = old.key.clone();
             let value = self.to_storage(resource, value);
-            let content = Content { value, managed_fields: old.managed_fields.clone() };
+            let content = Content { value, managed_fields: old.managed_fields() };
             let object = self.commit(resource, key, Operation::Delete, content, context);
             return Ok((present(resource, &object), true));
         }
-        let content = Content { value, managed_fields: old.managed_fields.clone() };
+        let content = Content { value, managed_fields: old.managed_fields() };
         Ok((self.finish_update(resource, old, content, context)?, false))
     }
 }

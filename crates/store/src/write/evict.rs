@@ -60,7 +60,7 @@ impl Store {
             "lastTransitionTime": context.now.to_string(),
         });
         set_condition(&mut value, condition);
-        let content = Content { value, managed_fields: pod.managed_fields.clone() };
+        let content = Content { value, managed_fields: pod.managed_fields() };
         self.finish_update(pod.resource, pod, content, context).map(drop)
     }
 

@@ -35,7 +35,7 @@ pub(super) fn after(
             // Subresources cannot set managers.
             let given = given.filter(|_| request.subresource.is_none());
             if let Some(old) = old.filter(|old| given.is_none() && old.value == *new) {
-                return Ok(old.managed_fields.clone());
+                return Ok(old.managed_fields());
             }
             let before = match given {
                 Some(given) if is_reset(&given) => Managers::new(),
@@ -59,7 +59,7 @@ pub(super) fn after(
     }
     let text = Some(text.into());
     Ok(match old {
-        Some(old) if is_same(&text, &old.managed_fields) => old.managed_fields.clone(),
+        Some(old) if is_same(&text, &old.managed_fields()) => old.managed_fields(),
         _ => text,
     })
 }
@@ -76,7 +76,8 @@ pub(super) fn is_same(one: &Option<Arc<str>>, other: &Option<Arc<str>>) -> bool 
 
 /// The managers of an object.
 pub(super) fn of_object(object: Option<&Object>) -> Managers {
-    object.and_then(|object| object.managed_fields.as_deref()).map(read).unwrap_or_default()
+    let text = object.and_then(Object::managed_fields);
+    text.as_deref().map(read).unwrap_or_default()
 }
 
 /// Who asks, as a manager.

@@ -188,7 +188,7 @@ impl Store {
     fn head_or_not_found(&self, request: &Request) -> Result<Arc<Object>, Status> {
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
         self.head(request.resource, &key)
-            .map(|object| crate::read::present(request.resource, object))
+            .map(|object| crate::read::present(request.resource, &object))
             .ok_or_else(|| Status::not_found(request.resource, &request.name))
     }
 }

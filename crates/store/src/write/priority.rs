@@ -41,7 +41,7 @@ impl Store {
                 let key = NamespacedName::new("", name);
                 // The system's need not be there yet.
                 let system = system_value(name).map(|value| Priority::plain(name, value));
-                let found = self.head(&PRIORITY_CLASS, &key).map(|class| Priority::of(class));
+                let found = self.head(&PRIORITY_CLASS, &key).map(|class| Priority::of(&class));
                 match found.or(system) {
                     Some(priority) => priority,
                     None => return refuse(format!("no PriorityClass with name {name} was found")),

@@ -44,7 +44,7 @@ impl Store {
             );
             return Err(Status::forbidden(&POD, json::text(pod, "/metadata/name"), why));
         }
-        let account = account.map(|account| &account.value);
+        let account = account.as_ref().map(|account| &*account.value);
         if shows_token(pod, account) {
             mount_token(pod, context);
         }

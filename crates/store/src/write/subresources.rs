@@ -88,8 +88,8 @@ impl Store {
     ) -> Result<Value, Status> {
         let resource = request.resource;
         let mut scale = scale.clone();
-        let shown =
-            Object { value: scale_of(old), managed_fields: None, key: old.key.clone(), ..**old };
+        let shown = Content { value: scale_of(old), managed_fields: None };
+        let shown = shown.into_object(resource, old.key.clone(), old.revision);
         self.webhook_point_as(SCALE, request, Some(&Arc::new(shown)), &mut scale, context)?;
         let scale = &scale;
         let version = json::text(scale, "/metadata/resourceVersion");
@@ -160,7 +160,7 @@ impl Store {
             }),
         );
         json::strip_nulls(&mut value);
-        let content = Content { value, managed_fields: old.managed_fields.clone() };
+        let content = Content { value, managed_fields: old.managed_fields() };
         self.finish_update(request.resource, &old, content, context)?;
         Ok(Status::success(201))
     }

@@ -136,7 +136,8 @@ impl Store {
         context: &mut Context<'_>,
     ) -> Result<Arc<Object>, Status> {
         let Content { value, managed_fields } = content;
-        let is_same = value == old.value && managed::is_same(&managed_fields, &old.managed_fields);
+        let is_same =
+            value == old.value && managed::is_same(&managed_fields, &old.managed_fields());
         if is_same && !may_go(&value) {
             return Ok(old.clone());
         }
