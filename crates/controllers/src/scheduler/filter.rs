@@ -29,7 +29,19 @@ pub(super) struct Candidate<'a> {
     siblings: BTreeMap<&'a str, usize>,
     host_ports: Vec<HostPort>,
     used: Amounts,
+    /// The same for scores: no pod counts as nothing.
+    weighed: Weight,
 }
+
+/// Processors and memory, in thousandths.
+type Weight = [u64; 2];
+
+/// What counts for a score of a node, in this order.
+const WEIGHED: [&str; 2] = ["cpu", "memory"];
+/// What a container that does not say it is thought to need (upstream's: 100m and 200Mi).
+const USUAL_NEEDS: Weight = [100, 200 * 1024 * 1024 * 1000];
+/// The most that one plugin gives a node.
+const MAX_SCORE: u64 = 100;
 
 /// A port of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +64,7 @@ impl<'a> Candidate<'a> {
             siblings: BTreeMap::new(),
             host_ports: Vec::new(),
             used: Amounts::new(),
+            weighed: Weight::default(),
         };
         for pod in snapshot.pods_on(&object.meta.name) {
             if pod.pod().is_some_and(|view| !view.is_finished()) {
@@ -89,15 +102,50 @@ impl<'a> Candidate<'a> {
         owner.and_then(|owner| self.siblings.get(owner)).copied().unwrap_or(0)
     }
 
-    /// How full the node is of what it has least left of, in percent of processors or memory.
-    pub fn load_percent(&self) -> u32 {
+    /// How much room there would be with the pod, and how evenly of processors and memory; more is
+    /// better (NodeResourcesFit's LeastAllocated and NodeResourcesBalancedAllocation).
+    pub fn room(&self, pod: &Pod) -> i64 {
+        let needs = needs(pod);
+        let (mut free, mut counted) = (0, 0);
+        for ((name, used), needed) in WEIGHED.iter().zip(self.weighed).zip(needs) {
+            let has = self.has(name);
+            if has > 0 {
+                let left = has.saturating_sub(used.saturating_add(needed));
+                // Bytes in thousandths, times a hundred, are too many for 64 bits.
+                free += u128::from(left) * u128::from(MAX_SCORE) / u128::from(has);
+                counted += 1;
+            }
+        }
+        let free = free.checked_div(counted).and_then(|score| i64::try_from(score).ok());
+        free.unwrap_or(0) + self.balance(pod)
+    }
+
+    /// How evenly processors and memory are asked for. Nobody minds where the pod asks for
+    /// neither.
+    fn balance(&self, pod: &Pod) -> i64 {
+        let requests = pod.requests();
+        let asks = |name: &&str| requests.get(*name).is_some_and(|asked| !asked.is_zero());
+        if !WEIGHED.iter().any(asks) {
+            return 0;
+        }
         let share = |name: &&str| {
             let has = self.node.status.allocatable.get(*name)?;
-            self.used.get(*name).and_then(|used| used.ratio(has))
+            let used = self.used.get(*name).copied().unwrap_or_default();
+            let asked = requests.get(*name).copied().unwrap_or_default();
+            (used + asked).ratio(has).map(|share| share.min(1.0))
         };
-        let most = USUAL[..2].iter().filter_map(share).fold(0.0_f64, f64::max);
-        // Between nothing and, at most, a few hundred.
-        (most.clamp(0.0, 1_000.0) * 100.0) as u32
+        let shares: Vec<f64> = WEIGHED.iter().filter_map(share).collect();
+        let deviation = match shares.as_slice() {
+            [one, other] => (one - other).abs() / 2.0,
+            _ => 0.0,
+        };
+        // Between a half and one.
+        ((1.0 - deviation) * MAX_SCORE as f64) as i64
+    }
+
+    /// What the node has of a resource, in thousandths.
+    fn has(&self, name: &str) -> u64 {
+        self.node.status.allocatable.get(name).map_or(0, Quantity::thousandths)
     }
 
     /// How many of the node's taints would rather not have the pod.
@@ -119,6 +167,9 @@ impl<'a> Candidate<'a> {
             }
             self.host_ports.extend(host_ports(view));
             amounts::add(&mut self.used, &view.requests());
+            for (sum, more) in self.weighed.iter_mut().zip(needs(view)) {
+                *sum = sum.saturating_add(more);
+            }
         }
     }
 
@@ -136,6 +187,9 @@ impl<'a> Candidate<'a> {
         }
         let Some(view) = pod.pod() else { return };
         amounts::subtract(&mut self.used, &view.requests());
+        for (sum, less) in self.weighed.iter_mut().zip(needs(view)) {
+            *sum = sum.saturating_sub(less);
+        }
         for port in host_ports(view) {
             if let Some(index) = self.host_ports.iter().position(|taken| *taken == port) {
                 self.host_ports.swap_remove(index);
@@ -206,6 +260,18 @@ impl<'a> Candidate<'a> {
         }
         short
     }
+}
+
+/// What a pod is thought to need, whether it says so or not.
+fn needs(pod: &Pod) -> Weight {
+    let mut needs = Weight::default();
+    for ((need, name), usual) in needs.iter_mut().zip(WEIGHED).zip(USUAL_NEEDS) {
+        let asked = pod.lasting_containers().map(|container| {
+            container.resources.requests.get(name).map_or(usual, Quantity::thousandths)
+        });
+        *need = asked.fold(0, u64::saturating_add);
+    }
+    needs
 }
 
 /// Whether node selector and required node affinity of a pod choose the node.

@@ -4,6 +4,7 @@
 mod filter;
 mod preemption;
 mod refusal;
+mod score;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -238,32 +239,15 @@ impl<'a> Run<'a, '_> {
         if self.table.claims.problem.is_some() {
             return Err(Vec::new());
         }
-        let owner = object.meta.controller().map(|owner| owner.uid.as_str());
-        let mut refusals = Vec::new();
-        let mut best = None;
+        let (mut feasible, mut refusals) = (Vec::new(), Vec::new());
         for index in 0..self.table.candidates.len() {
-            if let Err(refused) = judge(object, pod, &mut self.table, index) {
-                refusals.push(refused);
-                continue;
-            }
-            let Some(node) = self.table.candidates.get(index) else { continue };
-            let others = self.table.surroundings.as_ref().map(|(_, others)| others);
-            let company = others.map_or(0, |others| others.worth(node));
-            let score = (
-                node.name() != pod.status.nominated_node_name,
-                node.unwelcome(pod),
-                Reverse(topology::liking(pod, node.object()).saturating_add(company)),
-                others.map_or(0, |others| others.crowd(node)),
-                node.siblings(owner),
-                node.load_percent(),
-                node.pods().len(),
-                node.name(),
-            );
-            if best.as_ref().is_none_or(|(least, _)| score < *least) {
-                best = Some((score, index));
+            match judge(object, pod, &mut self.table, index) {
+                Ok(()) => feasible.push(index),
+                Err(refused) => refusals.push(refused),
             }
         }
-        best.map(|(_, index)| index).ok_or(refusals)
+        let others = self.table.surroundings.as_ref().map(|(_, others)| others);
+        score::best(object, pod, &self.table.candidates, &feasible, others).ok_or(refusals)
     }
 
     /// Lets pods go for one that no node can have.

@@ -370,6 +370,122 @@ fn pods_spread_over_places_as_evenly_as_they_say() {
     }
 }
 
+/// A pod of nobody's that waits.
+fn single(spec: Value) -> (Kind, Value) {
+    let (kind, mut value) = waiting("p", spec);
+    value["metadata"]["ownerReferences"] = json!([]);
+    (kind, value)
+}
+
+#[test]
+fn what_speaks_for_and_against_a_node_is_summed_by_weight() {
+    let has = json!({"cpu": "4", "memory": "4Gi"});
+    let plain = |name: &str| {
+        node(
+            name,
+            json!({"status/allocatable": has,
+            "metadata/labels": {"kubernetes.io/hostname": name, "zone": name}}),
+        )
+    };
+    let unwelcome = |name: &str| {
+        let (kind, mut value) = plain(name);
+        value["spec"]["taints"] = json!([{"key": "k", "effect": "PreferNoSchedule"}]);
+        (kind, value)
+    };
+    let on = |node: &str, spec: Value| {
+        labelled(placed(&format!("on-{node}"), node, spec), json!({"app": "x"}))
+    };
+    let likes = |name: &str| {
+        let field = json!({"key": "zone", "operator": "In", "values": [name]});
+        json!([{"weight": 1, "preference": {"matchExpressions": [field]}}])
+    };
+    let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
+    let near = json!([{"weight": 1, "podAffinityTerm": term("x", "zone")}]);
+    let mut evenly = spread(json!({"whenUnsatisfiable": "ScheduleAnyway"}));
+    evenly["topologySpreadConstraints"][0]["labelSelector"] = json!({"matchLabels": {"app": "x"}});
+    evenly["affinity"] = json!({"nodeAffinity": {preferred: likes("a")}});
+    let needs_company = affinity("podAffinity", term("web", "zone"));
+    let both = json!({"affinity":
+        {"nodeAffinity": {preferred: likes("a")}, "podAffinity": {preferred: near}}});
+    for (what, nodes, others, spec, wanted) in [
+        (
+            "a taint is more than a wish",
+            vec![unwelcome("a"), plain("b")],
+            vec![],
+            json!({"affinity": {"nodeAffinity": {preferred: likes("a")}}}),
+            "b",
+        ),
+        (
+            "a wish and company are more than a taint",
+            vec![unwelcome("a"), plain("b")],
+            vec![on("a", json!({}))],
+            both,
+            "a",
+        ),
+        (
+            "a wish is more than room",
+            vec![plain("a"), plain("b")],
+            vec![on("b", asks(json!({"cpu": 3})))],
+            json!({"affinity": {"nodeAffinity": {preferred: likes("b")}}}),
+            "b",
+        ),
+        (
+            "spreading is as much as a wish, and room then decides",
+            vec![plain("a"), plain("b")],
+            vec![on("a", json!({}))],
+            evenly,
+            "b",
+        ),
+        (
+            "as much room, but more even",
+            vec![plain("a"), plain("b")],
+            vec![
+                on("a", asks(json!({"cpu": 2, "memory": 0}))),
+                on("b", asks(json!({"cpu": 0, "memory": "2Gi"}))),
+            ],
+            asks(json!({"cpu": 1, "memory": 0})),
+            "b",
+        ),
+        (
+            "pods that say nothing are thought to need something",
+            vec![plain("a"), plain("b")],
+            vec![
+                on("a", json!({"containers": [{}]})),
+                on("b", asks(json!({"cpu": 0, "memory": 0}))),
+            ],
+            json!({"containers": [{}]}),
+            "b",
+        ),
+        (
+            "company for whoever needs it",
+            vec![plain("a"), plain("b")],
+            vec![on("b", needs_company)],
+            json!({}),
+            "b",
+        ),
+    ] {
+        let (kind, mut pod) = single(spec);
+        pod["metadata"]["labels"] = json!({"app": "web"});
+        let objects = [nodes, others, vec![(kind, pod)]].concat();
+        assert_eq!(placements(objects), [format!("bind p {wanted}")], "{what}");
+    }
+}
+
+#[test]
+fn pods_that_say_nothing_of_spreading_spread_over_zones_too() {
+    let zoned = |name: &str, zone: &str| {
+        let labels = json!({"topology.kubernetes.io/zone": zone, "kubernetes.io/hostname": name});
+        node(name, json!({ "metadata/labels": labels }))
+    };
+    let nodes = || vec![zoned("a", "one"), zoned("b", "one"), zoned("c", "two"), zoned("d", "two")];
+    let two = vec![placed("x", "a", json!({})), placed("y", "c", json!({}))];
+    let third = [two, vec![placed("z", "c", json!({}))]].concat();
+    assert_eq!(placements([nodes(), third, vec![waiting("p", json!({}))]].concat()), ["bind p b"]);
+    let lone = vec![placed("x", "a", json!({}))];
+    let objects = [nodes(), lone, vec![waiting("p", json!({}))]].concat();
+    assert_eq!(placements(objects), ["bind p c"], "the other node of the zone would do as well");
+}
+
 /// A pod of a priority that asks for processors.
 fn of(priority: i32, cpu: i64) -> Value {
     let mut spec = asks(json!({ "cpu": cpu }));

@@ -12,6 +12,10 @@ use crate::snapshot::Snapshot;
 use super::filter::{Candidate, term_matches, wants};
 use super::refusal::Refusal;
 
+/// What it is worth to a pod that must have company to get more of it (upstream's
+/// `hardPodAffinityWeight`).
+const NEEDED_COMPANY_WEIGHT: i64 = 1;
+
 /// A label of nodes with one of its values.
 type Place<'a> = (&'a str, &'a str);
 
@@ -102,15 +106,35 @@ impl<'a> Surroundings<'a> {
         here.map(|(_, worth)| worth).fold(0, |sum, worth| sum.saturating_add(*worth))
     }
 
-    /// How many of the same pods the node's places have, of those that they had better spread over;
-    /// less is better.
-    pub fn crowd(&self, node: &Candidate<'_>) -> i64 {
-        let count = |spread: &Spread<'_>| {
-            let place = node.label(&spread.constraint.topology_key);
-            place
-                .map_or(i64::from(u32::MAX), |place| spread.counts.get(place).copied().unwrap_or(0))
+    /// How crowded the places of nodes are with the same pods, by the constraints that need not
+    /// hold; less is better. `None` for a node that lacks one of their labels.
+    pub fn crowds(&self, nodes: &[&Candidate<'_>]) -> Vec<Option<i64>> {
+        let soft: Vec<&Spread<'_>> =
+            self.spread.iter().filter(|spread| !spread.constraint.must_hold()).collect();
+        let is_placed = |node: &&&Candidate<'_>| {
+            soft.iter().all(|spread| node.label(&spread.constraint.topology_key).is_some())
         };
-        self.spread.iter().filter(|spread| !spread.constraint.must_hold()).map(count).sum()
+        let weights: Vec<f64> = soft
+            .iter()
+            .map(|spread| {
+                let key = &spread.constraint.topology_key;
+                let placed = nodes.iter().filter(is_placed);
+                let places: BTreeSet<&str> = placed.filter_map(|node| node.label(key)).collect();
+                weight(places.len())
+            })
+            .collect();
+        let one = |node: &Candidate<'_>, spread: &Spread<'_>, weight: f64| {
+            let place = node.label(&spread.constraint.topology_key)?;
+            let count = spread.counts.get(place).copied().unwrap_or(0);
+            let count = usize::try_from(count).unwrap_or(0);
+            Some(crowd(count, spread.constraint.max_skew, weight))
+        };
+        let sum = |node: &&Candidate<'_>| {
+            let each = soft.iter().zip(&weights).map(|(spread, weight)| one(node, spread, *weight));
+            // A few pods a place: far from where the conversion loses anything.
+            each.sum::<Option<f64>>().map(|sum| sum.round() as i64)
+        };
+        nodes.iter().map(sum).collect()
     }
 
     fn has_company(&self, node: &Candidate<'_>, key: &str, places: &BTreeSet<&str>) -> bool {
@@ -167,6 +191,11 @@ impl<'a> Surroundings<'a> {
                 if let Some(anti) = &affinity.pod_anti_affinity {
                     self.closed.extend(anti.required.iter().filter_map(place));
                 }
+                // Who needs such company likes more of it.
+                let needed = affinity.pod_affinity.iter().flat_map(|near| &near.required);
+                for place in needed.filter_map(place) {
+                    *self.worth.entry(place).or_default() += NEEDED_COMPANY_WEIGHT;
+                }
                 for (wishes, sign) in
                     [(&affinity.pod_affinity, 1), (&affinity.pod_anti_affinity, -1)]
                 {
@@ -220,11 +249,25 @@ impl<'a> Spread<'a> {
     }
 }
 
+/// What a pod in one of so many places counts: the more places, the more it matters that they are
+/// even (upstream's `topologyNormalizingWeight`).
+pub(super) fn weight(places: usize) -> f64 {
+    // As many as there are nodes at most.
+    (places as f64 + 2.0).ln()
+}
+
+/// How crowded a place with so many of the same pods is.
+pub(super) fn crowd(pods: usize, max_skew: i64, weight: f64) -> f64 {
+    // Skews are small numbers that people write.
+    pods as f64 * weight + (max_skew - 1) as f64
+}
+
 /// Whether the pods of a node count for a constraint of the pod (KEP-3094). A node counts only if
-/// it has the labels of all constraints that must hold.
+/// it has the labels of all constraints of its kind: those that must hold, or those that need not.
 fn counts_node(constraint: &SpreadConstraint, pod: &Pod, node: &Candidate<'_>) -> bool {
-    let mut hard = pod.spec.topology_spread_constraints.iter().filter(|one| one.must_hold());
-    let has_places = hard.all(|one| node.label(&one.topology_key).is_some());
+    let all = pod.spec.topology_spread_constraints.iter();
+    let mut alike = all.filter(|one| one.must_hold() == constraint.must_hold());
+    let has_places = alike.all(|one| node.label(&one.topology_key).is_some());
     let chosen = constraint.node_affinity_policy == "Ignore" || wants(pod, node.object());
     let welcome = constraint.node_taints_policy != "Honor" || node.intolerable(pod).is_none();
     has_places && chosen && welcome
