@@ -335,7 +335,7 @@ mod tests {
     use model::ClusterConfig;
     use model::world::{Kind, Object};
     use plan::NodeFacts;
-    use reconcile::{Event, Now};
+    use reconcile::{Event, List, Now};
 
     use super::*;
 
@@ -373,7 +373,7 @@ mod tests {
             (Kind::ServiceCidr, vec![]),
         ];
         for (kind, objects) in lists {
-            reconciler.handle(Event::Listed { kind, objects }, Now::ZERO);
+            reconciler.handle(Event::Listed(List::new(kind, objects)), Now::ZERO);
         }
         let facts = NodeFacts { name: "node2".into(), ..NodeFacts::default() };
         reconciler.handle(Event::Facts(facts), Now::ZERO);

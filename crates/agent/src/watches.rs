@@ -6,7 +6,7 @@ use std::time::Duration;
 use client::{Client, ResourcePath, WatchEvent, WatchSpec, Watcher};
 use model::world::{Kind, Object};
 use model::{EndpointSlice, NamespacedName, Node, Service, ServiceCidr};
-use reconcile::Event;
+use reconcile::{Event, List, Pages};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -25,7 +25,7 @@ pub(crate) fn spawn(client: &Client, events: &mpsc::Sender<Event>, tasks: &mut J
     let (client, events) = (client.clone(), events.clone());
     tasks.spawn(async move {
         if wait_until_served::<ServiceCidr>(&client, &events, &path).await {
-            pass_on(client.watch::<ServiceCidr>(WatchSpec::new(path)), events).await;
+            pass_on::<ServiceCidr>(client.watch_into(WatchSpec::new(path)), events).await;
         }
     });
 }
@@ -36,8 +36,11 @@ const OWN_ANNOTATIONS: &str = "flatnet.io/";
 /// A kind that the loop reads.
 trait Watched: DeserializeOwned + Send + 'static {
     const KIND: Kind;
+    /// What is kept of a list while it comes.
+    type Pages: Default + Extend<Self> + Send + 'static;
     fn key(&self) -> NamespacedName;
     fn object(self) -> Object;
+    fn list(pages: Self::Pages) -> List;
 }
 
 fn follow<T: Watched>(
@@ -47,17 +50,14 @@ fn follow<T: Watched>(
     group_version: &'static str,
     plural: &'static str,
 ) {
-    let watcher = client.watch::<T>(WatchSpec::new(ResourcePath::new(group_version, plural)));
-    tasks.spawn(pass_on(watcher, events.clone()));
+    let spec = WatchSpec::new(ResourcePath::new(group_version, plural));
+    tasks.spawn(pass_on::<T>(client.watch_into(spec), events.clone()));
 }
 
-async fn pass_on<T: Watched>(mut watcher: Watcher<T>, events: mpsc::Sender<Event>) {
+async fn pass_on<T: Watched>(mut watcher: Watcher<T, T::Pages>, events: mpsc::Sender<Event>) {
     loop {
         let event = match watcher.next().await {
-            WatchEvent::Listed(objects) => Event::Listed {
-                kind: T::KIND,
-                objects: objects.into_iter().map(T::object).collect(),
-            },
+            WatchEvent::Listed(pages) => Event::Listed(T::list(pages)),
             WatchEvent::Applied(object) => Event::Present(object.object()),
             WatchEvent::Deleted(object) => Event::Absent { kind: T::KIND, key: object.key() },
             WatchEvent::Lost { reason } => {
@@ -87,7 +87,7 @@ async fn wait_until_served<T: Watched>(
         let wait = match client.get_optional::<IgnoredAny>(path).await {
             Ok(Some(IgnoredAny)) => return true,
             Ok(None) => {
-                let nothing = Event::Listed { kind: T::KIND, objects: vec![] };
+                let nothing = Event::Listed(List::new(T::KIND, []));
                 if !is_told && events.send(nothing).await.is_err() {
                     return false;
                 }
@@ -105,6 +105,7 @@ async fn wait_until_served<T: Watched>(
 
 impl Watched for Node {
     const KIND: Kind = Kind::Node;
+    type Pages = Vec<Self>;
 
     fn key(&self) -> NamespacedName {
         self.metadata.key()
@@ -118,10 +119,15 @@ impl Watched for Node {
         self.metadata.annotations.retain(|key, _| key.starts_with(OWN_ANNOTATIONS));
         Object::Node(Arc::new(self))
     }
+
+    fn list(pages: Vec<Self>) -> List {
+        List::new(Self::KIND, pages.into_iter().map(Self::object))
+    }
 }
 
 impl Watched for Service {
     const KIND: Kind = Kind::Service;
+    type Pages = Pages<Self>;
 
     fn key(&self) -> NamespacedName {
         self.metadata.key()
@@ -130,10 +136,15 @@ impl Watched for Service {
     fn object(self) -> Object {
         Object::Service(Arc::new(self))
     }
+
+    fn list(pages: Pages<Self>) -> List {
+        pages.into()
+    }
 }
 
 impl Watched for EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
+    type Pages = Pages<Self>;
 
     fn key(&self) -> NamespacedName {
         self.metadata.key()
@@ -142,10 +153,15 @@ impl Watched for EndpointSlice {
     fn object(self) -> Object {
         Object::EndpointSlice(Arc::new(self))
     }
+
+    fn list(pages: Pages<Self>) -> List {
+        pages.into()
+    }
 }
 
 impl Watched for ServiceCidr {
     const KIND: Kind = Kind::ServiceCidr;
+    type Pages = Vec<Self>;
 
     fn key(&self) -> NamespacedName {
         self.metadata.key()
@@ -155,5 +171,9 @@ impl Watched for ServiceCidr {
     fn object(mut self) -> Object {
         self.metadata.resource_version.clear();
         Object::ServiceCidr(Arc::new(self))
+    }
+
+    fn list(pages: Vec<Self>) -> List {
+        List::new(Self::KIND, pages.into_iter().map(Self::object))
     }
 }

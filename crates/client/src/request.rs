@@ -215,6 +215,16 @@ impl Client {
 
     /// Follows a collection for ever.
     pub fn watch<T: DeserializeOwned + Send + 'static>(&self, spec: WatchSpec) -> Watcher<T> {
+        self.watch_into(spec)
+    }
+
+    /// Follows a collection for ever. Its lists are taken in page by page: of a large one, whoever
+    /// keeps less of an object than `T` never holds all of them whole.
+    pub fn watch_into<T, L>(&self, spec: WatchSpec) -> Watcher<T, L>
+    where
+        T: DeserializeOwned + Send + 'static,
+        L: Default + Extend<T> + Send + 'static,
+    {
         Watcher::new(self.clone(), spec)
     }
 

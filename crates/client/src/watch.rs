@@ -2,6 +2,7 @@
 //! closes, list again when the server forgot the revision.
 
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -61,11 +62,11 @@ impl WatchSpec {
 }
 
 /// What a [`Watcher`] saw. Presence decides, never the kind of the event (invariant 2): the
-/// server's ADDED and MODIFIED are one here.
+/// server's ADDED and MODIFIED are one here. Lists come as `L`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WatchEvent<T> {
+pub enum WatchEvent<T, L = Vec<T>> {
     /// The complete collection: whatever is not in it is gone. First event, and after gaps.
-    Listed(Vec<T>),
+    Listed(L),
     /// This object is there, in this state.
     Applied(T),
     /// This object is gone; its last state.
@@ -81,22 +82,24 @@ pub enum WatchEvent<T> {
     Resumed,
 }
 
-/// Follows a collection; made by [`Client::watch`]. Dropping it closes the stream.
-pub struct Watcher<T> {
+/// Follows a collection; made by [`Client::watch`] or [`Client::watch_into`]. Dropping it closes
+/// the stream.
+pub struct Watcher<T, L = Vec<T>> {
     client: Client,
     spec: WatchSpec,
-    state: State<T>,
+    state: State<L>,
     /// The revision to resume from; `None` asks for a list.
     revision: Option<String>,
     failures: u32,
     lost: bool,
+    of: PhantomData<fn() -> T>,
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-enum State<T> {
+enum State<L> {
     Waiting(Pin<Box<Sleep>>),
-    Listing(BoxFuture<Result<(Vec<T>, String), ClientError>>),
+    Listing(BoxFuture<Result<(L, String), ClientError>>),
     Opening(BoxFuture<Result<Body, ClientError>>),
     Streaming(Box<Stream>),
     /// Decide what comes next from `revision`.
@@ -111,13 +114,18 @@ struct Stream {
     productive: bool,
 }
 
-impl<T: DeserializeOwned + Send + 'static> Watcher<T> {
+impl<T, L> Watcher<T, L>
+where
+    T: DeserializeOwned + Send + 'static,
+    L: Default + Extend<T> + Send + 'static,
+{
     pub(crate) fn new(client: Client, spec: WatchSpec) -> Self {
-        Self { client, spec, state: State::Starting, revision: None, failures: 0, lost: false }
+        let (state, revision) = (State::Starting, None);
+        Self { client, spec, state, revision, failures: 0, lost: false, of: PhantomData }
     }
 
     /// Waits for the next event. Cancel-safe: dropping the future loses nothing.
-    pub async fn next(&mut self) -> WatchEvent<T> {
+    pub async fn next(&mut self) -> WatchEvent<T, L> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
@@ -128,7 +136,7 @@ impl<T: DeserializeOwned + Send + 'static> Watcher<T> {
     }
 
     /// [`Watcher::next`] for tasks that follow many collections at once.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<WatchEvent<T>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<WatchEvent<T, L>> {
         loop {
             let event = match &mut self.state {
                 State::Starting => {
@@ -162,15 +170,12 @@ impl<T: DeserializeOwned + Send + 'static> Watcher<T> {
     fn start(&mut self) {
         let (client, spec) = (self.client.clone(), self.spec.clone());
         self.state = match self.revision.clone() {
-            None => State::Listing(Box::pin(list_all(client, spec))),
+            None => State::Listing(Box::pin(list_all::<T, L>(client, spec))),
             Some(revision) => State::Opening(Box::pin(open(client, spec, revision))),
         };
     }
 
-    fn on_listed(
-        &mut self,
-        listed: Result<(Vec<T>, String), ClientError>,
-    ) -> Option<WatchEvent<T>> {
+    fn on_listed(&mut self, listed: Result<(L, String), ClientError>) -> Option<WatchEvent<T, L>> {
         match listed {
             Ok((items, revision)) => {
                 self.revision = Some(revision);
@@ -183,7 +188,7 @@ impl<T: DeserializeOwned + Send + 'static> Watcher<T> {
         }
     }
 
-    fn on_opened(&mut self, opened: Result<Body, ClientError>) -> Option<WatchEvent<T>> {
+    fn on_opened(&mut self, opened: Result<Body, ClientError>) -> Option<WatchEvent<T, L>> {
         match opened {
             Ok(body) => {
                 let limit = Duration::from_secs(STREAM_SECONDS + STREAM_GRACE_SECONDS);
@@ -204,7 +209,7 @@ impl<T: DeserializeOwned + Send + 'static> Watcher<T> {
         }
     }
 
-    fn on_step(&mut self, step: Step) -> Option<WatchEvent<T>> {
+    fn on_step(&mut self, step: Step) -> Option<WatchEvent<T, L>> {
         match step {
             Step::Line(line) => {
                 self.failures = 0;
@@ -234,7 +239,7 @@ impl<T: DeserializeOwned + Send + 'static> Watcher<T> {
         }
     }
 
-    fn fail(&mut self, reason: String) -> Option<WatchEvent<T>> {
+    fn fail(&mut self, reason: String) -> Option<WatchEvent<T, L>> {
         self.wait();
         tracing::debug!(path = %self.spec.path, %reason, failures = self.failures, "watch broke");
         let first = !std::mem::replace(&mut self.lost, true);
@@ -257,11 +262,11 @@ fn retry_after(failures: u32) -> Duration {
     Duration::from_millis(full_ms - u64::from(chance) % (full_ms / 2 + 1))
 }
 
-async fn list_all<T: DeserializeOwned>(
+async fn list_all<T: DeserializeOwned, L: Default + Extend<T>>(
     client: Client,
     spec: WatchSpec,
-) -> Result<(Vec<T>, String), ClientError> {
-    let mut items = Vec::new();
+) -> Result<(L, String), ClientError> {
+    let mut items = L::default();
     let mut options = ListOptions {
         label_selector: spec.label_selector,
         field_selector: spec.field_selector,
@@ -270,8 +275,8 @@ async fn list_all<T: DeserializeOwned>(
     };
     // Ends: the server's tokens only go forward through a finite snapshot.
     loop {
-        let mut page = client.list::<T>(&spec.path, &options).await?;
-        items.append(&mut page.items);
+        let page = client.list::<T>(&spec.path, &options).await?;
+        items.extend(page.items);
         if page.metadata.continue_token.is_empty() {
             return Ok((items, page.metadata.resource_version));
         }
@@ -383,8 +388,8 @@ impl Lines {
     }
 }
 
-struct Line<T> {
-    event: Option<WatchEvent<T>>,
+struct Line<T, L> {
+    event: Option<WatchEvent<T, L>>,
     revision: String,
 }
 
@@ -412,7 +417,7 @@ struct Version {
     resource_version: String,
 }
 
-fn read_line<T: DeserializeOwned>(line: &[u8]) -> Result<Line<T>, Broken> {
+fn read_line<T: DeserializeOwned, L>(line: &[u8]) -> Result<Line<T, L>, Broken> {
     // What cannot be read may have been a change: only a new list makes it good.
     let unreadable = |error: serde_json::Error| Broken {
         reason: format!("an event is unreadable: {error}"),

@@ -200,6 +200,11 @@ impl Index {
         self.services.len()
     }
 
+    /// How many Services and addresses of pods there are.
+    pub(crate) fn len(&self) -> usize {
+        self.services.len() + self.pods.len()
+    }
+
     /// Takes one change in.
     pub fn apply(&mut self, change: Change) {
         match change {

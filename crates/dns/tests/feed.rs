@@ -151,6 +151,28 @@ fn a_reader_that_is_far_behind_gets_a_snapshot() {
     }
 }
 
+/// A first list would otherwise be kept as text, as large as the zone, for whoever never needs it.
+#[test]
+fn what_changes_most_of_the_zone_comes_as_a_snapshot() {
+    let mut publisher = Publisher::new(settings(), 1);
+    let mut reader = Reader::default();
+    let all = |value: fn(u8) -> Option<u8>| (0..=u8::MAX).map(move |one| change(one, value(one)));
+    for (changes, expected) in [
+        (all(Some).collect::<Vec<_>>(), &["Begin", "Part", "Part", "Part", "Part", "End"][..]),
+        (all(|_| Some(7)).take(128).collect(), &["Delta"]),
+        (all(|_| Some(8)).take(129).collect(), &["Begin", "Part", "Part", "Part", "Part", "End"]),
+        (all(|_| None).collect(), &["Begin", "End"]),
+        (all(|_| Some(9)).take(64).collect(), &["Delta"]),
+    ] {
+        let count = changes.len();
+        assert!(publisher.publish(changes, 0).expect("fits"));
+        assert_eq!(kinds(&publisher, &mut reader), expected, "{count} changes");
+    }
+    let mut index = None;
+    follow(&mut Follower::default(), &mut index, &snapshot(&publisher), 100);
+    assert_eq!(index.as_ref().map(content), Some(content(publisher.index())));
+}
+
 /// whom the worker answers goes with the snapshot and with changes, each once.
 #[test]
 fn readers_hear_who_is_of_the_cluster() {

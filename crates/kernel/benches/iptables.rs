@@ -5,7 +5,6 @@
 //! ./x bench iptables [SERVICES]
 //! ```
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -132,7 +131,7 @@ fn service(number: u32, round: u32) -> ServicePlan {
         let [_, second, third, fourth] = (number * ENDPOINTS + index).to_be_bytes();
         SocketAddr::from(([10, 128 + second, third, fourth], 8080 + moved as u16))
     };
-    let endpoints: BTreeSet<SocketAddr> = (0..ENDPOINTS).map(endpoint).collect();
+    let endpoints = (0..ENDPOINTS).map(endpoint).collect();
     let plan = FrontendPlan::new(Backends::Endpoints(endpoints));
     ServicePlan { frontends: [(frontend, plan)].into(), ..ServicePlan::default() }
 }

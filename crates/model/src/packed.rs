@@ -177,6 +177,62 @@ impl<K, V> PackedMap<K, V> {
     }
 }
 
+/// Entries in any order, for a map that is made of them at once: without a search for each, and
+/// with full blocks.
+pub struct Unsorted<K, V> {
+    /// The entries as they lie in blocks, one behind the other.
+    bytes: Vec<u8>,
+    /// Where each begins.
+    starts: Vec<usize>,
+    of: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K, V> Default for Unsorted<K, V> {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), starts: Vec::new(), of: PhantomData }
+    }
+}
+
+impl<K: Unpack, V: Unpack> Unsorted<K, V> {
+    /// Adds an entry. Of equal keys the last one counts.
+    pub fn push<Q: Pack + ?Sized>(&mut self, key: &Q, value: &V) {
+        self.starts.push(self.bytes.len());
+        write_part(&mut self.bytes, &bytes_of(key));
+        write_part(&mut self.bytes, &bytes_of(value));
+    }
+
+    /// The map of the entries.
+    pub fn into_map(mut self) -> PackedMap<K, V> {
+        let entry = |start: usize| self.bytes.get(start..).unwrap_or_default();
+        let key = |start: usize| read_part(entry(start)).map(|(key, _)| key);
+        // In order already, as API servers send them, it is only looked through.
+        self.starts.sort_by(|one, other| key(*one).cmp(&key(*other)));
+        let mut map = PackedMap::new();
+        let mut block: Vec<u8> = Vec::with_capacity(BLOCK_BYTES_MAX);
+        for (index, start) in self.starts.iter().enumerate() {
+            let next = self.starts.get(index + 1);
+            if next.is_some_and(|next| key(*next) == key(*start)) {
+                continue;
+            }
+            let rest = entry(*start);
+            let mut records = Records(rest);
+            records.next();
+            let bytes = rest.get(..rest.len() - records.0.len()).unwrap_or_default();
+            if !block.is_empty() && block.len() + bytes.len() > BLOCK_BYTES_MAX {
+                map.blocks.push(block.as_slice().to_vec());
+                block.clear();
+            }
+            block.extend_from_slice(bytes);
+            map.len += 1;
+        }
+        if !block.is_empty() {
+            map.blocks.push(block.as_slice().to_vec());
+        }
+        map.blocks.shrink_to_fit();
+        map
+    }
+}
+
 impl<K: Unpack, V: Unpack> PackedMap<K, V> {
     /// The value of a key.
     pub fn get<Q: Pack + ?Sized>(&self, key: &Q) -> Option<V> {
@@ -232,12 +288,21 @@ impl<K: Unpack, V: Unpack> PackedMap<K, V> {
 
     /// The entries that another map lacks, or has with another value.
     pub fn other_than_in(&self, other: &Self) -> impl Iterator<Item = (K, V)> {
+        let records = self.records_other_than_in(other);
+        records.map(|record| (K::unpack(record.key), V::unpack(record.value)))
+    }
+
+    /// The keys of these entries.
+    pub fn keys_other_than_in(&self, other: &Self) -> impl Iterator<Item = K> {
+        self.records_other_than_in(other).map(|record| K::unpack(record.key))
+    }
+
+    fn records_other_than_in(&self, other: &Self) -> impl Iterator<Item = Record<'_>> {
         let mut others = other.records().peekable();
-        let records = self.records().filter(move |record| {
+        self.records().filter(move |record| {
             while others.next_if(|other| other.key < record.key).is_some() {}
             others.peek() != Some(record)
-        });
-        records.map(|record| (K::unpack(record.key), V::unpack(record.value)))
+        })
     }
 
     /// The keys that another map lacks.
@@ -322,9 +387,9 @@ impl<K: Unpack, V: Unpack> Extend<(K, V)> for PackedMap<K, V> {
 
 impl<K: Unpack, V: Unpack> FromIterator<(K, V)> for PackedMap<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
-        let mut map = Self::new();
-        map.extend(entries);
-        map
+        let mut unsorted = Unsorted::default();
+        entries.into_iter().for_each(|(key, value)| unsorted.push(&key, &value));
+        unsorted.into_map()
     }
 }
 
@@ -543,6 +608,12 @@ mod tests {
         let in_order: PackedMap<NamespacedName, u32> = all().collect();
         assert_eq!(in_order, map);
         assert!(in_order.blocks.len() <= map.blocks.len());
+        let older = all().map(|(key, value)| (key, value + 1));
+        let backwards: PackedMap<NamespacedName, u32> =
+            older.chain(all()).collect::<Vec<_>>().into_iter().rev().collect();
+        let twice: PackedMap<NamespacedName, u32> = all().chain(all()).collect();
+        assert!(twice == map && twice.blocks == in_order.blocks);
+        assert!(backwards.len() == map.len() && backwards != map, "of equal keys the last counts");
         for (key, _) in all() {
             map.remove(&key);
         }

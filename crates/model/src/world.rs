@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::packed::Unsorted;
 use crate::{
     EndpointSlice, NamespacedName, Node, Pack, PackedMap, Pod, Service, ServiceCidr, Unpack,
     Unreachable,
@@ -75,6 +76,108 @@ pub enum DirtyKey {
     Network,
     /// One pod.
     Pod(NamespacedName),
+}
+
+/// All objects of one kind, in the form that [`World`] keeps them in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum List {
+    /// Nodes by name.
+    Nodes(BTreeMap<String, Arc<Node>>),
+    /// Services.
+    Services(PackedMap<NamespacedName, Service>),
+    /// Slices.
+    EndpointSlices(PackedMap<NamespacedName, EndpointSlice>),
+    /// Ranges of Service addresses by name.
+    ServiceCidrs(BTreeMap<String, Arc<ServiceCidr>>),
+    /// Pods.
+    Pods(BTreeMap<NamespacedName, Arc<Pod>>),
+}
+
+impl List {
+    /// A list of these objects, of equal names the last one. Objects of another kind are ignored.
+    pub fn new(kind: Kind, objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut services: Unsorted<NamespacedName, Service> = Unsorted::default();
+        let mut slices: Unsorted<NamespacedName, EndpointSlice> = Unsorted::default();
+        let mut list = match kind {
+            Kind::Node => Self::Nodes(BTreeMap::new()),
+            Kind::ServiceCidr => Self::ServiceCidrs(BTreeMap::new()),
+            Kind::Pod => Self::Pods(BTreeMap::new()),
+            Kind::Service | Kind::EndpointSlice => Self::Services(PackedMap::new()),
+        };
+        for object in objects.into_iter().filter(|object| object.kind() == kind) {
+            match object {
+                Object::Service(service) => services.push(&service.metadata.key(), &service),
+                Object::EndpointSlice(slice) => slices.push(&slice.metadata.key(), &slice),
+                object => list.set(object),
+            }
+        }
+        match kind {
+            Kind::Service => Self::Services(services.into_map()),
+            Kind::EndpointSlice => Self::EndpointSlices(slices.into_map()),
+            Kind::Node | Kind::ServiceCidr | Kind::Pod => list,
+        }
+    }
+
+    /// The kind of all its objects.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Nodes(_) => Kind::Node,
+            Self::Services(_) => Kind::Service,
+            Self::EndpointSlices(_) => Kind::EndpointSlice,
+            Self::ServiceCidrs(_) => Kind::ServiceCidr,
+            Self::Pods(_) => Kind::Pod,
+        }
+    }
+
+    /// The number of objects.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Nodes(nodes) => nodes.len(),
+            Self::Services(services) => services.len(),
+            Self::EndpointSlices(slices) => slices.len(),
+            Self::ServiceCidrs(ranges) => ranges.len(),
+            Self::Pods(pods) => pods.len(),
+        }
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// An object is present with this value. One of another kind is ignored.
+    pub fn set(&mut self, object: Object) {
+        let key = object.key();
+        match (self, object) {
+            (Self::Nodes(nodes), Object::Node(node)) => {
+                nodes.insert(key.name, node);
+            }
+            (Self::Services(services), Object::Service(service)) => {
+                services.insert(&key, &service);
+            }
+            (Self::EndpointSlices(slices), Object::EndpointSlice(slice)) => {
+                slices.insert(&key, &slice);
+            }
+            (Self::ServiceCidrs(all), Object::ServiceCidr(ranges)) => {
+                all.insert(key.name, ranges);
+            }
+            (Self::Pods(pods), Object::Pod(pod)) => {
+                pods.insert(key, pod);
+            }
+            _ => {}
+        }
+    }
+
+    /// An object is absent.
+    pub fn remove(&mut self, key: &NamespacedName) {
+        match self {
+            Self::Nodes(nodes) => drop(nodes.remove(&key.name)),
+            Self::Services(services) => drop(services.remove(key)),
+            Self::EndpointSlices(slices) => drop(slices.remove(key)),
+            Self::ServiceCidrs(ranges) => drop(ranges.remove(&key.name)),
+            Self::Pods(pods) => drop(pods.remove(key)),
+        }
+    }
 }
 
 /// The current objects, indexed.
@@ -164,21 +267,53 @@ impl World {
         }
     }
 
-    /// Replaces all objects of one kind by a complete list and says what that touches. Objects
-    /// of another kind in the list are ignored.
-    pub fn replace(&mut self, kind: Kind, objects: Vec<Object>) -> Vec<DirtyKey> {
-        let present: BTreeSet<NamespacedName> =
-            objects.iter().filter(|object| object.kind() == kind).map(Object::key).collect();
-        let gone: Vec<NamespacedName> =
-            self.keys(kind).into_iter().filter(|key| !present.contains(key)).collect();
-        let mut dirty: BTreeSet<DirtyKey> = BTreeSet::new();
-        for key in &gone {
-            dirty.extend(self.remove(kind, key));
+    /// Replaces all objects of one kind by a complete list and says what that touches.
+    pub fn replace(&mut self, list: List) -> Vec<DirtyKey> {
+        match list {
+            List::Nodes(nodes) => {
+                let old = std::mem::replace(&mut self.nodes, nodes);
+                if old == self.nodes { vec![] } else { vec![DirtyKey::Network] }
+            }
+            List::ServiceCidrs(ranges) => {
+                let old = std::mem::replace(&mut self.service_cidrs, ranges);
+                if old == self.service_cidrs { vec![] } else { vec![DirtyKey::Network] }
+            }
+            List::Services(services) => {
+                let old = std::mem::replace(&mut self.services, services);
+                let changed = self.services.keys_other_than_in(&old);
+                let gone = old.keys_absent_in(&self.services);
+                in_order(changed.chain(gone).map(DirtyKey::Service).collect())
+            }
+            List::EndpointSlices(slices) => self.replace_slices(slices),
+            List::Pods(pods) => {
+                let old = std::mem::replace(&mut self.pods, pods);
+                let changed = self.pods.iter().filter(|(key, pod)| old.get(*key) != Some(*pod));
+                let gone = old.keys().filter(|key| !self.pods.contains_key(*key));
+                let keys = changed.map(|(key, _)| key).chain(gone);
+                in_order(keys.cloned().map(DirtyKey::Pod).collect())
+            }
         }
-        for object in objects.into_iter().filter(|object| object.kind() == kind) {
-            dirty.extend(self.set(object));
+    }
+
+    /// A slice that is another now touches the Service that it had and the one that it has.
+    fn replace_slices(
+        &mut self,
+        slices: PackedMap<NamespacedName, EndpointSlice>,
+    ) -> Vec<DirtyKey> {
+        let old = std::mem::replace(&mut self.slices, slices);
+        let new = &self.slices;
+        let here = new.other_than_in(&old).map(|(_, slice)| slice);
+        let changed = old.other_than_in(new).map(|(_, slice)| slice);
+        let services = here.chain(changed).filter_map(|slice| slice.service());
+        let dirty = in_order(services.map(DirtyKey::Service).collect());
+        let mut by_service = Unsorted::default();
+        for (key, slice) in new.iter() {
+            if let Some(service) = slice.service() {
+                by_service.push(&SliceOf { service, slice: key.name }, &());
+            }
         }
-        dirty.into_iter().collect()
+        self.slices_by_service = by_service.into_map();
+        dirty
     }
 
     /// Sets what does not answer this node, and says which Services that touches.
@@ -197,6 +332,17 @@ impl World {
     /// What does not answer this node; it is of no kind, since no object says it.
     pub fn unreachable(&self) -> &Unreachable {
         &self.unreachable
+    }
+
+    /// The number of objects of a kind.
+    pub fn len_of(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Node => self.nodes.len(),
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.slices.len(),
+            Kind::ServiceCidr => self.service_cidrs.len(),
+            Kind::Pod => self.pods.len(),
+        }
     }
 
     /// The names of all objects of a kind.
@@ -284,6 +430,13 @@ impl World {
     }
 }
 
+/// Each once.
+fn in_order(mut keys: Vec<DirtyKey>) -> Vec<DirtyKey> {
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,8 +518,59 @@ mod tests {
         let mut world = World::default();
         world.set(slice("a", "web"));
         world.set(slice("b", "db"));
-        let dirty = world.replace(Kind::EndpointSlice, vec![slice("a", "web")]);
+        let dirty = world.replace(List::new(Kind::EndpointSlice, [slice("a", "web")]));
         assert_eq!(dirty, [DirtyKey::Service(service_key("db"))]);
         assert_eq!(world.keys(Kind::EndpointSlice), [service_key("a")]);
+    }
+
+    /// Whatever was there before: the world after a list is the one that its objects make.
+    #[test]
+    fn a_list_makes_the_world_that_its_objects_make_one_by_one() {
+        let service = |name: &str, kind| {
+            let mut service = Service::default();
+            (service.metadata.namespace, service.metadata.name) = ("shop".into(), name.into());
+            service.spec.kind = kind;
+            Object::Service(Arc::new(service))
+        };
+        let node = |name: &str, label: &str| {
+            let mut node = Node::default();
+            node.metadata.name = name.into();
+            node.metadata.labels.insert("zone".into(), label.into());
+            Object::Node(Arc::new(node))
+        };
+        let plain = crate::kinds::ServiceType::ClusterIP;
+        let states = [
+            vec![],
+            vec![slice("a", "web"), slice("b", "db"), service("web", plain), node("n", "1")],
+            vec![slice("b", "web"), slice("a", "web"), service("web", plain), node("n", "1")],
+            vec![slice("c", "web"), service("db", plain), node("m", "1"), slice("a", "web")],
+            vec![slice("a", "db"), service("db", crate::kinds::ServiceType::NodePort)],
+        ];
+        for (before, after) in states.iter().flat_map(|one| states.iter().map(move |it| (one, it)))
+        {
+            let (mut listed, mut stepped) = (World::default(), World::default());
+            for object in before {
+                listed.set(object.clone());
+                stepped.set(object.clone());
+            }
+            for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+                let list = List::new(kind, after.iter().cloned());
+                assert_eq!(list.kind(), kind);
+                let keys =
+                    |world: &World| -> BTreeSet<_> { world.keys(kind).into_iter().collect() };
+                let dirty = listed.replace(list.clone());
+                assert_eq!(listed.len_of(kind), list.len());
+                let mut touched = BTreeSet::new();
+                for key in keys(&stepped).difference(&keys(&listed)) {
+                    touched.extend(stepped.remove(kind, key));
+                }
+                for object in after.iter().filter(|object| object.kind() == kind) {
+                    touched.extend(stepped.set(object.clone()));
+                }
+                assert_eq!(listed, stepped, "{before:?} {after:?}");
+                assert_eq!(dirty, touched.into_iter().collect::<Vec<_>>());
+                assert_eq!(listed.replace(list), [], "the same list again");
+            }
+        }
     }
 }

@@ -37,7 +37,8 @@ use model::kinds::{
     WEIGHTS_ANNOTATION,
 };
 use model::{
-    ClusterConfig, EndpointSlice, Family, FlatMap, NamespacedName, Protocol, Service, World,
+    ClusterConfig, EndpointSlice, Family, FlatMap, FlatSet, NamespacedName, Protocol, Service,
+    World,
 };
 
 pub use annotations::{PORT_RANGES_MAX, WEIGHTS_MAX};
@@ -194,7 +195,7 @@ impl FrontendPlan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backends {
     /// One of these, by [`Scheduling`]. Never empty.
-    Endpoints(BTreeSet<SocketAddr>),
+    Endpoints(FlatSet<SocketAddr>),
     /// Refused: the Service has no endpoint anywhere.
     Reject,
     /// Lost: a Local policy and no endpoint on this node, while other nodes have some.

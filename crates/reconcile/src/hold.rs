@@ -2,11 +2,9 @@
 //! not empty the data path. Such a list is held and an alarm is raised; a later list that is whole
 //! again cancels it, otherwise it counts after [`HOLD`].
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::NamespacedName;
-use model::world::{Kind, Object};
+use model::world::List;
 
 use crate::Now;
 
@@ -25,30 +23,19 @@ pub(crate) fn is_suspicious(present: usize, listed: usize) -> bool {
 pub(crate) struct Held {
     pub(crate) until: Now,
     pub(crate) alarm: String,
-    objects: BTreeMap<NamespacedName, Object>,
+    /// What it would make of the kind, with what has come and gone since.
+    pub(crate) list: List,
 }
 
 impl Held {
-    pub(crate) fn new(kind: Kind, present: usize, objects: Vec<Object>, now: Now) -> Self {
+    pub(crate) fn new(present: usize, list: List, now: Now) -> Self {
         let alarm = format!(
-            "a list of {kind:?} objects came back with {} of {present}: it is held for {} s, as \
+            "a list of {:?} objects came back with {} of {present}: it is held for {} s, as \
              the API server may have lost data; check it, or wait",
-            objects.len(),
+            list.kind(),
+            list.len(),
             HOLD.as_secs()
         );
-        let objects = objects.into_iter().map(|object| (object.key(), object)).collect();
-        Self { until: now + HOLD, alarm, objects }
-    }
-
-    pub(crate) fn set(&mut self, object: Object) {
-        self.objects.insert(object.key(), object);
-    }
-
-    pub(crate) fn remove(&mut self, key: &NamespacedName) {
-        self.objects.remove(key);
-    }
-
-    pub(crate) fn into_objects(self) -> Vec<Object> {
-        self.objects.into_values().collect()
+        Self { until: now + HOLD, alarm, list }
     }
 }

@@ -14,6 +14,7 @@ mod backoff;
 mod changes;
 pub mod failover;
 mod hold;
+mod list;
 mod narrow;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ use changes::Changes;
 pub use changes::{ChangeCounts, TRIGGER_TIME_ANNOTATION, TRIGGER_TIMES_MAX};
 use hold::Held;
 pub use hold::{HOLD, HOLD_MINIMUM_OBJECTS};
+pub use list::{List, Pages};
 pub use narrow::narrow;
 
 /// Every kind whose first complete list must be there before anything existing is changed
@@ -53,12 +55,7 @@ pub type Now = Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A complete list of one kind.
-    Listed {
-        /// The kind.
-        kind: Kind,
-        /// All its objects.
-        objects: Vec<Object>,
-    },
+    Listed(List),
     /// An object is present with this value.
     Present(Object),
     /// An object is absent.
@@ -212,12 +209,12 @@ impl Reconciler {
     /// Takes one event in. Work is done by [`Reconciler::poll`].
     pub fn handle(&mut self, event: Event, now: Now) {
         match event {
-            Event::Listed { kind, objects } => self.listed(kind, objects, now),
+            Event::Listed(list) => self.listed(list.into_objects(), now),
             Event::Present(mut object) => {
                 let trigger = changes::trigger_of(&object);
                 narrow(&mut object);
                 if let Some(held) = self.held.get_mut(&object.kind()) {
-                    held.set(object.clone());
+                    held.list.set(object.clone());
                 }
                 let kind = object.kind();
                 let dirty = self.world.set(object);
@@ -229,7 +226,7 @@ impl Reconciler {
             }
             Event::Absent { kind, key } => {
                 if let Some(held) = self.held.get_mut(&kind) {
-                    held.remove(&key);
+                    held.list.remove(&key);
                 }
                 let dirty = self.world.remove(kind, &key);
                 self.changes.note(kind, &dirty);
@@ -378,16 +375,16 @@ impl Reconciler {
         self.facts.is_some() && KINDS.iter().all(|kind| self.listed.contains(kind))
     }
 
-    fn listed(&mut self, kind: Kind, mut objects: Vec<Object>, now: Now) {
-        objects.iter_mut().for_each(narrow);
+    fn listed(&mut self, list: model::world::List, now: Now) {
+        let kind = list.kind();
         let first = self.listed.insert(kind);
-        let present = self.world.keys(kind).len();
+        let present = self.world.len_of(kind);
         self.held.remove(&kind);
-        if !first && hold::is_suspicious(present, objects.len()) {
-            self.held.insert(kind, Held::new(kind, present, objects, now));
+        if !first && hold::is_suspicious(present, list.len()) {
+            self.held.insert(kind, Held::new(present, list, now));
             return;
         }
-        let dirty = self.world.replace(kind, objects);
+        let dirty = self.world.replace(list);
         self.changes.note(kind, &dirty);
         self.touch(dirty);
         if first {
@@ -401,7 +398,7 @@ impl Reconciler {
             self.held.iter().filter(|(_, held)| held.until <= now).map(|(kind, _)| *kind).collect();
         for kind in due {
             if let Some(held) = self.held.remove(&kind) {
-                let dirty = self.world.replace(kind, held.into_objects());
+                let dirty = self.world.replace(held.list);
                 self.changes.note(kind, &dirty);
                 self.touch(dirty);
             }
@@ -490,8 +487,12 @@ impl Reconciler {
         if self.facts.is_none() || self.dirty.is_empty() {
             return;
         }
+        let dirty = std::mem::take(&mut self.dirty);
+        // Names go soon and plans stay: made in turns, each would lie in a hole of the other.
+        self.follow_names(&dirty);
+        let planned = dirty.len();
         let mut before = BTreeMap::new();
-        for key in std::mem::take(&mut self.dirty) {
+        for key in dirty {
             let found = match &key {
                 DirtyKey::Network => {
                     let mut found = std::mem::take(&mut range_findings);
@@ -506,6 +507,12 @@ impl Reconciler {
             } else {
                 self.findings.insert(key, found);
             }
+        }
+        if planned > self.desired.services.len() / 2 {
+            // The leaves of a tree that has grown in the order of its keys are half empty, those of
+            // one that is made at once are full.
+            let services = std::mem::take(&mut self.desired.services);
+            self.desired.services = services.into_iter().collect();
         }
         let Some(facts) = &self.facts else { return };
         if std::mem::take(&mut self.outdated) {
@@ -528,15 +535,22 @@ impl Reconciler {
         found
     }
 
-    /// Notes the former plan, if it was another.
+    /// What names the Services have now.
+    fn follow_names(&mut self, dirty: &BTreeSet<DirtyKey>) {
+        for key in dirty {
+            let DirtyKey::Service(name) = key else { continue };
+            let records = plan::zone::service_records(&self.world, name, &self.exposed);
+            let kind = self.world.service(name).as_ref().and_then(ServiceKind::of);
+            self.changes_of_zone().services.insert(name.clone(), ServiceNews { records, kind });
+        }
+    }
+
+    /// Notes the former plan, if it was another, where the program follows change by change.
     fn plan_service(
         &mut self,
         name: &NamespacedName,
         before: &mut BTreeMap<NamespacedName, Option<ServicePlan>>,
     ) -> Vec<Finding> {
-        let records = plan::zone::service_records(&self.world, name, &self.exposed);
-        let kind = self.world.service(name).as_ref().and_then(ServiceKind::of);
-        self.changes_of_zone().services.insert(name.clone(), ServiceNews { records, kind });
         let Some(facts) = &self.facts else { return vec![] };
         let (plan, mut found) = plan::services::plan(&self.world, &self.config, facts, name);
         let unsupported = plan
@@ -551,7 +565,9 @@ impl Reconciler {
             None => self.desired.services.remove(name),
         };
         self.changes.replan(former.as_ref(), self.desired.services.get(name));
-        before.insert(name.clone(), former);
+        if !self.outdated {
+            before.insert(name.clone(), former);
+        }
         found
     }
 
@@ -613,7 +629,9 @@ impl Reconciler {
         if failures.is_empty() {
             self.backoff.succeed();
         } else {
-            // What is believed may be wrong: look again before the retry (invariant 6).
+            // What is believed may be wrong: look again before the retry (invariant 6). And nothing
+            // that changes later may name what was made for an operation that failed.
+            self.touched = Touched::everything();
             self.backoff.fail(now);
             self.observe_at = self.backoff.until().unwrap_or(now);
         }

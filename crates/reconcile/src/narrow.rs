@@ -22,12 +22,12 @@ pub fn narrow(object: &mut Object) {
     }
 }
 
-fn narrow_service(service: &mut Service) {
+pub(crate) fn narrow_service(service: &mut Service) {
     service.metadata.annotations.retain(|key, _| key.starts_with(OWN_ANNOTATIONS));
 }
 
 /// The time of the trigger goes too: it was noted when the change came.
-fn narrow_slice(slice: &mut EndpointSlice) {
+pub(crate) fn narrow_slice(slice: &mut EndpointSlice) {
     slice.metadata.uid = String::new();
     slice.metadata.annotations.clear();
     slice.metadata.labels.retain(|key, _| SLICE_LABELS.contains(&key.as_str()));

@@ -14,7 +14,7 @@ use model::{
 use plan::NodeFacts;
 use plan::zone::{Exposed, Exposure, Namespaces, ServiceKind};
 use reconcile::{
-    Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, OBSERVE_PERIOD, Reconciler,
+    Effect, Event, HOLD, HOLD_MINIMUM_OBJECTS, KINDS, List, OBSERVE_PERIOD, Reconciler,
     TRIGGER_TIME_ANNOTATION,
 };
 use render::Kernel;
@@ -66,7 +66,7 @@ impl Machine {
     }
 
     fn list(&mut self, kind: Kind, objects: Vec<Object>) {
-        self.handle(Event::Listed { kind, objects });
+        self.handle(Event::Listed(List::new(kind, objects)));
     }
 
     /// Carries effects out until there are none.

@@ -24,7 +24,7 @@ fn desired(scheduling: Scheduling) -> Desired {
         port: 80,
     };
     let endpoint: SocketAddr = "10.244.1.11:8080".parse().expect("an endpoint");
-    let backends = Backends::Endpoints(BTreeSet::from([endpoint]));
+    let backends = Backends::Endpoints([endpoint].into());
     let plan = FrontendPlan { scheduling, ..FrontendPlan::new(backends) };
     let service = ServicePlan { frontends: [(frontend, plan)].into(), ..ServicePlan::default() };
     let mut desired = Desired::default();

@@ -254,7 +254,7 @@ fn is_between(now: &Verdict, old: &Verdict, new: &Verdict, either: &BTreeSet<Soc
 fn endpoints(states: [&State; 2], index: u8, packet: &Packet) -> BTreeSet<SocketAddr> {
     let wishes = states.into_iter().filter_map(|state| state.get(&index));
     let of = |wish: &Wish| match &wish.backends {
-        Backends::Endpoints(endpoints) => endpoints.clone(),
+        Backends::Endpoints(endpoints) => endpoints.iter().copied().collect(),
         Backends::Reject | Backends::Drop => BTreeSet::new(),
     };
     let untouched = [packet.destination];

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use model::{ClusterConfig, Family, NamespacedName, Protocol};
+use model::{ClusterConfig, Family, FlatSet, NamespacedName, Protocol};
 use plan::services::{
     Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
 };
@@ -37,7 +37,7 @@ fn key(index: u8) -> NamespacedName {
 
 fn plan_of(endpoints: &BTreeSet<u8>) -> FrontendPlan {
     let endpoint = |last: &u8| SocketAddr::from(([10, 244, 1, *last], 8080));
-    let all: BTreeSet<SocketAddr> = endpoints.iter().map(endpoint).collect();
+    let all: FlatSet<SocketAddr> = endpoints.iter().map(endpoint).collect();
     FrontendPlan::new(if all.is_empty() { Backends::Reject } else { Backends::Endpoints(all) })
 }
 

@@ -1,6 +1,5 @@
 //! When maps and programs of Services in eBPF come and go.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use model::{ClusterConfig, NamespacedName, Protocol, ServiceAcceleration, ServiceBackend};
@@ -18,7 +17,7 @@ fn program(service_backend: ServiceBackend) -> Program {
         port: 80,
     };
     let endpoint: SocketAddr = "10.244.1.11:8080".parse().expect("an endpoint");
-    let plan = FrontendPlan::new(Backends::Endpoints(BTreeSet::from([endpoint])));
+    let plan = FrontendPlan::new(Backends::Endpoints([endpoint].into()));
     let service = ServicePlan { frontends: [(frontend, plan)].into(), ..ServicePlan::default() };
     let mut desired = Desired::default();
     desired.services.insert(NamespacedName::new("default", "web"), service);

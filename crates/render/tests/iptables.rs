@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::packet::{Entry, Packet, Verdict};
-use model::{ClusterConfig, Family, NamespacedName, PortRange, Protocol};
+use model::{ClusterConfig, Family, FlatSet, NamespacedName, PortRange, Protocol};
 use plan::services::{
     Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
 };
@@ -341,7 +341,7 @@ fn facts() -> NodeFacts {
 }
 
 fn endpoints(lasts: &[u8]) -> FrontendPlan {
-    let all: BTreeSet<SocketAddr> =
+    let all: FlatSet<SocketAddr> =
         lasts.iter().map(|&last| SocketAddr::from(([10, 244, 0, last], 8080))).collect();
     FrontendPlan::new(if all.is_empty() { Backends::Reject } else { Backends::Endpoints(all) })
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use model::{ClusterConfig, Family, NamespacedName, Protocol};
+use model::{ClusterConfig, Family, FlatSet, NamespacedName, Protocol};
 use plan::services::{
     Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
 };
@@ -57,7 +57,7 @@ fn plan_of(endpoints: &BTreeSet<u8>, family: Family) -> FrontendPlan {
         Family::V4 => SocketAddr::from(([10, 244, 0, *last], 8080)),
         Family::V6 => SocketAddr::from(([0xfd00, 0x10, 0x244, 0, 0, 0, 0, u16::from(*last)], 8080)),
     };
-    let all: BTreeSet<SocketAddr> = endpoints.iter().map(endpoint).collect();
+    let all: FlatSet<SocketAddr> = endpoints.iter().map(endpoint).collect();
     FrontendPlan::new(if all.is_empty() { Backends::Reject } else { Backends::Endpoints(all) })
 }
 

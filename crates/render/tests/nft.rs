@@ -124,7 +124,7 @@ proptest! {
                 let at_node = packet.destination.ip() == facts().addresses[0];
                 let expected = match state.services.get(&index).map(|(backends, _)| backends) {
                     Some(Backends::Endpoints(endpoints)) => Verdict::Pass {
-                        destinations: endpoints.clone(),
+                        destinations: endpoints.iter().copied().collect(),
                         source: SourceTranslation::Masqueraded,
                         source_ports: BTreeMap::new(),
                     },
@@ -158,7 +158,7 @@ proptest! {
                     let Verdict::Pass { destinations, .. } = traced(&observed, &packet) else {
                         panic!("{packet:?} is lost after {op:?}\n{}", text(&observed));
                     };
-                    let either: BTreeSet<SocketAddr> = old.union(&new).copied().collect();
+                    let either: BTreeSet<SocketAddr> = old.iter().chain(&new).copied().collect();
                     prop_assert!(destinations.is_subset(&either));
                 }
             }
@@ -194,8 +194,7 @@ fn a_change_of_one_endpoint_touches_one_slot() {
 #[test]
 fn udp_flows_to_what_is_gone_are_forgotten_and_only_those() {
     let with = |lasts: &[u8]| {
-        let endpoints: BTreeSet<SocketAddr> =
-            lasts.iter().map(|&last| ([10, 244, 0, last], 8080).into()).collect();
+        let endpoints = lasts.iter().map(|&last| ([10, 244, 0, last], 8080).into()).collect();
         // 0 is TCP, 1 is UDP.
         let one = (Backends::Endpoints(endpoints), false);
         State { services: [(0, one.clone()), (1, one)].into() }

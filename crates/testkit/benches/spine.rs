@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use model::kinds::{Endpoint, EndpointPort, SERVICE_NAME_LABEL, ServicePort};
 use model::world::{Kind, Object};
 use model::{EndpointSlice, NamespacedName, Service, World};
-use reconcile::{Effect, Event, Reconciler};
+use reconcile::{Effect, Event, List, Reconciler};
 use render::fake::FakeKernel;
 use render::{Kernel, Observed};
 use testkit::objects;
@@ -81,7 +81,7 @@ fn event_to_ops(services: u32) -> Duration {
     let mut kernel = FakeKernel::default();
     reconciler.handle(Event::Facts(objects::facts(1, &config)), Duration::ZERO);
     for (kind, objects) in lists(services) {
-        reconciler.handle(Event::Listed { kind, objects }, Duration::ZERO);
+        reconciler.handle(Event::Listed(List::new(kind, objects)), Duration::ZERO);
     }
     settle(&mut reconciler, &mut kernel);
     let mut endpoints = ENDPOINTS;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use model::world::{Kind, Object};
 use model::{ClusterConfig, Unreachable};
 use plan::{Desired, Finding, NodeFacts};
-use reconcile::{Effect, Event, KINDS, Reconciler};
+use reconcile::{Effect, Event, KINDS, List, Reconciler};
 use render::{Kernel, Observed, Op};
 
 /// No settling takes more polls: beyond it the loop does not converge.
@@ -73,8 +73,7 @@ impl<K: Kernel> NodeLoop<K> {
     /// A complete list of every kind.
     pub fn list(&mut self, objects: &[Object]) {
         for kind in KINDS.into_iter().chain([Kind::Pod]) {
-            let objects = objects.iter().filter(|object| object.kind() == kind).cloned().collect();
-            self.handle(Event::Listed { kind, objects });
+            self.handle(Event::Listed(List::new(kind, objects.iter().cloned())));
         }
     }
 

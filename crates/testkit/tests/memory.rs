@@ -8,7 +8,7 @@ use std::time::Duration;
 use allocation_counter::measure;
 use model::world::{Kind, Object};
 use model::{EndpointSlice, Service};
-use reconcile::{Effect, Event, Reconciler};
+use reconcile::{Effect, Event, List, Reconciler};
 use render::Kernel;
 use render::fake::FakeKernel;
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ fn settled() -> Reconciler {
     let mut kernel = FakeKernel::default();
     reconciler.handle(Event::Facts(objects::facts(1, &config)), Duration::ZERO);
     for (kind, objects) in lists() {
-        reconciler.handle(Event::Listed { kind, objects }, Duration::ZERO);
+        reconciler.handle(Event::Listed(List::new(kind, objects)), Duration::ZERO);
     }
     loop {
         let effects = reconciler.poll(Duration::ZERO);

@@ -13,6 +13,8 @@ use crate::Index;
 const MAX_KEPT_FRAMES: usize = 1024;
 /// Octets of changes kept.
 const MAX_KEPT_OCTETS: usize = 4 << 20;
+/// So many changes at once are kept in any case, even when the zone has few more entries.
+const MAX_FEW_CHANGES: usize = 64;
 
 /// The zone of an agent, and its newest changes.
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl Publisher {
     }
 
     /// Takes changes in, those that change something under the next number. Returns whether there
-    /// was one.
+    /// was one. When they are most of the zone, readers get a snapshot.
     ///
     /// # Errors
     /// When they do not fit into a frame; the zone has them all the same, and readers get a
@@ -74,6 +76,12 @@ impl Publisher {
         let changes: Vec<Change> = changes.into_iter().filter(|change| !self.has(change)).collect();
         if changes.is_empty() {
             return Ok(false);
+        }
+        if self.is_most(changes.len()) {
+            changes.into_iter().for_each(|change| self.index.apply(change));
+            self.count();
+            self.forget();
+            return Ok(true);
         }
         for change in &changes {
             self.index.apply(change.clone());
@@ -128,6 +136,12 @@ impl Publisher {
             Change::Pod { address, names } => self.index.pods_at(*address) == names.as_ref(),
             Change::Client { range, is_there } => self.index.has_client(range) == *is_there,
         }
+    }
+
+    /// Whether so many changes are as good as a snapshot, such as those of a first list: kept, they
+    /// would take as much memory as the zone, and for long.
+    fn is_most(&self, changes: usize) -> bool {
+        changes > MAX_FEW_CHANGES && changes > self.index.len() / 2
     }
 
     /// What is kept must not have a hole.

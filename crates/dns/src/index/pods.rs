@@ -25,6 +25,11 @@ impl Pods {
         self.at.get(&address).map(Arc::as_ref)
     }
 
+    /// How many addresses there are.
+    pub(crate) fn len(&self) -> usize {
+        self.at.len()
+    }
+
     pub(crate) fn insert(&mut self, address: IpAddr, names: PodNames) {
         self.remove(address);
         let names = match self.names.get(&names) {

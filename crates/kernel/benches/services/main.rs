@@ -358,7 +358,7 @@ fn endpoints(number: u32) -> Vec<SocketAddr> {
 fn service(number: u32, endpoints: BTreeSet<SocketAddr>) -> ServicePlan {
     let (address, port) = frontend(number);
     let frontend = Frontend::ClusterIp { address, protocol: Protocol::Tcp, port };
-    let plan = FrontendPlan::new(Backends::Endpoints(endpoints));
+    let plan = FrontendPlan::new(Backends::Endpoints(endpoints.into()));
     ServicePlan { frontends: [(frontend, plan)].into(), ..ServicePlan::default() }
 }
 

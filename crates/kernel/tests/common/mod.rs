@@ -11,13 +11,12 @@
 
 mod traffic;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use model::kinds::Node;
 use model::world::Object;
-use model::{ClusterConfig, Family, FlatMap, Protocol, World};
+use model::{ClusterConfig, Family, FlatMap, FlatSet, Protocol, World};
 use netlink::{LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
@@ -135,7 +134,7 @@ pub fn service(
 
 /// These endpoints at port 8080; without any, a refusal.
 pub fn to(endpoints: &[IpAddr]) -> FrontendPlan {
-    let endpoints: BTreeSet<SocketAddr> =
+    let endpoints: FlatSet<SocketAddr> =
         endpoints.iter().map(|&address| SocketAddr::new(address, 8080)).collect();
     FrontendPlan::new(if endpoints.is_empty() {
         Backends::Reject

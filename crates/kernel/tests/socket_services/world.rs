@@ -139,7 +139,7 @@ pub fn cluster_ip(frontend: SocketAddr, plan: &FrontendPlan) -> BTreeMap<Fronten
 }
 
 pub fn to(endpoints: &BTreeSet<SocketAddr>) -> FrontendPlan {
-    FrontendPlan::new(Backends::Endpoints(endpoints.clone()))
+    FrontendPlan::new(Backends::Endpoints(endpoints.clone().into()))
 }
 
 /// A TCP and a UDP server at one address, which never wait.

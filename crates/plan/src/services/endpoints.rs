@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::kinds::{Endpoint, ForName, ServicePort, TrafficPolicy};
-use model::{EndpointSlice, Family, Protocol, Unreachable};
+use model::{EndpointSlice, Family, FlatSet, Protocol, Unreachable};
 
 use super::annotations::Weights;
 use super::{Backends, Findings, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL, Scheduling};
@@ -191,7 +191,7 @@ impl Candidates {
     /// (KEP-2433, KEP-3015). One without hints spoils them: slices are being written, and few
     /// endpoints with hints already would get everybody's clients. Terminating ones are a last
     /// resort, wherever they are.
-    fn nearest(&self, counts: impl Fn(&Statement) -> bool) -> BTreeSet<SocketAddr> {
+    fn nearest(&self, counts: impl Fn(&Statement) -> bool) -> FlatSet<SocketAddr> {
         let hints: [fn(&Statement) -> Hint; 2] = [|one| one.for_nodes, |one| one.for_zones];
         for hint in hints {
             let is_ready = |one: &Statement| one.is_ready && counts(one);
@@ -205,12 +205,12 @@ impl Candidates {
     }
 
     /// KEP-1669.
-    fn ready_else_leaving(&self, counts: impl Fn(&Statement) -> bool) -> BTreeSet<SocketAddr> {
+    fn ready_else_leaving(&self, counts: impl Fn(&Statement) -> bool) -> FlatSet<SocketAddr> {
         let ready = self.set(|one| one.is_ready && counts(one));
         if ready.is_empty() { self.set(|one| one.is_leaving && counts(one)) } else { ready }
     }
 
-    fn set(&self, counts: impl Fn(&Statement) -> bool) -> BTreeSet<SocketAddr> {
+    fn set(&self, counts: impl Fn(&Statement) -> bool) -> FlatSet<SocketAddr> {
         self.0.iter().filter(|one| counts(one)).map(|one| one.address).collect()
     }
 }

@@ -40,7 +40,7 @@ fn single(address: IpAddr) -> IpNet {
 mod tests {
     use std::sync::Arc;
 
-    use model::world::{Kind, Object};
+    use model::world::{Kind, List, Object};
     use model::{EndpointSlice, Node};
     use serde_json::json;
 
@@ -75,9 +75,9 @@ mod tests {
         }))
         .expect("a Node");
         let mut world = World::default();
-        world.replace(Kind::Node, vec![Object::Node(Arc::new(node))]);
+        world.replace(List::new(Kind::Node, [Object::Node(Arc::new(node))]));
         let slices = vec![slice("kubernetes", "172.30.0.1"), slice("web", "198.51.100.7")];
-        world.replace(Kind::EndpointSlice, slices);
+        world.replace(List::new(Kind::EndpointSlice, slices));
         let expected = ["10.244.1.0/24", "172.30.0.1/32", "172.30.0.2/32"];
         let expected = expected.into_iter().chain(["2001:db8::2/128", "fd00:1::/64"]);
         let expected: BTreeSet<IpNet> = expected.map(|it| it.parse().expect("a range")).collect();

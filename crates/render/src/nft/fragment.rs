@@ -1,11 +1,10 @@
 //! What one Service adds to a table: a function of its plan alone, so that a Service that changes
 //! is taken out and put in again without a look at the others.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use model::Family;
+use model::{Family, FlatSet};
 use plan::services::{Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, ServicePlan};
 
 use super::Role;
@@ -182,7 +181,7 @@ impl Writer<'_> {
     }
 
     /// Slices of others may not name the node of their endpoints.
-    fn add_hairpins(&mut self, endpoints: &BTreeSet<SocketAddr>) {
+    fn add_hairpins(&mut self, endpoints: &FlatSet<SocketAddr>) {
         for address in endpoints.iter().map(SocketAddr::ip) {
             if self.layout.own_pods.iter().any(|own| own.contains(&address)) {
                 self.add_hairpin(address);
@@ -334,7 +333,7 @@ impl Writer<'_> {
     fn endpoint_chains(
         &mut self,
         own: &OwnChain<'_>,
-        endpoints: &BTreeSet<SocketAddr>,
+        endpoints: &FlatSet<SocketAddr>,
     ) -> Vec<Vec<Statement>> {
         let mut rules = Vec::new();
         let mut slots = Elements::new();

@@ -1,10 +1,10 @@
 //! Which endpoint stands in which slot: chosen from what is there (invariant 1), so that a change
 //! of one endpoint changes one slot, and the others keep theirs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use model::FlatMap;
+use model::{FlatMap, FlatSet};
 use plan::services::Scheduling;
 
 use super::language::{Datum, Set, Tuple, Value};
@@ -19,7 +19,7 @@ pub type Shares = FlatMap<SocketAddr, u32>;
 
 /// The shares of endpoints: equal but for weights, which are brought down to their least numbers
 /// with the same proportions, and further to so many slots as there may be.
-pub fn shares(endpoints: &BTreeSet<SocketAddr>, scheduling: &Scheduling) -> Shares {
+pub fn shares(endpoints: &FlatSet<SocketAddr>, scheduling: &Scheduling) -> Shares {
     let Scheduling::Weighted(weights) = scheduling else {
         return endpoints.iter().map(|&endpoint| (endpoint, 1)).collect();
     };

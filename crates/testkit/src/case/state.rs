@@ -1,9 +1,9 @@
 //! The expected state of a node in short: what it does with each frontend and each peer, by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use model::{Family, Overlay};
+use model::{Family, FlatSet, Overlay};
 use plan::network::NetworkPlan;
 use plan::services::{Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling};
 use plan::{Desired, Finding};
@@ -125,7 +125,7 @@ fn frontend_line(place: &str, plan: &FrontendPlan, names: &Names) -> String {
 }
 
 fn backends(backends: &Backends, names: &Names) -> String {
-    let list = |endpoints: &BTreeSet<SocketAddr>| -> String {
+    let list = |endpoints: &FlatSet<SocketAddr>| -> String {
         let printed: Vec<String> = endpoints.iter().map(|address| names.print(*address)).collect();
         printed.join(", ")
     };

@@ -9,7 +9,7 @@ use controllers::Kind as ApiKind;
 use model::ClusterConfig;
 use model::world::{Kind, Object};
 use nix::errno::Errno;
-use reconcile::{Event, KINDS};
+use reconcile::{Event, KINDS, List};
 use render::fake::FakeKernel;
 use render::nft::NftObserved;
 use serde::de::DeserializeOwned;
@@ -116,7 +116,7 @@ impl Agent {
             api.watch(api_kind(kind), revision).map_err(|status| anyhow!("{status:?}"))?;
         let earlier = (objects.clone(), revision);
         self.watches.insert(kind, Watch { watcher, earlier });
-        self.node.handle(Event::Listed { kind, objects });
+        self.node.handle(Event::Listed(List::new(kind, objects)));
         Ok(())
     }
 
@@ -133,7 +133,7 @@ impl Agent {
                 let (objects, revision) = watch.earlier.clone();
                 let watcher = api.watch(api_kind(kind), revision);
                 watch.watcher = watcher.map_err(|status| anyhow!("{status:?}"))?;
-                self.node.handle(Event::Listed { kind, objects });
+                self.node.handle(Event::Listed(List::new(kind, objects)));
                 Ok(())
             }
             Fault::Duplicate => self.take(api, kind, DELIVERY_EVENTS_MAX, 2).map(|_| ()),
