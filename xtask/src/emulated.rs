@@ -76,6 +76,7 @@ const SUITE: &[Program] = &[
             ("the_socket_fast_path_comes_and_goes_with_the_configuration", THE_OWN_KERNEL_SHOWS),
         ],
     },
+    all_of("runtime", "limits"),
     all_of("testkit", "emulated"),
     Program {
         package: "testkit",

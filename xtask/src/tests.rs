@@ -60,6 +60,7 @@ const ROOT_TESTS: &[(&str, &str)] = &[
     ("netlink", "kernel"),
     ("netlink", "pods"),
     ("netlink", "rights"),
+    ("runtime", "limits"),
     ("testkit", "emulated"),
     ("testkit", "lab"),
     ("toolbox", "toolbox"),

@@ -27,6 +27,11 @@ pub const POD_ROUTE_PROTOCOL: u8 = 103;
 /// A node's link to the node network, in clusters that `flatnet up` makes.
 pub const UPLINK: &str = "eth0";
 
+/// The control group of a node's own processes, in clusters that `flatnet up` makes. Pods' are
+/// beside it, not below: the kernel hands no controller of version 2 on to groups below one that
+/// holds processes.
+pub const SYSTEM_CGROUP: &str = "system";
+
 /// Where container runtimes look for network configurations.
 pub const CNI_CONFIGURATION_DIRECTORY: &str = "/etc/cni/net.d";
 /// Our network configuration list, written last: its presence says that pods can be added.

@@ -125,7 +125,8 @@ fn among(
 ) -> Result<Launched, String> {
     // Entering a pid namespace holds for children only. This process's own is restored below, or
     // the next container would be born in this one.
-    let own = sys::pidfd_open(1).map_err(|error| format!("cannot open this process: {error}"))?;
+    let own = sys::pidfd_open(unistd::getpid().as_raw())
+        .map_err(|error| format!("cannot open this process: {error}"))?;
     nix::sched::setns(pidfd, CloneFlags::CLONE_NEWPID).map_err(|error| match error {
         nix::Error::ESRCH => "the container is not running".to_owned(),
         other => format!("cannot enter the container's pid namespace: {other}"),

@@ -3,7 +3,8 @@
 //! It reads a `SandboxSpec` from standard input, moves into the pod's network namespace and new
 //! pid, ipc, uts and mount namespaces. The program that was started ends once the pod's own process
 //! listens. That one is process 1 of the pod: when it dies, the kernel ends every process of the
-//! pod.
+//! pod. A pod among the node's processes has no process 1: there the runtime ends all that the
+//! pod's control groups hold.
 
 mod attach;
 mod clock;
@@ -97,10 +98,9 @@ fn enter_namespaces(spec: &SandboxSpec) -> Result<(), String> {
             format!("cannot enter the network namespace {}: {error}", path.display())
         })?;
     }
-    let namespaces = CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID;
+    let mut namespaces = CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNS;
+    namespaces.set(CloneFlags::CLONE_NEWPID, !spec.node_processes);
+    namespaces.set(CloneFlags::CLONE_NEWIPC, spec.shared_memory.is_some());
     unshare(namespaces).map_err(|error| {
         format!("cannot make the pod's namespaces: {error}; this program needs root")
     })?;
@@ -114,12 +114,25 @@ fn enter_namespaces(spec: &SandboxSpec) -> Result<(), String> {
     // A file system that the node unmounts goes from here too: this process keeps none busy.
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-        .map_err(|error| format!("cannot make mounts follow the node's: {error}"))
+        .map_err(|error| format!("cannot make mounts follow the node's: {error}"))?;
+    spec.shared_memory.as_deref().map_or(Ok(()), mount_shared_memory)
+}
+
+/// The containers' common /dev/shm; as large as every runtime has it.
+fn mount_shared_memory(place: &Path) -> Result<(), String> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    mount(Some("shm"), place, Some("tmpfs"), flags, Some("mode=1777,size=64m"))
+        .map_err(|error| format!("cannot mount memory at {}: {error}", place.display()))
 }
 
 fn become_first_process(spec: &SandboxSpec) -> Result<Supervisor, String> {
     umask(Mode::from_bits_truncate(0o077));
     setsid().map_err(|error| format!("cannot start a session: {error}"))?;
+    if spec.node_processes {
+        // Process 1 of a namespace is the parent of all that are left alone; this one says so.
+        nix::sys::prctl::set_child_subreaper(true)
+            .map_err(|error| format!("cannot become the parent of orphans: {error}"))?;
+    }
     let supervisor = Supervisor::open(&spec.socket)?;
     let null = launch::null()?;
     for result in [dup2_stdin(&null), dup2_stdout(&null), dup2_stderr(&null)] {

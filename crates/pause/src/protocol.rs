@@ -17,6 +17,13 @@ pub struct SandboxSpec {
     pub hostname: String,
     /// The pod's network namespace; absent for pods of the node's own network.
     pub network_namespace: Option<PathBuf>,
+    /// Whether the pod is among the node's processes, without a pid namespace of its own.
+    #[serde(default)]
+    pub node_processes: bool,
+    /// A directory on which the memory is mounted that the pod's containers share, in the pod's
+    /// mount namespace only; absent for pods in the node's ipc namespace.
+    #[serde(default)]
+    pub shared_memory: Option<PathBuf>,
     /// `cgroup.procs` files to enter.
     pub cgroups: Vec<PathBuf>,
     /// Kernel parameters of the pod's own namespaces: places below /proc/sys, and values.
@@ -129,6 +136,8 @@ pub struct ContainerSpec {
     pub root: PathBuf,
     /// Overlays that make the root; the first has the target `/`.
     pub overlays: Vec<Overlay>,
+    /// What is at /dev/shm: the pod's shared memory, or the node's.
+    pub shared_memory: PathBuf,
     /// What is bound into the root, parents before children.
     pub binds: Vec<Bind>,
     /// Whether the root is read-only once everything is in place.

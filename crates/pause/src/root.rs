@@ -91,24 +91,37 @@ fn mount_kernel_file_systems(spec: &ContainerSpec, root_fd: BorrowedFd<'_>) -> R
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     let system = if spec.privileged { quiet } else { quiet | MsFlags::MS_RDONLY };
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let rows: [(&str, &str, MsFlags, Option<&str>); 5] = [
+    let rows: [(&str, &str, MsFlags, Option<&str>); 4] = [
         ("proc", "proc", quiet, none),
         ("sys", "sysfs", system, none),
         ("dev", "tmpfs", plain, Some("mode=755,size=64k")),
         ("dev/pts", "devpts", plain, Some("newinstance,ptmxmode=0666,mode=0620,gid=5")),
-        ("dev/shm", "tmpfs", quiet, Some("mode=1777,size=64m")),
     ];
     for (place, kind, flags, data) in rows {
         make_directory(root_fd, place).map_err(|error| format!("cannot make /{place}: {error}"))?;
         mount(Some(kind), &root.join(place), Some(kind), flags, data)
             .map_err(|error| format!("cannot mount {kind} at /{place}: {error}"))?;
     }
+    share_memory(root_fd, root, &spec.shared_memory)?;
     let dev = root.join("dev");
     let filled = fill_devices(&dev).and_then(|()| match spec.privileged {
         true => copy_devices(Path::new("/dev"), &dev),
         false => confine_devices(&dev),
     });
     filled.map_err(|error| format!("cannot fill /dev: {error}"))
+}
+
+fn share_memory(root_fd: BorrowedFd<'_>, root: &Path, shared: &Path) -> Result<(), String> {
+    let failed =
+        |error: io::Error| format!("cannot bind {} at /dev/shm: {error}", shared.display());
+    make_directory(root_fd, "dev/shm").map_err(failed)?;
+    let (none, place) = (None::<&str>, root.join("dev/shm"));
+    let flags = MsFlags::MS_BIND;
+    let restricted =
+        flags | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    mount(Some(shared), &place, none, flags, none)
+        .and_then(|()| mount(none, &place, none, restricted, none))
+        .map_err(|error| failed(error.into()))
 }
 
 fn fill_devices(dev: &Path) -> io::Result<()> {

@@ -68,6 +68,11 @@ impl PodDirectory {
         self.run.join("pause.sock")
     }
 
+    /// Where the memory is mounted that containers share, in the pod's mount namespace.
+    pub fn shared_memory(&self) -> PathBuf {
+        self.run.join("shm")
+    }
+
     /// The pod's network namespace.
     pub fn namespace(&self) -> PathBuf {
         self.run.join("net")

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,16 @@ use crate::images::{Chosen, Identity, Images};
 use crate::logs;
 use crate::machine::StartFailure;
 use crate::pod::{Container, Pod};
-use crate::security;
+use crate::security::{self, Rights, RightsError};
+use crate::system_calls::Document;
 use crate::volumes;
 
 /// Bytes of one log file; one older file is kept beside it (kubelet's `containerLogMaxSize`).
 const LOG_LIMIT_BYTES: u64 = 10 << 20;
+/// Largest profile of system calls, bytes.
+const MAX_PROFILE_BYTES: u64 = 1 << 20;
+/// What the node's own processes share.
+const NODE_SHARED_MEMORY: &str = "/dev/shm";
 /// How readily the kernel ends a container for want of memory: more readily than the node's own.
 const OOM_SCORE_ADJUST: i32 = 500;
 
@@ -38,6 +43,8 @@ pub struct Start<'a> {
     pub cgroups: Vec<PathBuf>,
     /// The capabilities that the node's own root has.
     pub available: u64,
+    /// Where the administrator's profiles of system calls are.
+    pub seccomp_directory: &'a Path,
 }
 
 /// Lays out the container's directories and says how to start it.
@@ -56,7 +63,7 @@ pub fn prepare(
     let variables = environment::environment(pod, container, sources).map_err(config)?;
     security::check_user(pod, container, image).map_err(config)?;
     let identity = identity(pod, container, image, images).map_err(config)?;
-    let rights = security::rights(pod, container, start.available).map_err(config)?;
+    let rights = rights(start)?;
     let mut binds = volumes::binds(pod, container, &variables, directory).map_err(config)?;
     let arguments = arguments(container, image, &variables)?;
     let layers = directory.layers(&container.name, start.restarts);
@@ -78,6 +85,11 @@ pub fn prepare(
         id: start.id.to_owned(),
         root,
         overlays,
+        shared_memory: if pod.spec.host_ipc {
+            PathBuf::from(NODE_SHARED_MEMORY)
+        } else {
+            directory.shared_memory()
+        },
         binds,
         read_only_root: container.security_context.read_only_root_filesystem.unwrap_or(false),
         arguments,
@@ -101,6 +113,56 @@ pub fn prepare(
         log_limit_bytes: LOG_LIMIT_BYTES,
         exit_file: directory.exit(&container.name, start.restarts),
     })
+}
+
+/// What the container may do. An administrator's profile is read anew at each start.
+fn rights(start: &Start<'_>) -> Result<Rights, StartFailure> {
+    let (pod, container) = (start.pod, start.container);
+    let failed =
+        |problem: String| StartFailure::Create(format!("failed to create container: {problem}"));
+    let Some(name) = security::localhost_profile(pod, container) else {
+        return Ok(security::rights(pod, container, start.available, None)?);
+    };
+    let path = start.seccomp_directory.join(name);
+    let place = path.display();
+    volumes::check_relative(name).map_err(StartFailure::Config)?;
+    let text = read_profile(&path).map_err(|error| {
+        failed(format!("cannot load seccomp profile \"{place}\": open {place}: {error}"))
+    })?;
+    let document: Document = serde_json::from_slice(&text)
+        .map_err(|error| failed(format!("decoding seccomp profile failed \"{place}\": {error}")))?;
+    match security::rights(pod, container, start.available, Some(&document)) {
+        Err(RightsError::Profile(problem)) => {
+            Err(failed(format!("seccomp profile \"{place}\": {problem}")))
+        }
+        judged => Ok(judged?),
+    }
+}
+
+impl From<RightsError> for StartFailure {
+    fn from(error: RightsError) -> Self {
+        match error {
+            RightsError::Config(message) => Self::Config(message),
+            RightsError::Profile(message) => Self::Create(message),
+        }
+    }
+}
+
+/// The errors are worded as everywhere in Kubernetes.
+fn read_profile(path: &Path) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(MAX_PROFILE_BYTES + 1).read_to_end(&mut text));
+    match read {
+        Ok(_) if text.len() as u64 > MAX_PROFILE_BYTES => {
+            Err(format!("it is larger than {MAX_PROFILE_BYTES} bytes"))
+        }
+        Ok(_) => Ok(text),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err("no such file or directory".to_owned())
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// What is run: a pod's command replaces the image's arguments as well as its entry point.
@@ -171,7 +233,7 @@ const MAX_ARGUMENTS: usize = 4096;
 
 fn process_namespace(pod: &Pod, container: &Container) -> ProcessNamespace {
     match container.target_container_name.as_str() {
-        _ if pod.spec.share_process_namespace => ProcessNamespace::Pod,
+        _ if pod.spec.share_process_namespace || pod.spec.host_pid => ProcessNamespace::Pod,
         "" => ProcessNamespace::Own,
         target => ProcessNamespace::Of(target.to_owned()),
     }

@@ -7,7 +7,7 @@
 
 mod adopt;
 mod capability;
-mod cgroup;
+pub mod cgroup;
 mod claims;
 mod cni;
 mod context;

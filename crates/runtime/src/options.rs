@@ -7,6 +7,8 @@ use model::layout;
 
 /// Where the administrator says how registries are reached.
 const REGISTRIES: &str = "/etc/flatnet/registries.json";
+/// Where pods' `localhostProfile` is looked for, as on nodes of kubelets.
+const SECCOMP_PROFILES: &str = "/var/lib/kubelet/seccomp";
 /// Processes and threads of a pod where nobody says: enough for any server, and an end to a program
 /// that starts itself for ever.
 const POD_PROCESS_LIMIT: u32 = 4096;
@@ -52,6 +54,8 @@ pub struct Options {
     pub cni_plugin_directory: PathBuf,
     /// Where results of network plugins are kept; see [`cni::runtime_side::CACHE_DIRECTORY`].
     pub cni_cache_directory: PathBuf,
+    /// Where the administrator's profiles of system calls are (the kubelet's directory of them).
+    pub seccomp_directory: PathBuf,
     /// Processes and threads that one pod may have (the kubelet's `podPidsLimit`).
     pub pod_process_limit: u32,
     /// TCP port of the log and exec server; see [`layout::RUNTIME_PORT`].
@@ -80,6 +84,7 @@ impl Options {
             cni_configuration_directory: layout::CNI_CONFIGURATION_DIRECTORY.into(),
             cni_plugin_directory: layout::CNI_PLUGIN_DIRECTORY.into(),
             cni_cache_directory: ::cni::runtime_side::CACHE_DIRECTORY.into(),
+            seccomp_directory: PathBuf::from(SECCOMP_PROFILES),
             pod_process_limit: POD_PROCESS_LIMIT,
             port: layout::RUNTIME_PORT,
         }

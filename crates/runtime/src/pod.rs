@@ -74,6 +74,14 @@ api! {
         termination_grace_period_seconds: Option<i64>,
         /// Whether the pod uses the node's network.
         host_network: bool,
+        /// Whether the pod is among the node's processes.
+        #[serde(rename = "hostPID")]
+        host_pid: bool,
+        /// Whether the pod shares memory, semaphores and queues with the node.
+        #[serde(rename = "hostIPC")]
+        host_ipc: bool,
+        /// `false`: users of the pod shall be others than the node's of the same numbers.
+        host_users: Option<bool>,
         /// The pod's hostname; its name where empty.
         hostname: String,
         /// Its subdomain.
@@ -96,7 +104,7 @@ api! {
 
     /// `status`, as far as it is kept.
     struct PodStatus {
-        /// Conditions; those of others are passed on.
+        /// Conditions, those of others too: ours stand before them.
         conditions: Vec<Value>,
         /// Phase.
         phase: String,
@@ -557,6 +565,8 @@ api! {
         /// `RuntimeDefault`, `Unconfined` or `Localhost`.
         #[serde(rename = "type")]
         kind: String,
+        /// For `Localhost`: the file, below the node's directory of profiles.
+        localhost_profile: String,
     }
 
     /// A kernel parameter.

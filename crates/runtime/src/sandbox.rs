@@ -58,6 +58,7 @@ pub async fn remove(context: &Context, pod: &Pod) -> Result<(), String> {
     }
     Netns::delete_at(&directory.namespace()).map_err(|error| error.to_string())?;
     for _ in 0..REMOVE_ATTEMPTS {
+        context.cgroups.end_pod(&pod.metadata.uid);
         if context.cgroups.remove_pod(&pod.metadata.uid) {
             return Ok(());
         }
@@ -71,7 +72,8 @@ async fn try_create(
     pod: &Pod,
     directory: &PodDirectory,
 ) -> Result<Vec<IpAddr>, String> {
-    disk::make_private(&directory.run)?;
+    security::check_users(pod)?;
+    disk::make_private(&directory.shared_memory())?;
     let addresses = if pod.spec.host_network {
         context.options.node_addresses.clone()
     } else {
@@ -152,7 +154,9 @@ async fn start_pause(context: &Context, pod: &Pod, directory: &PodDirectory) -> 
         socket: directory.socket(),
         hostname: if host_network { context.options.node_name.clone() } else { pod.hostname() },
         network_namespace: (!host_network).then(|| directory.namespace()),
-        cgroups: context.cgroups.create_pod(pod, context.options.pod_process_limit),
+        node_processes: pod.spec.host_pid,
+        shared_memory: (!pod.spec.host_ipc).then(|| directory.shared_memory()),
+        cgroups: context.cgroups.create_pod(&pod.metadata.uid, context.options.pod_process_limit),
         sysctls: security::sysctls(pod),
     };
     let text = serde_json::to_vec(&spec).map_err(|error| error.to_string())?;

@@ -2,8 +2,8 @@
 
 use crate::capability;
 use crate::images::Chosen;
-use crate::pod::{Container, Pod, SeccompProfile, SecurityContext};
-use crate::system_calls::runtime_default;
+use crate::pod::{Container, Pod, SeccompProfile};
+use crate::system_calls::{Document, runtime_default};
 
 /// Kernel parameters that every pod may set: each acts on its own namespaces alone (kubelet's).
 const SAFE_SYSCTLS: [&str; 12] = [
@@ -40,36 +40,72 @@ pub struct Rights {
     pub system_calls: Vec<u64>,
 }
 
-/// What a container may do, on a node whose own root has the capabilities `available`.
+/// Why a container cannot have what it asks for. For people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RightsError {
+    /// The pod says something that this node cannot give.
+    Config(String),
+    /// The file that it names says something that no node can.
+    Profile(String),
+}
+
+/// What a container may do, on a node whose own root has the capabilities `available`, and, where
+/// its [`localhost_profile`] is to be used, whose administrator wrote `profile`.
 ///
 /// # Errors
-/// For people: what this node cannot give.
-pub fn rights(pod: &Pod, container: &Container, available: u64) -> Result<Rights, String> {
+/// What this node cannot give.
+pub fn rights(
+    pod: &Pod,
+    container: &Container,
+    available: u64,
+    profile: Option<&Document>,
+) -> Result<Rights, RightsError> {
     let own = &container.security_context;
     if own.privileged.unwrap_or(false) {
         let rights = Rights { capabilities: available, privileged: true, ..Rights::default() };
         return Ok(rights);
     }
-    let capabilities = capability::chosen(&own.capabilities, available)?;
+    let capabilities =
+        capability::chosen(&own.capabilities, available).map_err(RightsError::Config)?;
     Ok(Rights {
         capabilities,
         privileged: false,
         whole_proc: own.proc_mount == "Unmasked",
         no_new_privileges: own.allow_privilege_escalation == Some(false),
-        system_calls: filter(&pod.spec.security_context, own, capabilities)?,
+        system_calls: filter(seccomp(pod, container), capabilities, profile)?,
     })
 }
 
+/// The file of a container whose profile is the administrator's.
+pub fn localhost_profile<'a>(pod: &'a Pod, container: &'a Container) -> Option<&'a str> {
+    let is_privileged = container.security_context.privileged.unwrap_or(false);
+    let profile = seccomp(pod, container).filter(|profile| profile.kind == "Localhost");
+    profile.filter(|_| !is_privileged).map(|profile| profile.localhost_profile.as_str())
+}
+
+fn seccomp<'a>(pod: &'a Pod, container: &'a Container) -> Option<&'a SeccompProfile> {
+    let shared = &pod.spec.security_context.seccomp_profile;
+    container.security_context.seccomp_profile.as_ref().or(shared.as_ref())
+}
+
 /// A container that says nothing has the default profile, as with kubelet's `seccompDefault`.
-fn filter(shared: &SecurityContext, own: &SecurityContext, mask: u64) -> Result<Vec<u64>, String> {
-    let profile = own.seccomp_profile.as_ref().or(shared.seccomp_profile.as_ref());
-    match profile.map_or("RuntimeDefault", |profile: &SeccompProfile| profile.kind.as_str()) {
-        "Unconfined" => Ok(Vec::new()),
-        "RuntimeDefault" => Ok(runtime_default(mask).instructions()),
-        other => Err(format!(
-            "seccomp profiles of type {other:?} are not served by this node: use RuntimeDefault or \
-             Unconfined"
-        )),
+fn filter(
+    wanted: Option<&SeccompProfile>,
+    mask: u64,
+    document: Option<&Document>,
+) -> Result<Vec<u64>, RightsError> {
+    let wanted = wanted.map_or("RuntimeDefault", |profile| profile.kind.as_str());
+    match (wanted, document) {
+        ("Unconfined", _) => Ok(Vec::new()),
+        ("RuntimeDefault", _) => runtime_default(mask).instructions().map_err(RightsError::Config),
+        ("Localhost", Some(document)) => document
+            .profile()
+            .and_then(|profile| profile.instructions())
+            .map_err(RightsError::Profile),
+        (other, _) => Err(RightsError::Config(format!(
+            "seccomp profiles of type {other:?} are not served by this node: use RuntimeDefault, \
+             Localhost or Unconfined"
+        ))),
     }
 }
 
@@ -119,6 +155,19 @@ pub fn check_sysctls(pod: &Pod) -> Result<(), String> {
     Ok(())
 }
 
+/// Refuses a pod whose users must not be the node's.
+///
+/// # Errors
+/// The kubelet's words for a runtime that has no user namespaces.
+pub fn check_users(pod: &Pod) -> Result<(), String> {
+    match pod.spec.host_users {
+        Some(false) => Err("can't set `spec.hostUsers: false`, runtime does not support user \
+                            namespaces"
+            .to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// The kernel parameters of a pod that [`check_sysctls`] has found nothing against: places below
 /// /proc/sys, and values.
 pub fn sysctls(pod: &Pod) -> Vec<(String, String)> {
@@ -146,7 +195,7 @@ mod tests {
     }
 
     fn judged(shared: Value, own: Value) -> Rights {
-        rights(&pod(shared), &container(own), u64::MAX).expect("rights")
+        rights(&pod(shared), &container(own), u64::MAX, None).expect("rights")
     }
 
     #[test]
@@ -169,8 +218,26 @@ mod tests {
         assert!(!filtered(profile("Unconfined"), json!({})));
         assert!(filtered(profile("Unconfined"), profile("RuntimeDefault")));
         assert!(!filtered(profile("RuntimeDefault"), profile("Unconfined")));
-        let error = rights(&pod(profile("Localhost")), &container(json!({})), 0);
-        assert!(error.expect_err("refused").contains("Localhost"));
+        let none = rights(&pod(profile("Elsewhere")), &container(json!({})), 0, None);
+        let Err(RightsError::Config(message)) = none else { panic!("{none:?}") };
+        assert!(message.contains("\"Elsewhere\""), "{message}");
+    }
+
+    #[test]
+    fn the_administrators_profile_is_used_where_it_is_named() {
+        let named = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a.json"}});
+        let (shared, own) = (pod(named), container(json!({})));
+        assert_eq!(localhost_profile(&shared, &own), Some("a.json"));
+        let privileged = container(json!({"privileged": true}));
+        assert_eq!(localhost_profile(&shared, &privileged), None);
+        let other = container(json!({"seccompProfile": {"type": "RuntimeDefault"}}));
+        assert_eq!(localhost_profile(&shared, &other), None);
+        let document = |text: Value| serde_json::from_value::<Document>(text).expect("a profile");
+        let free = document(json!({"defaultAction": "SCMP_ACT_ALLOW"}));
+        let filter = rights(&shared, &own, 0, Some(&free)).expect("rights").system_calls;
+        assert_eq!(filter.len(), 5, "the architecture, and the verdict on all");
+        let wrong = rights(&shared, &own, 0, Some(&document(json!({}))));
+        assert!(matches!(wrong, Err(RightsError::Profile(_))), "{wrong:?}");
     }
 
     #[test]

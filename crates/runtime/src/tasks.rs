@@ -12,6 +12,7 @@ use pause::{Request, Response};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
+use crate::cgroup::Limits;
 use crate::claims;
 use crate::context::{Context, now};
 use crate::disk::{self, PodDirectory};
@@ -267,11 +268,13 @@ impl Task {
         tell(&self.sender, ready).await;
         let sources = self.sources(container).await.map_err(StartFailure::Config)?;
         self.forget_older(name, restarts);
-        let cgroups =
-            self.context.cgroups.create_container(&self.pod, name, restarts, &container.resources);
+        let (uid, limits) = (&self.pod.metadata.uid, Limits::of(&container.resources));
+        let cgroups = self.context.cgroups.create_container(uid, name, restarts, &limits);
         let available = self.context.capabilities;
+        let seccomp_directory = &self.context.options.seccomp_directory;
+        let (pod, image) = (&self.pod, &image);
         let start =
-            Start { pod: &self.pod, container, id, restarts, image: &image, cgroups, available };
+            Start { pod, container, id, restarts, image, cgroups, available, seccomp_directory };
         let spec = launch::prepare(&start, &self.directory, &self.context.images, &sources)?;
         let started_at = now();
         let request = Request::Start(Box::new(spec));

@@ -180,11 +180,10 @@ impl Machine {
                 notes
             }
             StartFailure::Config(message) => {
-                let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
-                record.start_at = Some(now.after(Duration::from_secs(CONFIG_RETRY_S)));
-                let reason = "CreateContainerConfigError".into();
-                record.state = ContainerState::Waiting { reason, message: message.clone() };
-                vec![Note::container(true, "Failed", format!("Error: {message}"), name)]
+                self.not_created(name, "CreateContainerConfigError", message, now)
+            }
+            StartFailure::Create(message) => {
+                self.not_created(name, "CreateContainerError", message, now)
             }
             StartFailure::Image(failure) => self.image_missing(name, failure, now),
             StartFailure::Withdrawn => {
@@ -192,6 +191,20 @@ impl Machine {
                 Vec::new()
             }
         }
+    }
+
+    fn not_created(
+        &mut self,
+        name: &str,
+        reason: &str,
+        message: &str,
+        now: Timestamp,
+    ) -> Vec<Note> {
+        let Some(record) = self.record.containers.get_mut(name) else { return Vec::new() };
+        record.start_at = Some(now.after(Duration::from_secs(CONFIG_RETRY_S)));
+        let (reason, text) = (reason.to_owned(), format!("Error: {message}"));
+        record.state = ContainerState::Waiting { reason, message: message.to_owned() };
+        vec![Note::container(true, "Failed", text, name)]
     }
 
     /// The first failure shows its reason, later ones that the next try waits.

@@ -188,6 +188,8 @@ pub enum StartFailure {
     Image(ImageFailure),
     /// Something that the container refers to is missing or not allowed.
     Config(String),
+    /// What it is made from on this node is missing or wrong.
+    Create(String),
     /// The command could not be executed.
     Run(String),
     /// The pod goes: nobody waits for the image any more.

@@ -3,7 +3,8 @@
 
 use crate::capability::{self, Capability, named};
 
-use super::{Condition, Profile, Verdict};
+use super::names::number;
+use super::{Comparison, Condition, Profile, Verdict};
 
 /// Flags of `clone` that make namespaces.
 const NAMESPACES: u32 = (libc::CLONE_NEWNS
@@ -16,16 +17,16 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
 /// The execution domains that programs may choose: Linux, with or without an old release's number
 /// or fixed addresses; and the question which it is.
 const PERSONALITIES: [u32; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
-/// Calls that libc has no names for yet. They have one number on every architecture.
-const CACHESTAT: i64 = 451;
-const FCHMODAT2: i64 = 452;
-const MAP_SHADOW_STACK: i64 = 453;
-const FUTEX_WAKE: i64 = 454;
-const FUTEX_WAIT: i64 = 455;
-const FUTEX_REQUEUE: i64 = 456;
-
-/// Nor for this one, which came when every architecture still counted by itself.
-const IO_PGETEVENTS: i64 = if cfg!(target_arch = "x86_64") { 333 } else { 292 };
+/// Calls that libc has no names for yet.
+const UNNAMED: [&str; 7] = [
+    "io_pgetevents",
+    "cachestat",
+    "fchmodat2",
+    "map_shadow_stack",
+    "futex_wake",
+    "futex_wait",
+    "futex_requeue",
+];
 
 /// Writes the numbers of calls that are named without their prefix.
 macro_rules! numbers {
@@ -120,27 +121,26 @@ const BY_CAPABILITY: &[(Capability, &[i64])] = &[
 
 /// The profile of a container that has these capabilities.
 pub fn runtime_default(capabilities: u64) -> Profile {
-    let mut profile = Profile::default();
-    let unnamed = [
-        IO_PGETEVENTS,
-        CACHESTAT,
-        FCHMODAT2,
-        MAP_SHADOW_STACK,
-        FUTEX_WAKE,
-        FUTEX_WAIT,
-        FUTEX_REQUEUE,
-    ];
+    let mut profile = Profile::new(Verdict::Refuse(libc::EPERM as u16));
+    let unnamed: Vec<i64> = UNNAMED.iter().filter_map(|name| number(name)).collect();
     for number in ALLOWED.iter().chain(OLDER).chain(&unnamed) {
         profile.set(*number, Verdict::Allow);
     }
-    let is = |value| Condition { argument: 0, mask: u32::MAX, value, equal: true };
+    let mask = u64::from(u32::MAX);
+    let is = |value: u32| Condition {
+        argument: 0,
+        mask,
+        comparison: Comparison::Equal,
+        value: value.into(),
+    };
     profile.allow_where(libc::SYS_personality, PERSONALITIES.into_iter().map(is).collect());
-    let virtual_machines = Condition { equal: false, ..is(libc::AF_VSOCK as u32) };
+    let virtual_machines =
+        Condition { comparison: Comparison::NotEqual, ..is(libc::AF_VSOCK as u32) };
     profile.allow_where(libc::SYS_socket, vec![virtual_machines]);
-    let plain = Condition { argument: 0, mask: NAMESPACES, value: 0, equal: true };
+    let plain = Condition { mask: NAMESPACES.into(), ..is(0) };
     profile.allow_where(libc::SYS_clone, vec![plain]);
     // Its flags lie in memory, which no filter sees. Programs then take the older one.
-    profile.set(libc::SYS_clone3, Verdict::Refuse(libc::ENOSYS));
+    profile.set(libc::SYS_clone3, Verdict::Refuse(libc::ENOSYS as u16));
     for (capability, numbers) in BY_CAPABILITY {
         if capability::has(capabilities, *capability) {
             numbers.iter().for_each(|number| profile.set(*number, Verdict::Allow));

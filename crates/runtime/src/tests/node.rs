@@ -152,6 +152,7 @@ pub fn options(root: &Path) -> Options {
     options.state_directory = root.join("state");
     options.image_directory = root.join("images");
     options.registries = root.join("registries.json");
+    options.seccomp_directory = root.join("seccomp");
     options.run_directory = root.join("run");
     options.cluster_dns = vec![IpAddr::from([10, 96, 0, 10])];
     options.pause_binary = binaries().join("flatnet-pause");

@@ -41,6 +41,56 @@ fn system_calls_are_filtered_unless_the_pod_says_otherwise() {
 }
 
 #[test]
+fn an_administrators_profile_is_kept_and_a_missing_one_is_told() {
+    on_node("localhost", |node: Node| async move {
+        let _runtime = node.start();
+        let profile = json!({"seccompProfile": {
+            "type": "Localhost", "localhostProfile": "profiles/no-directories.json",
+        }});
+        let text = "grep ^Seccomp: /proc/self/status; mkdir /tmp/made 2>/dev/null && echo made; \
+                    echo end";
+        node.api.create_pod("late", script(profile.clone(), text));
+        let place = node.options.seccomp_directory.join("profiles/no-directories.json");
+        let message = format!(
+            "failed to create container: cannot load seccomp profile \"{0}\": open {0}: no such \
+             file or directory",
+            place.display()
+        );
+        let missing = |pod: &Value| {
+            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+            waiting["reason"] == "CreateContainerError" && waiting["message"] == message.as_str()
+        };
+        node.api.until_pod("late", "without its profile", missing).await;
+        let told = ("Failed".to_owned(), format!("Error: {message}"));
+        let told = node.api.until(|api| api.events("late").contains(&told).then_some(())).await;
+        assert!(told.is_some(), "{:?}", node.api.events("late"));
+        let refused = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"},
+        ]});
+        fs::create_dir_all(place.parent().expect("a directory")).expect("made");
+        fs::write(&place, refused.to_string()).expect("a profile");
+        let lines = output(&node, "early", script(profile, text)).await;
+        assert_eq!(lines, ["Seccomp:\t2", "end"]);
+        // The one that waited needs nobody to make it anew.
+        let done = |pod: &Value| pod["status"]["phase"] == "Succeeded";
+        node.api.until_pod("late", "Succeeded", done).await;
+        fs::write(&place, r#"{"defaultAction": "ALLOW"}"#).expect("a profile");
+        let wrong = json!({"seccompProfile": {
+            "type": "Localhost", "localhostProfile": "profiles/no-directories.json",
+        }});
+        node.api.create_pod("wrong", script(wrong, text));
+        let wrong = |pod: &Value| {
+            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+            waiting["reason"] == "CreateContainerError"
+                && waiting["message"].as_str().is_some_and(|text| {
+                    text.ends_with("string ALLOW is not a valid action for seccomp")
+                })
+        };
+        node.api.until_pod("wrong", "told of its profile", wrong).await;
+    });
+}
+
+#[test]
 fn programs_gain_rights_only_where_the_container_allows_it() {
     on_node("setuid", |node: Node| async move {
         let _runtime = node.start();

@@ -224,7 +224,10 @@ fn mount_memory(path: &Path, bytes: i64) -> Result<(), String> {
 }
 
 /// Names from outside must not lead out of their directory.
-fn check_relative(path: &str) -> Result<(), String> {
+///
+/// # Errors
+/// The path, and what it must be.
+pub fn check_relative(path: &str) -> Result<(), String> {
     let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
     if inside && !path.is_empty() && !path.starts_with("..") {
         Ok(())
