@@ -231,7 +231,7 @@ impl Lab {
     pub fn tcp_client(&self) -> TcpStream {
         self.node.within(|| {
             let stream = TcpStream::connect(SocketAddr::from(DNS_ADDRESS)).expect("connects");
-            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
             stream
         })
     }
@@ -240,7 +240,7 @@ impl Lab {
     pub fn dig(&self, words: &str) -> String {
         let server = format!("@{}", IpAddr::from(*DNS_ADDRESS.ip()));
         let mut command = Command::new("dig");
-        command.args([server.as_str(), "+tries=1", "+time=5"]).args(words.split(' '));
+        command.args([server.as_str(), "+tries=1", "+time=20"]).args(words.split(' '));
         let output = self.node.within(|| command.output().expect("dig is installed"));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
