@@ -11,16 +11,23 @@ use render::nft::StaleFlows;
 
 use super::FAMILY_HEADER_BYTES;
 use super::decode::address;
+use super::flows::of_protocol;
 use super::uapi::*;
 
-/// Deletes the flows.
+/// Deletes the flows. Connections of TCP are not read: a node may have a million of them, and none
+/// is ever stale.
 pub fn forget(socket: &mut Socket, stale: &StaleFlows) -> Result<(), Error> {
-    let get = request(stale.family, IPCTNL_MSG_CT_GET);
-    let flows = socket.dump(&get, || "read the tracked connections".into())?;
-    for message in &flows {
-        let attributes = message.attributes(FAMILY_HEADER_BYTES);
-        if is_stale(stale, attributes) {
-            delete_flow(socket, stale.family, attributes)?;
+    let echoes = match stale.family {
+        Family::V4 => IPPROTO_ICMP,
+        Family::V6 => IPPROTO_ICMPV6,
+    };
+    let echoes = (!stale.pings.is_empty()).then_some(echoes);
+    for protocol in [Protocol::Udp.number()].into_iter().chain(echoes) {
+        for message in &of_protocol(socket, stale.family, protocol)? {
+            let attributes = message.attributes(FAMILY_HEADER_BYTES);
+            if is_stale(stale, attributes) {
+                delete_flow(socket, stale.family, attributes)?;
+            }
         }
     }
     Ok(())

@@ -7,10 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use model::{Family, Protocol};
 use netlink::Error;
 use netlink::message::{Attributes, Request, u32_of};
-use netlink::socket::Socket;
+use netlink::socket::{Message, Socket};
 
 use super::FAMILY_HEADER_BYTES;
-use super::conntrack::{tuple, write_filter};
+use super::conntrack::{self, tuple, write_filter};
 use super::uapi::*;
 
 /// What clients of a Service send to.
@@ -62,6 +62,27 @@ pub fn by_endpoint(
         }
     }
     Ok(counts)
+}
+
+/// The tracked flows of one protocol, as the kernel tells them (`nfnetlink_conntrack.h`): it walks
+/// over its whole table, and copies what is asked for. Before Linux 5.8 it passes over the filter and
+/// answers with all flows, so that who asks looks at the protocol all the same.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn of_protocol(
+    socket: &mut Socket,
+    family: Family,
+    protocol: u8,
+) -> Result<Vec<Message>, Error> {
+    let mut get = conntrack::request(family, IPCTNL_MSG_CT_GET);
+    get.nested(CTA_TUPLE_ORIG, &[], |tuple| {
+        tuple.nested(CTA_TUPLE_PROTO, &[], |transport| {
+            transport.u8(CTA_PROTO_NUM, protocol);
+        });
+    });
+    write_filter(&mut get, CTA_FILTER_ORIG_FLAGS, CTA_FILTER_F_CTA_PROTO_NUM);
+    socket.dump(&get, || "read the tracked connections".into())
 }
 
 /// Both ends of all tracked TCP and UDP flows that lead elsewhere than their clients sent them. In

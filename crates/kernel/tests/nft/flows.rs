@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use kernel::nft::flows::{Destination, FlowCounts, by_endpoint};
+use kernel::nft::flows::{Destination, FlowCounts, by_endpoint, of_protocol};
 use model::{Family, Protocol};
+use netlink::message::Request;
+use netlink::socket::Socket;
 
 use super::lab::{Lab, Server, ask_tcp, ask_udp, service, socket};
 use super::{DEADLINE, NODE, POD1, POD2, VIP};
@@ -82,4 +84,64 @@ fn packets_are_told_where_the_node_counts_them() {
     let counted = counts(&lab, &[names])[&pod1];
     assert_eq!((counted.flows, counted.packets), (2, Some(2)), "a question and its answer");
     assert!(counted.bytes.is_some_and(|bytes| bytes >= 2 * 28), "{counted:?}");
+}
+
+/// `nfnetlink_conntrack.h`.
+const CT_NEW: u16 = 1 << 8;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_TIMEOUT: u16 = 7;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+/// Bytes of `struct nfgenmsg`.
+const HEADER_BYTES: usize = 4;
+
+/// A flow that no packet has made: from a port of a pod to one of another.
+fn track(socket: &mut Socket, protocol: Protocol, port: u16) {
+    let family = u8::try_from(libc::AF_INET).expect("a family");
+    let mut new = Request::new(CT_NEW, libc::NLM_F_CREATE, &[family, 0, 0, 0]);
+    for (tuple, from, to) in
+        [(CTA_TUPLE_ORIG, (POD1, port), (POD2, 53)), (CTA_TUPLE_REPLY, (POD2, 53), (POD1, port))]
+    {
+        new.nested(tuple, &[], |tuple| {
+            tuple.nested(CTA_TUPLE_IP, &[], |ip| {
+                ip.address(1, from.0.parse().expect("an address"));
+                ip.address(2, to.0.parse().expect("an address"));
+            });
+            tuple.nested(CTA_TUPLE_PROTO, &[], |transport| {
+                transport.u8(1, protocol.number());
+                transport.attribute(2, &from.1.to_be_bytes());
+                transport.attribute(3, &to.1.to_be_bytes());
+            });
+        });
+    }
+    new.attribute(CTA_TIMEOUT, &600_u32.to_be_bytes());
+    socket.call(&new, || format!("track {protocol:?} from port {port}")).expect("tracked");
+}
+
+/// What is read at every start and change does not grow with the node's connections of TCP.
+#[test]
+fn flows_of_one_protocol_are_read_without_the_others() {
+    let lab = Lab::new();
+    let read = || {
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER).expect("a socket");
+        // Tracking begins with what asks for it; these flows ask themselves.
+        for port in 10_000..12_000 {
+            track(&mut socket, Protocol::Tcp, port);
+        }
+        for port in 20_000..20_003 {
+            track(&mut socket, Protocol::Udp, port);
+        }
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| {
+            let read = of_protocol(&mut socket, Family::V4, protocol.number());
+            read.expect("connection tracking")
+        })
+    };
+    let [tcp, udp, sctp] = lab.node.run(read).expect("the node");
+    assert_eq!((tcp.len(), udp.len(), sctp.len()), (2000, 3, 0));
+    for message in &udp {
+        let tuple = message.attributes(HEADER_BYTES).nested(CTA_TUPLE_ORIG).expect("a tuple");
+        let transport = tuple.nested(CTA_TUPLE_PROTO).expect("a protocol");
+        assert_eq!(transport.u8(1), Some(Protocol::Udp.number()));
+    }
 }
