@@ -357,9 +357,8 @@ fn managers_survive_a_restart() {
     let expected = stored(&api, "configmaps", "c");
     let last = api.log.last().expect("a record");
     let bytes = last.object_bytes().expect("bytes");
-    let read =
-        record::object_from_bytes(&store::Definitions::default(), &last.object_key(), &bytes)
-            .expect("an object");
+    let read = record::object_from_bytes(&store::Definitions::default(), &last.object_key(), bytes)
+        .expect("an object");
     assert_eq!(read.to_value(), expected.to_value());
     assert_eq!(owners(&read).len(), 2);
     let entry = Record::from_bytes(&store::Definitions::default(), last.revision, &last.to_bytes())

@@ -8,7 +8,7 @@ use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 use crate::checker::{History, Kind, Seen};
 
@@ -47,11 +47,12 @@ pub struct Watched {
     pub histories: Vec<History>,
 }
 
-/// Watches until [`LAST`] has come; tells when the first connection is there.
+/// Watches until [`LAST`] has come; tells which revision it has reached, once the first connection
+/// is there.
 pub async fn follow(
     kubeconfig: PathBuf,
     mode: Mode,
-    started: mpsc::UnboundedSender<()>,
+    reached: watch::Sender<Option<u64>>,
 ) -> Watched {
     let client = Client::from_kubeconfig(&kubeconfig).await.expect("a client");
     let mut watched = Watched { mode, connections: 0, histories: Vec::new() };
@@ -72,10 +73,8 @@ pub async fn follow(
         let end = match opened {
             Some(body) => {
                 watched.connections += 1;
-                if watched.connections == 1 {
-                    let _ = started.send(());
-                }
-                read(body, mode, &mut history).await
+                reached.send_replace(Some(history.until));
+                read(body, mode, &mut history, &reached).await
             }
             None => End::Closed,
         };
@@ -100,10 +99,13 @@ pub async fn list(client: &Client, selects: bool) -> Option<History> {
     }
     let listed = client.list::<Value>(&crate::config_maps(), &options).await.ok()?;
     let from = listed.metadata.resource_version.parse().expect("a revision");
-    let objects = listed.items.iter().map(|object| {
-        (text(object, "/metadata/name").to_owned(), (revision(object), is_selected(object)))
-    });
+    let objects = listed.items.iter().map(snapshot);
     Some(History { from, listed: objects.collect(), events: Vec::new(), until: from })
+}
+
+/// An object's name, with what is remembered of it.
+pub fn snapshot(object: &Value) -> (String, (u64, bool)) {
+    (text(object, "/metadata/name").to_owned(), (revision(object), is_selected(object)))
 }
 
 /// Why a connection ended.
@@ -129,14 +131,23 @@ async fn open(client: &Client, mode: Mode, history: &History) -> Option<Body> {
     Some(answer.into_body())
 }
 
-async fn read(mut body: Body, mode: Mode, history: &mut History) -> End {
+async fn read(
+    mut body: Body,
+    mode: Mode,
+    history: &mut History,
+    reached: &watch::Sender<Option<u64>>,
+) -> End {
     let mut initial = history.is_unread();
     let (mut pending, mut events) = (Vec::new(), 0);
     loop {
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            let event: Value = serde_json::from_slice(&line).expect("one event a line");
-            if let Some(end) = take(history, &event, &mut initial) {
+        let mut taken = 0;
+        while let Some(length) = pending[taken..].iter().position(|byte| *byte == b'\n') {
+            let line = &pending[taken..taken + length];
+            let event: Value = serde_json::from_slice(line).expect("one event a line");
+            taken += length + 1;
+            let end = take(history, &event, &mut initial);
+            reached.send_replace(Some(history.until));
+            if let Some(end) = end {
                 return end;
             }
             events += 1;
@@ -148,6 +159,7 @@ async fn read(mut body: Body, mode: Mode, history: &mut History) -> End {
                 tokio::time::sleep(Duration::from_millis(mode.pause_ms)).await;
             }
         }
+        pending.drain(..taken);
         match body.frame().await {
             Some(Ok(frame)) => {
                 pending.extend_from_slice(&frame.into_data().unwrap_or_default());
