@@ -73,6 +73,129 @@ fn a_gated_pod_waits_until_its_gates_are_gone_and_gets_no_new_ones() {
     assert!(why.ends_with("pod p has non-empty .spec.schedulingGates"), "{why}");
 }
 
+/// Required node affinity of terms, each given by its expressions.
+fn affinity(terms: &[Value]) -> Value {
+    let terms: Vec<Value> = terms.iter().map(|one| json!({ "matchExpressions": one })).collect();
+    json!({"nodeAffinity":
+        {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}})
+}
+
+fn exists(key: &str) -> Value {
+    json!({"key": key, "operator": "Exists"})
+}
+
+#[test]
+fn where_a_gated_pod_may_go_only_becomes_narrower() {
+    let mut api = Api::new();
+    let spec = json!({"schedulingGates": [{"name": "a"}], "nodeSelector": {"disk": "ssd"},
+        "affinity": affinity(&[json!([exists("x")])])});
+    pod(&mut api, "gated", spec.clone()).expect("created");
+    let mut open = spec;
+    open["schedulingGates"] = json!([]);
+    pod(&mut api, "open", open).expect("created");
+    let terms = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.\
+                 nodeSelectorTerms";
+    let changed = |selector: Value| json!({ "nodeSelector": selector });
+    let wanted = |terms: &[Value]| json!({ "affinity": affinity(terms) });
+    let mutated = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+    let replaced = "only additions are allowed (no mutations or deletions)";
+    let added = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+    let expression = r#"{"matchExpressions":[{"key":"y","operator":"Exists"}]}"#;
+    let refused = [
+        (
+            changed(json!({"disk": "hdd"})),
+            format!("spec.nodeSelector: Invalid value: {{\"disk\":\"hdd\"}}: {mutated}"),
+        ),
+        (
+            changed(json!({"disk": null})),
+            format!("spec.nodeSelector: Invalid value: {{}}: {mutated}"),
+        ),
+        (
+            wanted(&[json!([exists("y")])]),
+            format!("{terms}[0]: Invalid value: {expression}: {replaced}"),
+        ),
+        (
+            wanted(&[json!([exists("x")]), json!([exists("y")])]),
+            format!("{terms}: Invalid value: ["),
+        ),
+        (json!({"affinity": null}), format!("{terms}: Invalid value: []: {added}")),
+        (json!({"hostNetwork": true}), "spec: Forbidden: pod updates may not change".to_owned()),
+        (
+            json!({"affinity": {"podAffinity":
+                {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}}),
+            "spec: Forbidden: pod updates may not change".to_owned(),
+        ),
+    ];
+    let mut patch = |name: &str, spec: &Value| {
+        api.patch("pods", "default", name, PatchKind::Merge, json!({ "spec": spec }))
+    };
+    for (spec, why) in &refused {
+        let message = patch("gated", spec).expect_err("refused").message;
+        assert!(message.contains(why), "{spec}: {message}");
+    }
+    let narrower = json!({"nodeSelector": {"zone": "a"},
+        "affinity": affinity(&[json!([exists("x"), exists("y")])])});
+    patch("gated", &narrower).expect("narrower");
+    let message = patch("open", &narrower).expect_err("no gate").message;
+    assert!(message.contains("spec: Forbidden: pod updates may not change"), "{message}");
+}
+
+#[test]
+fn of_a_pod_time_and_tolerations_change_in_one_direction() {
+    let mut api = Api::new();
+    let toleration = json!({"key": "k", "operator": "Exists", "effect": "NoExecute"});
+    pod(&mut api, "p", json!({"activeDeadlineSeconds": 60, "tolerations": [toleration]}))
+        .expect("created");
+    let mut patch = |spec: Value| {
+        let body = json!({ "spec": spec });
+        api.patch("pods", "default", "p", PatchKind::Merge, body).map(|_| ())
+    };
+    let tolerations = |extra: Value| {
+        let mut all = vec![
+            json!({"key": "k", "operator": "Exists", "effect": "NoExecute",
+                "tolerationSeconds": 7}),
+            json!({"key": "node.kubernetes.io/not-ready", "operator": "Exists",
+                "effect": "NoExecute", "tolerationSeconds": 9}),
+            json!({"key": "node.kubernetes.io/unreachable", "operator": "Exists",
+                "effect": "NoExecute"}),
+        ];
+        all.extend(extra.as_array().cloned().unwrap_or_default());
+        json!({ "tolerations": all })
+    };
+    for allowed in [
+        json!({"activeDeadlineSeconds": 30}),
+        tolerations(json!([])),
+        tolerations(json!([{"key": "more", "operator": "Exists"}])),
+    ] {
+        patch(allowed.clone()).unwrap_or_else(|status| panic!("{allowed}: {status}"));
+    }
+    for (spec, why) in [
+        (
+            json!({"activeDeadlineSeconds": 31}),
+            "spec.activeDeadlineSeconds: Invalid value: 31: must be less than or equal to \
+             previous value",
+        ),
+        (
+            json!({"activeDeadlineSeconds": null}),
+            "spec.activeDeadlineSeconds: Invalid value: null: must not update from a positive \
+             integer to nil value",
+        ),
+        (
+            json!({"tolerations": [toleration]}),
+            "spec.tolerations: Forbidden: existing toleration can not be modified except its \
+             tolerationSeconds",
+        ),
+        (json!({"terminationGracePeriodSeconds": 1}), "spec: Forbidden: pod updates may not"),
+        (
+            json!({"containers": []}),
+            "spec.containers: Forbidden: pod updates may not add or remove containers",
+        ),
+    ] {
+        let message = patch(spec.clone()).expect_err("refused").message;
+        assert!(message.contains(why), "{spec}: {message}");
+    }
+}
+
 #[test]
 fn a_pod_does_not_choose_its_priority_itself() {
     let mut api = Api::new();

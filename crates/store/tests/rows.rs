@@ -181,6 +181,13 @@ fn the_status_path_changes_the_status_alone() {
             "Ingress" => ("loadBalancer", json!({"ingress": [{"ip": "192.0.2.1"}]})),
             "PersistentVolume" => ("reason", json!("Tested")),
             "CronJob" => ("active", json!([{"kind": "Job", "name": "one-1"}])),
+            "Pod" => (
+                "conditions",
+                json!([{
+                    "type": "Tested", "status": "True", "lastProbeTime": null,
+                    "lastTransitionTime": "2026-11-20T23:25:02Z",
+                }]),
+            ),
             _ => (
                 "conditions",
                 json!([{

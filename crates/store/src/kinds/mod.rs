@@ -17,6 +17,7 @@ pub(crate) mod networking;
 pub(crate) mod node;
 pub(crate) mod pod;
 mod pod_spec;
+mod pod_update;
 pub(crate) mod policy;
 pub(crate) mod quota;
 pub(crate) mod rbac;

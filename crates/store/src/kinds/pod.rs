@@ -3,7 +3,7 @@
 use model::Timestamp;
 use serde_json::{Value, json as tree};
 
-use super::pod_spec;
+use super::{pod_spec, pod_update};
 use crate::json;
 use crate::resource::{Resource, Subresource};
 use crate::table::{Column, human_duration, or_none};
@@ -65,6 +65,11 @@ pub(crate) static POD: Resource = Resource {
             pod_spec::default(spec);
             json::set_default(spec, "/enableServiceLinks", true);
         }
+        for condition in json::items_mut(value, "/status/conditions") {
+            // The API writes these times even where nobody has set them.
+            json::set_default(condition, "/lastProbeTime", Value::Null);
+            json::set_default(condition, "/lastTransitionTime", Value::Null);
+        }
     },
     prepare_create: |value| {
         let class = quality_of_service(value);
@@ -83,10 +88,6 @@ pub(crate) static POD: Resource = Resource {
     ..Resource::BASE
 };
 
-/// What an update of a pod may change.
-const MUTABLE: &[&str] =
-    &["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates"];
-
 fn validate_pod(pod: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let Some(spec) = json::at(pod, "/spec") else {
         errors.required("spec.containers", "");
@@ -96,50 +97,17 @@ fn validate_pod(pod: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     if old.is_none() && !json::items(spec, "/ephemeralContainers").is_empty() {
         errors.forbidden("spec.ephemeralContainers", "cannot be set on create");
     }
-    validate_gates(spec, old, errors);
-    if let Some(old) = old
-        && frozen_part(spec) != json::at(old, "/spec").map(frozen_part).unwrap_or_default()
-    {
-        errors.forbidden(
-            "spec",
-            "pod updates may not change fields other than `spec.containers[*].image`,\
-             `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only \
-             additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to \
-             be set to 1 if it was previously negative)",
-        );
-    }
-}
-
-/// Gates are there from the beginning, and only ever go (KEP-3521).
-fn validate_gates(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-    let gates = json::items(spec, "/schedulingGates");
-    let Some(old) = old else {
-        if !gates.is_empty() && !json::text(spec, "/nodeName").is_empty() {
+    match old.and_then(|old| json::at(old, "/spec")) {
+        Some(old) => pod_update::validate(spec, old, errors),
+        // Gates are there from the beginning (KEP-3521).
+        None if !json::items(spec, "/schedulingGates").is_empty()
+            && !json::text(spec, "/nodeName").is_empty() =>
+        {
             let why = "cannot be set until all schedulingGates have been cleared";
             errors.forbidden("spec.nodeName", why);
         }
-        return;
-    };
-    let before = json::items(old, "/spec/schedulingGates");
-    for gate in gates.iter().filter(|gate| !before.contains(gate)) {
-        let name = json::text(gate, "/name");
-        let why = format!("only deletion is allowed, but found new scheduling gate '{name}'");
-        errors.forbidden("spec.schedulingGates", &why);
+        None => {}
     }
-}
-
-/// The pod spec without what may change.
-fn frozen_part(spec: &Value) -> Value {
-    let mut frozen = spec.clone();
-    if let Some(members) = frozen.as_object_mut() {
-        members.retain(|name, _| !MUTABLE.contains(&name.as_str()));
-    }
-    for list in ["/containers", "/initContainers"] {
-        for container in json::items_mut(&mut frozen, list) {
-            json::remove(container, "/image");
-        }
-    }
-    frozen
 }
 
 /// Guaranteed when every container's limits for cpu and memory are its requests; BestEffort when
