@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod any_server;
 mod config;
 mod error;
 mod list;
@@ -29,6 +30,7 @@ mod service_account;
 mod transport;
 mod watch;
 
+pub use any_server::any_server;
 pub use config::{Identity, Kubeconfig};
 pub use error::{ClientError, Status, StatusCause, StatusDetails};
 pub use list::{List, ListMetadata, ListOptions};

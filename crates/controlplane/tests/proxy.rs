@@ -468,6 +468,37 @@ fn nanocores(cpu: &Value) -> u64 {
     digits.parse::<u64>().expect("a number") * unit
 }
 
+/// The same over TLS, with a certificate that nobody here can know to be right, and for clients
+/// that show none.
+async fn encrypted_program() -> u16 {
+    let made = rcgen::generate_simple_self_signed(["elsewhere.example.org".to_owned()]);
+    let made = made.expect("a certificate");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("a server");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((LOOPBACK, 0)).await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service_fn(said))
+                    .await;
+            });
+        }
+    });
+    port
+}
+
 /// A program of a pod: it says what it was asked, and by whom.
 async fn program() -> u16 {
     let listener = TcpListener::bind((LOOPBACK, 0)).await.expect("a port");
@@ -536,6 +567,10 @@ async fn requests_are_sent_on_to_pods_and_nodes_and_nowhere_else() {
     let (code, text) =
         ask_at(&server, Method::PUT, &format!("{pods}/http:{own}:{port}/proxy/")).await;
     assert!(code == 200 && text.starts_with("PUT / "), "{code} {text}");
+    let encrypted = encrypted_program().await;
+    let (code, text) =
+        ask_at(&server, Method::GET, &format!("{pods}/https:{own}:{encrypted}/proxy/x")).await;
+    assert_eq!((code, text.as_str()), (200, "GET /x [\"host\"] 0"), "in TLS");
     // Redirects are the client's to follow, through here again.
     for (asked, place) in [("/moved", "/there?x=1"), ("", "/")] {
         let base = format!("{pods}/{own}:{port}/proxy");
@@ -547,7 +582,8 @@ async fn requests_are_sent_on_to_pods_and_nodes_and_nowhere_else() {
     }
     let mut refused = vec![
         (format!("{pods}/{own}:99999/proxy/"), 400, "is not between 1 and 65535"),
-        (format!("{pods}/https:{own}:{port}/proxy/"), 400, "TLS to pods is not spoken"),
+        (format!("{pods}/https:{own}:{port}/proxy/"), 503, "error trying to reach service: tls: "),
+        (format!("{pods}/ftp:{own}:{port}/proxy/"), 400, "invalid service request"),
         (format!("{pods}/nope:80/proxy/"), 404, "not found"),
         (format!("{pods}/pending/proxy/"), 503, "has no address yet"),
     ];
@@ -598,6 +634,7 @@ async fn a_service_without_ready_endpoints_is_asked_nowhere() {
         ("web:80", 503, "no endpoints available"),
         ("web:nope", 503, "no service port \\\"nope\\\" found for service \\\"web\\\""),
         ("web", 503, "no service port"),
+        ("https:web:http", 503, "no endpoints available"),
         ("none:80", 404, "services \\\"none\\\" not found"),
     ] {
         let (found, body) = ask_at(&server, Method::GET, &format!("{base}/{name}/proxy/")).await;

@@ -5,6 +5,9 @@
 //! decided once, from what is in the store, and dialled as it is: a pod's own address within the
 //! ranges of pods, an address of a ready endpoint of the Service, a node's runtime. Redirects are
 //! handed to the client, never followed, and nothing that tells who the client is goes along.
+//!
+//! With `https:` before the name TLS is spoken, and as in the real server nobody asks whose
+//! certificate it is: it keeps out those who listen, not those who answer in a pod's place.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -18,8 +21,10 @@ use hyper::header::{
 };
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use store::{Object, Random as _, Status};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::proxy::{Proxy, splice};
@@ -55,9 +60,17 @@ const IMPERSONATION: &str = "impersonate-";
 /// What the name in the path says: `[SCHEME:]NAME[:PORT]`.
 #[derive(Debug, PartialEq, Eq)]
 struct Place<'a> {
+    /// Whether TLS is spoken there.
+    is_encrypted: bool,
     name: &'a str,
     /// Empty when the request leaves it to us.
     port: &'a str,
+}
+
+/// Where a request goes.
+struct Dialled {
+    is_encrypted: bool,
+    address: SocketAddr,
 }
 
 impl<'a> Place<'a> {
@@ -73,11 +86,8 @@ impl<'a> Place<'a> {
             return Err(Status::bad_request(format!("invalid service request {text:?}")));
         }
         match scheme {
-            "" | "http" => Ok(Self { name, port }),
-            "https" => Err(Status::bad_request(format!(
-                "{text:?}: TLS to pods is not spoken here, since nothing says whose certificate \
-                 would be right; use `kubectl port-forward`"
-            ))),
+            "" | "http" => Ok(Self { is_encrypted: false, name, port }),
+            "https" => Ok(Self { is_encrypted: true, name, port }),
             _ => Err(Status::bad_request(format!("invalid service request {text:?}"))),
         }
     }
@@ -116,15 +126,16 @@ impl Api {
         if target.resource.plural == "nodes" {
             return self.proxy.node(&self.shared, call, target, &path).await;
         }
+        let place = Place::parse(&target.name)?;
         let address = match target.resource.plural {
             "pods" => {
-                let place = Place::parse(&target.name)?;
                 let pod = self.shared.read().get(target.resource, &target.namespace, place.name)?;
                 pod_address(&pod, place.port, &self.proxy)?
             }
-            _ => service_address(&self.shared, target)?,
+            _ => service_address(&self.shared, target, &place)?,
         };
-        send(call, address, &path, &base, &self.proxy).await
+        let dialled = Dialled { is_encrypted: place.is_encrypted, address };
+        send(call, &dialled, &path, &base, &self.proxy).await
     }
 }
 
@@ -182,8 +193,11 @@ fn first_port(pod: &Object) -> Option<u16> {
 }
 
 /// A ready endpoint of the Service that the path names.
-fn service_address(shared: &Shared, target: &Target) -> Result<SocketAddr, Status> {
-    let place = Place::parse(&target.name)?;
+fn service_address(
+    shared: &Shared,
+    target: &Target,
+    place: &Place<'_>,
+) -> Result<SocketAddr, Status> {
     let store = shared.read();
     let service = store.get(target.resource, &target.namespace, place.name)?;
     let ports = service.value.pointer("/spec/ports").and_then(Value::as_array);
@@ -239,7 +253,7 @@ impl Proxy {
 
 async fn send(
     call: Call,
-    address: SocketAddr,
+    dialled: &Dialled,
     path: &str,
     base: &str,
     proxy: &Proxy,
@@ -254,8 +268,8 @@ async fn send(
         }
         None => None,
     };
-    let host = HeaderValue::from_str(&address.to_string()).map_err(Status::internal)?;
-    headers.insert(HOST, host);
+    let address = dialled.address.to_string();
+    headers.insert(HOST, HeaderValue::from_str(&address).map_err(Status::internal)?);
     let mut request =
         Request::builder()
             .method(call.method)
@@ -263,8 +277,8 @@ async fn send(
             .body(Full::new(call.body))
             .map_err(|error| Status::bad_request(format!("the path {path:?}: {error}")))?;
     *request.headers_mut() = headers;
-    let response = exchange(address, request).await.map_err(|why| {
-        let message = format!("error trying to reach service: dial tcp {address}: {why}");
+    let response = exchange(dialled, request).await.map_err(|why| {
+        let message = format!("error trying to reach service: {why}");
         Status::failure(503, "ServiceUnavailable", message)
     })?;
     match upgrade {
@@ -275,19 +289,37 @@ async fn send(
             }
             Ok(splice(upgrade, response, headers, permit))
         }
-        _ => Ok(passed_back(response, base, &address.to_string())),
+        _ => {
+            let scheme = if dialled.is_encrypted { "https" } else { "http" };
+            Ok(passed_back(response, base, &format!("{scheme}://{address}")))
+        }
     }
 }
 
-/// One request on a connection of its own, in clear: pods are reached as by other pods.
+/// One request on a connection of its own.
 async fn exchange(
-    address: SocketAddr,
+    dialled: &Dialled,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, String> {
     let limit = Duration::from_millis(CONNECT_TIMEOUT_MS);
+    let address = dialled.address;
     let stream = tokio::time::timeout(limit, TcpStream::connect(address)).await;
-    let stream = stream.map_err(|_| "i/o timeout".to_owned())?;
-    let stream = stream.map_err(|error| words(&error))?;
+    let stream = stream.map_err(|_| format!("dial tcp {address}: i/o timeout"))?;
+    let stream = stream.map_err(|error| format!("dial tcp {address}: {}", words(&error)))?;
+    if !dialled.is_encrypted {
+        return ask(stream, request).await;
+    }
+    let connector = client::any_server().map_err(|error| format!("tls: {error}"))?;
+    let handshake = connector.connect(ServerName::from(address.ip()), stream);
+    let stream = tokio::time::timeout(limit, handshake).await;
+    let stream = stream.map_err(|_| "net/http: TLS handshake timeout".to_owned())?;
+    ask(stream.map_err(|error| format!("tls: {error}"))?, request).await
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, String> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(CONNECTION_BUFFER_BYTES)
         .handshake(TokioIo::new(stream))
@@ -326,11 +358,11 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// An answer for the client. Where it leads on within the same server, the way is by us again.
-fn passed_back(response: Response<Incoming>, base: &str, host: &str) -> Response<Body> {
+fn passed_back(response: Response<Incoming>, base: &str, origin: &str) -> Response<Body> {
     let (head, body) = response.into_parts();
     let mut headers = end_to_end(&head.headers);
     let place = headers.get(LOCATION).and_then(|place| place.to_str().ok());
-    let place = place.and_then(|place| rebased(place, base, host));
+    let place = place.and_then(|place| rebased(place, base, origin));
     if let Some(place) = place.and_then(|place| HeaderValue::from_str(&place).ok()) {
         headers.insert(LOCATION, place);
     }
@@ -344,8 +376,8 @@ fn passed_back(response: Response<Incoming>, base: &str, host: &str) -> Response
     answer
 }
 
-fn rebased(place: &str, base: &str, host: &str) -> Option<String> {
-    let absolute = place.strip_prefix("http://").and_then(|rest| rest.strip_prefix(host));
+fn rebased(place: &str, base: &str, origin: &str) -> Option<String> {
+    let absolute = place.strip_prefix(origin).filter(|_| !origin.is_empty());
     let path = match absolute {
         Some("") => "/",
         Some(path) if path.starts_with('/') => path,
@@ -362,14 +394,17 @@ mod tests {
 
     #[test]
     fn names_may_have_a_port_and_a_scheme() {
-        let place = |name, port| Ok::<_, u16>(Place { name, port });
+        let place = |name, port| Ok::<_, u16>(Place { is_encrypted: false, name, port });
+        let encrypted = |name, port| Ok(Place { is_encrypted: true, name, port });
         let cases = [
             ("web", place("web", "")),
             ("web:80", place("web", "80")),
             ("http:web:metrics", place("web", "metrics")),
             (":web:80", place("web", "80")),
             ("http:web:", place("web", "")),
-            ("https:web:443", Err(400)),
+            ("https:web:443", encrypted("web", "443")),
+            ("https:web:", encrypted("web", "")),
+            ("https::443", Err(400)),
             ("gopher:web:70", Err(400)),
             ("a:b:c:d", Err(400)),
             (":80", Err(400)),
@@ -420,7 +455,7 @@ mod tests {
 
     #[test]
     fn redirects_within_the_server_come_back_through_us() {
-        let (base, host) = ("/api/v1/namespaces/x/services/y/proxy", "10.0.0.1:80");
+        let (base, origin) = ("/api/v1/namespaces/x/services/y/proxy", "http://10.0.0.1:80");
         let cases = [
             ("/login", Some("/login")),
             ("http://10.0.0.1:80/login?a", Some("/login?a")),
@@ -428,11 +463,12 @@ mod tests {
             ("next", None),
             ("//elsewhere/x", None),
             ("http://10.0.0.1:8080/x", None),
+            ("https://10.0.0.1:80/x", None),
             ("https://example.org/", None),
         ];
         for (place, expected) in cases {
             let expected = expected.map(|path| format!("{base}{path}"));
-            assert_eq!(rebased(place, base, host), expected, "{place}");
+            assert_eq!(rebased(place, base, origin), expected, "{place}");
         }
         assert_eq!(rebased("/x", "", ""), None, "a node's runtime sends nobody anywhere");
     }
