@@ -9,6 +9,7 @@
 mod api;
 mod audit;
 mod bootstrap;
+mod conversion;
 mod disk;
 pub mod drive;
 mod housekeeping;

@@ -1,4 +1,4 @@
-//! Calls of admission webhooks: over TLS, to an address that was looked up once and judged, within
+//! Calls of webhooks, for admission and conversion: over TLS, to an address that was looked up once and judged, within
 //! the webhook's time, and without what redirects say.
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,14 +13,15 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::Value;
 use store::selector::{FieldSelector, LabelSelector};
-use store::webhooks::{Place, Webhook};
+use store::webhooks::{Callee, Place};
 use store::{ListOptions, Store, registry};
 use tokio::sync::Semaphore;
 
 /// Calls at a time; further ones wait, within their time.
 const MAX_CALLS: usize = 128;
-/// Largest answer of a webhook, bytes: an object, and a patch of it.
-const MAX_ANSWER_BYTES: usize = 4 << 20;
+/// Largest answer of a webhook, bytes: an object and a patch of it, or objects as they were sent, in
+/// a version that says more.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// The way to webhooks.
 pub(crate) struct Webhooks {
@@ -48,28 +49,37 @@ impl Webhooks {
     /// Why there is none, for people.
     pub async fn ask(
         &self,
-        webhook: &Webhook,
+        callee: &Callee,
         target: Result<Asked, String>,
         review: &Value,
     ) -> Result<Value, String> {
-        let limit = Duration::from_secs(webhook.timeout_seconds);
+        let limit = Duration::from_secs(callee.timeout_seconds);
         let asked = async {
             let Asked(target) = target?;
             let _permit = self.permits.acquire().await.map_err(|error| error.to_string())?;
-            let post = format!(
-                "failed to call webhook: Post \"{}{}?timeout={}s\"",
-                target.origin, target.path, webhook.timeout_seconds
-            );
-            send(webhook, target, review).await.map_err(|error| format!("{post}: {error}"))
+            send(callee, target, review).await
         };
-        match tokio::time::timeout(limit, asked).await {
+        let answer = match tokio::time::timeout(limit, asked).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!(
-                "failed to call webhook: no answer within {} s: context deadline exceeded",
-                webhook.timeout_seconds
-            )),
-        }
+            Err(_) => {
+                let seconds = callee.timeout_seconds;
+                Err(format!("no answer within {seconds} s: context deadline exceeded"))
+            }
+        };
+        answer.map_err(|why| format!("Post {:?}: {why}", url(callee)))
     }
+}
+
+/// What is asked for, as the real server's errors write it.
+fn url(callee: &Callee) -> String {
+    let place = match &callee.place {
+        Place::Url(url) => url.clone(),
+        Place::Service { namespace, name, path, port } => {
+            let slash = if path.is_empty() { "/" } else { "" };
+            format!("https://{name}.{namespace}.svc:{port}{slash}{path}")
+        }
+    };
+    format!("{place}?timeout={}s", callee.timeout_seconds)
 }
 
 /// Where a call goes, found in the published state.
@@ -79,8 +89,8 @@ pub(crate) struct Asked(Target);
 ///
 /// # Errors
 /// When its Service has nobody who is ready, or it is no place to call.
-pub(crate) fn find(store: &Store, webhook: &Webhook, chance: u64) -> Result<Asked, String> {
-    match &webhook.place {
+pub(crate) fn find(store: &Store, callee: &Callee, chance: u64) -> Result<Asked, String> {
+    match &callee.place {
         Place::Url(url) => {
             let uri: Uri = url.parse().map_err(|error| format!("{url:?} is no URL: {error}"))?;
             let authority = uri.authority().ok_or_else(|| format!("{url:?} names no host"))?;
@@ -205,13 +215,29 @@ fn judge(host: &str, found: impl IntoIterator<Item = SocketAddr>) -> Result<Sock
     Err(format!("{host:?} leads to {refused}"))
 }
 
-async fn send(webhook: &Webhook, target: Target, review: &Value) -> Result<Value, String> {
-    let authorities: Result<Vec<_>, _> =
-        CertificateDer::pem_slice_iter(&webhook.authorities).collect();
-    let authorities = authorities.map_err(|error| format!("the caBundle: {error}"))?;
-    if authorities.is_empty() {
-        return Err("tls: the webhook has no caBundle to know its certificate by".to_owned());
+/// Who may sign the certificate of a webhook: whom it names, or else whom this machine trusts.
+fn authorities(callee: &Callee) -> Result<Vec<CertificateDer<'static>>, String> {
+    if !callee.authorities.is_empty() {
+        let named: Result<Vec<_>, _> =
+            CertificateDer::pem_slice_iter(&callee.authorities).collect();
+        return named.map_err(|error| format!("the caBundle: {error}"));
     }
+    let mut trusted = rustls_native_certs::load_native_certs().certs;
+    // Among them are some of forms that nobody reads any more.
+    let mut readable = rustls::RootCertStore::empty();
+    trusted.retain(|certificate| readable.add(certificate.clone()).is_ok());
+    if trusted.is_empty() {
+        return Err(
+            "tls: the webhook has no caBundle to know its certificate by, and the machine \
+                    of the control plane trusts nobody: name one, or install ca-certificates"
+                .to_owned(),
+        );
+    }
+    Ok(trusted)
+}
+
+async fn send(callee: &Callee, target: Target, review: &Value) -> Result<Value, String> {
+    let authorities = authorities(callee)?;
     let endpoint = Endpoint::without_identity(&target.origin, &authorities)
         .map_err(|error| error.to_string())?;
     let dial = match target.dial {
@@ -219,7 +245,7 @@ async fn send(webhook: &Webhook, target: Target, review: &Value) -> Result<Value
         None => resolve(endpoint.host(), endpoint.port()).await?,
     };
     let body = serde_json::to_vec(review).map_err(|error| error.to_string())?;
-    let request = Request::post(format!("{}?timeout={}s", target.path, webhook.timeout_seconds))
+    let request = Request::post(format!("{}?timeout={}s", target.path, callee.timeout_seconds))
         .header(CONTENT_TYPE, "application/json")
         .header(ACCEPT, "application/json")
         .body(Full::new(Bytes::from(body)))

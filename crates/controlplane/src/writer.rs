@@ -13,6 +13,7 @@ use store::webhooks::Admission;
 use store::{Context, FieldValidation, Random, Record, Request, Staged, Status, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::conversion::Attempt;
 use crate::disk::Disk;
 use crate::tls::User;
 
@@ -46,6 +47,8 @@ pub(crate) struct WriteOptions {
     pub validation: FieldValidation,
     /// How far it goes.
     pub admission: Admission,
+    /// What it has of being run before, where webhooks convert for it.
+    pub attempt: Option<Attempt>,
 }
 
 /// One write on its way.
@@ -168,13 +171,17 @@ impl Writer {
 }
 
 fn stage(store: &mut Store, batch: Vec<Job>) -> (Vec<Answer>, Vec<Record>) {
-    let mut random = SystemRandom;
     let mut records = Vec::new();
     let mut answers = Vec::with_capacity(batch.len());
     for job in batch {
+        let attempt = job.options.attempt;
+        let mut replayed = attempt.as_ref().map(Attempt::random);
         let mut context = Context {
-            now: now(),
-            random: &mut random,
+            now: attempt.as_ref().map_or_else(now, |attempt| attempt.now),
+            random: match &mut replayed {
+                Some(replayed) => replayed,
+                None => &mut SystemRandom,
+            },
             subject: job.options.user.as_ref().map(User::subject),
             manager: &job.options.manager,
             create_refusal: job.options.create_refusal,
@@ -182,7 +189,10 @@ fn stage(store: &mut Store, batch: Vec<Job>) -> (Vec<Answer>, Vec<Record>) {
             validation: job.options.validation,
             admission: job.options.admission,
         };
-        let staged = store.stage(&job.request, &mut context);
+        let staged = match attempt {
+            Some(attempt) => store.stage_converted(&job.request, &mut context, attempt.conversions),
+            None => store.stage(&job.request, &mut context),
+        };
         if let Ok(staged) = &staged {
             records.extend(staged.records.iter().cloned());
         }

@@ -1,5 +1,7 @@
 //! Admission webhooks: a real HTTPS server that is asked about writes, and what becomes of them.
 
+#[path = "webhooks/conversion.rs"]
+mod conversion;
 #[path = "webhooks/hook.rs"]
 mod hook;
 #[path = "webhooks/matching.rs"]
@@ -235,7 +237,8 @@ async fn the_failure_policy_decides_over_a_webhook_that_cannot_be_asked() {
         (dead, "refused"),
         (slow, "no answer within 1 s"),
         (stranger, "certificate"),
-        (unknown, "no caBundle"),
+        // Whom the machine trusts, if anybody.
+        (unknown, "certificate"),
         (metadata, "a link-local address"),
         (absent, "services \"nobody\" not found"),
         (hook.webhook("garbage"), "no JSON"),

@@ -16,6 +16,7 @@
 
 pub mod alloc;
 pub mod authorize;
+pub mod conversion;
 pub mod definitions;
 pub mod discovery;
 mod document;

@@ -6,15 +6,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use model::NamespacedName;
 use schema::cel::{Program, Type, Value as Cel};
 use serde_json::{Value, json as tree};
 
 use crate::authorize::{Request, Subject};
+use crate::conversion::converter_for;
 use crate::expressions::{self, spend, truth};
 use crate::kinds::admission_policy::{BINDING, POLICY};
 use crate::kinds::apps::selects_labels;
 use crate::kinds::core::NAMESPACE;
 use crate::matching::selects;
+use crate::object::Kept;
+use crate::read::present;
 use crate::webhooks::Proposal;
 use crate::{Object, Resource, Status, Store, json};
 
@@ -89,6 +93,15 @@ impl Store {
             let equivalence = json::text(policy, &format!("{constraints}/matchPolicy"));
             self.may_take(rules, equivalence, resource, subresource)
         })
+    }
+
+    /// In which versions of its resource policies look at a write.
+    pub fn rows_of_policies(&self, proposal: &Proposal) -> Vec<&'static Resource> {
+        let constraints = "/spec/matchConstraints";
+        let policies = self.policies();
+        policies
+            .filter_map(|policy| self.taken_by(json::at(policy, constraints), proposal))
+            .collect()
     }
 
     /// What policies say of a write. `review` shows it in a version of its kind.
@@ -266,7 +279,7 @@ impl Store {
             (true, "") => &proposal.namespace,
             (true, named) => named,
         };
-        let found: Vec<Option<Arc<Object>>> = match json::text(reference, "/name") {
+        let found: Vec<Arc<Object>> = match json::text(reference, "/name") {
             "" => {
                 let selector = json::at(reference, "/selector").unwrap_or(&Value::Null);
                 let shelf = self.shelf(row).into_iter();
@@ -277,10 +290,20 @@ impl Store {
                     object.key.namespace == namespace
                         && selects_labels(selector, labels().as_deref())
                 });
-                chosen.take(MAX_PARAMETERS + 1).map(|kept| Some(kept.lent())).collect()
+                chosen.take(MAX_PARAMETERS + 1).map(Kept::lent).collect()
             }
-            name => self.get(row, namespace, name).ok().into_iter().map(Some).collect(),
+            name => {
+                let key = NamespacedName::new(namespace, name);
+                self.shelf(row).and_then(|shelf| shelf.get(&key)).into_iter().collect()
+            }
         };
+        if let Some(other) = found.iter().find(|object| converter_for(row, object).is_some()) {
+            let (wanted, kept) = (row.api_version(), other.resource.version);
+            return Err(format!(
+                "paramKind names {wanted}, and params are kept as {kept}, which a webhook converts: \
+                 name the version that they are kept in"
+            ));
+        }
         match (found.len(), json::text(reference, "/parameterNotFoundAction")) {
             (0, "Deny") => Err("no params found for policy binding with `Deny` \
                                 parameterNotFoundAction"
@@ -288,7 +311,7 @@ impl Store {
             (count, _) if count > MAX_PARAMETERS => Err(format!(
                 "paramRef selects more than {MAX_PARAMETERS} objects: narrow its selector"
             )),
-            _ => Ok(found),
+            _ => Ok(found.iter().map(|object| Some(present(row, object))).collect()),
         }
     }
 }

@@ -9,12 +9,17 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use model::NamespacedName;
 use serde_json::{Value, json};
 
+use crate::conversion::{Conversions, unconverted};
 use crate::kinds::events;
 use crate::object::Kept;
 use crate::selector::{FieldSelector, LabelSelector, selects};
 use crate::state::{Content, Objects, Shelf};
 use crate::validate::FieldErrors;
 use crate::{Object, Resource, Status, Store, json as tree};
+
+/// Objects that are converted for a page at a time, at least: where selectors choose few, more are
+/// looked at than are shown.
+const MIN_CONVERTED: usize = 500;
 
 /// What a list asks for. The texts stand as the query parameters hold them; empty is unset.
 #[derive(Clone, Debug, Default)]
@@ -108,26 +113,52 @@ impl Store {
     /// One published object.
     ///
     /// # Errors
-    /// 404.
+    /// 404; 500 where a webhook would have to convert it.
     pub fn get(
         &self,
         resource: &'static Resource,
         namespace: &str,
         name: &str,
     ) -> Result<Arc<Object>, Status> {
+        self.get_converted(resource, namespace, name, &mut Conversions::default())
+    }
+
+    /// As [`Store::get`], with what webhooks have converted, or are to convert then.
+    ///
+    /// # Errors
+    /// As for [`Store::get`].
+    pub fn get_converted(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        name: &str,
+        conversions: &mut Conversions,
+    ) -> Result<Arc<Object>, Status> {
         let key = NamespacedName::new(namespace, name);
-        self.shelf(resource)
-            .and_then(|shelf| shelf.get(&key))
-            .map(|object| present(resource, &object))
-            .ok_or_else(|| Status::not_found(resource, name))
+        let found = self.shelf(resource).and_then(|shelf| shelf.get(&key));
+        let object = found.ok_or_else(|| Status::not_found(resource, name))?;
+        conversions.present(resource, &object).ok_or_else(|| unconverted(resource))
     }
 
     /// A page of published objects.
     ///
     /// # Errors
     /// 400 for a malformed revision or token, 410 for an expired one, 504 for a revision that does
-    /// not exist yet.
+    /// not exist yet; 500 where a webhook would have to convert objects.
     pub fn list(&self, resource: &'static Resource, options: &ListOptions) -> Result<List, Status> {
+        self.list_converted(resource, options, &mut Conversions::default())
+    }
+
+    /// As [`Store::list`], with what webhooks have converted, or are to convert then.
+    ///
+    /// # Errors
+    /// As for [`Store::list`].
+    pub fn list_converted(
+        &self,
+        resource: &'static Resource,
+        options: &ListOptions,
+        conversions: &mut Conversions,
+    ) -> Result<List, Status> {
         let wanted = parse_revision(&options.resource_version)?;
         check_match(options)?;
         let start = options.continue_token.as_str();
@@ -147,7 +178,8 @@ impl Store {
             return Err(Status::unknown_path());
         };
         let objects = shelf.at(revision, self.revision).ok_or_else(|| expired(start))?;
-        Ok(page(resource, &objects, revision, after, options))
+        let list = page(resource, &objects, revision, after, options, conversions);
+        if conversions.is_wanting() { Err(unconverted(resource)) } else { Ok(list) }
     }
 
     pub(crate) fn shelf(&self, resource: &Resource) -> Option<&Shelf> {
@@ -170,13 +202,17 @@ pub(crate) fn present(resource: &'static Resource, object: &Arc<Object>) -> Arc<
     Arc::new(converted(resource, object))
 }
 
-/// An object in the form of another row of its storage.
+/// An object in the form of another row of its storage, where no webhook makes it.
 pub(crate) fn converted(resource: &'static Resource, object: &Object) -> Object {
     let mut value = match resource.custom {
         None => events::convert(&object.value, resource),
         Some(_) => object.value.clone(),
     };
     tree::set(&mut value, "/apiVersion", resource.api_version());
+    if let Some(custom) = resource.custom {
+        // What a version does not have nobody sees in it.
+        schema::decode::prune_unknown(&custom.message, &mut value);
+    }
     let content = Content { value, managed_fields: object.managed_fields() };
     content.into_object(resource, object.key.clone(), object.revision)
 }
@@ -224,6 +260,7 @@ fn page(
     revision: u64,
     after: Option<NamespacedName>,
     options: &ListOptions,
+    conversions: &mut Conversions,
 ) -> List {
     // Keys are in the order of namespace and name: a namespace is one stretch of them.
     let namespace = options.namespace.as_str();
@@ -231,15 +268,31 @@ fn page(
         Some(key) => Bound::Excluded(key),
         None => Bound::Included(NamespacedName::new(namespace, "")),
     };
-    let mut chosen = objects
+    let mut rest = objects
         .range((begin, Bound::Unbounded))
         .take_while(|(key, _)| namespace.is_empty() || key.namespace == namespace)
-        .filter_map(|(_, kept)| chosen_of(resource, kept, options));
+        .map(|(_, kept)| kept);
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
-    let items: Vec<Arc<Object>> = chosen.by_ref().take(limit).collect();
-    let left = if items.len() < limit { 0 } else { chosen.count() };
-    let last = items.last().map(|object| object.key.clone()).filter(|_| left > 0);
+    let mut items: Vec<Arc<Object>> = Vec::new();
+    let mut pending = 0;
     let selecting = !options.labels.is_empty() || !options.fields.is_empty();
+    let at_once = if selecting { limit.max(MIN_CONVERTED) } else { limit };
+    while items.len() < limit && pending < at_once {
+        let Some(kept) = rest.next() else { break };
+        match chosen_of(resource, kept, options, conversions) {
+            Ok(chosen) => items.extend(chosen),
+            Err(Pending) => pending += 1,
+        }
+    }
+    let left = match items.len() < limit {
+        true => 0,
+        // Nobody converts objects to count them: the next page may then be empty.
+        false if resource.converter().is_some() || !selecting => rest.count(),
+        false => rest
+            .filter(|kept| matches!(chosen_of(resource, kept, options, conversions), Ok(Some(_))))
+            .count(),
+    };
+    let last = items.last().map(|object| object.key.clone()).filter(|_| left > 0);
     List {
         resource,
         revision,
@@ -249,17 +302,22 @@ fn page(
     }
 }
 
+/// What is not known before a webhook has converted an object.
+struct Pending;
+
 /// The object as the row shows it, if it is selected.
 fn chosen_of(
     resource: &'static Resource,
     kept: &Kept,
     options: &ListOptions,
-) -> Option<Arc<Object>> {
+    conversions: &mut Conversions,
+) -> Result<Option<Arc<Object>>, Pending> {
     let selects = |object: &Object| selects(&options.labels, &options.fields, object);
     if kept.untouched().resource == resource {
-        return selects(kept.untouched()).then(|| kept.lent());
+        return Ok(selects(kept.untouched()).then(|| kept.lent()));
     }
-    Some(present(resource, &kept.lent())).filter(|object| selects(object))
+    let shown = conversions.present(resource, &kept.lent()).ok_or(Pending)?;
+    Ok(Some(shown).filter(|object| selects(object)))
 }
 
 fn check_match(options: &ListOptions) -> Result<(), Status> {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use crate::definitions::version_of;
 use crate::{Definitions, Document, Object, Resource, json as tree, registry};
 
 /// What a record does to its object.
@@ -178,18 +179,22 @@ fn object_from_text(
     else {
         return Err(damaged(key, "the key has fewer than three parts"));
     };
-    let resource = registry::by_storage(storage)
-        .or_else(|| definitions.storage_row(storage))
-        .ok_or_else(|| RestoreError::UnknownResource { key: key.to_owned() })?;
+    let unknown = || RestoreError::UnknownResource { key: key.to_owned() };
     let name = NamespacedName::new(namespace, name);
-    let read = Document::of_text(resource, text).map_err(|error| damaged(key, error))?;
-    if let Some((value, revision)) = read.filter(|_| resource.custom.is_none()) {
-        return Ok(Object { resource, key: name, revision, value });
+    let own = registry::by_storage(storage);
+    if let Some(resource) = own {
+        let read = Document::of_text(resource, text).map_err(|error| damaged(key, error))?;
+        if let Some((value, revision)) = read {
+            return Ok(Object { resource, key: name, revision, value });
+        }
     }
     let mut value = serde_json::from_str(text).map_err(|error| damaged(key, error))?;
+    let written = || definitions.row_of(storage, version_of(&value));
+    let resource = own.or_else(written).ok_or_else(unknown)?;
     if let Some(custom) = resource.custom {
-        // The schema may have got defaults since.
+        // The schema may have got defaults since, and the version may be gone.
         custom.fill(&mut value);
+        tree::set(&mut value, "/apiVersion", resource.api_version());
     }
     let revision = tree::text(&value, "/metadata/resourceVersion")
         .parse()

@@ -7,6 +7,7 @@ use model::Timestamp;
 use serde_json::Value;
 
 use crate::authorize::Subject;
+use crate::conversion::Conversions;
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::webhooks::{Admission, Proposal};
 use crate::{Object, Record, Resource, Status, Subresource};
@@ -207,6 +208,13 @@ pub struct Staged {
     pub records: Vec<Record>,
 }
 
+impl Staged {
+    /// What ends before anything is written.
+    pub(crate) fn unfinished(reply: Reply) -> Self {
+        Self { code: 200, reply, warnings: Vec::new(), records: Vec::new() }
+    }
+}
+
 /// The body of an answer.
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -220,4 +228,6 @@ pub enum Reply {
     Status(Status),
     /// None yet: webhooks are to be asked about this first.
     Proposal(Box<Proposal>),
+    /// None yet: webhooks are to convert this first.
+    Conversions(Box<Conversions>),
 }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use crate::conversion::Converter;
 use crate::definitions::Custom;
 use crate::names::NameRule;
 use crate::table::Column;
@@ -164,6 +165,11 @@ impl Resource {
             return Some(&custom.message);
         }
         schema::table().kind(&self.api_version(), self.kind)
+    }
+
+    /// The webhook that makes versions of one another, where one does.
+    pub fn converter(&self) -> Option<&'static Converter> {
+        self.custom.and_then(|custom| custom.converter)
     }
 
     /// Whether objects have a form in protobuf.

@@ -9,6 +9,8 @@ use model::{ClusterConfig, NamespacedName};
 use serde_json::Value;
 
 use crate::alloc::{Allocations, cluster_addresses};
+use crate::conversion::{Conversions, converter_for};
+use crate::definitions::version_of;
 use crate::kinds::addressing::{IP_ADDRESS, SERVICE_CIDR, address_of_service, belongs_to};
 use crate::kinds::admission_policy::{self, POLICY};
 use crate::kinds::definition::DEFINITION;
@@ -69,6 +71,8 @@ pub struct Store {
     pub(crate) removed: Vec<Arc<Object>>,
     /// What the write that runs wants webhooks to be asked about.
     pub(crate) proposal: Option<Proposal>,
+    /// What the write that runs has of objects in other versions than they are kept in.
+    pub(crate) conversions: Conversions,
     /// Follows the published definitions.
     pub(crate) definitions: Definitions,
 }
@@ -129,6 +133,7 @@ impl Store {
             allocations,
             removed: Vec::new(),
             proposal: None,
+            conversions: Conversions::default(),
             definitions: Definitions::default(),
         }
     }
@@ -199,7 +204,7 @@ impl Store {
             self.make_shelves();
         }
         for storage in redefined {
-            self.take_current_row(&storage);
+            self.take_current_rows(&storage);
             // Its watches may have to end.
             published
                 .storages
@@ -226,14 +231,16 @@ impl Store {
     }
 
     /// Gives the objects of a definition its rows of now.
-    fn take_current_row(&mut self, storage: &str) {
-        let (Some(row), Some(shelf)) =
-            (self.definitions.storage_row(storage), self.shelves.get_mut(storage))
-        else {
-            return;
-        };
-        let is_old = |kept: &&mut Kept| !std::ptr::eq(kept.untouched().resource, row);
-        for kept in shelf.objects.values_mut().filter(is_old) {
+    fn take_current_rows(&mut self, storage: &str) {
+        let Some(shelf) = self.shelves.get_mut(storage) else { return };
+        for kept in shelf.objects.values_mut() {
+            let object = kept.untouched();
+            let row = self.definitions.row_of(storage, object.resource.version);
+            // Where its version is gone, no webhook makes another of it.
+            let is_new = |row: &&'static Resource| {
+                converter_for(row, object).is_none() && !std::ptr::eq(object.resource, *row)
+            };
+            let Some(row) = row.filter(is_new) else { continue };
             let current = crate::read::converted(row, &kept.lent());
             let mut content = Content::of(&current);
             row.fill(&mut content.value);
@@ -266,7 +273,7 @@ impl Store {
         self.definitions.generation()
     }
 
-    /// The row in whose form a row's storage keeps its objects.
+    /// The row in whose form new objects of a row's storage are kept.
     pub(crate) fn storage_row(&self, resource: &'static Resource) -> &'static Resource {
         let found = match resource.custom {
             None => registry::by_storage(resource.storage),
@@ -354,7 +361,13 @@ impl Store {
         mut content: Content,
         context: &mut Context<'_>,
     ) -> Arc<Object> {
-        let resource = self.storage_row(resource);
+        let resource = match resource.custom {
+            None => self.storage_row(resource),
+            Some(_) => {
+                let version = version_of(&content.value);
+                self.definitions.row_of(resource.storage, version).unwrap_or(resource)
+            }
+        };
         if context.dry_run {
             return Arc::new(content.into_object(resource, key, 0));
         }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use model::NamespacedName;
 use serde_json::{Value, json};
 
-use crate::read::{parse_revision, present};
+use crate::conversion::{Conversions, unconverted};
+use crate::object::Kept;
+use crate::read::parse_revision;
 use crate::selector::{FieldSelector, LabelSelector, selects};
 use crate::validate::FieldErrors;
 use crate::window::Entry;
@@ -134,9 +136,23 @@ impl Store {
         watcher: &mut Watcher,
         limit: usize,
     ) -> Result<Vec<WatchEvent>, Status> {
+        self.watch_converted(watcher, limit, &mut Conversions::default())
+    }
+
+    /// As [`Store::watch_next`], with what webhooks have converted, or are to convert before the
+    /// watch goes on.
+    ///
+    /// # Errors
+    /// As for [`Store::watch_next`]; 500 where a webhook would have to convert objects.
+    pub fn watch_converted(
+        &self,
+        watcher: &mut Watcher,
+        limit: usize,
+        conversions: &mut Conversions,
+    ) -> Result<Vec<WatchEvent>, Status> {
         let after = match watcher.position {
             Position::Initial { bookmark } => {
-                let events = self.initial_events(watcher, bookmark)?;
+                let events = self.initial_events(watcher, bookmark, conversions)?;
                 watcher.position = Position::After(self.revision);
                 if !events.is_empty() {
                     return Ok(events);
@@ -160,7 +176,10 @@ impl Store {
         for entry in shelf.window.after(after).take(limit) {
             looked_at += 1;
             reached = entry.revision;
-            events.extend(watcher.event(entry));
+            events.extend(watcher.event(entry, conversions));
+        }
+        if conversions.is_wanting() {
+            return Err(unconverted(watcher.resource));
         }
         // A watcher of an idle resource moves on with the store, so that its bookmarks are fresh.
         // One from the future stays where it is.
@@ -179,14 +198,19 @@ impl Store {
         if is_gone && untold == 0 { Err(Status::unknown_path()) } else { Ok(()) }
     }
 
-    fn initial_events(&self, watcher: &Watcher, bookmark: bool) -> Result<Vec<WatchEvent>, Status> {
+    fn initial_events(
+        &self,
+        watcher: &Watcher,
+        bookmark: bool,
+        conversions: &mut Conversions,
+    ) -> Result<Vec<WatchEvent>, Status> {
         let options = ListOptions {
             namespace: watcher.options.namespace.clone(),
             labels: watcher.options.labels.clone(),
             fields: watcher.options.fields.clone(),
             ..ListOptions::default()
         };
-        let list = self.list(watcher.resource, &options)?;
+        let list = self.list_converted(watcher.resource, &options, conversions)?;
         let mut events: Vec<WatchEvent> = list
             .items
             .into_iter()
@@ -215,14 +239,21 @@ impl Watcher {
     }
 
     /// The event that a record means for this watch: an object can enter and leave the selection.
-    fn event(&self, entry: &Entry) -> Option<WatchEvent> {
+    /// None also where something is to be converted first.
+    fn event(&self, entry: &Entry, conversions: &mut Conversions) -> Option<WatchEvent> {
         if !self.in_namespace(&entry.object.untouched().key) {
             return None;
         }
-        let object = present(self.resource, &entry.object.lent());
+        let mut shown = |kept: &Kept| conversions.present(self.resource, &kept.lent());
+        let object = shown(&entry.object);
+        let previous = match &entry.previous {
+            // Where all are selected nobody looks at it.
+            Some(previous) if self.selects_all() => Some(previous.lent()),
+            Some(previous) => Some(shown(previous)?),
+            None => None,
+        };
+        let object = object?;
         let is_in = entry.operation != Operation::Delete && self.selects(&object);
-        let previous = entry.previous.as_ref();
-        let previous = previous.map(|previous| present(self.resource, &previous.lent()));
         let previous = previous.filter(|previous| self.selects(previous));
         match (previous, is_in) {
             (None, false) => None,
@@ -241,6 +272,10 @@ impl Watcher {
 
     fn in_namespace(&self, key: &NamespacedName) -> bool {
         self.options.namespace.is_empty() || self.options.namespace == key.namespace
+    }
+
+    fn selects_all(&self) -> bool {
+        self.options.labels.is_empty() && self.options.fields.is_empty()
     }
 
     fn selects(&self, object: &Object) -> bool {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use model::NamespacedName;
 use serde_json::{Value, json as tree};
 
 use crate::authorize::User;
+use crate::conversion::Conversions;
 use crate::expressions::{self, WRITE};
 use crate::kinds::core::NAMESPACE;
 use crate::kinds::webhook::{MUTATING, VALIDATING};
@@ -108,17 +110,24 @@ pub enum Place {
     },
 }
 
+/// How a webhook is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callee {
+    /// Where it answers.
+    pub place: Place,
+    /// The authorities that may sign its certificate, PEM; empty for those that the system trusts.
+    pub authorities: Vec<u8>,
+    /// How long it may take, seconds.
+    pub timeout_seconds: u64,
+}
+
 /// A webhook that is asked.
 #[derive(Clone, Debug)]
 pub struct Webhook {
     /// Its name.
     pub name: String,
-    /// Where it answers.
-    pub place: Place,
-    /// The authorities that may sign its certificate, PEM.
-    pub authorities: Vec<u8>,
-    /// How long it may take, seconds.
-    pub timeout_seconds: u64,
+    /// How it is called.
+    pub callee: Callee,
     /// Whether a write that it cannot be asked about is refused.
     pub fails_closed: bool,
     /// Whether it is asked again when a later one changed the object.
@@ -201,26 +210,33 @@ impl Store {
     }
 }
 
-impl Webhook {
-    fn read(webhook: &Value, row: &'static Resource) -> Self {
-        let text = |field: &str| json::text(webhook, field).to_owned();
-        let place = match json::at(webhook, "/clientConfig/service") {
-            None => Place::Url(text("/clientConfig/url")),
+impl Callee {
+    /// Reads a `clientConfig`.
+    pub(crate) fn read(config: &Value, timeout_seconds: u64) -> Self {
+        let text = |field: &str| json::text(config, field).to_owned();
+        let place = match json::at(config, "/service") {
+            None => Place::Url(text("/url")),
             Some(_) => Place::Service {
-                namespace: text("/clientConfig/service/namespace"),
-                name: text("/clientConfig/service/name"),
-                path: text("/clientConfig/service/path"),
-                port: json::integer(webhook, "/clientConfig/service/port")
+                namespace: text("/service/namespace"),
+                name: text("/service/name"),
+                path: text("/service/path"),
+                port: json::integer(config, "/service/port")
                     .and_then(|port| u16::try_from(port).ok())
                     .unwrap_or(443),
             },
         };
+        let authorities = STANDARD.decode(text("/caBundle")).unwrap_or_default();
+        Self { place, authorities, timeout_seconds }
+    }
+}
+
+impl Webhook {
+    fn read(webhook: &Value, row: &'static Resource) -> Self {
         let seconds = json::integer(webhook, "/timeoutSeconds").unwrap_or(10);
+        let config = json::at(webhook, "/clientConfig").unwrap_or(&Value::Null);
         Self {
-            name: text("/name"),
-            place,
-            authorities: STANDARD.decode(text("/clientConfig/caBundle")).unwrap_or_default(),
-            timeout_seconds: u64::try_from(seconds).unwrap_or(10),
+            name: json::text(webhook, "/name").to_owned(),
+            callee: Callee::read(config, u64::try_from(seconds).unwrap_or(10)),
             fails_closed: json::text(webhook, "/failurePolicy") != "Ignore",
             is_asked_again: json::text(webhook, "/reinvocationPolicy") == "IfNeeded",
             row,
@@ -302,7 +318,61 @@ impl Proposal {
         tree!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request})
     }
 
-    /// An object in the version of a row: versions of a definition differ by their names alone.
+    /// As it is seen by who is asked in the version of a row: where a webhook makes versions of one
+    /// another, that is to be done first.
+    ///
+    /// # Errors
+    /// 500 where objects are to be converted first.
+    pub fn seen_in(
+        &self,
+        row: &'static Resource,
+        conversions: &mut Conversions,
+    ) -> Result<Self, Status> {
+        let mut seen = self.clone();
+        if row == self.resource || self.kind.is_some() || row.converter().is_none() {
+            return Ok(seen);
+        }
+        let old = self.old.as_ref().map(|old| conversions.object(row, old));
+        if let Some(object) = &self.object {
+            seen.object = Some(self.converted(self.resource, object, row, conversions)?);
+        }
+        seen.old = old.transpose()?;
+        Ok(seen)
+    }
+
+    /// Takes up what somebody made of the object who saw it in the version of a row.
+    ///
+    /// # Errors
+    /// As for [`Proposal::seen_in`].
+    pub fn taken_back(
+        &self,
+        seen: Self,
+        row: &'static Resource,
+        conversions: &mut Conversions,
+    ) -> Result<Self, Status> {
+        let object = match &seen.object {
+            Some(object) if row != self.resource => {
+                Some(self.converted(row, object, self.resource, conversions)?)
+            }
+            _ => seen.object,
+        };
+        Ok(Self { object, ..self.clone() })
+    }
+
+    /// The object, which is not stored yet, in another version.
+    fn converted(
+        &self,
+        from: &'static Resource,
+        object: &Value,
+        to: &'static Resource,
+        conversions: &mut Conversions,
+    ) -> Result<Value, Status> {
+        let key = NamespacedName::new(self.namespace.clone(), self.name());
+        let given = Arc::new(Object::new(from, key, 0, object.clone()));
+        conversions.object(to, &given).map(|object| object.to_value())
+    }
+
+    /// An object in the version of a row: it is so already where more than the name differs.
     fn in_version(&self, row: &Resource, mut object: Value) -> Value {
         if row != self.resource && self.kind.is_none() {
             json::set(&mut object, "/apiVersion", row.api_version());

@@ -160,7 +160,7 @@ fn a_wrong_definition_is_refused_in_the_words_of_the_real_server() {
         ),
         (
             |crd| crd["spec"]["conversion"] = json!({"strategy": "Webhook"}),
-            "spec.conversion.strategy: Forbidden: flatnet calls no conversion webhooks",
+            "spec.conversion.webhookClientConfig: Required value: required when strategy is set to Webhook",
         ),
         (
             |crd| {
@@ -206,39 +206,51 @@ fn a_wrong_definition_is_refused_in_the_words_of_the_real_server() {
     }
 }
 
-/// A conversion that is never needed keeps no definition out.
 #[test]
-fn a_webhook_that_converts_is_let_in_where_one_version_is_served() {
+fn a_webhook_that_converts_is_named_wholly() {
     let mut api = Api::new();
     let mut crd = gadgets();
-    crd["spec"]["versions"][0]["served"] = false.into();
     let service = json!({"namespace": "default", "name": "convert"});
     crd["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {
         "clientConfig": {"service": service}, "conversionReviewVersions": ["v1"]}});
-    for (pointer, expected) in [
-        ("/spec/conversion/webhook", "spec.conversion.webhookClientConfig: Required value"),
+    let config = "spec.conversion.webhookClientConfig";
+    for (pointer, value, expected) in [
+        ("/webhook", Value::Null, format!("{config}: Required value")),
         (
-            "/spec/conversion/webhook/clientConfig/service",
-            "spec.conversion.webhookClientConfig: Required value: exactly one of url or service",
+            "/webhook/clientConfig/service",
+            Value::Null,
+            format!("{config}: Required value: exactly one of url or service"),
         ),
         (
-            "/spec/conversion/webhook/conversionReviewVersions",
-            "spec.conversion.conversionReviewVersions: Required value",
+            "/webhook/clientConfig",
+            json!({"url": "http://example.com"}),
+            format!("{config}.url: Invalid value: \"http://example.com\": 'https' is the only"),
         ),
+        (
+            "/webhook/clientConfig/service/name",
+            Value::Null,
+            format!("{config}.service.name: Required value"),
+        ),
+        (
+            "/webhook/clientConfig",
+            json!({"url": "https://example.com", "caBundle": "bm9uZQ=="}),
+            format!("{config}.caBundle: Invalid value"),
+        ),
+        (
+            "/webhook/conversionReviewVersions",
+            Value::Null,
+            "spec.conversion.conversionReviewVersions: Required value".to_owned(),
+        ),
+        ("/strategy", "None".into(), format!("{config}: Forbidden: should not be set when")),
     ] {
         let mut wrong = crd.clone();
-        *wrong.pointer_mut(pointer).expect("a member") = Value::Null;
+        let place = format!("/spec/conversion{pointer}");
+        *wrong.pointer_mut(&place).expect("a member") = value;
         let refused = api.create("customresourcedefinitions", "", wrong).expect_err(pointer);
-        assert!(refused.message.contains(expected), "{refused}");
+        assert!(refused.message.contains(&expected), "{refused}");
     }
     let made = api.create("customresourcedefinitions", "", crd.clone()).expect("made");
     assert_eq!(made.value["spec"]["conversion"]["webhook"]["clientConfig"]["service"]["port"], 443);
-    make(&mut api, "g", json!({"size": 3}));
-    crd["spec"]["versions"][0]["served"] = true.into();
-    crd["metadata"]["name"] = "gizmos.example.com".into();
-    crd["spec"]["names"] = json!({"plural": "gizmos", "kind": "Gizmo"});
-    let refused = api.create("customresourcedefinitions", "", crd).expect_err("two versions");
-    assert!(refused.message.contains("flatnet calls no conversion webhooks"), "{refused}");
 }
 
 #[test]

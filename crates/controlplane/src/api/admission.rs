@@ -64,15 +64,15 @@ impl Api {
             return self.delete_each(&request, &list, &delete, options, annotations).await;
         }
         if !self.shared.read().concerns_admission(&request) {
-            return self.shared.write(request, options).await;
+            return self.converter.write(request, options).await;
         }
         // A look is no write, whatever way it takes through the store.
         let look = WriteOptions { dry_run: true, admission: Admission::Propose, ..options.clone() };
-        let mut seen = self.shared.write(request.clone(), look).await?;
+        let mut seen = self.converter.write(request.clone(), look).await?;
         for _ in 0..MAX_ATTEMPTS {
             let Reply::Proposal(proposal) = seen.reply else {
                 // Nothing that webhooks look at comes of it.
-                return self.shared.write(request, options).await;
+                return self.converter.write(request, options).await;
             };
             let mut told = Told::default();
             seen = self.admit(&request, &options, *proposal, &mut told).await?;
@@ -152,19 +152,21 @@ impl Api {
             // They judge what would be stored.
             let dry =
                 WriteOptions { dry_run: true, admission: admission.clone(), ..options.clone() };
-            let tried = self.shared.write(request.clone(), dry).await?;
+            let tried = self.converter.write(request.clone(), dry).await?;
             match tried.reply {
                 Reply::Object(object) => proposal.object = Some(object.value.clone()),
                 Reply::Value(value) => proposal.object = Some(value),
                 Reply::Status(_) => {}
-                Reply::Proposal(_) | Reply::Objects(..) => return Ok(tried),
+                Reply::Proposal(_) | Reply::Conversions(_) | Reply::Objects(..) => {
+                    return Ok(tried);
+                }
             }
         }
         if is_judged {
             self.judge(&proposal, options, told).await?;
         }
         let options = WriteOptions { admission, ..options.clone() };
-        self.shared.write(request.clone(), options).await
+        self.converter.write(request.clone(), options).await
     }
 
     /// Asks policies, then all webhooks that judge.
@@ -174,10 +176,13 @@ impl Api {
         options: &WriteOptions,
         told: &mut Told,
     ) -> Result<(), Status> {
+        let seen = self.seen_by_policies(proposal).await?;
         let judges = {
             let store = self.shared.read();
             let id = uid(&mut SystemRandom);
             let review = |row: &'static Resource| {
+                let seen = seen.iter().find(|(in_row, _)| *in_row == row);
+                let proposal = seen.map_or(proposal, |(_, proposal)| proposal);
                 proposal.review(row, &id, options.user.as_ref(), options.dry_run)
             };
             let mut said = store.judge_by_policies(proposal, &review)?;
@@ -191,6 +196,23 @@ impl Api {
             told.warnings.extend(said?.warnings);
         }
         Ok(())
+    }
+
+    /// A proposal in the other versions in which policies look at it, where a webhook makes these.
+    async fn seen_by_policies(
+        &self,
+        proposal: &Proposal,
+    ) -> Result<Vec<(&'static Resource, Proposal)>, Status> {
+        if proposal.resource.converter().is_none() {
+            return Ok(Vec::new());
+        }
+        let rows = self.shared.read().rows_of_policies(proposal);
+        let mut seen = Vec::new();
+        for row in rows {
+            let shown = self.converter.read(|_, conversions| proposal.seen_in(row, conversions));
+            seen.push((row, shown.await?));
+        }
+        Ok(seen)
     }
 
     /// Asks those that may change the object, one after the other. One that wants it is asked
@@ -230,10 +252,19 @@ impl Api {
     ) -> Result<(), Status> {
         let said = self.ask(webhook, proposal, options).await?;
         warnings.extend(said.warnings);
-        match said.patch {
-            Some(patch) => proposal.apply(webhook, &patch),
-            None => Ok(()),
+        let Some(patch) = said.patch else { return Ok(()) };
+        if !is_converted(webhook, proposal) {
+            return proposal.apply(webhook, &patch);
         }
+        let row = webhook.row;
+        let seen = self.converter.read(|_, conversions| proposal.seen_in(row, conversions));
+        let mut seen = Proposal { resource: row, ..seen.await? };
+        seen.apply(webhook, &patch)?;
+        let taken = self
+            .converter
+            .read(|_, conversions| proposal.taken_back(seen.clone(), row, conversions));
+        *proposal = taken.await?;
+        Ok(())
     }
 
     /// Asks one webhook. Where it cannot be asked, its `failurePolicy` decides.
@@ -244,14 +275,24 @@ impl Api {
         options: &WriteOptions,
     ) -> Result<Verdict, Status> {
         let id = uid(&mut SystemRandom);
-        let review = proposal.review(webhook.row, &id, options.user.as_ref(), options.dry_run);
+        let row = webhook.row;
+        let seen = match is_converted(webhook, proposal) {
+            true => {
+                let seen = self.converter.read(|_, conversions| proposal.seen_in(row, conversions));
+                &seen.await?
+            }
+            false => proposal,
+        };
+        let review = seen.review(row, &id, options.user.as_ref(), options.dry_run);
         match webhook.wants(&review) {
             Ok(true) => {}
             Ok(false) => return Ok(Verdict::default()),
             Err(why) => return Err(Status::forbidden(proposal.resource, proposal.name(), why)),
         }
-        let target = webhook::find(&self.shared.read(), webhook, SystemRandom.next_u64());
-        let answer = self.webhooks.ask(webhook, target, &review).await;
+        let callee = &webhook.callee;
+        let target = webhook::find(&self.shared.read(), callee, SystemRandom.next_u64());
+        let answer = self.webhooks.ask(callee, target, &review).await;
+        let answer = answer.map_err(|why| format!("failed to call webhook: {why}"));
         let failure = match answer.and_then(|answer| verdict(&webhook.name, &id, &answer)) {
             Ok(judged) => return judged,
             Err(failure) => failure,
@@ -281,7 +322,10 @@ impl Api {
         options: WriteOptions,
         annotations: &mut BTreeMap<String, String>,
     ) -> Result<Staged, Status> {
-        let chosen = self.shared.read().list(request.resource, list)?.items;
+        let chosen = self
+            .converter
+            .read(|store, conversions| store.list_converted(request.resource, list, conversions));
+        let chosen = chosen.await?.items;
         let mut gone = Vec::new();
         let mut warnings = Vec::new();
         for object in chosen {
@@ -304,6 +348,11 @@ impl Api {
         let reply = Reply::Objects(request.resource, gone);
         Ok(Staged { code: 200, reply, warnings, records: Vec::new() })
     }
+}
+
+/// Whether a webhook is asked in a version that another one makes.
+fn is_converted(webhook: &Webhook, proposal: &Proposal) -> bool {
+    webhook.row != proposal.resource && proposal.kind.is_none() && webhook.row.converter().is_some()
 }
 
 /// What a connection is asked for with, as its options are called in the API.

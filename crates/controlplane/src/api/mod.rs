@@ -28,6 +28,7 @@ use store::Status;
 use store::authorize::Request;
 
 use crate::audit::{Audit, Entry};
+use crate::conversion::Converter;
 use crate::tls::User;
 use crate::tokens::Tokens;
 use crate::webhook::Webhooks;
@@ -83,7 +84,8 @@ pub(crate) struct Api {
     proxy: Arc<Proxy>,
     meters: Meters,
     audit: Option<Audit>,
-    webhooks: Webhooks,
+    webhooks: Arc<Webhooks>,
+    converter: Arc<Converter>,
     /// Becomes true when the server stops: watches end then.
     stop: tokio::sync::watch::Receiver<bool>,
 }
@@ -97,6 +99,8 @@ impl Api {
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
         let proxy = Arc::new(proxy);
+        let webhooks = Arc::new(Webhooks::new());
+        let converter = Converter::new(Arc::clone(&shared), Arc::clone(&webhooks));
         Arc::new(Self {
             shared,
             documents: Documents::default(),
@@ -104,7 +108,8 @@ impl Api {
             meters: Meters::new(Arc::clone(&proxy)),
             proxy,
             audit,
-            webhooks: Webhooks::new(),
+            webhooks,
+            converter,
             stop,
         })
     }

@@ -76,9 +76,9 @@ impl Api {
             return self.metrics(&call, &target).await;
         }
         match verb {
-            "list" => self.list(&call, &target),
+            "list" => self.list(&call, &target).await,
             "watch" => self.watch(&call, &target),
-            "get" => self.get(&call, &target),
+            "get" => self.get(&call, &target).await,
             _ => self.write(call, target).await,
         }
     }
@@ -97,23 +97,28 @@ impl Api {
         answered.map(|response| told.with(response))
     }
 
-    fn get(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
+    async fn get(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
         let accepted = negotiate::accepted(&call.headers, false)?;
-        let store = self.shared.read();
+        let Target { resource, namespace, name, .. } = target;
         if target.subresource == Some(Subresource::Scale) {
-            let scale = store.get_scale(target.resource, &target.namespace, &target.name)?;
+            let scale = self.converter.read(|store, conversions| {
+                store.scale_converted(resource, namespace, name, conversions)
+            });
+            let scale = scale.await?;
             return Ok(answer::value(StatusCode::OK, &scale, accepted.encoding));
         }
         let parts = [Subresource::Status, Subresource::EphemeralContainers];
         if target.subresource.is_some_and(|part| !parts.contains(&part)) {
             return Err(Status::method_not_allowed());
         }
-        let object = store.get(target.resource, &target.namespace, &target.name)?;
-        drop(store);
-        show(StatusCode::OK, &object, accepted, include(&call.query())?)
+        let include = include(&call.query())?;
+        let object = self
+            .converter
+            .read(|store, conversions| store.get_converted(resource, namespace, name, conversions));
+        show(StatusCode::OK, &object.await?, accepted, include)
     }
 
-    fn list(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
+    async fn list(&self, call: &Call, target: &Target) -> Result<Response<Body>, Status> {
         let accepted = negotiate::accepted(&call.headers, false)?;
         let query = call.query();
         let options = ListOptions {
@@ -129,7 +134,10 @@ impl Api {
             resource_version_match: query.get("resourceVersionMatch").to_owned(),
         };
         let include = include(&query)?;
-        let list = self.shared.read().list(target.resource, &options)?;
+        let list = self.converter.read(|store, conversions| {
+            store.list_converted(target.resource, &options, conversions)
+        });
+        let list = list.await?;
         Ok(show_list(&list, accepted, include))
     }
 
@@ -156,7 +164,8 @@ impl Api {
             include: include(&query)?,
             timeout_seconds: query.number("timeoutSeconds")?,
         };
-        watch::start(&self.shared, self.stop.clone(), request).ok_or_else(Status::unknown_path)
+        watch::start(&self.shared, &self.converter, self.stop.clone(), request)
+            .ok_or_else(Status::unknown_path)
     }
 
     async fn write(&self, call: Call, target: Target) -> Result<Response<Body>, Status> {
@@ -197,6 +206,7 @@ impl Api {
             dry_run,
             validation: FieldValidation { directive, faults },
             admission: Admission::Whole,
+            attempt: None,
         };
         let request = Request {
             resource: target.resource,
@@ -207,7 +217,7 @@ impl Api {
         };
         let mut told = Told::default();
         let staged = match call.is_exempt {
-            true => self.shared.write(request, options).await?,
+            true => self.converter.write(request, options).await?,
             false => self.write_admitted(request, options, &mut told.annotations).await?,
         };
         reply(&staged, accepted, include).map(|response| told.with(response))
@@ -414,7 +424,9 @@ fn reply(staged: &Staged, accepted: Accepted, include: Include) -> Result<Respon
         }
         Reply::Value(value) => answer::value(code, value, accepted.encoding),
         // Nobody that asks for an answer is shown one.
-        Reply::Proposal(_) => return Err(Status::internal("webhooks were not asked")),
+        Reply::Proposal(_) | Reply::Conversions(_) => {
+            return Err(Status::internal("webhooks were not asked"));
+        }
         Reply::Status(status) => answer::encoded_status(status, accepted.encoding),
     };
     answer::add_warnings(&mut response, &staged.warnings);

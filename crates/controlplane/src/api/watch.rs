@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::negotiate::{Accepted, Encoding, Form};
 use super::{answer, protobuf};
+use crate::conversion::Converter;
 use crate::stopped;
 use crate::writer::{Shared, SystemRandom, now};
 
@@ -48,14 +49,15 @@ pub(super) struct WatchRequest {
 /// Starts a watch. It ends at its timeout, when the server stops, when the client falls out of
 /// the window, and when the client goes away.
 pub(super) fn start(
-    shared: &Arc<Shared>,
+    shared: &Shared,
+    converter: &Arc<Converter>,
     stop: watch::Receiver<bool>,
     request: WatchRequest,
 ) -> Option<Response<Body>> {
     let changes = shared.changes(request.watcher.resource.storage)?;
     let now = Instant::now();
     let stream = Stream {
-        shared: Arc::clone(shared),
+        converter: Arc::clone(converter),
         watcher: request.watcher,
         accepted: request.accepted,
         include: request.include,
@@ -83,7 +85,7 @@ fn timeout(seconds: Option<i64>) -> Duration {
 }
 
 struct Stream {
-    shared: Arc<Shared>,
+    converter: Arc<Converter>,
     watcher: Watcher,
     accepted: Accepted,
     include: Include,
@@ -109,7 +111,7 @@ impl Stream {
         while !self.ended {
             // Marked as seen before the store is read: a change in between wakes the wait.
             self.changes.borrow_and_update();
-            let step = self.shared.read().watch_next(&mut self.watcher, STEP_RECORDS);
+            let step = self.step().await;
             let mut lines = Vec::new();
             match step {
                 Ok(events) => events.iter().for_each(|event| self.write(event, &mut lines)),
@@ -123,6 +125,14 @@ impl Stream {
             }
         }
         None
+    }
+
+    /// What there is to tell; the cursor moves on once all of it is converted.
+    async fn step(&mut self) -> Result<Vec<WatchEvent>, Status> {
+        let watcher = &mut self.watcher;
+        self.converter
+            .read(|store, conversions| store.watch_converted(watcher, STEP_RECORDS, conversions))
+            .await
     }
 
     async fn wait(&mut self, lines: &mut Vec<u8>) {

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::conversion;
 use crate::support::Server;
 
 const GROUP_VERSION: &str = "admissionregistration.k8s.io/v1";
@@ -116,6 +117,7 @@ async fn answer(
         seen.push((path.clone(), asked));
         seen.len()
     };
+    let is_conversion = review["kind"] == "ConversionReview";
     let patch = |operations: Value| {
         json!({"allowed": true, "patchType": "JSONPatch",
             "patch": STANDARD.encode(operations.to_string())})
@@ -135,6 +137,7 @@ async fn answer(
             "status": {"code": 403, "reason": "Forbidden", "message": "ask your admin"}}),
         "mute" => json!({"allowed": false}),
         "warn" => json!({"allowed": true, "warnings": ["that is old"]}),
+        "open" => patch(json!([{"op": "replace", "path": "/spec/port", "value": "8080"}])),
         "halve" => patch(json!([{"op": "replace", "path": "/spec/replicas", "value": 1}])),
         "first" => label("first", &count.to_string()),
         "second" => label("second", &count.to_string()),
@@ -162,8 +165,11 @@ async fn answer(
         "stranger" => "somebody-else".into(),
         _ => review["request"]["uid"].clone(),
     };
-    let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
-        "response": response});
+    let review = match is_conversion {
+        true => conversion::answer(&path, &review),
+        false => json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "response": response}),
+    };
     let text = if path == "garbage" { "no json".to_owned() } else { review.to_string() };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     if path == "moved" {

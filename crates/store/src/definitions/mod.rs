@@ -17,6 +17,7 @@ use schema::Message;
 use schema::structural::{Fault, Schema};
 use serde_json::{Value, json as tree};
 
+use crate::conversion::Converter;
 use crate::validate::FieldErrors;
 use crate::{Resource, json};
 
@@ -64,6 +65,8 @@ pub struct Custom {
     pub(crate) storage: bool,
     pub(crate) list_kind: &'static str,
     pub(crate) scale: Option<Scale>,
+    /// What makes versions of one another; `None` where they differ by their names alone.
+    pub(crate) converter: Option<&'static Converter>,
 }
 
 /// Where a custom object has what a Scale tells: JSON pointers.
@@ -140,6 +143,13 @@ impl Definitions {
         rows.iter().copied().find(|row| row.custom.is_some_and(|custom| custom.storage))
     }
 
+    /// The row in whose form a stored object is: that of the version that it was written in, or of
+    /// the storage version where there is no such version any more.
+    pub(crate) fn row_of(&self, storage: &str, version: &str) -> Option<&'static Resource> {
+        let mut rows = self.in_force.get(storage)?.rows.iter().copied();
+        rows.find(|row| row.version == version).or_else(|| self.storage_row(storage))
+    }
+
     /// The storages of all definitions.
     pub(crate) fn storages(&self) -> impl Iterator<Item = &'static str> {
         self.in_force.keys().copied()
@@ -163,6 +173,11 @@ impl Compiled {
     fn name(&self) -> &'static str {
         self.rows.first().map(|row| row.storage).unwrap_or_default()
     }
+}
+
+/// The version that an object is written in.
+pub(crate) fn version_of(object: &Value) -> &str {
+    json::text(object, "/apiVersion").rsplit('/').next().unwrap_or_default()
 }
 
 /// What a definition's rows are made of.

@@ -6,6 +6,7 @@ use schema::structural::{Schema, message};
 use serde_json::Value;
 
 use super::{Custom, Path, Scale, keep};
+use crate::conversion::Converter;
 use crate::names::NameRule;
 use crate::resource::{Resource, Subresource};
 use crate::table::{Cell, Column};
@@ -15,7 +16,9 @@ pub(super) fn rows(name: &'static str, source: &'static Value) -> Vec<&'static R
     let versions = source.pointer("/spec/versions").and_then(Value::as_array);
     let mut versions: Vec<&'static Value> = versions.into_iter().flatten().collect();
     versions.sort_by_key(|version| Reverse(rank(text(version, "/name"))));
-    versions.into_iter().map(|version| row(name, source, version)).collect()
+    let converter = source.get("spec").and_then(Converter::read);
+    let converter: Option<&'static Converter> = converter.map(keep);
+    versions.into_iter().map(|version| row(name, source, version, converter)).collect()
 }
 
 /// The order of versions: `v2`, `v1`, `v1beta2`, `v1beta1`, `v1alpha1`, then all others by name
@@ -37,9 +40,14 @@ pub(crate) fn rank(version: &str) -> (u8, u64, u64, Reverse<String>) {
     }
 }
 
-fn row(name: &'static str, source: &'static Value, version: &'static Value) -> &'static Resource {
+fn row(
+    name: &'static str,
+    source: &'static Value,
+    version: &'static Value,
+    converter: Option<&'static Converter>,
+) -> &'static Resource {
     let kind = text(source, "/names/kind");
-    let custom = custom(source, version);
+    let custom = Custom { converter, ..custom(source, version) };
     keep(Resource {
         group: text(source, "/spec/group"),
         version: text(version, "/name"),
@@ -81,6 +89,7 @@ fn custom(source: &'static Value, version: &'static Value) -> Custom {
             status_replicas,
             selector: pointer("labelSelectorPath"),
         }),
+        converter: None,
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{Path, is_established};
 use crate::json;
+use crate::kinds::webhook::validate_client;
 use crate::names::{rfc1035_label_faults, subdomain_faults};
 use crate::validate::{FieldErrors, immutable, one_of};
 
@@ -104,8 +105,7 @@ fn validate_names(value: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// Versions differ in nothing but their names. A webhook that converts is let in where it would
-/// never be asked: where the one version that is kept is the only one to be had.
+/// Checks how versions are made of one another.
 fn validate_conversion(value: &Value, errors: &mut FieldErrors) {
     let field = "spec.conversion.strategy";
     let webhook = json::at(value, "/spec/conversion/webhook");
@@ -113,41 +113,20 @@ fn validate_conversion(value: &Value, errors: &mut FieldErrors) {
         "None" => {
             if webhook.is_some() {
                 let why = "should not be set when strategy is not set to Webhook";
-                errors.forbidden("spec.conversion.webhook", why);
+                errors.forbidden("spec.conversion.webhookClientConfig", why);
             }
         }
-        "Webhook" => {
-            if needs_conversion(value) {
-                let why = "flatnet calls no conversion webhooks; use strategy None, or serve the \
-                           storage version alone";
-                errors.forbidden(field, why);
-            }
-            validate_conversion_webhook(webhook.unwrap_or(&Value::Null), errors);
-        }
+        "Webhook" => validate_conversion_webhook(webhook.unwrap_or(&Value::Null), errors),
         "" => errors.required(field, ""),
         other => errors.unsupported(field, other, &["None", "Webhook"]),
     }
-}
-
-/// Whether an object can be asked for in another version than it is kept in.
-fn needs_conversion(value: &Value) -> bool {
-    let versions = json::items(value, "/spec/versions");
-    let is_other = |version: &&Value| !json::flag(version, "/storage");
-    let mut others = versions.iter().filter(is_other);
-    let stored = json::texts(value, "/status/storedVersions");
-    others.any(|other| json::flag(other, "/served") || stored.contains(&json::text(other, "/name")))
 }
 
 fn validate_conversion_webhook(webhook: &Value, errors: &mut FieldErrors) {
     let config = "spec.conversion.webhookClientConfig";
     match webhook.get("clientConfig").filter(|config| config.is_object()) {
         None => errors.required(config, "required when strategy is set to Webhook"),
-        Some(given) => {
-            let has = |name: &str| given.get(name).is_some_and(|one| !one.is_null());
-            if has("url") == has("service") {
-                errors.required(config, "exactly one of url or service is required");
-            }
-        }
+        Some(given) => validate_client(config, given, errors),
     }
     let versions = json::texts(webhook, "/conversionReviewVersions");
     let field = "spec.conversion.conversionReviewVersions";

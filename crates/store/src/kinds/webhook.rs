@@ -92,7 +92,8 @@ fn validate(value: &Value, errors: &mut FieldErrors) {
             errors.duplicate(format!("{at}.name"), name);
         }
         validate_webhook(&at, webhook, errors);
-        validate_client(&format!("{at}.clientConfig"), webhook, errors);
+        let config = json::at(webhook, "/clientConfig").unwrap_or(&Value::Null);
+        validate_client(&format!("{at}.clientConfig"), config, errors);
         for (index, rule) in json::items(webhook, "/rules").iter().enumerate() {
             validate_rule(&format!("{at}.rules[{index}]"), rule, errors);
         }
@@ -133,9 +134,10 @@ fn validate_webhook(at: &str, webhook: &Value, errors: &mut FieldErrors) {
     check_conditions(&format!("{at}.matchConditions"), conditions, &WRITE, errors);
 }
 
-fn validate_client(at: &str, webhook: &Value, errors: &mut FieldErrors) {
-    let url = json::at(webhook, "/clientConfig/url").and_then(Value::as_str);
-    let service = json::at(webhook, "/clientConfig/service");
+/// Checks a `clientConfig`.
+pub(crate) fn validate_client(at: &str, config: &Value, errors: &mut FieldErrors) {
+    let url = json::at(config, "/url").and_then(Value::as_str);
+    let service = json::at(config, "/service");
     match (url, service) {
         (Some(url), None) => validate_url(&format!("{at}.url"), url, errors),
         (None, Some(service)) => {
@@ -153,7 +155,7 @@ fn validate_client(at: &str, webhook: &Value, errors: &mut FieldErrors) {
         }
         _ => errors.required(at, "exactly one of url or service is required"),
     }
-    if let Some(bundle) = json::at(webhook, "/clientConfig/caBundle").and_then(Value::as_str)
+    if let Some(bundle) = json::at(config, "/caBundle").and_then(Value::as_str)
         && !bundle.is_empty()
     {
         let text = STANDARD.decode(bundle).ok().and_then(|text| String::from_utf8(text).ok());

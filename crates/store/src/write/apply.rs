@@ -6,7 +6,6 @@ use model::NamespacedName;
 use schema::apply::{self, Applied, Conflict, Manager, Managers, Operation};
 use serde_json::{Value, json as tree};
 
-use crate::read::present;
 use crate::status::Cause;
 use crate::{Context, FieldDirective, Object, Request, Resource, Status, Store, Subresource, json};
 
@@ -34,7 +33,8 @@ impl Store {
     ) -> Result<Arc<Object>, Status> {
         let resource = request.resource;
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
-        let old = self.head(resource, &key).map(|old| present(resource, &old));
+        let old = self.head(resource, &key);
+        let old = old.map(|old| self.shown(resource, &old)).transpose()?;
         if old.is_none() && part != Part::Main {
             return Err(Status::not_found(resource, &request.name));
         }

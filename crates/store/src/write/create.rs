@@ -6,7 +6,6 @@ use model::NamespacedName;
 use serde_json::Value;
 
 use crate::names::{GENERATE_NAME_ATTEMPTS, generate};
-use crate::read::present;
 use crate::state::Content;
 use crate::validate::FieldErrors;
 use crate::{Context, Object, Operation, Request, Resource, Status, Store, Subresource, json};
@@ -75,10 +74,8 @@ impl Store {
             // The status that was taken away has defaults too, as the real server's reads show.
             custom.fill(&mut value);
         }
-        let value = self.to_storage(resource, value);
         let content = Content { value, managed_fields };
-        let object = self.commit(resource, key, Operation::Create, content, context);
-        Ok(present(resource, &object))
+        self.keep(resource, key, Operation::Create, content, context)
     }
 
     /// Gives Services their addresses and node ports.

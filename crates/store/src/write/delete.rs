@@ -6,6 +6,7 @@ use std::time::Duration;
 use model::Timestamp;
 use serde_json::Value;
 
+use crate::conversion::{converter_for, unconverted};
 use crate::kinds::core::NAMESPACE;
 use crate::kinds::definition::DEFINITION;
 use crate::read::present;
@@ -46,7 +47,7 @@ impl Store {
         self.admit_subject(request, Some(&old.value), None, context)?;
         check_preconditions(resource, &old, &options.preconditions)?;
         self.webhook_point(request, Some(&old), None, context)?;
-        let (object, gone) = self.remove(resource, &old, options, context)?;
+        let (object, gone) = self.remove_shown(resource, &old, options, context)?;
         if gone && !resource.returns_deleted {
             return Ok(Reply::Status(Status::deleted(resource, &request.name, old.uid())));
         }
@@ -66,20 +67,50 @@ impl Store {
         if !resource.allows("deletecollection") {
             return Err(Status::method_not_allowed());
         }
+        let mut chosen = self.head_objects(resource.storage);
+        chosen.retain(|object| {
+            request.namespace.is_empty() || request.namespace == object.key.namespace
+        });
+        let shown: Vec<_> =
+            chosen.iter().filter_map(|object| self.conversions.present(resource, object)).collect();
+        if self.conversions.is_wanting() {
+            return Err(unconverted(resource));
+        }
         let mut objects = Vec::new();
-        for object in self.head_objects(resource.storage) {
-            let old = present(resource, &object);
-            let in_namespace =
-                request.namespace.is_empty() || request.namespace == old.key.namespace;
-            if in_namespace && selects(labels, fields, &old) {
-                objects.push(self.remove(resource, &old, options, context)?.0);
-            }
+        for old in shown.iter().filter(|old| selects(labels, fields, old)) {
+            objects.push(self.remove_shown(resource, old, options, context)?.0);
         }
         Ok(Reply::Objects(resource, objects))
     }
 
+    /// Removes an object as a row shows it, and gives what becomes of it in the same form.
+    fn remove_shown(
+        &mut self,
+        resource: &'static Resource,
+        old: &Arc<Object>,
+        options: &DeleteOptions,
+        context: &mut Context<'_>,
+    ) -> Result<(Arc<Object>, bool), Status> {
+        let kept = self.head(resource, &old.key).filter(|_| resource.custom.is_some());
+        let Some(kept) = kept else { return self.remove(resource, old, options, context) };
+        let (object, gone) = self.remove(resource, &kept, options, context)?;
+        if converter_for(resource, &object).is_none() {
+            return Ok((present(resource, &object), gone));
+        }
+        // No more than this has changed, and that is the same in all versions.
+        let mut value = old.value.clone();
+        for field in
+            ["deletionGracePeriodSeconds", "deletionTimestamp", "generation", "resourceVersion"]
+        {
+            json::copy(&mut value, &object.value, &format!("/metadata/{field}"));
+        }
+        let content = Content { value, managed_fields: old.managed_fields() };
+        Ok((Arc::new(content.into_object(resource, old.key.clone(), object.revision)), gone))
+    }
+
     /// Removes an object, or marks it when something is to happen first. Gives the object and
-    /// whether it is gone.
+    /// whether it is gone. A custom object is given as it is kept, and stays in that version:
+    /// what changes of it is the same in all.
     pub(crate) fn remove(
         &mut self,
         resource: &'static Resource,
@@ -103,15 +134,16 @@ impl Store {
             self.delete_instances(&mut value, context)?;
         }
         let gone = update::may_go(&value);
-        if gone {
-            let key = old.key.clone();
-            let value = self.to_storage(resource, value);
-            let content = Content { value, managed_fields: old.managed_fields() };
-            let object = self.commit(resource, key, Operation::Delete, content, context);
-            return Ok((present(resource, &object), true));
-        }
+        let resource = if resource.custom.is_some() { old.resource } else { resource };
         let content = Content { value, managed_fields: old.managed_fields() };
-        Ok((self.finish_update(resource, old, content, context)?, false))
+        if !gone && old.value == content.value {
+            return Ok((old.clone(), false));
+        }
+        if resource.custom.is_some() {
+            let operation = if gone { Operation::Delete } else { Operation::Update };
+            return Ok((self.commit(resource, old.key.clone(), operation, content, context), gone));
+        }
+        Ok((self.finish_update(resource, old, content, context)?, gone))
     }
 }
 

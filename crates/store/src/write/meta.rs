@@ -45,8 +45,13 @@ pub(crate) fn begin(resource: &Resource, value: &mut Value, context: &mut Contex
 
 /// The bytes of all annotations of an object.
 pub(super) fn annotation_bytes(value: &Value) -> usize {
-    let annotations = json::members(value, "/metadata/annotations");
-    annotations.map(|(key, text)| key.len() + text.as_str().map(str::len).unwrap_or_default()).sum()
+    json::at(value, "/metadata/annotations").map_or(0, bytes_of)
+}
+
+/// The bytes of a map of texts.
+fn bytes_of(texts: &Value) -> usize {
+    let texts = texts.as_object().into_iter().flatten();
+    texts.map(|(key, text)| key.len() + text.as_str().map(str::len).unwrap_or_default()).sum()
 }
 
 /// Carries over what no update may change.
@@ -103,14 +108,7 @@ pub(super) fn validate(
         }
     }
     validate_labels("metadata.labels", json::at(value, "/metadata/labels"), errors);
-    for (key, _) in json::members(value, "/metadata/annotations") {
-        for fault in qualified_name_faults(&key.to_lowercase()) {
-            errors.invalid("metadata.annotations", key, &fault);
-        }
-    }
-    if annotation_bytes(value) > MAX_ANNOTATIONS_BYTES {
-        errors.too_long("metadata.annotations", MAX_ANNOTATIONS_BYTES);
-    }
+    validate_annotations("metadata.annotations", json::at(value, "/metadata/annotations"), errors);
     validate_owners(value, errors);
     for finalizer in json::texts(value, "/metadata/finalizers") {
         for fault in qualified_name_faults(finalizer) {
@@ -133,6 +131,23 @@ pub(crate) fn validate_labels(field: &str, labels: Option<&Value>, errors: &mut 
         for fault in names::label_value_faults(value) {
             errors.invalid(field, value, &fault);
         }
+    }
+}
+
+/// Checks a map of annotations, wherever it stands.
+pub(crate) fn validate_annotations(
+    field: &str,
+    annotations: Option<&Value>,
+    errors: &mut FieldErrors,
+) {
+    let Some(annotations) = annotations else { return };
+    for key in annotations.as_object().into_iter().flatten().map(|(key, _)| key) {
+        for fault in qualified_name_faults(&key.to_lowercase()) {
+            errors.invalid(field, key.as_str(), &fault);
+        }
+    }
+    if bytes_of(annotations) > MAX_ANNOTATIONS_BYTES {
+        errors.too_long(field, MAX_ANNOTATIONS_BYTES);
     }
 }
 

@@ -24,14 +24,17 @@ use std::sync::Arc;
 use model::NamespacedName;
 use serde_json::{Value, json as tree};
 
+use crate::conversion::{Conversions, unconverted};
 use crate::kinds::ephemeral_containers;
+use crate::read::present;
+use crate::state::Content;
 use crate::{
-    Action, Context, FieldDirective, FieldValidation, Object, Reply, Request, Resource, Staged,
-    Status, Store, Subresource, json,
+    Action, Context, FieldDirective, FieldValidation, Object, Operation, Reply, Request, Resource,
+    Staged, Status, Store, Subresource, json,
 };
 
 pub(crate) use delete::delete_options;
-pub(crate) use meta::{begin, validate_labels};
+pub(crate) use meta::{begin, validate_annotations, validate_labels};
 
 impl Store {
     /// Runs one write against the head state. Nothing of it is visible to reads until
@@ -44,6 +47,36 @@ impl Store {
         request: &Request,
         context: &mut Context<'_>,
     ) -> Result<Staged, Status> {
+        self.conversions = Conversions::default();
+        let staged = self.stage_known(request, context);
+        if self.conversions.is_wanting() { Err(unconverted(request.resource)) } else { staged }
+    }
+
+    /// As [`Store::stage`], with what webhooks have converted for it. Where more is to be converted
+    /// the answer is that, and nothing has happened.
+    ///
+    /// # Errors
+    /// As for [`Store::stage`].
+    pub fn stage_converted(
+        &mut self,
+        request: &Request,
+        context: &mut Context<'_>,
+        conversions: Conversions,
+    ) -> Result<Staged, Status> {
+        self.conversions = conversions;
+        let staged = self.stage_known(request, context);
+        let conversions = std::mem::take(&mut self.conversions);
+        match conversions.is_wanting() {
+            true => Ok(Staged::unfinished(Reply::Conversions(Box::new(conversions)))),
+            false => staged,
+        }
+    }
+
+    fn stage_known(
+        &mut self,
+        request: &Request,
+        context: &mut Context<'_>,
+    ) -> Result<Staged, Status> {
         let staged_before = self.staged_count();
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
         let existed = self.head(request.resource, &key).is_some();
@@ -52,8 +85,7 @@ impl Store {
         self.proposal = None;
         let ran = self.run(request, context, &mut warnings);
         if let Some(proposal) = self.proposal.take() {
-            let reply = Reply::Proposal(Box::new(proposal));
-            return Ok(Staged { code: 200, reply, warnings: Vec::new(), records: Vec::new() });
+            return Ok(Staged::unfinished(Reply::Proposal(Box::new(proposal))));
         }
         let reply = ran?;
         self.follow_removals(context)?;
@@ -175,21 +207,59 @@ impl Store {
         }
     }
 
-    /// The form in which a storage keeps an object: two rows may share a storage.
-    fn to_storage(&self, resource: &'static Resource, mut value: Value) -> Value {
+    /// Writes what stands in the form of a row, in the form in which its storage keeps it (two rows
+    /// may share a storage), and gives it in the form of the row.
+    fn keep(
+        &mut self,
+        resource: &'static Resource,
+        key: NamespacedName,
+        operation: Operation,
+        content: Content,
+        context: &mut Context<'_>,
+    ) -> Result<Arc<Object>, Status> {
         let row = self.storage_row(resource);
-        if row != resource && row.custom.is_none() {
-            return crate::kinds::events::convert(&value, row);
+        let Content { mut value, managed_fields } = content;
+        if row == resource || resource.converter().is_none() {
+            if row != resource && row.custom.is_none() {
+                value = crate::kinds::events::convert(&value, row);
+            }
+            json::set(&mut value, "/apiVersion", row.api_version());
+            let content = Content { value, managed_fields };
+            let object = self.commit(resource, key, operation, content, context);
+            return Ok(present(resource, &object));
         }
-        json::set(&mut value, "/apiVersion", row.api_version());
-        value
+        let given = Content { value, managed_fields };
+        let given = Arc::new(given.into_object(resource, key.clone(), 0));
+        let kept = self.shown(row, &given)?;
+        let old = self.head(row, &key).filter(|_| operation == Operation::Update);
+        if let Some(old) = old.filter(|old| {
+            old.value == kept.value
+                && managed::is_same(&old.managed_fields(), &kept.managed_fields())
+        }) {
+            // What is new is lost in the version that is kept.
+            return Ok(Arc::new(given.at_revision(old.revision)));
+        }
+        let object = self.commit(row, key, operation, Content::of(&kept), context);
+        Ok(match object.revision {
+            0 => given,
+            revision => Arc::new(given.at_revision(revision)),
+        })
     }
 
-    fn head_or_not_found(&self, request: &Request) -> Result<Arc<Object>, Status> {
+    /// An object as a row shows it.
+    fn shown(
+        &mut self,
+        resource: &'static Resource,
+        object: &Arc<Object>,
+    ) -> Result<Arc<Object>, Status> {
+        self.conversions.present(resource, object).ok_or_else(|| unconverted(resource))
+    }
+
+    fn head_or_not_found(&mut self, request: &Request) -> Result<Arc<Object>, Status> {
         let key = NamespacedName::new(request.namespace.clone(), request.name.clone());
-        self.head(request.resource, &key)
-            .map(|object| crate::read::present(request.resource, &object))
-            .ok_or_else(|| Status::not_found(request.resource, &request.name))
+        let found = self.head(request.resource, &key);
+        let object = found.ok_or_else(|| Status::not_found(request.resource, &request.name))?;
+        self.shown(request.resource, &object)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json as tree};
 
+use crate::conversion::Conversions;
 use crate::kinds::apps;
 use crate::state::Content;
 use crate::validate::FieldErrors;
@@ -29,10 +30,25 @@ impl Store {
         namespace: &str,
         name: &str,
     ) -> Result<Value, Status> {
+        self.scale_converted(resource, namespace, name, &mut Conversions::default())
+    }
+
+    /// As [`Store::get_scale`], with what webhooks have converted, or are to convert then.
+    ///
+    /// # Errors
+    /// As for [`Store::get_scale`]; 500 where a webhook would have to convert the object.
+    pub fn scale_converted(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        name: &str,
+        conversions: &mut Conversions,
+    ) -> Result<Value, Status> {
         if !resource.has(crate::Subresource::Scale) {
             return Err(Status::unknown_path());
         }
-        self.get(resource, namespace, name).map(|object| scale_of(&object))
+        let object = self.get_converted(resource, namespace, name, conversions)?;
+        Ok(scale_of(&object))
     }
 
     /// PUT on `scale`.

@@ -6,7 +6,6 @@ use model::NamespacedName;
 use serde_json::Value;
 
 use crate::kinds::ephemeral_containers;
-use crate::read::present;
 use crate::state::Content;
 use crate::validate::FieldErrors;
 use crate::{
@@ -142,9 +141,8 @@ impl Store {
             return Ok(old.clone());
         }
         let operation = if may_go(&value) { Operation::Delete } else { Operation::Update };
-        let content = Content { value: self.to_storage(resource, value), managed_fields };
-        let object = self.commit(resource, old.key.clone(), operation, content, context);
-        Ok(present(resource, &object))
+        let content = Content { value, managed_fields };
+        self.keep(resource, old.key.clone(), operation, content, context)
     }
 }
 
