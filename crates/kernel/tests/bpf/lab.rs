@@ -16,9 +16,10 @@ use netlink::{
     BridgeSpec, FdbEntry, LinkChange, Neighbour, Netlink, Netns, Route, VethSpec, VxlanSpec, sysctl,
 };
 use render::bpf::{Pod, Remote, TunnelEnd, Way};
+use testkit::lab::wait_for_addresses;
 
 /// How long an answer that shall come may take.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait for an answer that shall not come.
 pub const SILENCE: Duration = Duration::from_millis(400);
 /// Route protocol of the lab: `static`.
@@ -234,6 +235,7 @@ fn set_up_pod(namespace: &Netns, addresses: &[IpAddr; 2], gateway_mac: MacAddres
         let default = Route::via(everywhere, gateway, link_index, PROTOCOL);
         inside.add_route(&default).expect("a default route");
     }
+    wait_for_addresses(&mut inside, *addresses).expect("addresses in use");
 }
 
 /// Makes pods neighbours of each other, as on one bridge.
@@ -269,7 +271,7 @@ fn tunnel_mac(node: u8) -> MacAddress {
 pub fn wire(one: &mut Node, two: &mut Node) {
     let spec = VethSpec::new("eth0", "eth0").peer_in(&two.namespace).mtu(1600);
     one.netlink.create_veth(&spec).expect("a wire");
-    for (node, own, other) in [(one, 1, 2), (two, 2, 1)] {
+    for (node, own, other) in [(&mut *one, 1, 2), (&mut *two, 2, 1)] {
         let uplink_index = node.netlink.require_link("eth0").expect("the uplink").index;
         node.netlink.change_link(uplink_index, &LinkChange::up()).expect("the uplink up");
         let on_wire = IpNet::new(node_address(own), 24).expect("a prefix");
@@ -297,6 +299,10 @@ pub fn wire(one: &mut Node, two: &mut Node) {
         let way = Way::Tunnel { mac: tunnel_mac(other) };
         let remote = Remote { node: node_address(other), way };
         node.wanted.remotes = pod_ranges(other).map(|range| (range, remote)).into();
+    }
+    for (node, own) in [(one, 1), (two, 2)] {
+        let address = node_address_v6(own);
+        wait_for_addresses(&mut node.netlink, [address]).expect("an address in use");
     }
 }
 

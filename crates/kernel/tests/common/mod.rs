@@ -20,6 +20,7 @@ use model::{ClusterConfig, Family, FlatMap, FlatSet, Protocol, World};
 use netlink::{LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
 use plan::services::{Backends, Frontend, FrontendPlan, ServicePlan};
 use plan::{Desired, NodeFacts};
+use testkit::lab::wait_for_addresses;
 
 #[allow(unused_imports, reason = "each test program uses its part")]
 pub use traffic::{
@@ -191,5 +192,7 @@ fn join(node: &Netns, peer: &Netns, name: &str) {
         if name == "eth0" {
             here.add_route(&Route::via(everywhere, far, near_link, 4)).expect("a default route");
         }
+        wait_for_addresses(&mut here, [near]).expect("an address in use");
+        wait_for_addresses(&mut there, [far]).expect("an address in use");
     }
 }

@@ -9,18 +9,17 @@
 //! ```
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use kernel::edge::Edge;
 use model::attachment::PodLink;
 use model::{Attachment, MacAddress};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, Route, VethSpec, sysctl};
+use testkit::lab::wait_for_addresses;
 
 /// How long anything that shall come may take.
 pub const DEADLINE: Duration = Duration::from_secs(20);
-/// Between two looks at what comes by and by.
-const PAUSE: Duration = Duration::from_millis(1);
 pub const BRIDGE: &str = "cni0";
 pub const GATEWAY: &str = "10.50.0.1";
 pub const GATEWAY6: &str = "fd50::1";
@@ -94,19 +93,14 @@ impl Lab {
         lab
     }
 
-    /// The kernel takes IPv6 addresses into use by and by, and answers nobody before.
     fn wait_for_addresses(&self) {
-        let deadline = Instant::now() + DEADLINE;
         let pods = [&self.a, &self.b, &self.routed];
         let own = pods.map(|pod| (&pod.namespace, pod.address6()));
         let others = [(&self.node, "fd50::1"), (&self.node, "fe80::1"), (&self.outside, OUTSIDE6)]
             .map(|(namespace, address)| (namespace, address.parse().expect("an address")));
         for (namespace, address) in own.into_iter().chain(others) {
             let mut netlink = Netlink::open_in(namespace).expect("netlink");
-            while !netlink.is_local(address).expect("an answer") {
-                assert!(Instant::now() < deadline, "{address} is not in use");
-                std::thread::sleep(PAUSE);
-            }
+            wait_for_addresses(&mut netlink, [address]).expect("an address in use");
         }
     }
 

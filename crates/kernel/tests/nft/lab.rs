@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kernel::nft::NftDriver;
 use model::kinds::{Endpoint, EndpointPort, EndpointSlice, Node, Service, ServicePort};
@@ -25,12 +25,10 @@ use nix::sys::time::TimeVal;
 use plan::{Desired, NodeFacts};
 use render::nft::{NftObserved, NftOp, NftProgram};
 use testkit::lab::probe::uninterrupted;
+use testkit::lab::wait_for_addresses;
 
 /// How long any single answer may take.
 pub const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Between two looks at what comes by and by.
-const PAUSE: Duration = Duration::from_millis(1);
 
 pub const POD1: &str = "10.244.0.2";
 pub const POD2: &str = "10.244.0.6";
@@ -248,7 +246,7 @@ fn join_v6(node: &Netns, peer: &Netns, name: &str, near: &str, far: &str) {
         let link = netlink.require_link(link).expect("the link").index;
         let address: ipnet::IpNet = address.parse().expect("cidr");
         netlink.add_address(link, address).expect("address");
-        wait_until_in_use(&mut netlink, address.addr());
+        wait_for_addresses(&mut netlink, [address.addr()]).expect("an address in use");
     }
     let everywhere: ipnet::IpNet = "::/0".parse().expect("cidr");
     let [near, far]: [ipnet::IpNet; 2] = [near, far].map(|text| text.parse().expect("cidr"));
@@ -260,15 +258,6 @@ fn join_v6(node: &Netns, peer: &Netns, name: &str, near: &str, far: &str) {
     default_route(peer, "eth0", near.addr());
     if name == "eth0" {
         default_route(node, name, far.addr());
-    }
-}
-
-/// The kernel takes IPv6 addresses into use by and by, and answers nobody who asks for them before.
-fn wait_until_in_use(netlink: &mut Netlink, address: IpAddr) {
-    let deadline = Instant::now() + DEADLINE;
-    while !netlink.is_local(address).expect("an answer") {
-        assert!(Instant::now() < deadline, "{address} is not in use");
-        std::thread::sleep(PAUSE);
     }
 }
 

@@ -22,6 +22,7 @@ use plan::network::gateway;
 use plan::{Desired, NodeFacts};
 use render::net::NetOp;
 use testkit::lab::probe::uninterrupted;
+use testkit::lab::wait_for_addresses;
 
 /// How long any one answer may take: the emulated kernel is slow.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -160,6 +161,8 @@ impl Lab {
         for &address in addresses {
             inside.add_address(uplink, address).expect("an address");
         }
+        let own = addresses.iter().map(|address| address.addr());
+        wait_for_addresses(&mut inside, own).expect("addresses in use");
         for router in segment_addresses(self.families, segment, ROUTER) {
             let route = Route::via(everywhere(router.addr()), router.addr(), uplink, LAB_PROTOCOL);
             inside.add_route(&route).expect("the way to the other segment");
@@ -228,6 +231,8 @@ impl Lab {
             inside.add_route(&route).expect("its way out");
             addresses.push(address);
         }
+        let own = addresses.iter().copied();
+        wait_for_addresses(&mut inside, own).expect("addresses in use");
         Pod { namespace, addresses }
     }
 }

@@ -19,6 +19,7 @@ use kernel::bpf::{Hook, Passage, Program, probe};
 use model::{MacAddress, ServiceAcceleration};
 use netlink::{LinkChange, Neighbour, Netlink, Netns, Route, VethSpec, sysctl};
 use render::ebpf::{EbpfProgram, FrontendProgram, Sizes, View, diff};
+use testkit::lab::wait_for_addresses;
 
 use crate::lab::{self, Mode, Node, TestPod, address, pod_addresses, pod_ranges, range};
 use crate::scene::{
@@ -177,6 +178,7 @@ impl Lab {
         for own in tunnel_addresses() {
             one.netlink.add_address(tunnel, own.into()).expect("an address");
         }
+        wait_for_addresses(&mut one.netlink, tunnel_addresses()).expect("addresses in use");
         for (node, far) in [(&mut one, 2), (&mut two, 1)] {
             let link = node.netlink.require_link("eth0").expect("the wire").index;
             let route = Route::via(pod_ranges(far)[1], node_addresses(far)[1], link, PROTOCOL);
@@ -243,7 +245,11 @@ fn connect(client: &Netns, one: &mut Node, two: &mut Node) {
                 socket.add_address(index, own).expect("an address");
             }
         }
+        let own = |host| link_addresses(number, host);
+        wait_for_addresses(&mut node.netlink, own(1)).expect("addresses in use");
+        wait_for_addresses(&mut inside, own(2)).expect("addresses in use");
     }
+    wait_for_addresses(&mut inside, client_addresses()).expect("addresses in use");
     let to_first = inside.require_link("to1").expect("the link").index;
     let next_hops = link_addresses(1, 1);
     for (family, nodes) in ["192.0.2.0/24", "2001:db8::/64"].map(range).into_iter().enumerate() {

@@ -19,6 +19,7 @@ use kernel::bpf::{Applied, Hook, probe};
 use model::ServiceAcceleration;
 use netlink::{Netns, Route};
 use render::ebpf::{EbpfProgram, FrontendKey, FrontendProgram, Sizes, View, diff};
+use testkit::lab::wait_for_addresses;
 
 use crate::lab::{
     self, Mode, Node, PATIENCE, SILENCE, TestPod, address, node_address, pod_ranges, range,
@@ -188,6 +189,7 @@ fn connect(node: &mut Node, other: &mut Node) {
     for own in tunnel_addresses() {
         node.netlink.add_address(tunnel, IpNet::from(own)).expect("an address");
     }
+    wait_for_addresses(&mut node.netlink, tunnel_addresses()).expect("addresses in use");
 }
 
 /// A frontend of the tests, of either family and protocol.

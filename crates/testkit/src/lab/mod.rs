@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -40,6 +41,31 @@ const PROTOCOL_STATIC: u8 = 4;
 const LINK_NAME_MAX: usize = 15;
 /// The bridge of the node network.
 const NODE_BRIDGE: &str = "br0";
+/// Within this time the kernel takes an address into use, and so often it is looked at.
+const IN_USE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Waits until the kernel takes addresses for those of a host. One worker of the kernel's does so
+/// for IPv6 addresses of all namespaces, some time after they were added, and what comes for them
+/// before is lost. Their links must be up, at both ends.
+///
+/// # Errors
+/// When one is not in use in time.
+pub fn wait_for_addresses(
+    netlink: &mut Netlink,
+    addresses: impl IntoIterator<Item = IpAddr>,
+) -> Result<()> {
+    let end = Instant::now() + IN_USE;
+    for address in addresses {
+        while !netlink.is_local(address)? {
+            if Instant::now() > end {
+                bail!("the address {address} is not in use after {} s", IN_USE.as_secs());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Ok(())
+}
 
 /// The bridge's address: the nodes' default route.
 const fn gateway(family: Family) -> IpAddr {
@@ -229,6 +255,9 @@ impl Lab {
             lab.nodes.insert(number, node);
         }
         let families: Vec<Family> = objects::families(config).collect();
+        // Its bridge works with the first node's link.
+        let own = families.iter().flat_map(|family| [gateway(*family), outside_address(*family)]);
+        wait_for_addresses(&mut net, own)?;
         lab.outside.run(|| be_the_world(&external_ranges(), &families))??;
         // The world behind the default route finds Services and pods through one node.
         let own = case.settings.also_at.iter().copied().map(IpNet::from);
@@ -257,6 +286,7 @@ impl Lab {
             inside.add_address(uplink, on_node_network(*address, &settings.config)?)?;
         }
         inside.change_link(uplink, &LinkChange::up())?;
+        wait_for_addresses(&mut inside, facts.addresses.iter().copied())?;
         for family in objects::families(&settings.config) {
             let default = Route::via(everywhere(family), gateway(family), uplink, PROTOCOL_STATIC);
             inside.add_route(&default)?;
@@ -315,6 +345,7 @@ impl Lab {
             inside.add_address(eth0, IpNet::new(*address, range.prefix_len())?)?;
         }
         inside.change_link(eth0, &LinkChange::up())?;
+        wait_for_addresses(&mut inside, pod.addresses.iter().copied())?;
         for family in pod.addresses.iter().map(Family::of) {
             let range = objects::pod_range(pod.node, family);
             let gateway = plan::network::gateway(&range).context("a range with a gateway")?.addr();
