@@ -26,8 +26,8 @@ use nix::time::{ClockId, clock_gettime};
 use plan::network::NetworkPlan;
 use plan::services::KnownEndpoints;
 use reconcile::failover::{Act, Failover, Targets};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::report::Note;
 use echo::Echo;
@@ -291,78 +291,98 @@ impl Watcher {
     }
 }
 
-/// What one reading found, and the processor's time that it took; with the socket for the next.
-type Reading = (Option<Handshakes>, BTreeMap<u64, SocketAddr>, Duration);
+/// Where unanswered handshakes lead to, by the kernel's number for them.
+type Unanswered = BTreeMap<u64, SocketAddr>;
 
-/// Reads the unanswered handshakes again and again, beside the loop.
+/// Reads the unanswered handshakes again and again, on a thread of its own. One of tokio's for
+/// blocking calls would do, but looks that often would keep alive every such thread that anything
+/// else has ever needed.
 struct Look {
-    families: BTreeSet<Family>,
-    reading: JoinHandle<Reading>,
+    /// `None` where there is no thread.
+    readings: Option<mpsc::Receiver<Unanswered>>,
     /// What the next reading forgets, if it is still unanswered.
     abandoned: watch::Sender<BTreeSet<u64>>,
 }
 
 impl Look {
     fn start(families: BTreeSet<Family>) -> Self {
-        Self {
-            families,
-            reading: tokio::spawn(async { (None, BTreeMap::new(), Duration::ZERO) }),
-            abandoned: watch::Sender::default(),
-        }
+        let (abandoned, forget) = watch::channel(BTreeSet::new());
+        // While one reading is not taken, the thread waits with the next.
+        let (told, readings) = mpsc::channel(1);
+        let looking = move || look(&families, &forget, &told);
+        let started = std::thread::Builder::new().name("handshakes".into()).spawn(looking);
+        let readings = started.map(|_| readings).inspect_err(|error| {
+            tracing::warn!(
+                "unanswered handshakes are not read, and endpoints that do not answer not noticed: \
+                 cannot start a thread: {error}; look at the limits of processes and memory"
+            );
+        });
+        Self { readings: readings.ok(), abandoned }
     }
 
     fn abandon(&self, flows: BTreeSet<u64>) {
         self.abandoned.send_replace(flows);
     }
 
-    /// Waits for the reading that is under way, and begins the next.
-    async fn done(&mut self) -> BTreeMap<u64, SocketAddr> {
-        let (handshakes, unanswered, took) = match (&mut self.reading).await {
-            Ok(reading) => reading,
-            Err(error) => {
-                tracing::warn!("reading unanswered handshakes ended early: {error}");
-                (None, BTreeMap::new(), LOOK_PERIOD)
+    /// Waits for the next reading.
+    async fn done(&mut self) -> Unanswered {
+        let Some(readings) = &mut self.readings else { return std::future::pending().await };
+        match readings.recv().await {
+            Some(unanswered) => unanswered,
+            None => {
+                tracing::warn!("reading unanswered handshakes ended early");
+                self.readings = None;
+                Unanswered::new()
             }
-        };
-        let share = if unanswered.is_empty() { LOOK_SHARE_IN_PEACE } else { LOOK_SHARE };
-        let wait = LOOK_PERIOD.max(took.saturating_mul(share));
-        let (families, abandoned) = (self.families.clone(), self.abandoned.subscribe());
-        self.reading = tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            let abandoned = abandoned.borrow().clone();
-            let read = move || {
-                let opened = handshakes.map_or_else(|| Handshakes::open(families), Ok);
-                read(opened, &abandoned)
-            };
-            let read = tokio::task::spawn_blocking(read).await;
-            read.unwrap_or_else(|_| (None, BTreeMap::new(), LOOK_PERIOD))
+        }
+    }
+}
+
+/// Reads until nobody waits for it any more.
+fn look(
+    families: &BTreeSet<Family>,
+    forget: &watch::Receiver<BTreeSet<u64>>,
+    told: &mpsc::Sender<Unanswered>,
+) {
+    let mut socket = None;
+    let mut wait = LOOK_PERIOD;
+    loop {
+        std::thread::sleep(wait);
+        let abandoned = forget.borrow().clone();
+        let began = processor_time();
+        let unanswered = read(&mut socket, families, &abandoned).unwrap_or_else(|error| {
+            // Of what is not known nothing is concluded; a new socket is tried.
+            tracing::debug!("unanswered handshakes are not read: {error}");
+            socket = None;
+            Unanswered::new()
         });
-        unanswered
+        let took = processor_time().saturating_sub(began);
+        let share = if unanswered.is_empty() { LOOK_SHARE_IN_PEACE } else { LOOK_SHARE };
+        wait = LOOK_PERIOD.max(took.saturating_mul(share));
+        if told.blocking_send(unanswered).is_err() {
+            return;
+        }
     }
 }
 
-impl Drop for Look {
-    fn drop(&mut self) {
-        self.reading.abort();
-    }
-}
-
-fn read(opened: Result<Handshakes, netlink::Error>, abandoned: &BTreeSet<u64>) -> Reading {
-    let began = processor_time();
-    let read = opened.map_err(|error| error.to_string()).and_then(|mut handshakes| {
-        let tracked = handshakes.unanswered(abandoned).map_err(|error| error.to_string())?;
-        // What eBPF forwards, or leads, connection tracking does not know. Its numbers are larger.
-        let forwarded = bpf::handshakes::unanswered(bpf::FILE_SYSTEM.as_ref(), abandoned);
-        let mut unanswered = forwarded.map_err(|error| error.to_string())?;
-        unanswered.extend(tracked);
-        Ok((Some(handshakes), unanswered))
-    });
-    let (handshakes, unanswered) = read.unwrap_or_else(|error| {
-        // Of what is not known nothing is concluded; a new socket is tried.
-        tracing::debug!("unanswered handshakes are not read: {error}");
-        (None, BTreeMap::new())
-    });
-    (handshakes, unanswered, processor_time().saturating_sub(began))
+fn read(
+    socket: &mut Option<Handshakes>,
+    families: &BTreeSet<Family>,
+    abandoned: &BTreeSet<u64>,
+) -> Result<Unanswered, String> {
+    let handshakes = match socket {
+        Some(handshakes) => handshakes,
+        None => {
+            let opened = Handshakes::open(families.clone()).map_err(|error| error.to_string())?;
+            socket.insert(opened)
+        }
+    };
+    let tracked = handshakes.unanswered(abandoned).map_err(|error| error.to_string())?;
+    // What eBPF forwards, or leads, connection tracking does not know. Its numbers are larger.
+    let forwarded = bpf::handshakes::unanswered(bpf::FILE_SYSTEM.as_ref(), abandoned);
+    let mut unanswered = forwarded.map_err(|error| error.to_string())?;
+    unanswered.extend(tracked);
+    Ok(unanswered)
 }
 
 /// What this thread has used. On a busy machine work takes long and costs no more than usual.
