@@ -8,6 +8,7 @@
 
 mod clients;
 mod labels;
+mod places;
 mod pods;
 mod reverse;
 
@@ -39,8 +40,7 @@ pub struct Index {
     serial: u32,
     namespaces: BTreeMap<Box<str>, Namespace>,
     /// By number, which stays while the Service is there.
-    services: BTreeMap<u32, Service>,
-    last_number: u32,
+    services: places::Places<Service>,
     /// Addresses, and the Services that they lead back to.
     reverse: BTreeSet<(IpAddr, u32)>,
     /// Addresses of pods, with the pods' namespaces.
@@ -143,8 +143,7 @@ impl Index {
             name_servers,
             serial: 0,
             namespaces: BTreeMap::new(),
-            services: BTreeMap::new(),
-            last_number: 0,
+            services: places::Places::default(),
             reverse: BTreeSet::new(),
             pods: pods::Pods::default(),
             clients: clients::Ranges::default(),
@@ -169,7 +168,7 @@ impl Index {
     /// What the zone says of one Service.
     pub fn records(&self, namespace: &str, name: &str) -> Option<&Records> {
         let number = self.namespaces.get(namespace)?.services.get(name)?;
-        self.services.get(number).map(|service| &service.records)
+        self.services.get(*number).map(|service| &service.records)
     }
 
     /// Whose pods have an address.
@@ -286,7 +285,7 @@ impl Index {
     fn find_service(&self, namespace: &[u8], service: &[u8], below: &[&[u8]]) -> Option<Node<'_>> {
         let services = &self.namespace(namespace)?.services;
         let number = services.get(std::str::from_utf8(service).ok()?)?;
-        let Service { wire, records } = self.services.get(number)?;
+        let Service { wire, records } = self.services.get(*number)?;
         match (records, below) {
             (Records::Alias(target), []) => Some(target.as_ref().map_or(Node::Empty, Node::Alias)),
             (Records::Alias(_), _) => None,
@@ -360,15 +359,14 @@ impl Index {
         };
         let octets = wire.wire().len() - self.apex.wire().len();
         let wire: Box<[u8]> = wire.wire().get(..octets).unwrap_or_default().into();
-        self.last_number += 1;
-        let number = self.last_number;
         let is_trusted = matches!(records, Records::ClusterIp(..));
-        for address in records.pointing_back() {
+        let number = self.services.insert(Service { wire, records });
+        let records = self.services.get(number).map(|service| &service.records);
+        for address in records.into_iter().flat_map(Records::pointing_back) {
             if is_trusted || self.settings.is_inside(address) {
                 self.reverse.insert((address, number));
             }
         }
-        self.services.insert(number, Service { wire, records });
         self.namespaces.entry(namespace).or_default().services.insert(name, number);
     }
 
@@ -376,7 +374,7 @@ impl Index {
         let Some(inside) = self.namespaces.get_mut(namespace) else { return };
         let Some(number) = inside.services.remove(name) else { return };
         self.drop_empty(namespace);
-        let Some(service) = self.services.remove(&number) else { return };
+        let Some(service) = self.services.remove(number) else { return };
         for address in service.records.pointing_back() {
             self.reverse.remove(&(address, number));
         }
@@ -427,7 +425,7 @@ impl Index {
             };
             let services = inside.services.range::<str, _>((from, Bound::Unbounded));
             services.filter_map(|(name, number)| {
-                let records = Some(self.services.get(number)?.records.clone());
+                let records = Some(self.services.get(*number)?.records.clone());
                 let (namespace, name) = (namespace.clone(), name.clone());
                 Some(Change::Service { namespace, name, records, kind: None })
             })

@@ -583,10 +583,10 @@ impl Reconciler {
     fn observed(&mut self, result: Result<Observed, OpError>, now: Now) {
         self.underway = Underway::Nothing;
         match result {
+            // What was read back goes as it came, and what is believed stays where it lies.
+            Ok(observed) if self.believed.as_ref() == Some(&observed) => self.damage.clear(),
             Ok(observed) => {
-                if self.believed.as_ref() != Some(&observed) {
-                    self.touched = Touched::everything();
-                }
+                self.touched = Touched::everything();
                 if let Some(believed) = &self.believed {
                     self.damage = inventory::damage(&self.program, believed, &observed);
                     for row in &self.damage {

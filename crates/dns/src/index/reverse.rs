@@ -64,7 +64,7 @@ impl Index {
     /// The Services that an address leads back to.
     pub(super) fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Service> {
         let numbers = self.reverse.range((address, 0)..=(address, u32::MAX));
-        numbers.filter_map(|(_, number)| self.services.get(number))
+        numbers.filter_map(|(_, number)| self.services.get(*number))
     }
 
     /// How many labels below `arpa`'s child the reverse zone has that was read. A range whose

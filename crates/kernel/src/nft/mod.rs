@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use model::packed::Unsorted;
 use model::{Family, Protocol};
 use netlink::Error;
 use netlink::message::Attributes;
@@ -307,23 +308,22 @@ impl NftDriver {
         let mut get = request(id.family, NFT_MSG_GETSETELEM, 0);
         get.text(NFTA_SET_ELEM_LIST_TABLE, &id.name).text(NFTA_SET_ELEM_LIST_SET, name);
         let action = || format!("read set {name} of nftables table {id}");
+        let mut elements = Unsorted::default();
         for message in self.socket.dump(&get, action)? {
             let attributes = message.attributes(FAMILY_HEADER_BYTES);
             let list = attributes.nested(NFTA_SET_ELEM_LIST_ELEMENTS);
             for (_, element) in list.into_iter().flatten() {
                 match decode::element(&set.spec, Attributes::new(element)) {
-                    Some((key, datum)) => {
-                        set.elements.insert(&key, &datum);
-                    }
+                    Some((key, datum)) => elements.push(&key, &datum),
                     // Not of our making: the set shall be made anew.
                     None => {
                         set.spec.key.clear();
-                        set.elements.clear();
                         return Ok(());
                     }
                 }
             }
         }
+        set.elements = elements.into_map();
         Ok(())
     }
 }
