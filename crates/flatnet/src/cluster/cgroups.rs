@@ -15,6 +15,8 @@ use nix::unistd::Pid;
 
 /// The v1 controllers that pods of a node are accounted and limited by.
 const V1_CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "cpuacct"];
+/// Of these, what v2 limits by: its accounting of processor time needs none.
+const V2_CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 /// How long processes that were killed may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -77,6 +79,30 @@ pub fn create(path: &Path) -> Result<()> {
             .with_context(|| format!("making cgroup {}", directory.display()))?;
     }
     Ok(())
+}
+
+/// Lets the cgroup have the controllers of v2 that its pods are limited by. Those that v1 has
+/// taken, or that this machine withholds, are passed over: nodes say what they lack.
+///
+/// # Errors
+/// When no hierarchy is mounted at all.
+pub fn give_controllers(path: &Path) -> Result<()> {
+    for hierarchy in hierarchies()?.iter().filter(|one| one.controllers.is_empty()) {
+        for parent in ancestors(path) {
+            let file = hierarchy.mount.join(parent).join("cgroup.subtree_control");
+            for controller in V2_CONTROLLERS {
+                let _ = fs::write(&file, format!("+{controller}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All groups above a group, topmost first.
+fn ancestors(path: &Path) -> Vec<&Path> {
+    let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
+    above.reverse();
+    above
 }
 
 /// Opens the files through which a process joins the cgroup: it writes `0` to each.
@@ -178,6 +204,12 @@ fn subdirectories(directory: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn controllers_are_handed_down_from_the_top() {
+        let above = ancestors(Path::new("flatnet/demo/node1"));
+        assert_eq!(above, ["", "flatnet", "flatnet/demo"].map(Path::new));
+    }
 
     #[test]
     fn hybrid_and_pure_layouts_are_read() {

@@ -22,8 +22,6 @@ use super::paths::{NETNS_ROOT, Paths, STATE_ROOT};
 
 /// A node's namespaces.
 const KINDS: [&str; 4] = ["net", "mnt", "uts", "cgroup"];
-/// The cgroup of a node's own processes, below the node's.
-pub const SYSTEM_CGROUP: &str = "system";
 /// Directories of the host of which a node has a version of its own.
 const OVERLAID: [&str; 3] = ["/etc", "/opt", "/var/lib"];
 /// Where the kernel has eBPF, and programs look for its file system.
@@ -57,7 +55,8 @@ pub fn prepare(paths: &Paths) -> Result<()> {
 /// What the child or the kernel could not do.
 pub fn create(paths: &Paths, node: &str) -> Result<()> {
     let cgroup = paths.cgroup().join(node);
-    cgroups::create(&cgroup.join(SYSTEM_CGROUP))?;
+    cgroups::create(&cgroup.join(layout::SYSTEM_CGROUP))?;
+    cgroups::give_controllers(&cgroup)?;
     let mut child = Command::new(std::env::current_exe()?)
         .args(["node-init", "--name", paths.name(), "--node", node])
         .stdin(Stdio::piped())

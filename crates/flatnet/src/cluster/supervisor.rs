@@ -20,6 +20,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use model::layout;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -30,7 +31,6 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
 use super::cgroups;
-use super::node_namespaces::SYSTEM_CGROUP;
 use super::paths::Paths;
 use super::spec::{ClusterSpec, write_private};
 use children::{Place, Unit};
@@ -171,7 +171,7 @@ pub fn run(paths: &Paths) -> Result<()> {
 
 /// Processes of a supervisor that was killed: they are replaced, pods stay.
 fn stop_leftovers(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
-    let systems = spec.nodes.iter().map(|node| Path::new(&node.name).join(SYSTEM_CGROUP));
+    let systems = spec.nodes.iter().map(|node| Path::new(&node.name).join(layout::SYSTEM_CGROUP));
     for cgroup in systems.chain([CONTROL_CGROUP.into()]) {
         let cgroup = paths.cgroup().join(cgroup);
         cgroups::destroy(&cgroup)?;

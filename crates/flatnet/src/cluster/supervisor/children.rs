@@ -10,11 +10,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use model::layout;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 
 use super::super::cgroups;
-use super::super::node_namespaces::SYSTEM_CGROUP;
 use super::super::paths::Paths;
 use super::super::spec::{ClusterSpec, NodeSpec};
 use super::{CONTROL_CGROUP, sockets};
@@ -120,7 +120,7 @@ impl Place {
             Ok(file.into())
         };
         let namespaces = handles.iter().map(|handle| open(handle)).collect::<Result<_>>()?;
-        let cgroup = paths.cgroup().join(node).join(SYSTEM_CGROUP);
+        let cgroup = paths.cgroup().join(node).join(layout::SYSTEM_CGROUP);
         Ok(Self { namespaces, cgroups: cgroups::open_for_joining(&cgroup)? })
     }
 
