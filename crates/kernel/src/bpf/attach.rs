@@ -155,17 +155,20 @@ fn order(program: Program, link: &Link) -> LinkOrder {
     if program == Program::AnswerName {
         return LinkOrder::last();
     }
+    if program.is_of_services() {
+        return LinkOrder::first();
+    }
     let services = Program::ServiceEnter.name();
     let present = SchedClassifier::query_tcx(&link.name, program.side());
     let found = present
         .ok()
         .and_then(|(_, infos)| infos.into_iter().find(|info| info.name_as_str() == Some(services)));
     match found {
-        Some(info) if !program.is_of_services() => {
+        Some(info) => {
             // SAFETY: a plain number, which the kernel named just now; one that is gone it refuses.
             LinkOrder::after_program_id(unsafe { ProgramId::new(info.id()) })
         }
-        _ => LinkOrder::first(),
+        None => LinkOrder::first(),
     }
 }
 

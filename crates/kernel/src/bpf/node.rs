@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use model::layout::{BRIDGE, POD_LINK_ALIAS_PREFIX};
-use netlink::Netlink;
+use netlink::{Link, Netlink};
 use render::OpError;
 use render::ebpf::node::{
     LinkPrograms, NodeObserved, NodeOp, PacketsObserved, Place, Sockets, UplinkProgram,
@@ -142,11 +142,18 @@ impl NodeServices {
         if self.nat()?.is_draining()? {
             return Ok(None);
         }
-        let wanted = self.wanted(&place)?;
+        let links = read_links()?;
+        let wanted = wanted_at(&place, &links);
+        if !wanted.links.contains_key(link) {
+            return Ok(Some(false));
+        }
         let nat = self.nat()?;
+        let done = nat.apply_among(&wanted, &links)?;
+        if done.failures.is_empty() {
+            return Ok(Some(true));
+        }
         // What fails elsewhere is told and tried again by the next turn.
-        nat.apply(&wanted)?;
-        Ok(Some(nat.links(&wanted)?.get(link) == Some(&LinkPrograms::Attached)))
+        Ok(Some(nat.links(&wanted, &links)?.get(link) == Some(&LinkPrograms::Attached)))
     }
 
     /// Removes everything, wherever it comes from. Flows end.
@@ -190,10 +197,11 @@ impl NodeServices {
 
     fn read_packets(&mut self) -> Result<PacketsObserved, OpError> {
         let place = self.place.clone();
-        let wanted = place.as_ref().map(|place| self.wanted(place)).transpose()?;
+        let links = if place.is_some() { read_links()? } else { Vec::new() };
+        let wanted = place.as_ref().map(|place| wanted_at(place, &links));
         let nat = self.nat()?;
         let (links, uplink) = match wanted {
-            Some(wanted) => (nat.links(&wanted)?, nat.uplink(&wanted)?),
+            Some(wanted) => (nat.links(&wanted, &links)?, nat.uplink_among(&wanted, &links)?),
             None => (BTreeMap::new(), UplinkProgram::Absent),
         };
         let (draining, has_flows) = (nat.is_draining()?, nat.has_flows()?);
@@ -218,42 +226,13 @@ impl NodeServices {
     }
 
     fn attach_links(&mut self, place: &Place) -> Result<(), OpError> {
-        let wanted = self.wanted(place)?;
-        let mut done = self.nat()?.apply(&wanted)?;
+        let links = read_links()?;
+        let mut done = self.nat()?.apply_among(&wanted_at(place, &links), &links)?;
         self.place = Some(place.clone());
         match done.failures.pop() {
             Some(failure) => Err(failure),
             None => Ok(()),
         }
-    }
-
-    /// All links that are there now.
-    fn wanted(&self, place: &Place) -> Result<Wanted, OpError> {
-        let links = Netlink::open().and_then(|mut netlink| netlink.links());
-        let is_pod = |alias: Option<&str>| {
-            alias.is_some_and(|alias| alias.starts_with(POD_LINK_ALIAS_PREFIX))
-        };
-        let kind = |name: &str, alias: Option<&str>| match name {
-            name if name == place.uplink && !place.is_uplink_a_way => Some(LinkKind::Outside),
-            name if name == place.uplink => Some(LinkKind::Nodes),
-            // Its ports have pods' programs, or are nobody's.
-            BRIDGE => None,
-            name if OWN_LINKS.contains(&name) => Some(LinkKind::Nodes),
-            _ => is_pod(alias).then_some(LinkKind::Pod),
-        };
-        let links = links.map_err(from_netlink)?.into_iter();
-        let links = links.filter_map(|link| {
-            let kind = kind(&link.name, link.alias.as_deref())?;
-            Some((link.name, kind))
-        });
-        Ok(Wanted {
-            links: links.collect(),
-            node_addresses: place.addresses.clone(),
-            ports: MASQUERADE_PORTS,
-            draining: false,
-            uplink: Some(place.uplink.clone()),
-            acceleration: place.acceleration,
-        })
     }
 
     /// The maps; made anew where somebody unpinned them, and then with all that used them.
@@ -289,6 +268,37 @@ impl NodeServices {
             }
         };
         Ok(self.nat.insert(nat))
+    }
+}
+
+/// All links of the node that are there now.
+fn read_links() -> Result<Vec<Link>, OpError> {
+    Netlink::open().and_then(|mut netlink| netlink.links()).map_err(from_netlink)
+}
+
+/// What these links shall have.
+fn wanted_at(place: &Place, links: &[Link]) -> Wanted {
+    let is_pod =
+        |alias: Option<&str>| alias.is_some_and(|alias| alias.starts_with(POD_LINK_ALIAS_PREFIX));
+    let kind = |name: &str, alias: Option<&str>| match name {
+        name if name == place.uplink && !place.is_uplink_a_way => Some(LinkKind::Outside),
+        name if name == place.uplink => Some(LinkKind::Nodes),
+        // Its ports have pods' programs, or are nobody's.
+        BRIDGE => None,
+        name if OWN_LINKS.contains(&name) => Some(LinkKind::Nodes),
+        _ => is_pod(alias).then_some(LinkKind::Pod),
+    };
+    let links = links.iter().filter_map(|link| {
+        let kind = kind(&link.name, link.alias.as_deref())?;
+        Some((link.name.clone(), kind))
+    });
+    Wanted {
+        links: links.collect(),
+        node_addresses: place.addresses.clone(),
+        ports: MASQUERADE_PORTS,
+        draining: false,
+        uplink: Some(place.uplink.clone()),
+        acceleration: place.acceleration,
     }
 }
 

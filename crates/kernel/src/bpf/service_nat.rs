@@ -223,6 +223,17 @@ impl ServiceNat {
     /// # Errors
     /// When the kernel cannot be asked at all.
     pub fn apply(&mut self, wanted: &Wanted) -> Result<Applied, OpError> {
+        let links = self.netlink.links().map_err(from_netlink)?;
+        self.apply_among(wanted, &links)
+    }
+
+    /// The same where the node's links have just been read: whoever reads them waits for whoever
+    /// changes any link of the machine.
+    pub(super) fn apply_among(
+        &mut self,
+        wanted: &Wanted,
+        links: &[Link],
+    ) -> Result<Applied, OpError> {
         let mut done = Applied::default();
         if !self.are_pinned() {
             self.keep_flows()?;
@@ -232,15 +243,14 @@ impl ServiceNat {
                 self.directory.display()
             ));
         }
-        let links = self.netlink.links().map_err(from_netlink)?;
-        let (entries, failures) = self.resolve(wanted, &links)?;
+        let (entries, failures) = self.resolve(wanted, links)?;
         done.failures.extend(failures);
         self.maps.write_settings(settings(wanted), &mut done)?;
         self.maps.write_links(&entries, &mut done)?;
-        let uplink = self.accelerated(wanted, &links);
+        let uplink = self.accelerated(wanted, links);
         let is_tried = |link: &&Link| uplink::is_left_out(wanted.acceleration, link).is_none();
         self.detach_uplinks(uplink.filter(is_tried), &mut done)?;
-        self.attach(&entries, &links, &mut done)?;
+        self.attach(&entries, links, &mut done)?;
         if let Some(link) = uplink {
             self.accelerate(link, wanted.acceleration, &mut done);
         }
@@ -269,14 +279,17 @@ impl ServiceNat {
     }
 
     /// What each wanted link has: all, nothing yet, or less than it had; and for which others
-    /// something is kept still.
+    /// something is kept still. `links`: all that are there.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn links(&mut self, wanted: &Wanted) -> Result<BTreeMap<String, LinkPrograms>, OpError> {
-        let links = self.netlink.links().map_err(from_netlink)?;
-        let (entries, _) = self.resolve(wanted, &links)?;
-        let attached = self.hooks.attached(&self.programs, &links)?;
+    pub(super) fn links(
+        &mut self,
+        wanted: &Wanted,
+        links: &[Link],
+    ) -> Result<BTreeMap<String, LinkPrograms>, OpError> {
+        let (entries, _) = self.resolve(wanted, links)?;
+        let attached = self.hooks.attached(&self.programs, links)?;
         let present = self.maps.links()?;
         let is_attached = |index, program: &Program| attached.get(&(index, *program));
         let state = |link: &Link| {
@@ -302,8 +315,17 @@ impl ServiceNat {
     /// When the kernel cannot be asked.
     pub fn uplink(&mut self, wanted: &Wanted) -> Result<UplinkProgram, OpError> {
         let links = self.netlink.links().map_err(from_netlink)?;
+        self.uplink_among(wanted, &links)
+    }
+
+    /// The same where the node's links have just been read.
+    pub(super) fn uplink_among(
+        &self,
+        wanted: &Wanted,
+        links: &[Link],
+    ) -> Result<UplinkProgram, OpError> {
         let pins = self.links_directory();
-        let Some(link) = self.accelerated(wanted, &links) else {
+        let Some(link) = self.accelerated(wanted, links) else {
             return Ok(match uplink::attached(&pins)?.is_empty() {
                 true => UplinkProgram::Absent,
                 false => UplinkProgram::Attached,
