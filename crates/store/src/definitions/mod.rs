@@ -4,6 +4,7 @@
 //! the program, since objects, watches and log entries point to them; a definition that comes back
 //! as it was gets its rows again, and [`MAX_COMPILED`] bounds how many there are.
 
+mod approval;
 mod instances;
 mod names;
 mod path;

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use model::Timestamp;
 use serde_json::Value;
 
-use super::{is_established, set_condition};
+use super::{approval, is_established, set_condition};
 use crate::json;
 
-/// Sets the status of a definition: accepted names, conditions, stored versions. `others` are all
+/// Sets the status of a definition: accepted names, conditions, approval, stored versions. `others` are all
 /// definitions of the cluster.
 pub(crate) fn establish<'a>(
     definition: &mut Value,
@@ -40,6 +40,7 @@ pub(crate) fn establish<'a>(
             }
         }
     }
+    approval::judge(definition, now);
     remember_stored_version(definition);
 }
 

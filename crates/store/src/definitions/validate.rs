@@ -4,14 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Path, is_established};
+use super::{Path, approval, is_established};
 use crate::json;
 use crate::kinds::webhook::validate_client;
 use crate::names::{rfc1035_label_faults, subdomain_faults};
 use crate::validate::{FieldErrors, immutable, one_of};
-
-/// Where the groups of Kubernetes itself say who allowed the definition.
-const APPROVAL: &str = "api-approved.kubernetes.io";
 
 /// Fields of one version by which clients may select, as in the real server.
 const MAX_SELECTABLE_FIELDS: usize = 8;
@@ -24,7 +21,8 @@ pub(crate) fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErr
     if name != format!("{plural}.{group}") {
         errors.invalid("metadata.name", name, "must be spec.names.plural+\".\"+spec.group");
     }
-    validate_group(value, group, errors);
+    validate_group(group, errors);
+    approval::validate(value, old, errors);
     match json::text(value, "/spec/scope") {
         "" => errors.required("spec.scope", ""),
         _ => {
@@ -50,7 +48,7 @@ pub(crate) fn validate(value: &Value, old: Option<&Value>, errors: &mut FieldErr
     }
 }
 
-fn validate_group(value: &Value, group: &str, errors: &mut FieldErrors) {
+fn validate_group(group: &str, errors: &mut FieldErrors) {
     if group.is_empty() {
         return errors.required("spec.group", "");
     }
@@ -59,19 +57,6 @@ fn validate_group(value: &Value, group: &str, errors: &mut FieldErrors) {
     }
     if !group.contains('.') {
         errors.invalid("spec.group", group, "should be a domain with at least one dot");
-    }
-    let protected = ["k8s.io", "kubernetes.io"]
-        .iter()
-        .any(|domain| group == *domain || group.ends_with(&format!(".{domain}")));
-    let approval = value.pointer("/metadata/annotations").and_then(|all| all.get(APPROVAL));
-    if protected && approval.and_then(Value::as_str).unwrap_or_default().is_empty() {
-        errors.required(
-            format!("metadata.annotations[{APPROVAL}]"),
-            &format!(
-                "protected groups must have approval annotation {APPROVAL:?}, see \
-                 https://github.com/kubernetes/enhancements/pull/1111"
-            ),
-        );
     }
 }
 
