@@ -152,12 +152,19 @@ impl Store {
     ) -> Result<Self, RestoreError> {
         let mut store = Self { definitions, ..Self::new(config) };
         store.make_shelves();
+        let mut found: BTreeMap<&str, Vec<(NamespacedName, Kept)>> = BTreeMap::new();
         for object in objects {
             store.revision = store.revision.max(object.revision);
-            if let Some(shelf) = store.shelves.get_mut(object.resource.storage) {
-                shelf.last_revision = shelf.last_revision.max(object.revision);
-                let key = object.key.clone();
-                shelf.objects.insert(key, Kept::new(Arc::new(object)).packed());
+            let (storage, key) = (object.resource.storage, object.key.clone());
+            let kept = Kept::new(Arc::new(object)).packed();
+            found.entry(storage).or_default().push((key, kept));
+        }
+        for (storage, objects) in found {
+            if let Some(shelf) = store.shelves.get_mut(storage) {
+                let revisions = objects.iter().map(|(_, kept)| kept.untouched().revision);
+                shelf.last_revision = revisions.max().unwrap_or_default();
+                // At once: they come in the order of their keys, or nearly.
+                shelf.objects = objects.into_iter().collect();
             }
         }
         for record in log {
