@@ -22,6 +22,8 @@ use crate::tokens::Tokens;
 pub const MAX_PROBES: usize = 32;
 /// Images that are pulled at one time on a node (the kubelet's `serializeImagePulls`).
 const MAX_PULLS: usize = 1;
+/// Looks at the disk at one time: each reads as fast as the disk gives.
+const MAX_MEASUREMENTS: usize = 1;
 
 /// Shared by every task of the runtime.
 pub struct Context {
@@ -45,6 +47,8 @@ pub struct Context {
     pub probes: Semaphore,
     /// Bounds pulls of images.
     pub pulls: Semaphore,
+    /// Bounds looks at what pods keep on the disk.
+    pub measurements: Semaphore,
     /// What the log and exec server must know of the pods.
     pods: Mutex<BTreeMap<NamespacedName, PodView>>,
 }
@@ -97,6 +101,7 @@ impl Context {
             tokens: Tokens::default(),
             probes: Semaphore::new(MAX_PROBES),
             pulls: Semaphore::new(MAX_PULLS),
+            measurements: Semaphore::new(MAX_MEASUREMENTS),
             pods: Mutex::default(),
             options,
         })

@@ -31,6 +31,7 @@ mod quantity;
 mod sandbox;
 mod security;
 mod server;
+mod storage;
 mod streams;
 mod sys;
 mod system_calls;

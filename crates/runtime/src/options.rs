@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use model::layout;
+
+use crate::storage;
 
 /// Where the administrator says how registries are reached.
 const REGISTRIES: &str = "/etc/flatnet/registries.json";
@@ -58,6 +61,8 @@ pub struct Options {
     pub seccomp_directory: PathBuf,
     /// Processes and threads that one pod may have (the kubelet's `podPidsLimit`).
     pub pod_process_limit: u32,
+    /// Time between two looks whether a pod keeps more on the disk than it may.
+    pub storage_period: Duration,
     /// TCP port of the log and exec server; see [`layout::RUNTIME_PORT`].
     pub port: u16,
 }
@@ -86,6 +91,7 @@ impl Options {
             cni_cache_directory: ::cni::runtime_side::CACHE_DIRECTORY.into(),
             seccomp_directory: PathBuf::from(SECCOMP_PROFILES),
             pod_process_limit: POD_PROCESS_LIMIT,
+            storage_period: storage::PERIOD,
             port: layout::RUNTIME_PORT,
         }
     }

@@ -25,6 +25,7 @@ use crate::pause_client::{self, Connection};
 use crate::pod::{Container, Pod, ProbeKind};
 use crate::probe::{self, Target};
 use crate::sandbox;
+use crate::storage;
 use crate::volumes;
 use crate::worker::Message;
 
@@ -112,12 +113,29 @@ impl Task {
         }
     }
 
-    /// Removes the sandbox, and tries until nothing of it is left.
-    pub async fn remove_sandbox(self) {
+    /// Looks whether the pod keeps more on the disk than it may.
+    pub async fn measure_storage(self) {
+        let _permit = self.context.measurements.acquire().await;
+        let (pod, directory) = (self.pod.clone(), self.directory.clone());
+        let look = tokio::task::spawn_blocking(move || storage::exceeded(&pod, &directory));
+        if let Ok(Some(message)) = look.await {
+            tell(&self.sender, Fact::Evicted(message)).await;
+        }
+    }
+
+    /// Removes the sandbox, and tries until nothing of it is left; then, where no container will run
+    /// again, what the pod had in its volumes.
+    pub async fn remove_sandbox(self, is_over: bool) {
         let mut wait_ms = RETRY_MS;
         while let Err(message) = sandbox::remove(&self.context, &self.pod).await {
             tracing::warn!(pod = %self.pod.metadata.name, "sandbox not removed yet: {message}");
             pause_for(&mut wait_ms).await;
+        }
+        if is_over {
+            volumes::unmount_all(&self.directory);
+            if let Err(message) = disk::remove_tree(&self.directory.volume("")) {
+                tracing::warn!(pod = %self.pod.metadata.name, "{message}");
+            }
         }
         tell(&self.sender, Fact::SandboxRemoved).await;
     }

@@ -8,7 +8,7 @@ use model::{NamespacedName, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::adopt;
 use crate::context::{ContainerView, Context, PodView, now};
@@ -17,6 +17,7 @@ use crate::launch;
 use crate::machine::status::status;
 use crate::machine::{Action, ContainerState, Fact, Machine, Record, SandboxState};
 use crate::pod::Pod;
+use crate::storage;
 use crate::tasks::{self, Task};
 use crate::volumes;
 
@@ -66,6 +67,8 @@ pub struct Worker {
     retry_ms: u64,
     retry_at: Option<Timestamp>,
     refresh_at: Timestamp,
+    measure_at: Timestamp,
+    measurement: Option<JoinHandle<()>>,
     ending: watch::Sender<bool>,
 }
 
@@ -88,6 +91,8 @@ pub fn start(context: Arc<Context>, pod: Pod, kept: Option<Kept>) -> mpsc::Sende
         retry_ms: RETRY_MS,
         retry_at: None,
         refresh_at: now().after(Duration::from_secs(REFRESH_S)),
+        measure_at: now(),
+        measurement: None,
         ending: watch::Sender::new(false),
     };
     tokio::spawn(worker.run());
@@ -110,6 +115,7 @@ impl Worker {
                 before != *known
             });
             self.refresh_volumes();
+            self.measure_storage();
             let status = status(&mut self.machine, self.context.node_addresses(), now());
             self.show();
             self.report(status);
@@ -131,7 +137,9 @@ impl Worker {
     fn deadline(&self) -> Option<Timestamp> {
         let machine = self.machine.next_deadline();
         let refresh = volumes::are_projected(&self.machine.pod).then_some(self.refresh_at);
-        machine.into_iter().chain(self.retry_at).chain(refresh).min()
+        let is_measured = storage::is_limited(&self.machine.pod) && !self.machine.is_ending();
+        let measure = is_measured.then_some(self.measure_at);
+        machine.into_iter().chain(self.retry_at).chain(refresh).chain(measure).min()
     }
 
     /// ConfigMaps and Secrets change under running containers.
@@ -143,6 +151,19 @@ impl Worker {
         self.refresh_at = now().after(Duration::from_secs(REFRESH_S));
         if ready && !self.machine.is_ending() {
             tokio::spawn(self.task().refresh_volumes());
+        }
+    }
+
+    /// What a pod keeps on the disk has no other limit. One look at a time.
+    fn measure_storage(&mut self) {
+        if self.measure_at > now() {
+            return;
+        }
+        self.measure_at = now().after(self.context.options.storage_period);
+        let is_under_way = self.measurement.as_ref().is_some_and(|look| !look.is_finished());
+        let is_measured = storage::is_limited(&self.machine.pod) && !self.machine.is_ending();
+        if is_measured && !is_under_way {
+            self.measurement = Some(tokio::spawn(self.task().measure_storage()));
         }
     }
 
@@ -228,11 +249,12 @@ impl Worker {
         match action {
             Action::Emit(note) => self.context.events.record(&self.machine.pod, note),
             Action::RemoveSandbox => {
+                let is_over = self.machine.record.finished.is_some();
                 // Its end is wanted now and no news.
                 if let Some(watch) = self.watch.take() {
                     watch.abort();
                 }
-                tokio::spawn(task.remove_sandbox());
+                tokio::spawn(task.remove_sandbox(is_over));
             }
             Action::CreateSandbox => drop(tokio::spawn(task.create_sandbox())),
             Action::Start { container, id, restarts } => {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use model::Timestamp;
 
 use super::{
-    Action, ContainerRecord, ContainerState, Hook, LAST_GRACE_S, Machine, Note, Outcome,
-    REMOVED_GRACE_S, SandboxState, Stop, is_due, restarts,
+    Action, ContainerRecord, ContainerState, EVICTED_GRACE_S, Hook, LAST_GRACE_S, Machine, Note,
+    Outcome, REMOVED_GRACE_S, SandboxState, Stop, is_due, restarts,
 };
 
 /// How long a sandbox stays after its last container, milliseconds. Until every node knows that the
@@ -211,7 +211,11 @@ impl Machine {
 
     /// Seconds between SIGTERM and SIGKILL.
     fn grace_s(&self) -> i64 {
-        let grace_s = if self.record.removed { REMOVED_GRACE_S as i64 } else { self.pod.grace_s() };
+        let grace_s = match (self.record.removed, &self.record.evicted) {
+            (true, _) => REMOVED_GRACE_S as i64,
+            (false, Some(_)) => EVICTED_GRACE_S.min(self.pod.grace_s()),
+            (false, None) => self.pod.grace_s(),
+        };
         grace_s.max(0)
     }
 

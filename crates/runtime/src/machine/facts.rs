@@ -6,7 +6,7 @@ use model::Timestamp;
 
 use super::{
     BACKOFF_FIRST_S, BACKOFF_FORGOTTEN_S, BACKOFF_LIMIT_S, CONFIG_RETRY_S, ContainerRecord,
-    ContainerState, Ended, Hook, ImageFailure, Judgement, LAST_GRACE_S, Machine, Note,
+    ContainerState, Ended, Hook, ImageFailure, Judgement, LAST_GRACE_S, Machine, Note, Outcome,
     SANDBOX_RETRY_LIMIT_S, SANDBOX_RETRY_S, SandboxState, StartFailure, Stop, restarts,
 };
 use crate::pod::{Container, ProbeKind};
@@ -26,6 +26,16 @@ impl Machine {
         sandbox.failures = sandbox.failures.saturating_add(1);
         sandbox.retry_at = Some(now.after(Duration::from_secs(wait_s)));
         Note::pod(true, reason, message)
+    }
+
+    /// A pod that ends anyway is left to its end.
+    pub(super) fn evicted(&mut self, message: String) -> Option<Note> {
+        if self.is_ending() {
+            return None;
+        }
+        self.record.finished = Some(Outcome::Failed);
+        self.record.evicted = Some(message.clone());
+        Some(Note::pod(true, "Evicted", message))
     }
 
     /// The kernel ended every process of the pod with the pause process.

@@ -37,6 +37,8 @@ pub const CONFIG_RETRY_S: u64 = 5;
 /// Grace that a container has where its pod's is used up by others or by its hook, seconds (the
 /// kubelet's).
 const LAST_GRACE_S: i64 = 2;
+/// Grace of a pod that is evicted, seconds (the kubelet's).
+pub const EVICTED_GRACE_S: i64 = 1;
 /// Grace of a pod whose object is gone from the API, seconds.
 pub const REMOVED_GRACE_S: u64 = 1;
 
@@ -114,6 +116,8 @@ pub enum Fact {
     SandboxReady(Vec<IpAddr>),
     /// The sandbox could not be made; what was made is removed again.
     SandboxFailed(String),
+    /// The pod keeps more on the disk than it may; the text says what.
+    Evicted(String),
     /// The pod's volumes could not be made, so that the sandbox was not tried.
     VolumesFailed(String),
     /// The pause process died, and with it all containers.
@@ -298,6 +302,7 @@ impl Machine {
             Fact::VolumesFailed(message) => {
                 notes.push(self.sandbox_failed("FailedMount", message, now));
             }
+            Fact::Evicted(message) => notes.extend(self.evicted(message)),
             Fact::SandboxLost => notes.extend(self.sandbox_lost(now)),
             Fact::SandboxRemoved => {
                 self.record.sandbox.state = SandboxState::Absent;

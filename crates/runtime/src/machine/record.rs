@@ -22,6 +22,9 @@ pub struct Record {
     pub conditions: BTreeMap<String, ConditionRecord>,
     /// Set once no container will run again.
     pub finished: Option<Outcome>,
+    /// Set once the node has evicted the pod: why.
+    #[serde(default)]
+    pub evicted: Option<String>,
     /// When its containers were first told to stop: the grace is for all of them together.
     #[serde(default)]
     pub ending_since: Option<Timestamp>,

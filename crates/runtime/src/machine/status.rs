@@ -59,6 +59,10 @@ pub fn status(machine: &mut Machine, host_addresses: &[IpAddr], now: Timestamp) 
         status.insert("ephemeralContainerStatuses".into(), added.into());
     }
     status.insert("qosClass".into(), qos_class(pod).into());
+    if let Some(message) = &record.evicted {
+        status.insert("reason".into(), "Evicted".into());
+        status.insert("message".into(), message.as_str().into());
+    }
     status.into()
 }
 
@@ -107,7 +111,13 @@ struct Condition {
 
 fn conditions(machine: &mut Machine, phase: &str, now: Timestamp) -> Vec<Value> {
     let mut listed = Vec::new();
-    for condition in judge(machine, phase) {
+    let evicted = machine.record.evicted.clone().map(|message| Condition {
+        kind: "DisruptionTarget",
+        holds: true,
+        reason: "TerminationByKubelet",
+        message,
+    });
+    for condition in judge(machine, phase).into_iter().chain(evicted) {
         let known = machine.record.conditions.entry(condition.kind.into());
         let known = known
             .and_modify(|known| {

@@ -1,6 +1,7 @@
 //! Volumes as containers see them.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -129,5 +130,62 @@ fn claims_memory_and_paths_of_the_node_are_as_the_pod_expects() {
         };
         let told = node.api.until(|api| api.events("wrong").iter().any(refused).then_some(()));
         assert!(told.await.is_some(), "{:?}", node.api.events("wrong"));
+    });
+}
+
+#[test]
+fn a_pod_that_keeps_too_much_on_the_disk_is_evicted_and_its_volumes_go() {
+    on_node("eviction", |mut node: Node| async move {
+        node.options.storage_period = Duration::from_millis(100);
+        let _runtime = node.start();
+        let script = |file: &str, kilobytes: u32| {
+            format!("dd if=/dev/zero of={file} bs=1k count={kilobytes} 2>&1; exec sleep 1000")
+        };
+        let mounts = json!([{"name": "data", "mountPath": "/data"}]);
+        let sized = |limit: &str| json!([{"name": "data", "emptyDir": {"sizeLimit": limit}}]);
+        let modest = mounting(&script("/data/file", 100), mounts.clone(), sized("64Mi"));
+        node.api.create_pod("modest", modest);
+        let greedy = mounting(&script("/data/file", 4000), mounts, sized("1Mi"));
+        let mut written = mounting(&script("/tmp/file", 4000), json!([]), json!([]));
+        written["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "2Mi"}});
+        let cases = [
+            ("greedy", greedy, "Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\". "),
+            (
+                "written",
+                written,
+                "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ",
+            ),
+        ];
+        for (name, spec, message) in cases {
+            let uid = node.api.create_pod(name, spec);
+            let evicted = |pod: &Value| {
+                let status = &pod["status"];
+                let conditions = status["conditions"].as_array();
+                let is_target = conditions.is_some_and(|all| {
+                    all.iter().any(|one| {
+                        one["type"] == "DisruptionTarget"
+                            && one["status"] == "True"
+                            && one["reason"] == "TerminationByKubelet"
+                            && one["message"] == message
+                    })
+                });
+                let ended = &status["containerStatuses"][0]["state"]["terminated"];
+                let said = (&status["phase"], &status["reason"], &status["message"]);
+                is_target
+                    && ended.is_object()
+                    && said == (&json!("Failed"), &json!("Evicted"), &json!(message))
+            };
+            node.api.until_pod(name, "evicted", evicted).await;
+            let told = ("Evicted".to_owned(), message.to_owned());
+            let told = node.api.until(|api| api.events(name).contains(&told).then_some(())).await;
+            assert!(told.is_some(), "{:?}", node.api.events(name));
+            let volumes = node.pod_state(&uid).join("volumes");
+            let freed = node.api.until(|_| (!volumes.exists()).then_some(())).await;
+            assert!(freed.is_some(), "what the pod kept is still there");
+            assert!(!node.log(&uid, "main", 0).is_empty(), "its log stays");
+        }
+        assert!(is_running(&node.api.pod("modest").expect("a pod")), "within its limit");
+        node.api.delete_pod("greedy", 30);
+        node.api.until_gone("greedy").await;
     });
 }
