@@ -6,7 +6,7 @@ use std::time::Duration;
 use client::{ClientError, PatchKind, ResourcePath};
 use model::{NamespacedName, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -14,7 +14,7 @@ use crate::adopt;
 use crate::context::{ContainerView, Context, PodView, now};
 use crate::disk::{self, PodDirectory};
 use crate::launch;
-use crate::machine::status::status;
+use crate::machine::status::{patch, status};
 use crate::machine::{Action, ContainerState, Fact, Machine, Record, SandboxState};
 use crate::pod::Pod;
 use crate::storage;
@@ -344,12 +344,11 @@ impl Worker {
             .namespace(metadata.namespace.as_str())
             .name(metadata.name.as_str())
             .subresource("status");
-        // With the uid the server refuses to write to a namesake that came after.
-        let patch = json!({"metadata": {"uid": metadata.uid}, "status": status});
+        let patch = patch(&self.machine.pod, &status);
         let (context, sender) = (self.context.clone(), self.sender.clone());
         tokio::spawn(async move {
             let written: Result<Value, ClientError> =
-                context.client.patch(&path, PatchKind::Merge, &patch).await;
+                context.client.patch(&path, PatchKind::Strategic, &patch).await;
             let result = match written {
                 Ok(_) => Ok(()),
                 // Gone, or replaced by a namesake: the watch will tell.

@@ -17,7 +17,7 @@ const INITIALIZING: &str = "PodInitializing";
 /// What containers of a pod without init containers say.
 const CREATING: &str = "ContainerCreating";
 
-/// The status now. Remembers when each condition changed last.
+/// The status now, without the conditions of others. Remembers when each condition changed last.
 pub fn status(machine: &mut Machine, host_addresses: &[IpAddr], now: Timestamp) -> Value {
     let phase = phase(machine);
     let conditions = conditions(machine, phase, now);
@@ -64,6 +64,36 @@ pub fn status(machine: &mut Machine, host_addresses: &[IpAddr], now: Timestamp) 
         status.insert("message".into(), message.as_str().into());
     }
     status.into()
+}
+
+/// The write of a status: a strategic merge patch, as the kubelet's, so that it neither takes away
+/// nor brings back what others say of the pod (its conditions merge by their type). With the uid
+/// the server refuses to write to a namesake that came after.
+pub fn patch(pod: &Pod, status: &Value) -> Value {
+    let mut patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
+    let Some(status) = patch["status"].as_object_mut() else { return patch };
+    // These would merge by address, and an old one would stay.
+    for list in ["hostIPs", "podIPs"] {
+        if let Some(addresses) = status.get_mut(list).and_then(Value::as_array_mut) {
+            addresses.push(json!({"$patch": "replace"}));
+        }
+    }
+    let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
+    let mut order = Vec::new();
+    for condition in conditions.into_iter().flatten() {
+        order.push(json!({"type": condition["type"]}));
+        // What is not said any more must go.
+        for text in ["reason", "message"] {
+            if condition.get(text).is_none() {
+                condition[text] = Value::Null;
+            }
+        }
+    }
+    let others = pod.status.conditions.iter().map(|condition| json!({"type": condition["type"]}));
+    let others: Vec<Value> = others.filter(|other| !order.contains(other)).collect();
+    order.extend(others);
+    status.insert("$setElementOrder/conditions".into(), order.into());
+    patch
 }
 
 /// The kubelet's `getPhase`.
@@ -129,7 +159,6 @@ fn conditions(machine: &mut Machine, phase: &str, now: Timestamp) -> Vec<Value> 
         let mut entry = json!({
             "type": condition.kind,
             "status": if condition.holds { "True" } else { "False" },
-            "lastProbeTime": null,
             "lastTransitionTime": known.since,
         });
         if !condition.reason.is_empty() {
@@ -140,13 +169,6 @@ fn conditions(machine: &mut Machine, phase: &str, now: Timestamp) -> Vec<Value> 
         }
         listed.push(entry);
     }
-    // What others have set, PodScheduled above all, is passed on.
-    let own: Vec<&str> = machine.record.conditions.keys().map(String::as_str).collect();
-    let foreign =
-        machine.pod.status.conditions.iter().filter(|condition| {
-            condition["type"].as_str().is_some_and(|kind| !own.contains(&kind))
-        });
-    listed.extend(foreign.cloned());
     listed
 }
 

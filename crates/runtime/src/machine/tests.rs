@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use model::Timestamp;
 use serde_json::{Value, json};
 
-use super::status::status;
+use super::status::{patch, status};
 use super::{Action, ContainerState, Ended, Fact, ImageFailure, Machine, Record, StartFailure};
 use crate::pod::{Pod, ProbeKind};
 
@@ -461,6 +461,55 @@ fn conditions_keep_the_time_of_their_change() {
     let second = ready(&mut driver);
     assert_eq!(second["status"], "True");
     assert_ne!(second["lastTransitionTime"], first["lastTransitionTime"]);
+}
+
+/// The pod in the API after the driver's status was written to it.
+fn reported(driver: &mut Driver, in_api: &Value) -> Value {
+    let status = driver.status();
+    let patch = patch(&driver.machine.pod, &status);
+    let row = store::registry::find("", "v1", "pods").expect("a row");
+    store::patch::apply(row, store::PatchKind::Strategic, in_api, &patch).expect("a patch")
+}
+
+#[test]
+fn what_others_say_meanwhile_stays_and_what_they_take_back_does_not_return() {
+    let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a"}]}));
+    let scheduled = json!({"type": "PodScheduled", "status": "True"});
+    let gate = json!({"type": "example.org/gate", "status": "True"});
+    driver.machine.pod.status.conditions = vec![scheduled.clone(), gate];
+    // We have not heard yet that the gate is gone, and that the pod is being evicted.
+    let target = json!({"type": "DisruptionTarget", "status": "True",
+        "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"});
+    let in_api = json!({"metadata": {"name": "p", "namespace": "n", "uid": "0a-1b"}, "status": {
+        "phase": "Pending",
+        "podIPs": [{"ip": "10.244.1.4"}],
+        "conditions": [scheduled.clone(), target.clone()],
+    }});
+    let first = reported(&mut driver, &in_api);
+    let kinds = |pod: &Value| -> Vec<String> {
+        let all = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|one| one["type"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let wanted = [
+        "PodReadyToStartContainers",
+        "Initialized",
+        "Ready",
+        "ContainersReady",
+        "PodScheduled",
+        "DisruptionTarget",
+    ];
+    assert_eq!(kinds(&first), wanted);
+    assert_eq!(first["status"]["conditions"][5], target);
+    assert_eq!(first["status"]["podIPs"], json!([{"ip": "10.244.1.5"}]), "no address that it had");
+    assert_eq!(first["status"]["conditions"][2]["reason"], "ContainersNotReady");
+    driver.started("a");
+    let second = reported(&mut driver, &first);
+    assert_eq!(kinds(&second), wanted);
+    let ready = &second["status"]["conditions"][2];
+    assert_eq!(
+        (&ready["status"], ready.get("reason"), ready.get("message")),
+        (&json!("True"), None, None)
+    );
 }
 
 #[test]

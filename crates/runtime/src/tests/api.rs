@@ -10,6 +10,8 @@ use std::time::Duration;
 use client::{BodyError, Client, ClientError, Transport, TransportFuture};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame};
+use hyper::header::CONTENT_TYPE;
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Response};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
@@ -170,8 +172,10 @@ impl Api {
         tokio::time::timeout(Duration::from_secs(DEADLINE_S), wait).await.ok()
     }
 
-    fn answer(&self, method: &Method, uri: &str, body: &[u8]) -> Response<client::Body> {
-        let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
+    fn answer(&self, parts: &Parts, body: &[u8]) -> Response<client::Body> {
+        let method = &parts.method;
+        let uri = parts.uri.to_string();
+        let (path, query) = uri.split_once('?').unwrap_or((&uri, ""));
         let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
         if *method != Method::GET {
             self.lock().writes.push_back(format!("{method} {path}"));
@@ -195,7 +199,14 @@ impl Api {
                     if !uid.is_null() && *uid != object["metadata"]["uid"] {
                         return failure(409, "Conflict");
                     }
-                    merge(&mut object, &body);
+                    let strategic = parts
+                        .headers
+                        .get(CONTENT_TYPE)
+                        .is_some_and(|kind| kind == "application/strategic-merge-patch+json");
+                    match strategic {
+                        true => object = merge_strategic(object_path, &object, &body),
+                        false => merge(&mut object, &body),
+                    }
                     reply(200, &self.put(object_path, object))
                 }
                 None => missing(),
@@ -263,7 +274,7 @@ impl Transport for Api {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-            Ok::<_, ClientError>(api.answer(&parts.method, &parts.uri.to_string(), &body))
+            Ok::<_, ClientError>(api.answer(&parts, &body))
         })
     }
 }
@@ -301,6 +312,13 @@ fn failure(code: u16, reason: &str) -> Response<client::Body> {
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
         "reason": reason, "message": reason, "code": code});
     reply(code, &status)
+}
+
+/// As the API server does it, of the two kinds that are patched so.
+fn merge_strategic(path: &str, object: &Value, patch: &Value) -> Value {
+    let plural = if path.contains("/pods/") { "pods" } else { "nodes" };
+    let row = store::registry::find("", "v1", plural).expect("a row");
+    store::patch::apply(row, store::PatchKind::Strategic, object, patch).expect("a patch")
 }
 
 /// RFC 7386.
