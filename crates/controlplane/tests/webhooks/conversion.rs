@@ -279,3 +279,52 @@ async fn admission_sees_the_version_that_it_names() {
     assert!(told.contains("not that one"), "{told}");
     server.running.stop().await;
 }
+
+/// A webhook that names no authorities is known by those that the machine trusts; the inner test
+/// runs where these are what its environment says.
+#[test]
+fn without_a_bundle_the_machines_authorities_count() {
+    let scratch = Scratch::new("conversion-trust");
+    let program = std::env::current_exe().expect("this program");
+    let ran = std::process::Command::new(program)
+        .args(["--exact", "conversion::inner_trust", "--ignored", "--nocapture"])
+        .env("SSL_CERT_FILE", scratch.0.join("authorities.pem"))
+        .env_remove("SSL_CERT_DIR")
+        .output();
+    let output = ran.expect("the inner test runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test]
+#[ignore = "needs an environment of its own: without_a_bundle_the_machines_authorities_count"]
+async fn inner_trust() {
+    let authorities = std::env::var_os("SSL_CERT_FILE").expect("a file for authorities");
+    let scratch = Scratch::new("conversion-trust-inner");
+    let server = start(&scratch.0, 0).await;
+    let (hook, other) = (Hook::start(LOOPBACK, &[]).await, Hook::start(LOOPBACK, &[]).await);
+    let mut crd = definition(&hook, "convert");
+    let config = crd.pointer_mut("/spec/conversion/webhook/clientConfig").expect("a client");
+    config.as_object_mut().expect("an object").remove("caBundle");
+    server.client.create::<_, Value>(&definitions(), &crd).await.expect("defined");
+    make(&server, "a").await;
+    for (trusted, expected) in
+        [(None, "trusts nobody"), (Some(&other), "certificate"), (Some(&hook), "")]
+    {
+        if let Some(trusted) = trusted {
+            std::fs::write(&authorities, trusted.authority()).expect("written");
+        }
+        match get(&server, V2, "a").await {
+            Ok(_) => assert_eq!(expected, "", "a stranger is believed"),
+            Err(error) => {
+                let (_, told) = message(error);
+                assert!(!expected.is_empty() && told.contains(expected), "{expected:?}: {told}");
+            }
+        }
+    }
+    server.running.stop().await;
+}

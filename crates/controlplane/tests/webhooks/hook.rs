@@ -76,6 +76,11 @@ impl Hook {
         Self { address, authority, seen }
     }
 
+    /// Who signs its certificate, PEM.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
     pub fn bundle(&self) -> String {
         STANDARD.encode(&self.authority)
     }
