@@ -1,5 +1,5 @@
-//! What must hold when things die, are stopped, or are broken by others (R-01 …,
-//! ), and a random run of all of it.
+//! What must hold when things die, are stopped, or are broken by others (R-01 …,
+//! ), and a random run of all of it.
 //!
 //! `cargo test -p e2e --test reliability -- WORD` runs the scenarios whose names contain WORD.
 //! `./x chaos --minutes N --seed S` runs the random one longer, or again.
@@ -12,6 +12,8 @@ mod chaos;
 mod damage;
 #[path = "reliability/ebpf.rs"]
 mod ebpf;
+#[path = "reliability/endpoints.rs"]
+mod endpoints;
 #[path = "reliability/foreign.rs"]
 mod foreign;
 #[path = "reliability/forgery.rs"]
@@ -62,6 +64,8 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("r_22_each_kind_of_damage_is_repaired_within_a_second_and_told", damage::repaired),
     ("r_24_the_service_backend_changes_under_load", backends::changed_under_load),
     ("r_01_killed_agents_cost_nothing_on_each_service_backend", backends::killed_on_each),
+    ("r_19_new_connections_leave_what_terminates", endpoints::new_connections_go_elsewhere),
+    ("r_19_clients_of_removed_endpoints_are_told", endpoints::removed_endpoints_are_told),
     ("r_25_pods_and_services_that_come_and_go_leave_nothing", leaks::come_and_go),
     ("r_25_with_ebpf_pods_and_services_leave_nothing_either", leaks::come_and_go_with_ebpf),
     ("the_same_seed_gives_the_same_schedule", schedule::replays),

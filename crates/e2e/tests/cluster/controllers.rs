@@ -1,7 +1,7 @@
 //! Deployments under load, and what is deleted with what.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cluster::is_ready;
@@ -12,6 +12,11 @@ use super::world::{NAMESPACE, World};
 
 /// How long the load of one scenario lasts.
 const LOAD_S: u64 = 25;
+/// What R-20 gives for a rolling update: pods, and new connections a second, by so many clients. A
+/// machine that cannot make as many is asked for no more than it can; the rate is printed.
+const UPDATED_PODS: usize = 10;
+const UPDATE_RATE: u64 = 2000;
+const UPDATE_CLIENTS: u64 = 32;
 
 fn web_deployment(replicas: usize, version: &str) -> String {
     format!(
@@ -25,11 +30,12 @@ spec:
   template:
     metadata: {{labels: {{app: shopfront}}, annotations: {{version: "{version}"}}}}
     spec:
-      terminationGracePeriodSeconds: 10
+      terminationGracePeriodSeconds: 20
       containers:
       - name: web
         image: localhost/toolbox
         args: [serve, --http, "8080"]
+        lifecycle: {{preStop: {{sleep: {{seconds: 3}}}}}}
         ports: [{{name: http, containerPort: 8080}}]
         readinessProbe: {{httpGet: {{path: /ready, port: http}}, periodSeconds: 1}}
 ---
@@ -74,14 +80,18 @@ pub fn scale_under_load(world: &World) -> Result<()> {
     Ok(())
 }
 
+///
 pub fn rolling_update_under_load(world: &World) -> Result<()> {
-    world.cluster.apply(&web_deployment(4, "1"))?;
+    world.cluster.apply(&web_deployment(UPDATED_PODS, "1"))?;
     world.cluster.rolled_out(NAMESPACE, "shopfront")?;
     let before = addresses(world)?;
     let address = world.cluster_ip("shopfront")?;
-    world.start_load("load-update", &format!("http://{address}/"), LOAD_S)?;
-    world.cluster.apply(&web_deployment(4, "2"))?;
+    let url = format!("http://{address}/");
+    world.start_load_of("load-update", &url, LOAD_S, UPDATE_RATE, UPDATE_CLIENTS)?;
+    let began = Instant::now();
+    world.cluster.apply(&web_deployment(UPDATED_PODS, "2"))?;
     world.cluster.rolled_out(NAMESPACE, "shopfront")?;
+    println!("    {UPDATED_PODS} pods were replaced in {} ms", began.elapsed().as_millis());
     world.ensure_no_failure("load-update", LOAD_S)?;
     let after = addresses(world)?;
     ensure!(before.is_disjoint(&after), "pods were not replaced: {before:?}, {after:?}");

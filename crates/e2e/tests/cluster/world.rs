@@ -69,6 +69,18 @@ impl World {
 
     /// Starts a pod that loads a URL for some seconds, and waits until it runs.
     pub fn start_load(&self, pod: &str, url: &str, seconds: u64) -> Result<()> {
+        self.start_load_of(pod, url, seconds, 400, 8)
+    }
+
+    /// The same, with so many new connections a second by so many clients.
+    pub fn start_load_of(
+        &self,
+        pod: &str,
+        url: &str,
+        seconds: u64,
+        rate: u64,
+        clients: u64,
+    ) -> Result<()> {
         self.cluster.kubectl(&[
             "delete",
             "pod",
@@ -82,7 +94,7 @@ impl World {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: {NAMESPACE}}}\nspec:\n  \
              restartPolicy: Never\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: load\n    \
              image: localhost/toolbox\n    args: [load, \"{url}\", --duration-s, \"{seconds}\", \
-             --concurrency, \"8\", --rate, \"400\"]\n"
+             --timeout-ms, \"10000\", --concurrency, \"{clients}\", --rate, \"{rate}\"]\n"
         ))?;
         self.cluster.pod_ready(NAMESPACE, pod).map(drop)
     }
@@ -95,7 +107,7 @@ impl World {
         let requests = result["requests"].as_u64().context("no count")?;
         ensure!(requests > 50 * seconds, "too little load to mean anything: {result}");
         ensure!(result["failed"] == 0, "requests failed: {result}");
-        println!("    {pod}: {requests} requests, none failed");
+        println!("    {pod}: {requests} requests, {} a second, none failed", requests / seconds);
         Ok(result)
     }
 }

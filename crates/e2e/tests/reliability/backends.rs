@@ -6,27 +6,25 @@ use anyhow::{Result, bail, ensure};
 use e2e::cluster::flatnet;
 use e2e::processes::{Held, converged};
 
-use super::kills::back;
+use super::kills::{LIFE_MS, back, changes};
 use super::losses::{Losses, RUNS_MAX};
-use super::schedule::option;
+use super::schedule::{Random, option};
 use super::world::World;
 
-/// The backends that the machine has, besides the one that clusters have by default.
-const OTHERS: &[&str] = &["iptables", "ebpf"];
-/// The default one.
+/// The one that clusters have by default.
 pub const DEFAULT: &str = "nftables";
+/// All that run on any kernel, the default one first.
+pub const BACKENDS: [&str; 3] = [DEFAULT, "iptables", "ebpf"];
 /// Ways through them and back to the default one.
 const WAYS: &[&[&str]] = &[&["iptables", "ebpf", DEFAULT], &["ebpf", "iptables", DEFAULT]];
 /// How long the load of a change lasts.
 const LOAD_S: u64 = 10;
 /// Kills of agents on each backend, unless the command line says `--kills=`; `./x chaos` takes
 /// R-01's 50.
-const KILLS: u64 = 5;
+const KILLS: usize = 5;
 /// How long the load lasts when agents are killed: that of all kills, and of the way back.
 const LOAD_A_KILL_MS: u64 = 800;
-const LOAD_AFTER_S: u64 = 6;
-/// How long an agent lives before it is killed.
-const LIFE: Duration = Duration::from_millis(300);
+const LOAD_AFTER_S: u64 = 10;
 
 pub fn changed_under_load(world: &World) -> Result<()> {
     for way in WAYS {
@@ -40,19 +38,21 @@ pub fn changed_under_load(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// R-01 in short, on the other backends; and what belongs to them is gone in the end.
+/// R-01 in short, on the other backends, while Services come and go; and what belongs to these
+/// backends is gone in the end.
 pub fn killed_on_each(world: &World) -> Result<()> {
     let kills = option("--kills=")?.unwrap_or(KILLS);
-    let load_s = kills * LOAD_A_KILL_MS / 1000 + LOAD_AFTER_S;
-    for other in OTHERS {
+    let load_s = kills as u64 * LOAD_A_KILL_MS / 1000 + LOAD_AFTER_S;
+    for other in &BACKENDS[1..] {
         change(world, other)?;
         nothing_lost(world, other, load_s, || {
             let held = Held::hold(&world.cluster, &["node1", "node2"])?;
-            for round in 0..kills {
+            let mut random = Random::from_seed(1);
+            changes(world, kills, |round| {
                 let agent = held.agent(if round % 2 == 0 { "node1" } else { "node2" })?;
-                std::thread::sleep(LIFE);
-                agent.kill()?;
-            }
+                std::thread::sleep(Duration::from_millis(random.within(LIFE_MS)));
+                agent.kill()
+            })?;
             drop(held);
             back(world)
         })?;

@@ -17,7 +17,7 @@ use super::world::{NAMESPACE, World};
 const KILLS: usize = 50;
 /// How long an agent lives before the next kill, in milliseconds: some die while they start, some
 /// while they write, some at rest.
-const LIFE_MS: std::ops::Range<u64> = 20..400;
+pub const LIFE_MS: std::ops::Range<u64> = 20..400;
 /// A Service comes or goes at every so many kills, so that agents have something to write.
 const KILLS_A_CHANGE: usize = 5;
 /// How long R-01's load lasts, with kills and without.
@@ -41,7 +41,7 @@ const CAUGHT_UP: Duration = Duration::from_secs(5);
 ///
 /// A run in which the machine itself dropped packets says nothing of ours: it is done again.
 pub fn killed_under_load(world: &World) -> Result<()> {
-    let calm = world.under_load(KILLED_S, || changes(world, |_| Ok(())))?;
+    let calm = world.under_load(KILLED_S, || changes(world, KILLS, |_| Ok(())))?;
     let forger = Forger::prepare(world)?;
     for _ in 0..RUNS_MAX {
         let before = Losses::take(&world.cluster)?;
@@ -62,7 +62,7 @@ fn killed_once(world: &World, forger: &Forger) -> Result<(Outcome, Arrived)> {
     let stream = forger.start()?;
     let mut random = Random::from_seed(1);
     let killed = world.under_load(KILLED_S, || {
-        changes(world, |round| {
+        changes(world, KILLS, |round| {
             let agent = held.agent(["node1", "node2"][round % 2])?;
             let life_ms = random.within(LIFE_MS);
             std::thread::sleep(Duration::from_millis(life_ms));
@@ -76,8 +76,12 @@ fn killed_once(world: &World, forger: &Forger) -> Result<(Outcome, Arrived)> {
 }
 
 /// Services come and go; `each` is done as often as agents are killed.
-fn changes(world: &World, mut each: impl FnMut(usize) -> Result<()>) -> Result<()> {
-    for round in 0..KILLS {
+pub fn changes(
+    world: &World,
+    kills: usize,
+    mut each: impl FnMut(usize) -> Result<()>,
+) -> Result<()> {
+    for round in 0..kills {
         each(round)?;
         let name = format!("change-{}", round / KILLS_A_CHANGE);
         match round % KILLS_A_CHANGE {

@@ -66,19 +66,26 @@ impl World {
         self.cluster.field(NAMESPACE, "service", "web", pointer)
     }
 
-    /// R-01's load: 200 streams between pods, 2,000 datagrams a second through the ClusterIP, and
-    /// 500 new connections a second, half through the ClusterIP, half through the NodePort.
+    /// R-01's load: 200 streams, half between pods, half through the ClusterIP, 2,000 datagrams a
+    /// second through the ClusterIP, and 500 new connections a second, half through the ClusterIP,
+    /// half through the NodePort.
     pub fn load(&self, seconds: u64) -> Result<Load> {
         let cluster_ip = self.service("/spec/clusterIP")?;
         let node_port = self.service("/spec/ports/0/nodePort")?;
         let node2 = self.cluster.field("", "node", "node2", "/status/addresses/0/address")?;
         let remote = self.pod_ip("echo-node2")?;
         let words = |text: String| text.split(' ').map(str::to_owned).collect();
+        let streams = "--keep-alive --concurrency 100";
         let generators = vec![
             Generator {
-                name: "streams",
-                words: words(format!("load http://{remote}:8080/ --keep-alive --concurrency 200")),
-                rate: 1000,
+                name: "streams between pods",
+                words: words(format!("load http://{remote}:8080/ {streams}")),
+                rate: 500,
+            },
+            Generator {
+                name: "streams by ClusterIP",
+                words: words(format!("load http://{cluster_ip}/ {streams}")),
+                rate: 500,
             },
             Generator {
                 name: "datagrams",
