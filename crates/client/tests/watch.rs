@@ -138,6 +138,34 @@ async fn pages_of_the_list_become_one_event_and_the_watch_starts_at_its_revision
     assert_eq!(version_asked(&asked[2]), "7");
 }
 
+/// How many objects each page of a list had.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct PageSizes(Vec<usize>);
+
+impl Extend<Value> for PageSizes {
+    fn extend<I: IntoIterator<Item = Value>>(&mut self, page: I) {
+        self.0.push(page.into_iter().count());
+    }
+}
+
+/// What a list broke off with is of no list: the next one begins anew.
+#[tokio::test(start_paused = true)]
+async fn a_list_is_taken_in_page_by_page() {
+    let script = Script::new([
+        list(7, &[pod("a", 1), pod("b", 2)], "next"),
+        Scripted::Unreachable,
+        list(8, &[pod("a", 1), pod("b", 2)], "next"),
+        list(8, &[pod("c", 3)], ""),
+        open(&[line("ADDED", &pod("d", 9))]),
+    ]);
+    let client = Client::with_transport(Arc::new(script));
+    let pods = WatchSpec::new(ResourcePath::new("v1", "pods"));
+    let mut watch: Watcher<Value, PageSizes> = client.watch_into(pods);
+    assert!(matches!(watch.next().await, WatchEvent::Lost { .. }));
+    assert_eq!(watch.next().await, WatchEvent::Listed(PageSizes(vec![2, 1])));
+    assert_eq!(watch.next().await, WatchEvent::Applied(pod("d", 9)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_closed_stream_resumes_after_the_last_event_or_bookmark() {
     let script = Script::new([
