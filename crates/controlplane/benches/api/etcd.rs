@@ -73,6 +73,22 @@ impl Etcd {
         tasks.join_all().await.into_iter().sum()
     }
 
+    /// Puts a number of values from some clients.
+    pub async fn put_all(&self, writers: usize, values: usize, value_bytes: usize) {
+        let mut tasks = JoinSet::new();
+        for writer in 0..writers {
+            let mut connection = self.connect().await.expect("etcd accepts");
+            tasks.spawn(async move {
+                let value = vec![b'x'; value_bytes];
+                for number in (writer..values).step_by(writers) {
+                    let key = format!("/registry/configmaps/default/object-{number}");
+                    put(&mut connection, key.as_bytes(), &value).await.expect("a value is put");
+                }
+            });
+        }
+        tasks.join_all().await;
+    }
+
     async fn answers(&self) -> bool {
         match self.connect().await {
             Ok(mut connection) => put(&mut connection, b"first", b"").await.is_ok(),

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use client::{Client, ListOptions, ResourcePath};
+use client::{Client, ResourcePath};
 use controlplane::Options;
 use controlplane::pki::{self, KubeconfigRequest, PkiRequest};
+use hyper::body::Bytes;
+use hyper::{Method, StatusCode};
 use model::{ClusterConfig, Timestamp};
-use serde_json::Value;
 
 use crate::figures;
 
@@ -64,7 +65,8 @@ impl Drop for Process {
 }
 
 impl Server {
-    /// Starts the process, and returns with its first list.
+    /// Starts the process, and returns with its first list: of one object, so that the client's own
+    /// reading is not what is measured.
     pub async fn start(directory: &Path) -> Self {
         std::fs::create_dir_all(directory).expect("a directory");
         let port = free_port();
@@ -75,8 +77,8 @@ impl Server {
         let process = Process(command.spawn().expect("the server's process"));
         let client = Client::from_kubeconfig(&kubeconfig).await.expect("a client");
         let started = Instant::now();
-        while let Err(error) = client.list::<Value>(&collection(), &ListOptions::default()).await {
-            assert!(started.elapsed() < START_LIMIT, "the server does not answer: {error}");
+        while !answers(&client).await {
+            assert!(started.elapsed() < START_LIMIT, "the server does not answer");
             tokio::time::sleep(RETRY).await;
         }
         Self { client, process }
@@ -88,16 +90,27 @@ impl Server {
 
     /// What it takes once nobody asks anything: it gives back what it has freed.
     pub async fn settled_memory(&self) -> Memory {
-        tokio::time::sleep(SETTLING).await;
-        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()));
-        let text = text.expect("the server runs");
-        let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
-            let number = line.trim_start_matches(':').trim().trim_end_matches(" kB");
-            number.parse::<f64>().expect("a number") / 1024.0
-        };
-        Memory { resident_mb: field("Rss"), proportional_mb: field("Pss") }
+        settled_memory(self.id()).await
     }
+}
+
+async fn answers(client: &Client) -> bool {
+    let path = format!("{}?limit=1", collection());
+    let answer = client.raw(Method::GET, &path, None, Bytes::new()).await;
+    answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+}
+
+/// What a process takes when nobody has asked it anything for a while.
+pub async fn settled_memory(process: u32) -> Memory {
+    tokio::time::sleep(SETTLING).await;
+    let text = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup"));
+    let text = text.expect("the process runs");
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a field");
+        let number = line.trim_start_matches(':').trim().trim_end_matches(" kB");
+        number.parse::<f64>().expect("a number") / 1024.0
+    };
+    Memory { resident_mb: field("Rss"), proportional_mb: field("Pss") }
 }
 
 /// What a process takes.
