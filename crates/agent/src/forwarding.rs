@@ -8,6 +8,8 @@
 //! the canary ─▶ the same again: programs and maps tell nobody of their changes (R-22)
 //! ```
 //!
+//! Links that have just come get their programs when the node has settled ([`Settling`]).
+//!
 //! What a killed agent left forwards on (invariant 14).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +27,7 @@ use render::inventory::{Row, RowKind};
 use serde::{Deserialize, Serialize};
 
 use crate::report::Condition;
+use crate::settling::Settling;
 
 /// What the kernel refused is not tried again earlier than this.
 const RETRY: Duration = Duration::from_secs(60);
@@ -67,6 +70,11 @@ pub(crate) struct Forwarding {
     /// What the kernel was brought to, whole.
     held: Option<render::bpf::Forwarding>,
     translated: Translated,
+    /// Programs by link, as they were asked for last.
+    asked: BTreeSet<(String, &'static str)>,
+    settling: Settling,
+    /// Something waits until the node has settled.
+    postponed: bool,
     /// What could not be written, or not at the sockets.
     problems: Vec<String>,
     packets: BTreeMap<&'static str, u64>,
@@ -94,6 +102,9 @@ struct Translated {
 
 impl Forwarding {
     pub(crate) fn new(config: &ClusterConfig) -> Self {
+        let mut settling = Settling::default();
+        // With the agent come the first pods.
+        settling.note(Instant::now());
         Self {
             wanted: config.service_backend == ServiceBackend::Ebpf && config.ebpf_forwarding,
             with_sockets: config.socket_fast_path,
@@ -101,6 +112,9 @@ impl Forwarding {
             state: State::Waiting,
             held: None,
             translated: Translated::default(),
+            asked: BTreeSet::new(),
+            settling,
+            postponed: false,
             problems: vec![],
             packets: BTreeMap::new(),
             repairs: 0,
@@ -130,6 +144,10 @@ impl Forwarding {
             return;
         }
         let mut wanted = render::bpf::render(plan, config, attachments);
+        self.postponed = self.is_settling(&wanted);
+        if self.postponed {
+            return;
+        }
         let done = self.translated.read(&wanted).and_then(|()| {
             wanted.leave_to_stack(&self.translated.pods);
             self.write(wanted)
@@ -147,12 +165,22 @@ impl Forwarding {
     }
 
     /// Whether it is time to look again though nothing has changed: for flows of another backend
-    /// that keep pods off, or since the kernel refused.
-    pub(crate) fn is_due(&self) -> bool {
+    /// that keep pods off, since the kernel refused, or since the node has settled, which is said
+    /// once.
+    pub(crate) fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let has_settled = self.postponed && self.settling.end(now).is_none();
+        self.postponed &= !has_settled;
         match &self.state {
-            State::Refused(_, until) => Instant::now() >= *until,
-            _ => !self.translated.pods.is_empty() && self.translated.is_due(),
+            State::Refused(_, until) => now >= *until,
+            _ => has_settled || !self.translated.pods.is_empty() && self.translated.is_due(),
         }
+    }
+
+    /// When what is put off is due; `None`: nothing is.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.postponed.then(|| self.settling.end(now).unwrap_or(now))
     }
 
     pub(crate) fn repairs(&self) -> u64 {
@@ -223,6 +251,17 @@ impl Forwarding {
         wanted.union(&present).map(row).collect()
     }
 
+    /// Whether links still come.
+    fn is_settling(&mut self, wanted: &render::bpf::Forwarding) -> bool {
+        let now = Instant::now();
+        let asked: BTreeSet<_> = wanted.programs().collect();
+        if !asked.is_subset(&self.asked) {
+            self.settling.note(now);
+        }
+        self.asked = asked;
+        self.settling.end(now).is_some()
+    }
+
     fn write(&mut self, wanted: render::bpf::Forwarding) -> Result<(), OpError> {
         let mut loaded = match self.loaded.take() {
             Some(loaded) => loaded,
@@ -285,7 +324,7 @@ impl Forwarding {
         match &self.state {
             State::Forwarding => String::new(),
             State::Refused(reason, _) => reason.clone(),
-            _ if self.wanted => "Services are not in eBPF yet".to_owned(),
+            _ if self.wanted => "the node has not settled yet".to_owned(),
             _ => "it is not asked for, or Services are not in eBPF".to_owned(),
         }
     }

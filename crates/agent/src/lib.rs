@@ -39,6 +39,7 @@ pub mod rbac;
 mod report;
 mod service_health;
 mod services;
+mod settling;
 mod turn;
 mod uninstall;
 mod watches;

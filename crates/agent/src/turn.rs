@@ -147,7 +147,11 @@ impl Agent {
     /// How long nothing needs to be done unless something happens.
     pub(crate) fn wait(&self) -> Option<Duration> {
         let heard = self.heard_at.filter(|_| self.heard != Heard::default());
-        let next = [self.reconciler.deadline(), heard].into_iter().flatten().min()?;
+        // It follows only when the rest is where it shall be.
+        let forwarding = self.forwarding.deadline().filter(|_| self.pending_since.is_none());
+        let forwarding = forwarding.map(|at| at.saturating_duration_since(self.started));
+        let all = [self.reconciler.deadline(), heard, forwarding];
+        let next = all.into_iter().flatten().min()?;
         Some(next.saturating_sub(self.now()))
     }
 
