@@ -285,6 +285,27 @@ fn a_watch_beyond_the_window_is_told_to_begin_anew() {
 }
 
 #[test]
+fn objects_are_read_back_in_whatever_order_their_members_stand() {
+    let mut api = Api::new();
+    let mut object = named(row("configmaps"), "c");
+    object["data"] = json!({"a": "1"});
+    api.create("configmaps", "default", object).expect("created");
+    let record = api.log.last().expect("a record");
+    let (key, ours) = (record.object_key(), record.object_bytes().expect("it is there"));
+    // As programs before this one wrote it: all members by name.
+    let whole: Value = serde_json::from_slice(ours).expect("JSON");
+    let theirs = whole.to_string().into_bytes();
+    assert_ne!(theirs, ours);
+    for bytes in [ours, &theirs] {
+        let read = record::object_from_bytes(&store::Definitions::default(), &key, bytes);
+        let read = read.expect("read back");
+        assert_eq!((read.revision, &read.key), (record.revision, &record.object.key));
+        assert_eq!(read.to_value(), whole);
+        assert!(read.value.managed_fields().is_some());
+    }
+}
+
+#[test]
 fn watches_begin_with_the_state_when_they_name_no_revision() {
     let mut api = Api::new();
     api.create("configmaps", "default", named(row("configmaps"), "c")).expect("created");
