@@ -200,3 +200,35 @@ fn a_patch_cannot_make_what_could_not_be_stored() {
     let unchanged = api.get("configmaps", "default", "c").expect("stored");
     assert_eq!(unchanged.value.as_object().map(serde_json::Map::len), Some(3));
 }
+
+#[test]
+fn a_nodes_report_of_a_pod_leaves_what_others_say_in_its_place() {
+    let mut api = Api::new();
+    let uid =
+        api.create("pods", "default", named(row("pods"), "p")).expect("a pod").uid().to_owned();
+    let mut report = |status: Value, uid: &str| {
+        let body = json!({"metadata": {"uid": uid}, "status": status});
+        api.patch_status("pods", "default", "p", body)
+    };
+    let target = json!({"type": "DisruptionTarget", "status": "True", "reason": "X",
+        "lastProbeTime": null, "lastTransitionTime": "2026-11-20T23:25:02Z"});
+    report(json!({"conditions": [target]}), &uid).expect("an eviction's word");
+    let of_node = |ready: &str, reason: Value, address: &str| {
+        json!({
+            "podIPs": [{"ip": address}, {"$patch": "replace"}],
+            "conditions": [{"type": "Ready", "status": ready, "reason": reason,
+                "lastTransitionTime": "2026-11-20T23:25:03Z"}],
+            "$setElementOrder/conditions": [{"type": "Ready"}, {"type": "PodScheduled"}],
+        })
+    };
+    report(of_node("False", json!("ContainersNotReady"), "10.244.1.4"), &uid).expect("taken");
+    let pod = report(of_node("True", Value::Null, "10.244.1.5"), &uid).expect("taken");
+    let ready = json!({"type": "Ready", "status": "True",
+        "lastProbeTime": null, "lastTransitionTime": "2026-11-20T23:25:03Z"});
+    let mut conditions = pod.value["status"]["conditions"].as_array().cloned().expect("conditions");
+    conditions.sort_by_key(|one| one["type"].to_string());
+    assert_eq!(conditions, [target, ready]);
+    assert_eq!(pod.value["status"]["podIPs"], json!([{"ip": "10.244.1.5"}]));
+    let other = report(of_node("True", Value::Null, "10.244.1.6"), "another");
+    assert_eq!(other.expect_err("a namesake's").code, 409);
+}
