@@ -206,10 +206,9 @@ impl Cluster {
         Ok(match staged.reply {
             Reply::Object(object) => object.value.clone(),
             Reply::Value(value) => value,
-            Reply::Objects(..)
-            | Reply::Status(_)
-            | Reply::Proposal(_)
-            | Reply::Conversions(_) => json!({"kind": "Status"}),
+            Reply::Objects(..) | Reply::Status(_) | Reply::Proposal(_) | Reply::Conversions(_) => {
+                json!({"kind": "Status"})
+            }
         })
     }
 
