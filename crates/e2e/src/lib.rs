@@ -10,6 +10,7 @@ pub mod outside;
 pub mod processes;
 pub mod questions;
 pub mod runner;
+pub mod sender;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -37,6 +37,8 @@ mod languages;
 mod network;
 #[path = "cluster/patterns.rs"]
 mod patterns;
+#[path = "cluster/registry.rs"]
+mod registry;
 #[path = "cluster/resolvers.rs"]
 mod resolvers;
 #[path = "cluster/rollouts.rs"]
@@ -119,6 +121,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("exec_passes_input_output_and_exit_codes", kubectl::exec),
     ("logs_follow_and_choose_containers", kubectl::logs),
     ("images_are_loaded_run_and_looked_into", containers::loaded_and_looked_into),
+    ("images_are_pulled_for_those_whom_the_registry_lets_in", registry::pulled_by_who_may),
     ("ports_of_pods_and_services_are_forwarded", streams::port_forward),
     ("a_refused_port_is_told_by_name", streams::refused),
     ("forwarded_ports_carry_datagrams_and_go_on_with_the_next_pod", forwards::survives_pods),

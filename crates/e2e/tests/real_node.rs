@@ -17,6 +17,8 @@ mod machine;
 mod operators;
 #[path = "real_node/packets.rs"]
 mod packets;
+#[path = "real_node/reboot.rs"]
+mod reboot;
 #[path = "real_node/rights.rs"]
 mod rights;
 #[path = "real_node/upgrade.rs"]
@@ -57,6 +59,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("a_killed_agent_stops_nothing_and_changes_nothing_when_it_is_back", lifecycle::killed),
     ("agents_that_are_killed_or_updated_fail_no_request", lifecycle::replaced_under_load),
     ("what_the_agent_has_no_right_to_stops_nothing_else", lifecycle::refused),
+    ("clients_elsewhere_go_on_after_the_machine_alone_starts_anew", reboot::rebooted),
     ("uninstall_leaves_the_machine_as_it_was", lifecycle::uninstalled),
 ];
 const WITH_EBPF: &[Scenario<World>] = &[
@@ -74,6 +77,7 @@ const WITH_EBPF: &[Scenario<World>] = &[
     ("with_ebpf_pins_that_are_lost_come_back", ebpf::repaired),
     ("with_ebpf_a_killed_agent_stops_nothing_and_changes_nothing", lifecycle::killed),
     ("with_ebpf_agents_that_are_killed_or_updated_fail_no_request", lifecycle::replaced_under_load),
+    ("with_ebpf_clients_elsewhere_go_on_after_the_machine_starts_anew", reboot::rebooted),
     ("with_ebpf_uninstall_leaves_the_machine_as_it_was", lifecycle::uninstalled),
 ];
 

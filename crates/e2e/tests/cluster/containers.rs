@@ -15,6 +15,9 @@ use super::world::World;
 
 const NAMESPACE: &str = "images";
 const IMAGE: &str = "shop.test/loaded:1";
+/// The files of an image that [`write_image`] writes.
+pub const CONFIG: &str = "config.json";
+pub const LAYER: &str = "layer.tar";
 const SOON: Duration = Duration::from_secs(30);
 /// Where every client in a pod looks for its token.
 const ACCESS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -76,29 +79,39 @@ pub fn loaded_and_looked_into(world: &World) -> Result<()> {
     })
 }
 
-/// Writes an image of our static toolbox as `docker save` does.
+/// Writes an image as `docker save` does.
 fn archive(directory: &Path) -> Result<String> {
+    let path = |name: &str| directory.join(name).display().to_string();
+    write_image(directory)?;
+    let manifest = json!([{ "Config": CONFIG, "RepoTags": [IMAGE], "Layers": [LAYER] }]);
+    fs::write(directory.join("manifest.json"), manifest.to_string())?;
+    let archive = path("image.tar");
+    let files = ["manifest.json", CONFIG, LAYER];
+    run("tar", &[&["-C", &path("."), "-cf", &archive], &files[..]].concat())?;
+    Ok(archive)
+}
+
+/// Writes an image of our static toolbox: its configuration and its one layer.
+pub fn write_image(directory: &Path) -> Result<()> {
     let path = |name: &str| directory.join(name).display().to_string();
     fs::create_dir_all(directory.join("root/bin"))?;
     fs::copy(e2e::program("flatnet-toolbox"), directory.join("root/bin/toolbox"))
         .context("no flatnet-toolbox: run `./x build --release`")?;
-    run("tar", &["-C", &path("root"), "-cf", &path("layer.tar"), "bin"])?;
-    let digest = run("sha256sum", &[&path("layer.tar")])?;
-    let digest = digest.split(' ').next().context("sha256sum prints no digest")?;
+    run("tar", &["-C", &path("root"), "-cf", &path(LAYER), "bin"])?;
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": { "Entrypoint": ["/bin/toolbox"], "Cmd": ["sleep", "infinity"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+        "rootfs": { "type": "layers", "diff_ids": [digest_of(&directory.join(LAYER))?] },
     });
-    let manifest =
-        json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
-    fs::write(directory.join("config.json"), config.to_string())?;
-    fs::write(directory.join("manifest.json"), manifest.to_string())?;
-    let archive = path("image.tar");
-    let files = ["manifest.json", "config.json", "layer.tar"];
-    run("tar", &[&["-C", &path("."), "-cf", &archive], &files[..]].concat())?;
-    Ok(archive)
+    Ok(fs::write(directory.join(CONFIG), config.to_string())?)
+}
+
+/// The digest of a file, as images write it.
+pub fn digest_of(file: &Path) -> Result<String> {
+    let digest = run("sha256sum", &[&file.display().to_string()])?;
+    let digest = digest.split(' ').next().context("sha256sum prints no digest")?;
+    Ok(format!("sha256:{digest}"))
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<String> {

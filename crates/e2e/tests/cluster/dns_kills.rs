@@ -1,6 +1,5 @@
 //! The DNS worker of a node dies, and is ended, while it is asked: the supervisor has its sockets.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -46,7 +45,7 @@ pub fn replaced(world: &World) -> Result<()> {
 /// came of the questions over UDP and TCP meanwhile.
 fn under_load(world: &World, times: usize, with: &str) -> Result<(Vec<Duration>, [Answers; 2])> {
     let node = &world.cluster.nodes[0];
-    let namespace = namespace(world, node);
+    let namespace = world.network_of(node);
     let worker = format!("dns/{node}");
     let questions = Questions::start(&namespace, SERVER.into(), NAME)?;
     let mut gaps = Vec::new();
@@ -61,8 +60,4 @@ fn under_load(world: &World, times: usize, with: &str) -> Result<(Vec<Duration>,
         })?;
     }
     Ok((gaps, questions.finish()?))
-}
-
-fn namespace(world: &World, node: &str) -> PathBuf {
-    Path::new("/run/netns").join(format!("{}-{node}", world.cluster.name))
 }

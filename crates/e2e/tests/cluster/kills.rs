@@ -1,16 +1,13 @@
 //! kill -9 of everything, and the way back.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::cluster::flatnet;
 use e2e::eventually;
+use e2e::sender::Sender;
 
 use super::world::{NAMESPACE, World};
 
@@ -18,15 +15,6 @@ use super::world::{NAMESPACE, World};
 const ROUNDS: usize = 20;
 /// How long the load lasts: a little longer than the rounds.
 const LOAD_S: u64 = 45;
-/// The time between two datagrams of a client, and how many have no answer at least while a cluster
-/// starts.
-const BETWEEN_DATAGRAMS: Duration = Duration::from_millis(10);
-const UNANSWERED_LEAST: u64 = 10;
-/// How long the datagrams are meanwhile; those afterwards are longer.
-const LENGTH: usize = 10;
-/// Each of so many datagrams is answered within this.
-const DATAGRAMS: usize = 20;
-const ANSWERED: Duration = Duration::from_secs(1);
 /// How long a killed process may be away.
 const BACK: Duration = Duration::from_secs(15);
 
@@ -114,7 +102,8 @@ pub fn power_cut(world: &World) -> Result<()> {
         format!("{}:{node_port}", world.node_ip("node2")?),
         format!("{}:90", world.cluster_ip("web")?),
     ];
-    let senders: Vec<Sender> = servers.iter().map(|it| Sender::start(it)).collect::<Result<_>>()?;
+    let senders = servers.iter().map(|server| Sender::start(server, "echo-"));
+    let senders: Vec<Sender> = senders.collect::<Result<_>>()?;
     let create = ["create", "configmap", "-n", NAMESPACE, "before-the-cut", "--from-literal=a=b"];
     world.cluster.kubectl(&create)?;
     let report = format!("/run/flatnet/{}/status.json", world.cluster.name);
@@ -128,65 +117,7 @@ pub fn power_cut(world: &World) -> Result<()> {
     flatnet(&["up", "--name", &world.cluster.name])?;
     world.cluster.kubectl(&["get", "configmap", "-n", NAMESPACE, "before-the-cut"])?;
     all_answer(world)?;
-    for (sender, server) in senders.into_iter().zip(servers) {
-        sender.ensure_answered().with_context(|| format!("datagrams to {server}"))?;
-    }
-    Ok(())
-}
-
-/// A client of one port that sends datagrams, whatever becomes of them.
-struct Sender {
-    is_over: Arc<AtomicBool>,
-    thread: JoinHandle<(UdpSocket, u64)>,
-}
-
-impl Sender {
-    fn start(server: &str) -> Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect(server)?;
-        socket.set_read_timeout(Some(ANSWERED))?;
-        ask(&socket, LENGTH).context("before anything was done")?;
-        socket.set_read_timeout(Some(BETWEEN_DATAGRAMS))?;
-        let is_over: Arc<AtomicBool> = Arc::default();
-        let told = Arc::clone(&is_over);
-        let thread = std::thread::spawn(move || {
-            let mut unanswered = 0;
-            while !told.load(Ordering::SeqCst) {
-                unanswered += u64::from(ask(&socket, LENGTH).is_err());
-                std::thread::sleep(BETWEEN_DATAGRAMS);
-            }
-            (socket, unanswered)
-        });
-        Ok(Self { is_over, thread })
-    }
-
-    /// Each datagram from now on is.
-    fn ensure_answered(self) -> Result<()> {
-        self.is_over.store(true, Ordering::SeqCst);
-        let (socket, unanswered) =
-            self.thread.join().map_err(|_| anyhow!("a client of UDP panicked"))?;
-        println!("    {unanswered} datagrams of the time between were not answered");
-        // Otherwise none came to a node that knew no Services yet, and nothing is shown.
-        ensure!(unanswered > UNANSWERED_LEAST, "only {unanswered} were not answered meanwhile");
-        socket.set_read_timeout(Some(ANSWERED))?;
-        (1..=DATAGRAMS).try_for_each(|number| ask(&socket, LENGTH + number))
-    }
-}
-
-/// Sends a datagram of this length and waits for a pod's answer to it. Late ones to others may come
-/// before.
-fn ask(socket: &UdpSocket, length: usize) -> Result<()> {
-    socket.send(&vec![0; length])?;
-    let mut buffer = [0; 1024];
-    loop {
-        let count = socket.recv(&mut buffer)?;
-        let answer = buffer.get(..count).unwrap_or_default();
-        let answer: serde_json::Value = serde_json::from_slice(answer)?;
-        ensure!(answer["pod"].as_str().is_some_and(|pod| pod.starts_with("echo-")), "{answer}");
-        if answer["bytes"] == length {
-            return Ok(());
-        }
-    }
+    senders.into_iter().try_for_each(Sender::ensure_answered)
 }
 
 fn all_answer(world: &World) -> Result<()> {

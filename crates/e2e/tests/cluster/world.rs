@@ -1,5 +1,7 @@
 //! The cluster of the scenarios and the pods that several of them use.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::Cluster;
 use serde_json::Value;
@@ -57,6 +59,11 @@ impl World {
     /// A node's address.
     pub fn node_ip(&self, node: &str) -> Result<String> {
         self.cluster.field("", "node", node, "/status/addresses/0/address")
+    }
+
+    /// Where a node's network namespace is.
+    pub fn network_of(&self, node: &str) -> PathBuf {
+        Path::new("/run/netns").join(format!("{}-{node}", self.cluster.name))
     }
 
     /// Runs a toolbox command in a pod and reads its JSON.

@@ -230,7 +230,8 @@ mkdir -p $R; mount -t tmpfs root $R; cd $R
 mkdir usr proc sys dev tmp etc
 mount -t overlay -o lowerdir={image}:/usr usr usr
 for link in bin sbin lib lib64; do ln -s usr/$link $link; done
-mount -t proc proc proc; mount --bind proc/sys proc/sys; mount -o remount,bind,ro proc/sys
+mount -t proc proc proc; mount --bind proc/sys proc/sys
+B=proc/sys/kernel/random/boot_id; mount --bind /$B $B; mount -o remount,bind,ro proc/sys
 mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup sys/fs/cgroup; mount -o remount,bind,ro sys/fs/cgroup
 for device in null urandom; do touch dev/$device; mount --bind /dev/$device dev/$device; done

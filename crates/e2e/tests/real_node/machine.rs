@@ -1,6 +1,8 @@
 //! A machine that is none of the cluster's: a network namespace on the node network, and places of
-//! its own for what a node keeps under default paths.
+//! its own for what a node keeps under default paths. It can start anew: then it has its network card
+//! and its disk, nothing else, and another boot id.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -8,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, READY, text_of};
-use e2e::{eventually, program};
+use e2e::{eventually, program, workspace};
 
 /// Its name in the API, and what its namespace is called after.
 pub const NAME: &str = "worker";
@@ -28,27 +30,33 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 mkdir -p /sys/fs/cgroup/$0
 echo $$ >/sys/fs/cgroup/$0/cgroup.procs
 umount /sys/fs/cgroup
-exec unshare --cgroup sh -c \"$1\"";
+exec unshare --cgroup sh -c \"$1\" \"$2\"";
+/// Its argument is the machine's disk.
 const ARRANGE: &str = "set -e
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf -o mode=700 bpf /sys/fs/bpf
-mkdir /run/netns
+mkdir /run/netns /run/disk
+mount -n --bind $0 /run/disk
 for place in etc opt var/lib; do
   mkdir -p /run/overlay/$place/upper /run/overlay/$place/work
   mount -t overlay -o lowerdir=/$place,upperdir=/run/overlay/$place/upper,workdir=/run/overlay/$place/work node /$place
 done
-mkdir -p /var/lib/cni /var/lib/flatnet /etc/cni/net.d /opt/cni/bin
 for place in /var/lib/cni /var/lib/flatnet /etc/cni/net.d /opt/cni/bin; do
-  mount -t tmpfs -o mode=755 node $place
+  mkdir -p $place /run/disk$place
+  mount -n --bind /run/disk$place $place
 done
+umount -n /run/disk
+cat /proc/sys/kernel/random/uuid >/run/boot_id
+mount -n --bind /run/boot_id /proc/sys/kernel/random/boot_id
 hostname worker
 echo ready
 exec cat";
 
 /// All that flatnet could leave behind. Kernel parameters stay as they are, and so do directories
 /// that the kubelet makes for mounts, what a container runtime keeps of results, and iptables' lock.
+/// The number of the other end of its network card is another one after each start.
 const EVERYTHING: &str = "\
-ip -o link | sed -E 's/^[0-9]+: //; s/qlen.*//'
+ip -o link | sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/qlen.*//'
 ip -o address | sed -E 's/^[0-9]+: //; s/valid_lft.*//'
 ip route show table all; ip -6 route show table all
 ip rule; ip -6 rule
@@ -65,28 +73,42 @@ true";
 pub struct Machine {
     namespace: String,
     network: String,
-    holder: Child,
+    gateway: String,
+    disk: PathBuf,
+    holder: RefCell<Child>,
 }
 
 impl Machine {
     /// Plugs one into a cluster's node network.
     pub fn start(cluster: &Cluster, gateway: &str) -> Result<Self> {
         let namespace = format!("{}-{NAME}", cluster.name);
+        let disk = workspace().join("target/tmp").join(format!("{namespace}-disk"));
+        let _ = fs::remove_dir_all(&disk);
+        fs::create_dir_all(&disk)?;
+        let disk = disk.canonicalize()?;
+        let holder = RefCell::new(first_process(&namespace, &disk)?);
         let network = format!("{}-net", cluster.name);
-        let _ = ip(&["netns", "delete", &namespace]);
-        ip(&["netns", "add", &namespace])?;
-        let holder = Command::new("ip")
-            .args(["netns", "exec", &namespace, "unshare", "--mount", "--uts"])
-            .args(["sh", "-c", ENTER_CGROUP, CGROUP, ARRANGE])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut machine = Self { namespace, network, holder };
-        machine.wait()?;
-        let (inside, network) = (&machine.namespace, &machine.network);
+        let machine = Self { namespace, network, gateway: gateway.to_owned(), disk, holder };
+        machine.plug_in("")?;
+        Ok(machine)
+    }
+
+    /// All that runs on it ends at once, and it starts anew.
+    pub fn reboot(&self) -> Result<()> {
+        let link = self.run(&["ip", "-o", "link", "show", "eth0"])?;
+        let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether");
+        let card = words.nth(1).with_context(|| link.clone())?;
+        self.power_off();
+        *self.holder.borrow_mut() = first_process(&self.namespace, &self.disk)?;
+        self.plug_in(&format!(" address {card}"))
+    }
+
+    /// Connects it, by a new network card or the one that it had.
+    fn plug_in(&self, card: &str) -> Result<()> {
+        wait(&mut self.holder.borrow_mut())?;
+        let Self { namespace: inside, network, gateway, .. } = self;
         for command in [
-            format!("-n {network} link add {NAME} type veth peer name eth0 netns {inside}"),
+            format!("-n {network} link add {NAME} type veth peer name eth0{card} netns {inside}"),
             format!("-n {network} link set {NAME} master nodes up"),
             format!("-n {inside} link set lo up"),
             format!("-n {inside} link set eth0 up"),
@@ -96,22 +118,21 @@ impl Machine {
             ip(&command.split(' ').collect::<Vec<_>>())?;
         }
         eventually("its addresses are in use", READY, || {
-            let text = machine.run(&["ip", "-6", "address", "show", "dev", "eth0"])?;
+            let text = self.run(&["ip", "-6", "address", "show", "dev", "eth0"])?;
             ensure!(text.contains("fe80:") && !text.contains("tentative"), "{text}");
             Ok(())
-        })?;
-        Ok(machine)
+        })
     }
 
-    fn wait(&mut self) -> Result<()> {
-        let mut line = String::new();
-        BufReader::new(self.holder.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        let mut reason = String::new();
-        if line.trim() != "ready" {
-            self.holder.stderr.take().context("no stderr")?.read_to_string(&mut reason)?;
+    fn power_off(&self) {
+        let mut holder = self.holder.borrow_mut();
+        drop(holder.stdin.take());
+        let _ = holder.wait();
+        let _ = ip(&["-n", &self.network, "link", "delete", NAME]);
+        let _ = ip(&["netns", "delete", &self.namespace]);
+        if let Err(error) = eventually("its cgroup is empty", READY, remove_cgroup) {
+            eprintln!("the machine's cgroup stays: {error:#}");
         }
-        ensure!(reason.is_empty() && line.trim() == "ready", "no machine: {reason}");
-        Ok(())
     }
 
     /// A command that will run there.
@@ -119,7 +140,7 @@ impl Machine {
         const ENTER: &str = "echo $$ >/proc/$0/root/sys/fs/cgroup/cgroup.procs &&
             exec nsenter --net --mount --uts --cgroup --target $0 -- \"$@\"";
         let mut command = Command::new("sh");
-        command.args(["-c", ENTER, &self.holder.id().to_string()]).args(words);
+        command.args(["-c", ENTER, &self.holder.borrow().id().to_string()]).args(words);
         command.current_dir("/").stdin(Stdio::null());
         command
     }
@@ -158,7 +179,7 @@ impl Machine {
 
     /// A file of the machine, as a path of the host.
     pub fn file(&self, path: &str) -> String {
-        format!("/proc/{}/root{path}", self.holder.id())
+        format!("/proc/{}/root{path}", self.holder.borrow().id())
     }
 
     /// All that flatnet could leave behind, a line each.
@@ -171,14 +192,36 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        drop(self.holder.stdin.take());
-        let _ = self.holder.wait();
-        let _ = ip(&["-n", &self.network, "link", "delete", NAME]);
-        let _ = ip(&["netns", "delete", &self.namespace]);
-        if let Err(error) = eventually("its cgroup is empty", READY, remove_cgroup) {
-            eprintln!("the machine's cgroup stays: {error:#}");
-        }
+        self.power_off();
+        let _ = fs::remove_dir_all(&self.disk);
     }
+}
+
+/// Makes its namespaces. They go with the process, whose input is to be closed then.
+fn first_process(namespace: &str, disk: &Path) -> Result<Child> {
+    let _ = ip(&["netns", "delete", namespace]);
+    ip(&["netns", "add", namespace])?;
+    let holder = Command::new("ip")
+        .args(["netns", "exec", namespace, "unshare", "--mount", "--uts"])
+        .args(["sh", "-c", ENTER_CGROUP, CGROUP, ARRANGE])
+        .arg(disk)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    Ok(holder)
+}
+
+/// Waits until it has arranged its places.
+fn wait(holder: &mut Child) -> Result<()> {
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().context("no stdout")?).read_line(&mut line)?;
+    let mut reason = String::new();
+    if line.trim() != "ready" {
+        holder.stderr.take().context("no stderr")?.read_to_string(&mut reason)?;
+    }
+    ensure!(reason.is_empty() && line.trim() == "ready", "no machine: {reason}");
+    Ok(())
 }
 
 /// Removes the machine's cgroup with those of its containers. The host may have no mount of them.

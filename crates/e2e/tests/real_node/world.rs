@@ -134,19 +134,26 @@ impl World {
         self.cluster.apply(&pod(REMOTE, REMOTE, NAME).to_string())?;
         let address = self.add_pod(REMOTE, &json!({}))?;
         self.serve(REMOTE)?;
+        self.say_of_remote(&address, "True")?;
+        for node in &self.cluster.nodes {
+            self.cluster.pod_ready(NAMESPACE, &format!("echo-{node}"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the status of the machine's pod, as its kubelet does: its address, and whether it is
+    /// ready.
+    pub fn say_of_remote(&self, address: &str, ready: &str) -> Result<()> {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{REMOTE}/status");
         eventually("the pod's status is written", READY, || {
             let mut object = self.cluster.get(NAMESPACE, "pod", REMOTE)?;
             object["status"]["phase"] = json!("Running");
             object["status"]["podIP"] = json!(address);
             object["status"]["podIPs"] = json!([{ "ip": address }]);
-            object["status"]["conditions"] = json!([{ "type": "Ready", "status": "True" }]);
+            object["status"]["conditions"] = json!([{ "type": "Ready", "status": ready }]);
             kubelet::send(&self.cluster, "replace", &path, &object)
-        })?;
-        for node in &self.cluster.nodes {
-            self.cluster.pod_ready(NAMESPACE, &format!("echo-{node}"))?;
-        }
-        Ok(())
+        })
+        .map(drop)
     }
 
     /// Adds a pod to the machine, as a container runtime does. Answers its address.

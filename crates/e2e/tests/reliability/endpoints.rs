@@ -79,6 +79,14 @@ pub fn removed_endpoints_are_told(world: &World) -> Result<()> {
         world.cluster.apply(POD)?;
         world.cluster.pod_ready(NAMESPACE, REMOVED)?;
         let url = format!("http://{}/", world.service("/spec/clusterIP")?);
+        // It is ready before nodes have heard of it.
+        eventually("the new endpoint is served", EACH_WITHIN, || {
+            let words = ["http", &url, "--count", "30", "--interval-ms", INTERVAL_MS];
+            let output = in_client(&world.cluster, &words).output()?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            ensure!(text.contains(&format!(" {REMOVED} ")), "none of 30 connections: {text}");
+            Ok(())
+        })?;
         let words = ["load", &url, "--keep-alive", "--concurrency", "40", "--rate", "400"];
         let rest = ["--duration-s", LOAD_S, "--timeout-ms", SILENT_MS];
         let mut command = in_client(&world.cluster, &[&words[..], &rest].concat());
