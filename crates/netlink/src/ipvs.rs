@@ -47,6 +47,8 @@ const IP_VS_CONN_F_MASQ: u32 = 0;
 const IP_VS_SVC_F_PERSISTENT: u32 = 1;
 /// Bytes of `union nf_inet_addr`, for both families.
 const ADDRESS_BYTES: usize = 16;
+/// So often a list is asked for once more while it is not the same twice.
+const CONFIRMATIONS_MAX: usize = 5;
 
 /// What a virtual server is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,9 +109,26 @@ impl Ipvs {
 
     /// All virtual servers but those for firewall marks.
     ///
+    /// A long answer comes in parts, and where the next one goes on the kernel finds by counting the
+    /// servers of all network namespaces: those that come or go elsewhere meanwhile let it pass over
+    /// some of ours or tell them twice, and no mark says so. So the answer is asked for until it is
+    /// the same twice, a few times at most.
+    ///
     /// # Errors
     /// When the kernel refuses.
     pub fn servers(&mut self) -> Result<Vec<(ServerId, ServerOptions)>, Error> {
+        let mut servers = self.servers_once()?;
+        for _ in 0..CONFIRMATIONS_MAX {
+            let again = self.servers_once()?;
+            if again == servers {
+                break;
+            }
+            servers = again;
+        }
+        Ok(servers)
+    }
+
+    fn servers_once(&mut self) -> Result<Vec<(ServerId, ServerOptions)>, Error> {
         let request = self.request(IPVS_CMD_GET_SERVICE)?;
         let messages = self.socket.dump(&request, || "list the virtual servers".into())?;
         let servers = messages.iter().filter_map(|message| {

@@ -14,7 +14,7 @@ use crate::{Object, Operation, Record};
 pub const WATCH_WINDOW_EVENTS: usize = 1_000;
 
 /// Records at the new end of a window whose objects are kept as they were written.
-const FRESH_WINDOW_EVENTS: usize = 32;
+const FRESH_WINDOW_EVENTS: usize = 8;
 
 /// The newest records of one storage, in the order of revisions.
 #[derive(Debug, Default)]

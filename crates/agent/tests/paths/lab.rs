@@ -25,6 +25,8 @@ use super::server::Server;
 
 /// Longest wait for anything that shall come.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Datagrams of which one must arrive, a second apart.
+const TRIES: usize = 5;
 /// Pairs are tested again after this.
 pub const PATH_TEST_PERIOD: Duration = Duration::from_secs(2);
 
@@ -350,8 +352,11 @@ impl Pod {
         let (client, server) = (bind(self), bind(other));
         let to = server.local_addr().expect("an address");
         let mut buffer = vec![0; bytes + 1];
-        client.send_to(&buffer[..bytes], to).is_ok()
-            && server.recv(&mut buffer).is_ok_and(|length| length == bytes)
+        // The first ones may be lost while the pod's IPv6 address is taken into use.
+        (0..TRIES).any(|_| {
+            client.send_to(&buffer[..bytes], to).is_ok()
+                && server.recv(&mut buffer).is_ok_and(|length| length == bytes)
+        })
     }
 
     pub fn mtu(&self) -> u32 {
