@@ -29,8 +29,7 @@ const ASKED_AGAIN: Duration = Duration::from_secs(3);
 const INTERVAL: Duration = Duration::from_millis(2);
 /// How often the worker is killed.
 const KILLS: usize = 20;
-/// Issue 5, item 5: a killed worker is back in this time. A busy machine is late now and then; a
-/// delay that is built in shows every time.
+/// Issue 5, item 5: a killed worker is back in this time. A busy machine may be late now and then.
 const BACK: Duration = Duration::from_millis(100);
 /// How often the worker is replaced.
 const HANDOVERS: usize = 5;
@@ -212,7 +211,7 @@ fn a_killed_worker_is_back_at_once_on_the_same_sockets() {
     gaps.sort_unstable();
     println!("{outcome:?}, the gaps {gaps:?}");
     assert!(outcome.asked > 1000 && outcome.lost == 0, "{outcome:?}");
-    assert!(gaps[0] <= BACK, "{gaps:?}");
+    assert!(gaps[KILLS / 2] <= BACK, "{gaps:?}");
 }
 
 /// Ends a keeper and with it its worker, also when the test fails.

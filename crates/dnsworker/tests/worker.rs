@@ -18,9 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const REFUSED: Duration = Duration::from_millis(500);
 /// D-10: a change is answered within this time.
 const CHANGED: Duration = Duration::from_secs(1);
-/// Of an interval that has a limit: a busy machine is late now and then, a delay that is built in
-/// shows every time.
-const TRIES: u8 = 10;
+/// So often the zone changes.
+const CHANGES: u8 = 10;
 
 fn zone(web: &str) -> Zone {
     let mut zone = Zone {
@@ -196,12 +195,12 @@ fn a_changed_zone_is_answered_within_a_second() {
     lab.start_worker(&[]);
     until("the zone is served", DEADLINE, || web_address(&lab).is_some());
     let mut took = Vec::new();
-    for number in 2..2 + TRIES {
+    for number in 2..2 + CHANGES {
         lab.feed(&zone(&format!("10.96.1.{number}")));
         let is_answered = || web_address(&lab) == Some(vec![10, 96, 1, number]);
         took.push(until("the change", DEADLINE, is_answered));
     }
-    assert!(took.iter().min() <= Some(&CHANGED), "{took:?}");
+    assert!(took.iter().max() <= Some(&CHANGED), "{took:?}");
 }
 
 #[test]
@@ -241,19 +240,13 @@ fn no_thread_of_the_worker_has_privileges() {
 fn a_dead_upstream_server_does_not_keep_names_from_being_resolved() {
     let mut lab = Lab::new();
     lab.feed(&zone("10.96.1.1"));
-    let mut took = Vec::new();
-    while took.len() < usize::from(TRIES) && took.iter().all(|took| *took >= REFUSED) {
-        // A new worker knows of no server that is dead.
-        lab.kill_worker();
-        // Nobody listens at the first: its port is refused at once.
-        lab.start_worker(&["127.0.0.2:53", UPSTREAM]);
-        until("the zone is served", DEADLINE, || web_address(&lab).is_some());
-        let began = Instant::now();
-        let response = ask(&lab, "www.example", 1).expect("an answer");
-        assert_eq!(response.answers.len(), 1);
-        took.push(began.elapsed());
-    }
-    assert!(took.iter().min() < Some(&REFUSED), "{took:?}");
+    // Nobody listens at the first: its port is refused at once.
+    lab.start_worker(&["127.0.0.2:53", UPSTREAM]);
+    until("the zone is served", DEADLINE, || web_address(&lab).is_some());
+    let began = Instant::now();
+    let response = ask(&lab, "www.example", 1).expect("an answer");
+    assert_eq!(response.answers.len(), 1);
+    assert!(began.elapsed() < REFUSED, "{:?}", began.elapsed());
     // One that is silent: the client hears of failure, and the cluster's names are not held up.
     let waiting = lab.udp_client();
     waiting.set_read_timeout(Some(DEADLINE)).expect("a timeout");
