@@ -39,7 +39,8 @@ use children::{Place, Unit};
 pub const CONTROL_CGROUP: &str = "control";
 /// A process that ran this long failed for a new reason: it starts again at once.
 const STABLE: Duration = Duration::from_secs(1);
-/// The second start after a quick death waits this long; each further one twice as long.
+/// The second start after a quick failure waits this long; each further one twice as long. One that
+/// was asked to end sooner than it was stable waits as long, so that nothing spins.
 const RESTART_FIRST: Duration = Duration::from_millis(100);
 /// No restart waits longer.
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
@@ -76,9 +77,23 @@ struct Process {
     pid: Option<Pid>,
     started: Instant,
     start_at: Option<Instant>,
-    quick_deaths: u32,
+    backoff: Backoff,
     restarts: u32,
     last_exit: Option<String>,
+}
+
+/// How a process ended.
+enum End {
+    /// It was asked to: its program said so, or had not yet begun to listen when SIGTERM came.
+    Asked(String),
+    /// By itself, or killed.
+    Failed(String),
+}
+
+/// How long a process waits for its next start.
+#[derive(Default)]
+struct Backoff {
+    quick_failures: u32,
 }
 
 /// Holds the cluster's lock, so that one supervisor runs at a time; `None` when another holds it.
@@ -183,14 +198,14 @@ fn stop_leftovers(paths: &Paths, spec: &ClusterSpec) -> Result<()> {
 fn reap(processes: &mut [Process]) -> bool {
     let mut changed = false;
     loop {
-        let (pid, exit) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exit code {code}")),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("killed by {signal}")),
+        let (pid, end) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, End::of_code(code)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, End::of_signal(signal)),
             Ok(WaitStatus::StillAlive) | Err(_) => return changed,
             Ok(_) => continue,
         };
         if let Some(process) = processes.iter_mut().find(|process| process.pid == Some(pid)) {
-            process.ended(exit);
+            process.ended(end);
             changed = true;
         }
     }
@@ -265,7 +280,7 @@ impl Process {
             pid: None,
             started: now,
             start_at: Some(now),
-            quick_deaths: 0,
+            backoff: Backoff::default(),
             restarts: 0,
             last_exit: None,
         }
@@ -276,29 +291,89 @@ impl Process {
         self.start_at = None;
         match self.unit.spawn(paths) {
             Ok(pid) => self.pid = Some(pid),
-            Err(error) => self.ended(format!("not started: {error:#}")),
+            Err(error) => self.ended(End::Failed(format!("not started: {error:#}"))),
         }
     }
 
-    fn ended(&mut self, exit: String) {
+    fn ended(&mut self, end: End) {
         let now = Instant::now();
         self.pid = None;
-        self.last_exit = Some(exit);
         self.restarts = self.restarts.saturating_add(1);
-        self.quick_deaths = if now.duration_since(self.started) >= STABLE {
-            0
-        } else {
-            self.quick_deaths.saturating_add(1)
+        self.start_at = Some(now + self.backoff.wait_after(&end, now - self.started));
+        let (End::Asked(words) | End::Failed(words)) = end;
+        self.last_exit = Some(words);
+    }
+}
+
+impl End {
+    fn of_code(code: i32) -> Self {
+        let words = format!("exit code {code}");
+        if code == 0 { Self::Asked(words) } else { Self::Failed(words) }
+    }
+
+    fn of_signal(signal: Signal) -> Self {
+        let words = format!("killed by {signal}");
+        if signal == Signal::SIGTERM { Self::Asked(words) } else { Self::Failed(words) }
+    }
+}
+
+impl Backoff {
+    /// How long a process that ended after a life of `lived` waits.
+    fn wait_after(&mut self, end: &End, lived: Duration) -> Duration {
+        let is_quick = lived < STABLE;
+        self.quick_failures = match end {
+            End::Failed(_) if is_quick => self.quick_failures.saturating_add(1),
+            End::Failed(_) | End::Asked(_) => 0,
         };
-        let wait = match self.quick_deaths {
-            0 | 1 => Duration::ZERO,
-            deaths => RESTART_FIRST.saturating_mul(1 << (deaths - 2).min(16)).min(RESTART_LIMIT),
-        };
-        self.start_at = Some(now + wait);
+        match (end, self.quick_failures) {
+            (End::Asked(_), _) if is_quick => RESTART_FIRST,
+            (_, 0 | 1) => Duration::ZERO,
+            (_, count) => RESTART_FIRST.saturating_mul(1 << (count - 2).min(16)).min(RESTART_LIMIT),
+        }
     }
 }
 
 /// The namespaces and cgroup that a unit runs in, for tests and for people who enter a node.
 pub fn node_place(paths: &Paths, node: &str) -> Result<Place> {
     Place::node(paths, node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUICK: Duration = Duration::from_millis(50);
+
+    fn waits_ms<const N: usize>(ends: [(End, Duration); N]) -> [u128; N] {
+        let mut backoff = Backoff::default();
+        ends.map(|(end, lived)| backoff.wait_after(&end, lived).as_millis())
+    }
+
+    #[test]
+    fn what_fails_again_and_again_waits_longer_each_time() {
+        let killed = || (End::of_signal(Signal::SIGKILL), QUICK);
+        let failed = || (End::of_code(1), QUICK);
+        let waits = waits_ms([failed(), killed(), failed(), killed(), failed()]);
+        assert_eq!(waits, [0, 100, 200, 400, 800]);
+        let waits = waits_ms(std::array::from_fn::<_, 40, _>(|_| failed()));
+        assert_eq!(waits[39], RESTART_LIMIT.as_millis());
+        let stable = (End::of_code(1), STABLE);
+        assert_eq!(waits_ms([failed(), failed(), stable, failed(), failed()]), [0, 100, 0, 0, 100]);
+    }
+
+    /// `flatnet service backend` ends agents so that they read their configuration: however often
+    /// somebody changes it, they are not away for longer.
+    #[test]
+    fn what_was_asked_to_end_is_back_soon_however_often() {
+        let ends: [fn() -> End; 2] = [|| End::of_code(0), || End::of_signal(Signal::SIGTERM)];
+        for asked in ends {
+            let first = RESTART_FIRST.as_millis();
+            let quick = std::array::from_fn::<_, 40, _>(|_| (asked(), QUICK));
+            assert_eq!(waits_ms(quick), [first; 40], "no longer, and it does not spin");
+            assert_eq!(waits_ms([(asked(), STABLE)]), [0]);
+            let failed = || (End::of_code(1), QUICK);
+            let waits = waits_ms([failed(), failed(), (asked(), QUICK), failed()]);
+            assert_eq!(waits, [0, 100, first, 0], "somebody has looked at it");
+        }
+    }
 }

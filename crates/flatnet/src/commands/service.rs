@@ -1,7 +1,7 @@
 //! `flatnet service`: Services as the nodes see them: what clients get, which endpoints there are,
 //! and why one is not used. And what implements them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::ask::Agents;
 use super::{ClusterName, require_root};
-use crate::cluster::supervisor::{self, Report};
+use crate::cluster::supervisor::{self, ProcessReport, Report};
 use crate::output::{Format, print, table};
 
 /// Something is wrong with a Service that is shown.
@@ -145,8 +145,11 @@ fn change_backend(wanted: Option<ServiceBackend>, cluster: &ClusterName) -> Resu
         report()?;
         spec.config.service_backend = wanted;
         spec.save(&paths)?;
-        end_agents(report, |pid| kill(Pid::from_raw(pid), Signal::SIGTERM))?;
-        wait_for(backend, &agents, spec.nodes.len())?;
+        let statuses = || agents.ask("/status").unwrap_or_default();
+        if !all_have(backend, &statuses(), spec.nodes.len()) {
+            let ended = end_agents(report, |pid| kill(Pid::from_raw(pid), Signal::SIGTERM))?;
+            wait_for(backend, spec.nodes.len(), &ended, report, statuses)?;
+        }
     }
     let statuses: Vec<AgentStatus> = agents.ask("/status")?;
     let lines: Vec<[String; 3]> = statuses
@@ -159,28 +162,28 @@ fn change_backend(wanted: Option<ServiceBackend>, cluster: &ClusterName) -> Resu
 
 /// Ends all agents that may have read the configuration of before. One that the supervisor names and
 /// that is gone has a successor, which it names a moment later, and which may have read it too; one
-/// without a process has yet to read it.
+/// without a process has yet to read it. Answers which process of each was ended.
 fn end_agents(
     report: impl Fn() -> Result<Report>,
     end: impl Fn(i32) -> nix::Result<()>,
-) -> Result<()> {
+) -> Result<BTreeMap<String, i32>> {
     let deadline = Instant::now() + REPORT_TIMEOUT;
-    let mut ended = BTreeSet::new();
+    let mut ended = BTreeMap::new();
     loop {
         let mut gone = None;
         for process in report()?.processes.into_iter().filter(|it| it.name.starts_with("agent/")) {
-            let Some(pid) = process.pid.filter(|_| !ended.contains(&process.name)) else {
+            let Some(pid) = process.pid.filter(|_| !ended.contains_key(&process.name)) else {
                 continue;
             };
             match end(pid) {
-                Ok(()) => drop(ended.insert(process.name)),
+                Ok(()) => drop(ended.insert(process.name, pid)),
                 Err(nix::Error::ESRCH) => gone = Some((process.name, pid)),
                 Err(error) => {
                     return Err(error).with_context(|| format!("restarting {}", process.name));
                 }
             }
         }
-        let Some((name, pid)) = gone else { return Ok(()) };
+        let Some((name, pid)) = gone else { return Ok(ended) };
         if Instant::now() > deadline {
             bail!(
                 "{name} ended (it was process {pid}), and the supervisor has not started it again \
@@ -192,13 +195,19 @@ fn end_agents(
     }
 }
 
-fn wait_for(backend: ServiceBackend, agents: &Agents, nodes: usize) -> Result<()> {
+/// Waits until the successors of the agents that were `ended` have the backend: what those
+/// themselves still answer counts for nothing.
+fn wait_for(
+    backend: ServiceBackend,
+    nodes: usize,
+    ended: &BTreeMap<String, i32>,
+    report: impl Fn() -> Result<Report>,
+    statuses: impl Fn() -> Vec<AgentStatus>,
+) -> Result<()> {
     let deadline = Instant::now() + CHANGE_TIMEOUT;
     loop {
         // Those that start again do not answer for a moment.
-        let statuses: Vec<AgentStatus> = agents.ask("/status").unwrap_or_default();
-        let has = |it: &&AgentStatus| it.converged && it.service_backend == backend;
-        if statuses.iter().filter(has).count() == nodes {
+        if all_gone(ended, &report()?) && all_have(backend, &statuses(), nodes) {
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -210,6 +219,17 @@ fn wait_for(backend: ServiceBackend, agents: &Agents, nodes: usize) -> Result<()
         }
         std::thread::sleep(CHANGE_POLL);
     }
+}
+
+/// Whether the supervisor has heard of the end of all that were ended: no question reaches them.
+fn all_gone(ended: &BTreeMap<String, i32>, report: &Report) -> bool {
+    let is_there = |process: &ProcessReport| ended.get(&process.name).copied() == process.pid;
+    !report.processes.iter().any(|process| process.pid.is_some() && is_there(process))
+}
+
+fn all_have(backend: ServiceBackend, statuses: &[AgentStatus], nodes: usize) -> bool {
+    let has = |it: &&AgentStatus| it.converged && it.service_backend == backend;
+    statuses.iter().filter(has).count() == nodes
 }
 
 fn is_well(nodes: &[NodeServices]) -> bool {
@@ -375,7 +395,6 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
-    use crate::cluster::supervisor::ProcessReport;
 
     fn service() -> ServiceReport {
         let endpoint = |address: &str, state: &str, used: bool| EndpointReport {
@@ -494,11 +513,58 @@ mod tests {
                 Ok(())
             }
         };
-        end_agents(report, end).expect("all ended");
+        let told = end_agents(report, end).expect("all ended");
         assert_eq!(*ended.borrow(), [10, 13, 12], "each once");
+        let expected = [("agent/node0", 10), ("agent/node1", 12), ("agent/node2", 13)];
+        assert_eq!(told, expected.map(|(name, pid)| (name.to_owned(), pid)).into());
 
         let refused = end_agents(|| Ok(of_agents(&[Some(10)])), |_| Err(nix::Error::EPERM));
         assert!(format!("{:#}", refused.expect_err("refused")).contains("agent/node0"));
+    }
+
+    #[test]
+    fn an_agent_that_was_told_to_end_does_not_answer_for_its_successor() {
+        let ended =
+            BTreeMap::from([("agent/node0".to_owned(), 10), ("agent/node1".to_owned(), 11)]);
+        // One ends and is started again, then the other; the first goes on to answer meanwhile.
+        let reports = RefCell::new(vec![
+            of_agents(&[Some(20), Some(21)]),
+            of_agents(&[Some(20), None]),
+            of_agents(&[Some(20), Some(11)]),
+            of_agents(&[Some(10), Some(11)]),
+        ]);
+        let asked = RefCell::new(0);
+        let statuses = || {
+            *asked.borrow_mut() += 1;
+            let of = |converged| AgentStatus {
+                converged,
+                service_backend: ServiceBackend::Ebpf,
+                ..AgentStatus::default()
+            };
+            // While nobody runs on one of them, only the other answers.
+            vec![of(true); reports.borrow().last().map_or(2, |_| 1)]
+        };
+        let report = || Ok(reports.borrow_mut().pop().expect("no more reports are needed"));
+        wait_for(ServiceBackend::Ebpf, 2, &ended, report, statuses).expect("both have it");
+        assert_eq!((reports.borrow().len(), *asked.borrow()), (0, 2), "asked when both are gone");
+    }
+
+    #[test]
+    fn agents_that_have_the_backend_are_those_that_have_made_it() {
+        let of = |service_backend, converged| AgentStatus {
+            service_backend,
+            converged,
+            ..AgentStatus::default()
+        };
+        let (nftables, ebpf) = (ServiceBackend::Nftables, ServiceBackend::Ebpf);
+        for (statuses, expected) in [
+            (vec![of(ebpf, true), of(ebpf, true)], true),
+            (vec![of(ebpf, true), of(nftables, true)], false),
+            (vec![of(ebpf, true), of(ebpf, false)], false),
+            (vec![of(ebpf, true)], false),
+        ] {
+            assert_eq!(all_have(ebpf, &statuses, 2), expected, "{statuses:?}");
+        }
     }
 
     #[test]
