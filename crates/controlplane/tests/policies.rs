@@ -5,7 +5,7 @@ mod support;
 
 use client::{ClientError, PatchKind, ResourcePath, Transport as _};
 use controlplane::AuditOptions;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::body::Bytes;
 use serde_json::{Value, json};
@@ -296,7 +296,16 @@ async fn policies_that_mean_nothing_are_refused() {
         (expression("object.("), "spec.validations[0].expression: Invalid value"),
         (expression("1 + 1"), "must evaluate to bool"),
         (expression("params.x == 1"), "undeclared reference to 'params'"),
-        (expression("authorizer.allowed()"), "undeclared reference to 'authorizer'"),
+        (
+            expression("authorizer.allowed()"),
+            "found no matching overload for 'allowed' applied to \
+             'kubernetes.authorization.Authorizer.()'",
+        ),
+        (
+            json!({"validations": [{"expression": "true", "messageExpression":
+                "authorizer.path('/').check('get').reason()"}]}),
+            "undeclared reference to 'authorizer'",
+        ),
         (expression("variables.none"), "undefined field 'none'"),
         (
             json!({"variables": [{"name": "a b", "expression": "1"}]}),
@@ -335,5 +344,108 @@ async fn policies_that_mean_nothing_are_refused() {
         let status = error.status().expect("a Status");
         assert!(status.code == 422 && status.message.contains(text), "{more}: {}", status.message);
     }
+    server.running.stop().await;
+}
+
+/// A role of the namespace `default` with one rule, bound to one subject.
+async fn grant(server: &Server, name: &'static str, rule: Value, subject: Value) {
+    const VERSION: &str = "rbac.authorization.k8s.io/v1";
+    let roles = ResourcePath::new(VERSION, "roles").namespace("default");
+    let role = json!({"metadata": {"name": name}, "rules": [rule]});
+    server.client.create::<_, Value>(&roles, &role).await.expect("a role");
+    let bindings = ResourcePath::new(VERSION, "rolebindings").namespace("default");
+    let binding = json!({"metadata": {"name": name}, "subjects": [subject],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}});
+    server.client.create::<_, Value>(&bindings, &binding).await.expect("a binding");
+}
+
+/// What the write of a ConfigMap by a user of no groups comes to: its code and message.
+async fn write_as(server: &Server, user: &str) -> (u16, String) {
+    let map = json!({"metadata": {"generateName": "m-"}});
+    let request = Request::post("/api/v1/namespaces/default/configmaps")
+        .header("content-type", "application/json")
+        .header("impersonate-user", user)
+        .body(Full::new(Bytes::from(map.to_string())))
+        .expect("a request");
+    let transport = client::HttpsTransport::new(support::endpoint(server));
+    let answer = transport.send(request).await.expect("an answer");
+    let code = answer.status().as_u16();
+    let body = answer.into_body().collect().await.expect("a body").to_bytes();
+    let body: Value = serde_json::from_slice(&body).expect("JSON");
+    (code, body["message"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn a_policy_asks_who_may_do_what() {
+    let scratch = Scratch::new("policies-authorizer");
+    let server = start(&scratch.0, 0).await;
+    let rule = |resource: &str, verbs: Value, names: Value| {
+        json!({"apiGroups": [""],
+        "resources": [resource], "verbs": verbs, "resourceNames": names})
+    };
+    let user = |name: &str| json!({"kind": "User", "name": name});
+    let created = || rule("configmaps", json!(["create"]), json!([]));
+    grant(&server, "ann-writes", created(), user("ann")).await;
+    grant(&server, "bob-writes", created(), user("bob")).await;
+    grant(&server, "bob-publishes", rule("configmaps", json!(["publish"]), json!([])), user("bob"))
+        .await;
+    grant(&server, "bob-enters", rule("pods/exec", json!(["create"]), json!(["web"])), user("bob"))
+        .await;
+    let robot = json!({"kind": "ServiceAccount", "name": "robot", "namespace": "default"});
+    grant(&server, "robot-lists", rule("pods", json!(["list"]), json!([])), robot).await;
+
+    let publishes = "authorizer.requestResource.check('publish').allowed()";
+    let exec = "authorizer.group('').resource('pods').subresource('exec').namespace('default')";
+    let exec = |name: &str| format!("{exec}.name('{name}').check('create').allowed()");
+    let robot = |name: &str, scope: &str| {
+        format!(
+            "authorizer.serviceAccount('default', '{name}').group('').resource('pods'){scope}\
+             .check('list').allowed()"
+        )
+    };
+    // An expression, and whether Ann's and Bob's writes pass.
+    let cases = [
+        (publishes.to_owned(), false, true),
+        (format!("!{publishes}"), true, false),
+        (exec("web"), false, true),
+        (exec("other"), false, false),
+        (robot("robot", ".namespace('default')"), true, true),
+        (robot("robot", ".namespace('kube-system')"), false, false),
+        (robot("robot", ""), false, false),
+        (robot("other", ".namespace('default')"), false, false),
+        ("authorizer.path('/healthz').check('get').allowed()".to_owned(), true, true),
+        ("authorizer.path('/metrics').check('get').allowed()".to_owned(), false, false),
+        (
+            "authorizer.requestResource.check('publish').reason().startsWith('RBAC: allowed by \
+             RoleBinding \"bob-publishes/default\"')"
+                .to_owned(),
+            false,
+            true,
+        ),
+        ("!authorizer.requestResource.check('publish').errored()".to_owned(), true, true),
+    ];
+    for (expression, ann, bob) in cases {
+        bind(&server, json!({"validations": [{"expression": expression}]}), json!({})).await;
+        for (name, passes) in [("ann", ann), ("bob", bob)] {
+            let (code, message) = write_as(&server, name).await;
+            assert_eq!(code, if passes { 201 } else { 422 }, "{expression} {name}: {message}");
+        }
+    }
+    // What a variable and a condition ask, and what three questions cost.
+    let variables = json!([{"name": "publisher", "expression": publishes}]);
+    let by_variable = json!({"variables": variables, "validations": [{"expression":
+        "variables.publisher", "message": "only publishers"}]});
+    bind(&server, by_variable, json!({})).await;
+    assert!(write_as(&server, "ann").await.1.ends_with("only publishers"));
+    assert_eq!(write_as(&server, "bob").await.0, 201);
+    let by_condition = json!({"validations": [{"expression": "false"}],
+        "matchConditions": [{"name": "others", "expression": format!("!{publishes}")}]});
+    bind(&server, by_condition, json!({})).await;
+    assert_eq!(write_as(&server, "ann").await.0, 422);
+    assert_eq!(write_as(&server, "bob").await.0, 201);
+    let costly = format!("!({publishes} || {publishes} || {publishes})");
+    bind(&server, json!({"validations": [{"expression": costly}]}), json!({})).await;
+    let (code, message) = write_as(&server, "ann").await;
+    assert!(code == 422 && message.contains("cost limit exceeded"), "{message}");
     server.running.stop().await;
 }

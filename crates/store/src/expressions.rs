@@ -2,30 +2,49 @@
 //! conditions.
 //!
 //! Source: kubernetes.io, "Dynamic Admission Control", "Matching requests: matchConditions", and
-//! "Validating Admission Policy". There is no `authorizer`: an expression that names it is refused.
+//! "Validating Admission Policy".
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use schema::cel::{Program, Type, Value as Cel};
+use schema::cel::Value as Cel;
+use schema::cel::{Account, Authorizer, Decision, Program, Question, Target, Text, Type};
 use serde_json::Value;
 
-use crate::json;
+use crate::authorize::{Request, SERVICE_ACCOUNT_PREFIX, Subject};
 use crate::validate::FieldErrors;
+use crate::{Store, json};
 
 /// Cost of all match conditions for one write (apiserver's
 /// `RuntimeCELCostBudgetMatchConditions`).
 const CONDITIONS_BUDGET: u64 = 2_500_000;
 /// Most match conditions of one webhook or policy (the real server's).
 const MAX_CONDITIONS: usize = 64;
+/// The variable that asks who may do what, and the question about what the request is for.
+const AUTHORIZER: &str = "authorizer";
+const REQUEST_RESOURCE: &str = "authorizer.requestResource";
+/// The group of all ServiceAccounts; with `:` and a namespace, of those of that.
+const ACCOUNTS_GROUP: &str = "system:serviceaccounts";
 
 /// A name and its type.
 pub(crate) type Variable = (&'static str, Type);
 
-/// What all expressions see: the object, what there was, and the request.
+/// What all expressions see: the object, what there was, the request, and who may do what.
 pub(crate) static WRITE: LazyLock<Vec<Variable>> = LazyLock::new(|| {
-    vec![("object", Type::Dyn), ("oldObject", Type::Dyn), ("request", REQUEST.clone())]
+    vec![
+        ("object", Type::Dyn),
+        ("oldObject", Type::Dyn),
+        ("request", REQUEST.clone()),
+        (AUTHORIZER, Type::AUTHORIZER),
+        (REQUEST_RESOURCE, Type::RESOURCE_CHECK),
+    ]
 });
+
+/// What is left for expressions that make messages.
+pub(crate) fn without_authorizer<'v>(variables: &[(&'v str, Type)]) -> Vec<(&'v str, Type)> {
+    let asks = |name: &str| name == AUTHORIZER || name == REQUEST_RESOURCE;
+    variables.iter().filter(|(name, _)| !asks(name)).cloned().collect()
+}
 
 /// `AdmissionRequest` without the objects.
 static REQUEST: LazyLock<Type> = LazyLock::new(|| {
@@ -54,11 +73,68 @@ static REQUEST: LazyLock<Type> = LazyLock::new(|| {
     ])
 });
 
+/// Who may do what, asked by whoever makes the request of an AdmissionReview.
+pub(crate) struct Rights<'a> {
+    store: &'a Store,
+    user: &'a str,
+    groups: Vec<String>,
+}
+
+impl<'a> Rights<'a> {
+    pub(crate) fn of(store: &'a Store, review: &'a Value) -> Self {
+        let groups = json::texts(review, "/request/userInfo/groups");
+        Self {
+            store,
+            user: json::text(review, "/request/userInfo/username"),
+            groups: groups.into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
+impl Authorizer for Rights<'_> {
+    fn decide(&self, account: Option<Account<'_>>, question: &Question<'_>) -> Decision {
+        let request = match *question {
+            Question::Path { verb, path } => Request::Path { verb, path },
+            Question::Resource { verb, group, resource, subresource, namespace, name } => {
+                Request::Resource { verb, group, plural: resource, subresource, namespace, name }
+            }
+        };
+        let (is_allowed, reason) = match account {
+            None => {
+                let subject = Subject { name: self.user, groups: &self.groups };
+                self.store.decide(subject, &request)
+            }
+            // An account that is only named has not logged in: it is not `system:authenticated`.
+            Some(Account { namespace, name }) => {
+                let name = format!("{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}");
+                let own = format!("{ACCOUNTS_GROUP}:{namespace}");
+                let groups = [ACCOUNTS_GROUP.to_owned(), own];
+                self.store.decide(Subject { name: &name, groups: &groups }, &request)
+            }
+        };
+        // Roles are read from the store itself, which cannot fail.
+        Decision { is_allowed, reason, error: String::new() }
+    }
+}
+
 /// The values of [`WRITE`] for an AdmissionReview.
-pub(crate) fn values(review: &Value) -> Vec<(&'static str, Cel<'_>)> {
+pub(crate) fn values<'a>(
+    review: &'a Value,
+    rights: &'a Rights<'_>,
+) -> Vec<(&'static str, Cel<'a>)> {
     static ABSENT: Value = Value::Null;
     let part = |pointer: &str| review.pointer(pointer).unwrap_or(&ABSENT);
+    let text = |pointer: &str| Text::Given(json::text(review, pointer));
+    let target = Target {
+        group: text("/request/requestResource/group"),
+        resource: text("/request/requestResource/resource"),
+        subresource: text("/request/requestSubResource"),
+        namespace: text("/request/namespace"),
+        name: text("/request/name"),
+    };
     vec![
+        (AUTHORIZER, Cel::authorizer(rights)),
+        (REQUEST_RESOURCE, Cel::resource_check(rights, target)),
         ("object", Cel::of(part("/request/object"), &Type::Dyn)),
         ("oldObject", Cel::of(part("/request/oldObject"), &Type::Dyn)),
         ("request", Cel::of(part("/request"), &REQUEST)),

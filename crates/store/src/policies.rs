@@ -12,7 +12,7 @@ use serde_json::{Value, json as tree};
 
 use crate::authorize::{Request, Subject};
 use crate::conversion::converter_for;
-use crate::expressions::{self, spend, truth};
+use crate::expressions::{self, Rights, spend, truth};
 use crate::kinds::admission_policy::{BINDING, POLICY};
 use crate::kinds::apps::selects_labels;
 use crate::kinds::core::NAMESPACE;
@@ -57,6 +57,14 @@ struct Failure {
 struct Bound<'a> {
     policy: &'a Value,
     binding: &'a Value,
+}
+
+/// What expressions of a policy see, whatever its parameters.
+struct Seen<'a> {
+    review: &'a Value,
+    rights: &'a Rights<'a>,
+    /// The object's namespace; null where it is in none.
+    namespace: &'a Value,
 }
 
 /// The variables of policies; only one with a `paramKind` has parameters.
@@ -239,9 +247,11 @@ impl Store {
             _ if !proposal.resource.namespaced => Value::Null,
             name => self.get(&NAMESPACE, "", name).map_or(Value::Null, |one| one.value.clone()),
         };
+        let rights = Rights::of(self, review);
+        let seen = Seen { review, rights: &rights, namespace: &namespace };
         for parameter in parameters {
             let parameter = parameter.map_or(Value::Null, |object| object.to_value());
-            let failures = bound.evaluate(review, &namespace, &parameter, judgement);
+            let failures = bound.evaluate(&seen, &parameter, judgement);
             bound.act(&failures, proposal, judgement)?;
         }
         Ok(())
@@ -324,15 +334,14 @@ impl Bound<'_> {
     /// What of the policy fails for a write.
     fn evaluate(
         &self,
-        review: &Value,
-        namespace: &Value,
+        seen: &Seen<'_>,
         parameter: &Value,
         judgement: &mut Judgement,
     ) -> Vec<Failure> {
         let has_params = json::at(self.policy, "/spec/paramKind").is_some();
         let mut known = variables(has_params);
-        let mut values = expressions::values(review);
-        values.push(("namespaceObject", Cel::of(namespace, &Type::Dyn)));
+        let mut values = expressions::values(seen.review, seen.rights);
+        values.push(("namespaceObject", Cel::of(seen.namespace, &Type::Dyn)));
         if has_params {
             values.push(("params", Cel::of(parameter, &Type::Dyn)));
         }
@@ -523,7 +532,10 @@ fn message(
     let text = |field| json::text(validation, field).trim();
     let made = match text("/messageExpression") {
         "" => None,
-        expression => text_of(expression, known, values, budget).ok().flatten(),
+        expression => {
+            let known = expressions::without_authorizer(known);
+            text_of(expression, &known, values, budget).ok().flatten()
+        }
     };
     let made = made.map(|text| text.trim().to_owned());
     let is_good =

@@ -12,7 +12,7 @@ use serde_json::{Value, json as tree};
 
 use crate::authorize::User;
 use crate::conversion::Conversions;
-use crate::expressions::{self, WRITE};
+use crate::expressions::{self, Rights, WRITE};
 use crate::kinds::core::NAMESPACE;
 use crate::kinds::webhook::{MUTATING, VALIDATING};
 use crate::matching::{is_of_admission, selects};
@@ -254,8 +254,9 @@ impl Webhook {
     ///
     /// # Errors
     /// What they failed with, where that refuses the write.
-    pub fn wants(&self, review: &Value) -> Result<bool, String> {
-        match expressions::hold(&self.conditions, &WRITE, &expressions::values(review)) {
+    pub fn wants(&self, store: &Store, review: &Value) -> Result<bool, String> {
+        let rights = Rights::of(store, review);
+        match expressions::hold(&self.conditions, &WRITE, &expressions::values(review, &rights)) {
             Err(_) if !self.fails_closed => Ok(false),
             held => held,
         }

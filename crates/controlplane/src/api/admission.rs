@@ -284,7 +284,8 @@ impl Api {
             false => proposal,
         };
         let review = seen.review(row, &id, options.user.as_ref(), options.dry_run);
-        match webhook.wants(&review) {
+        let is_wanted = webhook.wants(&self.shared.read(), &review);
+        match is_wanted {
             Ok(true) => {}
             Ok(false) => return Ok(Verdict::default()),
             Err(why) => return Err(Status::forbidden(proposal.resource, proposal.name(), why)),

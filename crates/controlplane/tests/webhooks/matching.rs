@@ -18,12 +18,14 @@ async fn match_conditions_choose_too() {
     let failing = "object.nope.deep == 'x'";
     // Conditions, what they do with a failure, and what comes of the write: it is asked about,
     // it is not, or it is refused unasked.
-    let cases: [(&[&str], &str, Option<bool>); 8] = [
+    let cases: [(&[&str], &str, Option<bool>); 10] = [
         (&["object.data.a == 'b'"], "Fail", Some(true)),
         (&["object.data.a == 'c'"], "Fail", Some(false)),
         (&["request.operation == 'CREATE'", "oldObject == null"], "Fail", Some(true)),
         (&["request.userInfo.groups.exists(g, g == 'system:masters')"], "Fail", Some(true)),
         (&["request.userInfo.username.startsWith('system:')"], "Fail", Some(false)),
+        (&["authorizer.requestResource.check('breakglass').allowed()"], "Fail", Some(true)),
+        (&["authorizer.path('/x').check('get').errored()"], "Fail", Some(false)),
         (&[failing], "Fail", None),
         (&[failing], "Ignore", Some(false)),
         (&[failing, "request.dryRun"], "Fail", Some(false)),

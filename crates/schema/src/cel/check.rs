@@ -50,6 +50,10 @@ impl Checker {
             Kind::Literal(literal) => literal.kind(),
             Kind::Name(name) => self.name(expr.at, name),
             Kind::Select { of, field, is_optional } => {
+                let known = self.scope.iter().map(|(name, kind)| (name.as_str(), kind));
+                if let Some(kind) = of.qualified(field, known) {
+                    return kind.clone();
+                }
                 let of = self.type_of(of);
                 match (of, is_optional) {
                     (Type::Optional(inner), _) => {

@@ -8,6 +8,8 @@ use super::{Error, MAX_PATTERN_BYTES, PER_CALL_LIMIT};
 /// Making a list, and a map.
 pub(super) const LIST: usize = 10;
 pub(super) const MAP: usize = 30;
+/// Asking who may do what, beside its one step: two questions an expression are affordable.
+pub(super) const CHECK: usize = 349_999;
 /// Bytes that a compiled pattern takes, a factor of four apart: what matching costs follows from it.
 const PATTERN_CLASSES: &[usize] = &[4 * 1024, 16 * 1024, 64 * 1024, MAX_PATTERN_BYTES];
 /// Compiled bytes of a pattern that cost as much as one step for ten characters of text.

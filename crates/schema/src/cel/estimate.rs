@@ -323,6 +323,7 @@ fn own_cost(name: &str, arguments: &[Known<'_>]) -> u64 {
         ) => first_walk(),
         ("validate", [_, text]) => text.walk(),
         ("string", [one]) => one.walk(),
+        ("check", [_, _]) => cost::CHECK as u64 + 1,
         _ => 1,
     }
 }

@@ -96,6 +96,10 @@ impl<'a> Machine<'a> {
 
     fn select(&mut self, of: &'a Expr, field: &FieldName, is_optional: bool) -> Said<'a> {
         self.meter.charge_name(field.text.len())?;
+        let known = self.scope.iter().map(|(name, value)| (*name, value));
+        if let Some(value) = of.qualified(field, known) {
+            return Ok(value.clone());
+        }
         let (of, is_optional) = match self.value(of)? {
             Value::Optional(None) => return Ok(Value::Optional(None)),
             Value::Optional(Some(inner)) => ((*inner).clone(), true),

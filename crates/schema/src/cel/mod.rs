@@ -22,10 +22,11 @@ mod value;
 
 use cost::Pattern;
 pub use estimate::{Extent, MAX_REQUEST_BYTES};
+pub use functions::authorization::{Account, Authorizer, Decision, Question, Target};
 pub(crate) use functions::parse_duration;
 use parser::{Expr, Kind, Literal};
 pub use types::{Identity, Type};
-pub use value::Value;
+pub use value::{Text, Value};
 
 /// Deepest nesting of an expression, in levels. cel-go allows 250; ours must fit into 2 MB of stack
 /// also when nothing is optimised.

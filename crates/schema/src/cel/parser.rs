@@ -52,6 +52,24 @@ pub(super) struct FieldName {
     is_plain_json: bool,
 }
 
+impl Expr {
+    /// Of some names, the last one that a field of this expression means, where this is a name
+    /// itself: a name of two parts (cel-spec, "Name Resolution"), unless a later one is this alone.
+    pub(super) fn qualified<'n, T>(
+        &self,
+        field: &FieldName,
+        names: impl DoubleEndedIterator<Item = (&'n str, T)>,
+    ) -> Option<T> {
+        let Kind::Name(first) = &self.kind else { return None };
+        let rest = |known: &'n str| known.strip_prefix(first.as_str());
+        let (rest, found) = names
+            .rev()
+            .filter_map(|(known, value)| Some((rest(known)?, value)))
+            .find(|(rest, _)| rest.is_empty() || rest.strip_prefix('.') == Some(&field.text))?;
+        (!rest.is_empty()).then_some(found)
+    }
+}
+
 impl FieldName {
     /// What objects know it by.
     pub(super) fn of_object(&self) -> Cow<'_, str> {

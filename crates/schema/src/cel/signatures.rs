@@ -220,6 +220,19 @@ f format.qualifiedName : Format
 f format.uri : Format
 f format.uuid : Format
 m validate Format string : optional(list(string))
+m serviceAccount Authorizer string string : Authorizer
+m path Authorizer string : PathCheck
+m group Authorizer string : GroupCheck
+m resource GroupCheck string : ResourceCheck
+m subresource ResourceCheck string : ResourceCheck
+m namespace ResourceCheck string : ResourceCheck
+m name ResourceCheck string : ResourceCheck
+m check PathCheck string : Decision
+m check ResourceCheck string : Decision
+m allowed Decision : bool
+m reason Decision : string
+m errored Decision : bool
+m error Decision : string
 ";
 
 /// The ways to call a function.
@@ -293,6 +306,11 @@ fn read_type(word: &'static str) -> Type {
         "Quantity" => Type::Opaque("kubernetes.Quantity"),
         "Semver" => Type::Opaque("kubernetes.Semver"),
         "Format" => Type::Opaque("kubernetes.NamedFormat"),
+        "Authorizer" => Type::AUTHORIZER,
+        "PathCheck" => Type::Opaque("kubernetes.authorization.PathCheck"),
+        "GroupCheck" => Type::Opaque("kubernetes.authorization.GroupCheck"),
+        "ResourceCheck" => Type::RESOURCE_CHECK,
+        "Decision" => Type::Opaque("kubernetes.authorization.Decision"),
         other => Type::Opaque(other),
     }
 }

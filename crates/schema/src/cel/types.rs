@@ -78,6 +78,11 @@ pub(super) struct FieldType {
 }
 
 impl Type {
+    /// The type of the variable `authorizer`.
+    pub const AUTHORIZER: Self = Self::Opaque("kubernetes.authorization.Authorizer");
+    /// The type of the variable `authorizer.requestResource`.
+    pub const RESOURCE_CHECK: Self = Self::Opaque("kubernetes.authorization.ResourceCheck");
+
     /// A list whose items have one type.
     pub fn list(item: Self) -> Self {
         Self::list_of(item, Identity::Place)

@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use model::Quantity;
 use serde_json::Value as Json;
 
+use super::functions::authorization::Authorization;
 use super::functions::{Cidr, Format, Semver, Url, parse_duration};
 use super::types::{Identity, ListType, ObjectType, Type};
 
@@ -61,6 +62,8 @@ pub enum Value<'a> {
     Semver(Rc<Semver>),
     /// A format of texts.
     Format(Format),
+    /// A question about rights, or its answer.
+    Authorization(Rc<Authorization<'a>>),
 }
 
 /// A text. Whoever takes it on copies none of it.
@@ -208,6 +211,7 @@ impl<'a> Value<'a> {
             Self::Url(_) => "kubernetes.URL",
             Self::Semver(_) => "kubernetes.Semver",
             Self::Format(_) => "kubernetes.NamedFormat",
+            Self::Authorization(value) => value.type_name(),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json as tree};
 
-use crate::expressions::{check, check_conditions};
+use crate::expressions::{check, check_conditions, without_authorizer};
 use crate::json;
 use crate::kinds::apps::validate_label_selector;
 use crate::kinds::webhook::validate_rule;
@@ -166,6 +166,7 @@ fn validate_expressions(value: &Value, has_params: bool, errors: &mut FieldError
         }
         if !text("/messageExpression").is_empty() {
             let field = format!("{at}.messageExpression");
+            let known = without_authorizer(&known);
             check(&field, text("/messageExpression"), &known, &[Type::String], errors);
         }
         one_of(errors, format!("{at}.reason"), validation.get("reason"), &REASONS);

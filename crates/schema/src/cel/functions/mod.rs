@@ -1,6 +1,7 @@
 //! What expressions can call: the language's own functions and those of Kubernetes' libraries.
 //! Their types stand in [`super::signatures`].
 
+pub(super) mod authorization;
 mod format;
 mod list;
 mod network;
@@ -32,8 +33,9 @@ pub(super) fn call<'a>(
     pattern: Option<&Pattern>,
     meter: &mut Meter,
 ) -> Said<'a> {
-    let counted =
-        text::call(name, arguments, pattern, meter).or_else(|| list::call(name, arguments, meter));
+    let counted = text::call(name, arguments, pattern, meter)
+        .or_else(|| list::call(name, arguments, meter))
+        .or_else(|| authorization::call(name, arguments, meter));
     if let Some(said) = counted {
         return said;
     }
