@@ -37,7 +37,7 @@ const ELSEWHERE: usize = 50;
 const HALF_WITHIN: Duration = Duration::from_secs(2);
 const EACH_WITHIN: Duration = Duration::from_secs(20);
 /// The pod that is removed while it has connections.
-const REMOVED: &str = "removed";
+pub const REMOVED: &str = "removed";
 /// How long clients of it go on, and how long nothing may come before they call it silence.
 const LOAD_S: &str = "8";
 const SILENT_MS: &str = "5000";
@@ -77,16 +77,8 @@ pub fn removed_endpoints_are_told(world: &World) -> Result<()> {
     for backend in BACKENDS {
         change(world, backend)?;
         world.cluster.apply(POD)?;
-        world.cluster.pod_ready(NAMESPACE, REMOVED)?;
         let url = format!("http://{}/", world.service("/spec/clusterIP")?);
-        // It is ready before nodes have heard of it.
-        eventually("the new endpoint is served", EACH_WITHIN, || {
-            let words = ["http", &url, "--count", "30", "--interval-ms", INTERVAL_MS];
-            let output = in_client(&world.cluster, &words).output()?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            ensure!(text.contains(&format!(" {REMOVED} ")), "none of 30 connections: {text}");
-            Ok(())
-        })?;
+        world.reaches(REMOVED)?;
         let words = ["load", &url, "--keep-alive", "--concurrency", "40", "--rate", "400"];
         let rest = ["--duration-s", LOAD_S, "--timeout-ms", SILENT_MS];
         let mut command = in_client(&world.cluster, &[&words[..], &rest].concat());
@@ -226,7 +218,7 @@ fn in_client(cluster: &Cluster, words: &[&str]) -> std::process::Command {
 }
 
 /// One more endpoint of the world's Service, which says nothing to its clients before it ends.
-const POD: &str = r#"
+pub const POD: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata: {name: removed, namespace: lab, labels: {app: echo}}

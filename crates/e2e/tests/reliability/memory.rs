@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::eventually;
 use e2e::load::Outcome;
 use e2e::processes::Held;
 
@@ -16,6 +17,8 @@ use super::world::World;
 const LIMITS_KIB: [u64; 5] = [32, 64, 128, 256, 512];
 /// It dies within this time.
 const DEATH: Duration = Duration::from_secs(3);
+/// Nothing is left in its group after this.
+const EMPTY: Duration = Duration::from_secs(10);
 /// How long the load lasts.
 const LOAD_S: u64 = 20;
 
@@ -79,8 +82,10 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.directory) {
-            eprintln!("the group {} stays: {error}", self.directory.display());
+        // The kernel may still be at the end of what the agent had started.
+        let removed = eventually("it is empty", EMPTY, || Ok(fs::remove_dir(&self.directory)?));
+        if let Err(error) = removed {
+            eprintln!("the group {} stays: {error:#}", self.directory.display());
         }
     }
 }

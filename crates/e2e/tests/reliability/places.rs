@@ -7,6 +7,7 @@ use e2e::eventually;
 use e2e::processes::{agent_status, converged};
 
 use super::backends::{DEFAULT, change};
+use super::endpoints;
 use super::kills::back;
 use super::leaks::check_addresses;
 use super::pods::{Pods, run};
@@ -101,5 +102,11 @@ pub fn pins_unmounted(world: &World) -> Result<()> {
     world.request()?;
     let address = world.service("/spec/clusterIP")?;
     cluster.exec(NAMESPACE, "client", &["toolbox", "udp", &address, "90", "--count", "20"])?;
-    change(world, DEFAULT)
+    change(world, DEFAULT)?;
+    // What was pinned before is attached nowhere any more: it would lead to what it knew.
+    cluster.apply(endpoints::POD)?;
+    world.reaches(endpoints::REMOVED)?;
+    let gone =
+        ["delete", "pod", "-n", NAMESPACE, endpoints::REMOVED, "--force", "--grace-period=0"];
+    cluster.kubectl(&gone).map(drop)
 }

@@ -1,10 +1,11 @@
 //! The cluster of the scenarios: two nodes with pod ranges of 61 addresses, an echo pod on each, a
 //! client, a Service of all kinds, and things of other programs on the first node.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::Cluster;
+use e2e::eventually;
 use e2e::load::{Generator, Load, Outcome};
 use e2e::node_state::{NodeState, add_foreign};
 
@@ -17,6 +18,8 @@ const CLUSTERS: [(&str, u8); 2] = [("harm", 70), ("chaos", 78)];
 pub const NAMESPACE: &str = "lab";
 /// The pod from which loads run.
 const CLIENT: &str = "client";
+/// Every node has heard of an endpoint after this.
+const SERVED: Duration = Duration::from_secs(20);
 
 /// The cluster, and what others had on its first node.
 pub struct World {
@@ -111,6 +114,19 @@ impl World {
         let url = format!("http://{}/", self.service("/spec/clusterIP")?);
         let words = ["toolbox", "http", &url, "--timeout-ms", "1000"];
         self.cluster.exec(NAMESPACE, CLIENT, &words).map(drop)
+    }
+
+    /// Waits until a pod is ready and the Service leads the client to it: nodes hear of it a moment
+    /// later.
+    pub fn reaches(&self, pod: &str) -> Result<()> {
+        self.cluster.pod_ready(NAMESPACE, pod)?;
+        let url = format!("http://{}/", self.service("/spec/clusterIP")?);
+        let words = ["toolbox", "http", &url, "--count", "30", "--interval-ms", "2"];
+        eventually(&format!("the Service leads to {pod}"), SERVED, || {
+            let text = self.cluster.exec(NAMESPACE, CLIENT, &words)?;
+            ensure!(text.contains(&format!(" {pod} ")), "none of 30 connections: {text}");
+            Ok(())
+        })
     }
 
     /// Makes a Service with this name, so that every node has something to write.

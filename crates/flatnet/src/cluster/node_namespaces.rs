@@ -187,6 +187,9 @@ pub fn init(paths: &Paths, node: &str) -> Result<()> {
     // What the host unmounts later goes away here too; nothing of ours reaches the host.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     arrange_mounts(paths, node)?;
+    // As on machines of their own: what the node unmounts goes in its pods' namespaces too. A file
+    // system with pinned programs of eBPF lives, and they stay attached, as long as anybody has it.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)?;
     nix::unistd::sethostname(node)?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{READY}")?;
