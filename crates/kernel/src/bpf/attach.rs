@@ -13,7 +13,7 @@ use render::OpError;
 
 use super::clsact::Clsact;
 use super::objects::Program;
-use super::{Hook, from_netlink, refused, syscalls};
+use super::{Hook, from_netlink, refused, strays, syscalls};
 
 /// Attached programs by link index, and whether it is the program of this build.
 pub(super) type Attached = BTreeMap<(u32, Program), bool>;
@@ -145,7 +145,8 @@ fn attach_by_tcx(
         .try_into()
         .map_err(|error: aya::programs::links::LinkError| refused(&action(), &error))?;
     attached.pin(pin).map_err(|error| refused(&action(), &error))?;
-    Ok(())
+    let present = loaded.info().map_err(|error| refused("identify a program", &error))?;
+    strays::detach_from_link(link, program.side(), present).map(drop)
 }
 
 /// First, so that nobody's "accept" goes before our checks; but after the program of Services, and

@@ -27,6 +27,7 @@ mod objects;
 pub mod service_nat;
 pub mod services;
 pub mod sockets;
+mod strays;
 #[allow(unsafe_code)] // commands of bpf(2) that aya lacks
 mod syscalls;
 

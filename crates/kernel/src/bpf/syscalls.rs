@@ -22,10 +22,15 @@ const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
+const BPF_LINK_DETACH: libc::c_long = 34;
 /// `BPF_OBJ_NAME_LEN`, the byte at its end included.
 const NAME_BYTES: usize = 16;
 /// `enum bpf_attach_type`.
 const BPF_XDP: u32 = 37;
+/// `BPF_LINK_TYPE_CGROUP` of `enum bpf_link_type`.
+const LINK_OF_CGROUP: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 /// Before all others, where no other is named.
@@ -43,6 +48,8 @@ const READ_ENTRIES: usize = 4096;
 const CURSOR_BYTES: usize = 32;
 /// Calls of one reading, so that a map that somebody else keeps filling ends it too.
 const READ_CALLS_MAX: usize = 1 << 14;
+/// Attachments of the whole machine that are looked at.
+const ATTACHMENTS_MAX: usize = 1 << 16;
 
 /// `batch` of `union bpf_attr`.
 #[repr(C)]
@@ -166,6 +173,22 @@ struct GetInfo {
     info: u64,
 }
 
+/// The part of `union bpf_attr` that names an attachment by its number.
+#[repr(C)]
+#[derive(Default)]
+struct LinkId {
+    /// Of this attachment, or the one after which to look.
+    id: u32,
+    next: u32,
+    open_flags: u32,
+}
+
+/// The part of it that detaches.
+#[repr(C)]
+struct LinkDetach {
+    link: u32,
+}
+
 /// The first members of `struct bpf_link_info`.
 #[repr(C)]
 #[derive(Default)]
@@ -186,8 +209,8 @@ pub(super) struct Attachment {
     pub program_id: u32,
     /// To which link, where it is one of tcx or XDP; 0: to none any more.
     pub link_index: u32,
-    /// Whether a cgroup has it, where it is one of cgroups: somebody may have detached it.
-    pub has_cgroup: bool,
+    /// The number of the cgroup, where it is one of cgroups; 0: somebody has detached it.
+    pub cgroup: u64,
 }
 
 /// Writes entries over what is there. `keys` and `values` hold `count` of each, one after another.
@@ -486,11 +509,56 @@ pub(super) fn attachment(link: BorrowedFd<'_>) -> io::Result<Attachment> {
     // SAFETY: `get` is the member of `union bpf_attr` that the command reads; `info` has as many
     // bytes as it says, and outlives the call.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get) }?;
-    Ok(Attachment {
-        program_id: info.program_id,
-        link_index: info.place[0],
-        has_cgroup: info.place != [0; 2],
+    let LinkInfo { kind, program_id, place: [first, second], .. } = info;
+    let [a, b, c, d] = first.to_ne_bytes();
+    let [e, f, g, h] = second.to_ne_bytes();
+    let cgroup = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+    Ok(match kind {
+        LINK_OF_CGROUP => Attachment { program_id, link_index: 0, cgroup },
+        _ => Attachment { program_id, link_index: first, cgroup: 0 },
     })
+}
+
+/// Goes through all attachments of the machine, in whatever network namespace. Needs the right to
+/// see those of others.
+///
+/// # Errors
+/// The kernel's, and what is answered of one.
+pub(super) fn each_attachment(
+    mut each: impl FnMut(&OwnedFd, &Attachment) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut id = 0;
+    for _ in 0..ATTACHMENTS_MAX {
+        let mut after = LinkId { id, ..LinkId::default() };
+        // SAFETY: `after` is the member of `union bpf_attr` that the command reads and writes.
+        match unsafe { bpf(BPF_LINK_GET_NEXT_ID, &mut after) } {
+            Ok(_) => id = after.next,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut this = LinkId { id, ..LinkId::default() };
+        // SAFETY: `this` is the member of `union bpf_attr` that the command reads.
+        let link = match unsafe { bpf(BPF_LINK_GET_FD_BY_ID, &mut this) } {
+            // SAFETY: the kernel made the descriptor for us just now.
+            Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+            // Gone since it was named.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) => return Err(error),
+        };
+        each(&link, &attachment(link.as_fd())?)?;
+    }
+    Ok(())
+}
+
+/// Detaches what is attached, whoever holds it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut detach = LinkDetach { link: link.as_raw_fd().cast_unsigned() };
+    // SAFETY: `detach` is the member of `union bpf_attr` that the command reads, of an open
+    // descriptor.
+    unsafe { bpf(BPF_LINK_DETACH, &mut detach) }.map(drop)
 }
 
 /// Gives an attachment another program in one step.

@@ -16,6 +16,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr};
 
 use aya::programs::links::PinnedLink;
+use aya::programs::{SchedClassifier, TcAttachType};
 use ebpf_abi::Reason;
 use kernel::bpf::{Forwarding, Hook, Program, probe};
 use render::bpf::{Remote, Way};
@@ -183,8 +184,16 @@ fn an_unmounted_file_system_is_mounted_and_filled_anew() {
         let (one, two) = (node.add_pod(1, 11), node.add_pod(1, 12));
         let mut forwarding = node.load(hook);
         node.apply(&mut forwarding);
+        // Somebody else has it still: nothing that was pinned goes by itself.
+        let _holder = fs::File::open(&node.file_system).expect("the file system");
         nix::mount::umount2(&node.file_system, nix::mount::MntFlags::MNT_DETACH).expect("unmount");
         let changes = node.apply(&mut forwarding);
+        if hook == Hook::Tcx {
+            let query = || SchedClassifier::query_tcx("veth11", TcAttachType::Ingress);
+            let (_, programs) = node.run(query).expect("attached programs");
+            let names: Vec<_> = programs.iter().filter_map(|one| one.name_as_str()).collect();
+            assert_eq!(names, ["from_pod"], "one of before would go on with what it knew");
+        }
         assert!(changes[0].starts_with("loaded the programs anew"), "{changes:?}");
         echo(&one, &two, 0).expect("it works again");
         assert_eq!(node.apply(&mut forwarding), Vec::<String>::new());

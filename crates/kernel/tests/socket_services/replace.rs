@@ -9,6 +9,7 @@ use std::path::Path;
 
 use ebpf_abi::services::{Slot, SlotKey};
 use kernel::bpf::services::{maps_directory, missing};
+use nix::mount::{MntFlags, umount2};
 use render::ebpf::{Change, EbpfOp, Sizes};
 
 use crate::world::{
@@ -75,6 +76,29 @@ fn answers_under_way_come_from_the_service_when_another_backend_takes_over() {
     let World { node, driver, .. } = world;
     node.run(|| driver.remove()).expect("removed");
     assert!(!node.file_system.join("flatnet").exists(), "nothing stays");
+}
+
+/// the file system of all pins is unmounted, but somebody else has it still. What was attached
+/// lives on, and nobody must be led by what it knew.
+#[test]
+fn programs_whose_pins_are_out_of_reach_lead_nobody() {
+    let (_turn, cgroup) = alone();
+    let mut world = World::new(cgroup.own.clone());
+    let (frontend, endpoints) = (world.frontend(0), world.endpoints(0));
+    let mut now = endpoints;
+    let before: BTreeSet<SocketAddr> = now.pop_first().into_iter().collect();
+    world.set(cluster_ip(frontend, &to(&before)));
+    let servers = world.listen(0, PORT);
+    let _holder = std::fs::File::open(&world.node.file_system).expect("the file system");
+    umount2(&world.node.file_system, MntFlags::MNT_DETACH).expect("unmounted");
+    connect(world.namespace(From::Pod), frontend, &servers);
+    world.driver = open(&world.node, Sizes::default());
+    world.set(cluster_ip(frontend, &to(&now)));
+    for _ in 0..ROUNDS {
+        let (server, _) = connect(world.namespace(From::Pod), frontend, &servers);
+        assert!(now.contains(&server), "{server} was its endpoint before");
+    }
+    assert_eq!(world.driver.attach(&cgroup.own).expect("attached"), Vec::<String>::new());
 }
 
 /// As `bpftool link detach` does.

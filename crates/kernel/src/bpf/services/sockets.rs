@@ -17,7 +17,7 @@ use render::ebpf::Sizes;
 use super::super::attach::unpin;
 use super::super::loader::Loader;
 use super::super::objects::{fingerprint, make_directory};
-use super::super::{absent, refused, syscalls};
+use super::super::{absent, refused, strays, syscalls};
 use super::maps;
 
 /// `bpf/socket_services.c`, compiled.
@@ -106,6 +106,15 @@ impl SocketPrograms {
             if attach_one(program, &pin, &group)? {
                 changes.push(format!("attached {name} to {}", cgroup.display()));
             }
+        }
+        if !changes.is_empty() {
+            let present: Result<Vec<_>, _> =
+                self.programs.values().map(CgroupSockAddr::info).collect();
+            let present = present.map_err(|error| refused("look at the programs", &error))?;
+            let strays = strays::detach_from_cgroup(number, &present)?;
+            let told =
+                |name: String| format!("detached a {name} of before, which had lost its pin");
+            changes.extend(strays.into_iter().map(told));
         }
         Ok(changes)
     }
@@ -243,7 +252,7 @@ fn is_attached(program: &CgroupSockAddr, pin: &Path) -> Result<bool, OpError> {
     let present = syscalls::attachment(link.as_fd()).map_err(|error| failed(&error))?;
     let own = program.info().map_err(|error| failed(&error))?;
     // Somebody may have detached it: then the pin attaches nothing.
-    Ok(present.has_cgroup && present.program_id == own.id())
+    Ok(present.cgroup != 0 && present.program_id == own.id())
 }
 
 /// Where attachments are pinned: one directory for all layouts, so that a new one takes over.
