@@ -449,3 +449,69 @@ async fn a_policy_asks_who_may_do_what() {
     assert!(code == 422 && message.contains("cost limit exceeded"), "{message}");
     server.running.stop().await;
 }
+
+#[tokio::test]
+async fn a_policys_status_warns_of_fields_that_its_kinds_do_not_have() {
+    let scratch = Scratch::new("policies-types");
+    let server = start(&scratch.0, 0).await;
+    let rule = |group: &str, version: &str, resources: Value| {
+        json!({"operations": ["CREATE"],
+        "apiGroups": [group], "apiVersions": [version], "resources": resources})
+    };
+    let apps = || rule("apps", "v1", json!(["deployments", "replicasets", "deployments/scale"]));
+    // A policy's rules, what else its spec has, and its warnings: fields and texts.
+    let cases = [
+        (
+            json!([rule("apps", "v1", json!(["deployments"]))]),
+            json!({"validations": [{"expression": "object.replicas > 1"}]}),
+            json!([{"fieldRef": "spec.validations[0].expression", "warning":
+                "apps/v1, Kind=Deployment: ERROR: <input>:1:7: undefined field 'replicas'\n | \
+                 object.replicas > 1\n | ......^\n"}]),
+        ),
+        (
+            json!([apps(), rule("", "v1", json!(["configmaps"]))]),
+            json!({"validations": [
+                {"expression": "has(object.metadata) && oldObject == null"},
+                {"expression": "object.spec.replicas > 1",
+                    "messageExpression": "object.metadata.nam"},
+            ]}),
+            json!([
+                {"fieldRef": "spec.validations[1].expression", "warning":
+                    "/v1, Kind=ConfigMap: ERROR: <input>:1:7: undefined field 'spec'\n | \
+                     object.spec.replicas > 1\n | ......^\n"},
+                {"fieldRef": "spec.validations[1].messageExpression", "warning":
+                    "/v1, Kind=ConfigMap: ERROR: <input>:1:16: undefined field 'nam'\n | \
+                     object.metadata.nam\n | ...............^\n\n\
+                     apps/v1, Kind=Deployment: ERROR: <input>:1:16: undefined field 'nam'\n | \
+                     object.metadata.nam\n | ...............^\n\n\
+                     apps/v1, Kind=ReplicaSet: ERROR: <input>:1:16: undefined field 'nam'\n | \
+                     object.metadata.nam\n | ...............^\n"},
+            ]),
+        ),
+        (
+            json!([rule("", "v1", json!(["secrets"]))]),
+            json!({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+                "variables": [{"name": "all", "expression": "params.data"}],
+                "validations": [{"expression": "variables.all.size() == params.size"}]}),
+            json!([{"fieldRef": "spec.validations[0].expression", "warning":
+                "/v1, Kind=Secret: ERROR: <input>:1:31: undefined field 'size'\n | \
+                 variables.all.size() == params.size\n | ..............................^\n"}]),
+        ),
+        (
+            json!([rule("*", "v1", json!(["deployments"])), rule("apps", "v1", json!(["*"]))]),
+            json!({"validations": [{"expression": "object.replicas > 1"}]}),
+            Value::Null,
+        ),
+    ];
+    let path = ResourcePath::new(GROUP_VERSION, "validatingadmissionpolicies").name("sizes");
+    for (rules, mut more, expected) in cases {
+        more["matchConstraints"] = json!({"resourceRules": rules});
+        put(&server, "validatingadmissionpolicies", policy(more)).await.expect("a policy");
+        let read = server.client.get_optional::<Value>(&path).await.expect("an answer");
+        let read = read.expect("the policy");
+        assert_eq!(read["status"]["typeChecking"]["expressionWarnings"], expected);
+        assert!(read["status"]["typeChecking"].is_object());
+        assert_eq!(read["status"]["observedGeneration"], read["metadata"]["generation"]);
+    }
+    server.running.stop().await;
+}

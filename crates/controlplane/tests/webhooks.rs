@@ -396,7 +396,7 @@ async fn configurations_that_could_not_be_honoured_are_refused() {
         (
             "/matchConditions",
             json!([{"name": "a", "expression": "request.nope == ''"}]),
-            "compilation failed: ERROR: <input>:1:9: undefined field 'nope'",
+            "compilation failed: ERROR: <input>:1:8: undefined field 'nope'",
         ),
         (
             "/matchConditions",

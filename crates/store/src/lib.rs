@@ -40,6 +40,7 @@ pub mod selector;
 mod state;
 pub mod status;
 pub mod table;
+mod type_checking;
 pub mod validate;
 mod watch;
 pub mod webhooks;

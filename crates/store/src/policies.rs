@@ -188,7 +188,7 @@ impl Store {
         })
     }
 
-    fn parameter_row(&self, kind: &Value) -> Option<&'static Resource> {
+    pub(crate) fn parameter_row(&self, kind: &Value) -> Option<&'static Resource> {
         let (version, kind) = (json::text(kind, "/apiVersion"), json::text(kind, "/kind"));
         let mut rows = self.resources().into_iter();
         rows.find(|row| row.kind == kind && row.api_version() == version)
@@ -352,7 +352,7 @@ impl Bound<'_> {
             Err(message) => return self.failed(message, 0).into_iter().collect(),
         }
         let mut budget = BUDGET;
-        let programs = self.compose(&known);
+        let programs = compose(self.policy, &known);
         let mut values = values.clone();
         let (composed, reasons) = run_composed(&programs, &values, &mut budget);
         let types: Vec<(&str, Type)> = programs
@@ -385,21 +385,6 @@ impl Bound<'_> {
     fn failed(&self, message: String, index: usize) -> Option<Failure> {
         let counts = !self.lets_failures_pass();
         counts.then(|| Failure { message, reason: String::new(), index })
-    }
-
-    /// The policy's own variables, compiled.
-    fn compose(&self, known: &[(&'static str, Type)]) -> Vec<(&str, Result<Program, String>)> {
-        let mut types: Vec<(&str, Type)> = Vec::new();
-        let mut programs = Vec::new();
-        for variable in json::items(self.policy, "/spec/variables") {
-            let name = json::text(variable, "/name");
-            let scope = with_composed(known, &types);
-            let program = Program::compile(json::text(variable, "/expression"), &scope);
-            let kind = program.as_ref().map_or(Type::Dyn, |program| program.result().clone());
-            types.push((name, kind));
-            programs.push((name, program));
-        }
-        programs
     }
 
     /// Notes the policy's audit annotations.
@@ -482,6 +467,24 @@ impl Bound<'_> {
         };
         status
     }
+}
+
+/// A policy's own variables, compiled.
+pub(crate) fn compose<'a>(
+    policy: &'a Value,
+    known: &[(&'static str, Type)],
+) -> Vec<(&'a str, Result<Program, String>)> {
+    let mut types: Vec<(&str, Type)> = Vec::new();
+    let mut programs = Vec::new();
+    for variable in json::items(policy, "/spec/variables") {
+        let name = json::text(variable, "/name");
+        let scope = with_composed(known, &types);
+        let program = Program::compile(json::text(variable, "/expression"), &scope);
+        let kind = program.as_ref().map_or(Type::Dyn, |program| program.result().clone());
+        types.push((name, kind));
+        programs.push((name, program));
+    }
+    programs
 }
 
 /// The values of a policy's own variables. One that fails is absent, and its reason is told by the

@@ -394,7 +394,7 @@ impl Store {
             self.aggregate_own(&mut content.value);
         }
         if resource == &POLICY && remains {
-            admission_policy::set_status(&mut content.value);
+            admission_policy::set_status(&mut content.value, |policy| self.type_checking(policy));
         }
         let old = self.head(resource, &key);
         let object = self.stage_record(resource, key, operation, content);

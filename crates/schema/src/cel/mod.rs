@@ -15,6 +15,7 @@ mod estimate;
 mod evaluate;
 mod functions;
 mod lexer;
+mod objects;
 mod parser;
 mod signatures;
 mod types;

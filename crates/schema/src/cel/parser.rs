@@ -338,7 +338,7 @@ impl Parser {
             let at = self.at();
             let Some(sign) = self.sign(&[".", ".?", "[", "[?"]) else { return Ok(left) };
             left = match sign {
-                "." | ".?" => self.field(left, sign == ".?")?,
+                "." | ".?" => self.field(at, left, sign == ".?")?,
                 _ => {
                     let index = self.expression()?;
                     self.expect("]")?;
@@ -349,14 +349,16 @@ impl Parser {
         }
     }
 
-    fn field(&mut self, left: Expr, is_optional: bool) -> Result<Expr, Issue> {
-        let at = self.at();
+    /// A field or a method behind the dot at `at`. As in cel-go a field's place is its dot, and that
+    /// of a call its parenthesis.
+    fn field(&mut self, at: usize, left: Expr, is_optional: bool) -> Result<Expr, Issue> {
         let (field, is_plain_json) = match self.peek().clone() {
             TokenKind::Name(field) => (field, false),
             TokenKind::Field(field) => (field, true),
             _ => return Err(self.unexpected("a field")),
         };
         self.next += 1;
+        let open = self.at();
         if is_optional || is_plain_json || self.sign(&["("]).is_none() {
             let field = FieldName { text: field, is_plain_json };
             return self.node(at, Kind::Select { of: Box::new(left), field, is_optional });
@@ -366,11 +368,11 @@ impl Parser {
             // Some functions have a dot in their name, as a variable with a method has.
             let whole = format!("{space}.{field}");
             if !signatures::of(&whole).is_empty() {
-                return self.call(at, &whole, arguments);
+                return self.call(open, &whole, arguments);
             }
         }
-        let kind = expand(at, left, &field, arguments)?;
-        self.node(at, kind)
+        let kind = expand(open, left, &field, arguments)?;
+        self.node(open, kind)
     }
 
     fn arguments(&mut self, end: &'static str) -> Result<Vec<Expr>, Issue> {
@@ -438,17 +440,19 @@ impl Parser {
         if name == "in" || RESERVED.contains(&name.as_str()) {
             return Err(Issue { at, message: format!("reserved identifier: {name}") });
         }
+        let open = self.at();
         if self.sign(&["("]).is_none() {
             return self.node(at, Kind::Name(name));
         }
         let mut arguments = self.arguments(")")?;
         if name != "has" {
-            return self.call(at, &name, arguments);
+            return self.call(open, &name, arguments);
         }
         let argument = if arguments.len() == 1 { arguments.pop() } else { None };
+        let at = argument.as_ref().map_or(open, |argument| argument.at);
         match argument.map(|argument| argument.kind) {
             Some(Kind::Select { of, field, is_optional: false }) => {
-                self.node(at, Kind::Has { of, field })
+                self.node(open, Kind::Has { of, field })
             }
             _ => Err(Issue { at, message: "invalid argument to has() macro".to_owned() }),
         }

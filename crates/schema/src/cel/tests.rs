@@ -157,8 +157,17 @@ fn what_does_not_compile_is_told_with_its_place() {
     for (text, expected) in [
         (
             "self.replica > 1",
-            "ERROR: <input>:1:6: undefined field 'replica'\n | self.replica > 1\n | .....^",
+            "ERROR: <input>:1:5: undefined field 'replica'\n | self.replica > 1\n | ....^",
         ),
+        // Places as cel-go has them: a field's dot, a call's parenthesis, an operator.
+        ("self.replicas.x", ":1:14: type 'int' does not support"),
+        ("self.name.frobnicate()", ":1:21: undeclared reference to 'frobnicate'"),
+        ("true && selff(1)", ":1:14: undeclared reference to 'selff'"),
+        ("has(self)", ":1:5: invalid argument to has() macro"),
+        ("has(self.nope)", ":1:4: undefined field 'nope'"),
+        ("self.sizes[true] == 1", ":1:11: found no matching overload for '_[_]'"),
+        ("self.name.matches(')')", ":1:19: invalid matches argument"),
+        ("self.name > 1", ":1:11: found no matching overload for '_>_'"),
         ("self.hidden == 1", "undefined field 'hidden'"),
         ("self.namespace == ''", "undefined field 'namespace'"),
         ("self.`no-such` == ''", "undefined field 'no-such'"),

@@ -404,7 +404,7 @@ fn a_wrong_rule_refuses_the_definition() {
         told(spec, json!({"rule": "self.foo > 1"})),
         format!(
             "s.properties[spec].x-kubernetes-validations[0].rule: Invalid value: {shown}: compilation \
-             failed: ERROR: <input>:1:6: undefined field 'foo'\n | self.foo > 1\n | .....^"
+             failed: ERROR: <input>:1:5: undefined field 'foo'\n | self.foo > 1\n | ....^"
         )
     );
     for (rule, expected) in [

@@ -254,9 +254,14 @@ fn validate_reference(reference: &Value, errors: &mut FieldErrors) {
     one_of(errors, "spec.paramRef.parameterNotFoundAction", action, &["Allow", "Deny"]);
 }
 
-/// The status of a policy that was read: its expressions are checked when it is written.
-pub(crate) fn set_status(value: &mut Value) {
+/// The status of a policy that was looked at, by what was found in it; once a generation.
+pub(crate) fn set_status(value: &mut Value, type_checking: impl FnOnce(&Value) -> Value) {
     let generation = json::integer(value, "/metadata/generation").unwrap_or(1);
+    let is_observed = json::integer(value, "/status/observedGeneration") == Some(generation);
+    if is_observed && json::at(value, "/status/typeChecking").is_some() {
+        return;
+    }
+    let found = type_checking(value);
     json::set(value, "/status/observedGeneration", generation);
-    json::set_default(value, "/status/typeChecking", tree!({}));
+    json::set(value, "/status/typeChecking", found);
 }
