@@ -83,6 +83,16 @@ impl Converter {
         Err(too_many())
     }
 
+    /// The same without asking anybody; `None` where a webhook is to convert something first.
+    pub fn read_now<T>(
+        &self,
+        read: impl FnOnce(&Store, &mut Conversions) -> Result<T, Status>,
+    ) -> Option<Result<T, Status>> {
+        let mut conversions = Conversions::default();
+        let found = read(&self.shared.read(), &mut conversions);
+        (!conversions.is_wanting()).then_some(found)
+    }
+
     /// Runs one write.
     pub async fn write(
         &self,

@@ -1,17 +1,18 @@
-//! The one writer: a thread that stages, commits, publishes and answers, batch by batch.
+//! The one writer: a thread that stages, commits and publishes, batch by batch.
 //!
 //! All requests that arrive while a commit runs make the next batch (group commit), so that the
 //! disk's latency bounds a single client only. Nothing is visible before it is durable, and
-//! nothing is answered before it is visible.
+//! nothing is answered before it is visible. Answers and wake-ups are the runtime's own: from
+//! another thread each of them would be a system call.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::Timestamp;
 use store::webhooks::Admission;
 use store::{Context, FieldValidation, Random, Record, Request, Staged, Status, Store};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::conversion::Attempt;
 use crate::disk::Disk;
@@ -21,14 +22,15 @@ use crate::tls::User;
 const QUEUE_REQUESTS: usize = 1_024;
 /// Writes that share a commit: bounds the time that the store is locked.
 const BATCH_REQUESTS: usize = 256;
+/// Published batches whose answers are still to be given. The writer waits at the limit.
+const QUEUE_OUTCOMES: usize = 64;
 /// Stack of the writer's thread, bytes: JSON of the permitted depth is walked on it.
 const STACK_BYTES: usize = 1 << 20;
 
 /// The store as all requests share it: reads directly, writes through the writer.
 pub(crate) struct Shared {
     store: RwLock<Store>,
-    /// The newest revision of each storage: what watches wait on.
-    revisions: RwLock<BTreeMap<&'static str, watch::Sender<u64>>>,
+    waiting: Arc<Waiting>,
     queue: mpsc::Sender<Job>,
 }
 
@@ -59,25 +61,24 @@ struct Job {
 }
 
 impl Shared {
-    /// Starts the writer's thread. It ends, with everything committed, when the last [`Shared`]
-    /// is gone, and the receiver resolves then. `dropped` are log entries to forget.
+    /// Starts the writer's thread, within a runtime. It ends, with everything committed, when the
+    /// last [`Shared`] is gone, and the receiver resolves then. `dropped` are log entries to forget.
     pub fn start(
         store: Store,
         disk: Disk,
         dropped: Vec<u64>,
     ) -> std::io::Result<(Arc<Self>, oneshot::Receiver<()>)> {
         let (queue, jobs) = mpsc::channel(QUEUE_REQUESTS);
-        let revision = store.revision();
-        let rows = store.resources().into_iter();
-        let revisions = rows.map(|row| (row.storage, watch::channel(revision).0)).collect();
-        let revisions = RwLock::new(revisions);
-        let shared = Arc::new(Self { store: RwLock::new(store), revisions, queue });
+        let (outcomes, published) = mpsc::channel(QUEUE_OUTCOMES);
+        let waiting = Arc::<Waiting>::default();
+        tokio::spawn(tell(published, Arc::clone(&waiting)));
+        let shared = Arc::new(Self { store: RwLock::new(store), waiting, queue });
         let (stop, stopped) = oneshot::channel();
         // The thread may not keep the queue alive that it waits on.
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new().name("store-writer".to_owned()).stack_size(STACK_BYTES).spawn(
             move || {
-                let mut writer = Writer { jobs, disk, dropped };
+                let mut writer = Writer { jobs, outcomes, disk, dropped };
                 while let Some(batch) = writer.next_batch() {
                     // Whoever waits for an answer holds the store.
                     let Some(shared) = weak.upgrade() else { break };
@@ -106,19 +107,9 @@ impl Shared {
         answered.await.map_err(|_| stopping())?
     }
 
-    /// Tells when a storage changes. Read the store after taking it, and again after each change.
-    pub fn changes(&self, storage: &str) -> Option<watch::Receiver<u64>> {
-        let revisions = self.revisions.read().unwrap_or_else(PoisonError::into_inner);
-        revisions.get(storage).map(watch::Sender::subscribe)
-    }
-
-    /// Tells those who wait for these storages. One that is new may be waited for from now on.
-    fn tell(&self, storages: Vec<&'static str>, revision: u64) {
-        let mut revisions = self.revisions.write().unwrap_or_else(PoisonError::into_inner);
-        for storage in storages {
-            let known = revisions.entry(storage).or_insert_with(|| watch::channel(revision).0);
-            known.send_replace(revision);
-        }
+    /// What tells when a storage changes. Begin to wait before the store is read.
+    pub fn changes(&self, storage: &'static str) -> Arc<Notify> {
+        self.waiting.on(storage)
     }
 
     fn lock(&self) -> RwLockWriteGuard<'_, Store> {
@@ -126,8 +117,40 @@ impl Shared {
     }
 }
 
+/// Who waits for a storage to change.
+#[derive(Default)]
+struct Waiting(Mutex<BTreeMap<&'static str, Arc<Notify>>>);
+
+impl Waiting {
+    fn on(&self, storage: &'static str) -> Arc<Notify> {
+        let mut storages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(storages.entry(storage).or_default())
+    }
+}
+
+/// What a batch came to.
+struct Outcome {
+    answers: Vec<Answer>,
+    /// The storages that changed.
+    storages: Vec<&'static str>,
+}
+
+/// Gives answers, and wakes those who wait for storages. Ends with the writer.
+async fn tell(mut published: mpsc::Receiver<Outcome>, waiting: Arc<Waiting>) {
+    while let Some(outcome) = published.recv().await {
+        for (answer, result) in outcome.answers {
+            // A client that went away needs no answer.
+            let _ = answer.send(result);
+        }
+        for storage in outcome.storages {
+            waiting.on(storage).notify_waiters();
+        }
+    }
+}
+
 struct Writer {
     jobs: mpsc::Receiver<Job>,
+    outcomes: mpsc::Sender<Outcome>,
     disk: Disk,
     /// Log entries that left the watch windows since the last commit.
     dropped: Vec<u64>,
@@ -148,25 +171,27 @@ impl Writer {
     }
 
     fn run(&mut self, shared: &Shared, batch: Vec<Job>) {
-        let (answers, records) = stage(&mut shared.lock(), batch);
+        let (mut answers, records) = stage(&mut shared.lock(), batch);
+        let mut storages = Vec::new();
         if !records.is_empty() {
             // Reads go on while the disk works.
-            if let Err(error) = self.disk.commit(&records, &self.dropped) {
-                tracing::error!(%error, "writes are refused");
-                shared.lock().discard();
-                for (answer, _) in answers {
-                    let _ = answer.send(Err(Status::internal(&error)));
+            match self.disk.commit(&records, &self.dropped) {
+                Ok(()) => {
+                    let published = shared.lock().publish();
+                    self.dropped = published.dropped;
+                    storages = published.storages;
                 }
-                return;
+                Err(error) => {
+                    tracing::error!(%error, "writes are refused");
+                    shared.lock().discard();
+                    for (_, result) in &mut answers {
+                        *result = Err(Status::internal(&error));
+                    }
+                }
             }
-            let published = shared.lock().publish();
-            self.dropped = published.dropped;
-            shared.tell(published.storages, published.revision);
         }
-        for (answer, result) in answers {
-            // A client that went away needs no answer.
-            let _ = answer.send(result);
-        }
+        // Where the runtime has ended, nobody waits for an answer.
+        let _ = self.outcomes.blocking_send(Outcome { answers, storages });
     }
 }
 

@@ -4,6 +4,7 @@ mod admission;
 pub(crate) mod answer;
 mod fixed;
 mod identity;
+mod lines;
 mod metrics;
 mod negotiate;
 mod objects;
@@ -34,6 +35,7 @@ use crate::tokens::Tokens;
 use crate::webhook::Webhooks;
 use crate::writer::Shared;
 use fixed::Documents;
+use lines::Lines;
 use metrics::Meters;
 use negotiate::Encoding;
 use query::Query;
@@ -86,6 +88,7 @@ pub(crate) struct Api {
     audit: Option<Audit>,
     webhooks: Arc<Webhooks>,
     converter: Arc<Converter>,
+    lines: Arc<Lines>,
     /// Becomes true when the server stops: watches end then.
     stop: tokio::sync::watch::Receiver<bool>,
 }
@@ -110,6 +113,7 @@ impl Api {
             audit,
             webhooks,
             converter,
+            lines: Arc::default(),
             stop,
         })
     }

@@ -164,8 +164,8 @@ impl Api {
             include: include(&query)?,
             timeout_seconds: query.number("timeoutSeconds")?,
         };
-        watch::start(&self.shared, &self.converter, self.stop.clone(), request)
-            .ok_or_else(Status::unknown_path)
+        let stop = self.stop.clone();
+        Ok(watch::start(&self.shared, &self.converter, &self.lines, stop, request))
     }
 
     async fn write(&self, call: Call, target: Target) -> Result<Response<Body>, Status> {

@@ -14,10 +14,14 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 use store::table::{Include, table};
-use store::{Random as _, Status, WATCH_WINDOW_EVENTS, WatchEvent, Watcher};
-use tokio::sync::watch;
-use tokio::time::Instant;
+use store::{
+    EventType, Object, Random as _, Resource, Status, WATCH_WINDOW_EVENTS, WatchEvent, Watcher,
+};
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, Sleep};
 
+use super::lines::Lines;
 use super::negotiate::{Accepted, Encoding, Form};
 use super::{answer, protobuf};
 use crate::conversion::Converter;
@@ -51,29 +55,37 @@ pub(super) struct WatchRequest {
 pub(super) fn start(
     shared: &Shared,
     converter: &Arc<Converter>,
-    stop: watch::Receiver<bool>,
+    lines: &Arc<Lines>,
+    mut stop: watch::Receiver<bool>,
     request: WatchRequest,
-) -> Option<Response<Body>> {
-    let changes = shared.changes(request.watcher.resource.storage)?;
+) -> Response<Body> {
+    let changes = shared.changes(request.watcher.resource.storage);
     let now = Instant::now();
-    let stream = Stream {
-        converter: Arc::clone(converter),
-        watcher: request.watcher,
-        accepted: request.accepted,
-        include: request.include,
-        changes,
-        stop,
-        deadline: now + timeout(request.timeout_seconds),
-        next_bookmark: now + Duration::from_secs(BOOKMARK_SECONDS),
-        columns_sent: false,
-        ended: false,
-    };
+    let deadline = now + timeout(request.timeout_seconds);
+    let next_bookmark = now + Duration::from_secs(BOOKMARK_SECONDS);
     let media_type = match request.accepted.encoding {
         Encoding::Protobuf => protobuf::WATCH_MEDIA_TYPE,
         Encoding::Json | Encoding::Yaml => "application/json",
     };
-    let body = Unfold { next: Box::pin(stream.advance()) };
-    Some(answer::stream(StatusCode::OK, media_type, body.boxed_unsync()))
+    let stream = Stream {
+        converter: Arc::clone(converter),
+        teller: Teller {
+            lines: Arc::clone(lines),
+            resource: request.watcher.resource,
+            accepted: request.accepted,
+            include: request.include,
+            columns_sent: false,
+            ended: false,
+        },
+        watcher: request.watcher,
+        state: State::Reading,
+        change: Box::pin(Arc::clone(&changes).notified_owned()),
+        changes,
+        stopped: Box::pin(async move { stopped(&mut stop).await }),
+        alarm: Box::pin(tokio::time::sleep_until(deadline.min(next_bookmark))),
+        deadline,
+    };
+    answer::stream(StatusCode::OK, media_type, stream.boxed_unsync())
 }
 
 fn timeout(seconds: Option<i64>) -> Duration {
@@ -84,18 +96,34 @@ fn timeout(seconds: Option<i64>) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// A watch as a body. Nothing is made before the client reads it, so a slow client costs one
+/// step's lines at most. All that it waits for is made once, not with every event: a thousand
+/// watchers are to hear of one within milliseconds.
 struct Stream {
     converter: Arc<Converter>,
     watcher: Watcher,
-    accepted: Accepted,
-    include: Include,
-    changes: watch::Receiver<u64>,
-    stop: watch::Receiver<bool>,
+    teller: Teller,
+    state: State,
+    changes: Arc<Notify>,
+    /// The first change since it was made.
+    change: Pin<Box<OwnedNotified>>,
+    /// Resolves when the server stops.
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The next bookmark, or the deadline.
+    alarm: Pin<Box<Sleep>>,
     deadline: Instant,
-    next_bookmark: Instant,
-    /// Tables carry their column definitions in the first event only.
-    columns_sent: bool,
-    ended: bool,
+}
+
+/// What there is to tell.
+type Told = Result<Vec<WatchEvent>, Status>;
+
+enum State {
+    /// The store is to be read.
+    Reading,
+    /// It is read with the help of a webhook; the cursor comes back with what is found.
+    Converting(Pin<Box<dyn Future<Output = (Watcher, Told)> + Send>>),
+    /// All is told.
+    Waiting,
 }
 
 /// What ended a wait.
@@ -105,114 +133,186 @@ enum Woken {
     End,
 }
 
+impl hyper::body::Body for Stream {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        while !self.teller.ended {
+            let bytes = match &mut self.state {
+                State::Reading => match self.read() {
+                    Some(told) => self.tell(told),
+                    None => continue,
+                },
+                State::Converting(conversion) => {
+                    let (watcher, told) = ready!(conversion.as_mut().poll(cx));
+                    self.watcher = watcher;
+                    self.tell(told)
+                }
+                State::Waiting => {
+                    let woken = ready!(self.poll_wait(cx));
+                    self.wake(woken)
+                }
+            };
+            if !bytes.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
 impl Stream {
-    /// The next lines and the stream after them; `None` at the end.
-    async fn advance(mut self) -> Option<Step> {
-        while !self.ended {
-            // Marked as seen before the store is read: a change in between wakes the wait.
-            self.changes.borrow_and_update();
-            let step = self.step().await;
-            let mut lines = Vec::new();
-            match step {
-                Ok(events) => events.iter().for_each(|event| self.write(event, &mut lines)),
-                Err(status) => self.fail(&status, &mut lines),
-            }
-            if lines.is_empty() {
-                self.wait(&mut lines).await;
-            }
-            if !lines.is_empty() {
-                return Some((lines.into(), self));
-            }
+    /// What there is to tell. `None` where a webhook is asked first: the cursor moves on once all of
+    /// it is converted.
+    fn read(&mut self) -> Option<Told> {
+        let Self { converter, watcher, .. } = self;
+        let told = converter.read_now(|store, conversions| {
+            store.watch_converted(watcher, STEP_RECORDS, conversions)
+        });
+        if told.is_none() {
+            let (converter, mut watcher) = (Arc::clone(&self.converter), self.watcher.clone());
+            self.state = State::Converting(Box::pin(async move {
+                let told = converter.read(|store, conversions| {
+                    store.watch_converted(&mut watcher, STEP_RECORDS, conversions)
+                });
+                let told = told.await;
+                (watcher, told)
+            }));
         }
-        None
+        told
     }
 
-    /// What there is to tell; the cursor moves on once all of it is converted.
-    async fn step(&mut self) -> Result<Vec<WatchEvent>, Status> {
-        let watcher = &mut self.watcher;
-        self.converter
-            .read(|store, conversions| store.watch_converted(watcher, STEP_RECORDS, conversions))
-            .await
+    /// The lines of what was read. A step always catches up, but that something is defined no more
+    /// is only told after its last events.
+    fn tell(&mut self, told: Told) -> Bytes {
+        let is_custom = self.watcher.resource.custom.is_some();
+        let may_end = is_custom && told.as_ref().is_ok_and(|events| !events.is_empty());
+        self.state = if may_end { State::Reading } else { State::Waiting };
+        match told {
+            Ok(events) => self.teller.tell(&events),
+            Err(status) => self.teller.fail(&status),
+        }
     }
 
-    async fn wait(&mut self, lines: &mut Vec<u8>) {
-        let wake_at = self.deadline.min(self.next_bookmark);
-        let woken = tokio::select! {
-            changed = self.changes.changed() => match changed {
-                Ok(()) => Woken::Change,
-                Err(_) => Woken::End,
-            },
-            () = stopped(&mut self.stop) => Woken::End,
-            () = tokio::time::sleep_until(wake_at) => {
-                if wake_at == self.deadline { Woken::End } else { Woken::Bookmark }
-            }
-        };
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Woken> {
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Woken::End);
+        }
+        if self.alarm.as_mut().poll(cx).is_ready() {
+            let is_over = self.alarm.deadline() >= self.deadline;
+            return Poll::Ready(if is_over { Woken::End } else { Woken::Bookmark });
+        }
+        self.change.as_mut().poll(cx).map(|()| Woken::Change)
+    }
+
+    /// Goes on after a wait; a bookmark where it is time for one.
+    fn wake(&mut self, woken: Woken) -> Bytes {
         match woken {
-            Woken::Change => return,
+            Woken::Change => {
+                // Before the store is read: a change in between ends the next wait.
+                self.change.set(Arc::clone(&self.changes).notified_owned());
+                self.state = State::Reading;
+                return Bytes::new();
+            }
             Woken::Bookmark => {
-                self.next_bookmark = Instant::now() + Duration::from_secs(BOOKMARK_SECONDS);
+                let next = Instant::now() + Duration::from_secs(BOOKMARK_SECONDS);
+                self.alarm.as_mut().reset(next.min(self.deadline));
             }
-            Woken::End => self.ended = true,
+            Woken::End => self.teller.ended = true,
         }
-        if let Some(bookmark) = self.watcher.bookmark() {
-            self.write(&bookmark, lines);
+        self.watcher.bookmark().map(|bookmark| self.teller.tell(&[bookmark])).unwrap_or_default()
+    }
+}
+
+/// Writes events in the form that the client wants.
+struct Teller {
+    lines: Arc<Lines>,
+    resource: &'static Resource,
+    accepted: Accepted,
+    include: Include,
+    /// Tables carry their column definitions in the first event only.
+    columns_sent: bool,
+    ended: bool,
+}
+
+impl Teller {
+    fn tell(&mut self, events: &[WatchEvent]) -> Bytes {
+        // Without a copy, as nearly all events come.
+        if let [event] = events {
+            return self.write(event);
         }
+        let mut lines = Vec::new();
+        for event in events {
+            lines.extend_from_slice(&self.write(event));
+            if self.ended {
+                break;
+            }
+        }
+        lines.into()
     }
 
-    fn write(&mut self, event: &WatchEvent, lines: &mut Vec<u8>) {
-        if self.accepted.encoding == Encoding::Protobuf {
-            return self.write_frame(event, lines);
-        }
-        let (kind, object) = match event {
-            WatchEvent::Bookmark(object) => {
-                return write_line(&Line { kind: "BOOKMARK", object }, lines);
+    fn write(&mut self, event: &WatchEvent) -> Bytes {
+        let Accepted { form, encoding } = self.accepted;
+        let written = match event {
+            WatchEvent::Bookmark(object) => write_bookmark(encoding, object).map(Bytes::from),
+            // Its rows tell ages.
+            WatchEvent::Object(kind, object) if form == Form::Table => {
+                Some(self.write_table(*kind, object).into())
             }
-            WatchEvent::Object(kind, object) => (kind.as_str(), object),
-        };
-        match self.accepted.form {
-            Form::Plain | Form::Discovery => {
-                lines.extend_from_slice(b"{\"type\":\"");
-                lines.extend_from_slice(kind.as_bytes());
-                lines.extend_from_slice(b"\",\"object\":");
-                object.write_text(lines);
-                lines.extend_from_slice(b"}\n");
-            }
-            Form::Partial => write_line(&Line { kind, object: &object.to_partial() }, lines),
-            Form::Table => {
-                let first = !std::mem::replace(&mut self.columns_sent, true);
-                let metadata = json!({"resourceVersion": object.revision.to_string()});
-                let table =
-                    table(self.watcher.resource, [&**object], metadata, now(), self.include, first);
-                write_line(&Line { kind, object: &table }, lines);
-            }
-        }
-    }
-
-    fn write_frame(&mut self, event: &WatchEvent, frames: &mut Vec<u8>) {
-        let frame = match event {
-            WatchEvent::Bookmark(object) => schema::protobuf::encode_event("BOOKMARK", object),
             WatchEvent::Object(kind, object) => {
-                schema::protobuf::encode_event(kind.as_str(), &object.to_value())
+                let write = || write_object(self.accepted, *kind, object);
+                self.lines.get(*kind, self.accepted, object, write)
             }
         };
-        match frame {
-            Some(mut frame) => frames.append(&mut frame),
-            // A client that lacks an event must not go on as if it had it.
-            None => self.fail(&Status::internal("an object cannot be written as protobuf"), frames),
-        }
+        // A client that lacks an event must not go on as if it had it.
+        written.unwrap_or_else(|| {
+            self.fail(&Status::internal("an object cannot be written as protobuf"))
+        })
+    }
+
+    fn write_table(&mut self, kind: EventType, object: &Object) -> Vec<u8> {
+        let first = !std::mem::replace(&mut self.columns_sent, true);
+        let metadata = json!({"resourceVersion": object.revision.to_string()});
+        let table = table(self.resource, [object], metadata, now(), self.include, first);
+        line(&Line { kind: kind.as_str(), object: &table })
     }
 
     /// Tells why the watch ends.
-    fn fail(&mut self, status: &Status, lines: &mut Vec<u8>) {
+    fn fail(&mut self, status: &Status) -> Bytes {
         self.ended = true;
-        match self.accepted.encoding {
-            Encoding::Json | Encoding::Yaml => write_line(&status.to_watch_event(), lines),
+        let written = match self.accepted.encoding {
+            Encoding::Json | Encoding::Yaml => line(&status.to_watch_event()),
             Encoding::Protobuf => {
                 let frame = schema::protobuf::encode_event("ERROR", &status.to_value());
-                lines.extend(frame.into_iter().flatten());
+                frame.unwrap_or_default()
             }
-        }
+        };
+        written.into()
     }
+}
+
+fn write_bookmark(encoding: Encoding, object: &Value) -> Option<Vec<u8>> {
+    match encoding {
+        Encoding::Protobuf => schema::protobuf::encode_event("BOOKMARK", object),
+        Encoding::Json | Encoding::Yaml => Some(line(&Line { kind: "BOOKMARK", object })),
+    }
+}
+
+/// An event of an object, or of its metadata; `None` where protobuf cannot say it.
+fn write_object(accepted: Accepted, kind: EventType, object: &Object) -> Option<Vec<u8>> {
+    let kind = kind.as_str();
+    if accepted.encoding == Encoding::Protobuf {
+        return schema::protobuf::encode_event(kind, &object.to_value());
+    }
+    if accepted.form == Form::Partial {
+        return Some(line(&Line { kind, object: &object.to_partial() }));
+    }
+    let text = object.value.whole_text();
+    Some([r#"{"type":""#, kind, r#"","object":"#, text, "}\n"].concat().into_bytes())
 }
 
 #[derive(Serialize)]
@@ -222,38 +322,10 @@ struct Line<'a> {
     object: &'a Value,
 }
 
-fn write_line(line: &impl Serialize, lines: &mut Vec<u8>) {
+fn line(line: &impl Serialize) -> Vec<u8> {
+    let mut text = Vec::new();
     // Writing JSON values to memory cannot fail.
-    let _ = serde_json::to_writer(&mut *lines, line);
-    lines.push(b'\n');
-}
-
-/// Lines, and the stream after them.
-type Step = (Bytes, Stream);
-
-/// A body made of the steps of a [`Stream`]. Nothing is made before the client reads it, so a
-/// slow client costs one step's lines at most.
-struct Unfold {
-    next: Pin<Box<dyn Future<Output = Option<Step>> + Send>>,
-}
-
-impl hyper::body::Body for Unfold {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match ready!(self.next.as_mut().poll(cx)) {
-            Some((lines, stream)) => {
-                self.next = Box::pin(stream.advance());
-                Poll::Ready(Some(Ok(Frame::data(lines))))
-            }
-            None => {
-                self.next = Box::pin(std::future::ready(None));
-                Poll::Ready(None)
-            }
-        }
-    }
+    let _ = serde_json::to_writer(&mut text, line);
+    text.push(b'\n');
+    text
 }
