@@ -19,6 +19,7 @@ const RATCHET: &str = "xtask/tidy-ratchet.txt";
 /// Modules with unsafe code, each for one reason.
 const UNSAFE_MODULES: &[(&str, &str)] = &[
     ("crates/memory/src/allocator.rs", "what the C library's allocator can be told"),
+    ("crates/memory/src/program.rs", "where the program's own pages are, and letting go of them"),
     ("crates/netlink/src/", "system calls and sockets that nix does not wrap"),
     ("crates/kernel/src/", "system calls and sockets that nix does not wrap"),
     ("crates/agent/src/monitor.rs", "a netlink socket in tokio's reactor"),

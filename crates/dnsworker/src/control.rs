@@ -163,11 +163,30 @@ impl Control {
             News::Zone(_) | News::Other(_) => None,
             News::Changes { heard_us, changes, .. } => Some((*heard_us, lag::kinds(changes))),
         };
+        let is_zone = matches!(news, News::Zone(_));
         // Questions wait while the zone is taken in, and not while another goes.
         let replaced = feed::take(news, &mut self.shared.index_mut());
         drop(replaced);
+        if is_zone {
+            self.gather_zone();
+        }
         if let Some((heard_us, kinds)) = heard {
             self.shared.lag.record_us(&kinds, unix_us().saturating_sub(heard_us));
+        }
+    }
+
+    /// Has the zone lie in one piece. It was made between what its frames were read into, and a
+    /// copy made here would lie in the holes of that: what another thread makes lies apart. Where
+    /// the machine has no thread for it, the zone stays as it is.
+    fn gather_zone(&self) {
+        let copy = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("dns-zone".into());
+            let copying = thread.spawn_scoped(scope, || self.shared.index().clone());
+            copying.ok()?.join().ok()?
+        });
+        if let Some(copy) = copy {
+            let scattered = self.shared.index_mut().replace(copy);
+            drop(scattered);
         }
     }
 

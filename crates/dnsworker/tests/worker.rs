@@ -20,6 +20,12 @@ const REFUSED: Duration = Duration::from_millis(500);
 const CHANGED: Duration = Duration::from_secs(1);
 /// So often the zone changes.
 const CHANGES: u8 = 10;
+/// Services of a large zone.
+const MANY: u16 = 10_000;
+/// By so many percent a worker may be larger that read the zone twice. They were 38.
+const LARGER_PERCENT_MAX: u64 = 20;
+/// After this time a worker has given back what it freed.
+const SETTLED: Duration = Duration::from_secs(6);
 
 fn zone(web: &str) -> Zone {
     let mut zone = Zone {
@@ -482,4 +488,44 @@ fn ask_at(lab: &Lab, address: &str, message: &[u8]) -> Option<Vec<u8>> {
     let mut buffer = [0; 4096];
     let (length, _) = socket.recv_from(&mut buffer).ok()?;
     buffer.get(..length).map(<[u8]>::to_vec)
+}
+
+/// It reads the zone that was kept first, and the agent's behind that.
+#[test]
+fn a_worker_that_starts_again_is_no_larger() {
+    let mut zone = zone("10.96.1.1");
+    let services = (0..MANY).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let addresses = vec![[10, 96, 100 + high, low].into()];
+        (format!("service-{number}"), ServiceRecords::ClusterIp { addresses, ports: vec![] })
+    });
+    zone.namespaces.insert("large".into(), services.collect());
+    let mut lab = Lab::new();
+    lab.feed(&zone);
+    let fresh = lab.start_worker(&[]);
+    until("the zone is kept", DEADLINE, || lab.zone_file().exists());
+    std::thread::sleep(SETTLED);
+    let fresh_kb = own_kb(fresh);
+    lab.kill_worker();
+    let again = lab.start_worker(&[]);
+    let served = format!("serving cluster.local with {} Services", zone_services(&zone));
+    until("both zones are read", DEADLINE, || lab.log().matches(&served).count() == 3);
+    let limit_kb = fresh_kb + fresh_kb * LARGER_PERCENT_MAX / 100;
+    let mut again_kb = 0;
+    until(&format!("memory of {limit_kb} kB"), DEADLINE, || {
+        again_kb = own_kb(again);
+        again_kb <= limit_kb
+    });
+    println!("{fresh_kb} kB, again {again_kb} kB");
+}
+
+fn zone_services(zone: &Zone) -> usize {
+    zone.namespaces.values().map(|services| services.len()).sum()
+}
+
+/// What a process has of its own: neither the program nor other files.
+fn own_kb(process: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("a process");
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("a line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }

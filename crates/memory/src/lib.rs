@@ -1,12 +1,16 @@
-//! Memory that a process has freed, given back to the machine.
+//! Memory that a process has freed or no longer reads, given back to the machine.
 //!
 //! A first list, or the reading back of a large kernel table, makes and frees many times what is
 //! kept of it. The C library gives back only what lies at the end of its heap: what is kept stands
 //! scattered over the rest, and pages between stay the process's for good. They are given back here
 //! whenever the process has become quiet, which page faults tell: no page can have been freed that
 //! was not touched before.
+//!
+//! The first time, pages of the program go too: a start reads most of it, itself or because the
+//! kernel maps sixteen pages where one is read, and what comes after reads a third of that.
 
 mod allocator;
+mod program;
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,6 +18,7 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 
 pub use allocator::give_back;
+pub use program::let_go;
 
 /// The wait before the first look, and between two looks of a busy process.
 const WAIT_MIN: Duration = Duration::from_millis(125);
@@ -46,6 +51,9 @@ impl Keeper {
         if verdict.give_back {
             give_back();
         }
+        if verdict.let_go {
+            let_go();
+        }
         verdict.wait
     }
 }
@@ -68,9 +76,11 @@ struct Pace {
     wait: Duration,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Verdict {
     give_back: bool,
+    /// Of the program: once, since to map what is read again takes time when something happens.
+    let_go: bool,
     wait: Duration,
 }
 
@@ -81,6 +91,7 @@ impl Pace {
         let is_worth_it = touched.saturating_sub(self.given_back_at) >= WORTH_PAGES_MIN;
         self.looked_at = touched;
         let give_back = is_quiet && is_worth_it;
+        let let_go = give_back && self.given_back_at == 0;
         if give_back {
             self.given_back_at = touched;
         }
@@ -89,7 +100,7 @@ impl Pace {
             (false, true) => (self.wait * 2).clamp(WAIT_MIN, WAIT_MAX),
             (false, false) => WAIT_MIN,
         };
-        Verdict { give_back, wait: self.wait }
+        Verdict { give_back, let_go, wait: self.wait }
     }
 }
 
@@ -98,16 +109,17 @@ mod tests {
     use super::*;
 
     fn wait(wait: Duration) -> Verdict {
-        Verdict { give_back: false, wait }
+        Verdict { give_back: false, let_go: false, wait }
     }
 
     #[test]
     fn memory_is_given_back_once_after_each_burst_and_not_during_it() {
-        let give_back = Verdict { give_back: true, wait: REST };
+        let give_back = Verdict { give_back: true, let_go: false, wait: REST };
         let mut pace = Pace::default();
         assert_eq!(pace.judge(2_000), wait(WAIT_MIN), "it starts");
         assert_eq!(pace.judge(9_000), wait(WAIT_MIN), "it goes on");
-        assert_eq!(pace.judge(9_000 + QUIET_PAGES_MAX), give_back);
+        let first = Verdict { let_go: true, ..give_back };
+        assert_eq!(pace.judge(9_000 + QUIET_PAGES_MAX), first);
         assert_eq!(pace.judge(9_000 + QUIET_PAGES_MAX), wait(WAIT_MAX), "nothing is new");
         assert_eq!(pace.judge(9_500), wait(WAIT_MIN), "something comes");
         assert_eq!(pace.judge(9_500), give_back);
