@@ -52,6 +52,6 @@ pub mod write;
 
 pub use controller::{Config, Controller, Input};
 pub use kind::{Kind, ObjectKey};
-pub use manager::{Job, Manager, Ticket};
+pub use manager::{Batch, Job, Manager, Ticket};
 pub use snapshot::{Change, Snapshot};
 pub use write::{Failure, Outcome, Propagation, Report, Step, StepResult, Write};

@@ -18,6 +18,8 @@ use crate::write::{Failure, Report, Step, StepResult, Write};
 pub const MAX_JOBS_IN_FLIGHT: usize = 32;
 /// Event writes among them: they must not hold up what matters.
 const MAX_EVENTS_IN_FLIGHT: usize = 4;
+/// Writes of one job that are under way together; one commit of the store takes them all.
+const MAX_STEPS_TOGETHER: usize = 16;
 /// How long everything holds after a list that lost most of its objects (invariant 3).
 pub const LIST_HOLD: Duration = Duration::from_secs(30);
 /// Lists that were shorter than this before may lose any number of objects.
@@ -51,6 +53,46 @@ pub struct Job {
     pub steps: Vec<Step>,
     /// Whether a step needs the success of the one before it.
     pub in_order: bool,
+}
+
+/// What to do with the next steps of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// So many of them run together.
+    Perform(usize),
+    /// So many of them are not tried.
+    Skip(usize),
+}
+
+impl Job {
+    /// What follows the steps that have results; `None` when all have one. Pods begin slowly, as
+    /// with the real controllers (`slowStartBatch`): one, two, four, … of them together, and no more
+    /// once one was refused, so that a quota refuses a few pods and not a hundred.
+    pub fn next_batch(&self, results: &[StepResult]) -> Option<Batch> {
+        let (done, rest) = self.steps.split_at_checked(results.len())?;
+        let first = rest.first()?;
+        let failed = |result: &StepResult| {
+            matches!(result, StepResult::Failed(_) | StepResult::NotAbsent | StepResult::NotTried)
+        };
+        if self.in_order {
+            let is_over = results.iter().any(failed);
+            return Some(if is_over { Batch::Skip(rest.len()) } else { Batch::Perform(1) });
+        }
+        let makes_pod = |step: &Step| matches!(step.write, Write::Create { kind: Kind::Pod, .. });
+        let made = done.iter().zip(results).filter(|(step, _)| makes_pod(step));
+        let is_refused = made.clone().any(|(_, result)| failed(result));
+        if is_refused && makes_pod(first) {
+            return Some(Batch::Skip(rest.iter().take_while(|step| makes_pod(step)).count()));
+        }
+        // All batches before it and one more: 1, 3, 7 pods are behind it when it has 2, 4, 8.
+        let mut room = if is_refused { 0 } else { made.count().saturating_add(1) };
+        let fits = |step: &&Step| {
+            let has_room = room > 0 || !makes_pod(step);
+            room = room.saturating_sub(usize::from(makes_pod(step)));
+            has_room
+        };
+        Some(Batch::Perform(rest.iter().take_while(fits).take(MAX_STEPS_TOGETHER).count()))
+    }
 }
 
 /// Where a job comes from.
@@ -383,6 +425,53 @@ mod tests {
             };
             manager.listed(row.kind, values, namespaces, NOW);
         }
+    }
+
+    /// Sizes of the batches of a job, of which the `refused` step fails; `0` for what is skipped.
+    fn batches(kinds: &[Kind], in_order: bool, refused: Option<usize>) -> Vec<usize> {
+        let create = |kind: &Kind| {
+            Step::quiet(Write::Create { kind: *kind, namespace: "d".into(), body: json!({}) })
+        };
+        let ticket = Ticket::Run(Controller::ReplicaSets, crate::controller::whole(Kind::Pod));
+        let job = Job { ticket, steps: kinds.iter().map(create).collect(), in_order };
+        let mut results: Vec<StepResult> = Vec::new();
+        let mut sizes = Vec::new();
+        while let Some(batch) = job.next_batch(&results) {
+            match batch {
+                Batch::Perform(count) => {
+                    sizes.push(count);
+                    for place in results.len()..results.len() + count {
+                        results.push(match refused == Some(place) {
+                            true => StepResult::Failed(Failure::default()),
+                            false => StepResult::Done,
+                        });
+                    }
+                }
+                Batch::Skip(count) => {
+                    sizes.push(0);
+                    results.extend(vec![StepResult::NotTried; count]);
+                }
+            }
+        }
+        assert_eq!(results.len(), kinds.len());
+        sizes
+    }
+
+    #[test]
+    fn pods_begin_slowly_and_end_with_the_first_refusal() {
+        let pods = |count: usize| vec![Kind::Pod; count];
+        assert_eq!(batches(&pods(100), false, None), [1, 2, 4, 8, 16, 16, 16, 16, 16, 5]);
+        assert_eq!(batches(&pods(100), false, Some(0)), [1, 0]);
+        assert_eq!(batches(&pods(100), false, Some(4)), [1, 2, 4, 0]);
+        // What else is to be written waits for no pod, and is written whatever became of them.
+        let with_status = |count: usize| [pods(count), vec![Kind::ReplicaSet]].concat();
+        assert_eq!(batches(&with_status(1), false, None), [2]);
+        assert_eq!(batches(&with_status(3), false, None), [1, 3]);
+        assert_eq!(batches(&with_status(9), false, Some(1)), [1, 2, 0, 1]);
+        assert_eq!(batches(&[Kind::ReplicaSet, Kind::Pod, Kind::Pod], false, None), [2, 1]);
+        assert_eq!(batches(&[Kind::ReplicaSet; 40], false, Some(0)), [16, 16, 8]);
+        assert_eq!(batches(&pods(3), true, None), [1, 1, 1]);
+        assert_eq!(batches(&pods(3), true, Some(1)), [1, 1, 0]);
     }
 
     #[test]

@@ -64,6 +64,33 @@ fn told(cluster: &Cluster, kind: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Of many pods that no quota lets in only a few are tried: they begin slowly.
+#[test]
+fn a_quota_refuses_a_few_pods_of_many_and_the_workload_says_so() {
+    let job = json!({"metadata": {"name": "many", "namespace": "default"}, "spec": {
+        "parallelism": 90, "completions": 90, "template": {"spec": {"restartPolicy": "Never",
+            "containers": [{"name": "c", "image": "i"}]}}}});
+    let set = workload("many", "i", json!({"replicas": 90}));
+    for (kind, body) in [("ReplicaSet", set), ("Job", job)] {
+        for seed in 0..5 {
+            let mut cluster = Cluster::new(seed, 0);
+            let quota = json!({"metadata": {"name": "few"}, "spec": {"hard": {"pods": "5"}}});
+            cluster.create("ResourceQuota", "default", quota);
+            cluster.create(kind, "default", body.clone());
+            cluster.settle(Duration::ZERO, |_| {});
+            assert_eq!(cluster.all(Kind::Pod).len(), 5, "{kind} {seed}");
+            // The third batch meets the quota with two of its four; changes of the pods that were
+            // made may each lead to one try more.
+            let refused = cluster.failures.len();
+            assert!((2..20).contains(&refused), "{kind} {seed}: {refused}");
+            let is_other = |failure: &&String| !failure.contains("exceeded quota: few");
+            assert_eq!(cluster.failures.iter().find(is_other), None);
+            let expected = ["FailedCreate", "SuccessfulCreate"].map(str::to_owned);
+            assert_eq!(told(&cluster, kind), expected.into(), "{kind} {seed}");
+        }
+    }
+}
+
 #[test]
 fn a_daemon_set_has_a_pod_on_each_node_whatever_nodes_come_and_go() {
     for seed in 0..10 {

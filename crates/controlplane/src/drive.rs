@@ -13,7 +13,7 @@ use client::{
 };
 use controllers::kind::KINDS;
 use controllers::manager::Listed;
-use controllers::{Config, Failure, Job, Kind, Manager, ObjectKey, Step, StepResult, Write};
+use controllers::{Batch, Config, Failure, Job, Kind, Manager, ObjectKey, Step, StepResult, Write};
 use model::{ClusterConfig, Timestamp};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
@@ -22,8 +22,6 @@ use tokio::task::JoinSet;
 
 use crate::volumes::Volumes;
 
-/// Writes of one job that are under way together; one commit of the store takes them all.
-const MAX_WRITES_IN_FLIGHT: usize = 16;
 /// Watch events that are taken in before writes are looked for again.
 const MAX_EVENTS_AT_ONCE: usize = 64;
 
@@ -236,31 +234,23 @@ struct Writer {
 
 async fn perform(writer: Writer, job: Job) -> (Job, Vec<StepResult>) {
     let mut results = Vec::with_capacity(job.steps.len());
-    if job.in_order {
-        let mut failed = false;
-        for step in &job.steps {
-            let result = match failed {
-                true => StepResult::NotTried,
-                false => write(&writer, &step.write).await,
-            };
-            failed |= matches!(result, StepResult::Failed(_) | StepResult::NotAbsent);
-            results.push(result);
-        }
-    } else {
-        for steps in job.steps.chunks(MAX_WRITES_IN_FLIGHT) {
-            results.extend(together(&writer, steps).await);
+    while let Some(batch) = job.next_batch(&results) {
+        match batch {
+            Batch::Perform(count) => {
+                let steps = job.steps.iter().skip(results.len()).take(count);
+                results.extend(together(&writer, steps).await);
+            }
+            Batch::Skip(count) => results.extend(vec![StepResult::NotTried; count]),
         }
     }
     (job, results)
 }
 
 /// Runs the writes of some steps at once, and gives their results in the order of the steps.
-async fn together(writer: &Writer, steps: &[Step]) -> Vec<StepResult> {
+async fn together(writer: &Writer, steps: impl Iterator<Item = &Step>) -> Vec<StepResult> {
     type Running<'a> = Pin<Box<dyn Future<Output = StepResult> + Send + 'a>>;
-    let mut running: Vec<(Running<'_>, Option<StepResult>)> = steps
-        .iter()
-        .map(|step| (Box::pin(write(writer, &step.write)) as Running<'_>, None))
-        .collect();
+    let mut running: Vec<(Running<'_>, Option<StepResult>)> =
+        steps.map(|step| (Box::pin(write(writer, &step.write)) as Running<'_>, None)).collect();
     std::future::poll_fn(|context| {
         let mut all = true;
         for (future, result) in running.iter_mut().filter(|(_, result)| result.is_none()) {

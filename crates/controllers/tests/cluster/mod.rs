@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use controllers::kind::KINDS;
-use controllers::{Config, Failure, Job, Kind, Manager, ObjectKey, StepResult, Ticket, Write};
+use controllers::{
+    Batch, Config, Failure, Job, Kind, Manager, ObjectKey, StepResult, Ticket, Write,
+};
 use model::{ClusterConfig, NamespacedName, Timestamp};
 use serde_json::{Value, json};
 use store::selector::{FieldSelector, LabelSelector};
@@ -44,6 +46,28 @@ impl store::Random for Seed {
 struct Flying {
     job: Job,
     results: Vec<Option<StepResult>>,
+    /// Steps that are under way or have their results.
+    begun: usize,
+}
+
+impl Flying {
+    /// Begins what follows once all that is under way has its result.
+    fn begin(&mut self) {
+        let done: Vec<StepResult> = self.results.iter().map_while(Clone::clone).collect();
+        if done.len() < self.begun {
+            return;
+        }
+        match self.job.next_batch(&done) {
+            Some(Batch::Perform(count)) => self.begun += count,
+            Some(Batch::Skip(count)) => {
+                let skipped = self.results.iter_mut().skip(self.begun).take(count);
+                skipped.for_each(|result| *result = Some(StepResult::NotTried));
+                self.begun += count;
+                self.begin();
+            }
+            None => {}
+        }
+    }
 }
 
 pub struct Cluster {
@@ -310,21 +334,17 @@ impl Cluster {
             }
         }
         let results = vec![None; job.steps.len()];
-        self.flying.push(Flying { job, results });
+        let mut flying = Flying { job, results, begun: 0 };
+        flying.begin();
+        self.flying.push(flying);
         true
     }
 
     fn execute(&mut self) -> bool {
         let mut ready = Vec::new();
         for (index, flying) in self.flying.iter().enumerate() {
-            for (step, result) in flying.results.iter().enumerate() {
-                if result.is_none() {
-                    ready.push((index, step));
-                    if flying.job.in_order {
-                        break;
-                    }
-                }
-            }
+            let begun = flying.results.iter().take(flying.begun).enumerate();
+            ready.extend(begun.filter(|(_, one)| one.is_none()).map(|(step, _)| (index, step)));
         }
         if ready.is_empty() {
             return false;
@@ -332,17 +352,14 @@ impl Cluster {
         let (index, step) = ready[self.seed.below(ready.len())];
         let write = self.flying[index].job.steps[step].write.clone();
         let result = self.write(&write);
-        if let StepResult::Failed(failure) = &result {
-            if failure.reason != "Conflict" && !failure.namespace_terminating {
-                self.failures.push(format!("{write:?}: {failure:?}"));
-            }
-            if self.flying[index].job.in_order {
-                for rest in &mut self.flying[index].results[step + 1..] {
-                    *rest = Some(StepResult::NotTried);
-                }
-            }
+        if let StepResult::Failed(failure) = &result
+            && failure.reason != "Conflict"
+            && !failure.namespace_terminating
+        {
+            self.failures.push(format!("{write:?}: {failure:?}"));
         }
         self.flying[index].results[step] = Some(result);
+        self.flying[index].begin();
         true
     }
 

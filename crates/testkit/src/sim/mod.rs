@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use controllers::StepResult::{self, Failed, NotAbsent};
-use controllers::{Config, Job, Kind as ApiKind, Manager};
+use controllers::StepResult;
+use controllers::{Batch, Config, Job, Kind as ApiKind, Manager};
 use model::{ClusterConfig, Family, Timestamp, World};
 use oracle::service::Rule::{ClusterIp, NodePort};
 use reconcile::KINDS;
@@ -196,14 +196,15 @@ impl Simulation {
 
     fn perform(&mut self, job: Job) {
         let mut results = Vec::new();
-        let mut failed = false;
-        for step in &job.steps {
-            let result = match failed && job.in_order {
-                true => StepResult::NotTried,
-                false => self.api.perform(&step.write),
-            };
-            failed |= matches!(result, Failed(_) | NotAbsent);
-            results.push(result);
+        while let Some(batch) = job.next_batch(&results) {
+            match batch {
+                Batch::Perform(count) => {
+                    for step in job.steps.iter().skip(results.len()).take(count) {
+                        results.push(self.api.perform(&step.write));
+                    }
+                }
+                Batch::Skip(count) => results.extend(vec![StepResult::NotTried; count]),
+            }
         }
         self.manager.finished(job, results, self.api.now);
     }
