@@ -111,3 +111,28 @@ async fn the_store_is_roots_alone_and_survives_a_restart() {
     assert_eq!(after.expect("a list").metadata.resource_version, before);
     server.running.stop().await;
 }
+
+/// Controllers list everything first, from the thread that serves clients.
+#[tokio::test]
+async fn requests_of_the_control_plane_itself_leave_room_for_others() {
+    const REQUESTS: usize = 20;
+    let scratch = Scratch::new("room");
+    let server = start(&scratch.0, 0).await;
+    let (turns, seen) = tokio::sync::watch::channel(0);
+    let other = tokio::spawn(async move {
+        loop {
+            turns.send_modify(|turns| *turns += 1);
+            tokio::task::yield_now().await;
+        }
+    });
+    let client = server.running.client();
+    let maps = ResourcePath::new("v1", "configmaps");
+    for _ in 0..REQUESTS {
+        let list = client.list::<Value>(&maps, &ListOptions::default()).await;
+        list.expect("a list");
+    }
+    assert!(*seen.borrow() >= REQUESTS, "{} turns in {REQUESTS} requests", *seen.borrow());
+    other.abort();
+    drop(client);
+    server.running.stop().await;
+}
