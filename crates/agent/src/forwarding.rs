@@ -8,13 +8,16 @@
 //! the canary ─▶ the same again: programs and maps tell nobody of their changes (R-22)
 //! ```
 //!
-//! Links that have just come get their programs when the node has settled ([`Settling`]).
+//! Links that have just come get their programs when the node has settled ([`Settling`]), from a
+//! thread of their own: the kernel takes a tenth of a second to check the programs, and more for many
+//! links, and Services do not wait for that.
 //!
 //! What a killed agent left forwards on (invariant 14).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kernel::bpf::{self, FILE_SYSTEM, node, sockets};
@@ -25,6 +28,7 @@ use render::OpError;
 use render::bpf::Way;
 use render::inventory::{Row, RowKind};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::report::Condition;
 use crate::settling::Settling;
@@ -65,7 +69,9 @@ pub struct ForwardingStatus {
 pub(crate) struct Forwarding {
     wanted: bool,
     with_sockets: bool,
+    /// None of it while a thread has it.
     loaded: Option<bpf::Forwarding>,
+    underway: Option<Underway>,
     state: State,
     /// What the kernel was brought to, whole.
     held: Option<render::bpf::Forwarding>,
@@ -73,7 +79,7 @@ pub(crate) struct Forwarding {
     /// Programs by link, as they were asked for last.
     asked: BTreeSet<(String, &'static str)>,
     settling: Settling,
-    /// Something waits until the node has settled.
+    /// Something waits until the node has settled, or until the thread has ended.
     postponed: bool,
     /// What could not be written, or not at the sockets.
     problems: Vec<String>,
@@ -90,6 +96,24 @@ enum State {
     Forwarding,
     /// The kernel refuses until it is asked again.
     Refused(String, Instant),
+}
+
+/// A thread that brings the kernel to what is wanted.
+struct Underway {
+    wanted: render::bpf::Forwarding,
+    done: oneshot::Receiver<Result<Written, OpError>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a thread answers.
+type Written = (bpf::Forwarding, Done);
+
+/// What was written.
+struct Done {
+    changes: Vec<String>,
+    /// What could not be written, or not at the sockets.
+    problems: Vec<String>,
+    packets: BTreeMap<&'static str, u64>,
 }
 
 /// Pods with flows that another backend translates in connection tracking: their answers must come
@@ -109,6 +133,7 @@ impl Forwarding {
             wanted: config.service_backend == ServiceBackend::Ebpf && config.ebpf_forwarding,
             with_sockets: config.socket_fast_path,
             loaded: None,
+            underway: None,
             state: State::Waiting,
             held: None,
             translated: Translated::default(),
@@ -144,23 +169,35 @@ impl Forwarding {
             return;
         }
         let mut wanted = render::bpf::render(plan, config, attachments);
-        self.postponed = self.is_settling(&wanted);
+        self.postponed = self.is_settling(&wanted) || self.underway.is_some();
         if self.postponed {
             return;
         }
-        let done = self.translated.read(&wanted).and_then(|()| {
-            wanted.leave_to_stack(&self.translated.pods);
-            self.write(wanted)
-        });
-        self.end_turn(done);
+        match self.translated.read(&wanted) {
+            Ok(()) => {
+                wanted.leave_to_stack(&self.translated.pods);
+                self.begin(wanted);
+            }
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    /// Waits until the thread has brought the kernel to what is wanted.
+    pub(crate) async fn written(&mut self) {
+        let Some(underway) = &mut self.underway else { return std::future::pending().await };
+        let done = (&mut underway.done).await;
+        if let Some(underway) = self.underway.take() {
+            self.end_turn(underway.wanted.clone(), done.unwrap_or_else(|_| Err(ended_early())));
+        }
     }
 
     /// Looks after what nobody tells of. Answers whether it found anything.
     pub(crate) fn look(&mut self) -> bool {
-        let (Some(held), false) = (self.held.clone(), self.is_refused()) else { return false };
+        let is_idle = self.underway.is_none() && !self.is_refused();
+        let Some(held) = self.held.clone().filter(|_| is_idle) else { return false };
         let before = self.repairs;
-        let done = self.write(held);
-        self.end_turn(done);
+        let done = write(self.loaded.take(), &held, self.with_sockets);
+        self.end_turn(held, done);
         self.repairs != before
     }
 
@@ -168,6 +205,9 @@ impl Forwarding {
     /// that keep pods off, since the kernel refused, or since the node has settled, which is said
     /// once.
     pub(crate) fn is_due(&mut self) -> bool {
+        if self.underway.is_some() {
+            return false;
+        }
         let now = Instant::now();
         let has_settled = self.postponed && self.settling.end(now).is_none();
         self.postponed &= !has_settled;
@@ -177,10 +217,11 @@ impl Forwarding {
         }
     }
 
-    /// When what is put off is due; `None`: nothing is.
+    /// When what is put off is due; `None`: nothing is, or the end of the thread wakes the loop.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let now = Instant::now();
-        self.postponed.then(|| self.settling.end(now).unwrap_or(now))
+        let is_put_off = self.postponed && self.underway.is_none();
+        is_put_off.then(|| self.settling.end(now).unwrap_or(now))
     }
 
     pub(crate) fn repairs(&self) -> u64 {
@@ -237,6 +278,7 @@ impl Forwarding {
 
     /// What is attached, beside what shall be.
     pub(crate) fn rows(&mut self) -> Vec<Row> {
+        self.wait_for_thread();
         let (Some(loaded), Some(held)) = (&mut self.loaded, &self.held) else { return vec![] };
         let present = loaded.observe().map(|seen| seen.attached).unwrap_or_default();
         let wanted: BTreeSet<(String, &str)> = held.programs().collect();
@@ -262,12 +304,43 @@ impl Forwarding {
         self.settling.end(now).is_some()
     }
 
-    fn write(&mut self, wanted: render::bpf::Forwarding) -> Result<(), OpError> {
-        let mut loaded = match self.loaded.take() {
-            Some(loaded) => loaded,
-            None => bpf::Forwarding::open(FILE_SYSTEM.as_ref())?,
-        };
-        let done = loaded.apply(&wanted)?;
+    fn begin(&mut self, wanted: render::bpf::Forwarding) {
+        let (told, done) = oneshot::channel();
+        let (loaded, asked, with_sockets) = (self.loaded.take(), wanted.clone(), self.with_sockets);
+        // Who would hear of it may have gone.
+        let work = move || drop(told.send(write(loaded, &asked, with_sockets)));
+        match std::thread::Builder::new().name("forwarding".into()).spawn(work) {
+            Ok(thread) => self.underway = Some(Underway { wanted, done, thread: Some(thread) }),
+            Err(error) => self.refuse(&OpError {
+                errno: error.raw_os_error().unwrap_or_default(),
+                message: format!(
+                    "eBPF forwarding is not brought to pods and ways: cannot start a thread: \
+                     {error}; look at the limits of processes and memory"
+                ),
+            }),
+        }
+    }
+
+    /// Who asks what there is waits for what is being made.
+    fn wait_for_thread(&mut self) {
+        let Some(mut underway) = self.underway.take() else { return };
+        underway.join();
+        let done = underway.done.try_recv().unwrap_or_else(|_| Err(ended_early()));
+        self.end_turn(underway.wanted.clone(), done);
+    }
+
+    fn end_turn(&mut self, wanted: render::bpf::Forwarding, done: Result<Written, OpError>) {
+        match done {
+            Ok((loaded, done)) => {
+                self.note(wanted, done);
+                self.loaded = Some(loaded);
+                self.become_state(State::Forwarding);
+            }
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    fn note(&mut self, wanted: render::bpf::Forwarding, done: Done) {
         // Somebody else's doing, where all of this had been written.
         let is_repair = self.held.as_ref() == Some(&wanted) && self.problems.is_empty();
         for change in &done.changes {
@@ -280,23 +353,7 @@ impl Forwarding {
             }
         }
         self.repairs += if is_repair { done.changes.len() as u64 } else { 0 };
-        self.packets = loaded.counters()?;
-        self.problems = done.failures.iter().map(|failure| failure.message.clone()).collect();
-        self.loaded = Some(loaded);
-        self.held = Some(wanted);
-        let done = match self.with_sockets {
-            true => load_sockets(),
-            false => sockets::remove(FILE_SYSTEM.as_ref()),
-        };
-        self.problems.extend(done.err().map(|error| error.message));
-        Ok(())
-    }
-
-    fn end_turn(&mut self, done: Result<(), OpError>) {
-        match done {
-            Ok(()) => self.become_state(State::Forwarding),
-            Err(error) => self.refuse(&error),
-        }
+        (self.packets, self.problems, self.held) = (done.packets, done.problems, Some(wanted));
     }
 
     fn refuse(&mut self, error: &OpError) {
@@ -351,6 +408,50 @@ impl Translated {
     }
 }
 
+impl Underway {
+    fn join(&mut self) {
+        // One that panicked has told nobody anything, which is noticed.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Nothing is written any more once the agent has ended.
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+/// Brings the kernel to what is wanted, with what is loaded or anew.
+fn write(
+    loaded: Option<bpf::Forwarding>,
+    wanted: &render::bpf::Forwarding,
+    with_sockets: bool,
+) -> Result<Written, OpError> {
+    let mut loaded = match loaded {
+        Some(loaded) => loaded,
+        None => bpf::Forwarding::open(FILE_SYSTEM.as_ref())?,
+    };
+    let done = loaded.apply(wanted)?;
+    let packets = loaded.counters()?;
+    let sockets = match with_sockets {
+        true => load_sockets(),
+        false => sockets::remove(FILE_SYSTEM.as_ref()),
+    };
+    let problems = done.failures.into_iter().chain(sockets.err()).map(|error| error.message);
+    let problems = problems.collect();
+    Ok((loaded, Done { changes: done.changes, problems, packets }))
+}
+
+fn ended_early() -> OpError {
+    OpError {
+        errno: 0,
+        message: "eBPF forwarding is not brought to pods and ways: its thread ended early, which \
+                  the agent's log says more of"
+            .into(),
+    }
+}
+
 /// For the processes of the node and its pods.
 fn load_sockets() -> Result<(), OpError> {
     sockets::load(FILE_SYSTEM.as_ref(), &node::cgroup()?)
@@ -369,4 +470,54 @@ pub(crate) fn remove() -> Result<bool, OpError> {
     let hook = bpf::probe(file_system).hook;
     let options = bpf::Options { file_system: file_system.to_owned(), hook };
     bpf::Forwarding::load(&options)?.remove().map(|()| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Forwarding with a thread that says, when it is told to, that the kernel refuses.
+    fn with_thread() -> (Forwarding, mpsc::Sender<()>) {
+        let backend = ServiceBackend::Ebpf;
+        let config = ClusterConfig { service_backend: backend, ..ClusterConfig::default() };
+        let mut forwarding = Forwarding::new(&config);
+        let (go_on, told_to) = mpsc::channel();
+        let (told, done) = oneshot::channel();
+        let work = move || {
+            let _ = told_to.recv();
+            let refused = OpError { errno: libc::EPERM, message: "refused".into() };
+            drop(told.send(Err(refused)));
+        };
+        let thread = Some(std::thread::spawn(work));
+        let wanted = render::bpf::Forwarding::default();
+        forwarding.underway = Some(Underway { wanted, done, thread });
+        (forwarding, go_on)
+    }
+
+    /// What the loop does while the thread works takes no time of it, and what came meanwhile is
+    /// done afterwards.
+    #[tokio::test]
+    async fn the_loop_goes_on_while_the_kernel_checks_programs() {
+        let (mut forwarding, go_on) = with_thread();
+        forwarding.settling = Settling::default();
+        forwarding.postponed = true;
+        assert!(!forwarding.is_due() && !forwarding.look());
+        assert_eq!((forwarding.deadline(), forwarding.refusal()), (None, None));
+        let none = tokio::time::timeout(Duration::from_millis(50), forwarding.written()).await;
+        assert!(none.is_err() && forwarding.underway.is_some(), "it waits, and loses nothing");
+        go_on.send(()).expect("a thread");
+        forwarding.written().await;
+        assert_eq!(forwarding.refusal().as_deref(), Some("refused"));
+        assert!(forwarding.deadline().is_some(), "what was put off is due");
+    }
+
+    #[test]
+    fn who_asks_what_there_is_waits_for_the_thread() {
+        let (mut forwarding, go_on) = with_thread();
+        go_on.send(()).expect("a thread");
+        assert_eq!(forwarding.rows().len(), 0);
+        assert_eq!(forwarding.refusal().as_deref(), Some("refused"));
+    }
 }

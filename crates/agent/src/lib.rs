@@ -141,6 +141,7 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
             Ok(()) = exposed.changed() => agent.expose(exposed.borrow_and_update().clone()),
             () = agent.paths.heard() => {}
             () = agent.failover.heard() => {}
+            () = agent.forwarding.written() => {}
             _ = facts_timer.tick() => agent.read_node(),
             _ = canary.tick() => if !agent.look() { continue },
             () = sleep(wait) => {}

@@ -61,6 +61,7 @@ pub(crate) struct Agent {
     pub(crate) claimed: Claimed,
     pub(crate) paths: paths::Keeper,
     pub(crate) failover: failover::Keeper,
+    pub(crate) forwarding: Forwarding,
     options: Options,
     reconciler: Reconciler,
     kernel: kernel::Linux,
@@ -90,7 +91,6 @@ pub(crate) struct Agent {
     /// What kernel parameters were before.
     former: Former,
     health_ports: HealthPorts,
-    forwarding: Forwarding,
     /// Pods, links or ways have changed since forwarding followed.
     forwarding_due: bool,
     /// Since when the kernel does not hold what is planned.
