@@ -17,6 +17,7 @@ use model::layout::{self, UPLINK};
 use model::{ClusterConfig, Family, Overlay};
 use netlink::{BridgeSpec, LinkChange, Netlink, Netns, VethSpec};
 use serde_json::{Value, json};
+use testkit::lab::wait_for_addresses;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -25,8 +26,8 @@ use super::server::Server;
 
 /// Longest wait for anything that shall come.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// Datagrams of which one must arrive, a second apart.
-const TRIES: usize = 5;
+/// Longest wait for a datagram: it is on its way, or lost.
+const ARRIVAL: Duration = Duration::from_secs(10);
 /// Pairs are tested again after this.
 pub const PATH_TEST_PERIOD: Duration = Duration::from_secs(2);
 
@@ -327,7 +328,9 @@ impl Machine {
         assert!(answer.success, "{}", answer.text);
         let result: Value = serde_json::from_str(&answer.text).expect("a result");
         let address = result["ips"][0]["address"].as_str().and_then(|text| text.split('/').next());
-        let address = address.and_then(|text| text.parse().ok()).expect("an address");
+        let address: IpAddr = address.and_then(|text| text.parse().ok()).expect("an address");
+        let mut netlink = Netlink::open_in(&namespace).expect("the pod");
+        wait_for_addresses(&mut netlink, [address]).expect("an address in use");
         Pod { namespace, address }
     }
 }
@@ -339,24 +342,21 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Whether a datagram of this pod arrives at another. Larger ones than the pod's MTU it sends
-    /// in fragments of that size.
+    /// Whether a datagram of this pod arrives at another, the first and only one. Larger ones than
+    /// the pod's MTU it sends in fragments of that size.
     pub fn reaches(&self, other: &Pod, bytes: usize) -> bool {
         let bind = |pod: &Pod| {
             let address = pod.address;
             let bound = pod.namespace.run(move || UdpSocket::bind((address, 0)));
             let socket = bound.expect("the pod").expect("bound");
-            socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+            socket.set_read_timeout(Some(ARRIVAL)).expect("a timeout");
             socket
         };
         let (client, server) = (bind(self), bind(other));
         let to = server.local_addr().expect("an address");
         let mut buffer = vec![0; bytes + 1];
-        // The first ones may be lost while the pod's IPv6 address is taken into use.
-        (0..TRIES).any(|_| {
-            client.send_to(&buffer[..bytes], to).is_ok()
-                && server.recv(&mut buffer).is_ok_and(|length| length == bytes)
-        })
+        client.send_to(&buffer[..bytes], to).is_ok()
+            && server.recv(&mut buffer).is_ok_and(|length| length == bytes)
     }
 
     pub fn mtu(&self) -> u32 {
