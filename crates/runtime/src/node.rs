@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::{ClientError, PatchKind, ResourcePath};
+use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
 use crate::context::{Context, now};
+use crate::storage;
 
 /// Pods that a node takes (the kubelet's).
 pub const MAX_PODS: usize = 110;
@@ -156,11 +159,14 @@ fn status(context: &Context, node: &Value, ready: bool) -> Value {
         .map(|address| json!({"type": "InternalIP", "address": address}))
         .collect();
     addresses.push(json!({"type": "Hostname", "address": options.node_name}));
-    let resources = json!({
+    let mut resources = json!({
         "cpu": cpus().to_string(),
         "memory": format!("{}Ki", memory_kib()),
         "pods": MAX_PODS.to_string(),
     });
+    if let Some(size_kib) = disk_kib(&options.state_directory) {
+        resources[storage::RESOURCE] = format!("{size_kib}Ki").into();
+    }
     let time = now();
     let conditions: Vec<Value> = judge(ready)
         .into_iter()
@@ -238,11 +244,24 @@ fn node_info() -> Value {
     })
 }
 
-/// What pods of this node may have in all, in thousandths.
-pub fn allocatable() -> BTreeMap<String, i64> {
+/// What pods of this node may have in all, in thousandths. `disk` is where they are kept.
+pub fn allocatable(disk: &Path) -> BTreeMap<String, i64> {
     let milli = |number: u64| i64::try_from(number).unwrap_or(i64::MAX).saturating_mul(1000);
-    let memory = milli(memory_kib().saturating_mul(1024));
-    [("cpu".to_owned(), milli(cpus() as u64)), ("memory".to_owned(), memory)].into()
+    let kib = |number: u64| milli(number.saturating_mul(1024));
+    let mut all = BTreeMap::from([
+        ("cpu".to_owned(), milli(cpus() as u64)),
+        ("memory".to_owned(), kib(memory_kib())),
+    ]);
+    all.extend(disk_kib(disk).map(|size| (storage::RESOURCE.to_owned(), kib(size))));
+    all
+}
+
+/// The size of the file system that keeps pods' layers, volumes and logs; `None` where that cannot
+/// be asked or has none. All of it: nothing is set aside, as nobody is evicted for what others use.
+fn disk_kib(path: &Path) -> Option<u64> {
+    let found = statvfs(path).ok()?;
+    let bytes = found.blocks().checked_mul(found.fragment_size())?;
+    bytes.checked_div(1024).filter(|size| *size > 0)
 }
 
 fn cpus() -> usize {
@@ -277,5 +296,24 @@ async fn renew(context: &Context) -> Result<(), ClientError> {
             created.map(drop)
         }
         renewed => renewed.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_is_as_large_as_its_file_system() {
+        let root = Path::new("/");
+        let size_kib = disk_kib(root).expect("the root has a size");
+        let found = statvfs(root).expect("the root is a file system");
+        assert_eq!(size_kib, found.blocks() * found.fragment_size() / 1024);
+        let in_all = allocatable(root).get(storage::RESOURCE).copied();
+        assert_eq!(in_all, i64::try_from(size_kib * 1024 * 1000).ok());
+        // What cannot be asked is left out: a node without the resource takes any pod.
+        assert_eq!(disk_kib(Path::new("/proc")), None, "no disk");
+        assert_eq!(disk_kib(Path::new("/nowhere/at/all")), None);
+        assert!(!allocatable(Path::new("/nowhere/at/all")).contains_key(storage::RESOURCE));
     }
 }

@@ -21,7 +21,7 @@ const MAX_DEPTH: usize = 64;
 /// What the kernel counts a file's disk space in, bytes.
 const BLOCK_BYTES: u64 = 512;
 /// The resource by which containers are limited.
-const RESOURCE: &str = "ephemeral-storage";
+pub const RESOURCE: &str = "ephemeral-storage";
 
 /// Whether anything of a pod's disk space is limited.
 pub fn is_limited(pod: &Pod) -> bool {

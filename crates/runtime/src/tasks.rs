@@ -366,7 +366,7 @@ impl Task {
         let mut sources = Sources {
             pod_addresses: self.addresses.clone(),
             host_addresses: self.context.node_addresses().to_vec(),
-            allocatable: node::allocatable(),
+            allocatable: node::allocatable(&self.context.options.state_directory),
             ..Sources::default()
         };
         for name in config_maps {

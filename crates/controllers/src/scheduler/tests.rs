@@ -205,6 +205,11 @@ fn a_node_gives_no_more_than_it_has() {
     ] {
         assert_eq!(fits(has.clone(), asks(asked.clone())), fitting, "{asked}");
     }
+    let disk = json!({"status/allocatable": {"cpu": "2", "ephemeral-storage": "10485760Ki"}});
+    for (asked, fitting) in [("10Gi", true), ("10241Mi", false)] {
+        let asked = asks(json!({"ephemeral-storage": asked}));
+        assert_eq!(fits(disk.clone(), asked.clone()), fitting, "{asked}");
+    }
     let beside = vec![
         node("n", has),
         placed("one", "n", asks(json!({"cpu": "1500m"}))),

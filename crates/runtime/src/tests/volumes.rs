@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::api::Api;
 use super::node::{Node, is_running, on_node, shell};
 use super::pods::output;
 
@@ -138,6 +139,15 @@ fn a_pod_that_keeps_too_much_on_the_disk_is_evicted_and_its_volumes_go() {
     on_node("eviction", |mut node: Node| async move {
         node.options.storage_period = Duration::from_millis(100);
         let _runtime = node.start();
+        let path = format!("/api/v1/nodes/{}", node.options.node_name);
+        for field in ["capacity", "allocatable"] {
+            let size = |api: &Api| {
+                let size = &api.get(&path)?["status"][field]["ephemeral-storage"];
+                size.as_str()?.strip_suffix("Ki")?.parse::<u64>().ok()
+            };
+            let size_kib = node.api.until(size).await;
+            assert!(size_kib.is_some_and(|size| size > 0), "{field}: {:?}", node.api.get(&path));
+        }
         let script = |file: &str, kilobytes: u32| {
             format!("dd if=/dev/zero of={file} bs=1k count={kilobytes} 2>&1; exec sleep 1000")
         };
