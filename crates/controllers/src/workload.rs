@@ -52,7 +52,8 @@ pub struct UpdateStrategy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RollingUpdate {
-    /// DaemonSets: nodes that may be without an available pod; 1 when absent.
+    /// Nodes of a DaemonSet that may be without an available pod, pods of a StatefulSet that may be
+    /// unavailable; 1 when absent.
     pub max_unavailable: Option<IntOrString>,
     /// DaemonSets: nodes that may have a second pod meanwhile; none when absent.
     pub max_surge: Option<IntOrString>,

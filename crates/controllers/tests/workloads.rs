@@ -237,6 +237,23 @@ fn a_stateful_set_is_made_scaled_and_updated_in_order() {
 }
 
 #[test]
+fn an_update_never_takes_more_pods_than_may_be_unavailable() {
+    for (seed, policy) in (0..6).zip(["Parallel", "OrderedReady"].into_iter().cycle()) {
+        let mut cluster = Cluster::new(seed, 2);
+        let rolling = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "40%"}});
+        let spec = json!({"replicas": 5, "podManagementPolicy": policy, "updateStrategy": rolling});
+        cluster.create("StatefulSet", "default", workload("db", "a", spec));
+        settle(&mut cluster);
+        set_image(&mut cluster, Kind::StatefulSet, "db", "b");
+        let mut fewest = 5;
+        cluster.settle(SOON, |cluster| fewest = fewest.min(ready(cluster, "db")));
+        assert_eq!(fewest, 3, "{policy} {seed}");
+        let images = images(&cluster, "db", "/metadata/name");
+        assert!(images.len() == 5 && images.values().all(|image| image == "b"), "{images:?}");
+    }
+}
+
+#[test]
 fn a_partition_holds_an_update_back_until_it_is_lowered() {
     let mut cluster = Cluster::new(6, 2);
     let update = |partition: i32| {

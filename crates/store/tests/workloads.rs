@@ -63,6 +63,16 @@ fn limits_of_updates_are_checked() {
             json!({"updateStrategy": {"rollingUpdate": {"partition": -1}}}),
             "must be greater than or equal to 0",
         ),
+        (
+            "statefulsets",
+            json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": 0}}}),
+            "spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: 0: cannot be 0",
+        ),
+        (
+            "statefulsets",
+            json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": "101%"}}}),
+            "must not be greater than 100%",
+        ),
     ] {
         let message = refused(plural, spec);
         assert!(message.ends_with(wanted), "{plural}: {message}");

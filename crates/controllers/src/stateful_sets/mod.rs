@@ -21,6 +21,7 @@ use crate::kind::{Kind, ObjectKey};
 use crate::object::Object;
 use crate::pod::Pod;
 use crate::revisions::{self, Present, Revisions};
+use crate::share::share;
 use crate::snapshot::{Change, Snapshot};
 use crate::workload::StatefulSet;
 use crate::write::{Outcome, Step};
@@ -167,21 +168,35 @@ fn condemned(context: &Context<'_>, outcome: &mut Outcome) -> Progress {
     Progress::Settled
 }
 
-/// Removes the pod with the highest ordinal that is of an old template; it is made anew of the
-/// present one. No other follows before that one serves.
+/// Removes the pods with the highest ordinals that are of an old template, as many as may be
+/// unavailable (KEP-961; one where nothing is said); they are made anew of the present one. No other
+/// follows before these serve.
 fn update(context: &Context<'_>, outcome: &mut Outcome) {
-    let partition = context.set.spec.update_strategy.rolling_update.partition.unwrap_or(0);
+    let rolling = &context.set.spec.update_strategy.rolling_update;
+    let replicas = context.set.spec.replicas();
+    let limit = rolling.max_unavailable.as_ref().map_or(1, |given| {
+        // A small part of few is one of them.
+        share(Some(given), 0, replicas, false).max(1)
+    });
     let ordinals = context.ordinals();
-    let from = ordinals.start.saturating_add(partition.max(0));
+    let is_out = |ordinal: &i32| {
+        let serves = |pod: &Arc<Object>| context.is_healthy(pod) && context.is_available(pod);
+        !context.pods.get(ordinal).is_some_and(serves)
+    };
+    // Those of lower ordinals count too, but leave room for one: it may be what they wait for.
+    let mut below = ordinals.clone().filter(is_out).fold(0_i32, |count, _| count.saturating_add(1));
+    let mut out = 0_i32;
+    let from = ordinals.start.saturating_add(rolling.partition.unwrap_or(0).max(0));
     for ordinal in (from..ordinals.end).rev() {
-        let Some(pod) = context.pods.get(&ordinal) else { return };
-        if !pod.is_terminating() && !context.is_updated(pod) {
-            outcome.push(pods::delete(context, pod));
+        let is_out = is_out(&ordinal);
+        below = below.saturating_sub(i32::from(is_out));
+        if out.saturating_add(below.min(limit.saturating_sub(1))) >= limit {
             return;
         }
-        if !context.is_healthy(pod) || !context.is_available(pod) {
-            return;
-        }
+        let outdated = context.pods.get(&ordinal);
+        let outdated = outdated.filter(|pod| !pod.is_terminating() && !context.is_updated(pod));
+        outcome.steps.extend(outdated.map(|pod| pods::delete(context, pod)));
+        out = out.saturating_add(i32::from(is_out || outdated.is_some()));
     }
 }
 

@@ -181,6 +181,70 @@ fn an_update_goes_from_the_highest_ordinal_down_to_the_partition() {
 }
 
 #[test]
+fn an_update_takes_as_many_pods_as_may_be_unavailable() {
+    let old = |ordinal| pod(ordinal, "old", true);
+    let new = |ordinal| pod(ordinal, "new", true);
+    let limited = |policy: &str, limit: Value, partition: i32| {
+        set(json!({"podManagementPolicy": policy, "updateStrategy": {"type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": limit, "partition": partition}}}))
+    };
+    let parallel = |limit: Value| limited("Parallel", limit, 0);
+    let ordered = |limit: Value| limited("OrderedReady", limit, 0);
+    let all_old = || vec![old(0), old(1), old(2)];
+    let cases: Vec<(&str, Value, Vec<Value>, Vec<&str>)> = vec![
+        ("two", parallel(json!(2)), all_old(), vec!["delete web-2", "delete web-1"]),
+        ("in order, too", ordered(json!(2)), all_old(), vec!["delete web-2", "delete web-1"]),
+        (
+            "a part, rounded down",
+            parallel(json!("67%")),
+            all_old(),
+            vec!["delete web-2", "delete web-1"],
+        ),
+        ("never none", parallel(json!("10%")), all_old(), vec!["delete web-2"]),
+        (
+            "all",
+            parallel(json!(9)),
+            all_old(),
+            vec!["delete web-2", "delete web-1", "delete web-0"],
+        ),
+        (
+            "not below the partition",
+            limited("Parallel", json!(2), 2),
+            all_old(),
+            vec!["delete web-2"],
+        ),
+        (
+            "what does not serve yet counts",
+            parallel(json!(2)),
+            vec![old(0), old(1), pod(2, "new", false)],
+            vec!["delete web-1"],
+        ),
+        ("what goes counts", parallel(json!(2)), vec![old(0), going(1), going(2)], vec![]),
+        (
+            "below, too",
+            parallel(json!(2)),
+            vec![pod(0, "new", false), old(1), old(2)],
+            vec!["delete web-2"],
+        ),
+        (
+            "but a broken one stops nothing",
+            parallel(json!(1)),
+            vec![pod(0, "old", false), old(1), new(2)],
+            vec!["delete web-1"],
+        ),
+        (
+            "in order the others wait until all serve",
+            ordered(json!(2)),
+            vec![old(0), old(1), pod(2, "new", false)],
+            vec![],
+        ),
+    ];
+    for (what, set, pods, wanted) in cases {
+        assert_eq!(steps(&run(set, pods)), wanted, "{what}");
+    }
+}
+
+#[test]
 fn a_pod_knows_its_name_and_place() {
     let outcome = run(set(json!({})), vec![]);
     let (_, body) = &writes(&outcome)[0];

@@ -470,6 +470,11 @@ fn validate_ordered_update(value: &Value, old: Option<&Value>, errors: &mut Fiel
     let partition = "/spec/updateStrategy/rollingUpdate/partition";
     let field = "spec.updateStrategy.rollingUpdate.partition";
     non_negative(errors, field, json::at(value, partition));
+    let unavailable = json::at(value, "/spec/updateStrategy/rollingUpdate/maxUnavailable");
+    let field = "spec.updateStrategy.rollingUpdate.maxUnavailable";
+    if unavailable.is_some() && validate_share(field, unavailable, true, errors) {
+        errors.invalid(field, unavailable.cloned().unwrap_or_default(), "cannot be 0");
+    }
     non_negative(errors, "spec.ordinals.start", json::at(value, "/spec/ordinals/start"));
     let Some(old) = old else { return };
     let fixed = |value: &Value| {
