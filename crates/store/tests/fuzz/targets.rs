@@ -1,6 +1,7 @@
 //! What is checked of each input, wherever it comes from: the tests beside it, or a fuzzer that is
 //! guided by what its inputs reach (`./x fuzz`, by `examples/fuzz.rs`).
 
+use schema::cel::{Account, Authorizer, Decision, Question, Target as Asked, Text};
 use schema::cel::{Error, Extent, Identity, PER_CALL_LIMIT, Program, Type, Value};
 use schema::decode::{self, Read};
 use schema::{Message, protobuf};
@@ -38,6 +39,7 @@ pub const EXPRESSIONS: &[&str] = &[
     "[1, 2][?0].optMap(x, x + 1).hasValue() && {'a': 1, ?'b': self.?size}['a'] == -9223372036854775808",
     "self.`name` == format.dns1123Label().validate(self.name).orValue(['a'])[0] && semver('v1', true).isLessThan(semver('1.2.3-rc.1'))",
     "self.when.getHours('Europe/Berlin') == self.when.getHours('+01:00') && format.named('uuid').value().validate('').hasValue()",
+    "authorizer.serviceAccount('n', 'a').group('').resource('pods').subresource('log').check('get').allowed() || authorizer.path('/x').check('get').reason() == authorizer.requestResource.namespace('n').name('x').check('get').error()",
     "'\\u00e9\\x41\\101'.substring(1).indexOf('A', 0) == 0x1F && b'\\xff'.size() == 1u && .5e3 > 1e-1",
 ];
 
@@ -83,10 +85,26 @@ fn kind() -> Type {
     ])
 }
 
+/// Lets everybody read.
+struct Readers;
+
+impl Authorizer for Readers {
+    fn decide(&self, account: Option<Account<'_>>, question: &Question<'_>) -> Decision {
+        let (Question::Path { verb, .. } | Question::Resource { verb, .. }) = question;
+        let is_allowed = *verb == "get";
+        Decision { is_allowed, reason: format!("{account:?}"), error: String::new() }
+    }
+}
+
 /// An expression is refused with a place in it, or has a value of its type at a bounded cost.
 pub fn cel(text: &str) {
     let kind = kind();
-    let program = match Program::compile(text, &[("self", kind.clone())]) {
+    let variables = [
+        ("self", kind.clone()),
+        ("authorizer", Type::AUTHORIZER),
+        ("authorizer.requestResource", Type::RESOURCE_CHECK),
+    ];
+    let program = match Program::compile(text, &variables) {
         Ok(program) => program,
         Err(error) => return assert!(error.starts_with("ERROR: <input>:"), "{text:?}: {error}"),
     };
@@ -95,7 +113,14 @@ pub fn cel(text: &str) {
         "map": {"a": "b", "app": "web"}, "when": "2024-02-29T00:00:00Z", "wait": "1h",
     });
     program.estimate(&[("self", &Extent::scalar(7, 2))]);
-    let (value, cost) = program.run(&[("self", Value::of(&object, &kind))]);
+    let [group, resource, subresource, namespace, name] =
+        ["apps", "deployments", "", "shop", "web"].map(Text::Given);
+    let asked = Asked { group, resource, subresource, namespace, name };
+    let (value, cost) = program.run(&[
+        ("self", Value::of(&object, &kind)),
+        ("authorizer", Value::authorizer(&Readers)),
+        ("authorizer.requestResource", Value::resource_check(&Readers, asked)),
+    ]);
     match value {
         Ok(value) => {
             assert!(cost <= PER_CALL_LIMIT, "{text:?}: {cost}");
