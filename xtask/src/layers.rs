@@ -90,6 +90,7 @@ const LAYERS: &[Layer] = &[
             "client",
             "dns",
             "dnsworker",
+            "memory",
             "kernel",
             "netlink",
             "ipam",

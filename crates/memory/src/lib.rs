@@ -6,8 +6,9 @@
 //! whenever the process has become quiet, which page faults tell: no page can have been freed that
 //! was not touched before.
 //!
-//! The first time, pages of the program go too: a start reads most of it, itself or because the
-//! kernel maps sixteen pages where one is read, and what comes after reads a third of that.
+//! Pages of the program go too, the first time and after much was done: a start reads most of it,
+//! itself or because the kernel maps sixteen pages where one is read, and what comes after reads a
+//! third of that.
 
 mod allocator;
 mod program;
@@ -30,6 +31,9 @@ const REST: Duration = Duration::from_secs(1);
 const QUIET_PAGES_MAX: u64 = 64;
 /// Fewer touched pages than these are not worth a walk through the heap: a megabyte.
 const WORTH_PAGES_MIN: u64 = 256;
+/// After the first time, fewer touched pages than these are not worth letting go of the program: to
+/// map again what is read takes two hundred page faults.
+const PROGRAM_WORTH_PAGES_MIN: u64 = 2048;
 
 /// Gives back what this process frees, for as long as it runs.
 pub async fn keep_giving_back() -> Infallible {
@@ -72,6 +76,8 @@ struct Pace {
     looked_at: u64,
     /// Pages touched until memory was given back last.
     given_back_at: u64,
+    /// Pages touched until the program was let go of last.
+    let_go_at: Option<u64>,
     /// The last wait.
     wait: Duration,
 }
@@ -79,7 +85,7 @@ struct Pace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Verdict {
     give_back: bool,
-    /// Of the program: once, since to map what is read again takes time when something happens.
+    /// Of the program.
     let_go: bool,
     wait: Duration,
 }
@@ -91,9 +97,13 @@ impl Pace {
         let is_worth_it = touched.saturating_sub(self.given_back_at) >= WORTH_PAGES_MIN;
         self.looked_at = touched;
         let give_back = is_quiet && is_worth_it;
-        let let_go = give_back && self.given_back_at == 0;
+        let since = self.let_go_at.map(|at| touched.saturating_sub(at));
+        let let_go = give_back && since.is_none_or(|pages| pages >= PROGRAM_WORTH_PAGES_MIN);
         if give_back {
             self.given_back_at = touched;
+        }
+        if let_go {
+            self.let_go_at = Some(touched);
         }
         self.wait = match (give_back, is_quiet) {
             (true, _) => REST,
@@ -122,7 +132,10 @@ mod tests {
         assert_eq!(pace.judge(9_000 + QUIET_PAGES_MAX), first);
         assert_eq!(pace.judge(9_000 + QUIET_PAGES_MAX), wait(WAIT_MAX), "nothing is new");
         assert_eq!(pace.judge(9_500), wait(WAIT_MIN), "something comes");
-        assert_eq!(pace.judge(9_500), give_back);
+        assert_eq!(pace.judge(9_500), give_back, "the program is what it was");
+        let much = 9_000 + QUIET_PAGES_MAX + PROGRAM_WORTH_PAGES_MIN;
+        assert_eq!(pace.judge(much), wait(WAIT_MIN));
+        assert_eq!(pace.judge(much), first, "most of it may have been read");
     }
 
     #[test]

@@ -166,6 +166,8 @@ pub fn run(paths: &Paths) -> Result<()> {
         changed |= start_due(&mut processes, paths);
         if changed {
             write_report(paths, &processes)?;
+            // What comes now is waiting.
+            memory::let_go();
         }
         let timeout = next_start(&processes).map_or(PollTimeout::NONE, |wait| {
             PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
