@@ -212,16 +212,48 @@ INLINE bool is_member(__u32 id, const struct address *address, __u16 port)
 	return map_lookup(&members, &key) != NULL;
 }
 
+/* The slots of one view: the first ones in the frontend's entry, the others in a map of their own. */
+struct view {
+	__u32 id;
+	__u32 count;
+	const struct slot *near;
+	__u32 near_count;
+};
+
+INLINE struct view inside_view(const struct service *service)
+{
+	struct view view = {
+		.id = service->id,
+		.count = service->count,
+		.near = service->near,
+		.near_count = service->near_count,
+	};
+	return view;
+}
+
+INLINE struct view outside_view(const struct service *service)
+{
+	struct view view = {
+		.id = service->outside_id,
+		.count = service->outside_count,
+		.near = service->near,
+	};
+	return view;
+}
+
 /* The slot with this number. Between two writes of a change it may be gone: then the first one,
  * which every view has.
  */
-INLINE struct slot *find_slot(__u32 id, __u32 number)
+INLINE const struct slot *find_slot(const struct view *view, __u32 number)
 {
-	struct slot_key key = { .id = id, .slot = number };
-	struct slot *slot = map_lookup(&slots, &key);
-
+	if (number < view->near_count && number < NEAR_SLOTS)
+		return view->near + number;
+	struct slot_key key = { .id = view->id, .slot = number };
+	const struct slot *slot = map_lookup(&slots, &key);
 	if (slot || number == 0)
 		return slot;
+	if (view->near_count)
+		return view->near;
 	key.slot = 0;
 	return map_lookup(&slots, &key);
 }
@@ -237,25 +269,25 @@ INLINE __u32 hash_of(const struct address *address)
 }
 
 /* A slot by chance, or by the client's hash where the Service asks for it. */
-INLINE struct slot *draw_slot(const struct service *service, __u32 id, __u32 count,
-			      const struct address *client)
+INLINE const struct slot *draw_slot(const struct view *view, __u32 maglev_size,
+				    const struct address *client)
 {
 	__u32 number = 0;
 
-	if (service->maglev_size) {
-		struct slot_key key = { .id = id, .slot = hash_of(client) % service->maglev_size };
+	if (maglev_size) {
+		struct slot_key key = { .id = view->id, .slot = hash_of(client) % maglev_size };
 		__u32 *found = map_lookup(&maglev, &key);
 
 		if (found)
 			number = *found;
-		return find_slot(id, number);
+		return find_slot(view, number);
 	}
-	if (count > 1)
-		number = random_u32() % count;
-	struct slot *slot = find_slot(id, number);
+	if (view->count > 1)
+		number = random_u32() % view->count;
+	const struct slot *slot = find_slot(view, number);
 	if (!slot || slot->keep == KEEP_ALWAYS || random_u32() < slot->keep)
 		return slot;
-	return find_slot(id, slot->alias);
+	return find_slot(view, slot->alias);
 }
 
 INLINE __u32 now_s(void)
@@ -299,11 +331,10 @@ INLINE enum answer choose(const struct service *service, const struct address *c
 			  struct endpoint *endpoint)
 {
 	bool other_view = has_outside_view(service, outside);
-	__u32 count = other_view ? service->outside_count : service->count;
-	__u32 id = other_view ? service->outside_id : service->id;
-	struct affinity_key key = { .id = id };
+	struct view view = other_view ? outside_view(service) : inside_view(service);
+	struct affinity_key key = { .id = view.id };
 
-	if (count == 0) {
+	if (view.count == 0) {
 		__u32 reject = other_view ? OUTSIDE_REJECT : REJECT;
 		return service->flags & reject ? REFUSED : IGNORED;
 	}
@@ -313,7 +344,7 @@ INLINE enum answer choose(const struct service *service, const struct address *c
 		if (find_affinity(service, &key, endpoint))
 			return CHOSEN;
 	}
-	struct slot *slot = draw_slot(service, id, count, client);
+	const struct slot *slot = draw_slot(&view, service->maglev_size, client);
 	if (!slot)
 		return IGNORED;
 	__builtin_memcpy(endpoint->address, slot->address, ADDRESS_BYTES);

@@ -2,21 +2,25 @@
 //! else.
 //!
 //! ```text
-//! services  address·protocol·port ─▶ ids and counts of slots, one for each view
+//! services  address·protocol·port ─▶ ids and counts of slots, one for each view; the first slots
 //! ranges    address·protocol·first bits of a port ─▶ the same, where `services` has nothing
-//! slots     id·slot ─▶ endpoint
+//! slots     id·slot ─▶ endpoint, of the other slots
 //! maglev    id·hash ─▶ slot
 //! members   id·endpoint, where flows outlive a choice (affinity, UDP)
 //! ```
 //!
 //! A Service at the node's own addresses has the unspecified address of its family and the scope
 //! [`SCOPE_NODE_PORT`]; the map `node_addresses` says where it answers.
+//!
+//! Most Services have few endpoints. These lie in the frontend's own entry: it is written at once
+//! with them, and whoever finds it needs no second look-up. Entries are the cost of a full load, and
+//! hardly their bytes.
 
-use crate::layout::{Layout, abi_struct};
+use crate::layout::{Field, Layout, abi_struct};
 
 /// Number of the layout of these maps. Maps of different numbers live in different directories, so
 /// that the programs of one never meet the maps of another (R-03).
-pub const SERVICES_VERSION: u32 = 1;
+pub const SERVICES_VERSION: u32 = 2;
 
 /// Bits of a [`RangeKey`] before the port.
 pub const RANGE_PORT_BITS: u32 = 144;
@@ -56,6 +60,11 @@ pub const DIRECT_HOSTS_MAX: u32 = 65_536;
 
 /// [`Slot::keep`]: this slot is never passed on to its alias.
 pub const KEEP_ALWAYS: u32 = u32::MAX;
+
+/// Slots that lie in a frontend's own entry at most. With five, an entry of `services` fills the 256
+/// bytes that the kernel allocates for it (48 of its own, 24 of the key, 176 of the value, 8 of the
+/// allocator).
+pub const NEAR_SLOTS: u32 = 5;
 
 abi_struct! {
     /// A frontend with one port.
@@ -105,6 +114,30 @@ abi_struct! {
         affinity_timeout_s: u32,
         /// Entries that each view has in `maglev`; 0: a slot by chance.
         maglev_size: u32,
+        /// How many slots of the inside view are in `near`: the first ones. `slots` has the others,
+        /// and all of the outside view.
+        near_count: u32,
+        /// The first slots of the inside view, as many as `near_count` says.
+        near: [Slot; NEAR_SLOTS as usize],
+    }
+}
+
+impl Service {
+    /// The slots of the inside view that lie in this entry.
+    pub fn near_slots(&self) -> &[Slot] {
+        let count = usize::try_from(self.near_count).unwrap_or(usize::MAX);
+        self.near.get(..count).unwrap_or(&self.near)
+    }
+
+    /// Takes the first slots of the inside view into this entry, and answers the others.
+    pub fn keep_near<'a>(&mut self, slots: &'a [Slot]) -> &'a [Slot] {
+        let (near, others) = slots.split_at(slots.len().min(self.near.len()));
+        self.near = [Slot::default(); NEAR_SLOTS as usize];
+        for (place, slot) in self.near.iter_mut().zip(near) {
+            *place = *slot;
+        }
+        self.near_count = u32::try_from(near.len()).unwrap_or(NEAR_SLOTS);
+        others
     }
 }
 
@@ -132,6 +165,25 @@ abi_struct! {
         keep: u32,
         /// The slot that others are passed on to.
         alias: u32,
+    }
+}
+
+impl Field for [Slot; NEAR_SLOTS as usize] {
+    const C_TYPE: &'static str = "struct slot";
+    const ARRAY: Option<usize> = Some(NEAR_SLOTS as usize);
+
+    fn put(&self, bytes: &mut [u8]) {
+        for (slot, part) in self.iter().zip(bytes.chunks_exact_mut(Slot::BYTES)) {
+            part.copy_from_slice(&slot.to_bytes());
+        }
+    }
+
+    fn get(bytes: &[u8]) -> Self {
+        let mut slots = [Slot::default(); NEAR_SLOTS as usize];
+        for (slot, part) in slots.iter_mut().zip(bytes.as_chunks().0) {
+            *slot = Slot::from_bytes(part);
+        }
+        slots
     }
 }
 
@@ -235,9 +287,9 @@ abi_struct! {
 pub(crate) const LAYOUTS: [&Layout; 13] = [
     &ServiceKey::LAYOUT,
     &RangeKey::LAYOUT,
+    &Slot::LAYOUT,
     &Service::LAYOUT,
     &SlotKey::LAYOUT,
-    &Slot::LAYOUT,
     &MemberKey::LAYOUT,
     &ServiceSourceKey::LAYOUT,
     &NetworkKey::LAYOUT,
@@ -249,7 +301,7 @@ pub(crate) const LAYOUTS: [&Layout; 13] = [
 ];
 
 /// Numbers that both sides use, by their names in C.
-pub(crate) const NUMBERS: [(&str, u32); 15] = [
+pub(crate) const NUMBERS: [(&str, u32); 16] = [
     ("RANGE_PORT_BITS", RANGE_PORT_BITS),
     ("SERVICE_SOURCE_ID_BITS", SERVICE_SOURCE_ID_BITS),
     ("SCOPE_ADDRESS", SCOPE_ADDRESS as u32),
@@ -265,4 +317,5 @@ pub(crate) const NUMBERS: [(&str, u32); 15] = [
     ("DIRECT_NODE", DIRECT_NODE),
     ("DIRECT_HOSTS_MAX", DIRECT_HOSTS_MAX),
     ("KEEP_ALWAYS", KEEP_ALWAYS),
+    ("NEAR_SLOTS", NEAR_SLOTS),
 ];

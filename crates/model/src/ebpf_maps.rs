@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct EbpfMapSizes {
     /// Frontends; as many parts of port ranges, and source ranges.
     pub services: u32,
-    /// Slots of all frontends, Maglev entries, and members: each.
+    /// Slots of all frontends but their first ones, which lie with them; Maglev entries; members:
+    /// each.
     pub slots: u32,
     /// Clients with affinity, and UDP flows of sockets: each.
     pub clients: u32,
@@ -21,7 +22,8 @@ pub struct EbpfMapSizes {
 
 /// Entries of one map at least: the Services of a cluster's own, and a few.
 pub const EBPF_MAP_ENTRIES_MIN: u32 = 256;
-/// Entries of one map at most: the largest of them takes 300 MB of the kernel's memory then.
+/// Entries of one map at most: a map that is full of frontends takes 1.1 GB of the
+/// kernel's memory then.
 pub const EBPF_MAP_ENTRIES_MAX: u32 = 1 << 22;
 
 impl Default for EbpfMapSizes {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ebpf_abi::services::{
     KEEP_ALWAYS, MASQUERADE, OUTSIDE, OUTSIDE_REJECT, REJECT, SCOPE_NODE_PORT, SOURCE_RANGES,
-    Service as EbpfService, ServiceKey, SlotKey,
+    Service as EbpfService, ServiceKey, Slot, SlotKey,
 };
 use model::{ClusterConfig, NamespacedName};
 use plan::{Desired, NodeFacts};
@@ -232,20 +232,14 @@ impl Objects {
 
     /// What the ids of an entry lead to; all parts of a range have the same.
     fn ebpf_slots(&mut self, service: &EbpfService, observed: &EbpfObserved) {
+        for (number, slot) in (0_u32..).zip(service.near_slots()) {
+            self.push("ebpf", "map services", slot_text(service.id, number, slot), true);
+        }
         let views = [(service.id, service.count), (service.outside_id, service.outside_count)];
         for (id, count) in views.into_iter().filter(|(_, count)| *count > 0) {
             let all = SlotKey { id, slot: 0 }..SlotKey { id, slot: count };
             for (key, slot) in observed.slots.range(all) {
-                let endpoint = SocketAddr::new(address_of(&slot.address), slot.port);
-                let alias = match slot.keep {
-                    KEEP_ALWAYS => String::new(),
-                    keep => {
-                        let passed_on = 100.0 - f64::from(keep) * 100.0 / f64::from(u32::MAX);
-                        format!(", {passed_on:.1} % to slot {}", slot.alias)
-                    }
-                };
-                let text = format!("{id} . {} : {endpoint}{alias}", key.slot);
-                self.push("ebpf", "map slots", text, true);
+                self.push("ebpf", "map slots", slot_text(id, key.slot, slot), true);
             }
         }
         if service.flags & SOURCE_RANGES != 0 {
@@ -301,6 +295,18 @@ fn service_text(service: &EbpfService) -> String {
         text.push_str(&format!(" maglev {}", service.maglev_size));
     }
     text
+}
+
+fn slot_text(id: u32, number: u32, slot: &Slot) -> String {
+    let endpoint = SocketAddr::new(address_of(&slot.address), slot.port);
+    let alias = match slot.keep {
+        KEEP_ALWAYS => String::new(),
+        keep => {
+            let passed_on = 100.0 - f64::from(keep) * 100.0 / f64::from(u32::MAX);
+            format!(", {passed_on:.1} % to slot {}", slot.alias)
+        }
+    };
+    format!("{id} . {number} : {endpoint}{alias}")
 }
 
 fn address_of(bytes: &[u8; 16]) -> IpAddr {

@@ -48,7 +48,8 @@ type State = BTreeMap<u8, Wish>;
 
 fn wishes() -> impl Strategy<Value = Wish> {
     let endpoint = |last: u8| SocketAddr::from(([10, 244, 1, last], 8080));
-    let weighted = prop::collection::btree_map(1_u8..9, 1_u16..9, 1..6);
+    // Some fit into the frontend's entry, some do not.
+    let weighted = prop::collection::btree_map(1_u8..12, 1_u16..9, 1..10);
     let endpoints = (weighted, 0..4_u8).prop_map(move |(weights, kind)| {
         let weights: BTreeMap<SocketAddr, u16> =
             weights.into_iter().map(|(last, weight)| (endpoint(last), weight)).collect();
@@ -332,23 +333,70 @@ proptest! {
     }
 }
 
-#[test]
-fn a_changed_endpoint_is_one_slot() {
-    let wish = |lasts: [u8; 3]| Wish {
-        backends: Backends::Endpoints(
-            lasts.map(|last| SocketAddr::from(([10, 244, 1, last], 8080))).into(),
-        ),
+fn random(lasts: impl IntoIterator<Item = u8>) -> Wish {
+    let endpoint = |last| SocketAddr::from(([10, 244, 1, last], 8080));
+    Wish {
+        backends: Backends::Endpoints(lasts.into_iter().map(endpoint).collect()),
         sticky: false,
         scheduling: Scheduling::Random,
         for_some: false,
+    }
+}
+
+#[test]
+fn a_changed_endpoint_is_one_entry_of_each_frontend() {
+    let one: State = (0..SERVICES).step_by(2).map(|index| (index, random(1..=7))).collect();
+    let changed = |wish: Wish| {
+        let other = one.clone().into_iter().chain([(2, wish)]).collect();
+        diff(&program(&other), &settled(&one))
     };
-    let one: State = (0..SERVICES).step_by(2).map(|index| (index, wish([1, 2, 3]))).collect();
-    let mut other = one.clone();
-    other.insert(2, wish([1, 3, 4]));
-    let ops = diff(&program(&other), &settled(&one));
+    let ops = changed(random([1, 2, 3, 4, 5, 7, 9]));
     let [EbpfOp::Slots(Change::Put(slots))] = ops.as_slice() else { panic!("{ops:?}") };
     // Of the ClusterIP, the range (with other ports), the node port, the external address.
     assert_eq!(slots.len(), 4);
+
+    // The first ones lie in the frontends' entries, but for the range's.
+    let ops = changed(random([1, 3, 4, 5, 6, 7, 9]));
+    let [EbpfOp::Slots(Change::Put(slots)), EbpfOp::Services(Change::Put(frontends))] =
+        ops.as_slice()
+    else {
+        panic!("{ops:?}")
+    };
+    assert_eq!((slots.len(), frontends.len()), (1, 3));
+}
+
+#[test]
+fn a_small_service_is_one_entry_of_each_frontend() {
+    let observed = settled(&[(2, random(1..=5))].into());
+    assert_eq!(observed.services.len(), 3);
+    // Of the range.
+    assert_eq!(observed.slots.len(), 5);
+    // One more in the ClusterIP, the node port, the external address, the range.
+    assert_eq!(settled(&[(2, random(1..=6))].into()).slots.len(), 3 + 6);
+}
+
+/// A program reads a frontend, then entries change, then it reads a slot.
+#[test]
+fn who_read_a_frontend_before_a_change_still_finds_an_endpoint() {
+    let sizes = || 1..=8;
+    for (before, after) in sizes().flat_map(|before| sizes().map(move |after| (before, after))) {
+        // Of those that were, the last ones stay: slots that lie with their frontend change hands.
+        let states = [random(1..=before), random(9 - after..=8)].map(|wish| [(2, wish)].into());
+        let [one, other]: [State; 2] = states;
+        let old = settled(&one);
+        let mut now = old.clone();
+        for op in single(&diff(&program(&other), &old)) {
+            apply_all(&mut now, std::slice::from_ref(&op));
+            let frontends = (old.services.clone(), old.ranges.clone());
+            let read = EbpfObserved { services: frontends.0, ranges: frontends.1, ..now.clone() };
+            for packet in packets(2) {
+                let verdict = verdict(&read, &packet).expect("an endpoint by any chance");
+                let Verdict::Pass { destinations, .. } = verdict else { continue };
+                let either = endpoints([&one, &other], 2, &packet);
+                assert!(destinations.is_subset(&either), "{before} to {after}, after {op:?}");
+            }
+        }
+    }
 }
 
 /// The rows of `plan::services`.

@@ -44,7 +44,7 @@ fn plan_of(endpoints: &BTreeSet<u8>) -> FrontendPlan {
 /// A Service with a ClusterIP, and with more or less besides. Of external addresses and ranges two
 /// Services may have the same.
 fn service(index: u8) -> impl Strategy<Value = ServicePlan> {
-    let endpoints = prop::collection::btree_set(1_u8..6, 0..4);
+    let endpoints = prop::collection::btree_set(1_u8..10, 0..9);
     let few = prop::collection::btree_set(1_u8..6, 0..2);
     let outside = prop::option::weighted(0.3, few);
     let external = prop::option::weighted(0.3, 1_u8..6);
@@ -182,10 +182,23 @@ fn one_endpoint_is_one_entry_however_many_services_there_are() {
         let touched = node.change(&(index, Some(plan(index, &[1, 2, 3]))));
         node.carry_out(&node.touched(&touched));
     }
-    let touched = node.change(&(7, Some(plan(7, &[1, 3, 4]))));
-    let Touched::Only(keys) = &touched else { panic!("everything") };
-    assert_eq!(keys.len(), 1, "{keys:?}");
-    let ops = node.touched(&touched);
+    let mut changed = |endpoints: &[u8]| {
+        let touched = node.change(&(7, Some(plan(7, endpoints))));
+        let Touched::Only(keys) = &touched else { panic!("everything") };
+        assert_eq!(keys.len(), 1, "{keys:?}");
+        let ops = node.touched(&touched);
+        node.carry_out(&ops);
+        ops
+    };
+    let ops = changed(&[1, 3, 4]);
+    let [NodeOp::Maps(EbpfOp::Services(Change::Put(frontends)))] = ops.as_slice() else {
+        panic!("{ops:?}")
+    };
+    assert_eq!(frontends.len(), 1, "{frontends:?}");
+
+    // Of more than lie in the frontend's entry, the others have entries of their own.
+    changed(&[1, 3, 4, 5, 6, 7, 8]);
+    let ops = changed(&[1, 3, 4, 5, 6, 7, 9]);
     let [NodeOp::Maps(EbpfOp::Slots(Change::Put(slots)))] = ops.as_slice() else {
         panic!("{ops:?}")
     };

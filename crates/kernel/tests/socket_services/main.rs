@@ -15,10 +15,13 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ebpf_abi::services::Slot;
 use model::{Family, Protocol};
 use plan::services::{
     Backends, Frontend, FrontendPlan, RangeFrontend, RangeScope, Scheduling, ServicePlan,
 };
+
+use render::ebpf::{Change, EbpfOp};
 
 use cgroup::Cgroup;
 use world::{
@@ -315,4 +318,46 @@ fn weights_decide_how_often_an_endpoint_is_chosen() {
     // With equal weights it would be met by 30 of them.
     let count = met.iter().filter(|one| **one == rare).count();
     assert!(count <= 2, "{rare} was met {count} times of {ROUNDS}");
+}
+
+/// The first endpoints lie in the frontend's entry, the others in entries of their own: one is as
+/// good as the other, and whoever finds his gone gets one of the first.
+#[test]
+fn of_many_endpoints_each_is_met_and_without_their_entries_the_first_ones() {
+    /// Connections that meet each of nine endpoints but for one run in 10^14.
+    const ROUNDS: usize = 300;
+    let (_turn, cgroup) = alone();
+    let mut world = World::new(cgroup.own.clone());
+    for family in [0, 1] {
+        let frontend = world.frontend(family);
+        let servers: Vec<Server> =
+            (PORT..PORT + 3).flat_map(|port| world.listen(family, port)).collect();
+        let endpoints: BTreeSet<SocketAddr> = servers.iter().map(|one| one.address).collect();
+        world.set(cluster_ip(frontend, &to(&endpoints)));
+        let meet = |world: &World, rounds: usize| -> BTreeSet<SocketAddr> {
+            (0..rounds).map(|_| connect(world.namespace(From::Pod), frontend, &servers).0).collect()
+        };
+        assert_eq!(meet(&world, ROUNDS), endpoints);
+
+        let present = world.driver.observe().expect("the maps");
+        let near: BTreeSet<SocketAddr> =
+            present.services.values().flat_map(|it| it.near_slots()).map(address_of).collect();
+        assert!(near.len() < endpoints.len(), "{near:?}");
+        let gone = present.slots.into_keys().collect();
+        world.driver.apply(&EbpfOp::Slots(Change::Remove(gone))).expect("removed");
+        assert_eq!(meet(&world, ROUNDS), near);
+
+        // Of weights only one counts: who draws another is passed on, from either place to either.
+        for only in [endpoints.first(), endpoints.last()] {
+            let only = *only.expect("an endpoint");
+            let weights = endpoints.iter().map(|one| (*one, u16::from(*one == only))).collect();
+            let scheduling = Scheduling::Weighted(weights);
+            world.set(cluster_ip(frontend, &FrontendPlan { scheduling, ..to(&endpoints) }));
+            assert_eq!(meet(&world, 30), [only].into());
+        }
+    }
+}
+
+fn address_of(slot: &Slot) -> SocketAddr {
+    SocketAddr::new(IpAddr::from(slot.address).to_canonical(), slot.port)
 }

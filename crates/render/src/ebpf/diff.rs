@@ -4,12 +4,13 @@
 //!
 //! 1. **make**: pods of this node, members, sources, slots that nothing names yet;
 //! 2. **change** slots in place, then hashes;
-//! 3. **switch** the frontends, and with them ids and counts;
+//! 3. **switch** the frontends, and with them ids, counts and the slots that lie with these;
 //! 4. **sweep** what nothing names any more.
 //!
 //! A count is raised after its slots are written and lowered before they go; a referent exists
 //! before its reference and outlives it (invariant 5). Who read the old count and finds its slot
-//! gone takes slot 0, which every view with endpoints has.
+//! gone takes slot 0, which every view with endpoints has: where it lies with the count, that of the
+//! same reading.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -88,11 +89,20 @@ impl<'a> Target<'a> {
         }
         if counts[0] > 0 || has_sources {
             service.id = self.keep_id(present.map(|service| service.id));
-            service.count = self.add_view(service.id, &frontend.inside, frontend, &service);
+            let near = present.filter(|present| present.id == service.id);
+            let near = near.as_ref().map_or(&[][..], Service::near_slots);
+            let chosen = self.add_view(service.id, &frontend.inside, frontend, &service, near);
+            service.count = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
+            // All parts of a range would repeat them.
+            let is_near = matches!(key, FrontendKey::Port(_));
+            let others = if is_near { service.keep_near(&chosen) } else { &chosen };
+            self.add_slots(service.id, service.near_count, others);
         }
         if let Some(outside) = outside.filter(|view| view.count() > 0) {
             service.outside_id = self.keep_id(present.map(|service| service.outside_id));
-            service.outside_count = self.add_view(service.outside_id, outside, frontend, &service);
+            let chosen = self.add_view(service.outside_id, outside, frontend, &service, &[]);
+            service.outside_count = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
+            self.add_slots(service.outside_id, 0, &chosen);
         }
         for range in frontend.source_ranges.iter().flatten() {
             let source = ServiceSource { id: service.id, range: range.trunc() };
@@ -122,26 +132,32 @@ impl<'a> Target<'a> {
         (is_same || protocol != Protocol::Udp.number()).then_some(present)
     }
 
-    /// Fills the slots of a view and answers their number.
+    /// Chooses the slots of a view, of which `near` are there already in the frontend's entry, and
+    /// fills what points to them.
     fn add_view(
         &mut self,
         id: u32,
         view: &View,
         frontend: &FrontendProgram,
         service: &Service,
-    ) -> u32 {
-        let View::Endpoints(endpoints) = view else { return 0 };
-        let chosen = slots::assign(slots_of(id, self.observed), endpoints);
-        for (number, slot) in (0..).zip(&chosen) {
-            self.tables.slots.insert(SlotKey { id, slot: number }, *slot);
-            if frontend.has_members {
-                self.tables.members.insert(member(id, slot), ());
-            }
+        near: &[Slot],
+    ) -> Vec<Slot> {
+        let View::Endpoints(endpoints) = view else { return vec![] };
+        let present = (0..).zip(near.iter().copied()).chain(slots_of(id, self.observed));
+        let chosen = slots::assign(present, endpoints);
+        if frontend.has_members {
+            self.tables.members.extend(chosen.iter().map(|slot| (member(id, slot), ())));
         }
         if service.maglev_size != 0 {
             self.add_maglev(id, endpoints, &chosen, service.maglev_size);
         }
-        u32::try_from(chosen.len()).unwrap_or(u32::MAX)
+        chosen
+    }
+
+    /// Fills slots in a row, from this number on.
+    fn add_slots(&mut self, id: u32, first: u32, slots: &[Slot]) {
+        let entry = |(number, slot): (u32, &Slot)| (SlotKey { id, slot: number }, *slot);
+        self.tables.slots.extend((first..).zip(slots).map(entry));
     }
 
     fn add_maglev(

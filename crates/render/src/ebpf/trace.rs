@@ -118,16 +118,16 @@ pub fn decide(observed: &EbpfObserved, packet: &Packet) -> Result<Option<Verdict
     let is_own_pod = observed.own_pods.keys().any(|range| range.contains(&source));
     let is_outside = packet.entry != Entry::Local && !is_own_pod;
     let other_view = is_outside && service.flags & OUTSIDE != 0;
-    let (id, count, reject) = if other_view {
-        (service.outside_id, service.outside_count, OUTSIDE_REJECT)
+    let (id, count, near, reject) = if other_view {
+        (service.outside_id, service.outside_count, &[][..], OUTSIDE_REJECT)
     } else {
-        (service.id, service.count, REJECT)
+        (service.id, service.count, service.near_slots(), REJECT)
     };
     if count == 0 {
         let rejects = service.flags & reject != 0;
         return Ok(Some(if rejects { Verdict::Reject } else { Verdict::Drop }));
     }
-    let destinations = destinations(observed, &service, id, count, packet)?;
+    let destinations = destinations(observed, &service, (id, count, near), packet)?;
     let to_itself = destinations.iter().any(|destination| destination.ip() == source);
     let source = if other_view {
         SourceTranslation::Kept
@@ -204,13 +204,15 @@ fn is_source_allowed(observed: &EbpfObserved, id: u32, source: IpAddr) -> bool {
 fn destinations(
     observed: &EbpfObserved,
     service: &Service,
-    id: u32,
-    count: u32,
+    (id, count, near): (u32, u32, &[Slot]),
     packet: &Packet,
 ) -> Result<BTreeSet<SocketAddr>, TraceError> {
-    let first = observed.slots.get(&SlotKey { id, slot: 0 });
+    let slot = |number: u32| {
+        let near = near.get(usize::try_from(number).unwrap_or(usize::MAX));
+        near.or_else(|| observed.slots.get(&SlotKey { id, slot: number }))
+    };
     // Who finds a slot gone takes the first one.
-    let at = |number: u32| observed.slots.get(&SlotKey { id, slot: number }).or(first);
+    let at = |number: u32| slot(number).or_else(|| slot(0));
     let mut found: BTreeSet<Option<SocketAddr>> = BTreeSet::new();
     if service.maglev_size != 0 {
         for entry in 0..service.maglev_size {
