@@ -52,6 +52,10 @@ impl Variant {
     pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
 
     fn program(self, family: Family, what: &str) -> Option<PathBuf> {
+        self.program_in(&DIRECTORIES.map(Path::new), family, what)
+    }
+
+    fn program_in(self, directories: &[&Path], family: Family, what: &str) -> Option<PathBuf> {
         let family = match family {
             Family::V4 => "iptables",
             Family::V6 => "ip6tables",
@@ -61,11 +65,17 @@ impl Variant {
             Self::Nft => "nft",
         };
         let name = format!("{family}-{variant}-{what}");
-        DIRECTORIES.iter().map(|directory| Path::new(directory).join(&name)).find(|it| it.exists())
+        directories.iter().map(|directory| directory.join(&name)).find(|it| it.exists())
     }
 
     fn is_installed(self) -> bool {
-        self.program(Family::V4, "restore").is_some()
+        self.is_installed_in(&DIRECTORIES.map(Path::new))
+    }
+
+    /// What cannot be read back would be written again and again.
+    fn is_installed_in(self, directories: &[&Path]) -> bool {
+        let has = |what: &&str| self.program_in(directories, Family::V4, what).is_some();
+        ["restore", "save"].iter().all(has)
     }
 }
 
@@ -99,8 +109,9 @@ impl IptablesDriver {
             return Err(OpError {
                 errno: libc::ENOENT,
                 message: format!(
-                    "there is no iptables-nft-restore or iptables-legacy-restore in {}: install \
-                     iptables, or choose another --service-backend",
+                    "neither iptables-nft-restore with iptables-nft-save nor the two of \
+                     iptables-legacy are in {}: install iptables, or choose another \
+                     --service-backend",
                     DIRECTORIES.join(", ")
                 ),
             });
@@ -227,8 +238,13 @@ impl IptablesDriver {
         if variant == Variant::Legacy && names()?.is_empty() {
             return Ok(String::new());
         }
-        let Some(program) = variant.program(family, "save") else { return Ok(String::new()) };
-        self.run(&program, &[], "", &|| format!("cannot read the tables of {family}"))
+        let about = || format!("cannot read the tables of {family}");
+        match (variant.program(family, "save"), variant.program(family, "restore")) {
+            (Some(program), _) => self.run(&program, &[], "", &about),
+            // Where nothing can be written either, nothing of ours is there.
+            (None, None) => Ok(String::new()),
+            (None, Some(_)) => Err(missing(&about(), family)),
+        }
     }
 
     /// Runs a program and answers what it printed. Its input and output are files in memory, so
@@ -313,4 +329,26 @@ fn missing(about: &str, family: Family) -> OpError {
 
 fn refused(error: Error) -> OpError {
     OpError { errno: error.errno, message: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Restoring alone is not enough: what is there would read as nothing, and be written anew by
+    /// each process.
+    #[test]
+    fn a_variant_that_cannot_be_read_back_is_not_installed() {
+        let directory = std::env::temp_dir().join(format!("flatnet-xt-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let is_installed = || Variant::Legacy.is_installed_in(&[&directory]);
+        assert!(!is_installed());
+        for (program, whole) in [("iptables-legacy-restore", false), ("iptables-legacy-save", true)]
+        {
+            File::create(directory.join(program)).expect("a file");
+            assert_eq!(is_installed(), whole, "with {program}");
+        }
+        assert!(!Variant::Nft.is_installed_in(&[&directory]));
+        std::fs::remove_dir_all(&directory).expect("removed");
+    }
 }
