@@ -21,8 +21,16 @@ const HARDWARE: &str = "/drivers/net/ethernet/";
 /// Lists that modprobe reads.
 const MODULE_LISTS: &[&str] = &["modules.dep", "modules.alias", "modules.symbols"];
 /// Programs that tests run beside ours. All are called by name.
-const PROGRAMS: &[&str] =
-    &["nft", "ip", "tc", "iptables", "ip6tables", "iptables-legacy", "iptables-legacy-restore"];
+const PROGRAMS: &[&str] = &[
+    "nft",
+    "ip",
+    "tc",
+    "iptables",
+    "ip6tables",
+    "iptables-legacy",
+    "iptables-legacy-restore",
+    "iptables-legacy-save",
+];
 /// What iptables loads by name as it runs.
 const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 const PROGRAM_DIRECTORIES: &[&str] = &["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
