@@ -117,10 +117,9 @@ pub async fn run(mut options: Options, mut shutdown: watch::Receiver<bool>) -> R
     tracing::info!(node = options.node_name, "the agent runs");
     let paths = paths::spawn(&options.config, options.path_test_period, &mut tasks);
     let (paths, failover) = (paths::Keeper::new(paths), failover_of(&options, &mut tasks));
-    let mut exposed = feed.exposed();
+    let (status, mut exposed) = (told.status, feed.exposed());
     let mut agent =
         Agent::open(options, told.measures, paths, failover).context("opening the kernel")?;
-    let status = told.status;
     let listeners = Listeners { feed, names, reports, status, view, chooses_addresses };
     let (mut facts_timer, mut canary) = (timer(FACTS_PERIOD), timer(CANARY_PERIOD));
     loop {
