@@ -250,6 +250,9 @@ impl ServiceNat {
         let uplink = self.accelerated(wanted, links);
         let is_tried = |link: &&Link| uplink::is_left_out(wanted.acceleration, link).is_none();
         self.detach_uplinks(uplink.filter(is_tried), &mut done)?;
+        // What began while the programs were loaded: until the last link has them, they know of
+        // flows only what was moved.
+        resize::move_flows(&self.directory.join("maps"))?;
         self.attach(&entries, links, &mut done)?;
         if let Some(link) = uplink {
             self.accelerate(link, wanted.acceleration, &mut done);
