@@ -2,8 +2,8 @@
 //!
 //! The former map is put aside under another name, and stays until all links have programs that use
 //! the new one: what began meanwhile moves then. A connection that begins within the milliseconds in
-//! which one link has the new programs and another not yet may be cut. Whoever is killed in between leaves both names,
-//! and the next process goes on where it ended.
+//! which one link has the new programs and another not yet may be cut. Whoever is killed in between
+//! leaves both names, and the next process goes on where it ended.
 
 use std::collections::BTreeMap;
 use std::fs;
