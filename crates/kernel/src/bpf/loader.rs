@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,8 @@ use super::{absent, refused, syscalls};
 const REFUSAL_BYTES: usize = 1 << 20;
 /// Of that the last lines are told.
 const REFUSAL_LINES: usize = 6;
+/// So often a program is tried whose check a signal ended.
+const LOAD_ATTEMPTS: usize = 5;
 
 /// What shall be loaded, and how.
 pub(super) struct Loader<'a> {
@@ -166,7 +169,7 @@ impl<'a> Loader<'a> {
             functions: (&functions, function.func_info_rec_size),
             lines: (&lines, function.line_info_rec_size),
         };
-        let error = match syscalls::load_program(&new, &mut []) {
+        let error = match load_in_peace(&new) {
             Ok(loaded) => return Ok(loaded),
             Err(error) => error,
         };
@@ -186,6 +189,17 @@ impl<'a> Loader<'a> {
     fn refused(&self, error: &(dyn Error + 'static)) -> OpError {
         refused(&format!("load {}", self.what), error)
     }
+}
+
+/// The kernel gives up its check of a program where a signal comes.
+fn load_in_peace(new: &syscalls::NewProgram<'_>) -> io::Result<OwnedFd> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match syscalls::load_program(new, &mut []) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    syscalls::load_program(new, &mut [])
 }
 
 /// The kernel's numbers; `None` for what none of our objects has.
