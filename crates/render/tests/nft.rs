@@ -191,6 +191,51 @@ fn a_change_of_one_endpoint_touches_one_slot() {
     assert_eq!(transaction.commands.len(), 4, "{transaction:?}");
 }
 
+/// Whom the old ranges let in reaches no new endpoint, and whom the new ones let in no old one.
+#[test]
+fn source_ranges_and_endpoints_that_change_together_change_at_once() {
+    let destination = SocketAddr::from(([198, 51, 100, 21], 80));
+    let protocol = Protocol::Tcp;
+    let frontend = Frontend::External { address: destination.ip(), protocol, port: 80 };
+    let packet = |third: u8| Packet {
+        entry: Entry::Uplink,
+        source: SocketAddr::from(([192, 0, third, 9], 40_000)),
+        destination,
+        protocol,
+    };
+    let wanted = |endpoint: u8, ranges: &[&str]| {
+        let endpoint = SocketAddr::from(([10, 244, 0, endpoint], 8080));
+        let source_ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
+        let plan = FrontendPlan {
+            source_ranges: Some(source_ranges),
+            ..FrontendPlan::new(Backends::Endpoints([endpoint].into_iter().collect()))
+        };
+        let service =
+            ServicePlan { frontends: [(frontend, plan)].into(), ..ServicePlan::default() };
+        let services = [(NamespacedName::new("shop", "web"), service)].into();
+        let desired = Desired { services, ..Desired::default() };
+        render(&desired, &ClusterConfig::default(), &facts())
+    };
+    for (ranges, then) in
+        [(["192.0.2.0/24"], ["192.0.3.0/24"]), (["192.0.2.0/23"], ["192.0.3.0/24"])]
+    {
+        let mut observed = NftObserved::default();
+        converge(&mut observed, &wanted(1, &ranges));
+        let verdicts =
+            |observed: &NftObserved| [2, 3].map(|third| traced(observed, &packet(third)));
+        let before = verdicts(&observed);
+        let ops = diff(&wanted(2, &then), &observed);
+        let mut seen = Vec::new();
+        for op in &ops {
+            observed.apply(op).expect("the op is valid");
+            seen.push(verdicts(&observed));
+        }
+        let after = verdicts(&observed);
+        assert!(matches!(&after[..], [Verdict::Drop, Verdict::Pass { .. }]), "{after:?}");
+        assert!(seen.iter().all(|now| *now == before || *now == after), "{before:?} {seen:?}");
+    }
+}
+
 #[test]
 fn udp_flows_to_what_is_gone_are_forgotten_and_only_those() {
     let with = |lasts: &[u8]| {

@@ -3,9 +3,11 @@
 //! The kernel lets packets pass between two lookups while a transaction takes effect, so a change
 //! is split (see [`super::layout`] for the words):
 //!
-//! 1. **make**: new sets, chains, and their elements; a new endpoint into its slot;
-//! 2. **switch**: the class of each frontend, and the rules of chains that stay: now the new count
-//!    is in force, and nobody draws a slot beyond it;
+//! 1. **make**: new sets, chains, and elements that nobody finds yet, as slots beyond the count;
+//! 2. **switch**: another endpoint into its slot, source ranges, the class of each frontend, and the
+//!    rules of chains that stay: now the new count is in force, and nobody draws a slot beyond it.
+//!    All at once, as far as one transaction goes: whom the old ranges let in reaches no new
+//!    endpoint, and whom the new ones let in no old one;
 //! 3. **forget** UDP flows to endpoints that are gone;
 //! 4. **sweep**: slots, elements, chains and sets that nothing names any more.
 //!
@@ -175,7 +177,7 @@ fn make(target: &Table, present: &Table) -> Vec<Command> {
     }
     for (name, set) in &target.sets {
         if !is_switch(name, set) {
-            commands.extend(set_elements(name, set, present));
+            commands.extend(add_elements(name, set, present));
         }
     }
     commands
@@ -190,13 +192,17 @@ fn switch(target: &Table, present: &Table) -> Vec<Command> {
             commands.extend(add_rules(name, chain));
         }
     }
+    for (name, set) in target.sets.iter().filter(|(name, set)| !is_switch(name, set)) {
+        commands.extend(replace_elements(name, set, present));
+    }
     // Classes last: they lead to the others.
     for classes in [false, true] {
         let of_turn =
             |(name, set): &(&Name, &Set)| is_switch(name, set) && is_classes(name) == classes;
         for (name, set) in target.sets.iter().filter(of_turn) {
             commands.extend(drop_elements(name, set, present));
-            commands.extend(set_elements(name, set, present));
+            commands.extend(replace_elements(name, set, present));
+            commands.extend(add_elements(name, set, present));
         }
     }
     commands
@@ -235,25 +241,34 @@ fn add_rules(name: &Name, chain: &Chain) -> impl Iterator<Item = Command> {
     chain.rules.iter().map(|rule| Command::AddRule(name.clone(), rule.clone()))
 }
 
-/// Adds what is missing, and replaces what differs: deleted and added in one transaction, a key
-/// is never absent.
-fn set_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
+/// Adds the elements whose keys are missing.
+fn add_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
+    let (missing, _) = wrong_elements(name, set, present);
+    let chunks = missing.chunks(TRANSACTION_ELEMENTS_MAX);
+    chunks.map(|chunk| Command::AddElements(name.clone(), chunk.to_vec())).collect()
+}
+
+/// Replaces what has another value: deleted and added in one transaction, a key is never absent.
+fn replace_elements(name: &Name, set: &Set, present: &Table) -> Vec<Command> {
+    if !present.sets.contains_key(name) {
+        return vec![];
+    }
+    let (_, other) = wrong_elements(name, set, present);
+    let replace = |chunk: &[(Tuple, Datum)]| {
+        let keys = chunk.iter().map(|(key, _)| key.clone()).collect();
+        let added = Command::AddElements(name.clone(), chunk.to_vec());
+        [Command::DeleteElements(name.clone(), keys), added]
+    };
+    other.chunks(TRANSACTION_ELEMENTS_MAX / 2).flat_map(replace).collect()
+}
+
+/// Elements that are not there, and those that are there with another value.
+type Wrong = (Vec<(Tuple, Datum)>, Vec<(Tuple, Datum)>);
+
+fn wrong_elements(name: &Name, set: &Set, present: &Table) -> Wrong {
     let empty = Elements::new();
     let present = present.sets.get(name).map_or(&empty, |set| &set.elements);
-    let wrong: Vec<(Tuple, Datum)> = set.elements.other_than_in(present).collect();
-    let mut commands = Vec::new();
-    for chunk in wrong.chunks(TRANSACTION_ELEMENTS_MAX / 2) {
-        let replaced: Vec<Tuple> = chunk
-            .iter()
-            .map(|(key, _)| key.clone())
-            .filter(|key| present.contains_key(key))
-            .collect();
-        if !replaced.is_empty() {
-            commands.push(Command::DeleteElements(name.clone(), replaced));
-        }
-        commands.push(Command::AddElements(name.clone(), chunk.to_vec()));
-    }
-    commands
+    set.elements.other_than_in(present).partition(|(key, _)| !present.contains_key(key))
 }
 
 /// Deletes elements of a set that stays.
