@@ -72,6 +72,8 @@ api! {
         restart_policy: String,
         /// Seconds between SIGTERM and SIGKILL where the deletion does not say.
         termination_grace_period_seconds: Option<i64>,
+        /// How long the pod may be active on a node.
+        active_deadline_seconds: Option<i64>,
         /// Whether the pod uses the node's network.
         host_network: bool,
         /// Whether the pod is among the node's processes.

@@ -6,7 +6,8 @@ use model::Timestamp;
 
 use super::{
     Action, ContainerRecord, ContainerState, EVICTED_GRACE_S, Hook, LAST_GRACE_S, Machine, Note,
-    Outcome, REMOVED_GRACE_S, SandboxState, Stop, is_due, restarts,
+    OVERDUE_MESSAGE, OVERDUE_REASON, Outcome, REMOVED_GRACE_S, SandboxState, Stop, is_due,
+    restarts,
 };
 
 /// How long a sandbox stays after its last container, milliseconds. Until every node knows that the
@@ -22,6 +23,7 @@ impl Machine {
             self.removal_asked = true;
             actions.push(Action::RemoveSandbox);
         }
+        actions.extend(self.end_overdue(now));
         if !self.is_ending() {
             match self.record.sandbox.state {
                 SandboxState::Absent if is_due(self.record.sandbox.retry_at, now) => {
@@ -42,6 +44,16 @@ impl Machine {
         }
         self.drive_stops(now, &mut actions);
         actions
+    }
+
+    /// Ends a pod that has been active for as long as it may, whatever of it runs by then.
+    fn end_overdue(&mut self, now: Timestamp) -> Option<Action> {
+        if self.is_ending() || self.active_until().is_none_or(|until| until > now) {
+            return None;
+        }
+        self.record.finished = Some(Outcome::Failed);
+        self.record.overdue = true;
+        Some(Action::Emit(Note::pod(false, OVERDUE_REASON, OVERDUE_MESSAGE.into())))
     }
 
     /// Init containers one after another, then all others together. Containers that were added to

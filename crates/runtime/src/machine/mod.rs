@@ -12,6 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use model::Timestamp;
 
@@ -39,6 +40,9 @@ pub const CONFIG_RETRY_S: u64 = 5;
 const LAST_GRACE_S: i64 = 2;
 /// Grace of a pod that is evicted, seconds (the kubelet's).
 pub const EVICTED_GRACE_S: i64 = 1;
+/// What is said of a pod that was active for longer than it may (the kubelet's words).
+const OVERDUE_REASON: &str = "DeadlineExceeded";
+const OVERDUE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
 /// Grace of a pod whose object is gone from the API, seconds.
 pub const REMOVED_GRACE_S: u64 = 1;
 
@@ -356,7 +360,15 @@ impl Machine {
         });
         let containers = containers.flatten().filter(|_| !waits_for_sandbox);
         let removal = self.record.sandbox.remove_at;
-        sandbox.into_iter().chain(containers).chain(removal).min().filter(|_| !self.finish_asked)
+        let active = self.active_until().filter(|_| !self.is_ending());
+        let all = sandbox.into_iter().chain(containers).chain(removal).chain(active);
+        all.min().filter(|_| !self.finish_asked)
+    }
+
+    /// When the pod has been active for as long as it may (`activeDeadlineSeconds`).
+    fn active_until(&self) -> Option<Timestamp> {
+        let seconds = u64::try_from(self.pod.spec.active_deadline_seconds?).ok()?;
+        Some(self.record.start_time?.after(Duration::from_secs(seconds)))
     }
 
     /// Whether the pod only goes on to its end: it is deleted, or all has run that shall run.

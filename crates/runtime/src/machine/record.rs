@@ -25,6 +25,9 @@ pub struct Record {
     /// Set once the node has evicted the pod: why.
     #[serde(default)]
     pub evicted: Option<String>,
+    /// Set once the pod has been active for longer than it may.
+    #[serde(default)]
+    pub overdue: bool,
     /// When its containers were first told to stop: the grace is for all of them together.
     #[serde(default)]
     pub ending_since: Option<Timestamp>,

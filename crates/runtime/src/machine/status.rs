@@ -8,7 +8,8 @@ use model::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{
-    ConditionRecord, ContainerRecord, ContainerState, Ended, Machine, Outcome, SandboxState,
+    ConditionRecord, ContainerRecord, ContainerState, Ended, Machine, OVERDUE_MESSAGE,
+    OVERDUE_REASON, Outcome, SandboxState,
 };
 use crate::pod::{Container, Pod};
 
@@ -62,6 +63,9 @@ pub fn status(machine: &mut Machine, host_addresses: &[IpAddr], now: Timestamp) 
     if let Some(message) = &record.evicted {
         status.insert("reason".into(), "Evicted".into());
         status.insert("message".into(), message.as_str().into());
+    } else if record.overdue {
+        status.insert("reason".into(), OVERDUE_REASON.into());
+        status.insert("message".into(), OVERDUE_MESSAGE.into());
     }
     status.into()
 }

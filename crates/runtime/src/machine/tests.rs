@@ -212,6 +212,44 @@ fn grace_ends_in_a_kill_and_can_only_get_shorter() {
 }
 
 #[test]
+fn a_pod_that_is_active_for_as_long_as_it_may_fails() {
+    let spec = json!({"activeDeadlineSeconds": 60, "terminationGracePeriodSeconds": 20,
+        "containers": [{"name": "a"}]});
+    let (mut driver, _) = Driver::ready(spec.clone());
+    driver.started("a");
+    assert!(driver.wait(59).is_empty(), "too early");
+    let deadline = driver.machine.next_deadline().expect("a deadline");
+    assert_eq!(deadline.seconds() - driver.now.seconds(), 1);
+    assert_eq!(driver.phase(), "Running");
+    assert_eq!(driver.wait(1), ["event DeadlineExceeded", "event Killing", "stop a 20"]);
+    let status = driver.status();
+    assert_eq!(
+        (&status["phase"], &status["reason"], &status["message"]),
+        (
+            &json!("Failed"),
+            &json!("DeadlineExceeded"),
+            &json!("Pod was active on the node longer than the specified deadline"),
+        )
+    );
+    driver.ended("a", 143);
+    assert_eq!(driver.wait(1), ["remove sandbox"]);
+    assert!(driver.learn(Fact::SandboxRemoved).is_empty());
+    assert!(driver.wait(1000).is_empty(), "it stays as it ended");
+    // The time runs while the pod waits for its network and its images, too.
+    let mut driver = Driver::new(spec.clone());
+    assert_eq!(driver.next(), ["create sandbox"]);
+    driver.learn(Fact::SandboxFailed("no".into()));
+    assert_eq!(driver.wait(60), ["event DeadlineExceeded"]);
+    assert_eq!(driver.phase(), "Failed");
+    // A pod that has ended, or goes, is past it.
+    let (mut driver, _) = Driver::ready(spec);
+    driver.started("a");
+    driver.delete(100);
+    assert!(driver.wait(70).is_empty());
+    assert_eq!(driver.status()["reason"], Value::Null);
+}
+
+#[test]
 fn a_container_counts_as_started_once_its_post_start_hook_has_ended() {
     let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a",
         "lifecycle": {"postStart": {"sleep": {"seconds": 5}}}, "livenessProbe": {}}]}));
