@@ -1,7 +1,9 @@
 //! A cluster that `flatnet up` made, and what people do with it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,6 +30,15 @@ const NAMES: [&str; 13] = [
     "pods",
     "real",
 ];
+
+/// Names of other clusters that this program has started.
+static STARTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Whether a cluster of this name is a suite's, or one that this program started.
+pub fn is_of_suites(name: &str) -> bool {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    NAMES.contains(&name) || started.contains(name)
+}
 
 /// A running cluster. It is taken down when the value is dropped.
 pub struct Cluster {
@@ -60,6 +71,7 @@ impl Cluster {
     /// # Errors
     /// What `flatnet up` says.
     pub fn up(name: &str, arguments: &[&str]) -> Result<Self> {
+        STARTED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into());
         // A run that was killed may have left one.
         flatnet(&["down", "--name", name])?;
         let mut all = vec!["up", "--name", name, "--output", "json"];

@@ -52,6 +52,7 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("r_02_with_ebpf_a_node_without_agent_goes_on", ebpf::down_under_load),
     ("r_03_rules_of_another_version_are_replaced_under_load", kills::upgraded_under_load),
     ("r_03_another_build_takes_over_and_gives_back_under_load", upgrade::there_and_back),
+    ("r_03_what_dies_starts_again_from_a_file_that_was_replaced", upgrade::replaced_file),
     ("r_03_with_ebpf_maps_of_other_sizes_take_over_under_load", ebpf::resized_under_load),
     ("r_04_agents_out_of_memory_cost_nothing", memory::ended),
     ("r_04_a_stopped_agent_catches_up", kills::stopped_under_load),

@@ -1,11 +1,13 @@
-//! another build, whose table is laid out otherwise, takes a node over and gives it back.
+//! another build, whose table is laid out otherwise, takes a node over and gives it back; and
+//! the program's file is replaced under a cluster that runs.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::load::Outcome;
-use e2e::processes::{Held, OnNode, converged};
-use e2e::{program, workspace};
+use e2e::processes::{Held, OnNode, converged, signal};
+use e2e::{eventually, program, workspace};
 
 use super::kills::{back, ensure_no_worse};
 use super::world::World;
@@ -19,6 +21,8 @@ const OTHER_NAME: &str = "service-addresses";
 const ROUNDS: usize = 2;
 /// How long that is under load.
 const LOAD_S: u64 = 15;
+/// What died runs again within this, on a busy machine too.
+const STARTED_AGAIN: Duration = Duration::from_secs(30);
 
 /// Each build replaces the whole table of the other in one transaction.
 pub fn there_and_back(world: &World) -> Result<()> {
@@ -41,6 +45,30 @@ pub fn there_and_back(world: &World) -> Result<()> {
     })?;
     drop(held);
     ensure_no_worse(outcome, Outcome::default())?;
+    back(world)
+}
+
+/// What dies after the file was replaced, as packages and `./x build` do it, starts again from the
+/// new file.
+pub fn replaced_file(world: &World) -> Result<()> {
+    back(world)?;
+    let file = program("flatnet").canonicalize()?;
+    let new = file.with_file_name(".flatnet.new");
+    std::fs::copy(&file, &new)?;
+    std::fs::rename(&new, &file)?;
+    let runs = |pid: i64| std::fs::read_link(format!("/proc/{pid}/exe"));
+    let before = world.cluster.process("agent/node1")?;
+    let was = runs(before)?;
+    ensure!(was != file, "the file was not replaced: the agent runs {}", was.display());
+    signal(before, "KILL")?;
+    eventually("the supervisor starts the agent again", STARTED_AGAIN, || {
+        let now = world.cluster.process("agent/node1")?;
+        ensure!(now != before, "still the old process");
+        // Until it has begun its program, it is the supervisor's copy.
+        let runs = runs(now)?;
+        ensure!(runs == file, "it runs {}", runs.display());
+        Ok(())
+    })?;
     back(world)
 }
 

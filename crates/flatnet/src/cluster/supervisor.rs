@@ -159,7 +159,11 @@ pub fn run(paths: &Paths) -> Result<()> {
     signals.thread_block()?;
     let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
 
-    let units = children::units(paths, &spec)?;
+    // The path of now: once the file is replaced, as by an upgrade, the kernel calls it deleted.
+    // What dies then starts again as the build that lies there, with which the programs beside it
+    // came.
+    let program = std::env::current_exe().context("finding the own program")?;
+    let units = children::units(paths, &spec, &program)?;
     let mut processes: Vec<Process> = units.into_iter().map(Process::new).collect();
     loop {
         let mut changed = reap(&mut processes);

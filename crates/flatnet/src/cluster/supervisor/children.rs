@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -28,6 +28,7 @@ const INHERITED_FD: RawFd = 3;
 pub(super) struct Unit {
     /// `controlplane`, or component and node.
     pub(super) name: String,
+    program: PathBuf,
     arguments: Vec<String>,
     place: Place,
     inherited: Vec<OwnedFd>,
@@ -39,24 +40,31 @@ pub struct Place {
     cgroups: Vec<OwnedFd>,
 }
 
-/// All units of a cluster, in the order of their start.
-pub(super) fn units(paths: &Paths, spec: &ClusterSpec) -> Result<Vec<Unit>> {
+/// All units of a cluster, in the order of their start; each runs `program`.
+pub(super) fn units(paths: &Paths, spec: &ClusterSpec, program: &Path) -> Result<Vec<Unit>> {
     let mut units = vec![Unit {
         name: "controlplane".into(),
+        program: program.into(),
         arguments: arguments("controlplane", paths, None),
         place: Place::host(paths)?,
         inherited: vec![],
     }];
     for node in &spec.nodes {
-        units.extend(node_units(paths, spec, node)?);
+        units.extend(node_units(paths, spec, node, program)?);
     }
     Ok(units)
 }
 
-fn node_units(paths: &Paths, spec: &ClusterSpec, node: &NodeSpec) -> Result<[Unit; 3]> {
+fn node_units(
+    paths: &Paths,
+    spec: &ClusterSpec,
+    node: &NodeSpec,
+    program: &Path,
+) -> Result<[Unit; 3]> {
     let unit = |component: &str, inherited| -> Result<Unit> {
         Ok(Unit {
             name: format!("{component}/{}", node.name),
+            program: program.into(),
             arguments: arguments(component, paths, Some(&node.name)),
             place: Place::node(paths, &node.name)?,
             inherited,
@@ -78,7 +86,7 @@ impl Unit {
     /// Starts the process.
     pub(super) fn spawn(&self, paths: &Paths) -> Result<Pid> {
         let log = open_log(paths, &self.name)?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
             .env_clear()
@@ -90,7 +98,9 @@ impl Unit {
             .stderr(log);
         let inherited: Vec<RawFd> = self.inherited.iter().map(AsRawFd::as_raw_fd).collect();
         self.place.enter_in(&mut command, inherited)?;
-        let child = command.spawn().with_context(|| format!("starting {}", self.name))?;
+        let child = command.spawn().with_context(|| {
+            format!("starting {} for {} (is it still there?)", self.program.display(), self.name)
+        })?;
         Ok(Pid::from_raw(child.id() as i32))
     }
 }
