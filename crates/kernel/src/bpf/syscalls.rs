@@ -541,8 +541,10 @@ pub(super) fn each_attachment(
         let link = match unsafe { bpf(BPF_LINK_GET_FD_BY_ID, &mut this) } {
             // SAFETY: the kernel made the descriptor for us just now.
             Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
-            // Gone since it was named.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            // Gone since it was named, or not yet there: somebody is just making it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAGAIN)) => {
+                continue;
+            }
             Err(error) => return Err(error),
         };
         each(&link, &attachment(link.as_fd())?)?;
