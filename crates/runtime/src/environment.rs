@@ -58,8 +58,8 @@ pub fn references(container: &Container) -> (BTreeSet<String>, BTreeSet<String>)
 
 /// What a container starts with where its pod says nothing else: its image's variables, `NAME=value`
 /// each, and those of every container.
-pub fn of_image(pod: &Pod, image: &[String]) -> BTreeMap<String, String> {
-    let every = [("PATH", DEFAULT_PATH.to_owned()), ("HOSTNAME", pod.hostname())];
+pub fn of_image(hostname: &str, image: &[String]) -> BTreeMap<String, String> {
+    let every = [("PATH", DEFAULT_PATH.to_owned()), ("HOSTNAME", hostname.to_owned())];
     let every = every.into_iter().map(|(name, value)| (name.to_owned(), value));
     let own = image.iter().filter_map(|pair| pair.split_once('='));
     every.chain(own.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
@@ -374,11 +374,11 @@ mod tests {
     #[test]
     fn an_images_variables_replace_those_of_every_container() {
         let own = ["PATH=/opt/bin".to_owned(), "A=b=c".to_owned(), "broken".to_owned()];
-        let variables = of_image(&pod(), &own);
+        let variables = of_image("web-1", &own);
         let pairs: Vec<(&str, &str)> =
             variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(pairs, [("A", "b=c"), ("HOSTNAME", "web-1"), ("PATH", "/opt/bin")]);
-        assert_eq!(of_image(&pod(), &[])["PATH"], DEFAULT_PATH);
+        assert_eq!(of_image("web-1", &[])["PATH"], DEFAULT_PATH);
     }
 
     #[test]

@@ -31,6 +31,8 @@ const OOM_SCORE_ADJUST: i32 = 500;
 pub struct Start<'a> {
     /// The pod.
     pub pod: &'a Pod,
+    /// The name that the pod's processes see.
+    pub hostname: String,
     /// The container.
     pub container: &'a Container,
     /// Its identity.
@@ -72,7 +74,7 @@ pub fn prepare(
     disk::make_private(&root).map_err(StartFailure::Run)?;
     let overlays = images.overlays(image, &layers).map_err(StartFailure::Run)?;
     binds.push(last_words_file(container, &layers).map_err(StartFailure::Run)?);
-    let mut all = environment::of_image(pod, &image.config.env);
+    let mut all = environment::of_image(&start.hostname, &image.config.env);
     all.extend(variables);
     let home = if identity.home.is_empty() { "/" } else { identity.home.as_str() };
     all.entry("HOME".to_owned()).or_insert_with(|| home.to_owned());

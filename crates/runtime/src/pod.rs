@@ -74,6 +74,8 @@ api! {
         termination_grace_period_seconds: Option<i64>,
         /// How long the pod may be active on a node.
         active_deadline_seconds: Option<i64>,
+        /// Conditions that others must set before the pod counts as ready.
+        readiness_gates: Vec<ReadinessGate>,
         /// Whether the pod uses the node's network.
         host_network: bool,
         /// Whether the pod is among the node's processes.
@@ -88,6 +90,9 @@ api! {
         hostname: String,
         /// Its subdomain.
         subdomain: String,
+        /// Whether the pod's processes see the whole name of `hostname` and `subdomain`.
+        #[serde(rename = "setHostnameAsFQDN")]
+        hostname_is_full: bool,
         /// `ClusterFirst`, `ClusterFirstWithHostNet`, `Default` or `None`.
         dns_policy: String,
         /// Additions to resolv.conf.
@@ -102,6 +107,12 @@ api! {
         service_account_name: String,
         /// Secrets with credentials for registries.
         image_pull_secrets: Vec<ObjectReference>,
+    }
+
+    /// A condition that somebody else sets (KEP-580).
+    struct ReadinessGate {
+        /// The condition's name.
+        condition_type: String,
     }
 
     /// `status`, as far as it is kept.
@@ -613,8 +624,25 @@ impl Pod {
             || self.metadata.annotations != other.metadata.annotations
     }
 
-    /// The name that the pod's processes see, cut to what a DNS label holds.
-    pub fn hostname(&self) -> String {
+    /// The name that the pod's processes see.
+    pub fn hostname(&self, node_name: &str, cluster_domain: &str) -> String {
+        if self.spec.host_network {
+            return node_name.to_owned();
+        }
+        let full = self.full_name(cluster_domain).filter(|_| self.spec.hostname_is_full);
+        full.unwrap_or_else(|| self.short_name())
+    }
+
+    /// The pod's name in DNS, where its subdomain gives it one.
+    pub fn full_name(&self, cluster_domain: &str) -> Option<String> {
+        let (subdomain, namespace) = (&self.spec.subdomain, &self.metadata.namespace);
+        let short = self.short_name();
+        (!subdomain.is_empty())
+            .then(|| format!("{short}.{subdomain}.{namespace}.svc.{cluster_domain}"))
+    }
+
+    /// The pod's hostname, cut to what a DNS label holds.
+    pub fn short_name(&self) -> String {
         let name =
             if self.spec.hostname.is_empty() { &self.metadata.name } else { &self.spec.hostname };
         name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()

@@ -35,15 +35,10 @@ pub fn hosts(pod: &Pod, addresses: &[IpAddr], domain: &str, node: &str) -> Strin
         text.push_str("::1\tlocalhost ip6-localhost ip6-loopback\n");
         text.push_str("fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\n");
         text.push_str("fe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n");
-        let hostname = pod.hostname();
+        let full = pod.full_name(domain).map(|name| format!("{name}\t")).unwrap_or_default();
+        let hostname = pod.short_name();
         for address in addresses {
-            if pod.spec.subdomain.is_empty() {
-                text.push_str(&format!("{address}\t{hostname}\n"));
-            } else {
-                let (subdomain, namespace) = (&pod.spec.subdomain, &pod.metadata.namespace);
-                let name = format!("{hostname}.{subdomain}.{namespace}.svc.{domain}");
-                text.push_str(&format!("{address}\t{name}\t{hostname}\n"));
-            }
+            text.push_str(&format!("{address}\t{full}{hostname}\n"));
         }
     }
     if !pod.spec.host_aliases.is_empty() {
@@ -201,6 +196,18 @@ mod tests {
         assert_eq!(searches(&exact), exact, "2,048 characters");
         let over = [&long[..7], &["y".repeat(257)]].concat();
         assert_eq!(searches(&over), long[..7], "2,049 characters");
+    }
+
+    #[test]
+    fn processes_see_the_pods_name_its_whole_name_or_the_nodes() {
+        let name = |spec| pod(spec).hostname("node1", "c.l");
+        let placed =
+            |full: bool| json!({"hostname": "db-0", "subdomain": "db", "setHostnameAsFQDN": full});
+        assert_eq!(name(placed(false)), "db-0");
+        assert_eq!(name(placed(true)), "db-0.db.shop.svc.c.l");
+        let without = json!({"hostname": "db-0", "setHostnameAsFQDN": true});
+        assert_eq!(name(without), "db-0", "no subdomain, no other name");
+        assert_eq!(name(json!({"hostname": "db-0", "hostNetwork": true})), "node1");
     }
 
     #[test]

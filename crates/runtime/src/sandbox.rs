@@ -20,6 +20,8 @@ use crate::security;
 
 /// Longest start of a pause process, seconds.
 const START_TIMEOUT_S: u64 = 10;
+/// Longest name of a node or a pod that the kernel takes, bytes (`HOST_NAME_MAX`).
+const MAX_HOSTNAME_BYTES: usize = 64;
 /// How often the groups of ended processes are tried to be removed, and the wait between,
 /// milliseconds: the kernel takes a moment to let go of them.
 const REMOVE_ATTEMPTS: u32 = 50;
@@ -128,7 +130,7 @@ fn write_files(
         cluster_domain: &options.cluster_domain,
         node: &resolv_conf,
     };
-    let hostname = if pod.spec.host_network { &options.node_name } else { &pod.hostname() };
+    let hostname = pod.hostname(&options.node_name, &options.cluster_domain);
     let etc = directory.state.join("etc");
     disk::make_private(&etc)?;
     let files = [
@@ -150,9 +152,18 @@ fn write_files(
 
 async fn start_pause(context: &Context, pod: &Pod, directory: &PodDirectory) -> Result<(), String> {
     let host_network = pod.spec.host_network;
+    let options = &context.options;
+    let hostname = pod.hostname(&options.node_name, &options.cluster_domain);
+    if hostname.len() > MAX_HOSTNAME_BYTES {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {hostname} is \
+             too long ({MAX_HOSTNAME_BYTES} characters is the max, {} characters requested)",
+            hostname.len()
+        ));
+    }
     let spec = SandboxSpec {
         socket: directory.socket(),
-        hostname: if host_network { context.options.node_name.clone() } else { pod.hostname() },
+        hostname,
         network_namespace: (!host_network).then(|| directory.namespace()),
         node_processes: pod.spec.host_pid,
         shared_memory: (!pod.spec.host_ipc).then(|| directory.shared_memory()),

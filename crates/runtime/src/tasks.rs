@@ -289,10 +289,21 @@ impl Task {
         let (uid, limits) = (&self.pod.metadata.uid, Limits::of(&container.resources));
         let cgroups = self.context.cgroups.create_container(uid, name, restarts, &limits);
         let available = self.context.capabilities;
-        let seccomp_directory = &self.context.options.seccomp_directory;
+        let options = &self.context.options;
+        let seccomp_directory = &options.seccomp_directory;
         let (pod, image) = (&self.pod, &image);
-        let start =
-            Start { pod, container, id, restarts, image, cgroups, available, seccomp_directory };
+        let hostname = pod.hostname(&options.node_name, &options.cluster_domain);
+        let start = Start {
+            pod,
+            hostname,
+            container,
+            id,
+            restarts,
+            image,
+            cgroups,
+            available,
+            seccomp_directory,
+        };
         let spec = launch::prepare(&start, &self.directory, &self.context.images, &sources)?;
         let started_at = now();
         let request = Request::Start(Box::new(spec));

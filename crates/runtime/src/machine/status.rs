@@ -207,12 +207,22 @@ fn judge(machine: &Machine, phase: &str) -> [Condition; 4] {
         }
         _ => ("", String::new()),
     };
-    let ready = ready_reason.is_empty();
-    let ready = |kind| Condition {
-        kind,
-        holds: ready,
+    let containers_ready = Condition {
+        kind: "ContainersReady",
+        holds: ready_reason.is_empty(),
         reason: ready_reason,
         message: ready_message.clone(),
+    };
+    let gates = if ready_reason.is_empty() { closed_gates(&machine.pod) } else { String::new() };
+    let (ready_reason, ready_message) = match gates.is_empty() {
+        true => (ready_reason, ready_message),
+        false => ("ReadinessGatesNotReady", gates),
+    };
+    let ready = Condition {
+        kind: "Ready",
+        holds: ready_reason.is_empty(),
+        reason: ready_reason,
+        message: ready_message,
     };
     let (init_reason, init_message) = match (initialized, phase) {
         (true, "Succeeded") => ("PodCompleted", String::new()),
@@ -235,7 +245,27 @@ fn judge(machine: &Machine, phase: &str) -> [Condition; 4] {
             message: init_message,
         }
     };
-    [bare("PodReadyToStartContainers", has_sandbox), init, ready("Ready"), ready("ContainersReady")]
+    [bare("PodReadyToStartContainers", has_sandbox), init, ready, containers_ready]
+}
+
+/// The kubelet's words about the readiness gates whose conditions others have not set; empty where
+/// none keeps the pod from being ready.
+fn closed_gates(pod: &Pod) -> String {
+    let closed = pod.spec.readiness_gates.iter().filter_map(|gate| {
+        let name = &gate.condition_type;
+        let conditions = &mut pod.status.conditions.iter();
+        let Some(condition) = conditions.find(|condition| condition["type"] == name.as_str())
+        else {
+            return Some(format!(
+                "corresponding condition of pod readiness gate {name:?} does not exist."
+            ));
+        };
+        let status = condition["status"].as_str().unwrap_or_default();
+        let said =
+            format!("the status of pod readiness gate {name:?} is not \"True\", but {status}");
+        (status != "True").then_some(said)
+    });
+    closed.collect::<Vec<_>>().join(", ")
 }
 
 /// Until its postStart hook has ended, a container counts as being started.

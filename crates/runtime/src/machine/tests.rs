@@ -551,6 +551,44 @@ fn what_others_say_meanwhile_stays_and_what_they_take_back_does_not_return() {
 }
 
 #[test]
+fn a_pod_is_ready_once_others_have_opened_its_gates() {
+    let gate = |name: &str| json!({"conditionType": name});
+    let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a"}],
+        "readinessGates": [gate("a.b/one"), gate("a.b/two")]}));
+    let told = |driver: &mut Driver| -> Vec<Value> {
+        let status = driver.status();
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        let ready = conditions.iter().find(|one| one["type"] == "Ready").expect("Ready");
+        ["status", "reason", "message"].map(|name| ready[name].clone()).to_vec()
+    };
+    let unready = json!("containers with unready status: [a]");
+    assert_eq!(told(&mut driver), [json!("False"), json!("ContainersNotReady"), unready]);
+    driver.started("a");
+    let why = "corresponding condition of pod readiness gate \"a.b/one\" does not exist., \
+               corresponding condition of pod readiness gate \"a.b/two\" does not exist.";
+    let closed = |why: &str| [json!("False"), json!("ReadinessGatesNotReady"), json!(why)];
+    assert_eq!(told(&mut driver), closed(why));
+    let set = |driver: &mut Driver, two: &str| {
+        let mut pod = driver.machine.pod.clone();
+        pod.status.conditions = vec![
+            json!({"type": "a.b/one", "status": "True"}),
+            json!({"type": "a.b/two", "status": two}),
+        ];
+        driver.learn(Fact::Updated(Box::new(pod)));
+    };
+    set(&mut driver, "False");
+    let why = "the status of pod readiness gate \"a.b/two\" is not \"True\", but False";
+    assert_eq!(told(&mut driver), closed(why));
+    let conditions = driver.status()["conditions"].clone();
+    assert_eq!(
+        (&conditions[3]["type"], &conditions[3]["status"]),
+        (&json!("ContainersReady"), &json!("True"))
+    );
+    set(&mut driver, "True");
+    assert_eq!(told(&mut driver), [json!("True"), Value::Null, Value::Null]);
+}
+
+#[test]
 fn images_that_do_not_exist_are_tried_again_ever_later() {
     let (mut driver, _) = Driver::ready(json!({"containers": [{"name": "a", "image": "x"}]}));
     let reason = |driver: &mut Driver| {
