@@ -23,6 +23,7 @@
 mod any_server;
 mod config;
 mod error;
+mod event;
 mod list;
 mod path;
 mod request;

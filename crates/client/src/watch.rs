@@ -7,14 +7,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::body::Body as _;
-use serde::Deserialize;
+use hyper::body::{Body as _, Buf as _, Bytes};
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use tokio::time::Sleep;
 
+use crate::event::{self, Told};
 use crate::path::with_query;
-use crate::{Body, Client, ClientError, ListOptions, ResourcePath, Status};
+use crate::{Body, Client, ClientError, ListOptions, ResourcePath};
 
 /// Objects a page of the initial list: bounds the memory of a list, not its length.
 const LIST_PAGE_OBJECTS: u32 = 250;
@@ -213,18 +212,7 @@ where
         match step {
             Step::Line(line) => {
                 self.failures = 0;
-                match read_line(&line) {
-                    Ok(Line { event, revision }) => {
-                        self.revision = Some(revision);
-                        event
-                    }
-                    Err(Broken { reason, relist }) => {
-                        if relist {
-                            self.revision = None;
-                        }
-                        self.fail(reason)
-                    }
-                }
+                self.on_event(event::read(&line))
             }
             // The server ends every stream after a while: no fault, unless it never says anything.
             Step::Ended { productive: true } => {
@@ -237,6 +225,25 @@ where
             }
             Step::Failed(reason) => self.fail(reason),
         }
+    }
+
+    fn on_event(&mut self, told: Result<Told<T>, serde_json::Error>) -> Option<WatchEvent<T, L>> {
+        let (event, revision) = match told {
+            Ok(Told::Applied(object, revision)) => (Some(WatchEvent::Applied(object)), revision),
+            Ok(Told::Deleted(object, revision)) => (Some(WatchEvent::Deleted(object)), revision),
+            Ok(Told::Bookmark(revision)) => (None, revision),
+            // Whether too much is lost or something cannot be read: only a new list makes it good.
+            Ok(Told::Error(status)) => {
+                self.revision = None;
+                return self.fail(status.message);
+            }
+            Err(error) => {
+                self.revision = None;
+                return self.fail(format!("an event is unreadable: {error}"));
+            }
+        };
+        self.revision = Some(revision);
+        event
     }
 
     fn fail(&mut self, reason: String) -> Option<WatchEvent<T, L>> {
@@ -308,7 +315,7 @@ async fn open(client: Client, spec: WatchSpec, revision: String) -> Result<Body,
 }
 
 enum Step {
-    Line(Vec<u8>),
+    Line(Bytes),
     Ended { productive: bool },
     Failed(String),
 }
@@ -331,7 +338,7 @@ impl Stream {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        self.lines.push(&data);
+                        self.lines.push(data);
                     }
                 }
                 Some(Err(error)) => {
@@ -344,96 +351,36 @@ impl Stream {
 }
 
 /// Cuts a byte stream into lines, holding no more than one line that is not complete yet and
-/// what arrived with it.
+/// what arrived with it. A line that arrives in one piece is not copied.
 #[derive(Default)]
 struct Lines {
-    buffer: Vec<u8>,
-    /// Where the first line that was not given out yet starts.
-    start: usize,
-    /// Bytes up to here hold no newline.
-    searched: usize,
+    /// What came before `arrived` of the first line that was not given out yet: no newline.
+    begun: Vec<u8>,
+    arrived: Bytes,
 }
 
 impl Lines {
-    fn push(&mut self, data: &[u8]) {
-        self.buffer.drain(..self.start);
-        self.searched -= self.start;
-        self.start = 0;
-        self.buffer.extend_from_slice(data);
+    /// Takes the next piece, once [`Lines::next`] finds nothing more.
+    fn push(&mut self, data: Bytes) {
+        self.arrived = data;
     }
 
-    fn next(&mut self) -> Option<Result<Vec<u8>, String>> {
-        loop {
-            let rest = self.buffer.get(self.searched..)?;
-            let Some(length) = rest.iter().position(|byte| *byte == b'\n') else {
-                self.searched = self.buffer.len();
-                break;
-            };
-            let end = self.searched + length;
-            let line = self.buffer.get(self.start..end)?.to_vec();
-            self.start = end + 1;
-            self.searched = self.start;
+    fn next(&mut self) -> Option<Result<Bytes, String>> {
+        while let Some(length) = memchr::memchr(b'\n', &self.arrived) {
+            let mut line = self.arrived.split_to(length);
+            // The newline.
+            self.arrived.advance(1);
+            if !self.begun.is_empty() {
+                self.begun.extend_from_slice(&line);
+                line = std::mem::take(&mut self.begun).into();
+            }
             if !line.iter().all(u8::is_ascii_whitespace) {
                 return Some(Ok(line));
             }
         }
-        if self.start == self.buffer.len() {
-            // An idle stream holds no buffer.
-            *self = Self::default();
-            return None;
-        }
-        let pending = self.buffer.len() - self.start;
-        (pending > MAX_EVENT_BYTES)
-            .then(|| Err(format!("an event is longer than {MAX_EVENT_BYTES} bytes")))
+        // An idle stream holds no buffer but what it has begun.
+        self.begun.extend_from_slice(&std::mem::take(&mut self.arrived));
+        let is_long = self.begun.len() > MAX_EVENT_BYTES;
+        is_long.then(|| Err(format!("an event is longer than {MAX_EVENT_BYTES} bytes")))
     }
-}
-
-struct Line<T, L> {
-    event: Option<WatchEvent<T, L>>,
-    revision: String,
-}
-
-struct Broken {
-    reason: String,
-    relist: bool,
-}
-
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-#[derive(Deserialize)]
-struct Versioned {
-    metadata: Version,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Version {
-    resource_version: String,
-}
-
-fn read_line<T: DeserializeOwned, L>(line: &[u8]) -> Result<Line<T, L>, Broken> {
-    // What cannot be read may have been a change: only a new list makes it good.
-    let unreadable = |error: serde_json::Error| Broken {
-        reason: format!("an event is unreadable: {error}"),
-        relist: true,
-    };
-    let envelope: Envelope<'_> = serde_json::from_slice(line).map_err(unreadable)?;
-    let text = envelope.object.get();
-    if envelope.kind == "ERROR" {
-        let status: Status = serde_json::from_str(text).map_err(unreadable)?;
-        return Err(Broken { reason: status.message, relist: true });
-    }
-    let versioned: Versioned = serde_json::from_str(text).map_err(unreadable)?;
-    let event = match &*envelope.kind {
-        "BOOKMARK" => None,
-        "DELETED" => Some(WatchEvent::Deleted(serde_json::from_str(text).map_err(unreadable)?)),
-        _ => Some(WatchEvent::Applied(serde_json::from_str(text).map_err(unreadable)?)),
-    };
-    Ok(Line { event, revision: versioned.metadata.resource_version })
 }
