@@ -13,8 +13,9 @@ use crate::cluster;
 const CGROUP_DEPTH: usize = 6;
 /// How deep the directories of others lie, such as `/sys/fs/cgroup/memory/other`.
 const OTHERS_DEPTH: usize = 5;
-/// How cgroups and mounts of the lab (`testkit`) are called, which no suite here uses.
-const LAB: &str = "/flatnet-lab-";
+/// How cgroups and mounts of other crates' tests are called, which no suite here has.
+const OF_TESTS: [&str; 5] =
+    ["/flatnet-lab-", "/flatnet-bpf-", "/flatnet-sockets-", "/fn-paths-", "/tmp-fn-paths-"];
 
 /// Links, namespaces, mounts, cgroups, rules, routes, processes and files, a line each, but for what
 /// evidently belongs to others.
@@ -80,7 +81,8 @@ impl Inventory {
     pub fn ensure_same_as(&self, before: &Self) -> Result<()> {
         let others: Vec<&String> = self.others.union(&before.others).collect();
         let is_others = |line: &&String| {
-            line.contains(LAB) || others.iter().any(|name| is_of_cluster(line, name))
+            OF_TESTS.iter().any(|name| line.contains(name))
+                || others.iter().any(|name| is_of_cluster(line, name))
         };
         // Processes and namespaces of others come to their end by themselves, and so do cgroups of
         // others, which whoever made them removes after their last process.
@@ -270,9 +272,9 @@ mod tests {
     }
 
     #[test]
-    fn labs_are_not_counted() {
+    fn what_tests_of_other_crates_have_is_not_counted() {
         let cgroup = "cgroup: /sys/fs/cgroup/unified/flatnet-lab-12327-5/147";
-        let mount = "mount: bpf /tmp/flatnet-lab-12327-bpf-146 bpf rw,relatime,mode=700 0 0";
+        let mount = "mount: bpf /tmp/flatnet-bpf-24459-76 bpf rw,relatime,mode=700 0 0";
         let now = inventory(&[cgroup, mount], &[]);
         now.ensure_same_as(&inventory(&[], &[])).expect("a lab's");
     }

@@ -79,22 +79,24 @@ pub fn change(world: &World, backend: &str) -> Result<()> {
 }
 
 /// Does something under load. A run in which the machine itself dropped packets says nothing of
-/// ours: it is done again.
+/// ours, and one in which it was too busy to send them, or to be done in time, says nothing at all:
+/// it is done again, for longer.
 pub fn nothing_lost(
     world: &World,
     what: &str,
     load_s: u64,
     work: impl Fn() -> Result<()>,
 ) -> Result<()> {
-    for _ in 0..RUNS_MAX {
+    for run in 0..RUNS_MAX {
         let before = Losses::take(&world.cluster)?;
-        let outcome = world.under_load(load_s, &work)?;
+        let outcome = world.under_load(load_s << run, &work)?;
         let lost = Losses::take(&world.cluster)? - before;
         println!("    {what}: {lost:?}");
-        if outcome.failed == 0 && outcome.cut == 0 {
+        let is_clean = outcome.failed == 0 && outcome.cut == 0;
+        if is_clean && !outcome.is_inconclusive {
             return Ok(());
         }
-        ensure!(lost.is_of_the_machine(), "{what}: {outcome:?}, {lost:?}");
+        ensure!(is_clean || lost.is_of_the_machine(), "{what}: {outcome:?}, {lost:?}");
     }
-    bail!("{what}: in each of {RUNS_MAX} runs the machine had no room for packets")
+    bail!("{what}: in each of {RUNS_MAX} runs the machine had no room or no time for packets")
 }

@@ -139,16 +139,21 @@ impl World {
             .map(drop)
     }
 
-    /// Runs a load while something else is done.
+    /// Runs a load while something else is done. Where that takes longer, the outcome says nothing
+    /// of the rest.
     pub fn under_load(&self, seconds: u64, work: impl FnOnce() -> Result<()>) -> Result<Outcome> {
         let load = self.load(seconds)?;
         let began = Instant::now();
         let worked = work();
         let took = began.elapsed();
-        let outcome = load.finish();
+        let outcome = load.outcome();
         worked.context("under load")?;
-        ensure!(took.as_secs() < seconds, "it took {took:?}: longer than the load of {seconds} s");
-        outcome
+        let mut outcome = outcome?;
+        if took.as_secs() >= seconds {
+            println!("    it took {took:?}: longer than the load of {seconds} s");
+            outcome.is_inconclusive = true;
+        }
+        Ok(outcome)
     }
 }
 
