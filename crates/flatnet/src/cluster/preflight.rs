@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -153,22 +155,48 @@ pub fn foreign_routes(host: &mut Netlink, paths: &Paths) -> Result<Vec<(IpNet, S
     Ok(named.filter(|(_, link)| *link != paths.host_link()).collect())
 }
 
+/// A port of loopback for an API server. As long as this lives, no other `up` on this machine
+/// chooses it: until the server listens, the port itself is free to be found by all.
+#[derive(Debug)]
+pub struct ApiPort {
+    number: u16,
+    /// Bound to a name that goes with the process, and is as wide as the port: the network namespace.
+    _reserved: UnixDatagram,
+}
+
+impl ApiPort {
+    /// The port's number.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// The port, unless somebody has it, or is about to.
+    fn take(number: u16) -> Option<Self> {
+        let name = SocketAddr::from_abstract_name(format!("flatnet/api-port/{number}")).ok()?;
+        // The reservation first: who has it looks at the port alone.
+        let reserved = UnixDatagram::bind_addr(&name).ok()?;
+        TcpListener::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
+        Some(Self { number, _reserved: reserved })
+    }
+}
+
 /// A port for the API server: the one asked for, or the first free one from `default`.
 ///
 /// # Errors
 /// When the port asked for is taken, or none is free.
-pub fn api_port(asked: Option<u16>, default: u16) -> Result<u16> {
-    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+pub fn api_port(asked: Option<u16>, default: u16) -> Result<ApiPort> {
     match asked {
-        Some(port) if is_free(port) => Ok(port),
-        Some(port) => bail!(
-            "port {port} of 127.0.0.1 is in use by another program: choose another with --api-port"
-        ),
-        None => {
-            (default..default + API_PORTS_TRIED).find(|port| is_free(*port)).with_context(|| {
+        Some(port) => ApiPort::take(port).with_context(|| {
+            format!(
+                "port {port} of 127.0.0.1 is in use by another program, or by a cluster that \
+                 starts right now: choose another with --api-port"
+            )
+        }),
+        None => (default..=default.saturating_add(API_PORTS_TRIED - 1))
+            .find_map(ApiPort::take)
+            .with_context(|| {
                 format!("no port from {default} on is free: choose one with --api-port")
-            })
-        }
+            }),
     }
 }
 
@@ -192,7 +220,22 @@ mod tests {
         let error = api_port(Some(port), 0).expect_err("taken").to_string();
         assert!(error.contains("--api-port"), "{error}");
         if port < u16::MAX - API_PORTS_TRIED {
-            assert_ne!(api_port(None, port).expect("another"), port);
+            assert_ne!(api_port(None, port).expect("another").number(), port);
         }
+    }
+
+    #[test]
+    fn clusters_that_start_at_one_moment_choose_different_ports() {
+        // Below the ports that the kernel gives to whoever asks for none, and seldom those of
+        // another run of this test.
+        let from = 22_000 + u16::try_from(std::process::id() % 50).expect("small") * 200;
+        let first = api_port(None, from).expect("a port");
+        let port = first.number();
+        let next = api_port(None, port).expect("another");
+        assert_ne!(next.number(), port, "nothing listens on it yet");
+        let error = api_port(Some(port), 0).expect_err("reserved").to_string();
+        assert!(error.contains("starts right now"), "{error}");
+        drop(first);
+        assert_eq!(api_port(Some(port), 0).expect("free again").number(), port);
     }
 }

@@ -197,10 +197,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
     let stored = ClusterSpec::load(&paths)?;
     let keep = if stored.is_some() { Keep::Objects } else { Keep::Nothing };
-    let spec = match stored {
+    let mut spec = match stored {
         Some(stored) => revived(&arguments, stored)?,
         None => new_spec(&arguments)?,
     };
+    // Ours until the end: by then the API server has it.
+    let port = preflight::api_port(arguments.api_port, spec.api_port)?;
+    spec.api_port = port.number();
     preflight::check_machine()?;
     preflight::check_overlay(&spec)?;
     agent::service_backend(spec.config.service_backend)?;
@@ -293,8 +296,8 @@ fn new_spec(arguments: &Arguments) -> Result<ClusterSpec> {
         Some(file) => read_config(arguments, file)?,
         None => config_of_flags(arguments)?,
     };
-    let port = preflight::api_port(arguments.api_port, layout::API_PORT)?;
-    let mut spec = ClusterSpec::new(config, arguments.nodes.unwrap_or(3), port)?;
+    let nodes = arguments.nodes.unwrap_or(3);
+    let mut spec = ClusterSpec::new(config, nodes, layout::API_PORT)?;
     spec.upstream_resolvers = preflight::host_resolvers();
     spec.max_endpoints_per_slice = arguments.max_endpoints_per_slice;
     spec.audit_log_path.clone_from(&arguments.audit_log_path);
@@ -398,8 +401,6 @@ fn revived(arguments: &Arguments, mut stored: ClusterSpec) -> Result<ClusterSpec
     if let Some(given) = &arguments.node_local_dns {
         stored.config.node_local_dns.clone_from(&given.0);
     }
-    let asked = arguments.api_port;
-    stored.api_port = preflight::api_port(asked, stored.api_port)?;
     stored.upstream_resolvers = preflight::host_resolvers();
     let slices = arguments.max_endpoints_per_slice;
     stored.max_endpoints_per_slice = slices.or(stored.max_endpoints_per_slice);
