@@ -246,20 +246,23 @@ pub(crate) static REPLICATION_CONTROLLER: Resource = Resource {
     ],
     default: |value| {
         default_workload(value, true);
-        if json::at(value, "/spec/selector").is_none()
-            && let Some(labels) = json::at(value, "/spec/template/metadata/labels").cloned()
-        {
-            json::set(value, "/spec/selector", labels);
+        let labels = json::at(value, "/spec/template/metadata/labels").cloned();
+        for pointer in ["/spec/selector", "/metadata/labels"] {
+            if let Some(labels) = &labels
+                && json::members(value, pointer).next().is_none()
+            {
+                json::set(value, pointer, labels.clone());
+            }
         }
     },
     prepare_create: |value| json::set(value, "/status/replicas", 0),
-    validate: |value, _, errors| {
+    validate: |value, old, errors| {
         non_negative(errors, "spec.replicas", json::at(value, "/spec/replicas"));
         let selector = json::at(value, "/spec/selector");
         if selector.is_none() {
             errors.required("spec.selector", "");
         }
-        validate_template(value, errors);
+        validate_template(value, old, errors);
     },
     ..Resource::BASE
 };
@@ -366,10 +369,14 @@ fn validate_workload(value: &Value, old: Option<&Value>, errors: &mut FieldError
     if let Some(old) = old {
         immutable(errors, "spec.selector", selector, json::at(old, "/spec/selector"));
     }
-    validate_template(value, errors);
+    validate_template(value, old, errors);
 }
 
-fn validate_template(value: &Value, errors: &mut FieldErrors) {
+fn validate_template(value: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+    let template = json::at(value, "/spec/template");
+    if template.is_some() && old.and_then(|old| json::at(old, "/spec/template")) == template {
+        return; // What was taken once stays, whatever is checked since.
+    }
     let labels = json::at(value, "/spec/template/metadata/labels");
     validate_labels("spec.template.labels", labels, errors);
     match json::at(value, "/spec/template/spec") {

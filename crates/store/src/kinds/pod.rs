@@ -93,6 +93,9 @@ fn validate_pod(pod: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         errors.required("spec.containers", "");
         return;
     };
+    if old.and_then(|old| json::at(old, "/spec")) == Some(spec) {
+        return; // What was taken once stays, whatever is checked since.
+    }
     pod_spec::validate("spec", spec, errors);
     if old.is_none() && !json::items(spec, "/ephemeralContainers").is_empty() {
         errors.forbidden("spec.ephemeralContainers", "cannot be set on create");

@@ -1,13 +1,20 @@
 //! Defaults and checks of a pod spec, in pods and in pod templates.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json as tree};
 
+use super::container_checks::{self, Role};
+use super::{placement_checks, volume_checks};
 use crate::json;
 use crate::names::{label_faults, port_name_faults, subdomain_faults};
 use crate::validate::{FieldErrors, one_of, port_number};
 
 /// The mode of files in volumes: 0644.
 const DEFAULT_FILE_MODE: i64 = 0o644;
+
+/// Most resolvers of a pod.
+const MAX_NAMESERVERS: usize = 3;
 
 /// How long a token in a volume is good, seconds.
 const TOKEN_LIFE_S: i64 = 3_600;
@@ -150,10 +157,11 @@ pub(super) fn validate(field: &str, spec: &Value, errors: &mut FieldErrors) {
     }
     let volumes = validate_volumes(field, spec, errors);
     let mut names = Vec::new();
-    for list in ["initContainers", "containers"] {
+    for (list, role) in [("initContainers", Role::Init), ("containers", Role::Main)] {
         for (index, container) in json::items(spec, &format!("/{list}")).iter().enumerate() {
             let field = format!("{field}.{list}[{index}]");
             validate_container(&field, container, &volumes, errors);
+            container_checks::validate_role(&field, container, role, errors);
             let name = json::text(container, "/name");
             if !name.is_empty() && names.contains(&name) {
                 errors.duplicate(format!("{field}.name"), name);
@@ -196,6 +204,51 @@ pub(super) fn validate(field: &str, spec: &Value, errors: &mut FieldErrors) {
     for (index, toleration) in json::items(spec, "/tolerations").iter().enumerate() {
         validate_toleration(&format!("{field}.tolerations[{index}]"), toleration, errors);
     }
+    placement_checks::validate(field, spec, errors);
+    if let Some(seconds) = json::integer(spec, "/activeDeadlineSeconds")
+        && !(1..=i64::from(i32::MAX)).contains(&seconds)
+    {
+        let why = "must be between 1 and 2147483647, inclusive";
+        errors.invalid(format!("{field}.activeDeadlineSeconds"), seconds, why);
+    }
+    validate_names(field, spec, errors);
+}
+
+/// Checks which resolvers and names a pod shall know.
+fn validate_names(field: &str, spec: &Value, errors: &mut FieldErrors) {
+    let is_own = json::text(spec, "/dnsPolicy") == "None";
+    let servers = json::texts(spec, "/dnsConfig/nameservers");
+    let place = format!("{field}.dnsConfig.nameservers");
+    if is_own && json::at(spec, "/dnsConfig").is_none() {
+        let why = "must provide `dnsConfig` when `dnsPolicy` is None";
+        errors.required(format!("{field}.dnsConfig"), why);
+    } else if is_own && servers.is_empty() {
+        let why = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+        errors.required(place.as_str(), why);
+    }
+    if servers.len() > MAX_NAMESERVERS {
+        let why = format!("must not have more than {MAX_NAMESERVERS} nameservers");
+        errors.invalid(place.as_str(), tree!(servers), &why);
+    }
+    for (index, server) in servers.iter().enumerate() {
+        validate_address(&format!("{place}[{index}]"), server, errors);
+    }
+    for (index, alias) in json::items(spec, "/hostAliases").iter().enumerate() {
+        let field = format!("{field}.hostAliases[{index}]");
+        validate_address(&format!("{field}.ip"), json::text(alias, "/ip"), errors);
+        for name in json::texts(alias, "/hostnames") {
+            for fault in subdomain_faults(name) {
+                errors.invalid(format!("{field}.hostnames"), name, &fault);
+            }
+        }
+    }
+}
+
+fn validate_address(field: &str, text: &str, errors: &mut FieldErrors) {
+    if text.parse::<IpAddr>().is_err() {
+        let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+        errors.invalid(field, text, why);
+    }
 }
 
 pub(super) fn validate_volumes<'a>(
@@ -219,6 +272,7 @@ pub(super) fn validate_volumes<'a>(
             errors.duplicate(field, name);
         }
         names.push(name);
+        volume_checks::validate(&place, volume, errors);
         let claim = json::at(volume, "/persistentVolumeClaim");
         if claim.is_some_and(|claim| json::text(claim, "/claimName").is_empty()) {
             errors.required(format!("{place}.persistentVolumeClaim.claimName"), "");
@@ -279,11 +333,7 @@ pub(super) fn validate_container(
         }
         paths.push(path);
     }
-    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        if let Some(handler) = container.get(probe) {
-            validate_probe(&format!("{field}.{probe}"), handler, errors);
-        }
-    }
+    container_checks::validate(field, container, errors);
 }
 
 fn validate_ports(field: &str, container: &Value, errors: &mut FieldErrors) {
@@ -330,22 +380,6 @@ fn validate_host_ports(field: &str, containers: &[Value], errors: &mut FieldErro
     }
 }
 
-fn validate_probe(field: &str, probe: &Value, errors: &mut FieldErrors) {
-    let handlers = ["exec", "httpGet", "tcpSocket", "grpc"];
-    let given: Vec<&str> =
-        handlers.into_iter().filter(|handler| probe.get(handler).is_some()).collect();
-    match given.as_slice() {
-        [] => errors.required(field, "must specify a handler type"),
-        [_] => {}
-        [_, second, ..] => errors
-            .forbidden(format!("{field}.{second}"), "may not specify more than 1 handler type"),
-    }
-    for handler in ["httpGet", "tcpSocket"] {
-        let port = probe.get(handler).and_then(|handler| handler.get("port"));
-        validate_port_reference(&format!("{field}.{handler}.port"), port, errors);
-    }
-}
-
 /// Checks a port that is given by number or by name.
 pub(super) fn validate_port_reference(field: &str, port: Option<&Value>, errors: &mut FieldErrors) {
     match port {
@@ -381,5 +415,14 @@ fn validate_toleration(field: &str, toleration: &Value, errors: &mut FieldErrors
             toleration.get("operator"),
             &["Equal", "Exists"],
         );
+    }
+    let effect = json::text(toleration, "/effect");
+    if json::at(toleration, "/tolerationSeconds").is_some() && effect != "NoExecute" {
+        let why = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+        errors.invalid(format!("{field}.effect"), effect, why);
+    }
+    if !effect.is_empty() {
+        let effects = ["NoExecute", "NoSchedule", "PreferNoSchedule"];
+        one_of(errors, format!("{field}.effect"), toleration.get("effect"), &effects);
     }
 }

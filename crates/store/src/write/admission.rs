@@ -4,6 +4,7 @@ use model::NamespacedName;
 use serde_json::{Value, json as tree};
 
 use crate::kinds::core::NAMESPACE;
+use crate::kinds::pod::POD;
 use crate::{Context, Request, Resource, Status, Store, json};
 
 use super::node_restriction::Change;
@@ -58,6 +59,17 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// RuntimeClass: there are none, since this runtime starts all containers in one way. A pod that
+/// asks for a stronger sandbox must not run without it.
+pub(super) fn refuse_runtime_class(pod: &Value) -> Result<(), Status> {
+    let class = json::text(pod, "/spec/runtimeClassName");
+    if class.is_empty() {
+        return Ok(());
+    }
+    let why = format!("pod rejected: RuntimeClass {class:?} not found");
+    Err(Status::forbidden(&POD, json::text(pod, "/metadata/name"), why))
 }
 
 /// DefaultTolerationSeconds: pods outlive a short absence of their node.

@@ -127,6 +127,7 @@ impl Store {
         if resource == &crate::kinds::pod::POD {
             self.admit_limits(namespace, value)?;
             self.admit_service_account(namespace, value, context)?;
+            admission::refuse_runtime_class(value)?;
             admission::add_default_tolerations(value);
             self.admit_priority(value)?;
         }
