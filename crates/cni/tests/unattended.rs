@@ -5,7 +5,7 @@
 
 mod lab;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
@@ -81,7 +81,7 @@ fn program(endpoint: IpAddr) -> NodeProgram {
     };
     NodeProgram {
         maps: EbpfProgram {
-            frontends: BTreeMap::from([(FrontendKey::Port(key), plan)]),
+            frontends: [(FrontendKey::Port(key), plan)].into_iter().collect(),
             own_pods: BTreeSet::from(["10.244.1.0/24".parse().expect("a range")]),
             ..EbpfProgram::default()
         },

@@ -39,6 +39,9 @@ pub fn take_bytes<const COUNT: usize>(bytes: &mut &[u8]) -> [u8; COUNT] {
 /// go through them one by one.
 const BLOCK_BYTES_MAX: usize = 1024;
 
+/// To search for the place of one entry costs as much as to copy so many.
+const COPIES_A_SEARCH: usize = 16;
+
 /// A map in the order of its keys' bytes, whose entries lie one behind the other: a map of addresses
 /// and ports takes a tenth of what a tree of values does. To find an entry is to go through a block
 /// of others, and to read one is to make it anew.
@@ -86,6 +89,28 @@ impl<K, V> PackedMap<K, V> {
         *self = Self::new();
     }
 
+    /// The map of entries in order, each with a key of its own, in full blocks.
+    fn of_records<'a>(records: impl Iterator<Item = Record<'a>>) -> Self {
+        let mut map = Self::new();
+        let mut block: Vec<u8> = Vec::with_capacity(2 * BLOCK_BYTES_MAX);
+        for record in records {
+            let end = block.len();
+            record.write(&mut block);
+            if block.len() > BLOCK_BYTES_MAX && end > 0 {
+                let entry = block.split_off(end);
+                map.blocks.push(block.as_slice().to_vec());
+                block.clear();
+                block.extend(entry);
+            }
+            map.len += 1;
+        }
+        if !block.is_empty() {
+            map.blocks.push(block.as_slice().to_vec());
+        }
+        map.blocks.shrink_to_fit();
+        map
+    }
+
     fn records(&self) -> impl Iterator<Item = Record<'_>> {
         self.blocks.iter().flat_map(|block| Records(block))
     }
@@ -124,15 +149,50 @@ impl<K, V> PackedMap<K, V> {
     }
 
     fn record(&self, key: &[u8]) -> Option<Record<'_>> {
-        let place = self.place_of(key);
+        self.record_at(&self.place_of(key))
+    }
+
+    fn record_at(&self, place: &Place) -> Option<Record<'_>> {
         Records(self.blocks.get(place.block)?.get(place.start..place.end?)?).next()
+    }
+
+    /// Gives a key a value; answers whether it had another one or none.
+    fn insert_record(&mut self, new: Record<'_>) -> bool {
+        let mut place = self.place_of(new.key);
+        if place.end.is_some() {
+            if self.record_at(&place) == Some(new) {
+                return false;
+            }
+            self.remove_at(&place);
+            place = self.place_of(new.key);
+        }
+        self.insert_at(&place, new);
+        true
+    }
+
+    /// The entries of both. Of equal keys the other's counts.
+    fn merged(&self, other: &Self) -> Self {
+        let (mut own, mut others) = (self.records().peekable(), other.records().peekable());
+        Self::of_records(std::iter::from_fn(move || {
+            let order = match (own.peek(), others.peek()) {
+                (Some(own), Some(other)) => own.key.cmp(other.key),
+                (Some(_), None) => Ordering::Less,
+                (None, _) => Ordering::Greater,
+            };
+            if order == Ordering::Less {
+                return own.next();
+            }
+            if order == Ordering::Equal {
+                own.next();
+            }
+            others.next()
+        }))
     }
 
     /// Puts an entry in that is not there.
     fn insert_at(&mut self, place: &Place, record: Record<'_>) {
         let mut entry = Vec::with_capacity(record.key.len() + record.value.len() + 4);
-        write_part(&mut entry, record.key);
-        write_part(&mut entry, record.value);
+        record.write(&mut entry);
         self.len += 1;
         let is_last = place.block + 1 >= self.blocks.len();
         let Some(block) = self.blocks.get_mut(place.block) else {
@@ -184,12 +244,14 @@ pub struct Unsorted<K, V> {
     bytes: Vec<u8>,
     /// Where each begins.
     starts: Vec<usize>,
+    /// A key or a value while it is added.
+    part: Vec<u8>,
     of: PhantomData<fn() -> (K, V)>,
 }
 
 impl<K, V> Default for Unsorted<K, V> {
     fn default() -> Self {
-        Self { bytes: Vec::new(), starts: Vec::new(), of: PhantomData }
+        Self { bytes: Vec::new(), starts: Vec::new(), part: Vec::new(), of: PhantomData }
     }
 }
 
@@ -197,8 +259,14 @@ impl<K: Unpack, V: Unpack> Unsorted<K, V> {
     /// Adds an entry. Of equal keys the last one counts.
     pub fn push<Q: Pack + ?Sized>(&mut self, key: &Q, value: &V) {
         self.starts.push(self.bytes.len());
-        write_part(&mut self.bytes, &bytes_of(key));
-        write_part(&mut self.bytes, &bytes_of(value));
+        self.push_part(key);
+        self.push_part(value);
+    }
+
+    fn push_part<Q: Pack + ?Sized>(&mut self, part: &Q) {
+        self.part.clear();
+        part.pack(&mut self.part);
+        write_part(&mut self.bytes, &self.part);
     }
 
     /// The map of the entries.
@@ -207,29 +275,11 @@ impl<K: Unpack, V: Unpack> Unsorted<K, V> {
         let key = |start: usize| read_part(entry(start)).map(|(key, _)| key);
         // In order already, as API servers send them, it is only looked through.
         self.starts.sort_by(|one, other| key(*one).cmp(&key(*other)));
-        let mut map = PackedMap::new();
-        let mut block: Vec<u8> = Vec::with_capacity(BLOCK_BYTES_MAX);
-        for (index, start) in self.starts.iter().enumerate() {
-            let next = self.starts.get(index + 1);
-            if next.is_some_and(|next| key(*next) == key(*start)) {
-                continue;
-            }
-            let rest = entry(*start);
-            let mut records = Records(rest);
-            records.next();
-            let bytes = rest.get(..rest.len() - records.0.len()).unwrap_or_default();
-            if !block.is_empty() && block.len() + bytes.len() > BLOCK_BYTES_MAX {
-                map.blocks.push(block.as_slice().to_vec());
-                block.clear();
-            }
-            block.extend_from_slice(bytes);
-            map.len += 1;
-        }
-        if !block.is_empty() {
-            map.blocks.push(block.as_slice().to_vec());
-        }
-        map.blocks.shrink_to_fit();
-        map
+        let is_last_of_key = |(index, start): &(usize, &usize)| {
+            self.starts.get(index + 1).is_none_or(|next| key(*next) != key(**start))
+        };
+        let last = self.starts.iter().enumerate().filter(is_last_of_key);
+        PackedMap::of_records(last.filter_map(|(_, start)| Records(entry(*start)).next()))
     }
 }
 
@@ -247,14 +297,7 @@ impl<K: Unpack, V: Unpack> PackedMap<K, V> {
     /// Gives a key a value; answers whether it had another one or none.
     pub fn insert<Q: Pack + ?Sized>(&mut self, key: &Q, value: &V) -> bool {
         let (key, value) = (bytes_of(key), bytes_of(value));
-        let new = Record { key: &key, value: &value };
-        match self.record(&key) {
-            Some(present) if present == new => return false,
-            Some(_) => self.remove_at(&self.place_of(&key)),
-            None => {}
-        }
-        self.insert_at(&self.place_of(&key), new);
-        true
+        self.insert_record(Record { key: &key, value: &value })
     }
 
     /// Takes a key out, and answers the value that it had.
@@ -280,8 +323,16 @@ impl<K: Unpack, V: Unpack> PackedMap<K, V> {
         self.records().map(|record| V::unpack(record.value))
     }
 
+    /// What some make of the values' bytes, by key.
+    pub fn values_by<T>(&self, read: impl Fn(&[u8]) -> T) -> impl Iterator<Item = T> {
+        self.records().map(move |record| read(record.value))
+    }
+
     /// The entries whose keys begin with what is written as the beginning.
-    pub fn starting_with<Q: Pack + ?Sized>(&self, start: &Q) -> impl Iterator<Item = (K, V)> {
+    pub fn starting_with<Q: Pack + ?Sized>(
+        &self,
+        start: &Q,
+    ) -> impl Iterator<Item = (K, V)> + use<'_, K, V, Q> {
         let records = self.records_with(bytes_of(start));
         records.map(|record| (K::unpack(record.key), V::unpack(record.value)))
     }
@@ -319,6 +370,13 @@ impl<K: Unpack, V: Unpack> PackedMap<K, V> {
 /// The entries from here to the end of a block.
 struct Records<'a>(&'a [u8]);
 
+impl Record<'_> {
+    fn write(&self, to: &mut Vec<u8>) {
+        write_part(to, self.key);
+        write_part(to, self.value);
+    }
+}
+
 impl<'a> Iterator for Records<'a> {
     type Item = Record<'a>;
 
@@ -343,6 +401,10 @@ fn write_part(to: &mut Vec<u8>, part: &[u8]) {
 
 /// What [`write_part`] wrote, and what follows it.
 fn read_part(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (first, rest) = bytes.split_first()?;
+    if first & 0x80 == 0 {
+        return rest.split_at_checked(usize::from(*first));
+    }
     let end = bytes.iter().position(|byte| byte & 0x80 == 0)?;
     let (length, rest) = bytes.split_at_checked(end + 1)?;
     let length = length.iter().rev().fold(0, |all, byte| all << 7 | usize::from(byte & 0x7f));
@@ -379,8 +441,13 @@ impl<K: Unpack + Debug, V: Unpack + Debug> Debug for PackedMap<K, V> {
 /// Of equal keys the last one counts.
 impl<K: Unpack, V: Unpack> Extend<(K, V)> for PackedMap<K, V> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, more: I) {
-        for (key, value) in more {
-            self.insert(&key, &value);
+        let more: Self = more.into_iter().collect();
+        if more.len() * COPIES_A_SEARCH > self.len() {
+            *self = self.merged(&more);
+            return;
+        }
+        for record in more.records() {
+            self.insert_record(record);
         }
     }
 }
@@ -629,6 +696,21 @@ mod tests {
         assert_eq!(other.other_than_in(&one).collect::<Vec<_>>(), [(0, 1), (2, 3), (5, 1)]);
         assert_eq!(one.keys_absent_in(&other).collect::<Vec<_>>(), [1]);
         assert_eq!(other.keys_absent_in(&one).collect::<Vec<_>>(), [0, 5]);
+    }
+
+    #[test]
+    fn many_entries_come_in_as_one_by_one() {
+        for (present, more) in [(0, 500), (3, 500), (500, 3), (500, 500), (500, 0)] {
+            let mut tree: BTreeMap<u32, u32> = (0..present).map(|key| (key * 7, 1)).collect();
+            let mut map: PackedMap<u32, u32> = tree.clone().into_iter().collect();
+            let entries = (0..more).rev().map(|key| (key * 3, key)).chain([(9, 8), (9, 9)]);
+            tree.extend(entries.clone());
+            map.extend(entries);
+            assert!(map.iter().eq(tree.clone()), "{present} and {more}");
+            assert_eq!(map.len(), tree.len());
+            let doubled: Vec<u32> = tree.values().map(|value| value * 2).collect();
+            assert_eq!(map.values_by(|bytes| u32::unpack(bytes) * 2).collect::<Vec<_>>(), doubled);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ebpf_abi::services::{
     KEEP_ALWAYS, MASQUERADE, OUTSIDE, OUTSIDE_REJECT, REJECT, SCOPE_NODE_PORT, SOURCE_RANGES,
-    Service as EbpfService, ServiceKey, Slot, SlotKey,
+    Service as EbpfService, ServiceKey, Slot,
 };
 use model::{ClusterConfig, NamespacedName};
 use plan::{Desired, NodeFacts};
@@ -205,7 +205,7 @@ impl Objects {
 
     fn ebpf(&mut self, alone: &EbpfProgram, program: &EbpfProgram, observed: &EbpfObserved) {
         for key in alone.frontends.keys().filter(|key| program.frontends.contains_key(key)) {
-            let entries: Vec<(&str, String, Option<&EbpfService>)> = match key {
+            let entries: Vec<(&str, String, Option<EbpfService>)> = match &key {
                 FrontendKey::Port(port) => {
                     vec![("map services", key_text(port), observed.services.get(port))]
                 }
@@ -221,11 +221,11 @@ impl Objects {
                 }
             };
             for (map, key, value) in &entries {
-                let text = value.map_or("-".to_owned(), service_text);
+                let text = value.as_ref().map_or("-".to_owned(), service_text);
                 self.push("ebpf", map, format!("{key} : {text}"), value.is_some());
             }
             if let Some(service) = entries.into_iter().find_map(|(_, _, value)| value) {
-                self.ebpf_slots(service, observed);
+                self.ebpf_slots(&service, observed);
             }
         }
     }
@@ -237,9 +237,8 @@ impl Objects {
         }
         let views = [(service.id, service.count), (service.outside_id, service.outside_count)];
         for (id, count) in views.into_iter().filter(|(_, count)| *count > 0) {
-            let all = SlotKey { id, slot: 0 }..SlotKey { id, slot: count };
-            for (key, slot) in observed.slots.range(all) {
-                self.push("ebpf", "map slots", slot_text(id, key.slot, slot), true);
+            for (key, slot) in observed.slots.of_id(id).filter(|(key, _)| key.slot < count) {
+                self.push("ebpf", "map slots", slot_text(id, key.slot, &slot), true);
             }
         }
         if service.flags & SOURCE_RANGES != 0 {

@@ -16,7 +16,7 @@ use kernel::bpf::service_nat::{
 };
 use kernel::bpf::services::EbpfDriver;
 use kernel::bpf::{Hook, Passage, Program, probe};
-use model::{MacAddress, ServiceAcceleration};
+use model::{MacAddress, PackedMap, ServiceAcceleration};
 use netlink::{LinkChange, Neighbour, Netlink, Netns, Route, VethSpec, sysctl};
 use render::ebpf::{EbpfProgram, FrontendProgram, Sizes, View, diff};
 use testkit::lab::wait_for_addresses;
@@ -84,7 +84,7 @@ impl Side {
             acceleration: ServiceAcceleration::Disabled,
         };
         let program = EbpfProgram {
-            frontends: BTreeMap::new(),
+            frontends: PackedMap::new(),
             node_addresses: node_addresses(number).into(),
             own_pods: pod_ranges(number).into(),
             direct_hosts: direct_hosts(),
@@ -112,7 +112,7 @@ impl Side {
             let plan = Frontend::NODE_PORT.plan(&view, protocol);
             let plan = FrontendProgram { direct: protocols.contains(&protocol), ..plan };
             let family = usize::from(endpoint.is_ipv6());
-            self.program.frontends.insert(Frontend::NODE_PORT.key(family, protocol), plan);
+            self.program.frontends.insert(&Frontend::NODE_PORT.key(family, protocol), &plan);
         }
         self.write();
     }

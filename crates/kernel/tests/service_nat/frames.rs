@@ -694,7 +694,7 @@ fn sctp_keeps_its_ports() {
         for (port, is_possible) in [(PORT, true), (TARGET, false)] {
             let target = SocketAddr::new(pod_addresses(1, 12)[family], port);
             let plan = Frontend::CLUSTER_IP.plan(&View::Endpoints([(target, 1)].into()), SCTP);
-            bench.scene.program.frontends.insert(Frontend::CLUSTER_IP.key(family, SCTP), plan);
+            bench.scene.program.frontends.insert(&Frontend::CLUSTER_IP.key(family, SCTP), &plan);
             bench.scene.write();
             let pair =
                 (bench.client(family, CLIENT_PORT + port), Frontend::CLUSTER_IP.address(family));

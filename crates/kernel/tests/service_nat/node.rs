@@ -60,7 +60,7 @@ impl Bare {
         for family in FAMILIES {
             let endpoint = SocketAddr::new(scene.pods[1].addresses[family], TARGET);
             let plan = Frontend::CLUSTER_IP.plan(&View::Endpoints([(endpoint, 1)].into()), TCP);
-            program.maps.frontends.insert(Frontend::CLUSTER_IP.key(family, TCP), plan);
+            program.maps.frontends.insert(&Frontend::CLUSTER_IP.key(family, TCP), &plan);
         }
         Self { scene, services, program }
     }
@@ -265,7 +265,7 @@ fn the_first_datagram_of_a_new_pod_is_answered() {
     for family in FAMILIES {
         let endpoint = SocketAddr::new(bare.scene.pods[1].addresses[family], TARGET);
         let plan = Frontend::CLUSTER_IP.plan(&View::Endpoints([(endpoint, 1)].into()), UDP);
-        bare.program.maps.frontends.insert(Frontend::CLUSTER_IP.key(family, UDP), plan);
+        bare.program.maps.frontends.insert(&Frontend::CLUSTER_IP.key(family, UDP), &plan);
     }
     assert_eq!(bare.follow("veth11"), None, "nothing is wanted yet");
     bare.bring(true);

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use kernel::bpf::service_nat::{LinkKind, MASQUERADE_PORTS, Options, ServiceNat, Wanted};
 use kernel::bpf::services::EbpfDriver;
 use kernel::bpf::{Applied, Hook, probe};
-use model::ServiceAcceleration;
+use model::{PackedMap, ServiceAcceleration};
 use netlink::{Netns, Route};
 use render::ebpf::{EbpfProgram, FrontendKey, FrontendProgram, Sizes, View, diff};
 use testkit::lab::wait_for_addresses;
@@ -104,7 +104,7 @@ impl Scene {
             acceleration: ServiceAcceleration::Disabled,
         };
         let program = EbpfProgram {
-            frontends: BTreeMap::new(),
+            frontends: PackedMap::new(),
             node_addresses: node_addresses(1).into(),
             own_pods: pod_ranges(1).into(),
             direct_hosts: BTreeMap::new(),
@@ -158,7 +158,7 @@ impl Scene {
     fn show(&mut self, frontend: Frontend, family: usize, view: &View) {
         for protocol in [TCP, UDP] {
             let plan = frontend.plan(view, protocol);
-            self.program.frontends.insert(frontend.key(family, protocol), plan);
+            self.program.frontends.insert(&frontend.key(family, protocol), &plan);
         }
     }
 

@@ -340,10 +340,10 @@ fn of_many_endpoints_each_is_met_and_without_their_entries_the_first_ones() {
         assert_eq!(meet(&world, ROUNDS), endpoints);
 
         let present = world.driver.observe().expect("the maps");
-        let near: BTreeSet<SocketAddr> =
-            present.services.values().flat_map(|it| it.near_slots()).map(address_of).collect();
+        let near = present.services.values().flat_map(|it| it.near_slots().to_vec());
+        let near: BTreeSet<SocketAddr> = near.map(address_of).collect();
         assert!(near.len() < endpoints.len(), "{near:?}");
-        let gone = present.slots.into_keys().collect();
+        let gone = present.slots.keys().collect();
         world.driver.apply(&EbpfOp::Slots(Change::Remove(gone))).expect("removed");
         assert_eq!(meet(&world, ROUNDS), near);
 
@@ -358,6 +358,6 @@ fn of_many_endpoints_each_is_met_and_without_their_entries_the_first_ones() {
     }
 }
 
-fn address_of(slot: &Slot) -> SocketAddr {
+fn address_of(slot: Slot) -> SocketAddr {
     SocketAddr::new(IpAddr::from(slot.address).to_canonical(), slot.port)
 }

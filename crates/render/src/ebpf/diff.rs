@@ -12,29 +12,32 @@
 //! gone takes slot 0, which every view with endpoints has: where it lies with the count, that of the
 //! same reading.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use ebpf_abi::address_bytes;
 use ebpf_abi::services::{
-    DIRECT, MASQUERADE, MemberKey, NODE_ALLOWED, OUTSIDE, OUTSIDE_REJECT, REJECT, SCOPE_NODE_PORT,
-    SOURCE_RANGES, Service, Slot, SlotKey,
+    DIRECT, MASQUERADE, MemberKey, NODE_ALLOWED, OUTSIDE, OUTSIDE_REJECT, REJECT, RangeKey,
+    SCOPE_NODE_PORT, SOURCE_RANGES, Service, ServiceKey, Slot, SlotKey,
 };
-use model::Protocol;
+use model::{FlatMap, Protocol};
 
+use super::packed::{Entries, Field, UnsortedEntries};
 use super::state::{Change, EbpfObserved, EbpfOp, ServiceSource};
 use super::{EbpfProgram, FrontendKey, FrontendProgram, View, maglev, slots};
 
 /// The ops from what is to what shall be. Empty when nothing differs.
 pub fn diff(program: &EbpfProgram, observed: &EbpfObserved) -> Vec<EbpfOp> {
     let mut target = Target::new(program, observed);
-    for (key, frontend) in &program.frontends {
-        target.add(key, frontend);
+    for (key, frontend) in program.frontends.iter() {
+        target.add(&key, &frontend);
     }
-    target.tables.node_addresses = program.node_addresses.iter().map(|one| (*one, ())).collect();
-    target.tables.own_pods = program.own_pods.iter().map(|one| (*one, ())).collect();
-    target.tables.direct_hosts.clone_from(&program.direct_hosts);
-    compare(&target.tables, observed)
+    let mut tables = target.tables.into_observed();
+    tables.node_addresses = program.node_addresses.iter().map(|one| (*one, ())).collect();
+    tables.own_pods = program.own_pods.iter().map(|one| (*one, ())).collect();
+    tables.direct_hosts =
+        program.direct_hosts.iter().map(|(range, host)| (*range, *host)).collect();
+    compare(&tables, observed)
 }
 
 /// The ops for these frontends alone: as [`diff`] where all others are as they shall be, at the
@@ -49,10 +52,10 @@ pub fn diff_frontends(
     for key in changed {
         copy_frontend(key, observed, &mut present);
         if let Some(frontend) = program.frontends.get(key) {
-            target.add(key, frontend);
+            target.add(key, &frontend);
         }
     }
-    compare(&target.tables, &present)
+    compare(&target.tables.into_observed(), &present)
 }
 
 /// The maps as they shall be, with ids and slots chosen from what is there.
@@ -60,17 +63,42 @@ struct Target<'a> {
     observed: &'a EbpfObserved,
     /// Whether node ports no longer answer at an address of the node.
     has_lost_address: bool,
-    tables: EbpfObserved,
+    tables: Tables,
     used: BTreeSet<u32>,
     /// The next id that nothing has; `None` until one is needed.
     next_id: Option<u32>,
 }
 
+/// Maps of frontends while they are put together.
+#[derive(Default)]
+struct Tables {
+    services: UnsortedEntries<ServiceKey, Service>,
+    ranges: UnsortedEntries<RangeKey, Service>,
+    slots: UnsortedEntries<SlotKey, Slot>,
+    maglev: UnsortedEntries<SlotKey, u32>,
+    members: UnsortedEntries<MemberKey, ()>,
+    sources: UnsortedEntries<ServiceSource, ()>,
+}
+
+impl Tables {
+    fn into_observed(self) -> EbpfObserved {
+        EbpfObserved {
+            services: self.services.into_entries(),
+            ranges: self.ranges.into_entries(),
+            slots: self.slots.into_entries(),
+            maglev: self.maglev.into_entries(),
+            members: self.members.into_entries(),
+            sources: self.sources.into_entries(),
+            ..EbpfObserved::default()
+        }
+    }
+}
+
 impl<'a> Target<'a> {
     fn new(program: &EbpfProgram, observed: &'a EbpfObserved) -> Self {
         let mut before = observed.node_addresses.keys();
-        let has_lost_address = before.any(|address| !program.node_addresses.contains(address));
-        let (tables, used) = (EbpfObserved::default(), BTreeSet::new());
+        let has_lost_address = before.any(|address| !program.node_addresses.contains(&address));
+        let (tables, used) = (Tables::default(), BTreeSet::new());
         Self { observed, has_lost_address, tables, used, next_id: None }
     }
 
@@ -106,14 +134,12 @@ impl<'a> Target<'a> {
         }
         for range in frontend.source_ranges.iter().flatten() {
             let source = ServiceSource { id: service.id, range: range.trunc() };
-            self.tables.sources.insert(source, ());
+            self.tables.sources.push(source, ());
         }
         match key {
-            FrontendKey::Port(key) => {
-                self.tables.services.insert(*key, service);
-            }
+            FrontendKey::Port(key) => self.tables.services.push(*key, service),
             FrontendKey::Range { .. } => {
-                self.tables.ranges.extend(key.range_keys().into_iter().map(|key| (key, service)));
+                key.range_keys().into_iter().for_each(|key| self.tables.ranges.push(key, service));
             }
         }
     }
@@ -146,7 +172,7 @@ impl<'a> Target<'a> {
         let present = (0..).zip(near.iter().copied()).chain(slots_of(id, self.observed));
         let chosen = slots::assign(present, endpoints);
         if frontend.has_members {
-            self.tables.members.extend(chosen.iter().map(|slot| (member(id, slot), ())));
+            chosen.iter().for_each(|slot| self.tables.members.push(member(id, slot), ()));
         }
         if service.maglev_size != 0 {
             self.add_maglev(id, endpoints, &chosen, service.maglev_size);
@@ -156,14 +182,15 @@ impl<'a> Target<'a> {
 
     /// Fills slots in a row, from this number on.
     fn add_slots(&mut self, id: u32, first: u32, slots: &[Slot]) {
-        let entry = |(number, slot): (u32, &Slot)| (SlotKey { id, slot: number }, *slot);
-        self.tables.slots.extend((first..).zip(slots).map(entry));
+        for (number, slot) in (first..).zip(slots) {
+            self.tables.slots.push(SlotKey { id, slot: number }, *slot);
+        }
     }
 
     fn add_maglev(
         &mut self,
         id: u32,
-        endpoints: &BTreeMap<SocketAddr, u16>,
+        endpoints: &FlatMap<SocketAddr, u16>,
         chosen: &[Slot],
         size: u32,
     ) {
@@ -176,7 +203,7 @@ impl<'a> Target<'a> {
         let numbers: Vec<u32> = endpoints.iter().map(slot_of).collect();
         for (entry, index) in (0..).zip(maglev::table(&endpoints, size)) {
             let number = numbers.get(index).copied().unwrap_or(0);
-            self.tables.maglev.insert(SlotKey { id, slot: entry }, number);
+            self.tables.maglev.push(SlotKey { id, slot: entry }, number);
         }
     }
 
@@ -220,16 +247,15 @@ fn flags(frontend: &FrontendProgram) -> u32 {
 
 fn service_at(key: &FrontendKey, observed: &EbpfObserved) -> Option<Service> {
     match key {
-        FrontendKey::Port(key) => observed.services.get(key).copied(),
+        FrontendKey::Port(key) => observed.services.get(key),
         FrontendKey::Range { .. } => {
-            key.range_keys().iter().find_map(|key| observed.ranges.get(key).copied())
+            key.range_keys().iter().find_map(|key| observed.ranges.get(key))
         }
     }
 }
 
 fn slots_of(id: u32, observed: &EbpfObserved) -> impl Iterator<Item = (u32, Slot)> + '_ {
-    let all = SlotKey { id, slot: 0 }..=SlotKey { id, slot: u32::MAX };
-    observed.slots.range(all).map(|(key, slot)| (key.slot, *slot))
+    observed.slots.of_id(id).map(|(key, slot)| (key.slot, slot))
 }
 
 fn member(id: u32, slot: &Slot) -> MemberKey {
@@ -238,8 +264,7 @@ fn member(id: u32, slot: &Slot) -> MemberKey {
 
 /// All ids that something names, some of them often.
 fn ids(observed: &EbpfObserved) -> impl Iterator<Item = u32> + '_ {
-    let services = observed.services.values().chain(observed.ranges.values());
-    let named = services.flat_map(|service| [service.id, service.outside_id]);
+    let named = observed.services.named_ids().chain(observed.ranges.named_ids());
     let slots = observed.slots.keys().chain(observed.maglev.keys()).map(|key| key.id);
     let members = observed.members.keys().map(|key| key.id);
     named.chain(slots).chain(members).chain(observed.sources.keys().map(|source| source.id))
@@ -249,71 +274,55 @@ fn ids(observed: &EbpfObserved) -> impl Iterator<Item = u32> + '_ {
 fn copy_frontend(key: &FrontendKey, observed: &EbpfObserved, to: &mut EbpfObserved) {
     let Some(service) = service_at(key, observed) else { return };
     match key {
-        FrontendKey::Port(key) => {
-            to.services.insert(*key, service);
-        }
+        FrontendKey::Port(key) => to.services.insert(*key, service),
         FrontendKey::Range { .. } => {
-            let parts = key.range_keys();
-            let there = parts.iter().filter_map(|key| observed.ranges.get_key_value(key));
-            to.ranges.extend(there.map(|(key, service)| (*key, *service)));
+            let parts = key.range_keys().into_iter();
+            to.ranges.extend(parts.filter_map(|key| Some((key, observed.ranges.get(&key)?))));
         }
     }
     for id in [service.id, service.outside_id].into_iter().filter(|id| *id != 0) {
-        let slots = SlotKey { id, slot: 0 }..=SlotKey { id, slot: u32::MAX };
-        to.slots.extend(observed.slots.range(slots.clone()).map(|(key, slot)| (*key, *slot)));
-        to.maglev.extend(observed.maglev.range(slots).map(|(key, slot)| (*key, *slot)));
-        let first = MemberKey { id, ..MemberKey::default() };
-        let members = observed.members.range(first..).take_while(|(key, ())| key.id == id);
-        to.members.extend(members.map(|(key, ())| (*key, ())));
-        let first = ServiceSource { id, range: ipnet::Ipv4Net::default().into() };
-        let sources = observed.sources.range(first..).take_while(|(source, ())| source.id == id);
-        to.sources.extend(sources.map(|(source, ())| (*source, ())));
+        to.slots.extend(observed.slots.of_id(id));
+        to.maglev.extend(observed.maglev.of_id(id));
+        to.members.extend(observed.members.of_id(id));
+        to.sources.extend(observed.sources.of_id(id));
     }
 }
 
 fn compare(target: &EbpfObserved, present: &EbpfObserved) -> Vec<EbpfOp> {
-    let (new_slots, changed_slots): (Vec<_>, Vec<_>) = differing(&target.slots, &present.slots)
+    let (new_slots, changed_slots): (Vec<_>, Vec<_>) = target
+        .slots
+        .other_than_in(&present.slots)
         .into_iter()
         .partition(|(key, _)| !present.slots.contains_key(key));
     let mut ops = vec![
-        EbpfOp::OwnPods(Change::Put(differing(&target.own_pods, &present.own_pods))),
-        EbpfOp::DirectHosts(Change::Put(differing(&target.direct_hosts, &present.direct_hosts))),
-        EbpfOp::Members(Change::Put(differing(&target.members, &present.members))),
-        EbpfOp::Sources(Change::Put(differing(&target.sources, &present.sources))),
+        EbpfOp::OwnPods(differing(&target.own_pods, &present.own_pods)),
+        EbpfOp::DirectHosts(differing(&target.direct_hosts, &present.direct_hosts)),
+        EbpfOp::Members(differing(&target.members, &present.members)),
+        EbpfOp::Sources(differing(&target.sources, &present.sources)),
         EbpfOp::Slots(Change::Put(new_slots)),
         EbpfOp::Slots(Change::Put(changed_slots)),
-        EbpfOp::Maglev(Change::Put(differing(&target.maglev, &present.maglev))),
-        EbpfOp::Services(Change::Put(differing(&target.services, &present.services))),
-        EbpfOp::Ranges(Change::Put(differing(&target.ranges, &present.ranges))),
-        EbpfOp::NodeAddresses(Change::Put(differing(
-            &target.node_addresses,
-            &present.node_addresses,
-        ))),
-        EbpfOp::NodeAddresses(Change::Remove(surplus(
-            &target.node_addresses,
-            &present.node_addresses,
-        ))),
-        EbpfOp::Ranges(Change::Remove(surplus(&target.ranges, &present.ranges))),
-        EbpfOp::Services(Change::Remove(surplus(&target.services, &present.services))),
-        EbpfOp::Maglev(Change::Remove(surplus(&target.maglev, &present.maglev))),
-        EbpfOp::Slots(Change::Remove(surplus(&target.slots, &present.slots))),
-        EbpfOp::Sources(Change::Remove(surplus(&target.sources, &present.sources))),
-        EbpfOp::Members(Change::Remove(surplus(&target.members, &present.members))),
-        EbpfOp::DirectHosts(Change::Remove(surplus(&target.direct_hosts, &present.direct_hosts))),
-        EbpfOp::OwnPods(Change::Remove(surplus(&target.own_pods, &present.own_pods))),
+        EbpfOp::Maglev(differing(&target.maglev, &present.maglev)),
+        EbpfOp::Services(differing(&target.services, &present.services)),
+        EbpfOp::Ranges(differing(&target.ranges, &present.ranges)),
+        EbpfOp::NodeAddresses(differing(&target.node_addresses, &present.node_addresses)),
+        EbpfOp::NodeAddresses(surplus(&target.node_addresses, &present.node_addresses)),
+        EbpfOp::Ranges(surplus(&target.ranges, &present.ranges)),
+        EbpfOp::Services(surplus(&target.services, &present.services)),
+        EbpfOp::Maglev(surplus(&target.maglev, &present.maglev)),
+        EbpfOp::Slots(surplus(&target.slots, &present.slots)),
+        EbpfOp::Sources(surplus(&target.sources, &present.sources)),
+        EbpfOp::Members(surplus(&target.members, &present.members)),
+        EbpfOp::DirectHosts(surplus(&target.direct_hosts, &present.direct_hosts)),
+        EbpfOp::OwnPods(surplus(&target.own_pods, &present.own_pods)),
     ];
     ops.retain(|op| op.count() != 0);
     ops
 }
 
-fn differing<K: Ord + Clone, V: PartialEq + Clone>(
-    target: &BTreeMap<K, V>,
-    present: &BTreeMap<K, V>,
-) -> Vec<(K, V)> {
-    let differs = |(key, value): &(&K, &V)| present.get(*key) != Some(*value);
-    target.iter().filter(differs).map(|(key, value)| (key.clone(), value.clone())).collect()
+fn differing<K: Field, V: Field>(target: &Entries<K, V>, present: &Entries<K, V>) -> Change<K, V> {
+    Change::Put(target.other_than_in(present))
 }
 
-fn surplus<K: Ord + Clone, V>(target: &BTreeMap<K, V>, present: &BTreeMap<K, V>) -> Vec<K> {
-    present.keys().filter(|key| !target.contains_key(key)).cloned().collect()
+fn surplus<K: Field, V: Field>(target: &Entries<K, V>, present: &Entries<K, V>) -> Change<K, V> {
+    Change::Remove(present.keys_absent_in(target))
 }

@@ -4,6 +4,7 @@
 //! - [`diff()`]: from what is there to what shall be; ids and slots are chosen here (invariant 1).
 //! - [`node`]: when maps and programs come and go.
 //! - [`state`]: what the maps hold, and what they refuse.
+//! - [`packed`]: how entries are kept here.
 //! - [`mod@trace`]: what becomes of a packet by the maps.
 //!
 //! What is no Service (tunnel guards, masquerade to the outside, unknown addresses of the Service
@@ -11,6 +12,7 @@
 //! ([`crate::nft::Role::BesideEbpf`]).
 
 pub mod node;
+pub mod packed;
 pub mod state;
 pub mod trace;
 
@@ -26,7 +28,8 @@ use ebpf_abi::services::{
     DIRECT_NODE, DIRECT_PODS, RANGE_PORT_BITS, RangeKey, SCOPE_ADDRESS, SCOPE_NODE_PORT, ServiceKey,
 };
 use ipnet::IpNet;
-use model::{ClusterConfig, Family, Protocol};
+use model::packed::Unsorted;
+use model::{ClusterConfig, Family, FlatMap, PackedMap, Protocol};
 use plan::services::{Backends, Frontend, FrontendPlan, RangeScope, Scheduling, ServicePlan};
 use plan::{Desired, NodeFacts};
 
@@ -42,7 +45,7 @@ pub use trace::{decide, trace, trace_beside};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EbpfProgram {
     /// What each frontend does.
-    pub frontends: BTreeMap<FrontendKey, FrontendProgram>,
+    pub frontends: PackedMap<FrontendKey, FrontendProgram>,
     /// The addresses of the node at which node ports answer.
     pub node_addresses: BTreeSet<IpAddr>,
     /// The ranges of this node's pods.
@@ -96,7 +99,7 @@ pub struct FrontendProgram {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum View {
     /// One of these, by weight.
-    Endpoints(BTreeMap<SocketAddr, u16>),
+    Endpoints(FlatMap<SocketAddr, u16>),
     /// A refusal.
     Reject,
     /// Silence.
@@ -105,18 +108,18 @@ pub enum View {
 
 /// Says a plan in the words of the maps. A pure function of its arguments.
 pub fn render(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> EbpfProgram {
-    let mut frontends = BTreeMap::new();
-    for service in desired.services.values() {
+    let mut frontends = Unsorted::default();
+    // Of two Services that claim the same frontend, which the API server prevents, the first by
+    // name has it, and of equal keys the last one counts.
+    for service in desired.services.values().rev() {
         for (key, frontend) in render_service(service, config, facts) {
-            // Of two Services that claim the same frontend, which the API server prevents, the
-            // first by name has it.
-            frontends.entry(key).or_insert(frontend);
+            frontends.push(&key, &frontend);
         }
     }
     let own_pods = desired.network.iter().flat_map(|network| network.pod_ranges.iter().copied());
     let has_node_ports = |address: &&IpAddr| config.has_node_ports_at(**address);
     EbpfProgram {
-        frontends,
+        frontends: frontends.into_map(),
         node_addresses: facts.addresses.iter().filter(has_node_ports).copied().collect(),
         own_pods: own_pods.collect(),
         direct_hosts: direct_hosts(desired, config),

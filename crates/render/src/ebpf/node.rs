@@ -234,9 +234,10 @@ impl NodeProgram {
             self.maps.frontends.remove(key);
         }
         for (key, frontend) in frontends {
-            if self.maps.frontends.insert(key, frontend).is_some() {
+            if self.maps.frontends.contains_key(&key) {
                 return None;
             }
+            self.maps.frontends.insert(&key, &frontend);
             touched.insert(key);
         }
         Some(touched)

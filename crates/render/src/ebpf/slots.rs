@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 
 use ebpf_abi::address_bytes;
 use ebpf_abi::services::{KEEP_ALWAYS, Slot};
+use model::FlatMap;
 
 /// The slots of a view, in order. Endpoints that have a slot below the count keep it, the others
 /// fill the gaps in order: a change of one endpoint changes one slot (invariant 1).
 pub fn assign(
     present: impl Iterator<Item = (u32, Slot)>,
-    endpoints: &BTreeMap<SocketAddr, u16>,
+    endpoints: &FlatMap<SocketAddr, u16>,
 ) -> Vec<Slot> {
     let mut unplaced: BTreeMap<([u8; 16], u16), u16> = endpoints
         .iter()

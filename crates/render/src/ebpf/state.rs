@@ -1,6 +1,6 @@
 //! What the maps hold, the operations on them, and what the kernel refuses.
 
-use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::net::IpAddr;
 
 use ebpf_abi::services::{
@@ -9,6 +9,7 @@ use ebpf_abi::services::{
 use ipnet::IpNet;
 pub use model::EbpfMapSizes as Sizes;
 
+use super::packed::{Entries, Field};
 use crate::OpError;
 
 /// What the maps of Services hold, read back. What the programs write themselves (affinity, flows)
@@ -16,23 +17,23 @@ use crate::OpError;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EbpfObserved {
     /// Frontends with one port.
-    pub services: BTreeMap<ServiceKey, Service>,
+    pub services: Entries<ServiceKey, Service>,
     /// Parts of frontends with many ports.
-    pub ranges: BTreeMap<RangeKey, Service>,
+    pub ranges: Entries<RangeKey, Service>,
     /// Endpoints by slot.
-    pub slots: BTreeMap<SlotKey, Slot>,
+    pub slots: Entries<SlotKey, Slot>,
     /// Slots by hash.
-    pub maglev: BTreeMap<SlotKey, u32>,
+    pub maglev: Entries<SlotKey, u32>,
     /// Endpoints that flows are compared with.
-    pub members: BTreeMap<MemberKey, ()>,
+    pub members: Entries<MemberKey, ()>,
     /// Clients that may come.
-    pub sources: BTreeMap<ServiceSource, ()>,
+    pub sources: Entries<ServiceSource, ()>,
     /// Addresses of the node at which node ports answer.
-    pub node_addresses: BTreeMap<IpAddr, ()>,
+    pub node_addresses: Entries<IpAddr, ()>,
     /// Ranges of this node's pods.
-    pub own_pods: BTreeMap<IpNet, ()>,
+    pub own_pods: Entries<IpNet, ()>,
     /// The cluster's pods and nodes: `DIRECT_PODS`, `DIRECT_NODE`, or 0.
-    pub direct_hosts: BTreeMap<IpNet, u32>,
+    pub direct_hosts: Entries<IpNet, u32>,
     /// How much the maps take.
     pub sizes: Sizes,
 }
@@ -140,8 +141,8 @@ impl EbpfObserved {
     }
 }
 
-fn apply<K: Ord + Clone + std::fmt::Debug, V: Clone>(
-    map: &mut BTreeMap<K, V>,
+fn apply<K: Field + Debug, V: Field>(
+    map: &mut Entries<K, V>,
     change: &Change<K, V>,
     name: &str,
     size: u32,
@@ -152,7 +153,7 @@ fn apply<K: Ord + Clone + std::fmt::Debug, V: Clone>(
             if map.len() + new > size as usize {
                 return Err(OpError { errno: E2BIG, message: full(name, size) });
             }
-            map.extend(entries.iter().cloned());
+            map.extend(entries.iter().copied());
         }
         Change::Remove(keys) => {
             if let Some(key) = keys.iter().find(|key| !map.contains_key(key)) {

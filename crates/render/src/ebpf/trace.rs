@@ -147,7 +147,7 @@ pub fn decide(observed: &EbpfObserved, packet: &Packet) -> Result<Option<Verdict
 /// What is known of an address of the cluster; `None`: it is outside.
 fn direct_host(observed: &EbpfObserved, address: IpAddr) -> Option<u32> {
     let known = observed.direct_hosts.iter().filter(|(range, _)| range.contains(&address));
-    known.max_by_key(|(range, _)| range.prefix_len()).map(|(_, host)| *host)
+    known.max_by_key(|(range, _)| range.prefix_len()).map(|(_, host)| host)
 }
 
 /// Towards whom a client outside of the cluster that may be answered past this node is masqueraded
@@ -193,7 +193,7 @@ fn find_service(observed: &EbpfObserved, packet: &Packet) -> Option<Service> {
             ServiceKey { address: address_bytes(unspecified), scope: SCOPE_NODE_PORT, ..exact };
         observed.services.get(&key).filter(|_| observed.node_addresses.contains_key(&address))
     };
-    observed.services.get(&exact).or_else(in_range).or_else(node_port).copied()
+    observed.services.get(&exact).or_else(in_range).or_else(node_port)
 }
 
 fn is_source_allowed(observed: &EbpfObserved, id: u32, source: IpAddr) -> bool {
@@ -209,15 +209,17 @@ fn destinations(
 ) -> Result<BTreeSet<SocketAddr>, TraceError> {
     let slot = |number: u32| {
         let near = near.get(usize::try_from(number).unwrap_or(usize::MAX));
-        near.or_else(|| observed.slots.get(&SlotKey { id, slot: number }))
+        near.copied().or_else(|| observed.slots.get(&SlotKey { id, slot: number }))
     };
     // Who finds a slot gone takes the first one.
     let at = |number: u32| slot(number).or_else(|| slot(0));
     let mut found: BTreeSet<Option<SocketAddr>> = BTreeSet::new();
     if service.maglev_size != 0 {
-        for entry in 0..service.maglev_size {
-            let number = observed.maglev.get(&SlotKey { id, slot: entry });
-            found.insert(at(number.copied().unwrap_or(0)).map(|slot| endpoint(slot, packet)));
+        let table = observed.maglev.of_id(id).filter(|(key, _)| key.slot < service.maglev_size);
+        let numbers: Vec<u32> = table.map(|(_, number)| number).collect();
+        let has_gap = numbers.len() < service.maglev_size as usize;
+        for number in numbers.into_iter().chain(has_gap.then_some(0)).collect::<BTreeSet<u32>>() {
+            found.insert(at(number).map(|slot| endpoint(&slot, packet)));
         }
     } else {
         for number in 0..count {
@@ -226,10 +228,10 @@ fn destinations(
                 continue;
             };
             if slot.keep != 0 {
-                found.insert(Some(endpoint(slot, packet)));
+                found.insert(Some(endpoint(&slot, packet)));
             }
             if slot.keep != KEEP_ALWAYS {
-                found.insert(at(slot.alias).map(|slot| endpoint(slot, packet)));
+                found.insert(at(slot.alias).map(|slot| endpoint(&slot, packet)));
             }
         }
     }

@@ -1,6 +1,5 @@
 //! The maps of Services, read whole and written in batches.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -12,6 +11,7 @@ use ebpf_abi::services::{
 use ebpf_abi::{ADDRESS_BITS, address_bytes};
 use ipnet::IpNet;
 use render::OpError;
+use render::ebpf::packed::{self, Entries, UnsortedEntries};
 use render::ebpf::state::{NODE_ENTRIES_MAX, full};
 use render::ebpf::{Change, EbpfObserved, EbpfOp, ServiceSource, Sizes};
 
@@ -154,15 +154,25 @@ impl Maps {
     }
 }
 
-fn read<K: Field + Ord, V: Field>(map: &OwnedFd, name: &str) -> Result<BTreeMap<K, V>, OpError> {
-    let (keys, values) = syscalls::read_all(map.as_fd(), K::BYTES, V::BYTES)
+/// Entries are kept as they come: a map is never held a second time as the kernel has it.
+fn read<K, V>(map: &OwnedFd, name: &str) -> Result<Entries<K, V>, OpError>
+where
+    K: Field + packed::Field,
+    V: Field + packed::Field,
+{
+    let mut entries = UnsortedEntries::default();
+    let take = |keys: &[u8], values: &[u8]| {
+        for (key, value) in keys.chunks_exact(K::BYTES).zip(values.chunks_exact(V::BYTES)) {
+            // Keys that are none of ours, such as IPv4 ranges shorter than the mapped prefix, stay
+            // unseen.
+            if let (Some(key), Some(value)) = (K::get(key), V::get(value)) {
+                entries.push(key, value);
+            }
+        }
+    };
+    syscalls::read_parts(map.as_fd(), K::BYTES, V::BYTES, take)
         .map_err(|error| refused(&format!("read the eBPF map {name}"), &error))?;
-    let keys = keys.chunks_exact(K::BYTES);
-    // Keys that are none of ours, such as IPv4 ranges shorter than the mapped prefix, stay unseen.
-    Ok(keys
-        .zip(values.chunks_exact(V::BYTES))
-        .filter_map(|(key, value)| Some((K::get(key)?, V::get(value)?)))
-        .collect())
+    Ok(entries.into_entries())
 }
 
 /// A key or a value, as bytes of the map.
