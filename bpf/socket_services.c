@@ -2,9 +2,11 @@
  * before a packet is made, and it is told of the Service when it asks who the other end is. No
  * packet is touched, and no flow is tracked.
  *
- * A process of the node itself gets all Services here: its packets meet no other program, and the
- * kernel gives them the address as their source that masquerade would give them. From pods this is
- * left to the packet path, which sees the Service's own address then:
+ * A process of the node itself gets its Services here: its packets meet no other program, and the
+ * kernel gives them the address as their source that masquerade would give them. Left to the
+ * nftables table, which judges each packet by its source, is where source ranges do not let in the
+ * address that the kernel takes for the node, or the process has chosen another one.
+ * From pods this is left to the packet path, which sees the Service's own address then:
  * - connected UDP: it would stay with an endpoint that is gone (as it does on the node itself);
  * - what needs another source than the pod's own, or depends on its address (masquerade, source
  *   ranges, Maglev): the pod has a source only when the packet is made.
@@ -56,6 +58,39 @@ struct {
 	MAP_TYPE(key, struct socket_flow_key);
 	MAP_TYPE(value, struct endpoint);
 } answers SEC(".maps");
+
+/* The socket of a process as its programs see it. */
+struct bpf_sock {
+	__u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4];
+};
+_Static_assert(__builtin_offsetof(struct bpf_sock, src_ip6) == 28, "src_ip6");
+
+/* Whether a socket that connects has its own address already. */
+INLINE bool is_bound_ipv4(struct bpf_sock_addr *context)
+{
+	const struct bpf_sock *socket = (const struct bpf_sock *)context->sk;
+
+	return socket->src_ip4 != 0;
+}
+
+INLINE bool is_bound_ipv6(struct bpf_sock_addr *context)
+{
+	const struct bpf_sock *socket = (const struct bpf_sock *)context->sk;
+
+	return socket->src_ip6[0] | socket->src_ip6[1] | socket->src_ip6[2] | socket->src_ip6[3];
+}
+
+/* Whether a datagram has its source already: the socket's, or one that is given with it. */
+INLINE bool has_source_ipv4(struct bpf_sock_addr *context)
+{
+	return context->msg_src_ip4 != 0;
+}
+
+INLINE bool has_source_ipv6(struct bpf_sock_addr *context)
+{
+	return context->msg_src_ip6[0] | context->msg_src_ip6[1] | context->msg_src_ip6[2] |
+	       context->msg_src_ip6[3];
+}
 
 INLINE struct endpoint read_ipv4(struct bpf_sock_addr *context)
 {
@@ -109,18 +144,20 @@ INLINE bool is_of_node(__u64 namespace)
 	return settings && settings->node_namespace == namespace;
 }
 
-INLINE bool is_for_socket(const struct service *service, bool of_node)
+INLINE bool is_for_socket(const struct service *service, bool of_node, bool has_source)
 {
 	if (service->count == 0)
 		return false;
 	if (of_node)
-		return service->flags & NODE_ALLOWED;
+		return service->flags & NODE_ALLOWED &&
+		       !(has_source && service->flags & SOURCE_RANGES);
 	return !(service->flags & (MASQUERADE | SOURCE_RANGES)) && !service->maglev_size;
 }
 
 /* The Service that a process names, unless it is left to the packet path. */
 INLINE struct service *find_for_socket(struct bpf_sock_addr *context, const struct endpoint *asked,
-				       __u8 protocol, struct address *client)
+				       bool has_source, __u8 protocol,
+				       struct address *client)
 {
 	struct service *service =
 		find_service((const struct address *)asked->address, asked->port, protocol);
@@ -128,7 +165,7 @@ INLINE struct service *find_for_socket(struct bpf_sock_addr *context, const stru
 	if (!service)
 		return NULL;
 	__u64 namespace = get_netns_cookie(context);
-	if (!is_for_socket(service, is_of_node(namespace)))
+	if (!is_for_socket(service, is_of_node(namespace), has_source))
 		return NULL;
 	/* Within 100::/64, from which no packet comes (RFC 6666). */
 	client->words[0] = BE32(0x01000000);
@@ -168,14 +205,15 @@ INLINE bool choose_for_datagram(const struct service *service, const struct addr
 }
 
 INLINE bool on_datagram(struct bpf_sock_addr *context, const struct endpoint *asked,
-			struct endpoint *given)
+			bool has_source, struct endpoint *given)
 {
 	struct socket_flow_key key = {};
 	struct address client;
 
 	if (context->protocol != PROTOCOL_UDP)
 		return false;
-	struct service *service = find_for_socket(context, asked, PROTOCOL_UDP, &client);
+	struct service *service =
+		find_for_socket(context, asked, has_source, PROTOCOL_UDP, &client);
 	if (!service)
 		return false;
 	__u64 cookie = get_socket_cookie(context);
@@ -191,15 +229,17 @@ INLINE bool on_datagram(struct bpf_sock_addr *context, const struct endpoint *as
 }
 
 INLINE bool on_connect(struct bpf_sock_addr *context, const struct endpoint *asked,
-		       struct endpoint *given)
+		       bool has_source, struct endpoint *given)
 {
 	struct address client;
 
 	if (context->protocol == PROTOCOL_UDP)
-		return is_of_node(get_netns_cookie(context)) && on_datagram(context, asked, given);
+		return is_of_node(get_netns_cookie(context)) &&
+		       on_datagram(context, asked, has_source, given);
 	if (context->protocol != PROTOCOL_TCP)
 		return false;
-	struct service *service = find_for_socket(context, asked, PROTOCOL_TCP, &client);
+	struct service *service =
+		find_for_socket(context, asked, has_source, PROTOCOL_TCP, &client);
 	if (!service || choose(service, &client, false, given) != CHOSEN)
 		return false;
 	fill_port(given, asked);
@@ -241,7 +281,7 @@ int connect4(struct bpf_sock_addr *context)
 {
 	struct endpoint asked = read_ipv4(context), given = {};
 
-	if (on_connect(context, &asked, &given))
+	if (on_connect(context, &asked, is_bound_ipv4(context), &given))
 		write_ipv4(context, &given);
 	return GO_ON;
 }
@@ -251,7 +291,7 @@ int connect6(struct bpf_sock_addr *context)
 {
 	struct endpoint asked = read_ipv6(context), given = {};
 
-	if (on_connect(context, &asked, &given))
+	if (on_connect(context, &asked, is_bound_ipv6(context), &given))
 		write_ipv6(context, &given);
 	return GO_ON;
 }
@@ -261,7 +301,7 @@ int sendmsg4(struct bpf_sock_addr *context)
 {
 	struct endpoint asked = read_ipv4(context), given = {};
 
-	if (on_datagram(context, &asked, &given))
+	if (on_datagram(context, &asked, has_source_ipv4(context), &given))
 		write_ipv4(context, &given);
 	return GO_ON;
 }
@@ -271,7 +311,7 @@ int sendmsg6(struct bpf_sock_addr *context)
 {
 	struct endpoint asked = read_ipv6(context), given = {};
 
-	if (on_datagram(context, &asked, &given))
+	if (on_datagram(context, &asked, has_source_ipv6(context), &given))
 		write_ipv6(context, &given);
 	return GO_ON;
 }

@@ -15,29 +15,31 @@ use plan::{Desired, NodeFacts};
 
 use crate::nft::StaleFlows;
 
-/// All tracked flows of UDP to Services that lead elsewhere than they may, by family. None with
-/// Services in eBPF, whose programs judge their flows packet by packet. A pure function of its
-/// arguments.
+/// All tracked flows of UDP to Services that lead elsewhere than they may, by family. With Services
+/// in eBPF, whose programs judge their flows packet by packet, those to frontends with source
+/// ranges. A pure function of its arguments.
 pub fn stray(desired: &Desired, config: &ClusterConfig, facts: &NodeFacts) -> Vec<StaleFlows> {
-    if config.service_backend == ServiceBackend::Ebpf {
-        return vec![];
-    }
+    let has_all = config.service_backend != ServiceBackend::Ebpf;
     let networks = || config.service_cidrs.iter().chain(&config.external_ip_ranges);
     let families: BTreeSet<Family> =
         config.service_cidrs.iter().map(|range| Family::of(&range.addr())).collect();
     let of_family = |family| {
         let is_own = |range: &&IpNet| Family::of(&range.addr()) == family;
         let mut flows = StaleFlows::none(family);
-        flows.networks = networks().filter(is_own).copied().collect();
         let nodes: Vec<IpAddr> = node_addresses(family, config, facts).collect();
-        let (first, last) = config.node_port_range;
-        flows.ranges = nodes.iter().map(|node| ((*node, first, last), [*node].into())).collect();
+        if has_all {
+            flows.networks = networks().filter(is_own).copied().collect();
+            let (first, last) = config.node_port_range;
+            let nodes = nodes.iter();
+            flows.ranges = nodes.map(|node| ((*node, first, last), [*node].into())).collect();
+        }
+        let is_judged = |plan: &FrontendPlan| has_all || plan.source_ranges.is_some();
         for plan in desired.services.values() {
-            add(&mut flows, plan, &nodes);
+            add(&mut flows, plan, &nodes, is_judged);
         }
         flows
     };
-    families.into_iter().map(of_family).collect()
+    families.into_iter().map(of_family).filter(|flows| !flows.is_none()).collect()
 }
 
 fn node_addresses<'a>(
@@ -49,11 +51,18 @@ fn node_addresses<'a>(
     own.filter(move |one| Family::of(one) == family && config.has_node_ports_at(*one))
 }
 
-fn add(flows: &mut StaleFlows, plan: &ServicePlan, nodes: &[IpAddr]) {
-    let is_own = |frontend: &Frontend| {
-        frontend.family() == flows.family && frontend.protocol() == Protocol::Udp
-    };
-    for (frontend, plan) in plan.frontends.iter().filter(|(frontend, _)| is_own(frontend)) {
+fn add(
+    flows: &mut StaleFlows,
+    plan: &ServicePlan,
+    nodes: &[IpAddr],
+    is_judged: impl Fn(&FrontendPlan) -> bool,
+) {
+    let family = flows.family;
+    let is_own =
+        |frontend: &Frontend| frontend.family() == family && frontend.protocol() == Protocol::Udp;
+    let frontends = plan.frontends.iter();
+    let frontends = frontends.filter(|(frontend, plan)| is_own(frontend) && is_judged(plan));
+    for (frontend, plan) in frontends {
         let places: Vec<SocketAddr> = match *frontend {
             Frontend::ClusterIp { address, port, .. }
             | Frontend::External { address, port, .. } => {
@@ -71,8 +80,8 @@ fn add(flows: &mut StaleFlows, plan: &ServicePlan, nodes: &[IpAddr]) {
             flows.frontends.entry(place).or_default().extend(allowed.into_iter().chain(own));
         }
     }
-    for (range, plan) in plan.ranges.iter() {
-        if Family::of(&range.address) == flows.family && range.protocol == Protocol::Udp {
+    for (range, plan) in plan.ranges.iter().filter(|(_, plan)| is_judged(plan)) {
+        if Family::of(&range.address) == family && range.protocol == Protocol::Udp {
             let allowed = endpoints(plan).into_iter().map(|endpoint| endpoint.ip());
             let place = flows.ranges.entry((range.address, range.first, range.last)).or_default();
             place.extend(allowed.chain([range.address]));
@@ -145,10 +154,29 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_and_services_in_ebpf_are_not_judged() {
+    fn other_protocols_are_not_judged() {
         let tcp = plan(Protocol::Tcp, Backends::Reject, None);
-        assert!(judged(vec![tcp.clone()], &config())[0].frontends.is_empty());
+        assert!(judged(vec![tcp], &config())[0].frontends.is_empty());
+    }
+
+    #[test]
+    fn of_services_in_ebpf_those_with_source_ranges_are_judged() {
         let ebpf = ClusterConfig { service_backend: ServiceBackend::Ebpf, ..config() };
-        assert_eq!(judged(vec![tcp], &ebpf), []);
+        let endpoint = at("10.244.1.9:53");
+        let mut service = plan(Protocol::Udp, Backends::Endpoints([endpoint].into()), None);
+        assert_eq!(judged(vec![service.clone()], &ebpf), []);
+        let external = |last| Frontend::External {
+            address: [192, 0, 2, last].into(),
+            protocol: Protocol::Udp,
+            port: 53,
+        };
+        let open = FrontendPlan::new(Backends::Endpoints([endpoint].into()));
+        let nobody = FrontendPlan { source_ranges: Some(BTreeSet::new()), ..open.clone() };
+        service.frontends.extend([(external(1), open), (external(2), nobody)]);
+        let flows = StaleFlows {
+            frontends: [(at("192.0.2.2:53"), [endpoint].into())].into(),
+            ..StaleFlows::none(Family::V4)
+        };
+        assert_eq!(judged(vec![service], &ebpf), [flows]);
     }
 }

@@ -169,6 +169,22 @@ fn the_node_itself_gets_every_service_at_the_socket() {
         world.set(cluster_ip(frontend, &plain));
         let (_, source) = ask_connected(world.namespace(From::Node), frontend, &servers);
         assert_eq!(source, frontend);
+        // With a source of its own its packets are judged: here they find no way.
+        world.set([(external, own.clone())].into());
+        let node = SocketAddr::new(world.node_address(family), 0);
+        let socket = world::tcp_socket(world.namespace(From::Node), frontend);
+        socket.bind(&node.into()).expect("the node's address");
+        assert!(socket.connect_timeout(&frontend.into(), lab::SILENCE).is_err());
+        let datagram = Frontend::External { address, protocol: Protocol::Udp, port };
+        world.set([(datagram, own.clone())].into());
+        let any = udp_socket(world.namespace(From::Node), frontend);
+        assert_eq!(ask(&any, frontend, &servers).1, frontend);
+        let bound = world.namespace(From::Node).run(|| UdpSocket::bind(node));
+        let bound = bound.expect("the namespace").expect("the node's address");
+        let _ = bound.send_to(b"question", frontend);
+        let _ = bound.connect(frontend).and_then(|()| bound.send(b"question"));
+        std::thread::sleep(lab::SILENCE);
+        assert!(servers.iter().all(|server| !server.answer()), "nobody is asked");
         // For others alone: the same connect finds no way.
         let others =
             FrontendPlan { source_ranges: Some([lab::range("203.0.113.0/24")].into()), ..own };

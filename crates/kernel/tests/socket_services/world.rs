@@ -163,8 +163,8 @@ impl Server {
         self.tcp.accept().is_ok()
     }
 
-    /// Answers the datagrams that are there.
-    fn answer(&self) -> bool {
+    /// Answers a datagram that is there.
+    pub fn answer(&self) -> bool {
         let mut bytes = [0; 64];
         match self.udp.recv_from(&mut bytes) {
             Ok((count, client)) => {

@@ -8,8 +8,8 @@
 //! - [`mod@trace`]: what becomes of a packet by the maps.
 //!
 //! What is no Service (tunnel guards, masquerade to the outside, unknown addresses of the Service
-//! ranges, echo requests) stays with the nftables table, and so does SCTP
-//! ([`crate::nft::Role::BesideEbpf`]).
+//! ranges, echo requests) stays with the nftables table, and so does SCTP, and what of the node's
+//! own source ranges judge by its source ([`crate::nft::Role::BesideEbpf`]).
 
 pub mod node;
 pub mod packed;

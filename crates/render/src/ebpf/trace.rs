@@ -2,7 +2,9 @@
 //! `bpf/services.h` follow them. It reads the maps and knows nothing of Services.
 //!
 //! This is the meaning for each packet, which the programs at the hook `tc` have. The programs at
-//! the socket agree with it, but for what `bpf/socket_services.c` says of the source.
+//! the socket agree with it, but for what `bpf/socket_services.c` says of the source. Of the node's
+//! own to frontends with source ranges they take what has no source yet, and the nftables table
+//! judges the rest: both must mean the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -38,12 +40,40 @@ pub fn trace(
     Ok(decide(observed, packet)?.unwrap_or_else(untouched))
 }
 
-/// What becomes of it beside the nftables table, which has a say in what is no Service and in
-/// where a translated packet goes.
+/// What becomes of it beside the nftables table, which has a say in what is no Service, in where a
+/// translated packet goes, and in what the node itself sends to a frontend with source ranges.
 ///
 /// # Errors
-/// When the rules cannot be followed, or chance decides between passing and not.
+/// When the rules cannot be followed, chance decides between passing and not, or what a socket
+/// without a source would get is not what the packet gets.
 pub fn trace_beside(
+    observed: &EbpfObserved,
+    rules: &NftObserved,
+    packet: &Packet,
+    config: &ClusterConfig,
+    facts: &NodeFacts,
+) -> Result<Verdict, TraceError> {
+    let by_maps = trace_translated(observed, rules, packet, config, facts)?;
+    let has_ranges = |service: Service| service.flags & SOURCE_RANGES != 0;
+    if packet.entry != Entry::Local || !find_service(observed, packet).is_some_and(has_ranges) {
+        return Ok(by_maps);
+    }
+    let by_rules = nft::trace(rules, packet, config, facts)?;
+    let is_same = match (&by_maps, &by_rules) {
+        (Verdict::Pass { destinations, .. }, Verdict::Pass { destinations: others, .. }) => {
+            destinations == others
+        }
+        (by_maps, by_rules) => by_maps == by_rules,
+    };
+    if !is_same {
+        let message = format!("by the maps {by_maps}, by the rules beside them {by_rules}");
+        return Err(TraceError::Broken(message));
+    }
+    Ok(by_rules)
+}
+
+/// The maps first, and then the table.
+fn trace_translated(
     observed: &EbpfObserved,
     rules: &NftObserved,
     packet: &Packet,

@@ -191,7 +191,7 @@ impl Writer<'_> {
 
     fn add_view(&mut self, view: View, place: Place<'_>) {
         let role = self.layout.role;
-        let is_elsewhere = role.leaves_to_another(place.protocol);
+        let is_elsewhere = role.leaves_to_another(place.protocol, place.plan);
         let class = match (role, place.backends) {
             (_, Backends::Endpoints(_)) if is_elsewhere => Class::Elsewhere,
             (_, Backends::Reject) if is_elsewhere => Class::Reject,
@@ -264,7 +264,7 @@ impl Writer<'_> {
         let start = [Value::Address(range.address), protocol];
         let key: Tuple =
             start.into_iter().chain([Value::PortRange(range.first, range.last)]).collect();
-        let is_elsewhere = self.layout.role.leaves_to_another(range.protocol.number());
+        let is_elsewhere = self.layout.role.leaves_to_another(range.protocol.number(), plan);
         let refusal = match backends {
             Backends::Reject => Some(Verdict::Goto(REJECT.into())),
             Backends::Drop => Some(Verdict::Drop),

@@ -30,6 +30,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use model::{ClusterConfig, Family, PackedMap, Protocol};
+use plan::services::FrontendPlan;
 use plan::{Desired, NodeFacts};
 
 pub use diff::{diff, diff_touched};
@@ -56,8 +57,11 @@ pub enum Role {
     /// As [`Role::Backend`], but where IPVS can choose the endpoint ([`crate::ipvs::is_possible`])
     /// it does: the rules only mark whose source is not kept, and let pass.
     BeforeIpvs,
-    /// As [`Role::Backend`] for SCTP and as [`Role::Beside`] for all else: eBPF can neither change
-    /// a port under SCTP's checksum (RFC 9260, section 6.8) nor see the node's own associations.
+    /// As [`Role::Backend`] for SCTP and for frontends with source ranges, and as [`Role::Beside`]
+    /// for all else. eBPF can neither change a port under SCTP's checksum (RFC 9260, section 6.8)
+    /// nor see the node's own associations. Whether source ranges let the node's own sockets in
+    /// shows in most cases only in their packets, which come here; those of others it has
+    /// translated or dropped before.
     BesideEbpf,
 }
 
@@ -67,12 +71,12 @@ impl Role {
         self != Self::Beside
     }
 
-    /// Whether another backend alone leads frontends of this protocol to endpoints.
-    fn leaves_to_another(self, protocol: u8) -> bool {
+    /// Whether another backend alone leads clients of a frontend to its endpoints.
+    fn leaves_to_another(self, protocol: u8, plan: &FrontendPlan) -> bool {
         match self {
             Self::Backend | Self::BeforeIpvs => false,
             Self::Beside => true,
-            Self::BesideEbpf => protocol != Protocol::Sctp.number(),
+            Self::BesideEbpf => protocol != Protocol::Sctp.number() && plan.source_ranges.is_none(),
         }
     }
 }

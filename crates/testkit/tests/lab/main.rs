@@ -32,6 +32,22 @@ const ORDINARY: Sample = Sample {
     always: &["network", "upstream"],
     one_in: 4,
 };
+/// Of eBPF, whose maps and loaded programs other tests hold to the same, what programs and rules
+/// beside them judge together (source ranges of the node's own), and some.
+const BY_EBPF: Sample = Sample {
+    backends: &[ServiceBackend::Ebpf],
+    always: &[
+        "load-balancer-source-ranges-admit-outside",
+        "load-balancer-source-ranges-admit-pods",
+        "load-balancer-source-ranges-admit-the-node",
+        "load-balancer-source-ranges-exclude-outside",
+        "load-balancer-source-ranges-external-local",
+        "port-range-behind-source-ranges",
+        "source-ranges-change-live",
+        "source-ranges-of-both-families",
+    ],
+    one_in: 64,
+};
 /// Fewer in the emulated kernel, whose code is interpreted: what kube-proxy does by name, cases in
 /// which IPVS needs more than its servers, and some.
 const BY_IPVS: Sample = Sample {
@@ -61,6 +77,11 @@ struct Sample {
 #[test]
 fn real_packets_do_what_every_case_says() {
     ensure_no_fault(&chosen(&ORDINARY));
+}
+
+#[test]
+fn real_packets_do_what_cases_say_by_ebpf() {
+    ensure_no_fault(&chosen(&BY_EBPF));
 }
 
 #[test]
