@@ -220,23 +220,14 @@ struct view {
 	__u32 near_count;
 };
 
-INLINE struct view inside_view(const struct service *service)
+/* Of the outside view none are in the entry. */
+INLINE struct view view_of(const struct service *service, bool is_outside)
 {
 	struct view view = {
-		.id = service->id,
-		.count = service->count,
+		.id = is_outside ? service->outside_id : service->id,
+		.count = is_outside ? service->outside_count : service->count,
 		.near = service->near,
-		.near_count = service->near_count,
-	};
-	return view;
-}
-
-INLINE struct view outside_view(const struct service *service)
-{
-	struct view view = {
-		.id = service->outside_id,
-		.count = service->outside_count,
-		.near = service->near,
+		.near_count = is_outside ? 0 : service->near_count,
 	};
 	return view;
 }
@@ -331,7 +322,7 @@ INLINE enum answer choose(const struct service *service, const struct address *c
 			  struct endpoint *endpoint)
 {
 	bool other_view = has_outside_view(service, outside);
-	struct view view = other_view ? outside_view(service) : inside_view(service);
+	struct view view = view_of(service, other_view);
 	struct affinity_key key = { .id = view.id };
 
 	if (view.count == 0) {
