@@ -29,12 +29,15 @@ typedef _Bool bool;
 /* Declarations of maps: the members of a structure that nobody instantiates in memory. */
 #define MAP_NUMBER(name, value) int(*name)[value]
 #define MAP_TYPE(name, type) type *name
+/* Of a map whose entries are maps: how these are declared. */
+#define MAP_VALUES(...) typeof(__VA_ARGS__) *values[]
 
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_LPM_TRIE 11
+#define BPF_MAP_TYPE_ARRAY_OF_MAPS 12
 #define BPF_MAP_TYPE_SOCKHASH 18
 #define BPF_MAP_TYPE_SK_STORAGE 24
 #define BPF_F_NO_PREALLOC 1

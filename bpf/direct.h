@@ -190,7 +190,7 @@ INLINE void remember_handed(const struct segment *segment, const struct flow_key
 	key.destination_port = segment->identification >> 16;
 	__builtin_memcpy(value.other, flow->other, ADDRESS_BYTES);
 	value.other_port = flow->other_port;
-	map_update(&flows, &key, &value, BPF_ANY);
+	write_flow(&key, &value);
 }
 
 /* Hands a packet on to the node of its endpoint. */
@@ -254,7 +254,7 @@ GLOBAL int note_handed(const struct flow_key *plain, const struct endpoint *fron
 	if (own.protocol == PROTOCOL_TCP && !(tcp_flags & TCP_SYN))
 		flow.flags |= FLOW_ANSWERED;
 	write_leaving(&own, &flow, now);
-	map_update(&flows, &own, &flow, BPF_ANY);
+	write_flow(&own, &flow);
 	count_nat(NAT_FLOW_NEW);
 	return TC_NEXT;
 }

@@ -81,7 +81,7 @@ static __attribute__((noinline)) bool is_for_service(struct __sk_buff *skb,
 		return true;
 	__builtin_memcpy(key.source, &packet->source, ADDRESS_BYTES);
 	__builtin_memcpy(key.destination, &packet->destination, ADDRESS_BYTES);
-	return map_lookup(&flows, &key) != NULL;
+	return find_flow(&key) != NULL;
 }
 
 /* One hop less. The frame's addresses are set by the same writing; NULL leaves them for

@@ -70,11 +70,11 @@ GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __
 	key.source_port = flow->port;
 	key.destination_port = own->source_port;
 	__builtin_memcpy(value.address, own->destination, ADDRESS_BYTES);
-	struct flow *known = map_lookup(&flows, &key);
+	struct flow *known = find_flow(&key);
 	/* One of an earlier flow between the same ends knows of answers that this one has not had. */
 	if (!known || known->flags != value.flags ||
 	    !is_leading_to(known, own->destination, own->destination_port))
-		map_update(&flows, &key, &value, BPF_ANY);
+		write_flow(&key, &value);
 	if (!(flow->flags & (FLOW_DIRECT | FLOW_MASQUERADED)))
 		return 0;
 	__builtin_memcpy(key.source, own->source, ADDRESS_BYTES);
@@ -86,10 +86,10 @@ GLOBAL int write_leaving(const struct flow_key *own, const struct flow *flow, __
 	value.port = flow->other_port;
 	value.other_port = own->destination_port;
 	value.flags = flow->flags & (FLOW_DIRECT | FLOW_MASQUERADED);
-	known = map_lookup(&flows, &key);
+	known = find_flow(&key);
 	if (!known || known->port != value.port || known->flags != value.flags ||
 	    (value.flags & FLOW_DIRECT && !is_same_client(known, &value)))
-		map_update(&flows, &key, &value, BPF_ANY);
+		write_flow(&key, &value);
 	return 0;
 }
 
@@ -193,7 +193,7 @@ GLOBAL int write_entering(const struct flow_key *key, const struct flow *flow, _
 	__builtin_memcpy(value.other, flow->other, ADDRESS_BYTES);
 	value.port = key->source_port;
 	value.other_port = flow->other_port;
-	return map_update(&flows, &back, &value, BPF_NOEXIST);
+	return claim_flow(&back, &value);
 }
 
 /* Whether an entry that was found for a leaving packet still holds; then it is used by it. */

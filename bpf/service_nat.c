@@ -53,7 +53,7 @@ static __attribute__((noinline)) void remember_fragments(const struct segment *s
 	key.source_port = segment->identification;
 	key.destination_port = segment->identification >> 16;
 	__builtin_memcpy(value.address, flow->address, ADDRESS_BYTES);
-	map_update(&flows, &key, &value, BPF_ANY);
+	write_flow(&key, &value);
 }
 
 /* Marks what enters of a flow that does not leave as it is: who only goes by shall know it where it
@@ -119,7 +119,7 @@ GLOBAL int is_taken(const struct flow_key *own, const struct flow *flow, __u32 n
 	__builtin_memcpy(key.destination, own->source, ADDRESS_BYTES);
 	key.source_port = flow->port;
 	key.destination_port = own->source_port;
-	struct flow *known = map_lookup(&flows, &key);
+	struct flow *known = find_flow(&key);
 	if (!known || is_leading_to(known, own->destination, own->destination_port))
 		return false;
 	struct flow *owner = find_owner(&key, known, now);
@@ -167,12 +167,12 @@ GLOBAL int forget_answers(const struct flow_key *begun, __u32 side, __u32 now)
 	__builtin_memcpy(key.destination, begun->source, ADDRESS_BYTES);
 	key.source_port = begun->destination_port;
 	key.destination_port = begun->source_port;
-	struct flow *known = map_lookup(&flows, &key);
+	struct flow *known = find_flow(&key);
 	if (!known || !(known->flags & FLOW_BACK))
 		return 0;
 	struct flow *owner = find_owner(&key, known, now);
 	if (!owner || has_closed(owner))
-		map_delete(&flows, &key);
+		forget_flow(&key);
 	return 0;
 }
 
@@ -213,7 +213,7 @@ static __attribute__((noinline)) int admit(struct __sk_buff *skb, const struct s
 	if (key->protocol == PROTOCOL_SCTP && flow.port != key->destination_port)
 		return drop_nat(NAT_DROP_SCTP);
 	write_leaving(key, &flow, now);
-	map_update(&flows, key, &flow, BPF_ANY);
+	write_flow(key, &flow);
 	count_nat(NAT_FLOW_NEW);
 	return translate(skb, segment, key, &flow, now);
 }
@@ -242,10 +242,10 @@ static __attribute__((noinline)) struct flow *find_by_error(struct __sk_buff *sk
 	key->source_port = ports[1];
 	key->destination_port = ports[0];
 	key->protocol = inner->protocol;
-	struct flow *flow = map_lookup(&flows, key);
+	struct flow *flow = find_flow(key);
 	if (!flow && key->side == LEAVING && is_made_here(skb)) {
 		key->side |= MASQUERADED;
-		flow = map_lookup(&flows, key);
+		flow = find_flow(key);
 	}
 	if (!flow || flow->port == 0)
 		return NULL;
@@ -313,14 +313,14 @@ int service_enter(struct __sk_buff *skb)
 	__u32 now = now_s();
 	if (is_icmp(segment.packet.protocol))
 		return translate_error(skb, &segment, ENTERING, now);
-	struct flow *flow = map_lookup(&flows, &key);
+	struct flow *flow = find_flow(&key);
 	if (flow && is_handed_over(flow, &key))
 		return TC_NEXT;
 	if (flow && goes_on(flow, &segment, &key, now))
 		return translate(skb, &segment, &key, flow, now);
 	/* Whoever takes the new flow, what follows is no longer the old one's. */
 	if (flow && (segment.tcp_flags & TCP_SYN || !(flow->flags & FLOW_BACK)))
-		map_delete(&flows, &key);
+		forget_flow(&key);
 	return admit(skb, &segment, &key, outside, now);
 }
 
@@ -339,7 +339,7 @@ GLOBAL __u32 unused_s(const struct flow_key *wanted, const struct flow *flow, __
 		return PORT_IN_USE;
 	/* Linux 6.1 takes entries from a function's own stack alone. */
 	struct flow_key back = *wanted;
-	struct flow *known = map_lookup(&flows, &back);
+	struct flow *known = find_flow(&back);
 	if (!known || is_same_client(known, flow))
 		return PORT_FREE;
 	__u32 since_s = now - known->used_s;
@@ -414,7 +414,7 @@ GLOBAL int masquerade(const struct flow_key *key, const struct nat_link *link, _
 		back.destination_port = key->protocol == PROTOCOL_SCTP ? key->source_port : port;
 		/* First, so that the port is this flow's from the moment that it is taken. */
 		owner->other_port = back.destination_port;
-		if (map_update(&flows, &back, &value, BPF_NOEXIST) == 0)
+		if (claim_flow(&back, &value) == 0)
 			goto taken;
 		__u32 found_s = unused_s(&back, &value, now);
 		if (found_s > longest_s) {
@@ -425,7 +425,7 @@ GLOBAL int masquerade(const struct flow_key *key, const struct nat_link *link, _
 	}
 	back.destination_port = spare;
 	owner->other_port = spare;
-	if (longest_s == PORT_IN_USE || map_update(&flows, &back, &value, BPF_ANY))
+	if (longest_s == PORT_IN_USE || write_flow(&back, &value))
 		return NAT_DROP_PORTS;
 taken:
 	__builtin_memcpy(flow->address, back.destination, ADDRESS_BYTES);
@@ -449,10 +449,10 @@ int service_leave(struct __sk_buff *skb)
 	__u32 now = now_s();
 	if (is_icmp(segment.packet.protocol))
 		return translate_error(skb, &segment, side, now);
-	struct flow *flow = map_lookup(&flows, &key);
+	struct flow *flow = find_flow(&key);
 	if (!flow && is_made_here(skb)) {
 		key.side |= MASQUERADED;
-		flow = map_lookup(&flows, &key);
+		flow = find_flow(&key);
 	}
 	if (!flow || !holds(flow, &segment, &key, now)) {
 		if (segment.packet.protocol == PROTOCOL_TCP && begins(&segment))

@@ -302,14 +302,14 @@ int service_uplink(struct xdp_md *frame)
 
 	if (!read_plain(frame, &segment, &before) || segment.tcp_flags & TCP_SYN)
 		return XDP_PASS;
-	struct flow *entering = map_lookup(&flows, &before);
+	struct flow *entering = find_flow(&before);
 	if (!entering || is_handed_over(entering, &before))
 		return XDP_PASS;
 	struct flow_key within = before;
 	within.side = LEAVING | MASQUERADED;
 	__builtin_memcpy(within.destination, entering->address, ADDRESS_BYTES);
 	within.destination_port = entering->port;
-	struct flow *leaving = map_lookup(&flows, &within);
+	struct flow *leaving = find_flow(&within);
 	if (!leaving || !has_begun(entering, leaving) ||
 	    !goes_on(entering, &segment, &before, now) || !holds(leaving, &segment, &within, now))
 		return XDP_PASS;

@@ -145,7 +145,7 @@ INLINE void follow_tcp(struct flow *flow, __u8 tcp_flags, __u32 fin)
 /* Finds the flow itself: what a client sent to a frontend, if that still is known. */
 static __attribute__((noinline)) struct flow *find_own(const struct flow_key *entering, __u32 now)
 {
-	struct flow *flow = map_lookup(&flows, entering);
+	struct flow *flow = find_flow(entering);
 
 	if (!flow || flow->flags & FLOW_BACK || has_expired(flow, entering->protocol, now))
 		return NULL;

@@ -26,6 +26,13 @@ pub const FLOWS_VERSION: u32 = 1;
 /// Entries of the map of flows unless the loader says otherwise: two a flow, four a masqueraded
 /// one. The longest unused go first where it is full.
 pub const FLOWS_DEFAULT: u32 = 131_072;
+/// How many tables of flows programs may look into, each of them at one of the places below.
+pub const FLOW_TABLES: u32 = 2;
+/// The table of flows that all are written to.
+pub const FLOWS_PRESENT: u32 = 0;
+/// While one of another size takes over: the table that it takes over from, which nobody writes to.
+/// Whoever finds a flow there alone brings it along.
+pub const FLOWS_FORMER: u32 = 1;
 /// Most links that packets are translated on.
 pub const NAT_LINKS_MAX: u32 = 8192;
 /// How many ports are tried for a masqueraded flow before it is refused.
@@ -175,8 +182,11 @@ pub(crate) const LAYOUTS: [&Layout; 5] =
     [&FlowKey::LAYOUT, &Flow::LAYOUT, &NatLink::LAYOUT, &NatSettings::LAYOUT, &NatSecret::LAYOUT];
 
 /// Numbers that both sides use, by their names in C.
-pub(crate) const NUMBERS: [(&str, u32); 30] = [
+pub(crate) const NUMBERS: [(&str, u32); 33] = [
     ("FLOWS_DEFAULT", FLOWS_DEFAULT),
+    ("FLOW_TABLES", FLOW_TABLES),
+    ("FLOWS_PRESENT", FLOWS_PRESENT),
+    ("FLOWS_FORMER", FLOWS_FORMER),
     ("NAT_LINKS_MAX", NAT_LINKS_MAX),
     ("PORT_TRIES_MAX", PORT_TRIES_MAX),
     ("CHOICES_MAX", CHOICES_MAX),

@@ -126,6 +126,9 @@ impl<'a> Loader<'a> {
         let failed =
             |error: &(dyn Error + 'static)| refused(&format!("make the map {name}"), error);
         let create = || {
+            if let Some(inner) = map.inner() {
+                return create_map_of_maps(name, map, inner).map_err(|error| failed(&*error));
+            }
             let made = MapData::create(map.clone(), name, types.map(AsFd::as_fd));
             let made = made.map_err(|error| failed(&error))?;
             if !map.data().is_empty() {
@@ -189,6 +192,26 @@ impl<'a> Loader<'a> {
     fn refused(&self, error: &(dyn Error + 'static)) -> OpError {
         refused(&format!("load {}", self.what), error)
     }
+}
+
+/// An array of maps with nothing in it. What the kernel shall know of those that come into it, it
+/// takes from one that is made for that.
+fn create_map_of_maps(
+    name: &str,
+    map: &aya_obj::Map,
+    mut inner: aya_obj::Map,
+) -> Result<OwnedFd, Box<dyn Error>> {
+    inner.set_max_entries(1);
+    let template = MapData::create(inner, name, None)?;
+    let new = syscalls::NewMap {
+        name,
+        kind: map.map_type(),
+        key_bytes: map.key_size() as usize,
+        value_bytes: map.value_size() as usize,
+        entries_max: map.max_entries(),
+        inner: Some(template.fd().as_fd()),
+    };
+    Ok(syscalls::create_map(&new)?)
 }
 
 /// The kernel gives up its check of a program where a signal comes.

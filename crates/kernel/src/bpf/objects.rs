@@ -25,8 +25,10 @@ static FORWARD: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/forwar
 static BUILD: LazyLock<String> = LazyLock::new(|| fingerprint(FORWARD));
 
 pub(super) const PROGRAMS_PREFIX: &str = "programs-";
-/// The map of flows, as `bpf/flows.h` declares it.
+/// The table of flows.
 const FLOWS: &str = "flows";
+/// The map in which programs find it, as `bpf/flows.h` declares it.
+const FLOW_TABLES: &str = "flow_tables";
 
 /// A program of the hook `tc`, by where it is attached. Those of Services go before those of
 /// forwarding, which then see what Services made of a packet.
@@ -95,8 +97,8 @@ impl Objects {
     pub(super) fn load(file_system: &Path) -> Result<Self, OpError> {
         require_file_system(file_system)?;
         let directory = versioned(file_system);
-        let flows = flows_of_services(file_system);
-        let programs_directory = directory.join(programs_name(&flows)?);
+        let tables = flow_tables_of_services(file_system);
+        let programs_directory = directory.join(programs_name(&tables)?);
         let maps_directory = directory.join("maps");
         for path in [&maps_directory, &programs_directory, &directory.join("links")] {
             make_directory(path)?;
@@ -114,10 +116,8 @@ impl Objects {
             adopt(&programs_directory, &Program::FORWARDING)?
         } else {
             let mut loader = Loader::new("eBPF forwarding", FORWARD, &maps_directory);
-            if flows.exists() {
-                loader.pinned_at(FLOWS, flows);
-            } else {
-                loader.with_entries(FLOWS, 1);
+            if tables.exists() {
+                loader.pinned_at(FLOW_TABLES, tables);
             }
             let programs = load_anew(&loader, &programs_directory, &Program::FORWARDING)?;
             remove_programs(&directory, Some(&programs_directory))?;
@@ -135,7 +135,7 @@ impl Objects {
     pub(super) fn are_pinned(&self, file_system: &Path) -> bool {
         let programs = &self.programs_directory;
         let maps = self.directory.join("maps");
-        let name = programs_name(&flows_of_services(file_system));
+        let name = programs_name(&flow_tables_of_services(file_system));
         name.is_ok_and(|name| programs.ends_with(name))
             && Program::FORWARDING.iter().all(|program| programs.join(program.name()).exists())
             && MAPS.iter().all(|map| maps.join(map).exists())
@@ -221,22 +221,30 @@ pub(super) fn remove_programs(directory: &Path, except: Option<&Path>) -> Result
     Ok(())
 }
 
-/// The directory of this build's programs that know these flows.
-fn programs_name(flows: &Path) -> Result<String, OpError> {
-    let flows_id = if flows.exists() {
-        let info = MapInfo::from_pin(flows);
-        info.map_err(|error| refused(&format!("open the map {}", flows.display()), &error))?.id()
+/// The directory of this build's programs that find flows in this map.
+fn programs_name(tables: &Path) -> Result<String, OpError> {
+    let tables_id = if tables.exists() {
+        let info = MapInfo::from_pin(tables);
+        info.map_err(|error| refused(&format!("open the map {}", tables.display()), &error))?.id()
     } else {
         0
     };
-    Ok(format!("{PROGRAMS_PREFIX}{}-{flows_id}", *BUILD))
+    Ok(format!("{PROGRAMS_PREFIX}{}-{tables_id}", *BUILD))
 }
 
-/// The flows of Services in eBPF, whose answers are given their source at pods' own links. Where
-/// there is no such map the programs have an empty one.
+/// The flows of Services in eBPF, whose answers are given their source at pods' own links.
 pub(super) fn flows_of_services(file_system: &Path) -> PathBuf {
+    maps_of_services(file_system).join(FLOWS)
+}
+
+/// Where programs find them. Where there is no such map they have one in which there are none.
+fn flow_tables_of_services(file_system: &Path) -> PathBuf {
+    maps_of_services(file_system).join(FLOW_TABLES)
+}
+
+fn maps_of_services(file_system: &Path) -> PathBuf {
     let layout = format!("{}{FLOWS_VERSION}", super::service_nat::DIRECTORY_PREFIX);
-    file_system.join("flatnet").join(layout).join("maps").join(FLOWS)
+    file_system.join("flatnet").join(layout).join("maps")
 }
 
 /// Equal programs, equal name, on every run and of whatever library.

@@ -11,7 +11,7 @@
 //! ```
 
 mod maps;
-mod resize;
+mod tables;
 pub mod unattended;
 mod uplink;
 
@@ -63,8 +63,8 @@ pub struct Options {
     pub services_maps: PathBuf,
     /// How programs are attached.
     pub hook: Hook,
-    /// Entries of the map of flows, two a flow and four a masqueraded one. Flows of a map of
-    /// another size move.
+    /// Entries of the table of flows, two a flow and four a masqueraded one. A table of another
+    /// size is replaced, and its flows move.
     pub flows_max: u32,
 }
 
@@ -181,7 +181,7 @@ impl ServiceNat {
         for path in [&maps, &programs, &directory.join("links")] {
             make_directory(path)?;
         }
-        resize::put_aside(&maps, options.flows_max)?;
+        tables::prepare(&maps, options.flows_max)?;
         if !maps::are_pinned(&maps) {
             // Programs of other maps: what they do cannot be seen or changed any more.
             remove_programs(&directory, None)?;
@@ -192,7 +192,6 @@ impl ServiceNat {
         } else {
             let what = "the programs of Services at links";
             let mut loader = Loader::new(what, SERVICE_NAT, &options.services_maps);
-            loader.with_entries(maps::FLOWS, options.flows_max);
             for name in maps::MAPS {
                 loader.pinned_at(name, maps.join(name));
             }
@@ -200,7 +199,6 @@ impl ServiceNat {
             remove_programs(&directory, Some(&programs))?;
             loaded
         };
-        resize::move_flows(&maps)?;
         Ok(Self {
             options: options.clone(),
             hooks: Hooks::open(options.hook, &directory)?,
@@ -250,16 +248,12 @@ impl ServiceNat {
         let uplink = self.accelerated(wanted, links);
         let is_tried = |link: &&Link| uplink::is_left_out(wanted.acceleration, link).is_none();
         self.detach_uplinks(uplink.filter(is_tried), &mut done)?;
-        // What began while the programs were loaded: until the last link has them, they know of
-        // flows only what was moved.
-        resize::move_flows(&self.directory.join("maps"))?;
         self.attach(&entries, links, &mut done)?;
         if let Some(link) = uplink {
             self.accelerate(link, wanted.acceleration, &mut done);
         }
         self.maps.remove_links(&entries, &mut done)?;
         if done.failures.is_empty() {
-            resize::finish(&self.directory.join("maps"))?;
             self.remove_other_layouts(&mut done)?;
         }
         Ok(done)

@@ -10,6 +10,10 @@ use std::path::Path;
 use aya::programs::TcAttachType;
 use aya_obj::generated::bpf_insn;
 
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -27,6 +31,8 @@ const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
 const BPF_LINK_DETACH: libc::c_long = 34;
 /// `BPF_OBJ_NAME_LEN`, the byte at its end included.
 const NAME_BYTES: usize = 16;
+/// Where there is no such entry yet.
+const BPF_NOEXIST: u64 = 1;
 /// `enum bpf_attach_type`.
 const BPF_XDP: u32 = 37;
 /// `BPF_LINK_TYPE_CGROUP` of `enum bpf_link_type`.
@@ -62,6 +68,31 @@ struct Batch {
     count: u32,
     map: u32,
     elem_flags: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` that makes a map, up to and with its name.
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    kind: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries_max: u32,
+    flags: u32,
+    inner: u32,
+    numa_node: u32,
+    name: [u8; NAME_BYTES],
+}
+
+/// The part of it that is about one entry of a map.
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
     flags: u64,
 }
 
@@ -211,6 +242,109 @@ pub(super) struct Attachment {
     pub link_index: u32,
     /// The number of the cgroup, where it is one of cgroups; 0: somebody has detached it.
     pub cgroup: u64,
+}
+
+/// A map that shall be made.
+pub(super) struct NewMap<'a> {
+    /// Its name; of a longer one the beginning.
+    pub(super) name: &'a str,
+    /// `enum bpf_map_type`.
+    pub(super) kind: u32,
+    /// The bytes of a key.
+    pub(super) key_bytes: usize,
+    /// The bytes of a value.
+    pub(super) value_bytes: usize,
+    /// How many entries it takes.
+    pub(super) entries_max: u32,
+    /// Where its entries are maps: one like them.
+    pub(super) inner: Option<BorrowedFd<'a>>,
+}
+
+/// Makes a map.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn create_map(new: &NewMap<'_>) -> io::Result<OwnedFd> {
+    let mut create = MapCreate {
+        kind: new.kind,
+        key_bytes: u32::try_from(new.key_bytes).map_err(io::Error::other)?,
+        value_bytes: u32::try_from(new.value_bytes).map_err(io::Error::other)?,
+        entries_max: new.entries_max,
+        inner: new.inner.map_or(0, |inner| inner.as_raw_fd().cast_unsigned()),
+        name: short_name(new.name),
+        ..MapCreate::default()
+    };
+    // SAFETY: `create` is the member of `union bpf_attr` that the command reads.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut create) }?;
+    // SAFETY: the kernel made the descriptor for us just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Writes an entry where there is none. `key` and `value` have the map's sizes. Answers whether
+/// there was none.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn add_entry(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    let mut element = Element {
+        map: map.as_raw_fd().cast_unsigned(),
+        key: address(key),
+        value: address(value),
+        flags: BPF_NOEXIST,
+        ..Element::default()
+    };
+    // SAFETY: `element` is the member of `union bpf_attr` that the command reads; the caller's
+    // slices have the map's sizes and outlive the call.
+    match unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut element) } {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        result => result.map(|_| true),
+    }
+}
+
+/// The number of the map at a place of an array of maps.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn map_at(maps: BorrowedFd<'_>, place: u32) -> io::Result<Option<u32>> {
+    let mut id = [0; 4];
+    let mut element = element_at(maps, &place);
+    element.value = address_mut(&mut id);
+    // SAFETY: `element` is the member of `union bpf_attr` that the command reads; such a map has
+    // keys and answers numbers of four bytes, and both outlive the call.
+    match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut element) } {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        result => result.map(|_| Some(u32::from_ne_bytes(id))),
+    }
+}
+
+/// Puts a map at a place of an array of maps, or nothing. When this returns no program uses any more
+/// what was there.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn put_map(
+    maps: BorrowedFd<'_>,
+    place: u32,
+    map: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let mut element = element_at(maps, &place);
+    let Some(map) = map else {
+        // SAFETY: `element` is the member of `union bpf_attr` that the command reads; such a map
+        // has keys of four bytes, and this one outlives the call.
+        return match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut element) } {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            result => result.map(drop),
+        };
+    };
+    let fd = map.as_raw_fd();
+    element.value = std::ptr::from_ref(&fd) as u64;
+    // SAFETY: as above; the value is a descriptor, of four bytes too.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut element) }.map(drop)
+}
+
+fn element_at(map: BorrowedFd<'_>, key: &u32) -> Element {
+    let map = map.as_raw_fd().cast_unsigned();
+    Element { map, key: std::ptr::from_ref(key) as u64, ..Element::default() }
 }
 
 /// Writes entries over what is there. `keys` and `values` hold `count` of each, one after another.
@@ -373,10 +507,9 @@ pub(super) fn load_program(new: &NewProgram<'_>, log: &mut [u8]) -> io::Result<O
         instructions: new.instructions.as_ptr() as u64,
         license: new.license.as_ptr() as u64,
         attach_type: new.attach_type,
+        name: short_name(new.name),
         ..ProgramLoad::default()
     };
-    let length = new.name.len().min(NAME_BYTES - 1);
-    load.name[..length].copy_from_slice(&new.name.as_bytes()[..length]);
     if let Some(types) = new.types {
         load.types = types.as_raw_fd().cast_unsigned();
         (load.functions, load.function_bytes, load.function_count) = records(new.functions);
@@ -608,6 +741,14 @@ pub(super) fn uptime_s() -> u32 {
     // SAFETY: `now` is as the call expects it and outlives it; this clock cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     u32::try_from(now.tv_sec).unwrap_or(u32::MAX)
+}
+
+/// The beginning of a name, and a zero.
+fn short_name(name: &str) -> [u8; NAME_BYTES] {
+    let mut short = [0; NAME_BYTES];
+    let length = name.len().min(NAME_BYTES - 1);
+    short[..length].copy_from_slice(&name.as_bytes()[..length]);
+    short
 }
 
 fn address(bytes: &[u8]) -> u64 {

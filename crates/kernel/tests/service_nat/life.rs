@@ -3,11 +3,16 @@
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::programs::links::PinnedLink;
+use kernel::bpf::service_nat::ServiceNat;
 use kernel::bpf::{Hook, probe};
+use netlink::Netns;
 
-use crate::lab::{Mode, PATIENCE, TestPod, udp_socket};
+use crate::lab::{Mode, Node, PATIENCE, TestPod, udp_socket};
 use crate::scene::{Connection, FAMILIES, Frontend, Scene, Server, TARGET, ask_tcp, udp_to};
 
 /// The ways to attach that this kernel has.
@@ -33,7 +38,10 @@ fn connections(scene: &Scene) -> Vec<Connection> {
 }
 
 fn served(hook: Hook) -> (Scene, Server) {
-    let mut scene = Scene::with_hook(Mode::Routed, hook);
+    served_by(Scene::with_hook(Mode::Routed, hook))
+}
+
+fn served_by(mut scene: Scene) -> (Scene, Server) {
     let endpoint = scene.pods[1].addresses;
     let server = Server::start(&scene.pods[1]);
     scene.serve(Frontend::CLUSTER_IP, &[endpoint]);
@@ -67,29 +75,77 @@ fn connections_outlive_the_process_and_its_programs() {
     }
 }
 
-/// a map of flows of another size takes over without a gap, also from a process that was
-/// killed on the way; what began in between goes on too.
+/// a table of flows of another size takes over without a gap, for the very programs that
+/// are attached: what was open goes on, and nothing that begins meanwhile is cut. Also from a process
+/// that was killed on the way.
 #[test]
-fn flows_move_into_a_map_of_another_size() {
+fn a_table_of_flows_of_another_size_takes_over_under_load() {
     for hook in hooks() {
-        let (mut scene, _server) = served(hook);
-        let mut open = connections(&scene);
-        for flows_max in [1024, 32_768] {
-            let former = scene.node.file_system.join("flatnet/flows-v1/maps/flows-former");
-            scene.options.flows_max = flows_max;
-            scene.restart();
-            assert!(former.exists(), "{hook:?}: links have the programs of the former map");
-            open.extend(connections(&scene).into_iter().take(2));
-            scene.restart();
-            assert_eq!(scene.apply().len(), 4 * 2, "{hook:?}: both programs of each link");
-            assert!(!former.exists(), "{hook:?}: nothing uses it any more");
-            for connection in &mut open {
-                connection.ask().unwrap_or_else(|error| panic!("{hook:?}, {flows_max}: {error}"));
+        let (mut scene, _server) = served_by(Scene::with_flows(Mode::Routed, hook, 131_072));
+        let maps = scene.node.file_system.join("flatnet/flows-v1/maps");
+        let mut open = one_by_each(&scene);
+        // To bring them along takes a while.
+        let node_port = Frontend::NODE_PORT.address(0);
+        for _ in 0..8000 {
+            udp_to(&scene.other.namespace, node_port).send(b"one of many").expect("sent");
+        }
+        let Scene { node, nat, options, wanted, pods, other, .. } = &mut scene;
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let clients = ways(&pods[0], other).map(|(client, frontend)| {
+                let is_over = &is_over;
+                scope.spawn(move || ask_until(client, frontend, is_over))
+            });
+            for flows_max in [65_536, 262_144].repeat(5) {
+                options.flows_max = flows_max;
+                *nat = node.run(|| ServiceNat::load(options)).expect("the programs");
+                assert!(!maps.join("flows-former").exists(), "{hook:?}: nothing uses it any more");
+                let done = node.run(|| nat.apply(wanted)).expect("a turn");
+                assert_eq!(done.changes, Vec::<String>::new(), "{hook:?}: no program is replaced");
             }
-            scene.restart();
-            assert_eq!(scene.apply(), Vec::<String>::new(), "{hook:?}");
+            is_over.store(true, Ordering::Relaxed);
+            for client in clients {
+                let asked = client.join().expect("it ends");
+                let asked = asked.unwrap_or_else(|error| {
+                    panic!("{hook:?}: {error}; {:?}", nat.counters());
+                });
+                assert!(asked > 10, "{hook:?}: {asked} connections are no load");
+            }
+        });
+        fs::rename(maps.join("flows"), maps.join("flows-former")).expect("another name");
+        open.extend(one_by_each(&scene));
+        scene.restart();
+        assert!(!maps.join("flows-former").exists(), "{hook:?}: the next process ended it");
+        assert_eq!(scene.apply(), Vec::<String>::new(), "{hook:?}");
+        for connection in &mut open {
+            connection.ask().unwrap_or_else(|error| panic!("{hook:?}: {error}"));
         }
     }
+}
+
+/// Each client by a frontend of its own: a port that leads to the one endpoint by another frontend
+/// is taken.
+fn ways<'a>(pod: &'a TestPod, outside: &'a Node) -> [(&'a Netns, Frontend); 2] {
+    [(&pod.namespace, Frontend::CLUSTER_IP), (&outside.namespace, Frontend::NODE_PORT)]
+}
+
+fn one_by_each(scene: &Scene) -> Vec<Connection> {
+    let open = |(client, frontend): (&Netns, Frontend)| {
+        FAMILIES.map(|family| Connection::open(client, frontend.address(family)).expect("opened"))
+    };
+    ways(&scene.pods[0], &scene.other).into_iter().flat_map(open).collect()
+}
+
+/// Asks over one connection after another until it is over, for a minute at most: how many.
+fn ask_until(client: &Netns, frontend: Frontend, is_over: &AtomicBool) -> Result<usize, String> {
+    let target = frontend.address(0);
+    let ends = Instant::now() + Duration::from_secs(60);
+    let mut asked = 0;
+    while !is_over.load(Ordering::Relaxed) && Instant::now() < ends {
+        ask_tcp(client, target).map_err(|error| format!("{target}: {error}"))?;
+        asked += 1;
+    }
+    Ok(asked)
 }
 
 /// While another backend takes over, connections go on and nothing new is taken.

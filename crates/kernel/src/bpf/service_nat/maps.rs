@@ -15,11 +15,13 @@ use render::OpError;
 use super::super::{Applied, canonical, refused};
 use super::TrackedFlow;
 
-/// The map of flows.
+/// The table of flows.
 pub(super) const FLOWS: &str = "flows";
-/// The maps by name, as `bpf/tracking.h` declares them.
-pub(super) const MAPS: [&str; 5] =
-    [FLOWS, "nat_links", "nat_settings", "nat_secret", "nat_counters"];
+/// The map in which programs find it, as `bpf/flows.h` declares it.
+pub(super) const TABLES: &str = "flow_tables";
+/// The maps by name, the others as `bpf/tracking.h` declares them.
+pub(super) const MAPS: [&str; 6] =
+    [FLOWS, TABLES, "nat_links", "nat_settings", "nat_secret", "nat_counters"];
 
 pub(super) fn are_pinned(directory: &Path) -> bool {
     MAPS.iter().all(|name| directory.join(name).exists())

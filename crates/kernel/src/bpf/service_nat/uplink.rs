@@ -163,7 +163,6 @@ pub(super) fn detach(links: &Path, link_index: u32) -> Result<(), OpError> {
 fn load_anew(options: &Options, maps: &Path, pin: &Path) -> Result<(), OpError> {
     let what = "the eBPF program of the uplink";
     let mut loader = Loader::new(what, SERVICE_XDP, &options.services_maps);
-    loader.with_entries(maps::FLOWS, options.flows_max);
     for name in maps::MAPS.into_iter().chain([SENT]) {
         loader.pinned_at(name, maps.join(name));
     }
