@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use store::authorize::AUTHENTICATED;
 
 use crate::bootstrap::Wanted;
+use crate::tokens::SERVICE_ACCOUNTS;
 
 const GROUP_VERSION: &str = "rbac.authorization.k8s.io/v1";
 /// Marks what the server itself makes and mends.
@@ -34,6 +35,14 @@ pub(crate) fn wanted() -> Vec<Wanted> {
                 "verbs": ["get"],
             }]),
         ),
+        role(
+            "system:service-account-issuer-discovery",
+            json!([{
+                "nonResourceURLs": ["/.well-known/openid-configuration",
+                    "/.well-known/openid-configuration/", "/openid/v1/jwks", "/openid/v1/jwks/"],
+                "verbs": ["get"],
+            }]),
+        ),
         role("system:basic-user", json!(basic_rules())),
         role("system:auth-delegator", json!(delegator_rules())),
         role("system:node", json!(store::authorize::node_rules())),
@@ -49,6 +58,7 @@ pub(crate) fn wanted() -> Vec<Wanted> {
         ("cluster-admin", Some(layout::GROUP_MASTERS)),
         ("system:basic-user", Some(AUTHENTICATED)),
         ("system:discovery", Some(AUTHENTICATED)),
+        ("system:service-account-issuer-discovery", Some(SERVICE_ACCOUNTS)),
         // Nodes have the role within the limits of their own pods alone (`store::authorize`).
         ("system:node", None),
     ];

@@ -32,10 +32,10 @@ const LIFE_MAXIMUM_S: i64 = 24 * 60 * 60;
 const LIFE_DEFAULT_S: i64 = 60 * 60;
 /// Longest token that is looked at, bytes.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
-/// The head of every token of ours.
-const HEADER: &str = r#"{"alg":"ES256","typ":"JWT"}"#;
+/// How tokens are signed (RFC 7518, 3.4).
+const ALGORITHM: &str = "ES256";
 /// Groups of all ServiceAccounts; those of one namespace have its name behind.
-const GROUP: &str = "system:serviceaccounts";
+pub(crate) const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 
 /// Makes and checks tokens.
 pub(crate) struct Tokens {
@@ -44,6 +44,8 @@ pub(crate) struct Tokens {
     /// Who signs, and for whom when nobody says for whom: the API server, by its name in the
     /// cluster.
     issuer: String,
+    /// Tells this key from others.
+    key_name: String,
 }
 
 /// What a token says.
@@ -106,7 +108,37 @@ impl Tokens {
         )
         .map_err(|error| fault(key, error))?;
         let issuer = format!("https://kubernetes.default.svc.{cluster_domain}");
-        Ok(Self { key: pair, random, issuer })
+        let name = ring::digest::digest(&ring::digest::SHA256, pair.public_key().as_ref());
+        let key_name = URL_SAFE_NO_PAD.encode(name);
+        Ok(Self { key: pair, random, issuer, key_name })
+    }
+
+    /// Who signs, and where his keys are: `/.well-known/openid-configuration` (OpenID Connect
+    /// Discovery 1.0). With it others check tokens without asking the API server each time.
+    pub fn issuer(&self) -> Value {
+        json!({
+            "issuer": self.issuer,
+            "jwks_uri": format!("{}/openid/v1/jwks", self.issuer),
+            "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": [ALGORITHM],
+        })
+    }
+
+    /// The key by which tokens can be checked: `/openid/v1/jwks` (JSON Web Key Set, RFC 7517).
+    pub fn keys(&self) -> Value {
+        // An uncompressed point: one byte that says so, and both coordinates (SEC 1, 2.3.3).
+        let point = self.key.public_key().as_ref().get(1..).unwrap_or_default();
+        let (x, y) = point.split_at(point.len() / 2);
+        json!({"keys": [{
+            "use": "sig",
+            "kty": "EC",
+            "kid": self.key_name,
+            "crv": "P-256",
+            "alg": ALGORITHM,
+            "x": URL_SAFE_NO_PAD.encode(x),
+            "y": URL_SAFE_NO_PAD.encode(y),
+        }]})
     }
 
     /// Answers a TokenRequest for a ServiceAccount (authentication.k8s.io/v1).
@@ -227,8 +259,9 @@ impl Tokens {
 
     fn sign(&self, claims: &Claims) -> Result<String, String> {
         let claims = serde_json::to_vec(claims).map_err(|error| error.to_string())?;
+        let header = json!({"alg": ALGORITHM, "kid": self.key_name, "typ": "JWT"}).to_string();
         let signed =
-            format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(claims));
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         let signature = self.key.sign(&self.random, signed.as_bytes());
         let signature = signature.map_err(|_| "the system gives no random numbers".to_owned())?;
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
@@ -252,7 +285,7 @@ impl Tokens {
 
 /// The groups of a ServiceAccount.
 pub(crate) fn account_groups(namespace: &str) -> Vec<String> {
-    vec![GROUP.to_owned(), format!("{GROUP}:{namespace}")]
+    vec![SERVICE_ACCOUNTS.to_owned(), format!("{SERVICE_ACCOUNTS}:{namespace}")]
 }
 
 impl Claims {

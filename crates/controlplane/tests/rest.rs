@@ -146,12 +146,20 @@ async fn without_a_client_certificate_only_probes_and_the_version_are_served() {
         let (body, code) = text.rsplit_once('\n').expect("a code");
         (code.to_owned(), body.to_owned())
     };
-    for path in ["/livez", "/readyz", "/healthz", "/readyz?verbose"] {
-        assert_eq!(curl(path).await, ("200".to_owned(), "ok".to_owned()), "{path}");
+    let checks = "[+]ping ok\n[+]etcd ok\nreadyz check passed\n";
+    for (path, text) in [
+        ("/livez", "ok"),
+        ("/readyz", "ok"),
+        ("/healthz", "ok"),
+        ("/healthz/etcd", "ok"),
+        ("/readyz?verbose", checks),
+    ] {
+        assert_eq!(curl(path).await, ("200".to_owned(), text.to_owned()), "{path}");
     }
+    assert_eq!(curl("/readyz/nope").await.0, "404");
     let (code, version) = curl("/version").await;
     assert_eq!((code.as_str(), json_of(version.as_bytes())["major"].as_str()), ("200", Some("1")));
-    for path in ["/api/v1/secrets", "/apis", "/", "/openapi/v3", "/nope"] {
+    for path in ["/api/v1/secrets", "/apis", "/", "/openapi/v3", "/openid/v1/jwks", "/nope"] {
         let (code, body) = curl(path).await;
         assert_eq!(code, "401", "{path}");
         assert_eq!(json_of(body.as_bytes())["reason"], "Unauthorized", "{path}");

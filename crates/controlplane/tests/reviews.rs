@@ -2,11 +2,14 @@
 
 mod support;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use client::Transport as _;
 use client::{Client, ClientError, DeleteOptions, Endpoint, HttpsTransport, ResourcePath};
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::body::Bytes;
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
@@ -263,6 +266,45 @@ fn with_token(server: &Server, token: &str) -> Endpoint {
         .expect("the authority");
     let url = format!("https://{}", server.address);
     Endpoint::with_token(&url, &authorities, token).expect("an endpoint")
+}
+
+/// What a GET is answered: its code and its JSON.
+async fn get(endpoint: Endpoint, path: &str) -> (u16, Value) {
+    let request = Request::get(path).body(Full::new(Bytes::new())).expect("a request");
+    let answer = within("an answer", HttpsTransport::new(endpoint).send(request)).await;
+    let answer = answer.expect("an answer");
+    let code = answer.status().as_u16();
+    let text = answer.into_body().collect().await.expect("a body").to_bytes();
+    (code, serde_json::from_slice(&text).expect("JSON"))
+}
+
+/// As programs do that check tokens without asking the API server: Vault, service meshes.
+#[tokio::test]
+async fn others_check_tokens_by_the_issuers_published_keys() {
+    let scratch = Scratch::new("reviews-issuer");
+    let server = start(&scratch.0, 0).await;
+    make_world(&server).await;
+    let (token, _) = token(&server, json!({})).await;
+    let (code, issuer) =
+        get(with_token(&server, &token), "/.well-known/openid-configuration").await;
+    assert_eq!((code, &issuer["issuer"]), (200, &json!(ISSUER)));
+    let keys = issuer["jwks_uri"].as_str().and_then(|uri| uri.strip_prefix(ISSUER));
+    let (code, keys) = get(with_token(&server, &token), keys.expect("a path")).await;
+    assert_eq!(code, 200);
+    let key = &keys["keys"][0];
+    let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).expect("base64url");
+    let (signed, signature) = token.rsplit_once('.').expect("a signature");
+    let header = signed.split_once('.').expect("a header").0;
+    let header: Value = serde_json::from_slice(&decode(header)).expect("JSON");
+    assert_eq!((&header["alg"], &header["kid"]), (&json!("ES256"), &key["kid"]));
+    let coordinate = |name: &str| decode(key[name].as_str().expect("text"));
+    let point = [vec![4], coordinate("x"), coordinate("y")].concat();
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
+    assert!(key.verify(signed.as_bytes(), &decode(signature)).is_ok());
+    assert!(key.verify(b"another", &decode(signature)).is_err());
+    let (code, _) = get(endpoint(&server), "/openid/v1/jwks").await;
+    assert_eq!(code, 200, "for administrators too");
+    server.running.stop().await;
 }
 
 async fn review_token(server: &Server, spec: Value) -> Answered {

@@ -103,6 +103,14 @@ pub(super) fn bytes(code: StatusCode, media_type: &'static str, body: Bytes) -> 
     stream(code, media_type, full(body))
 }
 
+/// A document about who signs tokens, which clients may keep for an hour (the real server's).
+pub(super) fn issuer(media_type: &'static str, document: &Value) -> Response<Body> {
+    let mut response = bytes(StatusCode::OK, media_type, document.to_string().into());
+    let policy = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(CACHE_CONTROL, policy);
+    response
+}
+
 /// A body that comes piece by piece.
 pub(super) fn stream(code: StatusCode, media_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);

@@ -155,8 +155,18 @@ fn root(rows: &[&Resource]) -> Value {
         "" => format!("/api/{}", row.version),
         group => format!("/apis/{group}/{}", row.version),
     });
-    let fixed =
-        ["api", "apis", "healthz", "livez", "openapi/v2", "openapi/v3", "readyz", "version"];
+    let fixed = [
+        ".well-known/openid-configuration",
+        "api",
+        "apis",
+        "healthz",
+        "livez",
+        "openapi/v2",
+        "openapi/v3",
+        "openid/v1/jwks",
+        "readyz",
+        "version",
+    ];
     let fixed = fixed.into_iter().map(|path| format!("/{path}"));
     // In order, each once.
     let paths: BTreeSet<String> = fixed.chain(groups).collect();

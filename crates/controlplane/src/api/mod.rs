@@ -3,6 +3,7 @@
 mod admission;
 pub(crate) mod answer;
 mod fixed;
+mod health;
 mod identity;
 mod lines;
 mod metrics;
@@ -152,7 +153,7 @@ impl Api {
         };
         let route = route::route(&segments, &find);
         // Probes and version checks are open to all, everything else to known clients.
-        let open = matches!(route, Route::Health | Route::Version);
+        let open = matches!(route, Route::Health { .. } | Route::Version);
         call.user = self.authenticate(&call);
         if let Some(entry) = entry {
             entry.sender.clone_from(&call.user);
@@ -181,8 +182,10 @@ impl Api {
         };
         let encoding = encoding.map_or(Encoding::Json, |accepted| accepted.encoding);
         let answered = match route {
-            Route::Health if call.method == Method::GET || call.method == Method::HEAD => {
-                Ok(answer::text(StatusCode::OK, "ok"))
+            Route::Health { endpoint, check }
+                if call.method == Method::GET || call.method == Method::HEAD =>
+            {
+                health::answer(&endpoint, check.as_deref(), &call.query())
             }
             Route::Target(target) => {
                 let limit = Duration::from_millis(REQUEST_TIMEOUT_MS);
@@ -196,7 +199,13 @@ impl Api {
             Route::Version => self.documents.answer(&route, &call, &self.shared),
             route => self
                 .authorize(&call, &Request::Path { verb: "get", path: call.uri.path() })
-                .and_then(|()| self.documents.answer(&route, &call, &self.shared)),
+                .and_then(|()| match route {
+                    Route::Issuer => Ok(answer::issuer("application/json", &self.tokens.issuer())),
+                    Route::IssuerKeys => {
+                        Ok(answer::issuer("application/jwk-set+json", &self.tokens.keys()))
+                    }
+                    route => self.documents.answer(&route, &call, &self.shared),
+                }),
         };
         answered.unwrap_or_else(|status| answer::encoded_status(&status, encoding))
     }

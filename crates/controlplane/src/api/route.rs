@@ -12,7 +12,16 @@ pub(super) type Find<'a> = &'a dyn Fn(&str, &str, &str) -> Option<&'static Resou
 #[derive(Debug, PartialEq)]
 pub(super) enum Route {
     /// `/livez`, `/readyz`, `/healthz`, with or without a check's name.
-    Health,
+    Health {
+        /// The first part.
+        endpoint: String,
+        /// The check's name.
+        check: Option<String>,
+    },
+    /// `/.well-known/openid-configuration`.
+    Issuer,
+    /// `/openid/v1/jwks`.
+    IssuerKeys,
     /// `/version`.
     Version,
     /// `/`.
@@ -57,7 +66,12 @@ pub(super) fn route(segments: &[String], find: Find<'_>) -> Route {
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
     match parts.as_slice() {
         [] => Route::Root,
-        ["livez" | "readyz" | "healthz", ..] => Route::Health,
+        [endpoint @ ("livez" | "readyz" | "healthz"), check @ ..] => Route::Health {
+            endpoint: (*endpoint).to_owned(),
+            check: (!check.is_empty()).then(|| check.join("/")),
+        },
+        [".well-known", "openid-configuration"] => Route::Issuer,
+        ["openid", "v1", "jwks"] => Route::IssuerKeys,
         ["version"] => Route::Version,
         ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApiV3,
@@ -184,7 +198,13 @@ mod tests {
     fn fixed_documents_have_routes() {
         assert_eq!(parse("/apis/"), Route::Groups);
         assert_eq!(parse("/"), Route::Root);
-        assert_eq!(parse("/livez/ping"), Route::Health);
+        let health = |check: Option<&str>| Route::Health {
+            endpoint: "livez".to_owned(),
+            check: check.map(str::to_owned),
+        };
+        assert_eq!((parse("/livez"), parse("/livez/ping")), (health(None), health(Some("ping"))));
+        assert_eq!(parse("/.well-known/openid-configuration"), Route::Issuer);
+        assert_eq!(parse("/openid/v1/jwks"), Route::IssuerKeys);
         assert_eq!(
             parse("/openapi/v3/apis/apps/v1"),
             Route::OpenApiV3Group("apis/apps/v1".to_owned())
