@@ -48,6 +48,7 @@ pub fn data_outlives_pods(world: &World) -> Result<()> {
     let (first, second) = (ready("db-0")?, ready("db-1")?);
     let words = ["one", "two"];
     for (pod, word) in ["db-0", "db-1"].into_iter().zip(words) {
+        says(world, pod, "start\n")?;
         let command = format!("echo {word} >> /data/log");
         cluster.exec(NAMESPACE, pod, &["sh", "-c", &command])?;
     }
@@ -64,8 +65,7 @@ pub fn data_outlives_pods(world: &World) -> Result<()> {
             Ok(new)
         })?;
         ensure!(new["spec"]["nodeName"] == old["spec"]["nodeName"], "{name} moved from its data");
-        let log = cluster.exec(NAMESPACE, name, &["cat", "/data/log"])?;
-        ensure!(log == format!("start\n{word}\nstart\n"), "{name}: {log:?}");
+        says(world, name, &format!("start\n{word}\nstart\n"))?;
     }
     let directories = directories(world)?;
     ensure!(directories.iter().all(|path| path.join("log").is_file()), "{directories:?}");
@@ -88,15 +88,21 @@ pub fn data_outlives_a_stop(world: &World) -> Result<()> {
     cluster.kubectl(&["create", "namespace", NAMESPACE])?;
     cluster.apply(SET)?;
     cluster.pod_ready(NAMESPACE, "db-1")?;
+    says(world, "db-0", "start\n")?;
     cluster.exec(NAMESPACE, "db-0", &["sh", "-c", "echo kept >> /data/log"])?;
     flatnet(&["down", "--name", &cluster.name, "--keep"])?;
     flatnet(&["up", "--name", &cluster.name])?;
-    eventually("the pod is back with its data", SOON, || {
-        let log = cluster.exec(NAMESPACE, "db-0", &["cat", "/data/log"])?;
-        ensure!(log == "start\nkept\nstart\n", "{log:?}");
-        Ok(())
-    })?;
+    says(world, "db-0", "start\nkept\nstart\n")?;
     cluster.kubectl(&["delete", "namespace", NAMESPACE]).map(drop)
+}
+
+/// Waits until a pod's data is this: its shell writes when it begins, a moment after it is ready.
+fn says(world: &World, pod: &str, wanted: &str) -> Result<()> {
+    eventually(&format!("{pod} has its data"), SOON, || {
+        let log = world.cluster.exec(NAMESPACE, pod, &["cat", "/data/log"])?;
+        ensure!(log == wanted, "{log:?}");
+        Ok(())
+    })
 }
 
 /// Where the claims of the namespace keep their data.

@@ -134,12 +134,17 @@ fn through_services(cluster: &Cluster, family: &str) -> Result<()> {
     eventually("the Service answers", READY, || {
         cluster.exec(NAMESPACE, "one", &["toolbox", "http", &url(address, "80")]).and_then(answers)
     })?;
+    // Names and other nodes may hear of it later.
     let by_name = format!("http://{name}.{NAMESPACE}.svc.cluster.local/");
-    answers(cluster.exec(NAMESPACE, "one", &["toolbox", "http", &by_name])?)?;
+    eventually("its name answers", READY, || {
+        cluster.exec(NAMESPACE, "one", &["toolbox", "http", &by_name]).and_then(answers)
+    })?;
     let fetch = ["curl", "-sg", "--max-time", "5"];
     for node in &cluster.nodes {
         let cluster_ip = url(address, "80");
-        answers(cluster.on_node(node, &[&fetch[..], &[&cluster_ip]].concat())?)?;
+        eventually(&format!("it answers {node}"), READY, || {
+            cluster.on_node(node, &[&fetch[..], &[&cluster_ip]].concat()).and_then(answers)
+        })?;
         let object = cluster.get("", "node", node)?;
         let addresses = object["status"]["addresses"].as_array().context("no addresses")?;
         let mut parsed = addresses

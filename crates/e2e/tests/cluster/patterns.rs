@@ -47,8 +47,12 @@ pub fn patterns(world: &World) -> Result<()> {
         "5",
         "http://localhost:9000/",
     ];
-    let answer = world.cluster.kubectl(&curl)?;
-    ensure!(answer.contains("\"api-"), "the ambassador should reach the API: {answer}");
+    // Its node may hear a moment later of the Service's pods.
+    eventually("the ambassador reaches the API", RESTART, || {
+        let answer = world.cluster.kubectl(&curl)?;
+        ensure!(answer.contains("\"api-"), "{answer}");
+        Ok(())
+    })?;
     let pods = ["sidecar", "adapter", "ambassador"];
     let mut delete = vec!["delete", "pod", "--now"];
     delete.extend(pods);

@@ -11,8 +11,8 @@ use super::world::World;
 
 ///
 const REPAIRED_MS: u64 = 1000;
-/// The counters follow the repair.
-const TOLD: Duration = Duration::from_secs(2);
+/// The counters follow the repair, on a busy machine too.
+const TOLD: Duration = Duration::from_secs(10);
 
 /// One way to break a node.
 pub struct Damage {

@@ -15,8 +15,8 @@ use super::world::World;
 /// What an agent may take beyond what it has when it begins, in KiB: it dies sooner or later. With
 /// 1 MiB it lives.
 const LIMITS_KIB: [u64; 5] = [32, 64, 128, 256, 512];
-/// It dies within this time.
-const DEATH: Duration = Duration::from_secs(3);
+/// It dies within this time, on a busy machine too.
+const DEATH: Duration = Duration::from_secs(20);
 /// Nothing is left in its group after this.
 const EMPTY: Duration = Duration::from_secs(10);
 /// How long the load lasts.
