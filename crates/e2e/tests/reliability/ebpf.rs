@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::eventually;
 use e2e::processes::{Held, agent_status, converged};
 use serde_json::{Value, json};
 
@@ -19,6 +21,8 @@ const DOWN_S: u64 = 12;
 const RESIZED_S: u64 = 15;
 /// Restarts that must write nothing.
 const SILENT_RESTARTS: usize = 3;
+/// Flows of Services end this long after their last packet (UDP: 120 s), and then their maps go.
+const DRAINED: Duration = Duration::from_secs(180);
 /// The nodes.
 const NODES: [&str; 2] = ["node1", "node2"];
 
@@ -101,6 +105,18 @@ fn with_ebpf(world: &World, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let done = work();
     change(world, DEFAULT)?;
     done
+}
+
+/// Waits until nodes of another backend have nothing of eBPF any more: flows that began there go on
+/// there, and its maps stay as long.
+pub fn drained(world: &World) -> Result<()> {
+    NODES.iter().try_for_each(|node| {
+        eventually(&format!("no flow of {node} is in eBPF"), DRAINED, || {
+            let maps = agent_status(&world.cluster, node)?["ebpfMaps"].take();
+            ensure!(maps.as_array().is_some_and(Vec::is_empty), "{maps}");
+            Ok(())
+        })
+    })
 }
 
 /// Programs, maps and attachments that are pinned, with their numbers and times: what is made anew

@@ -10,6 +10,7 @@ use e2e::node_state::{NodeState, Usage};
 use e2e::processes::agent_status;
 
 use super::backends::{DEFAULT, change};
+use super::ebpf::drained;
 use super::kills::back;
 use super::pods::{Pods, run};
 use super::schedule::option;
@@ -34,6 +35,20 @@ const GROWTH_PERCENT: u64 = 5;
 const AT_REST: Duration = Duration::from_secs(20);
 
 pub fn come_and_go(world: &World) -> Result<()> {
+    drained(world)?;
+    leave_nothing(world)
+}
+
+/// The same with Services and forwarding in eBPF.
+pub fn come_and_go_with_ebpf(world: &World) -> Result<()> {
+    change(world, "ebpf")?;
+    ensure!(map_entries(world)?.contains_key("services"), "no maps: nothing would be shown");
+    let checked = leave_nothing(world);
+    change(world, DEFAULT)?;
+    checked
+}
+
+fn leave_nothing(world: &World) -> Result<()> {
     back(world)?;
     let mut pods = Pods::default();
     churn(world, &mut pods, WARM_UP)?;
@@ -78,15 +93,6 @@ fn at_rest(world: &World) -> Result<(NodeState, BTreeSet<String>)> {
         state.0.ensure_same_as(&former.0)
     })?;
     Ok(state)
-}
-
-/// The same with Services and forwarding in eBPF.
-pub fn come_and_go_with_ebpf(world: &World) -> Result<()> {
-    change(world, "ebpf")?;
-    ensure!(map_entries(world)?.contains_key("services"), "no maps: nothing would be shown");
-    let checked = come_and_go(world);
-    change(world, DEFAULT)?;
-    checked
 }
 
 fn churn(world: &World, pods: &mut Pods, total: u64) -> Result<()> {
