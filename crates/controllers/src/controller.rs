@@ -10,7 +10,8 @@ use crate::write::{Failure, Outcome};
 use crate::{
     cron_jobs, daemon_sets, deployment, disruption, endpoint_slices, endpoints, garbage, jobs,
     namespaces, node_lifecycle, node_ranges, pod_garbage, replica_sets, scheduler,
-    service_accounts, service_cidrs, slice_mirroring, stateful_sets, taint_eviction, volumes,
+    service_accounts, service_cidrs, slice_mirroring, stateful_sets, taint_eviction, token_secrets,
+    volumes,
 };
 
 /// One controller. The order is the order in which keys that are due together run: what takes
@@ -51,6 +52,8 @@ pub enum Controller {
     Namespaces,
     /// The ServiceAccount `default` and the CA certificate in every namespace.
     ServiceAccounts,
+    /// Secrets with tokens of ServiceAccounts.
+    TokenSecrets,
     /// Keeps ranges of Service addresses that are still in use.
     ServiceCidrs,
     /// Deletes what has lost its owners.
@@ -126,7 +129,7 @@ pub enum Verb {
 
 impl Controller {
     /// All controllers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::EndpointSlices,
         Self::Endpoints,
         Self::SliceMirroring,
@@ -144,6 +147,7 @@ impl Controller {
         Self::TaintEviction,
         Self::Namespaces,
         Self::ServiceAccounts,
+        Self::TokenSecrets,
         Self::ServiceCidrs,
         Self::Garbage,
         Self::PodGarbage,
@@ -169,6 +173,7 @@ impl Controller {
             Self::TaintEviction => taint_eviction::interested(change, snapshot, keys),
             Self::Namespaces => namespaces::interested(change, keys),
             Self::ServiceAccounts => service_accounts::interested(change, keys),
+            Self::TokenSecrets => token_secrets::interested(change, snapshot, keys),
             Self::ServiceCidrs => service_cidrs::interested(change, snapshot, keys),
             Self::Garbage => garbage::interested(change, snapshot, keys),
             Self::PodGarbage => pod_garbage::interested(change, keys),
@@ -195,6 +200,7 @@ impl Controller {
             Self::TaintEviction => taint_eviction::reconcile(key, snapshot, input),
             Self::Namespaces => namespaces::reconcile(key, snapshot, input),
             Self::ServiceAccounts => service_accounts::reconcile(key, snapshot, input),
+            Self::TokenSecrets => token_secrets::reconcile(key, snapshot, input),
             Self::ServiceCidrs => service_cidrs::reconcile(key, snapshot, input),
             Self::Garbage => garbage::reconcile(key, snapshot),
             Self::PodGarbage => pod_garbage::reconcile(key, snapshot, input),

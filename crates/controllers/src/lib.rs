@@ -45,6 +45,7 @@ pub mod snapshot;
 mod stateful_sets;
 mod taint_eviction;
 mod template;
+mod token_secrets;
 pub mod volume;
 pub mod volumes;
 pub mod workload;

@@ -338,6 +338,7 @@ impl Manager {
             Write::Create { kind, .. } => *kind,
             Write::Patch { object, .. } | Write::Delete { object, .. } => object.kind,
             Write::Bind { .. } => Kind::Pod,
+            Write::GiveToken { secret, .. } => secret.kind,
             Write::Finalize { .. } => Kind::Namespace,
             Write::DeleteCollection { .. }
             | Write::MakeVolume { .. }
@@ -388,6 +389,7 @@ impl Write {
     fn object(&self) -> Option<ObjectKey> {
         match self {
             Self::Patch { object, .. } | Self::Delete { object, .. } => Some(object.clone()),
+            Self::GiveToken { secret, .. } => Some(secret.clone()),
             Self::Bind { pod, .. } => Some(ObjectKey::new(Kind::Pod, pod.clone())),
             Self::Create { .. }
             | Self::DeleteCollection { .. }

@@ -19,6 +19,7 @@ use crate::job::Job;
 use crate::kind::{Kind, ObjectKey};
 use crate::pod::Pod;
 use crate::slice::{EndpointSubset, SliceEndpoint, SlicePort};
+use crate::token_secrets;
 use crate::volume::{Claim, StorageClass, Volume};
 use crate::workload::{ControllerRevision, DaemonSet, StatefulSet};
 
@@ -77,6 +78,11 @@ pub enum Body {
     Lease(Lease),
     /// A ServiceCIDR.
     ServiceCidr(ServiceCidr),
+    /// A Secret for a token of a ServiceAccount. What it holds is not kept.
+    TokenSecret {
+        /// Whether all is in it that belongs to it.
+        is_filled: bool,
+    },
     /// The CA text of the ConfigMap `kube-root-ca.crt`.
     RootCa(String),
     /// Only metadata is read: of kinds that are owned or counted, and of objects whose content
@@ -118,6 +124,7 @@ impl Object {
             Kind::StorageClass => part(value, Body::StorageClass),
             Kind::Lease => part(value, Body::Lease),
             Kind::ServiceCidr => part(value, Body::ServiceCidr),
+            Kind::Secret => token_secrets::read(&value),
             Kind::ConfigMap if meta.name == ROOT_CA_CONFIG_MAP => {
                 let text = value.pointer("/data/ca.crt").and_then(Value::as_str);
                 Body::RootCa(text.unwrap_or_default().to_owned())

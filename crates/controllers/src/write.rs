@@ -62,6 +62,17 @@ pub enum Write {
         /// The node.
         node: String,
     },
+    /// Makes a token of a ServiceAccount that is bound to a Secret, and puts it there.
+    GiveToken {
+        /// The Secret.
+        secret: ObjectKey,
+        /// Its identity.
+        uid: String,
+        /// The account's name.
+        account: String,
+        /// What else the Secret gets: a merge patch, to whose `stringData` the token is added.
+        body: Value,
+    },
     /// Makes the directory of a provisioned volume. One that is there already is fine.
     MakeVolume {
         /// The PersistentVolume's name.

@@ -311,6 +311,9 @@ async fn write(writer: &Writer, write: &Write) -> StepResult {
                 Err(error) => StepResult::Failed(failure(&error)),
             }
         }
+        Write::GiveToken { secret, uid, account, body } => {
+            give_token(client, secret, uid, account, body.clone()).await
+        }
         Write::Bind { pod, uid, node } => bind(client, pod, uid, node).await,
         Write::Finalize { namespace, body } => {
             let path = collection(Kind::Namespace, "").name(namespace).subresource("finalize");
@@ -334,6 +337,31 @@ async fn bind(client: &Client, pod: &model::NamespacedName, uid: &str, node: &st
         StepResult::Object(_) => or_gone(client.get(&path).await),
         result => result,
     }
+}
+
+/// Makes a token that is good as long as its Secret is there, and puts it there.
+async fn give_token(
+    client: &Client,
+    secret: &ObjectKey,
+    uid: &str,
+    account: &str,
+    mut body: Value,
+) -> StepResult {
+    let namespace = &secret.name.namespace;
+    let path = collection(Kind::ServiceAccount, namespace).name(account).subresource("token");
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "spec": {
+            "expirationSeconds": crate::tokens::LIFE_LIMIT_S,
+            "boundObjectRef":
+                {"apiVersion": "v1", "kind": "Secret", "name": secret.name.name, "uid": uid},
+        },
+    });
+    let made = or_gone(client.create::<_, Value>(&path, &request).await);
+    let StepResult::Object(made) = made else { return made };
+    body["stringData"]["token"] = made["status"]["token"].clone();
+    or_gone(client.patch(&object_path(secret), PatchKind::Merge, &body).await)
 }
 
 /// Does something to the directory of a volume, away from the threads that serve.

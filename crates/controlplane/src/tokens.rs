@@ -25,13 +25,18 @@ use crate::tls::{TlsError, User, fault};
 /// Shortest life of a token that may be asked for, seconds (the real server's).
 const LIFE_MINIMUM_S: i64 = 600;
 /// Longest life that a request may ask for, seconds (the real server's).
-const LIFE_LIMIT_S: i64 = 1 << 32;
-/// Longest life of a token; longer wishes are shortened, seconds: a day.
+pub(crate) const LIFE_LIMIT_S: i64 = 1 << 32;
+/// Longest life of a token; longer wishes are shortened, seconds: a day. Tokens in Secrets that are
+/// made for them have none: they end with the Secret.
 const LIFE_MAXIMUM_S: i64 = 24 * 60 * 60;
 /// Life of a token when none is asked for, seconds (the real server's).
 const LIFE_DEFAULT_S: i64 = 60 * 60;
 /// Longest token that is looked at, bytes.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
+/// The type of Secrets that hold a token.
+const TOKEN_SECRET_TYPE: &str = "kubernetes.io/service-account-token";
+/// Where such a Secret names its account.
+const TOKEN_SECRET_ACCOUNT: &str = "/metadata/annotations/kubernetes.io~1service-account.name";
 /// How tokens are signed (RFC 7518, 3.4).
 const ALGORITHM: &str = "ES256";
 /// Groups of all ServiceAccounts; those of one namespace have its name behind.
@@ -158,7 +163,8 @@ impl Tokens {
         let asked_s = body.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
         let asked_s = asked_s.unwrap_or(LIFE_DEFAULT_S);
         check_life(asked_s)?;
-        let life_s = asked_s.min(LIFE_MAXIMUM_S);
+        let kept = is_kept(store, namespace, name, body)?;
+        let life_s = asked_s.min(if kept { LIFE_LIMIT_S } else { LIFE_MAXIMUM_S });
         let warning = (life_s < asked_s).then(|| {
             format!("requested expiration of {asked_s} seconds shortened to {life_s} seconds")
         });
@@ -378,6 +384,20 @@ impl Bound {
             None => Some(()),
         }
     }
+}
+
+/// Whether a request is for a token that lies in a Secret of its account, made for that.
+fn is_kept(store: &Store, namespace: &str, account: &str, body: &Value) -> Result<bool, Status> {
+    let of_reference = |field: &str| {
+        let found = body.pointer("/spec/boundObjectRef").and_then(|found| found.get(field));
+        found.and_then(Value::as_str).unwrap_or_default()
+    };
+    if of_reference("kind") != "Secret" {
+        return Ok(false);
+    }
+    let secret = store.get(resource("secrets")?, namespace, of_reference("name"))?;
+    let text = |pointer| store::json::text(&secret.value, pointer);
+    Ok(text("/type") == TOKEN_SECRET_TYPE && text(TOKEN_SECRET_ACCOUNT) == account)
 }
 
 /// Refuses lives that the API does not know.

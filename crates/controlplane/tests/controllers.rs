@@ -4,6 +4,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use client::{Client, ClientError, DeleteOptions, PatchKind, ResourcePath, WatchEvent, WatchSpec};
 use controlplane::drive;
 use serde_json::{Value, json};
@@ -212,6 +214,70 @@ async fn controllers_that_die_in_a_rollout_go_on_where_they_were() {
     .await;
     settle_at(&server.client, 4).await;
     runtime.abort();
+    controllers.stop().await;
+    server.running.stop().await;
+}
+
+/// A Secret that was made for it gets a token, which ends with the Secret, and with the account.
+#[tokio::test]
+async fn tokens_in_secrets_are_good_as_long_as_these() {
+    let scratch = Scratch::new("controllers-tokens");
+    let server = start(&scratch.0, 0).await;
+    let controllers = Controllers::start(&server);
+    let client = &server.client;
+    let make = async |plural: &'static str, body: Value| {
+        let made: Result<Value, ClientError> = client.create(&path("v1", plural), &body).await;
+        made
+    };
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "robot"}});
+    make("serviceaccounts", account).await.expect("an account");
+    let secret = |annotations: Value| {
+        json!({"apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "robot-token", "annotations": annotations},
+            "type": "kubernetes.io/service-account-token"})
+    };
+    let refused = make("secrets", secret(json!({}))).await.expect_err("whose?").to_string();
+    let why = "metadata.annotations[kubernetes.io/service-account.name]: Required value";
+    assert!(refused.contains(why), "{refused}");
+    let named = secret(json!({"kubernetes.io/service-account.name": "robot"}));
+    make("secrets", named).await.expect("a secret");
+    let secret = path("v1", "secrets").name("robot-token");
+    let is_filled = async || {
+        let found: Value = client.get(&secret).await.expect("the secret");
+        found["data"]["token"].is_string()
+    };
+    eventually("a token", is_filled).await;
+    let filled: Value = client.get(&secret).await.expect("the secret");
+    let text = |key: &str| {
+        let encoded = filled["data"][key].as_str().expect("text");
+        String::from_utf8(STANDARD.decode(encoded).expect("base64")).expect("UTF-8")
+    };
+    assert_eq!((text("namespace").as_str(), text("ca.crt").as_str()), ("default", "CA"));
+    let token = text("token");
+    let review = async || {
+        let path = ResourcePath::new("authentication.k8s.io/v1", "tokenreviews");
+        let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+            "spec": {"token": token}});
+        let answered: Value = client.create(&path, &body).await.expect("a review");
+        answered["status"].clone()
+    };
+    assert_eq!(review().await["user"]["username"], "system:serviceaccount:default:robot");
+    let claims = token.split('.').nth(1).expect("claims");
+    let claims = URL_SAFE_NO_PAD.decode(claims).expect("base64url");
+    let claims: Value = serde_json::from_slice(&claims).expect("JSON");
+    let years = (claims["exp"].as_i64().expect("an end") - now().seconds()) / (365 * 86_400);
+    assert!(years > 100, "it ends in {years} years");
+    // Without its account the Secret goes, and the token with it.
+    let account = path("v1", "serviceaccounts").name("robot");
+    let gone: Result<Value, _> = client.delete(&account, &DeleteOptions::default()).await;
+    gone.expect("deleted");
+    let is_gone = async || {
+        let found: Option<Value> = client.get_optional(&secret).await.expect("an answer");
+        found.is_none()
+    };
+    eventually("the secret's end", is_gone).await;
+    assert_eq!(review().await["authenticated"], Value::Null);
     controllers.stop().await;
     server.running.stop().await;
 }

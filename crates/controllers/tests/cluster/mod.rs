@@ -406,6 +406,13 @@ impl Cluster {
                 let (namespace, name) = parts(object);
                 self.request(object.kind, namespace, name, None, Action::Delete(options))
             }
+            Write::GiveToken { secret, body, .. } => {
+                let (namespace, name) = parts(secret);
+                let mut body = body.clone();
+                body["stringData"]["token"] = json!("TOKEN");
+                let action = Action::Patch(PatchKind::Merge, body);
+                self.request(secret.kind, namespace, name, None, action)
+            }
             Write::MakeVolume { volume } => {
                 self.volumes.insert(volume.clone());
                 return StepResult::Done;

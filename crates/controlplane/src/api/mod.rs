@@ -25,7 +25,7 @@ use std::time::Duration;
 use client::Body;
 use hyper::body::Bytes;
 use hyper::upgrade::OnUpgrade;
-use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
+use hyper::{HeaderMap, Method, Response, Uri};
 use store::Status;
 use store::authorize::Request;
 

@@ -103,6 +103,12 @@ pub(crate) static SECRET: Resource = Resource {
                 }
             }
         }
+        if json::text(value, "/type") == TOKEN_TYPE
+            && json::text(value, "/metadata/annotations/kubernetes.io~1service-account.name")
+                .is_empty()
+        {
+            errors.required("metadata.annotations[kubernetes.io/service-account.name]", "");
+        }
         if let Some(old) = old {
             immutable(errors, "type", value.get("type"), old.get("type"));
         }
@@ -110,6 +116,9 @@ pub(crate) static SECRET: Resource = Resource {
     },
     ..Resource::BASE
 };
+
+/// The type of Secrets that hold a token of a ServiceAccount, put there by a controller.
+const TOKEN_TYPE: &str = "kubernetes.io/service-account-token";
 
 /// Keys that typed secrets must have.
 const REQUIRED_SECRET_KEYS: &[(&str, &[&str])] = &[

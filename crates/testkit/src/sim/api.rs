@@ -160,6 +160,8 @@ impl Api {
                 }
                 DeleteOptions::from_value(&options).and_then(|options| self.delete(object, options))
             }
+            // No case of the simulator keeps tokens in Secrets.
+            Write::GiveToken { .. } => return StepResult::Done,
             // No case of the simulator has claims: nothing is kept on a disk.
             Write::MakeVolume { .. } => return StepResult::Done,
             Write::RemoveVolume { .. } => return StepResult::Done,
