@@ -44,6 +44,7 @@ const BY_EBPF: Sample = Sample {
         "load-balancer-source-ranges-external-local",
         "port-range-behind-source-ranges",
         "source-ranges-change-live",
+        "source-ranges-for-datagrams-of-the-node",
         "source-ranges-of-both-families",
     ],
     one_in: 64,
