@@ -509,3 +509,34 @@ fn a_range_of_ports_is_covered_exactly() {
         }
     }
 }
+
+/// The maps have each part once, whichever Service's it is; so each look finds what the last one
+/// wrote.
+#[test]
+fn ranges_of_several_services_that_overlap_are_written_once() {
+    let all = [(81, 81), (81, 65_535), (80, 96), (80, 95), (96, 96)];
+    let mut desired = Desired::default();
+    for ((first, last), endpoint) in all.into_iter().zip(2..) {
+        let frontend = RangeFrontend {
+            scope: RangeScope::External,
+            address: address("203.0.113.1"),
+            protocol: Protocol::Udp,
+            first,
+            last,
+        };
+        let endpoints = [SocketAddr::from(([10, 244, 1, endpoint], 0))];
+        let plan = FrontendPlan {
+            source_ranges: Some([range(&format!("198.51.{endpoint}.0/24"))].into()),
+            ..FrontendPlan::new(Backends::Endpoints(endpoints.into()))
+        };
+        let ranges = [(frontend, plan)].into();
+        let name = NamespacedName::new("default", format!("web-{endpoint}"));
+        desired.services.insert(name, ServicePlan { ranges, ..ServicePlan::default() });
+    }
+    let program = render(&desired, &ClusterConfig::default(), &facts());
+    let mut observed = EbpfObserved::default();
+    let ops = diff(&program, &observed);
+    apply_all(&mut observed, &ops);
+    assert!(observed.ranges.len() > all.len());
+    assert_eq!(diff(&program, &observed), []);
+}

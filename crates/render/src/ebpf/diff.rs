@@ -64,6 +64,8 @@ struct Target<'a> {
     /// Whether node ports no longer answer at an address of the node.
     has_lost_address: bool,
     tables: Tables,
+    /// Parts of ranges that a frontend has.
+    taken: BTreeSet<RangeKey>,
     used: BTreeSet<u32>,
     /// The next id that nothing has; `None` until one is needed.
     next_id: Option<u32>,
@@ -98,12 +100,16 @@ impl<'a> Target<'a> {
     fn new(program: &EbpfProgram, observed: &'a EbpfObserved) -> Self {
         let mut before = observed.node_addresses.keys();
         let has_lost_address = before.any(|address| !program.node_addresses.contains(&address));
-        let (tables, used) = (Tables::default(), BTreeSet::new());
-        Self { observed, has_lost_address, tables, used, next_id: None }
+        let (tables, taken, used) = (Tables::default(), BTreeSet::new(), BTreeSet::new());
+        Self { observed, has_lost_address, tables, taken, used, next_id: None }
     }
 
     fn add(&mut self, key: &FrontendKey, frontend: &FrontendProgram) {
-        let present = self.kept(key, frontend);
+        let parts = self.take_parts(key);
+        if parts.is_empty() && matches!(key, FrontendKey::Range { .. }) {
+            return;
+        }
+        let present = self.kept(key, &parts, frontend);
         let outside = frontend.outside.as_ref();
         let counts = [Some(&frontend.inside), outside].map(|view| view.map_or(0, View::count));
         let has_sources = frontend.source_ranges.is_some();
@@ -139,16 +145,28 @@ impl<'a> Target<'a> {
         match key {
             FrontendKey::Port(key) => self.tables.services.push(*key, service),
             FrontendKey::Range { .. } => {
-                key.range_keys().into_iter().for_each(|key| self.tables.ranges.push(key, service));
+                parts.into_iter().for_each(|part| self.tables.ranges.push(part, service));
             }
         }
+    }
+
+    /// The parts of a range that no other one has yet. Ranges of several Services at one address may
+    /// overlap: a part that was each one's in turn would change with every look.
+    fn take_parts(&mut self, key: &FrontendKey) -> Vec<RangeKey> {
+        let parts = key.range_keys().into_iter();
+        parts.filter(|part| self.taken.insert(*part)).collect()
     }
 
     /// What is there of a frontend. A flow of UDP goes on as it began as long as its endpoint is one
     /// of its view; so views start anew where clients outside the cluster are masqueraded from now
     /// on, or no more, and those of node ports where the node has lost an address.
-    fn kept(&self, key: &FrontendKey, frontend: &FrontendProgram) -> Option<Service> {
-        let present = service_at(key, self.observed)?;
+    fn kept(
+        &self,
+        key: &FrontendKey,
+        parts: &[RangeKey],
+        frontend: &FrontendProgram,
+    ) -> Option<Service> {
+        let present = service_at(key, parts, self.observed)?;
         let (protocol, is_node_port) = match key {
             FrontendKey::Port(key) => (key.protocol, key.scope == SCOPE_NODE_PORT),
             FrontendKey::Range { protocol, .. } => (protocol.number(), false),
@@ -245,12 +263,10 @@ fn flags(frontend: &FrontendProgram) -> u32 {
     rows.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag).sum()
 }
 
-fn service_at(key: &FrontendKey, observed: &EbpfObserved) -> Option<Service> {
+fn service_at(key: &FrontendKey, parts: &[RangeKey], observed: &EbpfObserved) -> Option<Service> {
     match key {
         FrontendKey::Port(key) => observed.services.get(key),
-        FrontendKey::Range { .. } => {
-            key.range_keys().iter().find_map(|key| observed.ranges.get(key))
-        }
+        FrontendKey::Range { .. } => parts.iter().find_map(|part| observed.ranges.get(part)),
     }
 }
 
@@ -272,11 +288,12 @@ fn ids(observed: &EbpfObserved) -> impl Iterator<Item = u32> + '_ {
 
 /// Copies what is there of one frontend.
 fn copy_frontend(key: &FrontendKey, observed: &EbpfObserved, to: &mut EbpfObserved) {
-    let Some(service) = service_at(key, observed) else { return };
+    let parts = key.range_keys();
+    let Some(service) = service_at(key, &parts, observed) else { return };
     match key {
         FrontendKey::Port(key) => to.services.insert(*key, service),
         FrontendKey::Range { .. } => {
-            let parts = key.range_keys().into_iter();
+            let parts = parts.into_iter();
             to.ranges.extend(parts.filter_map(|key| Some((key, observed.ranges.get(&key)?))));
         }
     }
