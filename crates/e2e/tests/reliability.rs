@@ -49,6 +49,9 @@ use world::World;
 const SCENARIOS: &[Scenario<World>] = &[
     ("r_01_killed_agents_cost_no_stream_datagram_or_connection", kills::killed_under_load),
     ("r_02_a_node_without_agent_goes_on", kills::down_under_load),
+    // Before anything is in eBPF: these two wait until no flow is there.
+    ("r_05_a_restart_with_nothing_changed_writes_nothing", kills::silent_restarts),
+    ("r_25_pods_and_services_that_come_and_go_leave_nothing", leaks::come_and_go),
     ("r_02_with_ebpf_a_node_without_agent_goes_on", ebpf::down_under_load),
     ("r_03_rules_of_another_version_are_replaced_under_load", kills::upgraded_under_load),
     ("r_03_another_build_takes_over_and_gives_back_under_load", upgrade::there_and_back),
@@ -59,7 +62,6 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("r_04_a_full_disk_is_named_and_survived", places::full_disk),
     ("r_04_an_agent_whose_run_directory_is_wiped_comes_back", places::run_wiped),
     ("r_04_unmounted_pins_of_ebpf_come_back_with_all_that_was_pinned", places::pins_unmounted),
-    ("r_05_a_restart_with_nothing_changed_writes_nothing", kills::silent_restarts),
     ("r_05_with_ebpf_a_restart_with_nothing_changed_writes_nothing", ebpf::silent_restarts),
     ("r_11_a_second_agent_of_a_node_is_refused", kills::second_agent),
     ("r_22_each_kind_of_damage_is_repaired_within_a_second_and_told", damage::repaired),
@@ -67,7 +69,6 @@ const SCENARIOS: &[Scenario<World>] = &[
     ("r_01_killed_agents_cost_nothing_on_each_service_backend", backends::killed_on_each),
     ("r_19_new_connections_leave_what_terminates", endpoints::new_connections_go_elsewhere),
     ("r_19_clients_of_removed_endpoints_are_told", endpoints::removed_endpoints_are_told),
-    ("r_25_pods_and_services_that_come_and_go_leave_nothing", leaks::come_and_go),
     ("r_25_with_ebpf_pods_and_services_leave_nothing_either", leaks::come_and_go_with_ebpf),
     ("the_same_seed_gives_the_same_schedule", schedule::replays),
     ("chaos_doubles_and_loses_no_address_and_leaks_nothing", chaos::random),
