@@ -142,8 +142,10 @@ INLINE void follow_tcp(struct flow *flow, __u8 tcp_flags, __u32 fin)
 		set_flags(flow, fin);
 }
 
-/* Finds the flow itself: what a client sent to a frontend, if that still is known. */
-static __attribute__((noinline)) struct flow *find_own(const struct flow_key *entering, __u32 now)
+/* Finds the flow itself: what a client sent to a frontend, if that still is known. Inline: see
+ * goes_on.
+ */
+INLINE struct flow *find_own(const struct flow_key *entering, __u32 now)
 {
 	struct flow *flow = find_flow(entering);
 
