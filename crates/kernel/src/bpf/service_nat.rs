@@ -5,7 +5,8 @@
 //! old ones in one step and find the same flows.
 //!
 //! ```text
-//! /sys/fs/bpf/flatnet/flows-v1/maps/NAME                 flows, links, settings, counters
+//! /sys/fs/bpf/flatnet/flows-v1/maps/NAME                 flows, where programs find them, links,
+//!                                                        settings, counters
 //!                             /programs-FINGERPRINTS/NAME  one build, with its maps of Services
 //!                             /links/INDEX-NAME            tcx, XDP: what is attached to which link
 //! ```
