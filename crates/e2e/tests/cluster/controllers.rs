@@ -18,7 +18,13 @@ const UPDATED_PODS: usize = 10;
 const UPDATE_RATE: u64 = 2000;
 const UPDATE_CLIENTS: u64 = 32;
 
-fn web_deployment(replicas: usize, version: &str) -> String {
+/// A hook before pods end, so that they serve on while the change reaches all.
+const SLEEP: &str = "{sleep: {seconds: 3}}";
+/// The same as kubectl 1.20 knows it: its `rollout undo` writes back what it knows of a template,
+/// and a hook without a handler is refused.
+const SLEEP_BY_COMMAND: &str = r#"{exec: {command: [toolbox, sleep, "3"]}}"#;
+
+fn web_deployment(replicas: usize, version: &str, hook: &str) -> String {
     format!(
         r#"
 apiVersion: apps/v1
@@ -35,7 +41,7 @@ spec:
       - name: web
         image: localhost/toolbox
         args: [serve, --http, "8080"]
-        lifecycle: {{preStop: {{sleep: {{seconds: 3}}}}}}
+        lifecycle: {{preStop: {hook}}}
         ports: [{{name: http, containerPort: 8080}}]
         readinessProbe: {{httpGet: {{path: /ready, port: http}}, periodSeconds: 1}}
 ---
@@ -61,7 +67,7 @@ fn scale(world: &World, replicas: usize) -> Result<()> {
 }
 
 pub fn scale_under_load(world: &World) -> Result<()> {
-    world.cluster.apply(&web_deployment(2, "1"))?;
+    world.cluster.apply(&web_deployment(2, "1", SLEEP))?;
     world.cluster.rolled_out(NAMESPACE, "shopfront")?;
     let address = world.cluster_ip("shopfront")?;
     let before = addresses(world)?;
@@ -82,14 +88,14 @@ pub fn scale_under_load(world: &World) -> Result<()> {
 
 /// R-20.
 pub fn rolling_update_under_load(world: &World) -> Result<()> {
-    world.cluster.apply(&web_deployment(UPDATED_PODS, "1"))?;
+    world.cluster.apply(&web_deployment(UPDATED_PODS, "1", SLEEP_BY_COMMAND))?;
     world.cluster.rolled_out(NAMESPACE, "shopfront")?;
     let before = addresses(world)?;
     let address = world.cluster_ip("shopfront")?;
     let url = format!("http://{address}/");
     world.start_load_of("load-update", &url, LOAD_S, UPDATE_RATE, UPDATE_CLIENTS)?;
     let began = Instant::now();
-    world.cluster.apply(&web_deployment(UPDATED_PODS, "2"))?;
+    world.cluster.apply(&web_deployment(UPDATED_PODS, "2", SLEEP_BY_COMMAND))?;
     world.cluster.rolled_out(NAMESPACE, "shopfront")?;
     println!("    {UPDATED_PODS} pods were replaced in {} ms", began.elapsed().as_millis());
     world.ensure_no_failure("load-update", LOAD_S)?;
@@ -124,8 +130,8 @@ pub fn rolling_update_under_load(world: &World) -> Result<()> {
 }
 
 pub fn namespace_deletion(world: &World) -> Result<()> {
-    let manifest =
-        web_deployment(2, "1").replace(&format!("namespace: {NAMESPACE}"), "namespace: doomed");
+    let manifest = web_deployment(2, "1", SLEEP)
+        .replace(&format!("namespace: {NAMESPACE}"), "namespace: doomed");
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: doomed}\n---";
     world.cluster.apply(&format!("{namespace}{manifest}"))?;
     world.cluster.rolled_out("doomed", "shopfront")?;
