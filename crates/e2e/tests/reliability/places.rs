@@ -16,11 +16,13 @@ use super::world::{NAMESPACE, World};
 /// Faults are noticed, and gone, this soon.
 const NOTICED: Duration = Duration::from_secs(10);
 
-/// Puts a file system without room over a directory, with what was in it.
+/// Puts a file system without room over a directory, with what was in it: addresses that were given
+/// back lie in a file each, of which a range of 256 leaves hundreds.
 const FILL: &str = "set -e
 rm -rf /run/fill; mkdir /run/fill; cp -a $place/. /run/fill/
-mount -t tmpfs -o size=256k,mode=0700 chaos-full $place; cp -a /run/fill/. $place/
-dd if=/dev/zero of=$place/.full bs=4k count=64 2>/dev/null || true";
+mount -t tmpfs -o size=4m,mode=0700 chaos-full $place
+cp -a /run/fill/. $place/ || { umount $place; exit 1; }
+dd if=/dev/zero of=$place/.full bs=4k count=1024 2>/dev/null || true";
 const EMPTY: &str = "umount $place; rm -rf /run/fill";
 
 /// Pods that cannot be written down are refused, with the reason, and leave nothing; what runs
