@@ -24,6 +24,10 @@ use crate::nft::forget_flows;
 /// Connections to an endpoint that goes live on for so long at most: what is idle for longer IPVS
 /// has forgotten anyway (15 minutes for TCP), and other ways to go on are others' to choose.
 pub const DRAINING_MAX: Duration = Duration::from_secs(3600);
+/// How long the kernel takes to forget connections whose endpoint has gone (`expire_nodest_conn`: a
+/// tick after that, by a worker). Until then it takes an error about their next datagram for the
+/// endpoint's.
+const EXPIRY: Duration = Duration::from_millis(20);
 /// Virtual servers that one look for changes reads: some 15 ms of processor time each 500 ms. Of
 /// more than these, another part is read each time; that many are gone is seen at once.
 pub const LOOK_SERVERS: usize = 1_024;
@@ -265,7 +269,10 @@ impl IpvsDriver {
                 self.ipvs.change_destination(id_of(*key), *endpoint, *weight)
             }
             IpvsOp::RetireDestination(key, endpoint) => self.retire(*key, *endpoint).map(drop),
-            IpvsOp::ForgetFlows(stale) => forget_flows(&mut self.flows, stale),
+            IpvsOp::ForgetFlows(stale) => {
+                std::thread::sleep(EXPIRY);
+                forget_flows(&mut self.flows, stale)
+            }
         }
     }
 
