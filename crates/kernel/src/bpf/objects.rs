@@ -26,9 +26,9 @@ static BUILD: LazyLock<String> = LazyLock::new(|| fingerprint(FORWARD));
 
 pub(super) const PROGRAMS_PREFIX: &str = "programs-";
 /// The table of flows.
-const FLOWS: &str = "flows";
+pub(super) const FLOWS: &str = "flows";
 /// The map in which programs find it, as `bpf/flows.h` declares it.
-const FLOW_TABLES: &str = "flow_tables";
+pub(super) const FLOW_TABLES: &str = "flow_tables";
 
 /// A program of the hook `tc`, by where it is attached. Those of Services go before those of
 /// forwarding, which then see what Services made of a packet.

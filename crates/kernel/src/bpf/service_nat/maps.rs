@@ -12,16 +12,13 @@ use ebpf_abi::flows::{
 };
 use render::OpError;
 
+use super::super::objects::{FLOW_TABLES, FLOWS};
 use super::super::{Applied, canonical, refused};
 use super::TrackedFlow;
 
-/// The table of flows.
-pub(super) const FLOWS: &str = "flows";
-/// The map in which programs find it, as `bpf/flows.h` declares it.
-pub(super) const TABLES: &str = "flow_tables";
-/// The maps by name, the others as `bpf/tracking.h` declares them.
+/// The maps by name: those of flows, and the others as `bpf/tracking.h` declares them.
 pub(super) const MAPS: [&str; 6] =
-    [FLOWS, TABLES, "nat_links", "nat_settings", "nat_secret", "nat_counters"];
+    [FLOWS, FLOW_TABLES, "nat_links", "nat_settings", "nat_secret", "nat_counters"];
 
 pub(super) fn are_pinned(directory: &Path) -> bool {
     MAPS.iter().all(|name| directory.join(name).exists())

@@ -16,8 +16,8 @@ use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY_OF_MAPS, BPF_MAP_TYPE_
 use ebpf_abi::flows::{FLOW_TABLES, FLOWS_FORMER, FLOWS_PRESENT, Flow, FlowKey};
 use render::OpError;
 
+use super::super::objects::{self, FLOWS};
 use super::super::{refused, syscalls};
-use super::maps::{FLOWS, TABLES};
 
 /// The name of the table that another takes over from.
 const FORMER: &str = "flows-former";
@@ -39,9 +39,9 @@ pub(super) fn prepare(maps: &Path, flows_max: u32) -> Result<(), OpError> {
             inner: None,
         })
     })?;
-    let tables = open_or_make(&maps.join(TABLES), || {
+    let tables = open_or_make(&maps.join(objects::FLOW_TABLES), || {
         syscalls::create_map(&syscalls::NewMap {
-            name: TABLES,
+            name: objects::FLOW_TABLES,
             kind: BPF_MAP_TYPE_ARRAY_OF_MAPS as u32,
             key_bytes: size_of::<u32>(),
             value_bytes: size_of::<u32>(),
@@ -135,12 +135,12 @@ fn open(pin: &Path) -> Result<OwnedFd, OpError> {
 
 fn at(tables: &OwnedFd, place: u32) -> Result<Option<u32>, OpError> {
     syscalls::map_at(tables.as_fd(), place)
-        .map_err(|error| refused(&format!("look at the map {TABLES}"), &error))
+        .map_err(|error| refused(&format!("look at the map {}", objects::FLOW_TABLES), &error))
 }
 
 fn put(tables: &OwnedFd, place: u32, table: Option<&OwnedFd>) -> Result<(), OpError> {
     syscalls::put_map(tables.as_fd(), place, table.map(AsFd::as_fd))
-        .map_err(|error| refused(&format!("write the map {TABLES}"), &error))
+        .map_err(|error| refused(&format!("write the map {}", objects::FLOW_TABLES), &error))
 }
 
 #[cfg(test)]
