@@ -9,9 +9,8 @@ use crate::{build, process, programs};
 
 /// A target directory of its own: flags and profile differ from all other builds.
 const TARGET: &str = "target/emulated/build";
-/// Interpreted code is slow, and backtraces are not worth unpacking their line tables.
-const PROFILE: [(&str, &str); 2] =
-    [("CARGO_PROFILE_DEV_OPT_LEVEL", "1"), ("CARGO_PROFILE_DEV_DEBUG", "0")];
+/// Interpreted code is slow.
+const PROFILE: (&str, &str) = ("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
 
 /// What was built.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -46,11 +45,7 @@ pub fn build(wanted: &[(&str, &str)]) -> Result<Built> {
         call.extend(["-p", package, "--test", test]);
     }
     call.extend(["--target", &triple, "--target-dir", TARGET]);
-    let environment: Vec<(&str, String)> = PROFILE
-        .iter()
-        .chain([&build::STATIC_FLAGS])
-        .map(|(name, value)| (*name, (*value).to_owned()))
-        .collect();
+    let environment = [PROFILE, build::STATIC_FLAGS].map(|(name, value)| (name, value.to_owned()));
     let built = read(&process::output_shown("cargo", &call, &environment)?, wanted)?;
     for (package, test) in wanted {
         let name = format!("{package}/{test}");
