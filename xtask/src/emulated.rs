@@ -71,6 +71,7 @@ const SUITE: &[Program] = &[
             ("what_somebody_takes_off_is_put_back_within_a_second", BY_PINS),
             ("what_somebody_takes_off_is_put_back_and_nothing_is_left_after_uninstall", BY_PINS),
             ("connections_go_on_from_backend_to_backend", BY_PINS),
+            ("connections_go_on_whose_handshake_the_kernel_began_and_ebpf_ended", BY_PINS),
             ("a_node_port_of_another_node_answers_pods", THE_OWN_KERNEL_SHOWS),
             ("what_a_pod_sends_to_everybody_reaches_no_other", THE_OWN_KERNEL_SHOWS),
             ("the_socket_fast_path_comes_and_goes_with_the_configuration", THE_OWN_KERNEL_SHOWS),

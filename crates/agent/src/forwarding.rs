@@ -20,8 +20,9 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use kernel::bpf::{self, FILE_SYSTEM, node, sockets};
-use kernel::nft::flows;
+use kernel::nft::{flows, handshakes};
 use model::{Attachment, ClusterConfig, ServiceBackend};
 use plan::network::NetworkPlan;
 use render::OpError;
@@ -69,6 +70,7 @@ pub struct ForwardingStatus {
 pub(crate) struct Forwarding {
     wanted: bool,
     with_sockets: bool,
+    pod_cidrs: Vec<IpNet>,
     /// None of it while a thread has it.
     loaded: Option<bpf::Forwarding>,
     underway: Option<Underway>,
@@ -132,6 +134,7 @@ impl Forwarding {
         Self {
             wanted: config.service_backend == ServiceBackend::Ebpf && config.ebpf_forwarding,
             with_sockets: config.socket_fast_path,
+            pod_cidrs: config.pod_cidrs.clone(),
             loaded: None,
             underway: None,
             state: State::Waiting,
@@ -153,8 +156,24 @@ impl Forwarding {
             return;
         }
         match remove() {
-            Ok(_) => self.become_state(State::Away),
+            Ok(was_there) => {
+                self.become_state(State::Away);
+                if was_there {
+                    self.forget_half_seen();
+                }
+            }
             Err(error) => self.refuse(&error),
+        }
+    }
+
+    /// A connection whose first packet took the kernel's path before the programs were there goes on
+    /// where it is tracked.
+    fn forget_half_seen(&self) {
+        if let Err(error) = handshakes::forget_half_seen(&self.pod_cidrs) {
+            tracing::warn!(
+                "connections that pods began just when eBPF came may hang for two minutes: the \
+                 kernel does not forget their unfinished handshakes: {error}"
+            );
         }
     }
 

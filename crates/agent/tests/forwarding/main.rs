@@ -14,6 +14,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use agent::ForwardingStatus;
@@ -35,6 +36,13 @@ const FAR_NODE: &str = "172.30.0.3";
 const CONDITION: &str = "FlatnetForwarding";
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// In a pod: no handshake with its servers ends.
+const HOLD_ANSWERS_BACK: [&str; 3] = [
+    "nft add table inet held",
+    "nft add chain inet held output { type filter hook output priority 0 ; }",
+    "nft add rule inet held output tcp flags & ( syn | ack ) == ( syn | ack ) drop",
+];
+const LET_ANSWERS_GO: &str = "nft delete table inet held";
 ///
 const REPAIR_LIMIT: Duration = Duration::from_secs(1);
 /// So often is the same damage done; the machine may have something else to do at most of these.
@@ -214,13 +222,8 @@ fn connections_go_on_from_backend_to_backend() {
             streams.push((endpoint.address, reach_service(&one, endpoint).await));
         }
         for backend in [ServiceBackend::Nftables, ServiceBackend::Ebpf] {
-            lab.nodes[0].stop();
-            lab.nodes[0].options.config.service_backend = backend;
-            lab.nodes[0].start();
+            change_to(lab, backend).await;
             let ebpf = backend == ServiceBackend::Ebpf;
-            forwards(lab, 0, ebpf).await;
-            eventually("programs, or none", async || attached(&lab.nodes[0]).is_empty() != ebpf)
-                .await;
             streams.push((far.address, Stream::open(&one, service()).expect("a connection")));
             if ebpf {
                 // The client of what nftables translates, whose endpoint is elsewhere.
@@ -235,6 +238,49 @@ fn connections_go_on_from_backend_to_backend() {
             }
         }
     });
+}
+
+/// Connection tracking has seen a first SYN and nothing since: to it the next packet that it sees
+/// would be invalid, and the rules of nftables drop that.
+#[test]
+fn connections_go_on_whose_handshake_the_kernel_began_and_ebpf_ended() {
+    with_forwarding(config(Overlay::Vxlan), async |lab| {
+        let [one, two] = ["one", "two"].map(|name| lab.nodes[0].add_pod(name));
+        let far = lab.nodes[1].add_pod("far");
+        change_to(lab, ServiceBackend::Nftables).await;
+        let servers = [&two, &far];
+        let connecting = servers.map(|server| {
+            serve(server);
+            for command in HOLD_ANSWERS_BACK {
+                lab::run_in(&server.namespace, command);
+            }
+            connect(&one, SocketAddr::new(server.address, TARGET))
+        });
+        half_seen(lab, servers.len()).await;
+        change_to(lab, ServiceBackend::Ebpf).await;
+        has_pods(lab, 0, 2, 0).await;
+        for server in servers {
+            lab::run_in(&server.namespace, LET_ANSWERS_GO);
+        }
+        let mut streams =
+            connecting.map(|one| one.join().expect("a thread").expect("a connection"));
+        half_seen(lab, servers.len()).await;
+        change_to(lab, ServiceBackend::Nftables).await;
+        for (server, stream) in servers.iter().zip(&mut streams) {
+            assert_eq!(stream.ask().expect("an answer"), (server.address, one.address));
+        }
+    });
+}
+
+/// Waits until connection tracking of the first node knows so many handshakes to servers, of which
+/// it saw the beginning.
+async fn half_seen(lab: &Lab, count: usize) {
+    eventually(&format!("{count} handshakes half seen"), async || {
+        let tracked = lab.nodes[0].run("cat /proc/self/net/nf_conntrack");
+        let to_servers = tracked.lines().filter(|line| line.contains(&format!("dport={TARGET}")));
+        to_servers.filter(|line| line.contains("SYN_SENT")).count() == count
+    })
+    .await;
 }
 
 /// A node port of the other node, in front of a pod there and of one here: what comes back has that
@@ -338,6 +384,16 @@ fn service() -> SocketAddr {
     SocketAddr::new(CLUSTER_IP.parse().expect("an address"), PORT)
 }
 
+/// The first node's agent starts anew with another backend of Services.
+async fn change_to(lab: &mut Lab, backend: ServiceBackend) {
+    lab.nodes[0].stop();
+    lab.nodes[0].options.config.service_backend = backend;
+    lab.nodes[0].start();
+    let ebpf = backend == ServiceBackend::Ebpf;
+    forwards(lab, 0, ebpf).await;
+    eventually("programs, or none", async || attached(&lab.nodes[0]).is_empty() != ebpf).await;
+}
+
 async fn status(lab: &Lab, node: usize) -> ForwardingStatus {
     lab.nodes[node].status().await.unwrap_or_default().forwarding
 }
@@ -394,6 +450,16 @@ fn serve(pod: &Pod) {
             });
         }
     });
+}
+
+/// A connection that takes long to be made.
+fn connect(pod: &Pod, to: SocketAddr) -> JoinHandle<io::Result<Stream>> {
+    let connect = move || {
+        let stream = TcpStream::connect_timeout(&to, lab::PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Stream(stream))
+    };
+    pod.namespace.run(|| std::thread::spawn(connect)).expect("the pod")
 }
 
 /// A connection of a pod.

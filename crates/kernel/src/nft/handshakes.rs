@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
 use model::Family;
 use netlink::Error;
 use netlink::message::{Attributes, Request, u32_of};
@@ -61,6 +62,37 @@ impl Handshakes {
         }
         Ok(lead_to)
     }
+}
+
+/// Forgets handshakes within these networks that nobody translates and no answer to which was seen.
+/// Where programs have since carried the connection past connection tracking, its next packet would
+/// be invalid; without its entry that is the first one of a connection under way. In the network
+/// namespace of the calling thread.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn forget_half_seen(networks: &[IpNet]) -> Result<(), Error> {
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+    let families: BTreeSet<Family> = networks.iter().map(|one| Family::of(&one.addr())).collect();
+    for family in families {
+        for message in &socket.dump(&request(family), || "read unanswered handshakes".into())? {
+            let attributes = message.attributes(FAMILY_HEADER_BYTES);
+            if is_direct(attributes, networks) == Some(true) {
+                delete_flow(&mut socket, family, attributes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether both ends are within the networks, and meant each other.
+fn is_direct(attributes: Attributes<'_>, networks: &[IpNet]) -> Option<bool> {
+    let there = tuple(attributes.nested(CTA_TUPLE_ORIG)?)?;
+    let back = tuple(attributes.nested(CTA_TUPLE_REPLY)?)?;
+    let ends = [there.source, there.destination];
+    let are_within =
+        ends.iter().all(|end| networks.iter().any(|network| network.contains(&end.ip())));
+    Some(are_within && ends == [back.destination, back.source])
 }
 
 struct Flow {
