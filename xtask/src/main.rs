@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod disk;
 mod emulated;
 mod fields;
 mod fuzz;

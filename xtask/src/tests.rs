@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::build;
+use crate::disk;
 use crate::emulated::{self, TestName};
 use crate::process::{self, run, run_with, step};
 use crate::programs::{self, Program};
@@ -100,6 +101,9 @@ pub fn test(arguments: &[String]) -> Result<()> {
             "the lab and the cluster tests make network namespaces and need root: run it as root, \
              or run the tests that need nothing with `./x test --pure`"
         );
+    }
+    if !pure_only {
+        disk::has_room()?;
     }
     let programs = step("test programs", programs::build_all)?;
     root_tests_are_there(&programs)?;
