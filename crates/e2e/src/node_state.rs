@@ -123,6 +123,9 @@ pub struct Usage {
     pub threads: u64,
     /// Resident memory.
     pub resident_kilobytes: u64,
+    /// The part of it that is not mapped of files: pages of its program, which a process lets go of
+    /// whenever it has done much, say nothing of what it keeps.
+    pub anonymous_kilobytes: u64,
 }
 
 impl Usage {
@@ -141,6 +144,7 @@ impl Usage {
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
             threads: number("Threads:")?,
             resident_kilobytes: number("VmRSS:")?,
+            anonymous_kilobytes: number("RssAnon:")?,
         })
     }
 }
